@@ -1,0 +1,66 @@
+# Every target sets up what it needs, from nothing: a virtual environment of its own in
+# .venv with the versions that constraints.txt names. Nothing is installed elsewhere.
+
+VENV  ?= .venv
+# The first of these that runs and is 3.11 or later; `make PYTHON=/path/to/python` overrides.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+BIN   := $(VENV)/bin
+PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
+INPUT := pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
+ALL_VERSIONS := 3.11 3.12 3.13
+
+.PHONY: help demo test test-all lint format bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+demo: $(VENV)/.demo  ## a live stream into Chroma, then questions; needs no key and no service
+	@$(BIN)/autoplay-rag demo
+
+test: $(VENV)/.dev  ## every test, with warnings as errors
+	$(BIN)/python -m pytest
+
+test-all:  ## the tests on each of Python 3.11, 3.12 and 3.13 that this machine has
+	@set -e; for v in $(ALL_VERSIONS); do \
+		python=$$(sh tools/find_python.sh $$v) || { echo "-- Python $$v: not on this machine"; continue; }; \
+		echo "-- Python $$v: $$python"; \
+		$(MAKE) --no-print-directory test PYTHON="$$python" VENV=.venv-$$v; \
+	done
+
+lint: $(VENV)/.dev  ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(VENV)/.dev  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.bench  ## the figures of the README, as ratios against a baseline in the same run
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove the virtual environments
+	rm -rf .venv .venv-*
+
+$(VENV)/.pip: constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later was not found; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "setting up $(VENV) with $(PYTHON)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --constraint constraints.txt --upgrade pip
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.pip $(INPUT)
+	@echo "installing what the demo needs (once)"
+	@$(PIP) install --constraint constraints.txt --editable ".[all]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.pip $(INPUT)
+	@echo "installing the development tools (once)"
+	@$(PIP) install --constraint constraints.txt --editable ".[all]" --group dev
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev benchmarks/requirements.txt
+	@$(PIP) install --constraint constraints.txt --requirement benchmarks/requirements.txt
+	@touch $@

@@ -1,0 +1,1 @@
+"""What users are doing right now, in your vector store seconds later."""

@@ -1,0 +1,58 @@
+"""How payloads and hits look in a notebook.
+
+The text in them was typed or clicked by strangers: all of it is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+_CELL = "text-align:left;vertical-align:top;overflow-wrap:anywhere"
+_ROW_LIMIT = 50
+
+
+def payload_html(fields: Mapping[str, Any]) -> str:
+    """A table of a payload's fields and, below it, of its actions."""
+    actions = fields.get("actions")
+    rows = [(name, _value(name, value)) for name, value in fields.items() if name != "actions"]
+    html = table_html(("field", "value"), [row for row in rows if row[1]])
+    if actions:
+        html += table_html(
+            ("when", "type", "description", "page"),
+            [
+                (
+                    _value("timestamp_start", action["timestamp_start"]),
+                    action["type"],
+                    action["description"] or action["title"],
+                    action["canonical_url"],
+                )
+                for action in actions
+            ],
+        )
+    return html
+
+
+def table_html(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """An HTML table, every cell escaped; long ones end with how many rows were left out."""
+    rows = list(rows)
+    head = "".join(f'<th style="{_CELL}">{escape(name)}</th>' for name in heads)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{_CELL}">{escape(str(cell))}</td>' for cell in row) + "</tr>"
+        for row in rows[:_ROW_LIMIT]
+    )
+    more = f"<p>and {len(rows) - _ROW_LIMIT} more</p>" if len(rows) > _ROW_LIMIT else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+
+def _value(name: str, value: object) -> str:
+    if value is None or value == "":
+        return ""
+    if isinstance(value, float) and (name.endswith("_at") or name.startswith("timestamp_")):
+        try:
+            return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC" if value else ""
+        except (OverflowError, ValueError, OSError):
+            return str(value)
+    return str(value)

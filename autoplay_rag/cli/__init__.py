@@ -1,0 +1,1 @@
+"""The `autoplay-rag` command."""

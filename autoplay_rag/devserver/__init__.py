@@ -1,0 +1,1 @@
+"""A connector to develop against, on this machine."""

@@ -1,0 +1,112 @@
+"""What an embedder is.
+
+To add one, inherit from `Embedder` and write `model` and `embed`. Objects with LangChain's
+`embed_documents` and `embed_query` are taken as they are: `as_embedder` wraps them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.stores.base import Vector
+
+__all__ = ["Embedder", "as_embedder"]
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Turns texts into vectors. Inherit from it to get its defaults.
+
+    Every method may be called from more than one event loop, and `embed` several times at once.
+    Failures that may pass later are raised as `EmbedderUnavailableError` (or an `OSError` or
+    `TimeoutError`), input that never will be taken as `EmbedderRejectedError` (or a `ValueError`).
+
+    Attributes:
+        model: Names the model and every setting that changes its vectors
+            ("openai:text-embedding-3-small:512"). Vectors of different names are never mixed.
+        max_inputs: The most texts in one request.
+        max_request_tokens: The most tokens in one request.
+    """
+
+    model: str
+    max_inputs: int = 256
+    max_request_tokens: int = 1_000_000
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[Vector]:
+        """Embed texts to be stored.
+
+        Args:
+            texts: At least one, none empty, within the limits above.
+
+        Returns:
+            One vector for each text, in their order, all of the same dimension.
+        """
+        raise NotImplementedError
+
+    async def embed_query(self, text: str) -> Vector:
+        """Embed a question; by default as any text."""
+        return (await self.embed([text]))[0]
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens `text` costs; by default a generous guess."""
+        return len(text.encode()) // 3 + 1
+
+    async def aclose(self) -> None:
+        """Let go of connections and threads. May be called more than once."""
+        return None  # noqa: RET501 - an empty body would make it abstract
+
+
+class _LangChainEmbedder(Embedder):
+    """Any LangChain `Embeddings`, by its methods: nothing of LangChain is imported."""
+
+    def __init__(self, embeddings: Any) -> None:
+        self._embeddings = embeddings
+        name = getattr(embeddings, "model", None) or getattr(embeddings, "model_name", None)
+        self.model = f"{type(embeddings).__name__}:{name}" if name else type(embeddings).__name__
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[Vector]:
+        if hasattr(self._embeddings, "aembed_documents"):
+            vectors: Sequence[Vector] = await self._embeddings.aembed_documents(list(texts))
+            return vectors
+        return await asyncio.to_thread(self._embeddings.embed_documents, list(texts))
+
+    async def embed_query(self, text: str) -> Vector:
+        if hasattr(self._embeddings, "aembed_query"):
+            vector: Vector = await self._embeddings.aembed_query(text)
+            return vector
+        return await asyncio.to_thread(self._embeddings.embed_query, text)
+
+
+def as_embedder(found: Any) -> Embedder:
+    """Take an embedder as it is, or wrap a LangChain `Embeddings`.
+
+    Raises:
+        ConfigurationError: If it is neither.
+    """
+    if hasattr(found, "embed_documents") and hasattr(found, "embed_query"):
+        return _LangChainEmbedder(found)
+    if callable(getattr(found, "embed", None)) and isinstance(getattr(found, "model", None), str):
+        return found if isinstance(found, Embedder) else _with_defaults(found)
+    raise ConfigurationError(
+        f"{type(found).__name__} is no embedder: it needs `model` (a string) and `async embed(texts)`, "
+        "as autoplay_rag.embedders.Embedder has, or LangChain's `embed_documents` and `embed_query`"
+    )
+
+
+def _with_defaults(found: Any) -> Embedder:
+    """An object that has only the two required members, completed with the defaults."""
+
+    class Completed(Embedder):
+        model = found.model
+
+        async def embed(self, texts: Sequence[str]) -> Sequence[Vector]:
+            vectors: Sequence[Vector] = await found.embed(texts)
+            return vectors
+
+        def __getattribute__(self, name: str) -> Any:
+            return getattr(found, name) if hasattr(found, name) else super().__getattribute__(name)
+
+    return Completed()

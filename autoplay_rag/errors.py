@@ -1,0 +1,230 @@
+"""Every error this package raises on purpose.
+
+    AutoplayError
+    ├── ConfigurationError (ValueError)          an argument or a setting that cannot work
+    │   └── MissingExtraError (ImportError)      an optional package is not installed
+    ├── DecodeError (ValueError)                 bytes that are no payload
+    │   └── UnknownPayloadError                  a payload of a type this version does not know
+    ├── RecordingError (ValueError)              a line of a recording that cannot be read
+    ├── ConnectorError
+    │   ├── ConnectorStatusError (httpx.HTTPStatusError)   the connector refused, for good
+    │   │   ├── NotStreamModeError               400: the product is not in stream mode
+    │   │   ├── AuthenticationError              401, 403
+    │   │   └── ProductNotFoundError             404
+    │   ├── NotAnEventStreamError                a 200 that is something else
+    │   ├── RedirectError                        a redirect the token must not follow
+    │   └── RetriesExhaustedError (RuntimeError)
+    ├── ClientStateError (RuntimeError)          a client used in the wrong order
+    ├── EmbedderError
+    │   ├── EmbedderUnavailableError             an outage: the same request may pass later
+    │   └── EmbedderRejectedError (ValueError)   this input will never pass
+    ├── StoreError
+    │   ├── StoreUnavailableError                an outage: the same request may pass later
+    │   │   └── StoreLockedError                 another process owns the store
+    │   ├── StoreRejectedError (ValueError)      this input will never pass
+    │   ├── StoreMismatchError                   the collection holds another model's vectors
+    │   └── UnsupportedFilterError (ValueError)  a filter the store cannot translate
+    ├── JournalError
+    │   ├── JournalLockedError                   another process writes it
+    │   ├── JournalDamagedError                  set aside under a new name
+    │   └── JournalVersionError                  written by another version
+    └── PipelineError
+        ├── PipelineClosedError (RuntimeError)   a payload came after the pipeline had ended
+        └── DrainTimeoutError (TimeoutError)     time ran out before all was stored
+
+No message holds a token or a payload's text.
+"""
+
+from __future__ import annotations
+
+import httpx
+
+__all__ = [
+    "AuthenticationError",
+    "AutoplayError",
+    "ClientStateError",
+    "ConfigurationError",
+    "ConnectorError",
+    "ConnectorStatusError",
+    "DecodeError",
+    "DrainTimeoutError",
+    "EmbedderError",
+    "EmbedderRejectedError",
+    "EmbedderUnavailableError",
+    "JournalDamagedError",
+    "JournalError",
+    "JournalLockedError",
+    "JournalVersionError",
+    "MissingExtraError",
+    "NotAnEventStreamError",
+    "NotStreamModeError",
+    "PipelineClosedError",
+    "PipelineError",
+    "ProductNotFoundError",
+    "RecordingError",
+    "RedirectError",
+    "RetriesExhaustedError",
+    "StoreError",
+    "StoreLockedError",
+    "StoreMismatchError",
+    "StoreRejectedError",
+    "StoreUnavailableError",
+    "UnknownPayloadError",
+    "UnsupportedFilterError",
+]
+
+
+class AutoplayError(Exception):
+    """The root: catches everything this package raises on purpose."""
+
+
+class ConfigurationError(AutoplayError, ValueError):
+    """An argument or a setting that cannot work."""
+
+
+class MissingExtraError(ConfigurationError, ImportError):
+    """An optional package is not installed; the message has the line that installs it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an extra: pip install 'autoplay-rag[{extra}]'")
+        self.extra = extra
+
+
+class DecodeError(AutoplayError, ValueError):
+    """Bytes that are no payload."""
+
+
+class UnknownPayloadError(DecodeError):
+    """A well-formed event of a type this version does not know.
+
+    Attributes:
+        type: What the event said it was.
+    """
+
+    def __init__(self, type: str) -> None:
+        super().__init__(f"unknown payload type {type[:80]!r}")
+        self.type = type
+
+
+class RecordingError(AutoplayError, ValueError):
+    """A line of a recording that cannot be read; the message has file and line."""
+
+
+class ConnectorError(AutoplayError):
+    """Something about the connection to the connector."""
+
+
+class ConnectorStatusError(ConnectorError, httpx.HTTPStatusError):
+    """The connector refused in a way that no retry will change.
+
+    Its `request` is a copy without headers, so that no token travels with the error.
+
+    Attributes:
+        status_code: The HTTP status.
+    """
+
+    def __init__(self, message: str, *, response: httpx.Response) -> None:
+        request = httpx.Request(response.request.method, response.request.url)
+        bare = httpx.Response(response.status_code, request=request)
+        super().__init__(message, request=request, response=bare)
+        self.status_code = response.status_code
+
+
+class NotStreamModeError(ConnectorStatusError):
+    """400: the product exists, but is not in stream mode."""
+
+
+class AuthenticationError(ConnectorStatusError):
+    """401 or 403: the token is missing, wrong, or not good for this product."""
+
+
+class ProductNotFoundError(ConnectorStatusError):
+    """404: the connector knows no such product."""
+
+
+class NotAnEventStreamError(ConnectorError):
+    """The server answered 200, but with something that is no plain event stream."""
+
+
+class RedirectError(ConnectorError):
+    """A redirect to another origin, which must not be given the token."""
+
+
+class RetriesExhaustedError(ConnectorError, RuntimeError):
+    """`max_retries` attempts in a row failed; the last failure is the cause."""
+
+
+class ClientStateError(AutoplayError, RuntimeError):
+    """A client used in the wrong order, such as two runs at once."""
+
+
+class EmbedderError(AutoplayError):
+    """Something about turning text into vectors."""
+
+
+class EmbedderUnavailableError(EmbedderError):
+    """An outage: the same request may pass later.
+
+    Attributes:
+        retry_after: Seconds the service asked us to wait, if it did.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EmbedderRejectedError(EmbedderError, ValueError):
+    """The service will never take this input."""
+
+
+class StoreError(AutoplayError):
+    """Something about the vector store."""
+
+
+class StoreUnavailableError(StoreError):
+    """An outage: the same request may pass later."""
+
+
+class StoreLockedError(StoreUnavailableError):
+    """Another process owns the store."""
+
+
+class StoreRejectedError(StoreError, ValueError):
+    """The store will never take this input."""
+
+
+class StoreMismatchError(StoreError):
+    """The collection holds vectors of another model or another dimension."""
+
+
+class UnsupportedFilterError(StoreError, ValueError):
+    """A filter the store cannot translate; it is never searched unfiltered instead."""
+
+
+class JournalError(AutoplayError):
+    """Something about the journal file."""
+
+
+class JournalLockedError(JournalError):
+    """Another process writes this journal."""
+
+
+class JournalDamagedError(JournalError):
+    """The journal could not be read; it was set aside under the name in the message."""
+
+
+class JournalVersionError(JournalError):
+    """The journal was written by another version of this package."""
+
+
+class PipelineError(AutoplayError):
+    """Something about the ingestion pipeline as a whole."""
+
+
+class PipelineClosedError(PipelineError, RuntimeError):
+    """A payload came before the pipeline was started or after it had ended."""
+
+
+class DrainTimeoutError(PipelineError, TimeoutError):
+    """Time ran out before everything accepted was stored; the message says what is left."""
