@@ -1,0 +1,144 @@
+"""When a session's payloads become a batch. Pure: time is an argument.
+
+A session's first payload opens a window; when the window closes, all that has gathered goes
+together. One batch of a session is under way at a time: what comes meanwhile opens the next
+window and, if that one closes early, waits for the batch to end. Sessions know nothing of
+each other, except that their windows close on a common grid, so that many sessions' chunks can
+share one embedding request.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, field
+
+__all__ = ["Batcher", "Gathered"]
+
+_MAX_PAYLOADS = 512
+"""The most payloads in one batch: a session with a backlog goes in several, one after another."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    seqs: list[int] = field(default_factory=list)
+    due: float = math.inf
+    opened: float = math.inf
+    under_way: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What goes together.
+
+    Attributes:
+        lane: The session's lane.
+        seqs: Its payloads' sequence numbers, in order.
+    """
+
+    lane: int
+    seqs: list[int]
+
+
+class Batcher:
+    """Gathers sequence numbers by lane.
+
+    Args:
+        window: Seconds from a session's first payload until what it gathered goes.
+
+    Example:
+        >>> batcher = Batcher(window=10.0)
+        >>> batcher.add(lane=7, seq=1, now=100.0)
+        >>> batcher.add(lane=7, seq=2, now=104.0)
+        >>> batcher.take(now=104.0)
+        []
+        >>> batcher.take(now=111.0)
+        [Gathered(lane=7, seqs=[1, 2])]
+    """
+
+    def __init__(self, window: float) -> None:
+        self._window = window
+        self._grid = min(window / 20, 0.5)
+        self._lanes: dict[int, _Lane] = {}
+        # (due, order, lane); an entry whose lane has another due by now is skipped.
+        self._heap: list[tuple[float, int, int]] = []
+        self._order = 0
+
+    def __len__(self) -> int:
+        """The number of lanes with something waiting or under way."""
+        return len(self._lanes)
+
+    def add(self, lane: int, seq: int, now: float) -> None:
+        """Put a payload into its lane; lanes below 0 hold one payload and wait for no other."""
+        found = self._lanes.get(lane)
+        if found is None:
+            found = self._lanes[lane] = _Lane()
+        if not found.seqs:
+            found.opened = now
+            self._schedule(lane, found, self._on_grid(now if lane < 0 else now + self._window))
+        found.seqs.append(seq)
+
+    def hold(self, lane: int) -> None:
+        """Mark a lane as under way: a batch of it was found already planned."""
+        self._lanes.setdefault(lane, _Lane()).under_way = True
+
+    def take(self, now: float, limit: int = 1000) -> list[Gathered]:
+        """What is due, the longest due first; its lanes are under way until `done`."""
+        taken: list[Gathered] = []
+        while self._heap and self._heap[0][0] <= now and len(taken) < limit:
+            due, _, lane = heapq.heappop(self._heap)
+            found = self._lanes.get(lane)
+            if found is None or found.due != due or found.under_way:
+                continue
+            seqs, found.seqs = found.seqs[:_MAX_PAYLOADS], found.seqs[_MAX_PAYLOADS:]
+            found.under_way = True
+            if not found.seqs:
+                found.due = found.opened = math.inf
+            taken.append(Gathered(lane, seqs))
+        return taken
+
+    def done(self, lane: int) -> None:
+        """A lane's batch has ended: what it gathered meanwhile may go when it is due."""
+        found = self._lanes[lane]
+        found.under_way = False
+        if found.seqs:
+            self._schedule(lane, found, found.due)
+        else:
+            del self._lanes[lane]
+
+    def give_back(self, gathered: Gathered, now: float) -> None:
+        """Undo a `take` whose batch could not be planned; it is due again at `now`."""
+        found = self._lanes[gathered.lane]
+        found.seqs[:0] = gathered.seqs
+        found.under_way = False
+        found.opened = min(found.opened, now)
+        self._schedule(gathered.lane, found, now)
+
+    def close_windows(self, now: float) -> None:
+        """Make everything gathered so far due."""
+        for lane, found in self._lanes.items():
+            if found.seqs and found.due > now:
+                self._schedule(lane, found, now)
+
+    def next_due(self) -> float | None:
+        """When `take` will next have something; None while nothing waits for time to pass."""
+        while self._heap:
+            due, _, lane = self._heap[0]
+            found = self._lanes.get(lane)
+            if found is not None and found.due == due and not found.under_way:
+                return due
+            heapq.heappop(self._heap)
+        return None
+
+    def oldest(self) -> float | None:
+        """About when the payload that has waited longest came in; None while none waits."""
+        # Lanes stand in the order in which they came to be.
+        return next((lane.opened for lane in self._lanes.values() if lane.seqs), None)
+
+    def _schedule(self, lane: int, found: _Lane, due: float) -> None:
+        found.due = due
+        self._order += 1
+        heapq.heappush(self._heap, (due, self._order, lane))
+
+    def _on_grid(self, due: float) -> float:
+        return math.ceil(due / self._grid) * self._grid if self._grid else due

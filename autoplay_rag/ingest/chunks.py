@@ -1,0 +1,158 @@
+"""From a session's payloads to chunks: text, id and metadata. Pure.
+
+Neighbouring batches of actions share a chunk up to a number of actions; a summary or a chat
+turn is a chunk of its own. A payload stands in one chunk whole, unless it alone has more
+actions than a chunk may: then it fills several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from autoplay_rag.ingest.identity import chunk_id
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload
+from autoplay_rag.stores.base import Metadata
+
+__all__ = ["Accepted", "Draft", "Render", "draft_chunks", "is_empty", "metadata_of"]
+
+Render = Callable[[Sequence[Payload]], str]
+"""Makes a chunk's text from its payloads: all of one session, and of one kind."""
+
+_URLS_LENGTH = 1000
+"""Characters of URLs kept in metadata: stores and splitters choke on long values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A payload with its place in the journal."""
+
+    seq: int
+    key: str
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A chunk to be: what will stand in it, under which id."""
+
+    id: str
+    payloads: Sequence[Payload]
+    sources: Sequence[Accepted]
+
+
+def is_empty(payload: Payload) -> bool:
+    """Whether there is nothing in a payload that could be found."""
+    if isinstance(payload, ActionsPayload):
+        return not payload.actions
+    if isinstance(payload, ChatTurn):
+        return not (payload.question.strip() or payload.answer.strip())
+    return not payload.summary.strip()
+
+
+def draft_chunks(accepted: Iterable[Accepted], max_actions: int) -> Iterator[Draft]:
+    """Divide payloads, in order, over chunks.
+
+    Args:
+        accepted: Payloads in the order received. Those of different sessions never share
+            a chunk.
+        max_actions: The most actions in one chunk.
+    """
+    group: list[Accepted] = []
+    size = 0
+    for item in accepted:
+        payload = item.payload
+        if not isinstance(payload, ActionsPayload):
+            yield from _joined(group)
+            group, size = [], 0
+            yield Draft(chunk_id(payload, item.key), [payload], [item])
+            continue
+        count = len(payload.actions)
+        if group and (size + count > max_actions or not _together(group[0].payload, payload)):
+            yield from _joined(group)
+            group, size = [], 0
+        if count > max_actions:
+            yield from _parts(item, payload, max_actions)
+            continue
+        group.append(item)
+        size += count
+    yield from _joined(group)
+
+
+def _together(one: Payload, other: Payload) -> bool:
+    session = one.session_id
+    return session is not None and (one.product_id, session) == (other.product_id, other.session_id)
+
+
+def _joined(group: Sequence[Accepted]) -> Iterator[Draft]:
+    if group:
+        payloads = [item.payload for item in group]
+        yield Draft(chunk_id(payloads[0], group[0].key), payloads, list(group))
+
+
+def _parts(item: Accepted, payload: ActionsPayload, max_actions: int) -> Iterator[Draft]:
+    for part, start in enumerate(range(0, len(payload.actions), max_actions)):
+        actions = payload.actions[start : start + max_actions]
+        piece = msgspec.structs.replace(payload, actions=actions, count=len(actions))
+        yield Draft(chunk_id(payload, item.key, part), [piece], [item])
+
+
+def metadata_of(payloads: Sequence[Payload], *, include_email: bool = False) -> Metadata:
+    """What a search can filter by, flat; what is unknown is absent.
+
+    Args:
+        payloads: Those of one chunk, in order.
+        include_email: Whether a person's address may go into the store.
+    """
+    first = payloads[0]
+    starts, ends, urls = [], [], []
+    count = 0
+    # Of each identity the first that is known: a visit may be linked to a person on its way.
+    identity: dict[str, str | None] = {"user_id": None, "conversation_id": None, "email": None}
+    for payload in payloads:
+        people: list[object] = [payload]
+        starts.append(payload.forwarded_at)
+        ends.append(payload.forwarded_at)
+        if isinstance(payload, ActionsPayload):
+            people += payload.actions
+            count += len(payload.actions)
+            urls += [action.canonical_url for action in payload.actions]
+            times = [(a.timestamp_start, a.timestamp_end) for a in payload.actions]
+            if any(start for start, _ in times):
+                starts[-1] = min(start for start, _ in times if start)
+                ends[-1] = max(max(pair) for pair in times)
+        for name, known in identity.items():
+            if not known:
+                identity[name] = next((v for p in people if (v := getattr(p, name, None))), None)
+    if not include_email:
+        del identity["email"]
+    found: dict[str, str | float | None] = {
+        "product_id": first.product_id,
+        "session_id": first.session_id,
+        **identity,
+        "kind": first.kind,
+        "started_at": min((at for at in starts if at), default=None),
+        "ended_at": max(ends) or None,
+        "forwarded_at": max(payload.forwarded_at for payload in payloads) or None,
+        "action_count": count or None,
+        "urls": _urls(urls),
+    }
+    return {name: _storable(value) for name, value in found.items() if value not in (None, "")}
+
+
+def _storable(value: str | float | None) -> str | float:
+    # PostgreSQL and others refuse text with a NUL in it.
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value or 0
+
+
+def _urls(urls: Iterable[str]) -> str:
+    kept: list[str] = []
+    length = 0
+    for url in dict.fromkeys(filter(None, urls)):
+        if length + len(url) > _URLS_LENGTH:
+            break
+        kept.append(url)
+        length += len(url) + 1
+    return " ".join(kept)

@@ -1,0 +1,87 @@
+"""Who is who: the key of a payload, the id of a chunk, the lane of a session. All pure.
+
+Keys decide what is a duplicate, so they hold only what a connector repeats when it sends the
+same thing again. `index`, `count`, user, email and conversation change between two deliveries
+of one batch (an anonymous visit is linked, a counter starts anew), and so does `forwarded_at`.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload
+
+__all__ = ["chunk_id", "lane_of", "payload_key"]
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def payload_key(payload: Payload) -> str:
+    """What makes two deliveries the same payload: 32 hexadecimal digits (BLAKE2b-128).
+
+    `forwarded_at` counts only where the rest cannot tell two events apart: without a session,
+    and where an action has no timestamp. There, storing one twice is better than losing one.
+
+    Example:
+        >>> from autoplay_rag.payloads import SummaryPayload
+        >>> first = SummaryPayload("acme", "s1", "Exported a report.", 3, forwarded_at=1.0)
+        >>> again = SummaryPayload("acme", "s1", "Exported a report.", 4, forwarded_at=9.0)
+        >>> payload_key(first) == payload_key(again)
+        True
+    """
+    content: Any
+    timeless = payload.session_id is None
+    if isinstance(payload, ActionsPayload):
+        content = [
+            (
+                action.type,
+                action.title,
+                action.description,
+                action.canonical_url,
+                action.raw_url,
+                action.timestamp_start,
+                action.timestamp_end,
+            )
+            for action in payload.actions
+        ]
+        timeless = timeless or not all(action.timestamp_start for action in payload.actions)
+    elif isinstance(payload, ChatTurn):
+        content = (payload.question, payload.answer)
+        timeless = True  # people do ask the same thing twice
+    else:
+        content = payload.summary
+    forwarded_at = payload.forwarded_at if timeless else None
+    return _digest((payload.kind, payload.product_id, payload.session_id, content, forwarded_at), 16)
+
+
+def chunk_id(payload: Payload, key: str, part: int = 0) -> str:
+    """The id of the chunk that begins with this payload.
+
+    Args:
+        payload: The first payload of the chunk.
+        key: Its `payload_key`.
+        part: Which piece this is, where one payload fills several chunks.
+
+    Returns:
+        32 hexadecimal digits, with "-1", "-2", ... behind them for later parts.
+    """
+    digest = _digest((payload.product_id, payload.session_id, key), 16)
+    return f"{digest}-{part}" if part else digest
+
+
+def lane_of(payload: Payload, seq: int) -> int:
+    """The queue a payload waits in: its session's own, or its very own without a session.
+
+    Returns:
+        A positive number of 63 bits for a session, `-seq` for a payload without one.
+    """
+    if payload.session_id is None:
+        return -seq
+    return int(_digest((payload.product_id, payload.session_id), 8), 16) >> 1
+
+
+def _digest(value: object, size: int) -> str:
+    return blake2b(_encode(value), digest_size=size).hexdigest()

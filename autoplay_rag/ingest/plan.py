@@ -1,0 +1,125 @@
+"""The plan of a batch: what will be stored for it, settled before anything is embedded. Pure.
+
+The plan is committed to the journal first. After a crash it is carried out as it stands, so
+that what was half stored is overwritten and never doubled, whatever the settings are by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from autoplay_rag.ingest.chunks import Accepted, Render, draft_chunks, metadata_of
+from autoplay_rag.stores.base import Chunk
+
+__all__ = ["Batch", "Planned", "PlannedChunk", "Planner", "describe"]
+
+
+class PlannedChunk(msgspec.Struct, frozen=True):
+    """A chunk with where it came from.
+
+    Attributes:
+        id: The chunk's id.
+        text: What is embedded.
+        metadata: Flat.
+        sources: (sequence number, payload key) of each payload in it, in order.
+        tokens: What embedding it costs, as the embedder counts.
+    """
+
+    id: str
+    text: str
+    metadata: dict[str, str | int | float]
+    sources: list[tuple[int, str]]
+    tokens: int
+
+    def as_chunk(self) -> Chunk:
+        """The chunk as stores take it."""
+        return Chunk(self.id, self.text, self.metadata)
+
+
+class Batch(msgspec.Struct):
+    """The chunks of one session that go on together.
+
+    Attributes:
+        id: Its number in the journal.
+        lane: The session's lane.
+        model: The embedder's name when it was planned.
+        chunks: In the session's order.
+        unplanned: (sequence number, error) of payloads that could not be rendered.
+        replayed: Whether it was acknowledged before and is stored again, to be safe.
+    """
+
+    id: int
+    lane: int
+    model: str
+    chunks: list[PlannedChunk]
+    unplanned: list[tuple[int, str]] = []
+    replayed: bool = False
+
+
+Planned = tuple[list[PlannedChunk], list[tuple[int, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """How payloads become planned chunks.
+
+    Attributes:
+        render: Makes a chunk's text.
+        count_tokens: What a text costs.
+        max_actions: The most actions in one chunk.
+        include_email: Whether addresses go into the store.
+        model: The embedder's name.
+    """
+
+    render: Render
+    count_tokens: Callable[[str], int]
+    max_actions: int
+    include_email: bool
+    model: str
+
+    def plan(self, accepted: Sequence[Accepted]) -> Planned:
+        """Plan one session's payloads, in order.
+
+        A payload that `render` fails on costs only itself: it is left out, with the error.
+        """
+        chunks: list[PlannedChunk] = []
+        failed: dict[int, str] = {}
+        for draft in draft_chunks(accepted, self.max_actions):
+            try:
+                chunks.append(self._planned(draft.id, draft.payloads, draft.sources))
+            except Exception as error:
+                if len(draft.sources) > 1:
+                    alone = [self.plan([source]) for source in draft.sources]
+                    chunks += [chunk for part, _ in alone for chunk in part]
+                    failed |= {seq: why for _, part in alone for seq, why in part}
+                else:
+                    failed[draft.sources[0].seq] = f"render failed: {describe(error)}"
+        # A payload of several chunks dies whole.
+        chunks = [chunk for chunk in chunks if chunk.sources[0][0] not in failed]
+        return chunks, list(failed.items())
+
+    def _planned(self, id: str, payloads: Sequence[Any], sources: Sequence[Accepted]) -> PlannedChunk:
+        text = self.render(payloads)
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"render returned {'an empty text' if text == '' else type(text).__name__}")
+        return PlannedChunk(
+            id=id,
+            text=text,
+            metadata=dict(metadata_of(payloads, include_email=self.include_email)),
+            sources=[(source.seq, source.key) for source in sources],
+            tokens=self.count_tokens(text),
+        )
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line for logs and dead letters: its type, and what it says, cut short.
+
+    An error of a foreign library may quote the text it failed on, so only the package's own
+    errors are given in full.
+    """
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
