@@ -1,0 +1,178 @@
+"""Streams as JSON Lines: one event's JSON a line, in the order forwarded.
+
+Neither way holds more than a line: a recording of a week is read and written in the memory
+of its longest event. Reading decodes as the live client does, so that what is replayed and
+what arrives over the wire take the same way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal, Self, TypeAlias
+
+import msgspec
+
+from autoplay_rag.errors import DecodeError, RecordingError, UnknownPayloadError
+from autoplay_rag.payloads import Payload, decode
+
+__all__ = ["RecordingWriter", "encode_line", "read_recording", "read_recording_lines"]
+
+MAX_LINE_BYTES = 8_388_608
+"""The longest line read, as the client's longest event: a file without line ends stays cheap."""
+
+_BOM = b"\xef\xbb\xbf"
+
+OnError: TypeAlias = Callable[[RecordingError], None]
+"""Called with the error of each line that was skipped."""
+
+
+def read_recording(
+    path: str | os.PathLike[str], *, on_error: OnError | None = None
+) -> Iterator[Payload]:
+    """Read a recording's payloads, line by line.
+
+    Blank lines are passed over. So are events of a type this version does not know, as the live
+    client passes over them; `on_error` hears of these too.
+
+    Args:
+        path: A file of JSON Lines.
+        on_error: Called for each line that cannot be read, which is then skipped. Without it
+            the first such line raises.
+
+    Yields:
+        The payloads, in the file's order.
+
+    Raises:
+        RecordingError: For a line that cannot be read; the message has file and line number,
+            never the line itself.
+        OSError: If the file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from autoplay_rag.payloads import SummaryPayload
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with RecordingWriter(f"{folder}/visits.jsonl") as recording:
+        ...         recording.write(SummaryPayload(session_id="s1", summary="Exported a report."))
+        ...     [payload.session_id for payload in read_recording(f"{folder}/visits.jsonl")]
+        ['s1']
+    """
+    for number, line in _numbered_lines(path, on_error):
+        try:
+            yield decode(line)
+        except UnknownPayloadError as error:
+            if on_error is not None:
+                on_error(_error(path, number, error))
+        except DecodeError as error:
+            _report(_error(path, number, error), on_error)
+
+
+def read_recording_lines(
+    path: str | os.PathLike[str], *, on_error: OnError | None = None
+) -> Iterator[bytes]:
+    """Read a recording's lines as they are, undecoded, to replay them to the byte.
+
+    Args:
+        path: A file of JSON Lines.
+        on_error: Called for each line that is too long, which is then skipped. Without it the
+            first such line raises.
+
+    Yields:
+        Each line that is not blank, without its line end.
+
+    Raises:
+        RecordingError: For a line longer than 8 MiB.
+        OSError: If the file cannot be read.
+    """
+    for _, line in _numbered_lines(path, on_error):
+        yield line
+
+
+def encode_line(payload: Payload) -> bytes:
+    """A payload as one line of a recording, without the line end.
+
+    Example:
+        >>> from autoplay_rag.payloads import SummaryPayload
+        >>> encode_line(SummaryPayload("acme", "s1", "Exported.", 1, 2.0))
+        b'{"type":"summary","product_id":"acme","session_id":"s1","summary":"Exported.","replaces":1,"forwarded_at":2.0}'
+    """
+    return msgspec.json.encode(payload)
+
+
+class RecordingWriter:
+    """Writes a recording, a payload at a time.
+
+    Each line is handed to the operating system at once: what a killed process had written is
+    complete to the last line.
+
+    Args:
+        path: The file; created where it does not exist.
+        append: Go on after what the file holds, instead of replacing it.
+
+    Attributes:
+        count: How many payloads this writer has written.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
+        mode: Literal["ab", "wb"] = "ab" if append else "wb"
+        self._file: BinaryIO = Path(path).open(mode)  # noqa: SIM115 - close() closes it
+        self.count = 0
+
+    def write(self, payload: Payload) -> None:
+        """Write one payload as one line."""
+        self._file.write(encode_line(payload) + b"\n")
+        self._file.flush()
+        self.count += 1
+
+    def close(self) -> None:
+        """Close the file. May be called more than once."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _numbered_lines(
+    path: str | os.PathLike[str], on_error: OnError | None
+) -> Iterator[tuple[int, bytes]]:
+    with Path(path).open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES):
+            number += 1
+            if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                _skip_rest_of_line(file)
+                reason = f"longer than {MAX_LINE_BYTES} bytes, which no event is"
+                _report(_error(path, number, reason), on_error)
+                continue
+            if number == 1:
+                line = line.removeprefix(_BOM)
+            if line := line.strip():
+                yield number, line
+
+
+def _skip_rest_of_line(file: BinaryIO) -> None:
+    while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+        pass
+
+
+def _error(path: str | os.PathLike[str], number: int, reason: object) -> RecordingError:
+    return RecordingError(f"{os.fspath(path)}, line {number}: {reason}")
+
+
+def _report(error: RecordingError, on_error: OnError | None) -> None:
+    if on_error is None:
+        raise error from None
+    on_error(error)

@@ -1,0 +1,248 @@
+"""LocalConnector: the connector's stream, served from a recording on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import os
+from collections.abc import Collection, Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
+
+from autoplay_rag.devserver.pace import Pace
+from autoplay_rag.devserver.shipped import samples
+from autoplay_rag.devserver.source import Source, as_line, first_product, open_source
+from autoplay_rag.devserver.subscriber import Subscriber
+from autoplay_rag.errors import ClientStateError, ConfigurationError, MissingExtraError
+from autoplay_rag.payloads import Payload
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from autoplay_rag.devserver.serving import LoopServer
+
+__all__ = ["LocalConnector"]
+
+_DEFAULT_PRODUCT = "local"
+
+
+class LocalConnector:
+    """Serves `GET /stream/{product_id}` as the connector does, from a recording.
+
+    Every subscriber gets the recording from its beginning, line for line. When it is over the
+    response stays open, with heartbeats, and takes what `send` pushes. Unlike the real
+    connector this one drops nothing: a slow reader holds up its own stream alone.
+
+    Args:
+        recording: A file of JSON Lines, or payloads (bytes among them go out as they are);
+            None serves the samples of this package.
+        rate: Events a second for each subscriber; None is as fast as it reads.
+        token: The bearer token asked for; None asks for none.
+        heartbeat: Seconds between heartbeats; None sends none.
+        loop: Start over when the recording is over.
+        product_id: The product served; by default that of the recording's first payload.
+        push_only: Products that answer 400, as one does that is not in stream mode.
+        host: The address to bind.
+        port: The port to bind; 0 lets the system choose.
+
+    Raises:
+        ConfigurationError: For a rate or heartbeat that is not above 0.
+
+    Example:
+        >>> import asyncio, httpx
+        >>> from autoplay_rag.payloads import SummaryPayload
+        >>> async def first_line():
+        ...     async with LocalConnector([SummaryPayload("acme", "s1", "Exported.")]) as connector:
+        ...         async with httpx.AsyncClient() as client:
+        ...             async with client.stream("GET", connector.url) as response:
+        ...                 async for line in response.aiter_lines():
+        ...                     return line
+        >>> asyncio.run(first_line())
+        'data: {"type":"summary","product_id":"acme","session_id":"s1","summary":"Exported.","replaces":0,"forwarded_at":0.0}'
+    """
+
+    def __init__(
+        self,
+        recording: str | os.PathLike[str] | Iterable[Payload | bytes] | None = None,
+        rate: float | None = None,
+        token: str | None = None,
+        heartbeat: float | None = 30.0,
+        loop: bool = False,
+        *,
+        product_id: str | None = None,
+        push_only: Collection[str] = (),
+        host: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
+        for name, value in (("rate", rate), ("heartbeat", heartbeat)):
+            if value is not None and not value > 0:
+                raise ConfigurationError(f"{name} must be above 0 or None, not {value!r}")
+        self._source: Source = open_source(samples() if recording is None else recording)
+        self._pace = Pace(rate)
+        self._token = token
+        self._heartbeat = heartbeat
+        self._loop = loop
+        self._given_product = product_id
+        self._push_only = frozenset(push_only)
+        self._host = host
+        self._port = port
+        self._product_id = ""
+        self._address = ""
+        self._server: LoopServer | None = None
+        self._subscribers: set[Subscriber] = set()
+        self._changed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<LocalConnector {self.url if self._server else 'not started'}>"
+
+    @property
+    def url(self) -> str:
+        """The stream's full URL.
+
+        Raises:
+            ClientStateError: If the connector is not running.
+        """
+        self._require_running("url")
+        return f"{self._address}/stream/{quote(self._product_id, safe='')}"
+
+    @property
+    def product_id(self) -> str:
+        """The product served.
+
+        Raises:
+            ClientStateError: If the connector is not running.
+        """
+        self._require_running("product_id")
+        return self._product_id
+
+    @property
+    def subscribers(self) -> int:
+        """How many streams are open."""
+        return len(self._subscribers)
+
+    async def start(self) -> Self:
+        """Start to serve; nothing happens if it runs already.
+
+        Returns:
+            The connector itself, so that a notebook needs one line.
+
+        Raises:
+            MissingExtraError: If the extra "devserver" is not installed.
+            OSError: If the recording cannot be read or the address cannot be bound.
+        """
+        if self._server is None:
+            try:
+                from autoplay_rag.devserver.serving import LoopServer
+            except ImportError:
+                raise MissingExtraError("LocalConnector", "devserver") from None
+            found = await first_product(self._source)
+            self._product_id = self._given_product or found or _DEFAULT_PRODUCT
+            server = LoopServer(self._app())
+            port = await server.listen(self._host, self._port)
+            host = f"[{self._host}]" if ":" in self._host else self._host
+            self._address = f"http://{host}:{port}"
+            self._server = server
+        return self
+
+    async def send(self, payload: Payload | bytes) -> int:
+        """Push one event to every open stream, ahead of what is left of the recording.
+
+        Waits while 256 pushed events wait for a subscriber that does not read. As with the real
+        connector, what is sent while nobody is connected is lost.
+
+        Args:
+            payload: A payload; bytes go out as one event's data as they are.
+
+        Returns:
+            How many subscribers it was given to.
+
+        Raises:
+            ClientStateError: If the connector is not running.
+        """
+        self._require_running("send()")
+        line = as_line(payload)
+        return sum([await subscriber.push(line) for subscriber in list(self._subscribers)])
+
+    async def wait_subscribers(self, count: int = 1) -> None:
+        """Wait until exactly `count` streams are open."""
+        while len(self._subscribers) != count:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def aclose(self) -> None:
+        """End all streams and stop serving. May be called more than once."""
+        server, self._server = self._server, None
+        if server is not None:
+            for subscriber in self._subscribers:
+                subscriber.end()
+            await server.aclose()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _require_running(self, what: str) -> None:
+        if self._server is None:
+            raise ClientStateError(
+                f"{what} needs a running LocalConnector: call `await connector.start()` "
+                "or use `async with`"
+            )
+
+    def _app(self) -> Starlette:
+        from starlette.applications import Starlette
+        from starlette.routing import Route
+
+        return Starlette(routes=[Route("/stream/{product_id:path}", self._respond)])
+
+    async def _respond(self, request: Request) -> Response:
+        from starlette.responses import JSONResponse
+
+        from autoplay_rag.devserver.response import EventStreamResponse
+
+        product_id = request.path_params["product_id"]
+        if not self._may_enter(request.headers.get("authorization", "")):
+            return JSONResponse(
+                {"error": "missing or wrong bearer token"},
+                status_code=401,
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        if product_id in self._push_only:
+            return JSONResponse(
+                {"error": f"product {product_id!r} is not in stream mode"}, status_code=400
+            )
+        if product_id != self._product_id:
+            return JSONResponse({"error": f"no product {product_id!r}"}, status_code=404)
+        subscriber = Subscriber(
+            self._source, self._pace, heartbeat=self._heartbeat, loop=self._loop
+        )
+        return EventStreamResponse(subscriber.stream(), self._present(subscriber))
+
+    @contextlib.contextmanager
+    def _present(self, subscriber: Subscriber) -> Iterator[None]:
+        """Have `subscriber` among those who are sent to."""
+        self._subscribers.add(subscriber)
+        self._changed.set()
+        try:
+            yield
+        finally:
+            self._subscribers.discard(subscriber)
+            subscriber.end()
+            self._changed.set()
+
+    def _may_enter(self, authorization: str) -> bool:
+        if self._token is None:
+            return True
+        scheme, _, token = authorization.partition(" ")
+        right = hmac.compare_digest(token.strip().encode(), self._token.encode())
+        return scheme.lower() == "bearer" and right

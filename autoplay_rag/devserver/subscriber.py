@@ -1,0 +1,123 @@
+"""One subscriber's stream: the recording at its pace, pushed events, heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+
+from autoplay_rag.devserver.pace import Pace
+from autoplay_rag.devserver.source import Source
+
+__all__ = ["HEARTBEAT", "Subscriber", "frame"]
+
+HEARTBEAT = b"event: heartbeat\ndata:\n\n"
+WAITING_LIMIT = 256
+"""Pushed events that may wait for one subscriber, as many as the real connector keeps."""
+_PIECE_BYTES = 65_536
+
+
+def frame(line: bytes) -> bytes:
+    """An event as it stands on the wire."""
+    # A bare carriage return would end the line there; JSON has it between values only.
+    return b"data: " + line.replace(b"\r", b" ") + b"\n\n"
+
+
+class Subscriber:
+    """What one response sends.
+
+    Args:
+        source: What is replayed.
+        pace: How fast it goes.
+        heartbeat: Seconds between heartbeats; None sends none.
+        loop: Start over when the recording is over.
+    """
+
+    def __init__(self, source: Source, pace: Pace, *, heartbeat: float | None, loop: bool) -> None:
+        self._source = source
+        self._lines = source.lines()
+        self._pace = pace
+        self._heartbeat = heartbeat
+        self._loop = loop
+        self._pushed: deque[bytes] = deque()
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._ended = False
+
+    async def push(self, line: bytes) -> bool:
+        """Send one event, waiting while too many wait already.
+
+        Returns:
+            Whether it will go out; False if the subscriber has left.
+        """
+        while len(self._pushed) >= WAITING_LIMIT and not self._ended:
+            self._room.clear()
+            await self._room.wait()
+        if self._ended:
+            return False
+        self._pushed.append(line)
+        self._news.set()
+        return True
+
+    def end(self) -> None:
+        """End the stream at the next event. May be called more than once."""
+        self._ended = True
+        self._news.set()
+        self._room.set()
+
+    async def stream(self) -> AsyncGenerator[bytes]:
+        """The response's body, in pieces of whole events, until `end`."""
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        next_beat = started + self._heartbeat if self._heartbeat else float("inf")
+        lot: deque[bytes] = deque()
+        sent, over = 0, False
+        while not self._ended:
+            if clock() >= next_beat:
+                next_beat = clock() + (self._heartbeat or 0)
+                yield HEARTBEAT
+            if self._pushed:
+                yield _piece(self._pushed, len(self._pushed))[0]
+                self._room.set()
+            if not lot and not over:
+                lot.extend(await self._take())
+                over = not lot
+            allowed = min(len(lot), self._pace.allowed(clock() - started, sent))
+            if allowed:
+                piece, count = _piece(lot, allowed)
+                sent += count
+                yield piece
+            elif over:
+                await self._wait(next_beat - clock())
+            else:
+                due_in = self._pace.due_in(clock() - started, sent)
+                await self._wait(min(next_beat - clock(), due_in))
+
+    async def _take(self) -> list[bytes]:
+        """The next recorded lines; none when the recording is over for good."""
+        lot = await self._source.take(self._lines)
+        if not lot and self._loop:
+            self._lines = self._source.lines()
+            lot = await self._source.take(self._lines)
+        return lot
+
+    async def _wait(self, seconds: float) -> None:
+        """Until something was pushed, or it is time for the next event or heartbeat."""
+        if self._pushed or self._ended:
+            return
+        self._news.clear()
+        try:
+            async with asyncio.timeout(None if seconds == float("inf") else seconds):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+
+
+def _piece(lines: deque[bytes], allowed: float) -> tuple[bytes, int]:
+    """Take at most `allowed` lines, as much as makes one good write."""
+    frames: list[bytes] = []
+    size = 0
+    while len(frames) < allowed and size < _PIECE_BYTES:
+        frames.append(frame(lines.popleft()))
+        size += len(frames[-1])
+    return b"".join(frames), len(frames)

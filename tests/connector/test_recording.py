@@ -1,0 +1,119 @@
+"""Recordings: what is written comes back, and a bad line costs itself at most."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoplay_rag.connector import recording
+from autoplay_rag.connector.recording import (
+    RecordingWriter,
+    read_recording,
+    read_recording_lines,
+)
+from autoplay_rag.errors import RecordingError
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
+
+SUMMARY = b'{"type":"summary","session_id":"s1","summary":"Exported a report."}'
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+times = st.floats(0, 2e9)
+actions = st.builds(SlimAction, title=texts, description=texts, index=st.integers(0, 99))
+payloads = st.one_of(
+    st.builds(SummaryPayload, product_id=texts, summary=texts, forwarded_at=times),
+    st.builds(ChatTurn, question=texts, answer=texts, tools=st.lists(texts, max_size=3)),
+    st.lists(actions, max_size=4).map(lambda a: ActionsPayload(actions=a, count=len(a))),
+)
+
+
+@given(written=st.lists(payloads, max_size=8))
+def test_what_is_written_is_read_back(tmp_path_factory, written):
+    path = tmp_path_factory.mktemp("recordings") / "all.jsonl"
+    with RecordingWriter(path) as writer:
+        for payload in written:
+            writer.write(payload)
+    assert writer.count == len(written)
+    assert list(read_recording(path)) == written
+    assert path.read_bytes().count(b"\n") == len(written), "one line each, whatever the text holds"
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    path = tmp_path / "growing.jsonl"
+    with RecordingWriter(path) as writer:
+        for count in (1, 2, 3):
+            writer.write(SummaryPayload(session_id="s1"))
+            assert len(list(read_recording(path))) == count
+
+
+def test_append_goes_on_and_the_default_starts_anew(tmp_path):
+    path = tmp_path / "twice.jsonl"
+    for append, expected in ((False, 1), (True, 2), (False, 1)):
+        with RecordingWriter(path, append=append) as writer:
+            writer.write(SummaryPayload(session_id="s1"))
+        assert len(list(read_recording(path))) == expected
+
+
+def test_blank_lines_a_bom_and_windows_line_ends_do_no_harm(tmp_path):
+    path = _file(tmp_path, b"\xef\xbb\xbf" + SUMMARY + b"\r\n\r\n   \n" + SUMMARY)
+    assert [p.session_id for p in read_recording(path)] == ["s1", "s1"]
+    assert list(read_recording_lines(path)) == [SUMMARY, SUMMARY]
+
+
+def test_a_bad_line_raises_with_file_and_line_number_and_without_its_text(tmp_path):
+    path = _file(tmp_path, SUMMARY + b"\n\n" + b'{"secret": not json\n' + SUMMARY + b"\n")
+    reading = read_recording(path)
+    assert next(reading).session_id == "s1"
+    with pytest.raises(RecordingError, match=re.escape(f"{path}, line 3: ")) as caught:
+        next(reading)
+    assert "secret" not in str(caught.value)
+
+
+def test_with_on_error_bad_lines_are_skipped_and_reported(tmp_path):
+    path = _file(tmp_path, b"[1]\n" + SUMMARY + b"\nnonsense\n" + SUMMARY + b"\n")
+    errors: list[RecordingError] = []
+    assert len(list(read_recording(path, on_error=errors.append))) == 2
+    assert [re.search(r"line (\d+)", str(e)).group(1) for e in errors] == ["1", "3"]
+
+
+def test_events_of_unknown_types_are_passed_over_as_in_the_live_stream(tmp_path):
+    path = _file(tmp_path, b'{"type":"usertour_trigger"}\n' + SUMMARY + b"\n")
+    assert [p.kind for p in read_recording(path)] == ["summary"]
+    errors: list[RecordingError] = []
+    list(read_recording(path, on_error=errors.append))
+    assert "usertour_trigger" in str(errors[0])
+
+
+def test_an_endless_line_costs_itself_and_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "MAX_LINE_BYTES", 100)
+    path = _file(tmp_path, b"x" * 1000 + b"\n" + SUMMARY + b"\n" + b"y" * 100)
+    with pytest.raises(RecordingError, match="line 1: longer than 100 bytes"):
+        list(read_recording_lines(path))
+    errors: list[RecordingError] = []
+    assert list(read_recording_lines(path, on_error=errors.append)) == [SUMMARY]
+    assert [re.search(r"line (\d+)", str(e)).group(1) for e in errors] == ["1", "3"]
+
+
+def test_reading_is_lazy(tmp_path):
+    path = _file(tmp_path, SUMMARY + b"\n" + b"nonsense\n")
+    assert next(read_recording(path)).kind == "summary"
+
+
+def test_a_missing_file_is_an_os_error_with_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.jsonl"):
+        next(read_recording(tmp_path / "absent.jsonl"))
+
+
+def test_a_number_json_cannot_hold_does_not_break_the_line(tmp_path):
+    path = tmp_path / "nan.jsonl"
+    with RecordingWriter(path) as writer:
+        writer.write(SummaryPayload(session_id="s1", forwarded_at=math.nan))
+    assert next(read_recording(path)).forwarded_at == 0.0
+
+
+def _file(folder: Path, content: bytes) -> Path:
+    path = folder / "recording.jsonl"
+    path.write_bytes(content)
+    return path
