@@ -83,9 +83,15 @@ class Batcher:
         self._lanes.setdefault(lane, _Lane()).under_way = True
 
     def take(self, now: float, limit: int = 1000) -> list[Gathered]:
-        """What is due, the longest due first; its lanes are under way until `done`."""
+        """What is due, the longest due first; its lanes are under way until `done`.
+
+        Args:
+            now: The time.
+            limit: Stop once this many payloads are taken.
+        """
         taken: list[Gathered] = []
-        while self._heap and self._heap[0][0] <= now and len(taken) < limit:
+        count = 0
+        while self._heap and self._heap[0][0] <= now and count < limit:
             due, _, lane = heapq.heappop(self._heap)
             found = self._lanes.get(lane)
             if found is None or found.due != due or found.under_way:
@@ -95,6 +101,7 @@ class Batcher:
             if not found.seqs:
                 found.due = found.opened = math.inf
             taken.append(Gathered(lane, seqs))
+            count += len(seqs)
         return taken
 
     def done(self, lane: int) -> None:

@@ -54,7 +54,9 @@ def payload_key(payload: Payload) -> str:
     else:
         content = payload.summary
     forwarded_at = payload.forwarded_at if timeless else None
-    return _digest((payload.kind, payload.product_id, payload.session_id, content, forwarded_at), 16)
+    return _digest(
+        (payload.kind, payload.product_id, payload.session_id, content, forwarded_at), 16
+    )
 
 
 def chunk_id(payload: Payload, key: str, part: int = 0) -> str:

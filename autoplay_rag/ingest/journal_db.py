@@ -1,0 +1,585 @@
+"""The journal's file: a queue of what is not stored yet, a catalog of what is. SQLite, blocking.
+
+Rows go in and out by the hundred through SQLite's own JSON functions: one statement, and so one
+hand-over of Python's lock, however many rows. A thread that steps row by row beside a busy event
+loop waits for that lock at every row.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from autoplay_rag.errors import JournalDamagedError, JournalError, JournalVersionError
+from autoplay_rag.ingest.chunks import Accepted
+from autoplay_rag.ingest.plan import Batch, Planner
+from autoplay_rag.payloads import Payload, decode
+
+__all__ = ["COUNTERS", "SCHEMA_VERSION", "DeadLetter", "Entry", "JournalDb", "Outcome", "letters"]
+
+Outcome = Literal["accepted", "duplicate", "filtered", "dead", "overflow"]
+Durability = Literal["normal", "full"]
+
+APPLICATION_ID = 0x41505247
+"""Marks the file as ours ("APRG"), so that another program's database is never touched."""
+SCHEMA_VERSION = 1
+COUNTERS = (
+    "received", "stored", "pending", "duplicate", "dead", "discarded", "filtered", "overflow",
+)  # fmt: skip
+_KEEP_KEYS_SECONDS = 24 * 3600.0
+"""How long a key is known after its payload's chunk is gone."""
+_KEEP_ACKNOWLEDGED_SECONDS = 600.0
+"""How long "full" durability keeps what it acknowledged, to store it again after a power loss."""
+_VACUUM_PAGES = 1000
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+-- What is not stored yet, in the order received. `body` is the payload's JSON.
+CREATE TABLE queue (
+    seq INTEGER PRIMARY KEY, key TEXT NOT NULL, lane INTEGER NOT NULL, body TEXT NOT NULL
+);
+-- Every payload key that is known: which chunk it went into, whose it is, and when it came.
+CREATE TABLE catalog (
+    key TEXT PRIMARY KEY, chunk TEXT, session TEXT, user TEXT, at REAL, expires REAL
+) WITHOUT ROWID;
+CREATE INDEX catalog_expires ON catalog (expires) WHERE expires IS NOT NULL;
+-- Plans under way and, with "full" durability, those acknowledged in the last minutes.
+CREATE TABLE batches (id INTEGER PRIMARY KEY, record BLOB NOT NULL, acknowledged REAL);
+CREATE TABLE dead (
+    seq INTEGER PRIMARY KEY, key TEXT NOT NULL, lane INTEGER NOT NULL, kind TEXT, session TEXT,
+    error TEXT NOT NULL, at REAL NOT NULL, body TEXT
+);
+-- What other processes ask of the one that owns the journal.
+CREATE TABLE requests (id INTEGER PRIMARY KEY, action TEXT NOT NULL, seq INTEGER);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A payload on its way into the journal.
+
+    Attributes:
+        seq: Its place in the order received.
+        key: Its `payload_key`.
+        lane: Its `lane_of`.
+        payload: As it is to be kept; None if only the fact that it came is.
+        body: Its JSON, for the same.
+        outcome: "accepted" for the queue, "filtered" to count it alone, "dead" for `error`.
+        error: Why it is dead.
+    """
+
+    seq: int
+    key: str
+    lane: int
+    payload: Payload | None
+    body: str | None
+    outcome: Literal["accepted", "filtered", "dead"] = "accepted"
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A payload that could not be stored.
+
+    Attributes:
+        id: Names it in `retry` and `discard`.
+        kind: "actions", "summary" or "chat".
+        session_id: Its session.
+        error: Why it died.
+        died_at: Unix seconds.
+        payload: The payload; None where `redact` failed on it and nothing was kept.
+    """
+
+    id: int
+    kind: str
+    session_id: str | None
+    error: str
+    died_at: float
+    payload: Payload | None
+
+
+class JournalDb:
+    """One open journal. Not for use from several threads.
+
+    Args:
+        path: The file, made if it is not there; None keeps the journal in memory.
+        durability: What an acknowledged commit survives: "normal" the end of the process in any
+            way, "full" also of the operating system.
+        max_bytes: The most bytes of payloads waiting or dead.
+
+    Raises:
+        JournalDamagedError: If the file is damaged; it was renamed to the name in the message.
+        JournalVersionError: If another version of this package wrote it.
+        JournalError: If it is another program's file or cannot be opened.
+    """
+
+    def __init__(self, path: Path | None, durability: Durability, max_bytes: int) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._keep_acknowledged = durability == "full" and path is not None
+        self._commits = 0
+        # Counted, but not saved yet because the disk was full.
+        self._owed = dict.fromkeys(COUNTERS, 0)
+        try:
+            self._connection = sqlite3.connect(
+                path or ":memory:", isolation_level=None, timeout=30.0, cached_statements=64
+            )
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {path} cannot be opened: {error}") from error
+        try:
+            self._open(durability)
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            if isinstance(error, sqlite3.OperationalError):
+                raise JournalError(f"the journal {path} cannot be opened: {error}") from error
+            raise self._set_aside(error) from error
+        except JournalError:
+            self._connection.close()
+            raise
+        self.counters = self._load_counters()
+        # What other threads may read: never in the middle of a transaction.
+        self.committed = dict(self.counters)
+        self._bytes = self._count_bytes()
+
+    # -- opening and closing ------------------------------------------------------------------
+
+    def _open(self, durability: Durability) -> None:
+        execute = self._connection.execute
+        application = execute("PRAGMA application_id").fetchone()[0]
+        version = execute("PRAGMA user_version").fetchone()[0]
+        tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and application != APPLICATION_ID:
+            raise JournalError(f"{self._path} is another program's database; name another file")
+        if tables and version != SCHEMA_VERSION:
+            raise JournalVersionError(
+                f"the journal {self._path} has format {version}, this version reads {SCHEMA_VERSION}: "
+                "let the version that wrote it drain it, or name another file"
+            )
+        if not tables:
+            execute("PRAGMA auto_vacuum = INCREMENTAL")
+        execute("PRAGMA journal_mode = WAL")
+        execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        if not tables:
+            execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA.split(";\n"):
+                execute(statement)
+            self._connection.executemany(
+                "INSERT INTO counters VALUES (?, 0)", [(name,) for name in COUNTERS]
+            )
+            execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            execute("COMMIT")
+        self.unclean = self._meta("open") == 1
+        if self.unclean and (found := execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise sqlite3.DatabaseError(found)
+        self._set_meta("open", 1)
+
+    def _set_aside(self, error: sqlite3.Error) -> JournalDamagedError:
+        assert self._path is not None
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        aside = self._path.with_name(f"{self._path.name}.damaged-{stamp}")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self._path.with_name(f"{self._path.name}.damaged-{stamp}-{number}")
+        for suffix in ("", "-wal", "-shm"):
+            part = self._path.with_name(self._path.name + suffix)
+            if part.exists():
+                part.rename(aside.with_name(aside.name + suffix))
+        return JournalDamagedError(
+            f"the journal {self._path} is damaged ({error}) and was set aside as {aside}; the next "
+            "start makes a new one. What was waiting in the old one may be recovered with sqlite3's "
+            "`.recover`"
+        )
+
+    def close(self) -> None:
+        """Close in good order, so that the next start knows nothing was cut off."""
+        # On a full disk this fails, and the next start checks the file: no harm is done.
+        with suppress(sqlite3.Error):
+            self._set_meta("open", 0)
+        self._connection.close()
+
+    # -- transactions -------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside is committed together, counters included, or nothing is."""
+        before = dict(self.counters), self._bytes
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            for name, count in self._owed.items():
+                self.counters[name] += count
+            changed = [(n, self.counters[n]) for n in COUNTERS if self.counters[n] != before[0][n]]
+            if changed:
+                self._connection.execute(
+                    "REPLACE INTO counters SELECT json_extract(value, '$[0]'), "
+                    "json_extract(value, '$[1]') FROM json_each(?)",
+                    (_json(changed),),
+                )
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self.counters, self._bytes = before
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        self._owed = dict.fromkeys(COUNTERS, 0)
+        self.committed = dict(self.counters)
+        self._commits += 1
+        if self._commits % 500 == 0:
+            # What was asked for is committed; a disk that is full now will be seen by the next one.
+            with suppress(sqlite3.Error):
+                self._tidy()
+
+    def overflow(self, entries: Sequence[Entry]) -> list[Outcome]:
+        """Count entries that could not be written, as soon as something can be."""
+        self._owed["received"] += len(entries)
+        self._owed["overflow"] += len(entries)
+        return ["overflow"] * len(entries)
+
+    # -- what moves payloads; each inside a transaction ---------------------------------------
+
+    def accept(self, entries: Sequence[Entry]) -> list[Outcome]:
+        """Take payloads in; says what became of each, in order."""
+        known = self._known([entry.key for entry in entries])
+        outcomes: list[Outcome] = []
+        catalogued, queued, dead = [], [], []
+        now = time.time()
+        for entry in entries:
+            outcome: Outcome = entry.outcome
+            size = _size(entry.body)
+            if outcome != "filtered":
+                if entry.key in known:
+                    outcome = "duplicate"
+                elif self._bytes + size > self._max_bytes:
+                    outcome = "overflow"
+                else:
+                    known.add(entry.key)
+                    self._bytes += size
+                    payload = entry.payload
+                    session = _plain(payload.session_id) if payload else None
+                    user = _plain(getattr(payload, "user_id", None))
+                    catalogued.append((entry.key, session, user, now))
+                    if outcome == "accepted":
+                        queued.append((entry.seq, entry.key, entry.lane, entry.body))
+                    else:
+                        kind = payload.kind if payload else None
+                        dead.append(
+                            (
+                                entry.seq,
+                                entry.key,
+                                entry.lane,
+                                kind,
+                                session,
+                                entry.error,
+                                now,
+                                entry.body,
+                            )
+                        )
+            outcomes.append(outcome)
+            self.counters["received"] += 1
+            self.counters["pending" if outcome == "accepted" else outcome] += 1
+        self._insert("catalog (key, session, user, at)", catalogued)
+        self._insert("queue (seq, key, lane, body)", queued)
+        self._insert("dead (seq, key, lane, kind, session, error, at, body)", dead)
+        return outcomes
+
+    def plan(
+        self, ids: Sequence[int], seqs: Sequence[Sequence[int]], planner: Planner
+    ) -> list[Batch]:
+        """Plan batches and record the plans.
+
+        Args:
+            ids: A new number for each batch.
+            seqs: The payloads of each batch, all of one lane.
+            planner: How to plan.
+        """
+        rows = {seq: (key, lane, body) for seq, key, lane, body in self._queued(seqs)}
+        batches = []
+        for number, members in zip(ids, seqs, strict=True):
+            accepted = [Accepted(seq, rows[seq][0], decode(rows[seq][2])) for seq in members]
+            chunks, unplanned = planner.plan(accepted)
+            batches.append(
+                Batch(
+                    id=number,
+                    lane=rows[members[0]][1],
+                    model=planner.model,
+                    chunks=chunks,
+                    unplanned=unplanned,
+                )
+            )
+        self._connection.executemany(
+            "INSERT INTO batches (id, record) VALUES (?, ?)",
+            [(batch.id, msgspec.msgpack.encode(batch)) for batch in batches],
+        )
+        return batches
+
+    def replan(self, batch: Batch, seqs: Sequence[int], planner: Planner) -> Batch:
+        """Give each of these payloads of a batch a chunk of its own, and record that."""
+        rows = {seq: (key, body) for seq, key, _, body in self._queued([seqs])}
+        chunks, unplanned = list(batch.chunks), list(batch.unplanned)
+        apart = set(seqs)
+        chunks = [c for c in chunks if not apart.intersection(seq for seq, _ in c.sources)]
+        for seq in seqs:
+            key, body = rows[seq]
+            more, failed = planner.plan([Accepted(seq, key, decode(body))])
+            chunks += more
+            unplanned += failed
+        chunks.sort(key=lambda chunk: chunk.sources[0][0])
+        changed = msgspec.structs.replace(batch, chunks=chunks, unplanned=unplanned)
+        self._connection.execute(
+            "UPDATE batches SET record = ? WHERE id = ?",
+            (msgspec.msgpack.encode(changed), batch.id),
+        )
+        return changed
+
+    def acknowledge(self, batch: Batch, dead: Sequence[tuple[int, str]]) -> None:
+        """A batch has ended: all its chunks are stored, except those of the dead payloads.
+
+        Args:
+            batch: The batch as it was last planned.
+            dead: (sequence number, error) of payloads that could not be stored.
+        """
+        now = time.time()
+        if batch.replayed:
+            self._connection.execute(
+                "UPDATE batches SET acknowledged = ? WHERE id = ?", (now, batch.id)
+            )
+            return
+        errors = dict(dead)
+        chunk_of = {
+            key: chunk.id
+            for chunk in reversed(batch.chunks)
+            for seq, key in chunk.sources
+            if seq not in errors
+        }
+        if errors:
+            self._bury(errors, now)
+        seqs = sorted({seq for chunk in batch.chunks for seq, _ in chunk.sources} | errors.keys())
+        self._bytes -= self._drop_queued([seq for seq in seqs if seq not in errors])
+        self._connection.execute(
+            "UPDATE catalog SET chunk = json_extract(j.value, '$[1]'), "
+            "expires = json_extract(j.value, '$[2]') "
+            "FROM json_each(?) AS j WHERE catalog.key = json_extract(j.value, '$[0]')",
+            (_json([(key, chunk, self._expiry(now)) for key, chunk in chunk_of.items()]),),
+        )
+        if self._keep_acknowledged:
+            self._connection.execute(
+                "UPDATE batches SET acknowledged = ? WHERE id = ?", (now, batch.id)
+            )
+        else:
+            self._connection.execute("DELETE FROM batches WHERE id = ?", (batch.id,))
+        stored = len(seqs) - len(errors)
+        self.counters["stored"] += stored
+        self.counters["dead"] += len(errors)
+        self.counters["pending"] -= stored + len(errors)
+
+    def _expiry(self, now: float) -> float | None:
+        # In memory a catalog that lives as long as its chunks would grow for ever.
+        return None if self._path else now + _KEEP_KEYS_SECONDS
+
+    def _bury(self, errors: dict[int, str], now: float) -> None:
+        letters = [
+            (seq, key, lane, payload.kind, _plain(payload.session_id), errors[seq], now, body)
+            for seq, key, lane, body in self._queued([list(errors)])
+            for payload in (decode(body),)
+        ]
+        self._insert("dead (seq, key, lane, kind, session, error, at, body)", letters)
+        self._drop_queued(list(errors))
+
+    # -- dead letters and requests ------------------------------------------------------------
+
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """The dead letters, oldest first."""
+        return letters(self._connection, limit)
+
+    def retry(self, seqs: Sequence[int] | None, new_seqs: Iterator[int]) -> list[tuple[int, int]]:
+        """Put dead letters back into the queue.
+
+        Returns:
+            (lane, new sequence number) of each that was put back.
+        """
+        back = []
+        for seq, key, lane, body in self._dead(seqs):
+            if body is None:
+                continue
+            new = next(new_seqs)
+            back.append((-new if lane < 0 else lane, new))
+            self._insert("queue (seq, key, lane, body)", [(new, key, back[-1][0], body)])
+            self._connection.execute("DELETE FROM dead WHERE seq = ?", (seq,))
+        self.counters["dead"] -= len(back)
+        self.counters["pending"] += len(back)
+        return back
+
+    def discard(self, seqs: Sequence[int] | None) -> int:
+        """Drop dead letters for good; returns how many."""
+        found = self._dead(seqs)
+        expires = time.time() + _KEEP_KEYS_SECONDS
+        for seq, key, _, body in found:
+            self._bytes -= _size(body)
+            self._connection.execute("DELETE FROM dead WHERE seq = ?", (seq,))
+            self._connection.execute("UPDATE catalog SET expires = ? WHERE key = ?", (expires, key))
+        self.counters["dead"] -= len(found)
+        self.counters["discarded"] += len(found)
+        return len(found)
+
+    def take_requests(self) -> list[tuple[str, int | None]]:
+        """What other processes asked for, (action, sequence number or None for all)."""
+        rows = self._connection.execute("SELECT action, seq FROM requests ORDER BY id").fetchall()
+        if rows:
+            self._connection.execute("DELETE FROM requests")
+        return rows
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def unfinished(self) -> list[Batch]:
+        """Batches to carry out again, oldest first."""
+        rows = self._connection.execute("SELECT record, acknowledged FROM batches ORDER BY id")
+        batches = []
+        for record, acknowledged in rows.fetchall():
+            batch = msgspec.msgpack.decode(record, type=Batch)
+            if acknowledged is None:
+                batches.append(batch)
+            elif self.unclean:
+                batches.append(msgspec.structs.replace(batch, replayed=True))
+        return batches
+
+    def waiting(self, after: int, limit: int) -> list[tuple[int, int]]:
+        """(sequence number, lane) of what is in the queue, in order."""
+        rows = self._connection.execute(
+            "SELECT seq, lane FROM queue WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
+        )
+        return rows.fetchall()
+
+    def last_numbers(self) -> tuple[int, int]:
+        """The highest sequence number and the highest batch number ever given that are still here."""
+        seq = self._scalar(
+            "SELECT max(coalesce((SELECT max(seq) FROM queue), 0), coalesce((SELECT max(seq) FROM dead), 0))"
+        )
+        return seq, self._scalar("SELECT coalesce(max(id), 0) FROM batches")
+
+    def tokens(self, day: str) -> int:
+        """The tokens embedded on a day."""
+        found = self._meta("tokens")
+        return found_count if found and (found_count := _count_of(found, day)) else 0
+
+    def set_tokens(self, day: str, count: int) -> None:
+        """Keep the tokens embedded on a day; those of other days are forgotten."""
+        self._set_meta("tokens", f"{day} {count}")
+
+    def set_health(self, health: str) -> None:
+        """Keep one line that says how things are, for `status`."""
+        self._set_meta("health", health)
+
+    # -- helpers ------------------------------------------------------------------------------
+
+    def _known(self, keys: Sequence[str]) -> set[str]:
+        found = self._connection.execute(
+            "SELECT json_group_array(key) FROM catalog WHERE key IN (SELECT value FROM json_each(?))",
+            (_json(keys),),
+        ).fetchone()[0]
+        return set(msgspec.json.decode(found))
+
+    def _insert(self, into: str, rows: Sequence[Sequence[Any]]) -> None:
+        if rows:
+            columns = ", ".join(f"json_extract(value, '$[{i}]')" for i in range(len(rows[0])))
+            self._connection.execute(
+                f"INSERT INTO {into} SELECT {columns} FROM json_each(?)",  # noqa: S608 - our names
+                (_json(rows),),
+            )
+
+    def _queued(self, seqs: Iterable[Sequence[int]]) -> list[tuple[int, str, int, str]]:
+        wanted = [seq for members in seqs for seq in members]
+        found = self._connection.execute(
+            "SELECT json_group_array(json_array(seq, key, lane, body)) FROM queue "
+            "WHERE seq IN (SELECT value FROM json_each(?))",
+            (_json(wanted),),
+        ).fetchone()[0]
+        return msgspec.json.decode(found, type=list[tuple[int, str, int, str]])
+
+    def _drop_queued(self, seqs: Sequence[int]) -> int:
+        """Take rows off the queue; returns how many bytes they held."""
+        given = _json(seqs)
+        held = self._scalar(
+            "SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM queue WHERE seq IN (SELECT value FROM json_each(?))",
+            given,
+        )
+        self._connection.execute(
+            "DELETE FROM queue WHERE seq IN (SELECT value FROM json_each(?))", (given,)
+        )
+        return held
+
+    def _dead(self, seqs: Sequence[int] | None) -> list[tuple[int, str, int, str | None]]:
+        which = "" if seqs is None else " WHERE seq IN (SELECT value FROM json_each(?))"
+        given = () if seqs is None else (_json(seqs),)
+        rows = self._connection.execute(
+            f"SELECT seq, key, lane, body FROM dead{which} ORDER BY seq",  # noqa: S608 - our names
+            given,
+        )
+        return rows.fetchall()
+
+    def _load_counters(self) -> dict[str, int]:
+        return dict(self._connection.execute("SELECT name, value FROM counters").fetchall())
+
+    def _count_bytes(self) -> int:
+        return self._scalar(
+            "SELECT (SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM queue)"
+            " + (SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM dead)"
+        )
+
+    def _scalar(self, sql: str, *args: Any) -> int:
+        return int(self._connection.execute(sql, args).fetchone()[0])
+
+    def _meta(self, name: str) -> Any:
+        row = self._connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else None
+
+    def _set_meta(self, name: str, value: Any) -> None:
+        self._connection.execute("REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def _tidy(self) -> None:
+        """Forget what has expired, and give pages no longer used back to the disk."""
+        now = time.time()
+        self._connection.execute("DELETE FROM catalog WHERE expires < ?", (now,))
+        self._connection.execute(
+            "DELETE FROM batches WHERE acknowledged < ?", (now - _KEEP_ACKNOWLEDGED_SECONDS,)
+        )
+        if self._scalar("PRAGMA freelist_count") > _VACUUM_PAGES:
+            self._connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+
+
+def letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
+    """Read dead letters, oldest first; also over a read-only connection."""
+    rows = connection.execute(
+        "SELECT seq, kind, session, error, at, body FROM dead ORDER BY seq LIMIT ?", (limit,)
+    )
+    return [
+        DeadLetter(seq, kind or "unknown", session, error, at, decode(body) if body else None)
+        for seq, kind, session, error, at, body in rows.fetchall()
+    ]
+
+
+def _size(body: str | None) -> int:
+    return len(body.encode()) if body else 0
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _plain(value: str | None) -> str | None:
+    # SQLite's JSON functions end a text at its first NUL.
+    return value.replace("\0", "\ufffd") if value else None
+
+
+def _count_of(found: str, day: str) -> int:
+    kept_day, _, count = found.partition(" ")
+    return int(count) if kept_day == day else 0
