@@ -117,7 +117,7 @@ class LocalEmbedder(Embedder):
             >>> LocalEmbedder().count_tokens("Exported a report")
             5
         """
-        return min(len(_tokenizer().encode(text[:_MAX_CHARS]).ids), MAX_TOKENS)
+        return min(len(_encode(text)), MAX_TOKENS)
 
     async def aclose(self) -> None:
         """Let go of threads and model, once the calls under way have their vectors."""
@@ -141,8 +141,7 @@ class LocalEmbedder(Embedder):
         import numpy as np
 
         run = self._load()
-        encode = _tokenizer().encode
-        ids = [encode(text[:_MAX_CHARS]).ids for text in texts]
+        ids = [_encode(text) for text in texts]
         truncated = 0
         for row, text in zip(ids, texts, strict=True):
             if len(row) > MAX_TOKENS:
@@ -165,6 +164,13 @@ class LocalEmbedder(Embedder):
             if self._run is None:
                 self._run = _open_model(self._path, self._threads)
             return self._run
+
+
+def _encode(text: str) -> list[int]:
+    # Half a surrogate pair has no bytes in UTF-8.
+    cut = text[:_MAX_CHARS].encode("utf-8", "replace").decode()
+    ids: list[int] = _tokenizer().encode(cut).ids
+    return ids
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -1,0 +1,314 @@
+"""Embeddings from OpenAI, or from a server that speaks its protocol.
+
+The limits are those of https://platform.openai.com/docs/api-reference/embeddings/create:
+2,048 inputs and 300,000 tokens a request, 8,192 tokens an input, no empty input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import importlib.util
+import os
+import re
+import sys
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from autoplay_rag.connector.backoff import parse_retry_after
+from autoplay_rag.embedders.base import Embedder
+from autoplay_rag.errors import (
+    ConfigurationError,
+    EmbedderRejectedError,
+    EmbedderUnavailableError,
+    MissingExtraError,
+)
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+__all__ = ["OpenAIEmbedder"]
+
+# A token of these models is at least one byte of UTF-8, so a text of so many bytes always fits.
+_SURE_BYTES = 8192
+# Prose has four bytes a token or more: a text of so many bytes may fit, a longer one hardly.
+_MOST_BYTES = 4 * _SURE_BYTES
+_REJECTED = {400, 413, 422}
+_HINTS = {
+    401: "; check the API key",
+    403: "; check what the API key may do",
+    404: "; check the model's name and base_url",
+}
+
+
+class _Item(msgspec.Struct):
+    index: int
+    embedding: str | list[float]
+
+
+class _Usage(msgspec.Struct):
+    total_tokens: int = 0
+
+
+class _Answer(msgspec.Struct):
+    data: list[_Item]
+    usage: _Usage | None = None
+
+
+class OpenAIEmbedder(Embedder):
+    """Embeds with the OpenAI API, through its official client. Needs the extra `openai`.
+
+    Nothing counts tokens here, since the tokenizer's vocabulary would have to be downloaded at
+    run time. A token is at least a byte, so bytes stand for tokens: requests may come out smaller
+    than they could be, never too large. A text of more than 8,192 bytes may or may not fit:
+    it goes in a request of its own, cut to 32,768 bytes, and is halved if it is refused, so
+    that it costs no other text anything. Cuts are made between words.
+
+    Nothing is retried here but those long texts: waiting is up to the caller, who can let all
+    requests wait together.
+
+    Args:
+        model: The model's name.
+        dimensions: Shortens the vectors, where the model can.
+        base_url: Another server; by default `OPENAI_BASE_URL`, else OpenAI's.
+        api_key: By default `OPENAI_API_KEY`.
+        timeout: Seconds for one request.
+
+    Attributes:
+        model: "openai:text-embedding-3-small", with the dimensions after it if they are given.
+        tokens_used: Tokens the service has counted so far.
+        truncated: Texts embedded so far that had to be cut.
+
+    Raises:
+        MissingExtraError: If the extra is not installed.
+        ConfigurationError: If there is no API key, or an argument cannot be.
+
+    Example:
+        >>> OpenAIEmbedder(dimensions=512, api_key="sk-...")
+        OpenAIEmbedder('openai:text-embedding-3-small:512')
+    """
+
+    max_inputs = 2048
+    max_request_tokens = 300_000
+
+    def __init__(
+        self,
+        model: str = "text-embedding-3-small",
+        *,
+        dimensions: int | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        if importlib.util.find_spec("openai") is None:
+            raise MissingExtraError("OpenAIEmbedder", "openai")
+        if not model:
+            raise ConfigurationError("model must name an embedding model, not be empty")
+        if dimensions is not None and dimensions < 1:
+            raise ConfigurationError(f"dimensions must be 1 or more, or None, not {dimensions}")
+        if timeout <= 0:
+            raise ConfigurationError(f"timeout must be more than 0 seconds, not {timeout}")
+        if base_url is not None and not re.match(r"https?://[^/]", base_url):
+            raise ConfigurationError("base_url must start with http:// or https:// and a host")
+        key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
+        if not key:
+            raise ConfigurationError(
+                "OpenAIEmbedder needs an API key: pass api_key= or set OPENAI_API_KEY "
+                "(a server of your own that asks for none takes any text)"
+            )
+        self.model = f"openai:{model}" if dimensions is None else f"openai:{model}:{dimensions}"
+        self._name = model
+        self._dimensions = dimensions
+        self._base_url = base_url
+        self._key = key
+        self._timeout = timeout
+        # A client's connections belong to one event loop.
+        self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
+        self.tokens_used = 0
+        self.truncated = 0
+
+    def __repr__(self) -> str:
+        return f"OpenAIEmbedder({self.model!r})"
+
+    async def embed(self, texts: Sequence[str]) -> list[array[float]]:
+        """Embed texts, in as many requests as the service's limits ask for, one after another.
+
+        Raises:
+            EmbedderUnavailableError: If the service cannot be reached, or answers 401, 403, 404,
+                408, 409, 429 or 5xx; `retry_after` is what it asked for.
+            EmbedderRejectedError: If it answers 400, 413 or 422, or with other vectors than
+                asked for, or if a text is empty.
+        """
+        # Half a surrogate pair has no bytes in UTF-8.
+        texts = [text.encode("utf-8", "replace").decode().strip() for text in texts]
+        for i, text in enumerate(texts):
+            if not text:
+                raise EmbedderRejectedError(f"text {i} of {len(texts)} is empty")
+        client = await self._client()
+        vectors: list[array[float]] = []
+        for request in _requests(texts, self.max_inputs, self.max_request_tokens):
+            if len(request) == 1:
+                vectors.append(await self._embed_one(client, request[0]))
+            else:
+                vectors += await self._request(client, request)
+        return vectors
+
+    def count_tokens(self, text: str) -> int:
+        """The most tokens `text` can cost: its bytes, as far as they are sent.
+
+        English text costs about a quarter of it; `tokens_used` has the service's own count.
+        """
+        return min(_size(text), _MOST_BYTES)
+
+    async def aclose(self) -> None:
+        """Close the connections of every event loop that still runs."""
+        while self._clients:
+            loop, client = self._clients.popitem()
+            if loop is asyncio.get_running_loop():
+                await client.close()
+            elif loop.is_running():
+                closing = asyncio.run_coroutine_threadsafe(client.close(), loop)
+                await asyncio.wait([asyncio.wrap_future(closing)], timeout=1.0)
+
+    async def _embed_one(self, client: AsyncOpenAI, text: str) -> array[float]:
+        limit = _MOST_BYTES
+        while True:
+            sent = _cut(text, limit)
+            try:
+                (vector,) = await self._request(client, [sent])
+            except EmbedderRejectedError:
+                if _size(sent) <= _SURE_BYTES:
+                    raise
+                limit //= 2
+            else:
+                self.truncated += sent != text
+                return vector
+
+    async def _request(self, client: AsyncOpenAI, texts: list[str]) -> list[array[float]]:
+        from openai import APIConnectionError, APIStatusError, APITimeoutError, omit
+
+        try:
+            response = await client.embeddings.with_raw_response.create(
+                input=texts,
+                model=self._name,
+                dimensions=omit if self._dimensions is None else self._dimensions,
+                encoding_format="base64",
+            )
+        except APITimeoutError:
+            raise EmbedderUnavailableError(
+                f"the embedding service did not answer within {self._timeout:g} s"
+            ) from None
+        except APIConnectionError as error:
+            cause = type(error.__cause__ or error).__name__
+            raise EmbedderUnavailableError(
+                f"the embedding service at {client.base_url.host} could not be reached ({cause})"
+            ) from None
+        except APIStatusError as error:
+            # Not chained: the service's own message may quote the text or part of the key.
+            raise _error_of(error, self._name, len(texts)) from None
+        # A full request answers with 16 MB; the client's own reading would hold the loop.
+        vectors, tokens = await asyncio.to_thread(
+            _read_answer, response.http_response.content, len(texts)
+        )
+        self.tokens_used += tokens
+        return vectors
+
+    async def _client(self) -> AsyncOpenAI:
+        loop = asyncio.get_running_loop()
+        for other in [known for known in self._clients if known.is_closed()]:
+            self._clients.pop(other, None)
+        if loop not in self._clients:
+            # Importing and building it takes most of a second.
+            made = await asyncio.to_thread(self._new_client)
+            self._clients.setdefault(loop, made)
+        return self._clients[loop]
+
+    def _new_client(self) -> AsyncOpenAI:
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        return AsyncOpenAI(
+            api_key=self._key,
+            base_url=self._base_url,
+            timeout=self._timeout,
+            max_retries=0,
+            # The client's own would start a task to close itself on whichever loop then runs.
+            http_client=DefaultAsyncHttpxClient(timeout=self._timeout),
+        )
+
+
+def _requests(texts: Sequence[str], most_inputs: int, most_bytes: int) -> Iterator[list[str]]:
+    """Divide texts, in order, over requests; one that may be too long goes alone."""
+    request: list[str] = []
+    size = 0
+    for text in texts:
+        cost = _size(text)
+        alone = cost > _SURE_BYTES
+        if request and (alone or len(request) == most_inputs or size + cost > most_bytes):
+            yield request
+            request, size = [], 0
+        if alone:
+            yield [text]
+        else:
+            request.append(text)
+            size += cost
+    if request:
+        yield request
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def _cut(text: str, limit: int) -> str:
+    """The start of `text` in at most `limit` bytes, between words unless one fills half of it."""
+    encoded = text.encode()
+    if len(encoded) <= limit:
+        return text
+    start = encoded[:limit].decode("utf-8", "ignore")
+    whole = start.rstrip()
+    if whole == start and not text[len(start)].isspace():  # the last word was cut
+        whole = start[: -len(start.split()[-1])].rstrip()
+    return whole if len(whole) > len(start) // 2 else start
+
+
+def _read_answer(content: bytes, expected: int) -> tuple[list[array[float]], int]:
+    """The vectors in the order of the inputs, and the tokens they cost."""
+    try:
+        answer = msgspec.json.decode(content, type=_Answer)
+        vectors = {item.index: _vector(item.embedding) for item in answer.data}
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError):
+        raise EmbedderUnavailableError(
+            "the embedding service answered 200 with something that holds no embeddings; "
+            "check base_url"
+        ) from None
+    if len(answer.data) != expected or vectors.keys() != set(range(expected)):
+        raise EmbedderRejectedError(
+            f"the embedding service answered with {len(answer.data)} vectors for {expected} texts, "
+            "or numbered them wrongly"
+        )
+    tokens = answer.usage.total_tokens if answer.usage else 0
+    return [vectors[i] for i in range(expected)], tokens
+
+
+def _vector(found: str | list[float]) -> array[float]:
+    if not isinstance(found, str):
+        return array("f", found)
+    vector = array("f", base64.b64decode(found, validate=True))
+    if sys.byteorder == "big":
+        vector.byteswap()
+    return vector
+
+
+def _error_of(error: APIStatusError, model: str, count: int) -> Exception:
+    status = error.status_code
+    # The code is the service's own word ("insufficient_quota"); anything else is not repeated.
+    code = f" ({error.code})" if re.fullmatch(r"[a-z0-9_]{1,64}", error.code or "") else ""
+    said = f"the embedding service answered {status}{code} for {count} texts, model {model!r}"
+    if status in _REJECTED:
+        return EmbedderRejectedError(said)
+    retry_after = parse_retry_after(error.response.headers.get("retry-after"), now=time.time())
+    return EmbedderUnavailableError(said + _HINTS.get(status, ""), retry_after=retry_after)

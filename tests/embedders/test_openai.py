@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import traceback
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.responses import JSONResponse, Response
+
+from autoplay_rag.embedders import Embedder, OpenAIEmbedder
+from autoplay_rag.embedders.openai import _cut, _requests
+from autoplay_rag.errors import (
+    ConfigurationError,
+    EmbedderRejectedError,
+    EmbedderUnavailableError,
+    MissingExtraError,
+)
+
+KEY = "sk-proj-verysecret"
+
+
+def error(status: int, *, code: str | None = None, headers: dict[str, str] | None = None) -> Any:
+    body = {"error": {"message": f"secret {'text'} and {KEY}", "type": "t", "code": code}}
+    return lambda _: JSONResponse(body, status_code=status, headers=headers)
+
+
+@pytest.fixture
+async def embedder(server):
+    found = OpenAIEmbedder(base_url=server.url, api_key=KEY, timeout=30.0)
+    yield found
+    await found.aclose()
+
+
+async def test_vectors_come_in_the_order_of_the_texts(server, embedder):
+    server.shuffle = True
+    vectors = await embedder.embed(["a", "bb", "ccc"])
+    assert [list(v) for v in vectors] == [[1.0, 97.0, 0.5], [2.0, 98.0, 0.5], [3.0, 99.0, 0.5]]
+    assert vectors[0].typecode == "f"
+    assert server.requests == [
+        {
+            "input": ["a", "bb", "ccc"],
+            "model": "text-embedding-3-small",
+            "encoding_format": "base64",
+        }
+    ]
+    assert server.authorization == {f"Bearer {KEY}"}
+
+
+async def test_a_server_that_knows_no_base64_may_answer_with_floats(server, embedder):
+    server.floats = True
+    assert [list(v) for v in await embedder.embed(["a", "bb"])] == [[1, 97, 0.5], [2, 98, 0.5]]
+
+
+async def test_the_services_own_count_of_tokens_is_kept(embedder):
+    await embedder.embed(["a", "b"])
+    await embedder.embed_query("c")
+    assert embedder.tokens_used == 21
+
+
+async def test_dimensions_are_asked_for_and_named(server):
+    embedder = OpenAIEmbedder("m", dimensions=3, base_url=server.url, api_key=KEY)
+    await embedder.embed(["a"])
+    await embedder.aclose()
+    assert server.requests[0]["dimensions"] == 3
+    assert embedder.model == "openai:m:3"
+    assert OpenAIEmbedder("m", api_key=KEY).model == "openai:m"
+
+
+async def test_more_than_a_request_holds_goes_in_several(server, embedder):
+    texts = [f"{i:04}" for i in range(2050)]
+    vectors = await embedder.embed(texts)
+    assert [len(request["input"]) for request in server.requests] == [2048, 2]
+    assert len(vectors) == 2050
+    server.requests.clear()
+    await embedder.embed(["x" * 8000] * 40)
+    assert [len(request["input"]) for request in server.requests] == [37, 3]
+
+
+@pytest.mark.parametrize("texts", [[""], ["a", " \n"]])
+async def test_empty_texts_are_not_sent(server, embedder, texts):
+    with pytest.raises(EmbedderRejectedError, match=rf"text {len(texts) - 1} of {len(texts)}"):
+        await embedder.embed(texts)
+    assert server.requests == []
+
+
+async def test_half_a_surrogate_pair_is_embedded_all_the_same(server, embedder):
+    await embedder.embed(["a\ud800b"])
+    assert server.requests[0]["input"] == ["a?b"]
+
+
+async def test_a_long_text_goes_alone_and_is_cut_between_words(server, embedder):
+    long = "word " * 10_000
+    vectors = await embedder.embed(["a", long, "b"])
+    first, second, third = [request["input"] for request in server.requests]
+    assert (first, third) == (["a"], ["b"])
+    assert second[0].endswith("word")
+    assert 32_000 < len(second[0]) <= 32_768
+    assert [v[0] for v in vectors] == [1.0, len(second[0]), 1.0]
+    assert embedder.truncated == 1
+
+
+async def test_a_long_text_that_is_refused_is_halved_until_it_must_fit(server, embedder):
+    server.max_bytes = 9_000
+    await embedder.embed(["word " * 4_000])
+    sizes = [len(request["input"][0]) for request in server.requests]
+    assert sizes == [19_999, 16_384, 8_189]
+    assert embedder.truncated == 1
+
+
+async def test_a_long_text_that_is_refused_at_any_length_is_rejected(server, embedder):
+    server.answer = error(400)
+    with pytest.raises(EmbedderRejectedError):
+        await embedder.embed(["word " * 10_000])
+    assert len(server.requests) == 3
+    assert embedder.truncated == 0
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_what_will_never_pass_is_rejected(server, embedder, status):
+    server.answer = error(status, code="bad_input")
+    with pytest.raises(EmbedderRejectedError, match=rf"{status} \(bad_input\)"):
+        await embedder.embed(["a"])
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 408, 409, 429, 500, 503, 529])
+async def test_what_may_pass_later_is_an_outage_and_not_retried_here(server, embedder, status):
+    server.answer = error(status)
+    with pytest.raises(EmbedderUnavailableError, match=str(status)) as caught:
+        await embedder.embed(["a"])
+    assert caught.value.retry_after is None
+    assert len(server.requests) == 1
+
+
+async def test_retry_after_is_handed_on(server, embedder):
+    server.answer = error(429, code="rate_limit_exceeded", headers={"Retry-After": "7"})
+    with pytest.raises(EmbedderUnavailableError, match="rate_limit_exceeded") as caught:
+        await embedder.embed(["a"])
+    assert caught.value.retry_after == 7.0
+
+
+async def test_errors_say_what_to_check(server, embedder):
+    server.answer = error(401, code="invalid_api_key")
+    with pytest.raises(EmbedderUnavailableError, match="check the API key"):
+        await embedder.embed(["a"])
+
+
+@pytest.mark.parametrize("status", [400, 401, 500])
+async def test_neither_key_nor_text_is_shown(server, embedder, caplog, status):
+    caplog.set_level(logging.INFO)
+    server.answer = error(status, code=f"no code but {KEY}")
+    text = f"secret {'text'}"
+    with pytest.raises(Exception, match=str(status)) as caught:
+        await embedder.embed([text])
+    shown = "".join(traceback.format_exception(caught.value)) + repr(embedder) + caplog.text
+    assert KEY not in shown
+    assert text not in shown
+    assert repr(embedder) == "OpenAIEmbedder('openai:text-embedding-3-small')"
+
+
+async def test_no_connection_is_an_outage():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    embedder = OpenAIEmbedder(base_url=f"http://u:pass@127.0.0.1:{port}/v1", api_key=KEY)
+    with pytest.raises(EmbedderUnavailableError, match=r"127\.0\.0\.1 could not") as caught:
+        await embedder.embed(["a"])
+    assert "pass" not in str(caught.value)
+    await embedder.aclose()
+
+
+async def test_a_connection_cut_in_the_middle_of_an_answer_is_an_outage():
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(cut, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    embedder = OpenAIEmbedder(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY)
+    with pytest.raises(EmbedderUnavailableError):
+        await embedder.embed(["a"])
+    await embedder.aclose()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_silence_is_an_outage(server):
+    server.hang = asyncio.Event()
+    embedder = OpenAIEmbedder(base_url=server.url, api_key=KEY, timeout=0.2)
+    with pytest.raises(EmbedderUnavailableError, match=r"within 0\.2 s"):
+        await embedder.embed(["a"])
+    await embedder.aclose()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>sign in</html>",
+        b"{}",
+        b'{"data": [{"index": 0, "embedding": "a"}]}',
+        b'{"data": [{"index": 0, "embedding": "AAAAAAA="}]}',
+        b'{"data": [{"index": "0", "embedding": [1.0]}]}',
+        b"\xff",
+    ],
+)
+async def test_an_answer_that_is_no_embedding_is_an_outage(server, embedder, body):
+    server.answer = lambda _: Response(body)
+    with pytest.raises(EmbedderUnavailableError, match="holds no embeddings"):
+        await embedder.embed(["a"])
+
+
+@pytest.mark.parametrize("indexes", [[], [0], [0, 0], [0, 2], [0, 1, 2]])
+async def test_an_answer_with_other_vectors_than_asked_for_is_rejected(server, embedder, indexes):
+    data = [{"index": i, "embedding": [1.0]} for i in indexes]
+    server.answer = lambda _: JSONResponse({"data": data, "usage": None})
+    with pytest.raises(EmbedderRejectedError, match=f"{len(indexes)} vectors for 2 texts"):
+        await embedder.embed(["a", "b"])
+
+
+async def test_cancelling_ends_the_request(server, embedder):
+    server.hang = asyncio.Event()
+    task = asyncio.create_task(embedder.embed(["a"]))
+    await server.asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_several_event_loops_share_an_embedder(server, embedder):
+    def in_a_loop_of_its_own() -> list[float]:
+        async def embed() -> list[float]:
+            return list((await embedder.embed(["bb"]))[0])
+
+        with asyncio.Runner() as runner:
+            found = runner.run(embed())
+            runner.run(embedder.aclose())
+        return found
+
+    assert list((await embedder.embed(["a"]))[0]) == [1.0, 97.0, 0.5]
+    assert await asyncio.to_thread(in_a_loop_of_its_own) == [2.0, 98.0, 0.5]
+    assert list((await embedder.embed(["ccc"]))[0]) == [3.0, 99.0, 0.5]
+
+
+async def test_closing_reaches_the_clients_of_other_running_loops(server, embedder):
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(embedder.embed(["a"]), loop))
+    (client,) = embedder._clients.values()
+    await embedder.aclose()
+    assert client.is_closed()
+    assert embedder._clients == {}
+    loop.call_soon_threadsafe(loop.stop)
+    await asyncio.to_thread(thread.join)
+    loop.close()
+
+
+async def test_calls_at_once_in_one_loop_share_a_client(embedder):
+    await asyncio.gather(*(embedder.embed(["a"]) for _ in range(5)))
+    assert len(embedder._clients) == 1
+
+
+async def test_it_can_be_closed_twice_and_used_again(embedder):
+    await embedder.embed(["a"])
+    await embedder.aclose()
+    await embedder.aclose()
+    assert len(await embedder.embed(["a"])) == 1
+
+
+@pytest.mark.parametrize("key", [None, "", "  \n"])
+def test_a_missing_key_is_said_at_once(monkeypatch, key):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ConfigurationError, match="OPENAI_API_KEY"):
+        OpenAIEmbedder(api_key=key)
+
+
+def test_the_key_may_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    assert OpenAIEmbedder()._key == KEY
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"model": ""}, {"dimensions": 0}, {"timeout": 0}, {"base_url": "localhost:8000"}],
+)
+def test_arguments_that_cannot_be_are_refused(arguments):
+    with pytest.raises(ConfigurationError, match=next(iter(arguments))):
+        OpenAIEmbedder(api_key=KEY, **arguments)
+
+
+def test_a_missing_extra_is_said_at_once(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"OpenAIEmbedder.*autoplay-rag\[openai\]"):
+        OpenAIEmbedder(api_key=KEY)
+
+
+def test_it_is_an_embedder():
+    assert isinstance(OpenAIEmbedder(api_key=KEY), Embedder)
+
+
+TEXTS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
+
+
+@given(TEXTS)
+def test_a_count_is_never_below_what_any_byte_tokenizer_gives(text):
+    assert OpenAIEmbedder(api_key=KEY).count_tokens(text) == len(text.encode())
+
+
+def test_a_count_covers_only_what_is_sent():
+    assert OpenAIEmbedder(api_key=KEY).count_tokens("x" * 10**6) == 32_768
+
+
+@given(TEXTS, st.integers(4, 50))
+def test_a_cut_is_a_start_within_the_limit(text, limit):
+    text = f"x{text}"
+    cut = _cut(text, limit)
+    assert text.startswith(cut)
+    assert 0 < len(cut.encode()) <= limit
+    if len(text.encode()) <= limit:
+        assert cut == text
+
+
+def test_a_cut_keeps_whole_words_where_it_can():
+    assert _cut("one two three", 10) == "one two"
+    assert _cut("one two three", 7) == "one two"
+    assert _cut("a " + "x" * 50, 20) == "a " + "x" * 18
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=30), max_size=30), st.integers(1, 5))
+def test_requests_keep_order_and_limits(texts, most):
+    requests = list(_requests(texts, most, 40))
+    assert [text for request in requests for text in request] == texts
+    assert all(0 < len(request) <= most for request in requests)
+    assert all(sum(map(len, request)) <= 40 for request in requests)
