@@ -122,9 +122,10 @@ class LocalEmbedder(Embedder):
     async def aclose(self) -> None:
         """Let go of threads and model, once the calls under way have their vectors."""
         with self._lock:
-            pools, self._pools, self._run = self._pools, None, None
+            pools, self._pools = self._pools, None
         for pool in pools or ():
             await asyncio.to_thread(pool.shutdown)
+        self._run = None
 
     async def _in_thread(self, which: int, texts: list[str]) -> list[array[float]]:
         cancelled = threading.Event()
