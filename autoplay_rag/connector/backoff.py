@@ -1,0 +1,154 @@
+"""Retry or fatal, and how long to wait. Nothing here reads a clock or touches a socket."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Final, Literal, TypeAlias
+
+import httpx
+
+from autoplay_rag.errors import ConnectorError
+
+__all__ = [
+    "LONGEST_WAIT",
+    "Backoff",
+    "TransientError",
+    "Verdict",
+    "classify",
+    "parse_retry_after",
+]
+
+Verdict: TypeAlias = Literal["stream", "redirect", "retry", "fatal"]
+
+LONGEST_WAIT: Final = 300.0
+"""Seconds. What a server asks for (`retry:`, `Retry-After`) is followed up to here, so that a
+wrong number in one answer cannot silence a client for days."""
+
+_PROVEN_AFTER: Final = 5.0
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+# Of the 4xx, those that speak of this moment and not of the request.
+_PASSING: Final = frozenset({408, 409, 421, 423, 425, 429})
+
+
+class TransientError(ConnectorError):
+    """Something that may be otherwise at the next attempt (429, 5xx, the end of a stream).
+
+    Attributes:
+        retry_after: Seconds the server asked us to wait, if it did.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+def classify(outcome: int | BaseException) -> Verdict:
+    """What to do after an attempt to connect, or after a connection broke.
+
+    Args:
+        outcome: The HTTP status of the answer, or the exception that ended the attempt.
+
+    Returns:
+        "stream" (read it), "redirect", "retry" (wait and connect again) or "fatal".
+
+    Example:
+        >>> classify(503), classify(401), classify(ConnectionResetError())
+        ('retry', 'fatal', 'retry')
+    """
+    if isinstance(outcome, int):
+        if outcome == httpx.codes.OK:
+            return "stream"
+        if outcome in _REDIRECTS:
+            return "redirect"
+        passing = outcome in _PASSING or outcome >= httpx.codes.INTERNAL_SERVER_ERROR
+        return "retry" if passing else "fatal"
+    if isinstance(outcome, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+        return "fatal"  # our own request is at fault: it will be the same the next time
+    passing = isinstance(outcome, TransientError | httpx.TransportError | OSError)
+    return "retry" if passing else "fatal"
+
+
+def parse_retry_after(value: str | None, *, now: float) -> float | None:
+    """Seconds to wait by a `Retry-After` header (RFC 9110, section 10.2.3).
+
+    Args:
+        value: The header: whole seconds or an HTTP date.
+        now: Unix seconds.
+
+    Returns:
+        Seconds between 0 and `LONGEST_WAIT`; None if there is no header or it makes no sense.
+
+    Example:
+        >>> parse_retry_after("7", now=0.0), parse_retry_after("soon", now=0.0)
+        (7.0, None)
+    """
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        # Compared by length first: a number of thousands of digits is no float.
+        return LONGEST_WAIT if len(text) > len("300") else min(float(text), LONGEST_WAIT)
+    try:
+        at = parsedate_to_datetime(text)
+        seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now
+    except (ValueError, OverflowError, TypeError):
+        return None
+    return min(max(seconds, 0.0), LONGEST_WAIT)
+
+
+class Backoff:
+    """How long to wait before the next attempt: doubling from `initial` to `maximum`, with jitter.
+
+    The count of failures starts anew only after a connection that proved itself: it brought an
+    event or a heartbeat, and held for five seconds. A server that takes connections and closes
+    them at once is thus not hammered.
+
+    Attributes:
+        failures: Attempts and short connections since the last one that proved itself.
+
+    Example:
+        >>> backoff = Backoff(1.0, 30.0)
+        >>> 0.75 <= backoff.next_delay() <= 1.0 and 1.5 <= backoff.next_delay() <= 2.0
+        True
+    """
+
+    def __init__(
+        self, initial: float, maximum: float, *, random_source: random.Random | None = None
+    ) -> None:
+        self.failures = 0
+        self._initial = initial
+        self._maximum = maximum
+        self._asked: float | None = None
+        self._random = random_source or random.Random()  # noqa: S311 - spreads clients, guards nothing
+
+    def ask(self, milliseconds: int) -> None:
+        """Take in the server's `retry:` field: the wait after a connection that had worked."""
+        # Compared as integers first: a very long one is no float.
+        self._asked = min(milliseconds, int(LONGEST_WAIT * 1000)) / 1000
+
+    def connection_ended(self, *, lasted: float, had_event: bool) -> None:
+        """Start anew if the connection had proved itself.
+
+        Args:
+            lasted: Seconds it was open.
+            had_event: Whether an event or a heartbeat came.
+        """
+        if had_event and lasted >= _PROVEN_AFTER:
+            self.failures = 0
+
+    def next_delay(self, retry_after: float | None = None) -> float:
+        """Count a failure and return the seconds to wait.
+
+        Args:
+            retry_after: The least the server asked for, in seconds.
+        """
+        # 2.0**1024 would overflow; long before it the maximum decides.
+        grown = min(self._maximum, self._initial * 2.0 ** min(self.failures, 60))
+        least = max(self._asked or 0.0, retry_after or 0.0)
+        if self._asked is not None and self.failures == 0:
+            grown = self._asked
+        self.failures += 1
+        if least >= grown:
+            # A server that names a time means no earlier one.
+            return least * self._random.uniform(1.0, 1.1)
+        return max(least, grown * self._random.uniform(0.75, 1.0))

@@ -1,0 +1,128 @@
+"""Payloads between a reader and a consumer that takes them one by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from autoplay_rag.connector.metrics import Recorder
+from autoplay_rag.connector.overflow import BoundedSink, Overflow
+from autoplay_rag.payloads import Payload
+
+__all__ = ["PayloadBuffer"]
+
+
+class PayloadBuffer(BoundedSink):
+    """A bounded queue that ends by itself after a number of payloads, a time, or a silence.
+
+    What was received before the end is still handed out.
+
+    Args:
+        wanted: How many payloads to hand out; None for no limit.
+        seconds: Close after so many seconds; None for never.
+        idle: Close when so many seconds brought neither a payload nor a connection, and all is
+            handed out; None for never.
+        limit: See `BoundedSink`; so for the rest.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        wanted: int | None = None,
+        seconds: float | None = None,
+        idle: float | None = None,
+        limit: int = 100_000,
+        overflow: Overflow = "wait",
+        on_drop: Callable[[Payload, int], Any] | None = None,
+    ) -> None:
+        super().__init__(limit, overflow, recorder, on_drop)
+        self._payloads: deque[Payload] = deque()
+        self._wanted = wanted
+        self._idle = idle
+        self._seconds = seconds
+        self._on_close: Callable[[], None] | None = None
+        self._taken = 0
+        self.closed = wanted == 0
+        self._wakeup: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._quiet_since = 0.0
+        self._deadline: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, on_close: Callable[[], None]) -> None:
+        """Let the time begin; `on_close` is called once, when the buffer closes."""
+        self._on_close = on_close
+        self._quiet_since = self._loop.time()
+        if self._seconds is not None:
+            self._deadline = self._quiet_since + self._seconds
+        self._watch()
+
+    def put(self, payload: Payload) -> None:
+        """Keep a payload until it is taken."""
+        self._payloads.append(payload)
+        self.pending += 1
+        self._recorder.pending(self.pending)
+        self._quiet_since = self._loop.time()
+        self._wake()
+        if self._wanted is not None and self._taken + len(self._payloads) >= self._wanted:
+            self.close()
+
+    async def take(self) -> Payload | None:
+        """The next payload; None when it is closed and empty."""
+        while not self._payloads:
+            if self.closed:
+                return None
+            self._wakeup = self._loop.create_future()
+            await self._wakeup
+        payload = self._payloads.popleft()
+        self._taken += 1
+        self._freed()
+        return payload
+
+    def connection_made(self, gate: asyncio.Event | None) -> None:  # noqa: ARG002 - calls nothing back
+        """Let the silence begin anew."""
+        self._quiet_since = self._loop.time()
+
+    def close(self) -> None:
+        """Want no more; what is held can still be taken."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wake()
+        if self._on_close is not None:
+            self._on_close()
+
+    def discard(self) -> None:
+        """Give up what nobody will take."""
+        while (payload := self._take_oldest()) is not None:
+            self._give_up(payload)
+
+    def _take_oldest(self) -> Payload | None:
+        if not self._payloads:
+            return None
+        self._freed()
+        return self._payloads.popleft()
+
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+    def _watch(self) -> None:
+        """Close when it is time. One timer, set again only when it fires: none for each payload."""
+        now = self._loop.time()
+        if self._payloads:
+            self._quiet_since = now  # it is the consumer that is slow
+        ends = [] if self._deadline is None else [self._deadline]
+        if self._idle is not None:
+            ends.append(self._quiet_since + self._idle)
+        if not ends:
+            return
+        if now >= min(ends):
+            self.close()
+        else:
+            self._timer = self._loop.call_at(min(ends), self._watch)

@@ -1,0 +1,71 @@
+"""A user's functions: `async def` or plain, called so that none blocks the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from autoplay_rag.errors import ConfigurationError
+
+__all__ = ["Callback", "CallbackThreads"]
+
+_THREADS: Final = 32
+
+
+class CallbackThreads:
+    """The threads plain functions run in: the client's own, so that nobody else waits for them."""
+
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+
+    async def run(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Call `fn` in a thread. Calls start in the order they were made."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="autoplay-callback")
+        call = functools.partial(contextvars.copy_context().run, fn, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    def close(self) -> None:
+        """Take no more calls; those that have not started never will. Waits for none."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
+
+
+class Callback:
+    """A function of the user, plain or `async def`.
+
+    Attributes:
+        call: Calls it, and returns an awaitable of its result.
+    """
+
+    __slots__ = ("_fn", "_threads", "call")
+
+    def __init__(self, fn: Callable[..., Any], threads: CallbackThreads) -> None:
+        if not callable(fn):
+            raise ConfigurationError(f"a callback must be callable, not {type(fn).__name__}")
+        self._fn = fn
+        self._threads = threads
+        # Chosen once: the usual case is a direct call.
+        self.call = fn if _is_async(fn) else self._call_in_thread
+
+    def __repr__(self) -> str:
+        return getattr(self._fn, "__qualname__", None) or type(self._fn).__name__
+
+    async def _call_in_thread(self, *args: Any) -> Any:
+        result = await self._threads.run(self._fn, *args)
+        # A plain function may hand back a coroutine: `lambda payload: store.add(payload)`.
+        return await result if inspect.isawaitable(result) else result
+
+
+def _is_async(fn: Callable[..., Any]) -> bool:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
+        getattr(fn, "__call__", None)  # noqa: B004 - whether it is async is the question
+    )

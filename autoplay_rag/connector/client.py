@@ -1,0 +1,413 @@
+"""The client: a stream and what is done with its payloads."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import math
+import os
+from collections.abc import AsyncGenerator, Callable
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeAlias, get_args
+
+import httpx
+
+from autoplay_rag.connector.buffer import PayloadBuffer
+from autoplay_rag.connector.callbacks import Callback, CallbackThreads
+from autoplay_rag.connector.connection import Endpoint, display
+from autoplay_rag.connector.dispatch import Dispatcher
+from autoplay_rag.connector.hooks import ConnectionHooks
+from autoplay_rag.connector.metrics import ConnectorCounts, ConnectorMetrics, Recorder
+from autoplay_rag.connector.overflow import Overflow
+from autoplay_rag.connector.run import Run
+from autoplay_rag.connector.stream import EventStream
+from autoplay_rag.errors import AutoplayError, ClientStateError, ConfigurationError
+from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
+
+__all__ = ["AsyncConnectorClient", "ClientState"]
+
+logger = logging.getLogger(__name__)
+
+ClientState: TypeAlias = Literal[
+    "idle", "connecting", "connected", "waiting", "stopping", "stopped", "failed"
+]
+
+TOKEN_VARIABLE: Final = "AUTOPLAY_APP_UNKEY_TOKEN"  # noqa: S105 - its name, not its value
+
+
+class AsyncConnectorClient:
+    """Reads a connector's stream and calls back with every payload.
+
+    It reads at network speed whatever the callbacks do, because the connector drops events for
+    a slow reader: what cannot be worked on yet waits here, up to `max_pending` payloads.
+
+    A session's payloads start in their order, at most `session_concurrency` at once; sessions
+    never wait for each other, and payloads without a session id for nothing. Connections that
+    break or fall silent are made anew, as often as it takes.
+
+    Args:
+        url: The whole address of the stream, `https://.../stream/{product_id}`.
+        token: The product's token; by default what `AUTOPLAY_APP_UNKEY_TOKEN` holds.
+        session_concurrency: How many payloads of one session are worked on at once.
+        connect_timeout: Seconds to connect.
+        read_timeout: Seconds without a byte after which a connection counts as lost. Heartbeats
+            come every 30 s; the default allows for two missed ones.
+        initial_backoff_s: Seconds before the first reconnect; it doubles with every failure.
+            A server's `retry:` and `Retry-After` are followed, up to five minutes.
+        max_backoff_s: The longest wait by our own count.
+        max_retries: Failures in a row before `run` raises; None never gives up. The count starts
+            anew after a connection that brought an event and held for five seconds.
+        drain_timeout: Seconds that work on received payloads may take after a stop.
+        max_pending: The most payloads waiting or in work.
+        overflow: What to do then. "wait" stops reading until there is room (the connector may
+            drop events meanwhile, and nobody counts them); "drop_oldest" gives up what has
+            waited longest, and counts it.
+        max_event_bytes: Larger events are skipped and counted.
+        on_connect: Called without arguments whenever a connection is made. Callbacks for
+            payloads wait for its end, for 30 seconds at most.
+        on_disconnect: Called without arguments whenever a connection has ended.
+        on_error: Called with a payload and the exception a callback raised for it.
+        on_drop: Called on the event loop with a payload given up and the total so far. A plain
+            function that must not block.
+        metrics: An object with the methods of `ConnectorMetrics`.
+        http_client: Sends the requests, for proxies or certificates of your own. It is not
+            closed. By default each run has its own.
+
+    Raises:
+        ConfigurationError: If an argument can never work.
+
+    Example:
+        >>> client = AsyncConnectorClient("https://connector.example/stream/acme", "uk_live_...")
+        >>> client.on_actions(lambda payload: print(payload.to_text())).state
+        'idle'
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        *,
+        session_concurrency: int = 4,
+        connect_timeout: float = 10.0,
+        read_timeout: float = 75.0,
+        initial_backoff_s: float = 1.0,
+        max_backoff_s: float = 30.0,
+        max_retries: int | None = None,
+        drain_timeout: float = 30.0,
+        max_pending: int = 100_000,
+        overflow: Overflow = "wait",
+        max_event_bytes: int = 8_388_608,
+        on_connect: Callable[[], Any] | None = None,
+        on_disconnect: Callable[[], Any] | None = None,
+        on_error: Callable[[Payload, BaseException], Any] | None = None,
+        on_drop: Callable[[Payload, int], Any] | None = None,
+        metrics: ConnectorMetrics | None = None,
+        http_client: httpx.AsyncClient | None = None,
+    ) -> None:
+        _check_positive(
+            session_concurrency=session_concurrency,
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            initial_backoff_s=initial_backoff_s,
+            max_pending=max_pending,
+            max_event_bytes=max_event_bytes,
+        )
+        if not max_backoff_s >= initial_backoff_s:
+            raise ConfigurationError(
+                f"max_backoff_s={max_backoff_s!r} must not be less than "
+                f"initial_backoff_s={initial_backoff_s!r}"
+            )
+        if max_retries is not None and max_retries < 0:
+            raise ConfigurationError(f"max_retries={max_retries!r} must be 0 or more, or None")
+        if not drain_timeout >= 0:
+            raise ConfigurationError(f"drain_timeout={drain_timeout!r} must be 0 or more")
+        if overflow not in get_args(Overflow):
+            raise ConfigurationError(f'overflow={overflow!r} must be "wait" or "drop_oldest"')
+        if inspect.iscoroutinefunction(on_drop):
+            raise ConfigurationError("on_drop must be a plain function: nothing waits for it")
+        self._endpoint = Endpoint(
+            url,
+            token or os.environ.get(TOKEN_VARIABLE, ""),
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+        )
+        self._recorder = Recorder(metrics)
+        self._stream = EventStream(
+            self._endpoint,
+            self._recorder,
+            initial_backoff_s=initial_backoff_s,
+            max_backoff_s=max_backoff_s,
+            max_retries=max_retries,
+            max_event_bytes=max_event_bytes,
+            http_client=http_client,
+            on_connected=self._connected,
+            on_lost=self._lost,
+        )
+        self._threads = CallbackThreads()
+        self._callbacks: dict[str, list[Callback]] = {}
+        self._on_connect = self._optional(on_connect)
+        self._on_disconnect = self._optional(on_disconnect)
+        self._on_error = self._optional(on_error)
+        self._on_drop = on_drop
+        self._session_concurrency = session_concurrency
+        self._drain_timeout = drain_timeout
+        self._max_pending = max_pending
+        self._overflow: Overflow = overflow
+        self._run: Run | None = None
+        self._background: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({display(self._endpoint.url)!r}, state={self.state!r})"
+
+    def on_actions(self, fn: Callable[[ActionsPayload], Any]) -> Self:
+        """Add a callback for batches of actions.
+
+        Args:
+            fn: `async def` or a plain function; plain ones run in the client's own threads.
+                Several may be added: each is called for every payload, and each fails alone.
+
+        Returns:
+            The client, so that calls can be chained.
+        """
+        return self._add(ActionsPayload.kind, fn)
+
+    def on_summary(self, fn: Callable[[SummaryPayload], Any]) -> Self:
+        """Add a callback for summaries; all else is as for `on_actions`."""
+        return self._add(SummaryPayload.kind, fn)
+
+    async def run(self) -> None:
+        """Read and call back until `stop`, or until an error that no retry will change.
+
+        After a stop, or an error, what was received is still worked on, for `drain_timeout`
+        seconds at most. Cancelling cancels the callbacks and waits for their end.
+
+        Raises:
+            ConnectorStatusError: If the connector refuses for good (400, 401, 403, 404, ...).
+            NotAnEventStreamError: If what answers is no event stream.
+            RedirectError: If it redirects to where the token must not go.
+            RetriesExhaustedError: If `max_retries` attempts in a row failed.
+            ClientStateError: If the client is running already.
+        """
+        dispatcher = self._dispatcher()
+        await self._drive(self._begin(dispatcher), dispatcher)
+
+    def run_in_background(self) -> asyncio.Task[None]:
+        """Start `run` as a task, and log its error if it ends by one.
+
+        Raises:
+            ClientStateError: If the client is running already.
+        """
+        dispatcher = self._dispatcher()
+        run = self._begin(dispatcher)
+        task = run.loop.create_task(self._drive(run, dispatcher), name="autoplay-connector")
+        task.add_done_callback(functools.partial(self._background_ended, run))
+        self._background = task
+        return task
+
+    def stop(self) -> None:
+        """Stop reading; `run` returns when what was received is done.
+
+        Safe from any thread, at any time, and more than once.
+        """
+        if self._run is not None:
+            self._run.stop()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        if self._run is not None:
+            await self._run.ended.wait()
+
+    async def stream(
+        self, limit: int | None = None, seconds: float | None = None, idle: float | None = None
+    ) -> AsyncGenerator[Payload, None]:
+        """The payloads themselves, without callbacks.
+
+        The stream is read at network speed whatever the consumer does: up to `max_pending`
+        payloads wait for it. Leaving the loop early closes the connection when the generator is
+        closed; `contextlib.aclosing` does that at once.
+
+        Args:
+            limit: End after so many payloads.
+            seconds: End after so many seconds; what came by then is still given.
+            idle: End when so many seconds brought neither a payload nor a new connection.
+
+        Yields:
+            Payloads in the order they came.
+
+        Raises:
+            ClientStateError: If the client is running already.
+            ConnectorError: As `run`.
+        """
+        for name, value in (("limit", limit), ("seconds", seconds), ("idle", idle)):
+            if value is not None and not value >= 0:
+                raise ConfigurationError(f"{name}={value!r} must be 0 or more, or None")
+        buffer = PayloadBuffer(
+            self._recorder,
+            wanted=limit,
+            seconds=seconds,
+            idle=idle,
+            limit=self._max_pending,
+            overflow=self._overflow,
+            on_drop=self._on_drop,
+        )
+        run = self._begin(buffer)
+        buffer.start(run.stop)
+        reading = run.loop.create_task(run.read(), name="autoplay-connector")
+        reading.add_done_callback(lambda _: buffer.close())
+        error: BaseException | None = None
+        try:
+            while (payload := await buffer.take()) is not None:
+                self._recorder.delivered(payload.kind)
+                yield payload
+            await asyncio.wait({reading})
+            error = None if reading.cancelled() else reading.exception()
+            if error is not None:
+                raise error
+        finally:
+            reading.cancel()
+            await asyncio.wait({reading})
+            buffer.discard()
+            await run.hooks.join()
+            self._end(run, error)
+
+    async def wait_connected(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the field's name for it
+        """Wait until there is a connection.
+
+        Args:
+            timeout: Seconds to wait at most; None for no limit.
+
+        Raises:
+            TimeoutError: If there was none in time.
+            ClientStateError: If the client is not running.
+            ConnectorError: What the run failed with, if it did.
+        """
+        run = self._run
+        if run is None:
+            raise ClientStateError("the client is not running; call run_in_background() first")
+        async with asyncio.timeout(timeout):
+            await run.connected.wait()
+        if run.error is not None:
+            raise run.error
+        if run.over:
+            raise ClientStateError("the client was stopped")
+
+    @property
+    def state(self) -> ClientState:
+        """What it does now: "idle" before the first run, "waiting" for the next attempt, ..."""
+        run = self._run
+        if run is None:
+            return "idle"
+        if run.over:
+            return "stopped" if run.error is None else "failed"
+        if run.stopping:
+            return "stopping"
+        return "connecting" if self._stream.state == "idle" else self._stream.state
+
+    @property
+    def last_event_at(self) -> float | None:
+        """Unix seconds when the last event came, heartbeats included."""
+        return self._stream.last_event_at
+
+    @property
+    def last_error(self) -> Exception | None:
+        """Why the last connection or attempt ended; None if none has."""
+        return self._stream.last_error
+
+    @property
+    def pending(self) -> int:
+        """How many payloads are waiting or being worked on."""
+        return 0 if self._run is None else self._run.sink.pending
+
+    @property
+    def dropped_count(self) -> int:
+        """How many payloads were given up; 0 unless `overflow` or `drain_timeout` made it so."""
+        return self._recorder.counts.dropped
+
+    @property
+    def counts(self) -> ConnectorCounts:
+        """All totals, over all runs."""
+        return self._recorder.counts
+
+    def _add(self, kind: str, fn: Callable[..., Any]) -> Self:
+        self._callbacks.setdefault(kind, []).append(Callback(fn, self._threads))
+        return self
+
+    def _optional(self, fn: Callable[..., Any] | None) -> Callback | None:
+        return None if fn is None else Callback(fn, self._threads)
+
+    def _dispatcher(self) -> Dispatcher:
+        return Dispatcher(
+            self._callbacks,
+            self._recorder,
+            on_error=self._on_error,
+            session_concurrency=self._session_concurrency,
+            limit=self._max_pending,
+            overflow=self._overflow,
+            on_drop=self._on_drop,
+        )
+
+    def _begin(self, sink: Dispatcher | PayloadBuffer) -> Run:
+        if self._run is not None and not self._run.over:
+            raise ClientStateError("the client is running already; stop it first, or make another")
+        hooks = ConnectionHooks(self._on_connect, self._on_disconnect)
+        self._run = Run(self._stream, sink, hooks)
+        return self._run
+
+    async def _drive(self, run: Run, dispatcher: Dispatcher) -> None:
+        error: Exception | None = None
+        try:
+            try:
+                await run.read()
+            except Exception as found:  # noqa: BLE001 - raised again below, after the drain
+                error = found
+            await dispatcher.drain(self._drain_timeout)
+            await run.hooks.join()
+            if error is not None:
+                raise error
+        except asyncio.CancelledError:
+            await dispatcher.cancel()
+            await run.hooks.cancel()
+            raise
+        finally:
+            self._end(run, error)
+
+    def _end(self, run: Run, error: BaseException | None) -> None:
+        self._threads.close()
+        run.finish(error)
+
+    def _background_ended(self, run: Run, task: asyncio.Task[None]) -> None:
+        self._background = None
+        if not run.over:
+            run.finish()  # cancelled before its first step
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            unexpected = None if isinstance(error, AutoplayError) else error
+            logger.error("the connector client ended: %s", error, exc_info=unexpected)
+
+    def _connected(self) -> None:
+        run = self._run
+        assert run is not None
+        run.connected.set()
+        run.sink.connection_made(run.hooks.connected())
+
+    def _lost(self) -> None:
+        run = self._run
+        assert run is not None
+        run.connected.clear()
+        run.hooks.lost()
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0 or math.isnan(value):
+            raise ConfigurationError(f"{name}={value!r} must be more than 0")

@@ -1,0 +1,302 @@
+"""One attempt to connect: the request, the checks before a byte of the body is read, the events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import httpx
+from httpx_sse import EventSource, ServerSentEvent
+
+from autoplay_rag.connector.backoff import TransientError, classify, parse_retry_after
+from autoplay_rag.connector.framing import EventGuard
+from autoplay_rag.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ConnectorStatusError,
+    NotAnEventStreamError,
+    NotStreamModeError,
+    ProductNotFoundError,
+    RedirectError,
+)
+
+__all__ = ["Endpoint", "Token", "bare", "display", "open_events"]
+
+_MAX_REDIRECTS: Final = 5
+_MAX_ID_BYTES: Final = 1024
+
+
+class Token:
+    """A token that shows itself in no repr."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        value = value.strip()
+        if not (value.isascii() and value.isprintable()) or " " in value:
+            raise ConfigurationError(
+                "the token has characters that no HTTP header can carry; copy it anew"
+            )
+        self._value = value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __repr__(self) -> str:
+        return "Token(...)"
+
+    def authorize(self, request: httpx.Request) -> None:
+        """Put the token into a request's headers, if there is one."""
+        if self._value:
+            request.headers["Authorization"] = f"Bearer {self._value}"
+
+
+class Endpoint:
+    """Where and how to connect.
+
+    Args:
+        url: The whole address of the stream, `https://.../stream/{product_id}`.
+        token: The token; "" sends none.
+        connect_timeout: Seconds to connect.
+        read_timeout: Seconds without a byte after which a connection counts as lost.
+
+    Raises:
+        ConfigurationError: If the URL or the token can never work.
+    """
+
+    def __init__(
+        self, url: str, token: str, *, connect_timeout: float, read_timeout: float
+    ) -> None:
+        try:
+            self.url = httpx.URL(url)
+        except (httpx.InvalidURL, TypeError):
+            # Its message may quote the URL, which may hold a secret.
+            raise ConfigurationError("the connector's url is not a valid URL") from None
+        if self.url.scheme not in ("http", "https") or not self.url.host:
+            raise ConfigurationError(
+                f"the connector's url must start with http:// or https://, not {self.url.scheme!r}"
+            )
+        self.token = Token(token)
+        self._timeout = httpx.Timeout(connect_timeout, read=read_timeout)
+
+    def __repr__(self) -> str:
+        return f"Endpoint({display(self.url)!r})"
+
+    def request(self, http: httpx.AsyncClient, url: httpx.URL, last_event_id: str) -> httpx.Request:
+        """The request for the stream, resuming after `last_event_id` if there is one."""
+        request = http.build_request(
+            "GET",
+            url,
+            headers={
+                "Accept": "text/event-stream",
+                "Accept-Encoding": "identity",
+                "Cache-Control": "no-store",
+            },
+            timeout=self._timeout,
+        )
+        self.token.authorize(request)
+        event_id = last_event_id.encode()
+        if event_id and _fits_a_header(event_id):
+            request.headers.update([(b"Last-Event-ID", event_id)])
+        return request
+
+
+@asynccontextmanager
+async def open_events(
+    http: httpx.AsyncClient, endpoint: Endpoint, guard: EventGuard, last_event_id: str
+) -> AsyncIterator[AsyncIterator[ServerSentEvent]]:
+    """Connect, check the answer, and give the events.
+
+    Args:
+        http: Sends the request.
+        endpoint: Where to connect.
+        guard: A new one for each connection.
+        last_event_id: The id to resume after; "" for none.
+
+    Yields:
+        The events. Each has the last id seen so far, `last_event_id` at first.
+
+    Raises:
+        TransientError: If the same request may pass later.
+        ConnectorStatusError: If it will not.
+        NotAnEventStreamError: If the answer is no plain event stream.
+        RedirectError: If it redirects to where the token must not go.
+        httpx.TransportError: If there was no answer.
+    """
+    response = await _request_following_redirects(http, endpoint, last_event_id)
+    try:
+        _check_stream(response)
+        guarded = _GuardedResponse(response, guard, last_event_id)
+        events = EventSource(guarded).aiter_sse()
+        if last_event_id:
+            await anext(events)  # the one that only carried the id in
+        try:
+            yield events
+        finally:
+            await events.aclose()
+    finally:
+        await response.aclose()
+
+
+class _GuardedResponse(httpx.Response):
+    """What `EventSource` reads from: the text of whole events, always UTF-8.
+
+    It begins with a block that holds only the last id: an id outlives its connection, and the
+    parser starts without one.
+    """
+
+    def __init__(self, response: httpx.Response, guard: EventGuard, last_event_id: str) -> None:
+        super().__init__(200, headers={"Content-Type": "text/event-stream"})
+        self._stream = response.stream
+        self._guard = guard
+        self._seed = f"id: {last_event_id}\n\n" if last_event_id else ""
+
+    def aiter_text(self, chunk_size: int | None = None) -> AsyncIterator[str]:  # noqa: ARG002 - httpx's signature
+        return _GuardedText(self._stream, self._guard, self._seed)
+
+
+class _GuardedText:
+    """An iterator, not a generator: it needs no closing of its own when reading stops early."""
+
+    def __init__(self, stream: object, guard: EventGuard, seed: str) -> None:
+        assert isinstance(stream, httpx.AsyncByteStream)
+        self._chunks = aiter(stream)
+        self._feed = guard.feed
+        self._seed = seed
+
+    def __aiter__(self) -> _GuardedText:
+        return self
+
+    async def __anext__(self) -> str:
+        if self._seed:
+            seed, self._seed = self._seed, ""
+            return seed
+        while True:
+            # Whole events only: what is no UTF-8 in one of them stays in it.
+            if text := self._feed(await anext(self._chunks)).decode("utf-8", "replace"):
+                return text
+
+
+async def _request_following_redirects(
+    http: httpx.AsyncClient, endpoint: Endpoint, last_event_id: str
+) -> httpx.Response:
+    url = endpoint.url
+    # Userinfo in the URL or a client's own auth would replace the token.
+    auth = httpx.Auth() if endpoint.token else httpx.USE_CLIENT_DEFAULT
+    for _ in range(_MAX_REDIRECTS + 1):
+        request = endpoint.request(http, url, last_event_id)
+        response = await http.send(request, stream=True, auth=auth, follow_redirects=False)
+        verdict = classify(response.status_code)
+        if verdict == "stream":
+            return response
+        await response.aclose()
+        if verdict == "retry":
+            asked = parse_retry_after(response.headers.get("Retry-After"), now=time.time())
+            raise TransientError(
+                f"the connector answered {response.status_code}", retry_after=asked
+            )
+        if verdict == "fatal":
+            raise _refusal(response)
+        url = _redirect_target(url, response.headers.get("Location", ""))
+    raise RedirectError(f"more than {_MAX_REDIRECTS} redirects from {display(endpoint.url)}")
+
+
+def _redirect_target(url: httpx.URL, location: str) -> httpx.URL:
+    try:
+        target = url.join(location)
+    except httpx.InvalidURL:
+        raise RedirectError(f"{display(url)} redirects to something that is no URL") from None
+    if not location:
+        raise RedirectError(f"{display(url)} redirects, but does not say where to")
+    if not _same_origin(url, target):
+        raise RedirectError(
+            f"{display(url)} redirects to another origin, {origin(target)}, which must not see the "
+            "token; if that is right, give the client that address"
+        )
+    return target
+
+
+def _same_origin(url: httpx.URL, target: httpx.URL) -> bool:
+    """Same scheme, host and port; or the same host's step from http to https."""
+    if origin(url) == origin(target):
+        return True
+    upgrade = (url.scheme, target.scheme) == ("http", "https")
+    return upgrade and url.host == target.host and url.port is None and target.port is None
+
+
+def _refusal(response: httpx.Response) -> ConnectorStatusError:
+    status, at = response.status_code, display(response.request.url)
+    if status == httpx.codes.BAD_REQUEST:
+        return NotStreamModeError(
+            f"400 from {at}: the product is not in stream mode; switch it in the dashboard, or "
+            "receive its events by webhook",
+            response=response,
+        )
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return AuthenticationError(
+            f"{status} from {at}: the token is missing, wrong, or not good for this product; "
+            "give token= or set AUTOPLAY_APP_UNKEY_TOKEN",
+            response=response,
+        )
+    if status == httpx.codes.NOT_FOUND:
+        return ProductNotFoundError(
+            f"404 from {at}: no such product; check the product id at the end of the url",
+            response=response,
+        )
+    return ConnectorStatusError(
+        f"{status} from {at}: no stream, and trying again would not change it", response=response
+    )
+
+
+def _check_stream(response: httpx.Response) -> None:
+    at = display(response.request.url)
+    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if media_type != "text/event-stream":
+        raise NotAnEventStreamError(
+            f"{at} answered 200 with {media_type[:80] or 'no content type'!r} instead of "
+            "text/event-stream; check the url (it ends in /stream/{product_id})"
+        )
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise NotAnEventStreamError(
+            f"{at} sent a body encoded as {encoding[:80]!r}, which nobody asked for; a proxy on "
+            "the way may compress: turn that off for event streams"
+        )
+
+
+def bare(error: Exception) -> Exception:
+    """An error as it may be kept and shown: no token, no payload text, no frames.
+
+    httpx's errors carry the request, whose headers hold the token; h11's quote the bytes they
+    could not read; and a traceback keeps all that its frames held.
+    """
+    if isinstance(error, httpx.RemoteProtocolError):
+        message = str(error)
+        known = message.startswith(("peer closed connection", "Server disconnected"))
+        return httpx.RemoteProtocolError(message if known else "the answer is not valid HTTP")
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        if isinstance(link, httpx.RequestError):
+            link.request = httpx.Request("GET", "/")
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def _fits_a_header(value: bytes) -> bool:
+    """Whether an id can be sent back: servers choose it, and not every one fits a header."""
+    printable = all(byte >= 0x20 and byte != 0x7F for byte in value)  # noqa: PLR2004 - ASCII controls
+    return printable and len(value) <= _MAX_ID_BYTES and value.strip() == value
+
+
+def origin(url: httpx.URL) -> str:
+    """Scheme, host and port."""
+    port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+    return f"{url.scheme}://{url.host}:{port}"
+
+
+def display(url: httpx.URL) -> str:
+    """A URL as messages may show it: without userinfo and query, which may hold secrets."""
+    return str(url.copy_with(userinfo=b"", query=None, fragment=None))

@@ -1,0 +1,214 @@
+"""Payloads to callbacks: in order within a session, side by side across sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from autoplay_rag.connector.callbacks import Callback
+from autoplay_rag.connector.metrics import Recorder
+from autoplay_rag.connector.overflow import BoundedSink, Overflow
+from autoplay_rag.payloads import Payload
+
+__all__ = ["Dispatcher"]
+
+logger = logging.getLogger(__name__)
+
+_GRACE: Final = 5.0
+
+
+class _Lane:
+    """What is known of a session while it has payloads.
+
+    Attributes:
+        session_id: Its key.
+        running: How many of its payloads are tasks now.
+        waiting: The others in order, each with its number among all that wait.
+    """
+
+    __slots__ = ("running", "session_id", "waiting")
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.running = 0
+        self.waiting: deque[tuple[int, Payload]] | None = None
+
+
+class Dispatcher(BoundedSink):
+    """Runs the callbacks: each payload a task, at most `session_concurrency` of a session at once.
+
+    A payload without a session id waits for no other. What waits is no task yet, and a session
+    without payloads leaves nothing behind.
+
+    Args:
+        callbacks: For each kind of payload what to call; read anew for every payload.
+        on_error: Called with a payload and the exception a callback raised.
+        session_concurrency: Tasks of one session at once.
+        limit: See `BoundedSink`; so for the rest.
+    """
+
+    def __init__(
+        self,
+        callbacks: Mapping[str, Sequence[Callback]],
+        recorder: Recorder,
+        *,
+        on_error: Callback | None = None,
+        session_concurrency: int = 4,
+        limit: int = 100_000,
+        overflow: Overflow = "wait",
+        on_drop: Callable[[Payload, int], Any] | None = None,
+    ) -> None:
+        super().__init__(limit, overflow, recorder, on_drop)
+        self._gate: asyncio.Event | None = None
+        self._callbacks = callbacks
+        self._on_error = on_error
+        self._concurrency = session_concurrency
+        self._lanes: dict[str, _Lane] = {}
+        self._tasks: dict[asyncio.Task[None], tuple[_Lane | None, Payload]] = {}
+        # All that waits, oldest first, each number with its lane.
+        self._waiting: OrderedDict[int, _Lane] = OrderedDict()
+        self._next_number = 0
+        self._idle: asyncio.Event | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, payload: Payload) -> None:
+        """Start the payload's callbacks, or let it wait for room in its session's lane."""
+        if not self._callbacks.get(payload.kind):
+            self._recorder.skipped("no_callback")
+            return
+        self.pending += 1
+        self._recorder.pending(self.pending)
+        session_id = payload.session_id
+        if not session_id:
+            self._start(None, payload)
+            return
+        lane = self._lanes.get(session_id)
+        if lane is None:
+            lane = self._lanes[session_id] = _Lane(session_id)
+        if lane.running < self._concurrency:
+            lane.running += 1
+            self._start(lane, payload)
+            return
+        if lane.waiting is None:
+            lane.waiting = deque()
+        self._next_number += 1
+        lane.waiting.append((self._next_number, payload))
+        self._waiting[self._next_number] = lane
+
+    def connection_made(self, gate: asyncio.Event | None) -> None:
+        """Let payloads that start from now on wait for `gate`."""
+        self._gate = gate
+
+    async def drain(self, within: float) -> None:
+        """Let all that is pending end; after `within` seconds give up the rest.
+
+        What has not started by then is dropped and counted, what runs is cancelled.
+        """
+        if self.pending:
+            self._idle = asyncio.Event()
+            try:
+                async with asyncio.timeout(within):
+                    await self._idle.wait()
+            except TimeoutError:
+                logger.warning(
+                    "%d payloads were still pending after drain_timeout=%g s and are given up",
+                    self.pending,
+                    within,
+                )
+        if not await self.cancel(_GRACE):
+            logger.error("%d callbacks do not end although cancelled", len(self._tasks))
+
+    async def cancel(self, within: float | None = None) -> bool:
+        """Drop what waits, cancel what runs and wait for its end.
+
+        Returns:
+            False if callbacks were still running after `within` seconds.
+        """
+        while (payload := self._take_oldest()) is not None:
+            self._give_up(payload)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=within)
+        return not self._tasks
+
+    def _start(self, lane: _Lane | None, payload: Payload) -> None:
+        task = self._loop.create_task(self._deliver(payload))
+        self._tasks[task] = lane, payload
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        lane, payload = self._tasks.pop(task)
+        if task.cancelled():
+            self._give_up(payload)
+        if lane is not None:
+            if lane.waiting:
+                number, following = lane.waiting.popleft()
+                del self._waiting[number]
+                self._start(lane, following)
+            else:
+                lane.running -= 1
+                if not lane.running:
+                    del self._lanes[lane.session_id]
+        self._freed()
+        if self._idle is not None and not self.pending:
+            self._idle.set()
+
+    def _take_oldest(self) -> Payload | None:
+        if not self._waiting:
+            return None
+        _, lane = self._waiting.popitem(last=False)
+        assert lane.waiting
+        _, payload = lane.waiting.popleft()
+        self._freed()
+        return payload
+
+    async def _deliver(self, payload: Payload) -> None:
+        if self._gate is not None:
+            await self._gate.wait()
+        callbacks = self._callbacks[payload.kind]
+        if len(callbacks) == 1:
+            well = await self._call(callbacks[0], payload)
+        else:
+            # Together, so that none waits for another; `_call` raises nothing of theirs.
+            well = all(await asyncio.gather(*(self._call(each, payload) for each in callbacks)))
+        if well:
+            self._recorder.delivered(payload.kind)
+        else:
+            self._recorder.failed()
+
+    async def _call(self, callback: Callback, payload: Payload) -> bool:
+        started = time.perf_counter() if self._recorder.observed else 0.0
+        try:
+            await callback.call(payload)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled us: something that the callback awaited was cancelled.
+            await self._failed(callback, payload, error)
+        except Exception as error:  # noqa: BLE001 - logged by _failed
+            await self._failed(callback, payload, error)
+        else:
+            return True
+        finally:
+            if self._recorder.observed:
+                self._recorder.callback_seconds(time.perf_counter() - started)
+        return False
+
+    async def _failed(self, callback: Callback, payload: Payload, error: BaseException) -> None:
+        logger.error(
+            "callback %r raised for a payload of kind %r; the payload is given up",
+            callback,
+            payload.kind,
+            exc_info=error,
+        )
+        if self._on_error is not None:
+            try:
+                await self._on_error.call(payload, error)
+            except Exception:
+                logger.exception("on_error raised")

@@ -1,0 +1,151 @@
+"""What a client counts, and how a metrics library gets to see it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+__all__ = ["ConnectorCounts", "ConnectorMetrics", "Recorder"]
+
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class ConnectorMetrics(Protocol):
+    """What a client reports while it runs; give an object with these methods as `metrics=`.
+
+    All are called on the event loop, once for each payload or oftener: they must not block. One
+    that raises is logged once and never disturbs the stream. `kind` is "actions", "summary" or
+    "chat".
+    """
+
+    def received(self, kind: str) -> None:
+        """A payload came."""
+
+    def delivered(self, kind: str) -> None:
+        """All callbacks of a payload ended without an error (or the consumer took it)."""
+
+    def dropped(self, kind: str) -> None:
+        """A payload was given up: `overflow="drop_oldest"`, or time ran out at the end."""
+
+    def skipped(self, reason: str) -> None:
+        """Something on the wire was not used.
+
+        Args:
+            reason: "unknown_type", "malformed" or "oversize" for an event, "no_callback" for a
+                payload nobody asked for, "value" for one value inside a payload.
+        """
+
+    def reconnected(self) -> None:
+        """A connection after the first was made."""
+
+    def pending(self, n: int) -> None:
+        """How many payloads are waiting or being worked on now."""
+
+    def paused(self, seconds: float) -> None:
+        """The reader stood still so long, because `max_pending` was reached."""
+
+    def callback_seconds(self, seconds: float) -> None:
+        """How long one callback took."""
+
+
+@dataclass(slots=True)
+class ConnectorCounts:
+    """Totals of a client, over all its runs.
+
+    Attributes:
+        received: Payloads read from the wire.
+        delivered: Payloads whose callbacks all ended well.
+        failed: Payloads of which a callback raised.
+        dropped: Payloads given up by `overflow="drop_oldest"` or when the drain ran out of time.
+        skipped: Events that were no payload, or a payload nobody had asked for.
+        repaired: Values of a wrong type that became their default.
+        connections: Connections made.
+    """
+
+    received: int = 0
+    delivered: int = 0
+    failed: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    repaired: int = 0
+    connections: int = 0
+
+
+class Recorder:
+    """Counts, and tells the user's metrics object if there is one.
+
+    Attributes:
+        counts: The totals.
+        observed: Whether there is a metrics object: what costs time to measure is then measured.
+    """
+
+    def __init__(self, metrics: ConnectorMetrics | None) -> None:
+        self.counts = ConnectorCounts()
+        self.observed = metrics is not None
+        self._metrics = metrics
+        self._complained = False
+
+    def received(self, kind: str) -> None:
+        """A payload was read."""
+        self.counts.received += 1
+        if self.observed:
+            self._tell("received", kind)
+
+    def delivered(self, kind: str) -> None:
+        """A payload's callbacks all ended well."""
+        self.counts.delivered += 1
+        if self.observed:
+            self._tell("delivered", kind)
+
+    def failed(self) -> None:
+        """A callback of a payload raised."""
+        self.counts.failed += 1
+
+    def dropped(self, kind: str) -> None:
+        """A payload was given up."""
+        self.counts.dropped += 1
+        if self.observed:
+            self._tell("dropped", kind)
+
+    def skipped(self, reason: str) -> None:
+        """An event was not used."""
+        self.counts.skipped += 1
+        if self.observed:
+            self._tell("skipped", reason)
+
+    def repaired(self) -> None:
+        """A value of a payload was given up."""
+        self.counts.repaired += 1
+        if self.observed:
+            self._tell("skipped", "value")
+
+    def connected(self) -> None:
+        """A connection was made."""
+        self.counts.connections += 1
+        if self.counts.connections > 1 and self.observed:
+            self._tell("reconnected")
+
+    def pending(self, n: int) -> None:
+        """So many payloads are held now."""
+        if self.observed:
+            self._tell("pending", n)
+
+    def paused(self, seconds: float) -> None:
+        """The reader stood still so long."""
+        if self.observed:
+            self._tell("paused", seconds)
+
+    def callback_seconds(self, seconds: float) -> None:
+        """A callback took so long."""
+        if self.observed:
+            self._tell("callback_seconds", seconds)
+
+    def _tell(self, method: str, *values: Any) -> None:
+        try:
+            getattr(self._metrics, method)(*values)
+        except Exception:
+            if not self._complained:
+                self._complained = True
+                logger.exception("metrics.%s raised; further errors of it are not logged", method)

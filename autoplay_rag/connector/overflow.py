@@ -1,0 +1,117 @@
+"""The bound on payloads held in memory, and what happens when it is reached."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+from autoplay_rag.connector.metrics import Recorder
+from autoplay_rag.payloads import Payload
+
+__all__ = ["BoundedSink", "Overflow"]
+
+logger = logging.getLogger(__name__)
+
+Overflow: TypeAlias = Literal["wait", "drop_oldest"]
+
+
+class BoundedSink(ABC):
+    """Takes payloads from a reader and holds at most `limit` of them.
+
+    The reader calls `put` while `pending < limit`, and `put_when_full` otherwise: so the usual
+    way costs no coroutine.
+
+    Args:
+        limit: The most payloads held, waiting or in work.
+        overflow: "wait" keeps the reader until there is room; "drop_oldest" gives up the payload
+            that has waited longest (or the new one, where all others are in work already).
+        recorder: Counts.
+        on_drop: Called with each payload given up and the total so far; must be quick.
+
+    Attributes:
+        pending: How many payloads are held.
+        limit: The most that may be.
+        closed: Whether the sink wants no more; the reader then ends.
+    """
+
+    closed = False
+
+    def __init__(
+        self,
+        limit: int,
+        overflow: Overflow,
+        recorder: Recorder,
+        on_drop: Callable[[Payload, int], Any] | None,
+    ) -> None:
+        self.pending = 0
+        self.limit = limit
+        self._overflow = overflow
+        self._recorder = recorder
+        self._on_drop = on_drop
+        self._room: asyncio.Future[None] | None = None
+        self._warned = False
+
+    @abstractmethod
+    def put(self, payload: Payload) -> None:
+        """Take a payload. Never blocks."""
+
+    @abstractmethod
+    def connection_made(self, gate: asyncio.Event | None) -> None:
+        """Note a new connection.
+
+        Args:
+            gate: Callbacks must wait until it is set; None if they need not.
+        """
+
+    @abstractmethod
+    def _take_oldest(self) -> Payload | None:
+        """Take out the payload that has waited longest; None if none waits."""
+
+    async def put_when_full(self, payload: Payload) -> None:
+        """Take a payload although the limit is reached, as `overflow` says."""
+        if self._overflow == "wait":
+            try:
+                await self._wait_for_room()
+            finally:
+                self.put(payload)  # also when reading is stopped now: it was received
+            return
+        self._warn("the oldest are dropped")
+        oldest = self._take_oldest()
+        if oldest is not None:
+            self.put(payload)
+        self._give_up(payload if oldest is None else oldest)
+
+    def _freed(self) -> None:
+        """One payload less is held."""
+        self.pending -= 1
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        self._recorder.pending(self.pending)
+
+    def _give_up(self, payload: Payload) -> None:
+        self._recorder.dropped(payload.kind)
+        if self._on_drop:
+            try:
+                self._on_drop(payload, self._recorder.counts.dropped)
+            except Exception:
+                logger.exception("on_drop raised")
+
+    async def _wait_for_room(self) -> None:
+        self._warn("reading stops until there is room; the connector may drop events meanwhile")
+        started = time.monotonic()
+        try:
+            while self.pending >= self.limit:
+                self._room = asyncio.get_running_loop().create_future()
+                await self._room
+        finally:
+            self._room = None
+            self._recorder.paused(time.monotonic() - started)
+
+    def _warn(self, consequence: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("%d payloads are pending (max_pending): %s", self.limit, consequence)

@@ -1,0 +1,85 @@
+"""One run of a client, from the first connection to the end of its work."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, suppress
+
+from autoplay_rag.connector.hooks import ConnectionHooks
+from autoplay_rag.connector.overflow import BoundedSink
+from autoplay_rag.connector.stream import EventStream
+
+__all__ = ["Run"]
+
+
+class Run:
+    """Reads a stream into a sink, in a task of its own, until it is stopped or fails.
+
+    Made on the event loop it belongs to; `stop` may be called from any thread, also before
+    `start`.
+
+    Attributes:
+        stopping: Whether `stop` was called.
+        over: Whether all has ended.
+        error: What ended it; None for a stop.
+        ended: Set when it is over.
+        connected: Set while there is a connection, and when it is over.
+    """
+
+    def __init__(self, stream: EventStream, sink: BoundedSink, hooks: ConnectionHooks) -> None:
+        self.sink = sink
+        self.hooks = hooks
+        self.stopping = False
+        self.over = False
+        self.error: BaseException | None = None
+        self.ended = asyncio.Event()
+        self.connected = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+        self._stream = stream
+        self._reader: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        """Read no more. What was read is still worked on."""
+        self.stopping = True
+        with suppress(RuntimeError):  # the loop is closed: nothing runs any more
+            self.loop.call_soon_threadsafe(self._cancel_reader)
+
+    async def read(self) -> None:
+        """Read until `stop`, or until the sink wants no more.
+
+        Raises:
+            Exception: What ended the stream, if it was an error.
+        """
+        if self.stopping or self.sink.closed:
+            return
+        self._reader = self.loop.create_task(self._pump())
+        try:
+            await asyncio.wait({self._reader})
+        except asyncio.CancelledError:
+            self._reader.cancel()
+            await asyncio.wait({self._reader})
+            raise
+        if not self._reader.cancelled():
+            self._reader.result()
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Note that all has ended."""
+        self.over = True
+        self.error = error
+        self.connected.set()
+        self.ended.set()
+
+    async def _pump(self) -> None:
+        sink = self.sink
+        async with aclosing(aiter(self._stream)) as payloads:
+            async for payload in payloads:
+                if sink.pending < sink.limit:
+                    sink.put(payload)
+                else:
+                    await sink.put_when_full(payload)
+                if sink.closed:
+                    return
+
+    def _cancel_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()

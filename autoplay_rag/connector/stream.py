@@ -1,0 +1,199 @@
+"""A connector's stream as an async iterator of payloads, over any number of connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from typing import Final, Literal, TypeAlias
+
+import httpx
+from httpx_sse import ServerSentEvent
+
+from autoplay_rag.connector.backoff import Backoff, TransientError, classify
+from autoplay_rag.connector.connection import Endpoint, bare, display, open_events
+from autoplay_rag.connector.framing import EventGuard
+from autoplay_rag.connector.metrics import Recorder
+from autoplay_rag.errors import DecodeError, RetriesExhaustedError, UnknownPayloadError
+from autoplay_rag.payloads import Payload, decode
+
+__all__ = ["EventStream", "StreamState"]
+
+logger = logging.getLogger(__name__)
+
+StreamState: TypeAlias = Literal["idle", "connecting", "connected", "waiting"]
+
+_HEARTBEAT: Final = "heartbeat"
+_COMPLAIN_EVERY: Final = 60.0
+
+
+class EventStream:
+    """Connects, authenticates, reconnects and resumes; iterating gives the payloads.
+
+    One iteration at a time. It ends only by an error that no retry will change, or when the
+    iterator is closed or its task cancelled.
+
+    Args:
+        endpoint: Where and how to connect.
+        recorder: Counts.
+        initial_backoff_s: Seconds before the first reconnect.
+        max_backoff_s: The longest wait between attempts, unless the server asks for more.
+        max_retries: Failures in a row before giving up; None never does.
+        max_event_bytes: Larger events are skipped and counted.
+        http_client: Sends the requests and is not closed; by default each iteration opens its own.
+        on_connected: Called when a connection is made; must be quick.
+        on_lost: Called when a connection that was made has ended; must be quick.
+
+    Attributes:
+        state: "idle", "connecting", "connected", or "waiting" (for the next attempt).
+        last_event_at: Unix seconds of the last event, heartbeats included; None before the first.
+        last_event_id: The last id the server gave; "" if it gave none.
+        last_error: Why the last connection or attempt ended; None before the first such end.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        recorder: Recorder,
+        *,
+        initial_backoff_s: float = 1.0,
+        max_backoff_s: float = 30.0,
+        max_retries: int | None = None,
+        max_event_bytes: int = 8_388_608,
+        http_client: httpx.AsyncClient | None = None,
+        on_connected: Callable[[], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
+        self.state: StreamState = "idle"
+        self.last_event_at: float | None = None
+        self.last_event_id = ""
+        self.last_error: Exception | None = None
+        self._endpoint = endpoint
+        self._recorder = recorder
+        self._initial_backoff_s = initial_backoff_s
+        self._max_backoff_s = max_backoff_s
+        self._max_retries = max_retries
+        self._max_event_bytes = max_event_bytes
+        self._http_client = http_client
+        self._on_connected = on_connected
+        self._on_lost = on_lost
+        self._had_event = False
+        self._complaints = 0
+        self._complained_at = -_COMPLAIN_EVERY
+
+    async def __aiter__(self) -> AsyncGenerator[Payload, None]:
+        """The payloads, from all connections.
+
+        Raises:
+            ConnectorStatusError: If the connector refuses for good.
+            NotAnEventStreamError: If what answers is no event stream.
+            RedirectError: If it redirects to where the token must not go.
+            RetriesExhaustedError: If `max_retries` attempts in a row failed.
+        """
+        backoff = Backoff(self._initial_backoff_s, self._max_backoff_s)
+        owned = nullcontext(self._http_client) if self._http_client else httpx.AsyncClient()
+        try:
+            async with owned as http:
+                while True:
+                    try:
+                        async with self._connection(http, backoff) as events:
+                            async for event in events:
+                                payload = self._read(event, backoff)
+                                if payload is not None:
+                                    yield payload
+                        failure: Exception = TransientError("the connector closed the stream")
+                    except Exception as error:
+                        self.last_error = failure = bare(error)
+                        if classify(error) == "fatal":
+                            raise
+                    self.last_error = failure
+                    delay = self._next_delay(backoff, failure)
+                    self.state = "waiting"
+                    await asyncio.sleep(delay)
+        finally:
+            self.state = "idle"
+
+    @asynccontextmanager
+    async def _connection(
+        self, http: httpx.AsyncClient, backoff: Backoff
+    ) -> AsyncIterator[AsyncIterator[ServerSentEvent]]:
+        self.state = "connecting"
+        guard = EventGuard(self._max_event_bytes, self._oversize)
+        async with open_events(http, self._endpoint, guard, self.last_event_id) as events:
+            self.state = "connected"
+            self._had_event = False
+            started = time.monotonic()
+            logger.info("connected to %s", display(self._endpoint.url))
+            self._recorder.connected()
+            if self._on_connected:
+                self._on_connected()
+            try:
+                yield events
+            finally:
+                lasted = time.monotonic() - started
+                backoff.connection_ended(lasted=lasted, had_event=self._had_event)
+                if self._on_lost:
+                    self._on_lost()
+
+    def _read(self, event: ServerSentEvent, backoff: Backoff) -> Payload | None:
+        """The payload of an event; None for a heartbeat or what is none."""
+        self._had_event = True
+        self.last_event_at = time.time()
+        self.last_event_id = event.id
+        if event.retry is not None:
+            backoff.ask(event.retry)
+        data = event.data
+        if not data or event.event == _HEARTBEAT:
+            return None  # a block with only an id or a name comes as an event without data, too
+        try:
+            payload = decode(data, on_repair=self._repaired)
+        except UnknownPayloadError as error:
+            self._recorder.skipped("unknown_type")
+            logger.debug("skipped an event: %s", error)
+            return None
+        except DecodeError as error:
+            self._recorder.skipped("malformed")
+            self._complain(str(error))
+            return None
+        self._recorder.received(payload.kind)
+        return payload
+
+    def _oversize(self) -> None:
+        self._recorder.skipped("oversize")
+        self._complain(f"an event is larger than max_event_bytes={self._max_event_bytes}")
+
+    def _repaired(self, what: str) -> None:
+        self._recorder.repaired()
+        logger.debug("a value was given up: %s", what)
+
+    def _complain(self, about: str) -> None:
+        """Warn of what was skipped, at most once a minute: a broken sender sends much of it."""
+        self._complaints += 1
+        now = time.monotonic()
+        if now - self._complained_at >= _COMPLAIN_EVERY:
+            logger.warning("skipped %d event(s), lastly because %s", self._complaints, about)
+            self._complaints, self._complained_at = 0, now
+
+    def _next_delay(self, backoff: Backoff, failure: Exception) -> float:
+        name = display(self._endpoint.url)
+        if self._max_retries is not None and backoff.failures >= self._max_retries:
+            raise RetriesExhaustedError(
+                f"gave up on {name} after {backoff.failures + 1} failed attempts in a row "
+                f"(max_retries={self._max_retries}); the last: {_describe(failure)}"
+            ) from failure
+        asked = failure.retry_after if isinstance(failure, TransientError) else None
+        delay = backoff.next_delay(asked)
+        logger.warning(
+            "no stream from %s (%s); trying again in %.1f s", name, _describe(failure), delay
+        )
+        return delay
+
+
+def _describe(error: Exception) -> str:
+    """An error for a log line; many of httpx's have no text of their own."""
+    text = str(error)
+    if isinstance(error, TransientError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
