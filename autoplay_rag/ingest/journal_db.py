@@ -22,10 +22,21 @@ from autoplay_rag.ingest.chunks import Accepted
 from autoplay_rag.ingest.plan import Batch, Planner
 from autoplay_rag.payloads import Payload, decode
 
-__all__ = ["COUNTERS", "SCHEMA_VERSION", "DeadLetter", "Entry", "JournalDb", "Outcome", "letters"]
+__all__ = [
+    "COUNTERS",
+    "SCHEMA_VERSION",
+    "Action",
+    "DeadLetter",
+    "Entry",
+    "JournalDb",
+    "Outcome",
+    "letters",
+]
 
 Outcome = Literal["accepted", "duplicate", "filtered", "dead", "overflow"]
 Durability = Literal["normal", "full"]
+Action = Literal["retry", "discard"]
+"""What can be asked of dead letters."""
 
 APPLICATION_ID = 0x41505247
 """Marks the file as ours ("APRG"), so that another program's database is never touched."""
@@ -431,7 +442,7 @@ class JournalDb:
         self.counters["discarded"] += len(found)
         return len(found)
 
-    def take_requests(self) -> list[tuple[str, int | None]]:
+    def take_requests(self) -> list[tuple[Action, int | None]]:
         """What other processes asked for, (action, sequence number or None for all)."""
         rows = self._connection.execute("SELECT action, seq FROM requests ORDER BY id").fetchall()
         if rows:
@@ -458,6 +469,10 @@ class JournalDb:
             "SELECT seq, lane FROM queue WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
         )
         return rows.fetchall()
+
+    def count_waiting(self, up_to: int) -> int:
+        """How many payloads with numbers up to `up_to` are in the queue."""
+        return self._scalar("SELECT count(*) FROM queue WHERE seq <= ?", up_to)
 
     def last_numbers(self) -> tuple[int, int]:
         """The highest sequence number and the highest batch number ever given that are still here."""

@@ -1,0 +1,55 @@
+"""Dead letters, as the pipeline's owner handles them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from autoplay_rag.ingest.journal import Journal
+from autoplay_rag.ingest.journal_db import Action, DeadLetter
+
+__all__ = ["DeadLetters"]
+
+
+class DeadLetters:
+    """Payloads that could not be stored: each with the error, and stopping nobody.
+
+    Example:
+        >>> import asyncio
+        >>> from autoplay_rag import IngestPipeline
+        >>> from autoplay_rag.stores import MemoryStore
+        >>> async def main():
+        ...     async with IngestPipeline(store=MemoryStore()) as pipeline:
+        ...         for letter in await pipeline.dead_letters.list():
+        ...             print(letter.id, letter.error)
+        ...         return await pipeline.dead_letters.retry()
+        >>> asyncio.run(main())
+        0
+    """
+
+    def __init__(
+        self, journal: Journal, request: Callable[[Action, Sequence[int] | None], Awaitable[int]]
+    ) -> None:
+        self._journal = journal
+        self._request = request
+
+    async def list(self, limit: int = 1000) -> list[DeadLetter]:
+        """The dead letters, oldest first, at most `limit`."""
+        return await self._journal.do(lambda db: db.dead_letters(limit))
+
+    async def retry(self, *ids: int) -> int:
+        """Put dead letters back into the queue: those named, or all.
+
+        Letters of which `redact` left nothing cannot be retried; they stay.
+
+        Returns:
+            How many were put back.
+        """
+        return await self._request("retry", ids or None)
+
+    async def discard(self, *ids: int) -> int:
+        """Drop dead letters for good: those named, or all.
+
+        Returns:
+            How many were dropped.
+        """
+        return await self._request("discard", ids or None)

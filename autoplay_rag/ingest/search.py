@@ -1,0 +1,63 @@
+"""From a question to the chunks that answer it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from autoplay_rag.embedders.base import Embedder
+from autoplay_rag.stores.base import Filter, Hit, TextStore, VectorStore
+
+__all__ = ["LoopThread", "search_store"]
+
+T = TypeVar("T")
+
+
+async def search_store(
+    store: VectorStore | TextStore, embedder: Embedder | None, text: str, k: int, filter: Filter
+) -> list[Hit]:
+    """The `k` best hits for a question, best first.
+
+    What the store returns is held against the filter once more: a store that filters wrongly
+    must not show one person's session to another.
+
+    Raises:
+        ValueError: If the question is empty or `k` is below 1.
+        UnsupportedFilterError: If the store cannot translate the filter.
+    """
+    if not text.strip():
+        raise ValueError("the question is empty")
+    if k < 1:
+        raise ValueError(f"k is how many hits to return, at least 1, not {k}")
+    if isinstance(store, VectorStore):
+        assert embedder is not None
+        hits = await store.query(await embedder.embed_query(text), k, filter)
+    else:
+        hits = await store.search(text, k, filter)
+    return [hit for hit in hits if filter.matches(hit.metadata)]
+
+
+class LoopThread:
+    """An event loop in a thread of its own, for callers that have none or may not wait on theirs."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for a coroutine; from any thread but its own."""
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    def close(self) -> None:
+        """End the loop and its thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
