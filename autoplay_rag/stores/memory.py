@@ -65,7 +65,7 @@ class MemoryStore(VectorStore):
             StoreRejectedError: If the batch cannot be stored by any store.
             StoreMismatchError: If the store holds vectors of another dimension.
         """
-        if chunks or vectors:
+        if len(chunks) or len(vectors):
             await self._thread.run(self._table.upsert, chunks, vectors)
 
     async def query(self, vector: Vector, k: int, filter: Filter) -> list[Hit]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 __all__ = ["SerialThread"]
@@ -30,7 +31,8 @@ class SerialThread:
     """
 
     def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._name = name
+        self._new_executor()
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Await `work(*args, **kwargs)`.
@@ -38,4 +40,19 @@ class SerialThread:
         A cancelled caller leaves at once. Work that has begun goes on to its end, so that what
         it keeps is whole; work that has not begun is dropped.
         """
-        return await asyncio.wrap_future(self._executor.submit(work, *args, **kwargs))
+        return await asyncio.wrap_future(self._submit(work, *args, **kwargs))
+
+    async def finish(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Await `work(*args, **kwargs)`, which is done even if the caller is cancelled."""
+        future = asyncio.wrap_future(self._submit(work, *args, **kwargs))
+        return await asyncio.shield(future)
+
+    def _submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        if self._pid != os.getpid():
+            # A forked child inherits the executor, but not its thread.
+            self._new_executor()
+        return self._executor.submit(work, *args, **kwargs)
+
+    def _new_executor(self) -> None:
+        self._pid = os.getpid()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self._name)

@@ -1,0 +1,88 @@
+"""One Chroma worker to a folder: shared by all stores of this process, started anew if it dies."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+from autoplay_rag.errors import StoreRejectedError
+from autoplay_rag.stores.chroma_frames import Done, Found, Request, encode
+from autoplay_rag.stores.chroma_process import ChromaProcess
+from autoplay_rag.stores.serial import SerialThread
+
+__all__ = ["SharedWorker"]
+
+
+class SharedWorker:
+    """The worker of one folder and the one thread that talks to it.
+
+    Requests never overtake one another. The worker starts with the first of them.
+
+    Args:
+        folder: Absolute and resolved, so that one folder has one name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._users = 0
+        self._thread = SerialThread("autoplay-chroma-store")
+        self._process: ChromaProcess | None = None
+
+    @classmethod
+    def acquire(cls, folder: Path) -> SharedWorker:
+        """The worker of this folder. Whoever acquires it releases it."""
+        with _lock:
+            worker = _by_folder.get(folder)
+            if worker is None:
+                worker = _by_folder[folder] = cls(folder)
+            worker._users += 1
+            return worker
+
+    async def release(self) -> None:
+        """Give it back; with its last user it ends, after what was asked before."""
+        with _lock:
+            self._users -= 1
+        await self._thread.finish(self._end_if_unused)
+
+    async def ask(self, make_request: Callable[[], Request], patience: float) -> Done | Found:
+        """Have a request answered.
+
+        Args:
+            make_request: Makes the request, in the worker's thread: packing is work too.
+            patience: Seconds after which a silent worker is ended.
+
+        Raises:
+            MissingExtraError: If chromadb is not installed.
+            StoreLockedError: If another process uses the folder.
+            StoreMismatchError: If the collection holds another model's vectors.
+            StoreRejectedError: If Chroma will never take this.
+            StoreUnavailableError: If Chroma failed, or the worker died or did not answer.
+        """
+        return await self._thread.run(self._ask, make_request, patience)
+
+    def _ask(self, make_request: Callable[[], Request], patience: float) -> Done | Found:
+        try:
+            frame = encode(make_request())
+        except UnicodeEncodeError:
+            raise StoreRejectedError("an id or a filter holds a lone surrogate") from None
+        if self._process is None or not self._process.is_alive:
+            self._end()
+            self._process = ChromaProcess(self._folder, patience)
+        return self._process.ask(frame, patience)
+
+    def _end_if_unused(self) -> None:
+        with _lock:
+            unused = self._users == 0
+        if unused:
+            self._end()
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.end()
+            self._process = None
+
+
+_by_folder: weakref.WeakValueDictionary[Path, SharedWorker] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
