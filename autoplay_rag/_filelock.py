@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 __all__ = ["FileLock"]
+
+_ATTEMPTS = 3
+_ATTEMPT_SECONDS = 0.02
 
 
 class FileLock:
@@ -29,17 +33,31 @@ class FileLock:
         self._fd: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free; never waits."""
+        """Take the lock if it is free; hardly waits."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            _lock(fd)
-        except OSError:
-            os.close(fd)
-            return False
+        # Somebody who only asks `is_held` has it for a moment.
+        for attempt in range(_ATTEMPTS):
+            if _lock(fd):
+                break
+            if attempt == _ATTEMPTS - 1:
+                os.close(fd)
+                return False
+            time.sleep(_ATTEMPT_SECONDS)
         os.ftruncate(fd, 0)
         os.write(fd, str(os.getpid()).encode())
         self._fd = fd
         return True
+
+    def is_held(self) -> bool:
+        """Whether any process, this one included, has the lock."""
+        try:
+            fd = os.open(self.path, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            return not _lock(fd)
+        finally:
+            os.close(fd)
 
     def holder(self) -> str:
         """The process that wrote itself into the lock file, for messages."""
@@ -58,14 +76,23 @@ class FileLock:
 if sys.platform == "win32":  # pragma: no cover
     import msvcrt
 
-    def _lock(fd: int) -> None:
+    def _lock(fd: int) -> bool:
         # Windows locks bytes and forbids reading them: one far behind the text is locked.
         os.lseek(fd, 1 << 20, os.SEEK_SET)
-        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        os.lseek(fd, 0, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        finally:
+            os.lseek(fd, 0, os.SEEK_SET)
+        return True
 
 else:
     import fcntl
 
-    def _lock(fd: int) -> None:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _lock(fd: int) -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True

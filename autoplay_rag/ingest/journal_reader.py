@@ -1,0 +1,128 @@
+"""A journal seen from another process: what it says, and what may be asked of its owner."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoplay_rag._filelock import FileLock
+from autoplay_rag.errors import JournalError, JournalVersionError
+from autoplay_rag.ingest.journal_db import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    Action,
+    DeadLetter,
+    letters,
+)
+from autoplay_rag.ingest.ledger import Ledger
+
+__all__ = ["JournalReader", "JournalStatus"]
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStatus:
+    """How a journal stands.
+
+    Attributes:
+        ledger: Its durable counts.
+        queue_bytes: Bytes of payloads waiting or dead.
+        oldest_at: Unix seconds when the payload that waits longest came; None if none waits.
+        health: "ok", "overflow", or what keeps payloads from the store, as the owner last said.
+        running: Whether a pipeline has it open now.
+    """
+
+    ledger: Ledger
+    queue_bytes: int
+    oldest_at: float | None
+    health: str
+    running: bool
+
+
+class JournalReader:
+    """Reads a journal beside the pipeline that writes it.
+
+    Args:
+        path: The journal's file.
+
+    Raises:
+        JournalError: If there is no such journal.
+        JournalVersionError: If another version of this package wrote it.
+
+    Example:
+        >>> JournalReader("nowhere.db")
+        Traceback (most recent call last):
+        autoplay_rag.errors.JournalError: there is no journal at nowhere.db
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        if not self._path.is_file():
+            raise JournalError(f"there is no journal at {self._path}")
+        with self._connected() as connection:
+            application = connection.execute("PRAGMA application_id").fetchone()[0]
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if application != APPLICATION_ID:
+            raise JournalError(f"{self._path} is no journal of this package")
+        if version != SCHEMA_VERSION:
+            raise JournalVersionError(
+                f"the journal {self._path} has format {version}, this version reads {SCHEMA_VERSION}"
+            )
+
+    def status(self) -> JournalStatus:
+        """How the journal stands, as of its last commit."""
+        with self._connected() as connection:
+            connection.execute("BEGIN")  # one moment for all that is read
+            counters = dict(connection.execute("SELECT name, value FROM counters").fetchall())
+            size = connection.execute(
+                "SELECT (SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM queue)"
+                " + (SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM dead)"
+            ).fetchone()[0]
+            oldest = connection.execute(
+                "SELECT at FROM catalog WHERE key = (SELECT key FROM queue ORDER BY seq LIMIT 1)"
+            ).fetchone()
+            health = connection.execute("SELECT value FROM meta WHERE name = 'health'").fetchone()
+        return JournalStatus(
+            ledger=Ledger(**counters),
+            queue_bytes=size,
+            oldest_at=oldest[0] if oldest else None,
+            health=health[0] if health else "ok",
+            running=self._is_running(),
+        )
+
+    def dead_letters(self, limit: int = 1000) -> list[DeadLetter]:
+        """The dead letters, oldest first, at most `limit`."""
+        with self._connected() as connection:
+            return letters(connection, limit)
+
+    def ask(self, action: Action, ids: Sequence[int] | None) -> bool:
+        """Leave a request with the pipeline that owns the journal.
+
+        Args:
+            action: "retry" or "discard".
+            ids: Which dead letters; None for all.
+
+        Returns:
+            Whether a pipeline is running and will see to it within a second or two; otherwise
+            the next one does when it starts.
+        """
+        asked: list[int | None] = [*ids] if ids else [None]
+        with self._connected(write=True) as connection:
+            connection.executemany(
+                "INSERT INTO requests (action, seq) VALUES (?, ?)", [(action, seq) for seq in asked]
+            )
+        return self._is_running()
+
+    @contextmanager
+    def _connected(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+        uri = f"{self._path.resolve().as_uri()}?mode={'rw' if write else 'ro'}"
+        try:
+            with closing(sqlite3.connect(uri, uri=True, timeout=30.0)) as connection, connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {self._path} cannot be read: {error}") from error
+
+    def _is_running(self) -> bool:
+        return FileLock(self._path.with_name(self._path.name + ".lock")).is_held()
