@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -83,6 +85,15 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"Endpoint({display(self.url)!r})"
+
+    async def http_client(self) -> httpx.AsyncClient:
+        """A client for this endpoint; the caller closes it."""
+        if self.url.scheme == "https":
+            # Reading the trusted certificates takes tens of milliseconds.
+            context = await asyncio.to_thread(httpx.create_ssl_context)
+        else:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; trusts nobody
+        return httpx.AsyncClient(verify=context)
 
     def request(self, http: httpx.AsyncClient, url: httpx.URL, last_event_id: str) -> httpx.Request:
         """The request for the stream, resuming after `last_event_id` if there is one."""
@@ -210,20 +221,12 @@ def _redirect_target(url: httpx.URL, location: str) -> httpx.URL:
         raise RedirectError(f"{display(url)} redirects to something that is no URL") from None
     if not location:
         raise RedirectError(f"{display(url)} redirects, but does not say where to")
-    if not _same_origin(url, target):
+    if origin(target) != origin(url):
         raise RedirectError(
             f"{display(url)} redirects to another origin, {origin(target)}, which must not see the "
             "token; if that is right, give the client that address"
         )
     return target
-
-
-def _same_origin(url: httpx.URL, target: httpx.URL) -> bool:
-    """Same scheme, host and port; or the same host's step from http to https."""
-    if origin(url) == origin(target):
-        return True
-    upgrade = (url.scheme, target.scheme) == ("http", "https")
-    return upgrade and url.host == target.host and url.port is None and target.port is None
 
 
 def _refusal(response: httpx.Response) -> ConnectorStatusError:

@@ -68,10 +68,10 @@ class Dispatcher(BoundedSink):
         self._on_error = on_error
         self._concurrency = session_concurrency
         self._lanes: dict[str, _Lane] = {}
-        self._tasks: dict[asyncio.Task[None], tuple[_Lane | None, Payload]] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # by the payload's number
         # All that waits, oldest first, each number with its lane.
         self._waiting: OrderedDict[int, _Lane] = OrderedDict()
-        self._next_number = 0
+        self._number = 0
         self._idle: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -81,23 +81,19 @@ class Dispatcher(BoundedSink):
             self._recorder.skipped("no_callback")
             return
         self.pending += 1
-        self._recorder.pending(self.pending)
+        if self._recorder.observed:
+            self._recorder.pending(self.pending)
+        lane = None
         session_id = payload.session_id
-        if not session_id:
-            self._start(None, payload)
-            return
-        lane = self._lanes.get(session_id)
-        if lane is None:
-            lane = self._lanes[session_id] = _Lane(session_id)
-        if lane.running < self._concurrency:
+        if session_id:
+            lane = self._lanes.get(session_id)
+            if lane is None:
+                lane = self._lanes[session_id] = _Lane(session_id)
+            if lane.running >= self._concurrency:
+                self._wait(lane, payload)
+                return
             lane.running += 1
-            self._start(lane, payload)
-            return
-        if lane.waiting is None:
-            lane.waiting = deque()
-        self._next_number += 1
-        lane.waiting.append((self._next_number, payload))
-        self._waiting[self._next_number] = lane
+        self._start(lane, payload)
 
     def connection_made(self, gate: asyncio.Event | None) -> None:
         """Let payloads that start from now on wait for `gate`."""
@@ -130,26 +126,31 @@ class Dispatcher(BoundedSink):
         """
         while (payload := self._take_oldest()) is not None:
             self._give_up(payload)
-        for task in self._tasks:
+        running = dict(self._tasks)
+        for task in running.values():
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks), timeout=within)
+        if running:
+            await asyncio.wait(running.values(), timeout=within)
         return not self._tasks
 
-    def _start(self, lane: _Lane | None, payload: Payload) -> None:
-        task = self._loop.create_task(self._deliver(payload))
-        self._tasks[task] = lane, payload
-        task.add_done_callback(self._ended)
+    def _wait(self, lane: _Lane, payload: Payload) -> None:
+        if lane.waiting is None:
+            lane.waiting = deque()
+        self._number += 1
+        lane.waiting.append((self._number, payload))
+        self._waiting[self._number] = lane
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        lane, payload = self._tasks.pop(task)
-        if task.cancelled():
-            self._give_up(payload)
+    def _start(self, lane: _Lane | None, payload: Payload) -> None:
+        self._number = number = self._number + 1
+        self._tasks[number] = self._loop.create_task(self._deliver(number, lane, payload))
+
+    def _ended(self, number: int, lane: _Lane | None) -> None:
+        del self._tasks[number]
         if lane is not None:
             if lane.waiting:
-                number, following = lane.waiting.popleft()
-                del self._waiting[number]
-                self._start(lane, following)
+                waited, payload = lane.waiting.popleft()
+                del self._waiting[waited]
+                self._start(lane, payload)
             else:
                 lane.running -= 1
                 if not lane.running:
@@ -167,24 +168,36 @@ class Dispatcher(BoundedSink):
         self._freed()
         return payload
 
-    async def _deliver(self, payload: Payload) -> None:
-        if self._gate is not None:
-            await self._gate.wait()
-        callbacks = self._callbacks[payload.kind]
-        if len(callbacks) == 1:
-            well = await self._call(callbacks[0], payload)
-        else:
-            # Together, so that none waits for another; `_call` raises nothing of theirs.
-            well = all(await asyncio.gather(*(self._call(each, payload) for each in callbacks)))
-        if well:
-            self._recorder.delivered(payload.kind)
-        else:
-            self._recorder.failed()
+    async def _deliver(self, number: int, lane: _Lane | None, payload: Payload) -> None:
+        try:
+            if self._gate is not None:
+                await self._gate.wait()
+            callbacks = self._callbacks[payload.kind]
+            if len(callbacks) == 1:
+                well = await self._call(callbacks[0], payload)
+            else:
+                # Together, so that none waits for another; `_call` raises nothing of theirs.
+                well = all(await asyncio.gather(*(self._call(each, payload) for each in callbacks)))
+            if well:
+                self._recorder.delivered(payload.kind)
+            else:
+                self._recorder.failed()
+        except asyncio.CancelledError:
+            self._give_up(payload)
+            raise
+        finally:
+            self._ended(number, lane)
 
     async def _call(self, callback: Callback, payload: Payload) -> bool:
-        started = time.perf_counter() if self._recorder.observed else 0.0
         try:
-            await callback.call(payload)
+            if not self._recorder.observed:
+                await callback.call(payload)
+                return True
+            started = time.perf_counter()
+            try:
+                await callback.call(payload)
+            finally:
+                self._recorder.callback_seconds(time.perf_counter() - started)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -195,9 +208,6 @@ class Dispatcher(BoundedSink):
             await self._failed(callback, payload, error)
         else:
             return True
-        finally:
-            if self._recorder.observed:
-                self._recorder.callback_seconds(time.perf_counter() - started)
         return False
 
     async def _failed(self, callback: Callback, payload: Payload, error: BaseException) -> None:

@@ -46,6 +46,7 @@ class EventGuard:
         self._on_oversize = on_oversize
         self._limit = max_event_bytes
         self._held = bytearray()  # the start of an event whose end has not come
+        self._clean = False  # whether the next byte begins an event, and nothing else is open
         self._at_start = True
         self._after_cr = False
         self._skipping = False
@@ -57,18 +58,22 @@ class EventGuard:
         Returns:
             The events that are now complete, with LF line ends; often exactly `chunk`.
         """
+        if (
+            self._clean
+            and chunk.startswith(b"data:")
+            and chunk.find(b"\n") == len(chunk) - 2
+            and chunk.endswith(b"\n\n")
+            and b"\r" not in chunk
+            and len(chunk) <= self._limit
+        ):
+            return chunk  # one whole event of one line: nearly every chunk of a connector
         if self._at_start:
             chunk = self._without_bom(chunk)
         if self._after_cr or b"\r" in chunk:
             chunk = self._with_lf(chunk)
-        if (
-            not self._held
-            and not self._skipping
-            and len(chunk) <= self._limit
-            and chunk.endswith(b"\n\n")
-        ):
-            return _without_bad_retry(chunk)
-        return _without_bad_retry(self._assemble(chunk))
+        whole = self._assemble(chunk)
+        self._clean = not (self._held or self._skipping or self._after_cr or self._at_start)
+        return _without_bad_retry(whole)
 
     def _without_bom(self, chunk: bytes) -> bytes:
         start = bytes(self._held) + chunk

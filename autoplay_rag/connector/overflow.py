@@ -90,7 +90,8 @@ class BoundedSink(ABC):
         self.pending -= 1
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
-        self._recorder.pending(self.pending)
+        if self._recorder.observed:
+            self._recorder.pending(self.pending)
 
     def _give_up(self, payload: Payload) -> None:
         self._recorder.dropped(payload.kind)

@@ -93,9 +93,9 @@ class EventStream:
             RetriesExhaustedError: If `max_retries` attempts in a row failed.
         """
         backoff = Backoff(self._initial_backoff_s, self._max_backoff_s)
-        owned = nullcontext(self._http_client) if self._http_client else httpx.AsyncClient()
+        given = self._http_client
         try:
-            async with owned as http:
+            async with nullcontext(given) if given else await self._endpoint.http_client() as http:
                 while True:
                     try:
                         async with self._connection(http, backoff) as events:
