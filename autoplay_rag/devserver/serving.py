@@ -107,7 +107,8 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
         bound.setblocking(False)
-    except BaseException:
+    except OSError as error:
         bound.close()
-        raise
+        reason = f"cannot listen on {host}, port {port}: {error.strerror}"
+        raise OSError(error.errno, reason) from None
     return bound

@@ -1,0 +1,79 @@
+"""The command line put together, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from autoplay_rag.cli.connector import connector
+from autoplay_rag.cli.console import error, log_to_stderr
+from autoplay_rag.cli.demo import demo
+from autoplay_rag.cli.ingest import ingest
+from autoplay_rag.cli.journal import dead_letters, status
+from autoplay_rag.cli.search import search
+from autoplay_rag.cli.tail import tail
+from autoplay_rag.errors import AutoplayError, ConfigurationError, MissingExtraError
+
+__all__ = ["run"]
+
+FAILED, USAGE = 1, 2
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+for command in (demo, connector, ingest, search, tail, status):
+    app.command()(command)
+app.add_typer(dead_letters, name="dead-letters")
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    context: typer.Context,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print what happens inside, to standard error.")
+    ] = False,
+) -> None:
+    """What users are doing right now, in your vector store seconds later."""
+    log_to_stderr(verbose=verbose)
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
+        raise typer.Exit(USAGE)
+
+
+def run(args: list[str] | None = None) -> int:
+    """Carry out one command.
+
+    Args:
+        args: What stands after the command's name; by default the process's own.
+
+    Returns:
+        The exit code: 0 well, 1 failed, 2 usage. Whatever failed was said in one line.
+    """
+    try:
+        code = app(args, prog_name="autoplay-rag", standalone_mode=False)
+    except (KeyboardInterrupt, asyncio.CancelledError, typer.Abort):
+        error("interrupted")
+        return FAILED
+    except Exception as found:
+        explained = _explain(found)
+        if explained is None:
+            raise
+        error(explained[0])
+        return explained[1]
+    return code if isinstance(code, int) else 0
+
+
+def _explain(found: Exception) -> tuple[str, int] | None:
+    """What to say of an error and the exit code; None if it is a fault of this program."""
+    if isinstance(found, ConfigurationError) and not isinstance(found, MissingExtraError):
+        return str(found), USAGE
+    if isinstance(found, AutoplayError):
+        return str(found), FAILED
+    if isinstance(found, OSError):
+        about = f"{found.filename}: " if found.filename else ""
+        return about + (found.strerror or str(found) or type(found).__name__), FAILED
+    # The parser's own errors; which library they come from depends on Typer's version.
+    if (format_message := getattr(found, "format_message", None)) is not None:
+        return format_message(), getattr(found, "exit_code", USAGE)
+    return None

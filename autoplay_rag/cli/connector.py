@@ -1,0 +1,49 @@
+"""`autoplay-rag connector`: a connector on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoplay_rag.cli.console import note, say
+from autoplay_rag.cli.interrupts import Interrupts
+from autoplay_rag.devserver import LocalConnector
+
+__all__ = ["connector"]
+
+
+def connector(
+    recording: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl", help="What to replay; by default the samples of this package."
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Events a second; by default as fast as they are read.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="The bearer token to ask for; by default none is needed.")
+    ] = None,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Start over when the recording is over.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="The port; 0 takes any that is free.")] = 8765,
+) -> None:
+    """Serve a recording as the connector would, on this machine.
+
+    Every subscriber gets it from the beginning; Ctrl-C ends it.
+    """
+    asyncio.run(_serve(LocalConnector(recording, rate, token, loop=loop, port=port)))
+
+
+async def _serve(connector: LocalConnector) -> None:
+    over = asyncio.Event()
+    with Interrupts() as interrupts, interrupts.calling(over.set):
+        async with connector:
+            say(f"serving {connector.url}")
+            note("stop with Ctrl-C")
+            await over.wait()

@@ -1,0 +1,88 @@
+"""`autoplay-rag demo`: the whole way in one command, on this machine alone."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoplay_rag.cli.console import note, say
+from autoplay_rag.cli.interrupts import Interrupts
+from autoplay_rag.cli.progress import showing_progress
+from autoplay_rag.cli.search import hits_table
+from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.connector.recording import read_recording_lines
+from autoplay_rag.devserver import LocalConnector, questions, samples
+from autoplay_rag.embedders.local import LocalEmbedder
+from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.stores.chroma import ChromaStore
+
+__all__ = ["demo"]
+
+_RATE = 100.0
+"""Events a second: fast, and yet to be seen. It makes a minute of the samples 50 ms long."""
+_WINDOW_S = 0.5
+_IDLE_S = 1.0
+_SHOWN = 4
+_K = 5
+
+
+def demo(
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Keep the store here; by default it is thrown away."),
+    ] = None,
+) -> None:
+    """See it work: a live stream into Chroma, then questions; no key, no network."""
+    if folder is not None:
+        asyncio.run(_demo(folder))
+        note(f'ask more: autoplay-rag search "..." --store chroma:{folder}')
+    else:
+        with tempfile.TemporaryDirectory(
+            prefix="autoplay-rag-", ignore_cleanup_errors=True
+        ) as temporary:
+            asyncio.run(_demo(Path(temporary)))
+
+
+async def _demo(folder: Path) -> None:
+    total = sum(1 for _ in read_recording_lines(samples()))
+    say("A connector on this machine streams what people did in a made-up product. Their actions")
+    say("are gathered per session, embedded by the bundled model and kept in Chroma.")
+    began = time.monotonic()
+    with Interrupts():
+        async with (
+            LocalConnector(rate=_RATE) as connector,
+            IngestPipeline(
+                ChromaStore(folder), LocalEmbedder(), batch_window=_WINDOW_S
+            ) as pipeline,
+        ):
+            client = AsyncConnectorClient(connector.url)
+            async with showing_progress(pipeline, client, total=total):
+                ledger = await pipeline.ingest(client, idle_seconds=_IDLE_S)
+            say(
+                f"Stored {ledger.stored:,} of {total:,} events as {ledger.chunks:,} chunks in "
+                f"{time.monotonic() - began:.0f} s, with {ledger.embed_requests:,} embedding requests."
+            )
+            await _ask(pipeline)
+
+
+async def _ask(pipeline: IngestPipeline) -> None:
+    """Show what a few questions find, and say how many of all find what they should."""
+    asked = questions()
+    for question in asked[:: len(asked) // _SHOWN][:_SHOWN]:
+        say("")
+        hits_table(await pipeline.search(question.question, k=3), title=question.question)
+    first = found = 0
+    for question in asked:
+        sessions = [hit.session_id for hit in await pipeline.search(question.question, k=_K)]
+        first += question.session_id in sessions[:1]
+        found += question.session_id in sessions
+    say("")
+    say(
+        f"All {len(asked)} sample questions: the session that answers came first for {first}, "
+        f"among the first {_K} hits for {found}."
+    )

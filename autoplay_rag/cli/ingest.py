@@ -1,0 +1,93 @@
+"""`autoplay-rag ingest`: a stream into a vector store, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoplay_rag.cli.console import note, say
+from autoplay_rag.cli.interrupts import Interrupts
+from autoplay_rag.cli.options import (
+    DEFAULT_STORE,
+    EmbedderOption,
+    StoreOption,
+    TokenOption,
+    UrlArgument,
+    chroma_path,
+    make_embedder,
+    make_store,
+)
+from autoplay_rag.cli.progress import counts, showing_progress
+from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.ingest.ledger import Ledger
+from autoplay_rag.ingest.pipeline import IngestPipeline
+
+__all__ = ["default_journal", "ingest"]
+
+
+def ingest(
+    url: UrlArgument,
+    *,
+    token: TokenOption = "",
+    store: StoreOption = DEFAULT_STORE,
+    embedder: EmbedderOption = "local",
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where received payloads wait and are remembered; by default beside the store.",
+        ),
+    ] = None,
+    idle_seconds: Annotated[
+        float | None, typer.Option(help="End when nothing came for so long; by default never.")
+    ] = None,
+) -> None:
+    """Take a stream into a vector store.
+
+    Ctrl-C stops reading, stores what was received, and ends; a second Ctrl-C leaves at once, and
+    what is not stored yet waits in the journal for the next start.
+    """
+    journal = journal or default_journal(chroma_path(store))
+    client = AsyncConnectorClient(url, token)
+    pipeline = IngestPipeline(make_store(store), make_embedder(embedder), journal=journal)
+    ledger = asyncio.run(_ingest(pipeline, client, journal, idle_seconds))
+    if ledger.dead:
+        note(f"see the dead letters with: autoplay-rag dead-letters list {journal}")
+    if ledger.pending:
+        raise typer.Exit(1)
+
+
+def default_journal(store: Path) -> Path:
+    """The journal beside a store.
+
+    Example:
+        >>> default_journal(Path("data/chroma")).as_posix()
+        'data/chroma-journal.db'
+    """
+    return store.with_name(f"{store.name}-journal.db")
+
+
+async def _ingest(
+    pipeline: IngestPipeline,
+    client: AsyncConnectorClient,
+    journal: Path,
+    idle_seconds: float | None,
+) -> Ledger:
+    def stop() -> None:
+        note("storing what was received; Ctrl-C again leaves at once")
+        client.stop()
+
+    with Interrupts(f"left at once: what is not stored waits in {journal}") as interrupts:
+        note(f"journal: {journal}")
+        async with pipeline:
+            with interrupts.calling(stop):
+                try:
+                    async with showing_progress(pipeline, client):
+                        await pipeline.ingest(client, idle_seconds=idle_seconds)
+                finally:
+                    ledger = pipeline.ledger
+                    say(counts(ledger))
+    return ledger

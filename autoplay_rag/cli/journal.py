@@ -1,0 +1,100 @@
+"""`autoplay-rag status` and `dead-letters`: a journal, also while a pipeline writes it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoplay_rag.cli.console import clean, note, say, say_json, table
+from autoplay_rag.ingest.journal_db import COUNTERS, Action
+from autoplay_rag.ingest.journal_reader import JournalReader
+
+__all__ = ["dead_letters", "status"]
+
+JournalArgument = Annotated[
+    Path, typer.Argument(metavar="JOURNAL", help="The journal's file, as `ingest` names it.")
+]
+IdsArgument = Annotated[
+    list[int] | None, typer.Argument(metavar="ID...", help="As `dead-letters list` shows them.")
+]
+AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+dead_letters = typer.Typer(no_args_is_help=True)
+_LISTED = 10_000
+
+
+def status(journal: JournalArgument, json: JsonOption = False) -> None:
+    """Say how a journal stands: counts, what waits, and whether a pipeline runs."""
+    found = JournalReader(journal).status()
+    if json:
+        counters = {name: getattr(found.ledger, name) for name in COUNTERS}
+        rest = {"queue_bytes": found.queue_bytes, "oldest_at": found.oldest_at}
+        say_json({**counters, **rest, "health": found.health, "running": found.running})
+        return
+    for name in COUNTERS:
+        say(f"{name:<12}{getattr(found.ledger, name):>12,}")
+    say(f"{'queue bytes':<12}{found.queue_bytes:>12,}")
+    if found.oldest_at is not None:
+        say(f"waiting for {max(0.0, time.time() - found.oldest_at):,.0f} s")
+    say(f"pipeline    {'running' if found.running else 'not running'}, {clean(found.health)}")
+
+
+@dead_letters.callback()
+def _about() -> None:
+    """Show, retry or drop payloads that could not be stored."""
+
+
+@dead_letters.command("list")
+def list_(journal: JournalArgument, json: JsonOption = False) -> None:
+    """List dead letters, oldest first."""
+    letters = JournalReader(journal).dead_letters(_LISTED)
+    if json:
+        say_json(letters)
+    elif letters:
+        table(
+            ("id", "died at", "kind", "session", "error"),
+            [
+                (
+                    str(letter.id),
+                    time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter.died_at)),
+                    letter.kind,
+                    clean(letter.session_id or "-"),
+                    clean(letter.error),
+                )
+                for letter in letters
+            ],
+        )
+    else:
+        note("no dead letters")
+
+
+@dead_letters.command()
+def retry(journal: JournalArgument, ids: IdsArgument = None, all_: AllOption = False) -> None:
+    """Put dead letters back into the queue."""
+    _ask(journal, "retry", ids or [], all_=all_)
+
+
+@dead_letters.command()
+def discard(journal: JournalArgument, ids: IdsArgument = None, all_: AllOption = False) -> None:
+    """Drop dead letters for good."""
+    _ask(journal, "discard", ids or [], all_=all_)
+
+
+def _ask(journal: Path, action: Action, ids: list[int], *, all_: bool) -> None:
+    if bool(ids) == all_:
+        raise typer.BadParameter("name dead letters by their ids, or say --all")
+    reader = JournalReader(journal)
+    known = {letter.id for letter in reader.dead_letters(_LISTED)}
+    if unknown := [id_ for id_ in ids if id_ not in known]:
+        raise typer.BadParameter(f"no dead letter has id {', '.join(map(str, unknown))}")
+    if not known:
+        note("no dead letters")
+        return
+    running = reader.ask(action, None if all_ else ids)
+    count = len(known) if all_ else len(ids)
+    when = "now" if running else "when it starts next, since none is running"
+    say(f"{action} {count:,}: the pipeline will see to it {when}")

@@ -1,0 +1,75 @@
+"""Options that several commands have, and what their values mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoplay_rag.connector.client import TOKEN_VARIABLE
+from autoplay_rag.embedders.base import Embedder
+from autoplay_rag.stores.chroma import ChromaStore
+
+__all__ = [
+    "DEFAULT_STORE",
+    "EmbedderOption",
+    "StoreOption",
+    "TokenOption",
+    "UrlArgument",
+    "chroma_path",
+    "make_embedder",
+    "make_store",
+]
+
+DEFAULT_STORE = "chroma:./chroma"
+
+UrlArgument = Annotated[
+    str, typer.Argument(metavar="URL", help="The stream: https://.../stream/PRODUCT")
+]
+TokenOption = Annotated[
+    str, typer.Option(help=f"The product's token; by default what {TOKEN_VARIABLE} holds.")
+]
+StoreOption = Annotated[str, typer.Option(metavar="chroma:PATH", help="The vector store.")]
+EmbedderOption = Annotated[
+    str,
+    typer.Option(
+        metavar="local|openai:MODEL",
+        help="What turns text into vectors: the bundled model, or OpenAI's (OPENAI_API_KEY).",
+    ),
+]
+
+
+def chroma_path(store: str) -> Path:
+    """The folder in `chroma:PATH`.
+
+    Raises:
+        typer.BadParameter: If it is something else.
+    """
+    kind, _, path = store.partition(":")
+    if kind != "chroma" or not path:
+        raise typer.BadParameter(f"--store is chroma:PATH, not {store!r}")
+    return Path(path).expanduser()
+
+
+def make_store(store: str) -> ChromaStore:
+    """The store an option names."""
+    return ChromaStore(chroma_path(store))
+
+
+def make_embedder(embedder: str) -> Embedder:
+    """The embedder an option names.
+
+    Raises:
+        typer.BadParameter: If it names none.
+    """
+    kind, _, model = embedder.partition(":")
+    if embedder == "local":
+        from autoplay_rag.embedders.local import LocalEmbedder
+
+        return LocalEmbedder()
+    if kind == "openai":
+        from autoplay_rag.embedders.openai import OpenAIEmbedder
+
+        return OpenAIEmbedder(model) if model else OpenAIEmbedder()
+    raise typer.BadParameter(f"--embedder is local or openai:MODEL, not {embedder!r}")

@@ -1,0 +1,122 @@
+"""How an ingest goes, while it does: a live display, or a plain line now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from autoplay_rag.cli.console import clean, err, note
+from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.ingest.ledger import Ledger
+from autoplay_rag.ingest.pipeline import IngestPipeline
+
+__all__ = ["Meter", "counts", "showing_progress"]
+
+_REFRESH_S = 0.2
+_BAR_WIDTH = 60
+_PLAIN_EVERY_S = 5.0
+
+
+class Meter:
+    """How fast a count grows, over the last seconds (pure: time is an argument).
+
+    Args:
+        span: How many seconds back it looks.
+
+    Example:
+        >>> meter = Meter(5.0)
+        >>> [meter.rate(now, count) for now, count in ((0.0, 0), (1.0, 50), (2.0, 200))]
+        [0.0, 50.0, 100.0]
+    """
+
+    def __init__(self, span: float = 5.0) -> None:
+        self._span = span
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def rate(self, now: float, count: int) -> float:
+        """Note the count at a moment; returns how much it grew a second."""
+        self._seen.append((now, count))
+        while self._seen[0][0] < now - self._span:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return (count - before) / (now - since) if now > since else 0.0
+
+
+def counts(ledger: Ledger) -> str:
+    """A ledger in one line, without what is zero and unusual.
+
+    Example:
+        >>> counts(Ledger(received=1200, stored=1199, duplicate=1))
+        'received 1,200 · pending 0 · stored 1,199 · duplicate 1'
+    """
+    usual = ["received", "pending", "stored"]
+    unusual = ["duplicate", "filtered", "dead", "discarded", "overflow"]
+    shown = usual + [name for name in unusual if getattr(ledger, name)]
+    return " · ".join(f"{name} {getattr(ledger, name):,}" for name in shown)
+
+
+@asynccontextmanager
+async def showing_progress(
+    pipeline: IngestPipeline, client: AsyncConnectorClient, *, total: int | None = None
+) -> AsyncIterator[None]:
+    """Show how it goes until left; with `total` payloads expected, also as a bar."""
+    meter = Meter()
+
+    def line() -> str:
+        ledger = pipeline.ledger
+        rate = meter.rate(time.monotonic(), ledger.received)
+        return f"{counts(ledger)} · {rate:,.0f} events/s · lag {pipeline.lag:.1f} s"
+
+    if err.is_terminal:
+        watching = asyncio.create_task(_draw(pipeline, client, line, total))
+    else:
+        watching = asyncio.create_task(_print(line))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+
+async def _draw(
+    pipeline: IngestPipeline,
+    client: AsyncConnectorClient,
+    line: Callable[[], str],
+    total: int | None,
+) -> None:
+    spinner = Spinner("dots", style="cyan")
+
+    def drawn() -> Table:
+        ending = client.state in ("stopping", "stopped")
+        spinner.update(text=Text("storing what was received" if ending else client.state))
+        lines = Table.grid()
+        lines.add_row(spinner)
+        if total is not None:
+            lines.add_row(ProgressBar(total, pipeline.ledger.stored, width=_BAR_WIDTH))
+        lines.add_row(Text(line(), "bold"))
+        if trouble := pipeline.trouble:
+            lines.add_row(Text(clean(trouble), "yellow"))
+        return lines
+
+    with Live(drawn(), console=err, auto_refresh=False, transient=True) as live:
+        while True:
+            await asyncio.sleep(_REFRESH_S)
+            live.update(drawn(), refresh=True)
+
+
+async def _print(line: Callable[[], str]) -> None:
+    said = ""
+    while True:
+        await asyncio.sleep(_PLAIN_EVERY_S)
+        if said != (said := line()):
+            note(said)
