@@ -63,6 +63,8 @@ class Intake:
         if self._redact:
             try:
                 payload = self._redact(payload)
+                if not isinstance(payload, ActionsPayload | SummaryPayload | ChatTurn):
+                    raise TypeError("it returned no payload")  # noqa: TRY301 - as one that raises
                 body = _encode(payload)
             except Exception as failure:  # noqa: BLE001 - the user's own code
                 # Its message may quote what it was to remove.

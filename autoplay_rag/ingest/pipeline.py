@@ -32,6 +32,7 @@ from autoplay_rag.ingest.plan import Planner
 from autoplay_rag.ingest.render import render as default_render
 from autoplay_rag.ingest.search import LoopThread, search_store
 from autoplay_rag.ingest.stage import Limits
+from autoplay_rag.live import LiveSessions
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.stores.base import Filter, Hit, TextStore, VectorStore
 
@@ -104,6 +105,11 @@ class IngestPipeline:
             again.
         drain_timeout: Seconds that leaving the pipeline waits for what is pending.
         on_progress: Called with the ledger whenever payloads were stored.
+        live: Keeps what each session did just now, of what was selected, redacted and no
+            duplicate; one with its defaults if None.
+
+    Attributes:
+        live: See there.
 
     Example:
         >>> from autoplay_rag import ActionsPayload, SlimAction
@@ -139,6 +145,7 @@ class IngestPipeline:
         remembered_vectors: int = 2048,
         drain_timeout: float = 30.0,
         on_progress: Callable[[Ledger], None] | None = None,
+        live: LiveSessions | None = None,
     ) -> None:
         for name, value, least in (
             ("journal_max_bytes", journal_max_bytes, 1),
@@ -170,6 +177,7 @@ class IngestPipeline:
         self._remembered_vectors = remembered_vectors
         self._drain_timeout = drain_timeout
         self._on_progress = on_progress
+        self.live = LiveSessions() if live is None else live
         self._intake = Intake(select, redact)
         self._journal_args: dict[str, Any] = {
             "durability": durability,
@@ -429,6 +437,11 @@ class IngestPipeline:
     def _accepted(self, entry: Entry) -> None:
         self._batcher.add(entry.lane, entry.seq, asyncio.get_running_loop().time())
         self._delivery.wake()
+        if entry.payload is not None:
+            try:
+                self.live.add(entry.payload)
+            except Exception as error:  # noqa: BLE001 - a redacted payload may hold anything
+                _log.error("a payload is stored, but not shown live: %s", type(error).__name__)
 
     def _watch_overflow(self, future: asyncio.Future[Outcome]) -> None:
         overflow = (

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from autoplay_rag.payloads import ActionsPayload, Payload, SlimAction
 
-__all__ = ["render", "render_actions"]
+__all__ = ["action_line", "render", "render_actions"]
 
 
 def render(payloads: Sequence[Payload]) -> str:
@@ -30,14 +30,24 @@ def render_actions(actions: Sequence[SlimAction]) -> str:
     return "\n".join(lines) or "no actions"
 
 
+def action_line(action: SlimAction) -> str:
+    """What was done, in plain words; "" where nothing says it.
+
+    Example:
+        >>> action_line(SlimAction("Export", "User clicked Export"))
+        'clicked Export'
+    """
+    return (action.description or action.title or action.type).strip().removeprefix("User ")
+
+
 def _lines(actions: Sequence[SlimAction]) -> Iterable[str]:
     site = None
     for action in actions:
         found = _site(action.canonical_url or action.raw_url)
         if found and found != site:
             yield (site := found)
-        line = (action.description or action.title or action.type).strip()
-        yield from (line.removeprefix("User "),) if line else ()
+        if line := action_line(action):
+            yield line
 
 
 def _site(url: str) -> str:

@@ -1,0 +1,373 @@
+"""What each session did just now, in bounded memory.
+
+Fed by a pipeline (`IngestPipeline.live`) or by a client alone; read wherever an answer should
+know what the person who asks was doing. Nothing here waits, and time is injected.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.ingest.render import action_line
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
+
+__all__ = ["LiveEvent", "LiveSession", "LiveSessions"]
+
+_TEXT_LENGTH = 1_000
+"""Characters kept of one event: one endless description must not fill the memory."""
+
+
+class LiveEvent(NamedTuple):
+    """One thing that happened in a session.
+
+    Attributes:
+        at: Unix seconds. When it came in; of the actions that came together only the last,
+            and those before it as much earlier as their own times say.
+        kind: "actions", "summary" or "chat".
+        text: What happened, in words. Untrusted: it holds what pages and people wrote.
+        url: The page; "" where there is none.
+    """
+
+    at: float
+    kind: str
+    text: str
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSession:
+    """What one session did, as it was when asked for.
+
+    Attributes:
+        product_id: The product.
+        session_id: The visit.
+        user_id: The person; None until known.
+        conversation_id: The chat thread; None until linked.
+        events: What happened, oldest first.
+        seen_at: When this was asked for, in Unix seconds.
+    """
+
+    product_id: str
+    session_id: str
+    user_id: str | None
+    conversation_id: str | None
+    events: tuple[LiveEvent, ...]
+    seen_at: float
+
+    def last(
+        self,
+        *,
+        seconds: float | None = None,
+        events: int | None = None,
+        kinds: Collection[str] = ("actions", "summary", "chat"),
+    ) -> LiveSession:
+        """The same session with its latest events alone.
+
+        Args:
+            seconds: Only events not older than this; None for all.
+            events: At most so many, the newest; None for all.
+            kinds: Only events of these kinds.
+        """
+        since = float("-inf") if seconds is None else self.seen_at - seconds
+        kept = tuple(e for e in self.events if e.at >= since and e.kind in kinds)
+        if events is not None:
+            kept = kept[len(kept) - events :] if 0 < events < len(kept) else kept * (events > 0)
+        return replace(self, events=kept)
+
+    def render(self, max_chars: int = 2000) -> str:
+        """The events as text, a line each, oldest first; "" if there are none.
+
+        Where not all fit, the newest stay. The text is untrusted, as `LiveEvent.text` is: mark
+        it as data before a language model reads it.
+
+        Args:
+            max_chars: The most characters.
+
+        Example:
+            >>> clicks = (LiveEvent(95.0, "actions", "clicked Export", "https://a.test/reports"),)
+            >>> LiveSession("acme", "s1", "u1", None, clicks, seen_at=100.0).render()
+            '5 s ago: clicked Export (https://a.test/reports)'
+        """
+        lines: deque[str] = deque()
+        room = max_chars
+        for event in reversed(self.events):
+            line = _line(event, self.seen_at)
+            if len(line) > room:
+                if not lines:
+                    lines.append(_clipped(line, room))
+                break
+            lines.appendleft(line)
+            room -= len(line) + 1
+        return "\n".join(lines)
+
+
+class _Entry:
+    __slots__ = ("conversation_id", "events", "last", "user_id")
+
+    def __init__(self, max_actions: int) -> None:
+        self.events: deque[LiveEvent] = deque(maxlen=max_actions)
+        self.user_id: str | None = None
+        self.conversation_id: str | None = None
+        self.last = 0.0
+
+
+_Key = tuple[str, str]
+_Index = dict[tuple[str, str], OrderedDict[_Key, None]]
+
+
+class LiveSessions:
+    """Keeps what each session did just now: the latest sessions, their latest actions.
+
+    `add` may be called on the event loop: it takes microseconds. All methods may be called from
+    any thread. Payloads without a session id belong to nobody and are passed over.
+
+    A session that changes hands starts anew: once another `user_id` comes under the same session
+    id, nothing of the first person is left to be shown as the second's.
+
+    Args:
+        max_sessions: The most sessions; those silent for longest go first.
+        max_actions: The most actions of one session, summaries and chat turns included.
+        max_age: Seconds after which an action is forgotten.
+        clock: Gives the time in Unix seconds.
+
+    Raises:
+        ConfigurationError: If a bound is not above 0.
+
+    Example:
+        >>> from autoplay_rag.payloads import SlimAction
+        >>> live = LiveSessions()
+        >>> live.add(ActionsPayload("acme", "s1", "u1", actions=[SlimAction("Export")]))
+        >>> live.get(user_id="u1").events[0].text
+        'Export'
+    """
+
+    def __init__(
+        self,
+        *,
+        max_sessions: int = 1_000,
+        max_actions: int = 100,
+        max_age: float = 3_600.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        for name, value in (
+            ("max_sessions", max_sessions),
+            ("max_actions", max_actions),
+            ("max_age", max_age),
+        ):
+            if not value > 0:
+                raise ConfigurationError(f"{name} must be above 0, not {value!r}")
+        self._max_sessions = max_sessions
+        self._max_actions = max_actions
+        self._max_age = max_age
+        self._clock = clock
+        self._lock = threading.Lock()
+        # Both in the order of the last sign of life, the latest at the end.
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        self._index: _Index = {}
+
+    def __len__(self) -> int:
+        """The number of sessions kept."""
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"<LiveSessions of {len(self)} sessions>"
+
+    def add(self, payload: Payload) -> None:
+        """Take in a payload of any kind."""
+        if not payload.session_id:
+            return
+        now = self._clock()
+        key = (payload.product_id, payload.session_id)
+        with self._lock:
+            entry = self._entry(key, payload)
+            entry.last = now
+            entry.events.extend(_events(payload, now, self._max_actions))
+            self._forget(now)
+
+    async def on_actions(self, payload: ActionsPayload) -> None:
+        """As `add`: fits `AsyncConnectorClient.on_actions`."""
+        self.add(payload)
+
+    async def on_summary(self, payload: SummaryPayload) -> None:
+        """As `add`: fits `AsyncConnectorClient.on_summary`."""
+        self.add(payload)
+
+    def get(
+        self,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        conversation_id: str | None = None,
+        product_id: str | None = None,
+    ) -> LiveSession | None:
+        """The session to which all ids given belong; of several the one active last.
+
+        Args:
+            session_id: The visit.
+            user_id: The person.
+            conversation_id: The chat thread.
+            product_id: The product; None for any.
+
+        Returns:
+            The session; None if nothing is known, or if the ids do not belong together. A
+            session whose person is not known yet belongs to no `user_id`.
+
+        Raises:
+            ConfigurationError: If none of the first three ids is given.
+        """
+        wanted = {
+            "session_id": session_id,
+            "user_id": user_id,
+            "conversation_id": conversation_id,
+        }
+        given = [(name, value) for name, value in wanted.items() if value is not None]
+        if not given:
+            raise ConfigurationError("get() needs a session_id, a user_id or a conversation_id")
+        now = self._clock()
+        with self._lock:
+            for key in reversed(self._index.get(given[0], ())):
+                if product_id not in (None, key[0]):
+                    continue
+                if all(key in self._index.get(pair, ()) for pair in given[1:]):
+                    found = self._snapshot(key, now)
+                    return found if found.events else None
+        return None
+
+    def sessions(self) -> list[LiveSession]:
+        """All sessions with something to show, the one active last first."""
+        now = self._clock()
+        with self._lock:
+            found = [self._snapshot(key, now) for key in reversed(self._entries)]
+        return [session for session in found if session.events]
+
+    def render(self, max_chars: int = 2000) -> str:
+        """What everyone is doing, as text: each session under its id, the one active last first.
+
+        Args:
+            max_chars: The most characters; sessions that do not fit are left out.
+        """
+        parts: list[str] = []
+        room = max_chars
+        for session in self.sessions():
+            heading = f"Session {_one_line(session.session_id)}"
+            space = room - len(heading) - 1
+            if space <= 0:
+                break
+            parts.append(f"{heading}\n{session.render(space)}")
+            room -= len(parts[-1]) + 2
+        return "\n\n".join(parts)
+
+    def _entry(self, key: _Key, payload: Payload) -> _Entry:
+        user_id, conversation_id = _identity(payload)
+        entry = self._entries.get(key)
+        if entry is not None and user_id and entry.user_id not in (None, user_id):
+            self._drop(key)
+            entry = None
+        if entry is None:
+            entry = self._entries[key] = _Entry(self._max_actions)
+        if conversation_id and conversation_id != entry.conversation_id:
+            self._unlink(("conversation_id", entry.conversation_id), key)
+            entry.conversation_id = conversation_id
+        entry.user_id = user_id or entry.user_id
+        self._entries.move_to_end(key)
+        for pair in _pairs(key, entry):
+            keys = self._index.setdefault(pair, OrderedDict())
+            keys[key] = None
+            keys.move_to_end(key)
+        return entry
+
+    def _forget(self, now: float) -> None:
+        """Let go of sessions that are too many or have been silent for too long."""
+        while self._entries:
+            key = next(iter(self._entries))
+            if (
+                len(self._entries) <= self._max_sessions
+                and self._entries[key].last >= now - self._max_age
+            ):
+                return
+            self._drop(key)
+
+    def _drop(self, key: _Key) -> None:
+        for pair in _pairs(key, self._entries.pop(key)):
+            self._unlink(pair, key)
+
+    def _unlink(self, pair: tuple[str, str | None], key: _Key) -> None:
+        name, value = pair
+        keys = self._index.get((name, value)) if value else None
+        if value and keys:
+            keys.pop(key, None)
+            if not keys:
+                del self._index[name, value]
+
+    def _snapshot(self, key: _Key, now: float) -> LiveSession:
+        entry = self._entries[key]
+        since = now - self._max_age
+        events = tuple(event for event in entry.events if event.at >= since)
+        return LiveSession(*key, entry.user_id, entry.conversation_id, events, now)
+
+
+def _pairs(key: _Key, entry: _Entry) -> Iterator[tuple[str, str]]:
+    yield ("session_id", key[1])
+    if entry.user_id:
+        yield ("user_id", entry.user_id)
+    if entry.conversation_id:
+        yield ("conversation_id", entry.conversation_id)
+
+
+def _identity(payload: Payload) -> tuple[str | None, str | None]:
+    """Person and chat thread, where a payload or one of its actions names them."""
+    if isinstance(payload, SummaryPayload):
+        return None, None
+    user_id, conversation_id = payload.user_id, payload.conversation_id
+    if isinstance(payload, ActionsPayload):
+        user_id = user_id or next((a.user_id for a in payload.actions if a.user_id), None)
+        conversation_id = conversation_id or next(
+            (a.conversation_id for a in payload.actions if a.conversation_id), None
+        )
+    return user_id or None, conversation_id or None
+
+
+def _events(payload: Payload, now: float, most: int) -> Iterator[LiveEvent]:
+    if isinstance(payload, SummaryPayload):
+        if payload.summary.strip():
+            yield LiveEvent(now, payload.kind, payload.summary[:_TEXT_LENGTH])
+    elif isinstance(payload, ChatTurn):
+        half = _TEXT_LENGTH // 2
+        question, answer = payload.question[:half], payload.answer[:half]
+        yield LiveEvent(now, payload.kind, f"asked: {question} — was answered: {answer}")
+    elif actions := payload.actions[-most:]:
+        # The clocks of browsers are wrong, and a replayed recording is old: only the distances
+        # between a payload's actions are taken from them.
+        newest = max(action.timestamp_start for action in actions)
+        for action in actions:
+            before = newest - action.timestamp_start if action.timestamp_start else 0.0
+            if text := action_line(action):
+                url = action.canonical_url[:_TEXT_LENGTH]
+                yield LiveEvent(now - before, payload.kind, text[:_TEXT_LENGTH], url)
+
+
+def _line(event: LiveEvent, now: float) -> str:
+    line = f"{_age(now - event.at)} ago: {_one_line(event.text)}"
+    return f"{line} ({_one_line(event.url)})" if event.url else line
+
+
+def _one_line(text: str) -> str:
+    """Text that cannot pass for lines of ours."""
+    return " ".join(text.split())
+
+
+def _age(seconds: float) -> str:
+    if seconds < 90:  # noqa: PLR2004 - the usual way to say it
+        return f"{max(0, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{round(minutes / 60)} h"  # noqa: PLR2004
+
+
+def _clipped(line: str, length: int) -> str:
+    return line if len(line) <= length else line[: max(0, length - 1)] + "…" * (length > 0)

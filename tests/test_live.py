@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.live import LiveEvent, LiveSession, LiveSessions
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SlimAction, SummaryPayload
+from autoplay_rag.stores import MemoryStore
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def clicks(
+    *texts: str,
+    session: str | None = "s1",
+    user: str | None = "u1",
+    product: str = "acme",
+    conversation: str | None = None,
+    at: float = 0.0,
+) -> ActionsPayload:
+    actions = [
+        SlimAction(text, f"User {text}", "https://app.test/:id", i, "click", at + i if at else 0.0)
+        for i, text in enumerate(texts)
+    ]
+    return ActionsPayload(
+        product, session, user, None, actions, len(actions), at, conversation_id=conversation
+    )
+
+
+def texts(session: LiveSession | None) -> list[str]:
+    assert session is not None
+    return [event.text for event in session.events]
+
+
+def test_a_session_is_found_by_each_of_its_ids(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("opened reports", conversation="c1"))
+    for ids in ({"session_id": "s1"}, {"user_id": "u1"}, {"conversation_id": "c1"}):
+        assert texts(live.get(**ids)) == ["opened reports"]
+        assert texts(live.get(**ids, product_id="acme")) == ["opened reports"]
+        assert live.get(**ids, product_id="other") is None
+    assert live.get(session_id="s2") is None
+
+
+def test_ids_that_do_not_belong_together_find_nothing(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("a", session="s1", user="u1"))
+    live.add(clicks("b", session="s2", user="u2"))
+    live.add(clicks("c", session="s3", user=None))
+    assert texts(live.get(session_id="s1", user_id="u1")) == ["a"]
+    assert live.get(session_id="s1", user_id="u2") is None
+    assert live.get(session_id="s3", user_id="u1") is None, "its person is not known"
+
+
+def test_asking_for_nobody_is_an_error(clock: Clock) -> None:
+    with pytest.raises(ConfigurationError, match="needs a session_id"):
+        LiveSessions(clock=clock).get(product_id="acme")
+
+
+@pytest.mark.parametrize("name", ["max_sessions", "max_actions", "max_age"])
+def test_bounds_must_be_above_0(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        LiveSessions(**{name: 0})
+
+
+def test_of_several_sessions_the_one_active_last_is_found(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("first", session="s1"))
+    live.add(clicks("second", session="s2"))
+    live.add(clicks("third", session="s1"))
+    found = live.get(user_id="u1")
+    assert found is not None
+    assert found.session_id == "s1"
+    assert [session.session_id for session in live.sessions()] == ["s1", "s2"]
+
+
+def test_the_same_session_id_in_two_products_is_two_sessions(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("here", product="acme"))
+    live.add(clicks("there", product="other"))
+    assert texts(live.get(session_id="s1", product_id="acme")) == ["here"]
+    assert texts(live.get(session_id="s1", product_id="other")) == ["there"]
+
+
+def test_a_visit_that_is_identified_later_is_found_by_its_person(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("anonymous", user=None))
+    assert live.get(user_id="u1") is None
+    live.add(clicks("known"))
+    assert texts(live.get(user_id="u1")) == ["anonymous", "known"]
+
+
+def test_an_action_can_name_the_person(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    payload = clicks("a", user=None)
+    payload.actions[0].user_id = "u7"
+    payload.actions[0].conversation_id = "c7"
+    live.add(payload)
+    assert texts(live.get(user_id="u7", conversation_id="c7")) == ["a"]
+
+
+def test_a_session_that_changes_hands_starts_anew(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("hers", user="u1", conversation="c1"))
+    live.add(clicks("his", user="u2"))
+    assert texts(live.get(session_id="s1")) == ["his"]
+    assert live.get(user_id="u1") is None
+    assert live.get(conversation_id="c1") is None
+
+
+def test_a_new_conversation_takes_the_place_of_the_old(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("a", conversation="c1"))
+    live.add(clicks("b", conversation="c2"))
+    assert live.get(conversation_id="c1") is None
+    assert texts(live.get(conversation_id="c2")) == ["a", "b"]
+
+
+def test_sessions_without_an_id_are_passed_over(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("a", session=None))
+    assert len(live) == 0
+
+
+def test_summaries_and_chat_turns_stand_in_their_session(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("opened reports"))
+    live.add(SummaryPayload("acme", "s1", "Looked at reports.", 1))
+    live.add(SummaryPayload("acme", "s1", " "))
+    live.add(ChatTurn("acme", "s1", "u1", "c1", "Where is export?", "Under Reports."))
+    session = live.get(conversation_id="c1")
+    assert session is not None
+    assert [event.kind for event in session.events] == ["actions", "summary", "chat"]
+    assert session.events[2].text == "asked: Where is export? — was answered: Under Reports."
+
+
+async def test_it_takes_what_a_client_calls_back_with(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    await live.on_actions(clicks("a"))
+    await live.on_summary(SummaryPayload("acme", "s1", "b"))
+    assert texts(live.get(session_id="s1")) == ["a", "b"]
+
+
+# -- bounds ------------------------------------------------------------------------------------
+
+
+def test_only_the_latest_sessions_stay(clock: Clock) -> None:
+    live = LiveSessions(max_sessions=2, clock=clock)
+    for name in ("s1", "s2", "s1", "s3"):
+        live.add(clicks(name, session=name, user=f"u-{name}"))
+    assert [session.session_id for session in live.sessions()] == ["s3", "s1"]
+    assert live.get(user_id="u-s2") is None
+
+
+def test_only_the_latest_actions_stay(clock: Clock) -> None:
+    live = LiveSessions(max_actions=3, clock=clock)
+    live.add(clicks("a"))
+    live.add(clicks("b", "c", "d", "e"))
+    assert texts(live.get(session_id="s1")) == ["c", "d", "e"]
+
+
+def test_what_is_too_old_is_forgotten(clock: Clock) -> None:
+    live = LiveSessions(max_age=60, clock=clock)
+    live.add(clicks("early"))
+    clock.now += 40
+    live.add(clicks("late"))
+    clock.now += 40
+    assert texts(live.get(session_id="s1")) == ["late"]
+    clock.now += 40
+    assert live.get(session_id="s1") is None
+    assert live.sessions() == []
+    live.add(clicks("other", session="s2"))
+    assert len(live) == 1, "the silent session's memory is free again"
+
+
+def test_one_endless_text_does_not_fill_the_memory(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    payload = clicks("x" * 10_000_000)
+    payload.actions[0].canonical_url = "https://app.test/" + "y" * 10_000_000
+    live.add(payload)
+    live.add(SummaryPayload("acme", "s1", "x" * 10_000_000))
+    live.add(ChatTurn("acme", "s1", question="x" * 10_000_000, answer="y" * 10_000_000))
+    session = live.get(session_id="s1")
+    assert session is not None
+    assert max(len(event.text) + len(event.url) for event in session.events) < 3_000
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abcd"),
+            st.sampled_from(["u1", "u2", None]),
+            st.sampled_from(["c1", "c2", None]),
+            st.floats(0, 100),
+        ),
+        max_size=60,
+    )
+)
+def test_the_index_knows_the_sessions_and_nothing_else(
+    steps: list[tuple[str, str | None, str | None, float]],
+) -> None:
+    clock = Clock()
+    live = LiveSessions(max_sessions=3, max_actions=4, max_age=150, clock=clock)
+    for session, user, conversation, wait in steps:
+        clock.now += wait
+        live.add(clicks("did", session=session, user=user, conversation=conversation))
+        kept = live.sessions()
+        assert len(live) <= 3
+        assert all(len(s.events) <= 4 for s in kept)
+        for found in kept:
+            ids = {"session_id": found.session_id}
+            ids |= {"user_id": found.user_id} if found.user_id else {}
+            ids |= {"conversation_id": found.conversation_id} if found.conversation_id else {}
+            assert live.get(**ids) == found
+    clock.now += 1000
+    live.add(clicks("last", session="z", user=None))
+    assert list(live._index) == [("session_id", "z")]
+
+
+def test_it_may_be_read_from_another_thread_meanwhile(clock: Clock) -> None:
+    live = LiveSessions(max_sessions=20, clock=clock)
+    stop = threading.Event()
+    failed: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                live.sessions()
+                live.get(user_id="u1")
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion below
+            failed.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(3_000):
+        live.add(clicks("a", session=f"s{number % 40}", user=f"u{number % 3}"))
+    stop.set()
+    reader.join()
+    assert failed == []
+
+
+# -- times -------------------------------------------------------------------------------------
+
+
+def test_a_replayed_recording_happens_now_with_its_own_distances(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("a", "b", "c", at=1_600_000_000.0))
+    session = live.get(session_id="s1")
+    assert session is not None
+    assert [event.at - clock.now for event in session.events] == [-2, -1, 0]
+
+
+def test_actions_without_times_happened_when_they_came(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("a", "b"))
+    session = live.get(session_id="s1")
+    assert session is not None
+    assert [event.at for event in session.events] == [clock.now, clock.now]
+
+
+# -- text --------------------------------------------------------------------------------------
+
+
+def session_of(*events: LiveEvent, seen_at: float = 100.0) -> LiveSession:
+    return LiveSession("acme", "s1", "u1", None, events, seen_at)
+
+
+def test_render_tells_what_happened_when_and_where() -> None:
+    session = session_of(
+        LiveEvent(100.0, "actions", "opened Reports", "https://app.test/reports"),
+        LiveEvent(880.0, "actions", "clicked  Export\nnow"),
+        seen_at=925.0,
+    )
+    assert session.render() == (
+        "14 min ago: opened Reports (https://app.test/reports)\n45 s ago: clicked Export now"
+    )
+    old = session_of(LiveEvent(0.0, "actions", "left"), seen_at=3 * 3600)
+    assert old.render() == "3 h ago: left"
+
+
+def test_render_keeps_the_newest_that_fit() -> None:
+    session = session_of(*(LiveEvent(100.0, "actions", f"did {n:02}") for n in range(50)))
+    assert session.render(35) == "0 s ago: did 48\n0 s ago: did 49"
+    assert session.render(5) == "0 s …"
+    assert session.render(0) == ""
+    assert session_of().render() == ""
+
+
+@given(st.lists(st.text(max_size=40), max_size=10), st.integers(0, 200))
+def test_render_never_exceeds_its_length(found: list[str], length: int) -> None:
+    session = session_of(*(LiveEvent(50.0, "actions", text, text) for text in found))
+    rendered = session.render(length)
+    assert len(rendered) <= length
+    assert len(rendered.splitlines()) <= len(found), "no text passes for several lines"
+    live = LiveSessions(clock=Clock())
+    for number, text in enumerate(found):
+        live.add(clicks(text or "x", session=f"s{number}"))
+    assert len(live.render(length)) <= length
+
+
+def test_last_narrows_by_age_number_and_kind() -> None:
+    session = session_of(
+        LiveEvent(10.0, "actions", "a"),
+        LiveEvent(80.0, "chat", "b"),
+        LiveEvent(90.0, "actions", "c"),
+    )
+    assert texts(session.last(seconds=30)) == ["b", "c"]
+    assert texts(session.last(kinds=("actions",))) == ["a", "c"]
+    assert texts(session.last(events=2)) == ["b", "c"]
+    assert texts(session.last(events=5)) == ["a", "b", "c"]
+    assert texts(session.last(events=0)) == []
+    assert texts(session.last(seconds=30, events=1, kinds=("chat",))) == ["b"]
+
+
+def test_render_of_all_puts_each_session_under_its_id(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("a", session="s1"))
+    live.add(clicks("b", session="s2"))
+    assert live.render() == (
+        "Session s2\n0 s ago: b (https://app.test/:id)\n\n"
+        "Session s1\n0 s ago: a (https://app.test/:id)"
+    )
+    assert repr(live) == "<LiveSessions of 2 sessions>"
+
+
+# -- in the pipeline ---------------------------------------------------------------------------
+
+
+class OneVector:
+    model = "one-vector"
+
+    async def embed(self, texts: list[str]) -> list[list[float]]:
+        return [[1.0, 0.0] for _ in texts]
+
+
+async def test_the_pipeline_shows_what_it_accepted_redacted_and_once() -> None:
+    def redact(payload: Payload) -> Payload:
+        if not isinstance(payload, ActionsPayload):
+            return payload
+        redacted = ActionsPayload.from_dict(payload.to_dict())
+        for action in redacted.actions:
+            action.description = action.description.replace("secret", "***")
+        return redacted
+
+    async with IngestPipeline(
+        MemoryStore(),
+        OneVector(),
+        select=lambda payload: payload.session_id != "bot",
+        redact=redact,
+    ) as pipeline:
+        first = clicks("typed secret", at=100.0)
+        await pipeline.on_actions(first)
+        await pipeline.on_actions(first)
+        await pipeline.on_actions(clicks("crawled", session="bot"))
+        await pipeline.on_chat(ChatTurn("acme", "s1", question="What now?", answer="Save."))
+        assert texts(pipeline.live.get(session_id="s1")) == [
+            "typed ***",
+            "asked: What now? — was answered: Save.",
+        ]
+        assert pipeline.live.get(session_id="bot") is None
+
+
+async def test_the_pipeline_takes_sessions_made_elsewhere(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    async with IngestPipeline(MemoryStore(), OneVector(), live=live) as pipeline:
+        await pipeline.on_actions(clicks("a"))
+        assert pipeline.live is live
+    assert texts(live.get(session_id="s1")) == ["a"]
+
+
+async def test_what_cannot_be_shown_is_stored_all_the_same() -> None:
+    def redact(payload: ActionsPayload) -> ActionsPayload:
+        payload.actions[0].timestamp_start = None
+        return payload
+
+    async with IngestPipeline(MemoryStore(), OneVector(), redact=redact) as pipeline:
+        await pipeline.on_actions(clicks("a", "b", at=5.0))
+        await pipeline.drain()
+        assert pipeline.ledger.stored == 1
+
+
+async def test_a_redact_that_returns_no_payload_makes_a_dead_letter() -> None:
+    async with IngestPipeline(MemoryStore(), OneVector(), redact=lambda _: None) as pipeline:
+        await pipeline.on_actions(clicks("a"))
+        assert pipeline.ledger.dead == 1
