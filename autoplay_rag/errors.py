@@ -117,14 +117,16 @@ class ConnectorError(AutoplayError):
 class ConnectorStatusError(ConnectorError, httpx.HTTPStatusError):
     """The connector refused in a way that no retry will change.
 
-    Its `request` is a copy without headers, so that no token travels with the error.
+    Its `request` is a copy without headers, userinfo and query, so that no secret travels with
+    the error.
 
     Attributes:
         status_code: The HTTP status.
     """
 
     def __init__(self, message: str, *, response: httpx.Response) -> None:
-        request = httpx.Request(response.request.method, response.request.url)
+        url = response.request.url.copy_with(userinfo=b"", query=None, fragment=None)
+        request = httpx.Request(response.request.method, url)
         bare = httpx.Response(response.status_code, request=request)
         super().__init__(message, request=request, response=bare)
         self.status_code = response.status_code

@@ -117,18 +117,18 @@ class EventGuard:
         while start < len(chunk):
             end = self._end_of_event(chunk, start)
             piece = chunk[start : end or len(chunk)]
-            if self._skipping or len(self._held) + len(piece) > self._limit:
-                if not self._skipping:
-                    self._on_oversize()
-                self._held.clear()
+            if self._skipping:
                 self._skipping = not end
-                self._line_open = not piece.endswith(b"\n")
-            elif end:
-                whole += self._held
-                whole += piece
-                self._held.clear()
             else:
                 self._hold(piece)
+                if len(self._held) > self._limit:
+                    self._on_oversize()
+                    self._held.clear()
+                    self._skipping = not end
+                elif end:
+                    whole += self._held
+                    self._held.clear()
+            self._line_open = not piece.endswith(b"\n")
             start = end or len(chunk)
         return bytes(whole)
 
@@ -143,11 +143,12 @@ class EventGuard:
 
     def _hold(self, piece: bytes) -> None:
         self._held += piece
-        # Comments that keep a connection alive must not add up while no event comes.
-        while b"\n" in piece and self._held.startswith(b":"):
+        # Comments keep a connection alive: they must not add up while no event comes.
+        while self._held.startswith(b":"):
             end = self._held.find(b"\n") + 1
             if not end:
-                break
+                del self._held[1:]  # that it is a comment is all that matters of this line
+                return
             del self._held[:end]
 
 

@@ -1,0 +1,130 @@
+import random
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoplay_rag.connector.backoff import (
+    LONGEST_WAIT,
+    Backoff,
+    TransientError,
+    classify,
+    parse_retry_after,
+)
+from autoplay_rag.errors import AuthenticationError, NotAnEventStreamError
+
+
+@pytest.mark.parametrize(
+    ("outcome", "verdict"),
+    [
+        (200, "stream"),
+        *((status, "redirect") for status in (301, 302, 303, 307, 308)),
+        *((status, "retry") for status in (408, 425, 429, 500, 502, 503, 504, 529, 599)),
+        *((status, "fatal") for status in (204, 206, 304, 400, 401, 403, 404, 405, 410, 422)),
+        (httpx.ConnectError("refused"), "retry"),
+        (httpx.ReadTimeout("silent"), "retry"),
+        (httpx.RemoteProtocolError("cut"), "retry"),
+        (ConnectionResetError(), "retry"),
+        (TransientError("closed"), "retry"),
+        (httpx.LocalProtocolError("our own request"), "fatal"),
+        (httpx.UnsupportedProtocol("gopher"), "fatal"),
+        (NotAnEventStreamError("html"), "fatal"),
+        (RuntimeError("a bug"), "fatal"),
+    ],
+)
+def test_what_is_retried(outcome, verdict):
+    assert classify(outcome) == verdict
+
+
+def test_a_refusal_is_fatal():
+    response = httpx.Response(401, request=httpx.Request("GET", "http://a.test/"))
+    assert classify(AuthenticationError("no", response=response)) == "fatal"
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("", None),
+        ("7", 7.0),
+        (" 0 ", 0.0),
+        ("9" * 5000, LONGEST_WAIT),
+        ("301", LONGEST_WAIT),
+        ("-3", None),
+        ("1.5", None),
+        ("٣", None),
+        ("soon", None),
+        ("Thu, 01 Jan 1970 00:01:40 GMT", 90.0),
+        ("Thu, 01 Jan 1970 00:01:40", 90.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_WAIT),
+        ("Fri, 99 Dec 9999 23:59:59 GMT", None),
+    ],
+)
+def test_retry_after(header, seconds):
+    assert parse_retry_after(header, now=10.0) == seconds
+
+
+@given(st.text())
+def test_no_retry_after_header_can_do_harm(header):
+    seconds = parse_retry_after(header, now=1e9)
+    assert seconds is None or 0 <= seconds <= LONGEST_WAIT
+
+
+@given(st.integers(), st.integers(1, 200))
+def test_delays_double_up_to_the_maximum_and_are_spread(seed, attempts):
+    backoff = Backoff(1.0, 30.0, random_source=random.Random(seed))
+    for attempt in range(attempts):
+        whole = min(30.0, 2.0**attempt)
+        assert 0.75 * whole <= backoff.next_delay() <= whole
+    assert backoff.failures == attempts
+
+
+def test_two_clients_do_not_come_back_together():
+    assert len({Backoff(1.0, 30.0).next_delay() for _ in range(20)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("lasted", "had_event", "starts_anew"),
+    [(5.0, True, True), (4.9, True, False), (3600.0, False, False)],
+)
+def test_only_a_connection_that_proved_itself_starts_anew(lasted, had_event, starts_anew):
+    backoff = Backoff(1.0, 30.0)
+    for _ in range(4):
+        backoff.next_delay()
+    backoff.connection_ended(lasted=lasted, had_event=had_event)
+    assert backoff.failures == (0 if starts_anew else 4)
+
+
+def test_a_server_may_ask_for_more():
+    backoff = Backoff(1.0, 30.0)
+    assert 7.0 <= backoff.next_delay(retry_after=7.0) <= 7.7
+    assert 0.75 * 2 <= backoff.next_delay(retry_after=0.0) <= 2.0
+
+
+def test_the_retry_field_is_the_wait_after_a_connection_that_worked():
+    backoff = Backoff(1.0, 30.0)
+    backoff.ask(100)
+    assert 0.1 <= backoff.next_delay() <= 0.11
+    assert 0.75 * 2 <= backoff.next_delay() <= 2.0  # but not one after a failure
+
+
+def test_the_retry_field_is_never_undercut():
+    backoff = Backoff(1.0, 30.0)
+    backoff.ask(45_000)
+    assert all(45.0 <= backoff.next_delay() <= 49.5 for _ in range(10))
+
+
+@pytest.mark.parametrize("milliseconds", [10**9, 10**400])
+def test_an_absurd_retry_field_is_capped(milliseconds):
+    backoff = Backoff(1.0, 30.0)
+    backoff.ask(milliseconds)
+    assert LONGEST_WAIT <= backoff.next_delay() <= 1.1 * LONGEST_WAIT
+
+
+def test_retry_zero_does_not_hammer():
+    backoff = Backoff(1.0, 30.0)
+    backoff.ask(0)
+    assert backoff.next_delay() == 0.0
+    assert backoff.next_delay() >= 1.5
