@@ -15,6 +15,9 @@
     │   ├── RedirectError                        a redirect the token must not follow
     │   └── RetriesExhaustedError (RuntimeError)
     ├── ClientStateError (RuntimeError)          a client used in the wrong order
+    ├── WebhookError (ValueError)
+    │   ├── SignatureError                       a delivery that is not signed with the secret
+    │   └── BodyTooLargeError                    a delivery over `max_body_bytes`
     ├── EmbedderError
     │   ├── EmbedderUnavailableError             an outage: the same request may pass later
     │   └── EmbedderRejectedError (ValueError)   this input will never pass
@@ -42,6 +45,7 @@ import httpx
 __all__ = [
     "AuthenticationError",
     "AutoplayError",
+    "BodyTooLargeError",
     "ClientStateError",
     "ConfigurationError",
     "ConnectorError",
@@ -64,6 +68,7 @@ __all__ = [
     "RecordingError",
     "RedirectError",
     "RetriesExhaustedError",
+    "SignatureError",
     "StoreError",
     "StoreLockedError",
     "StoreMismatchError",
@@ -71,6 +76,7 @@ __all__ = [
     "StoreUnavailableError",
     "UnknownPayloadError",
     "UnsupportedFilterError",
+    "WebhookError",
 ]
 
 
@@ -158,6 +164,21 @@ class RetriesExhaustedError(ConnectorError, RuntimeError):
 
 class ClientStateError(AutoplayError, RuntimeError):
     """A client used in the wrong order, such as two runs at once."""
+
+
+class WebhookError(AutoplayError, ValueError):
+    """A delivery of push mode that is refused."""
+
+
+class SignatureError(WebhookError):
+    """A delivery that is not signed with the secret; answer it with 401."""
+
+
+class BodyTooLargeError(WebhookError):
+    """A delivery over `max_body_bytes`; answer it with 413."""
+
+    def __init__(self, max_body_bytes: int) -> None:
+        super().__init__(f"the body is larger than max_body_bytes={max_body_bytes}")
 
 
 class EmbedderError(AutoplayError):

@@ -57,6 +57,18 @@ class Callback:
     def __repr__(self) -> str:
         return getattr(self._fn, "__qualname__", None) or type(self._fn).__name__
 
+    def call_now(self, *args: Any) -> None:
+        """Call it here and wait for its end, for those who have no event loop.
+
+        Raises:
+            ConfigurationError: If it is `async def`, or hands back something to await.
+        """
+        result = self._fn(*args)
+        if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()  # it will never run, and need not be warned of
+            raise ConfigurationError(f"{self!r} is async, and nothing here can await it")
+
     async def _call_in_thread(self, *args: Any) -> Any:
         result = await self._threads.run(self._fn, *args)
         # A plain function may hand back a coroutine: `lambda payload: store.add(payload)`.
