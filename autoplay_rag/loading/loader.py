@@ -1,0 +1,242 @@
+"""PayloadLoader: a stream or a recording as texts with ids and metadata."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import warnings
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from contextlib import aclosing
+from typing import Any, Literal, TypeAlias, get_args
+
+from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.ingest.chunks import Render, is_empty
+from autoplay_rag.ingest.identity import payload_key
+from autoplay_rag.ingest.render import render as default_render
+from autoplay_rag.loading.bridge import iterate
+from autoplay_rag.loading.grouping import SessionGroups
+from autoplay_rag.loading.limits import Limits
+from autoplay_rag.loading.pauses import with_pauses
+from autoplay_rag.loading.sources import Source
+from autoplay_rag.loading.texts import Keyed, LoadedText, TextMaker
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
+
+__all__ = ["GroupBy", "PayloadLoader"]
+
+_log = logging.getLogger(__name__)
+
+GroupBy: TypeAlias = Literal["payload", "session"]
+"""What makes one text."""
+
+_KINDS = frozenset(("actions", "summary", "chat"))
+
+
+class PayloadLoader:
+    """Gives what a connector streams, or a recording holds, as texts with ids and metadata.
+
+    It may be used any number of times, also at once: each use has a connection of its own. The
+    stream is read at network speed however slow the consumer is; what waits for it is bounded,
+    and what was given up is counted in `dropped`.
+
+    Args:
+        source: A `LiveSource` or a `RecordingSource`.
+        limits: When a load is over; by default never.
+        group_by: "payload" gives each payload at once. "session" gives a session's payloads as
+            one text: on its summary, when it is idle, or at the end.
+        session_idle_seconds: Seconds of silence after which a session is given; in a recording
+            by its own times.
+        include: The kinds of payload to give: "actions", "summary", "chat".
+        max_chars: The most characters of one text; longer ones come in pieces.
+        redact: Gives a payload as it may be kept, a changed copy. If it raises, the payload is
+            left out and that is logged.
+        render: Makes the text from payloads of one session; the pipeline's own if None.
+        include_email: Whether addresses stand in the metadata.
+
+    Raises:
+        ConfigurationError: If an argument can never work.
+
+    Example:
+        >>> from autoplay_rag.devserver import samples
+        >>> from autoplay_rag.loading import RecordingSource
+        >>> loader = PayloadLoader(RecordingSource(samples()), limits=Limits(max_documents=2))
+        >>> [text.metadata["kind"] for text in loader.iterate()]
+        ['actions', 'actions']
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        limits: Limits | None = None,
+        group_by: GroupBy = "payload",
+        session_idle_seconds: float = 60.0,
+        include: Collection[str] = ("actions", "summary"),
+        max_chars: int = 2000,
+        redact: Callable[[Any], Payload] | None = None,
+        render: Render | None = None,
+        include_email: bool = False,
+    ) -> None:
+        for name, value in (
+            ("session_idle_seconds", session_idle_seconds),
+            ("max_chars", max_chars),
+        ):
+            if not value > 0:
+                raise ConfigurationError(f"{name} must be above 0, not {value!r}")
+        if group_by not in get_args(GroupBy):
+            raise ConfigurationError(f'group_by is "payload" or "session", not {group_by!r}')
+        kinds = frozenset((include,) if isinstance(include, str) else include)
+        if not kinds or not kinds <= _KINDS:
+            raise ConfigurationError(
+                f"include takes one or more of {sorted(_KINDS)}, not {sorted(kinds)}"
+            )
+        self._source = source
+        self._limits = limits or Limits()
+        self._group_by = group_by
+        self._session_idle = session_idle_seconds
+        self._include = kinds
+        self._redact = redact
+        self._maker = TextMaker(render or default_render, max_chars, include_email, source.name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._source!r})"
+
+    @property
+    def dropped(self) -> int:
+        """How many payloads were given up because a consumer was slow."""
+        return self._source.dropped
+
+    async def stream(self, limits: Limits | None = None) -> AsyncGenerator[LoadedText, None]:
+        """The texts as they come; for ever where there is no limit.
+
+        Leaving the loop early closes the connection when the generator is closed;
+        `contextlib.aclosing` does that at once.
+
+        Args:
+            limits: Take the place of the loader's own.
+
+        Raises:
+            ConnectorError: One of its kinds, if the connector refuses for good.
+            OSError: If a recording cannot be read.
+        """
+        limits = limits or self._limits
+        left = limits.max_documents
+        async with aclosing(self._source.stream(limits)) as payloads:
+            by_session = self._group_by == "session"
+            groups = self._sessions(payloads) if by_session else self._singles(payloads)
+            async with aclosing(groups):
+                async for group in groups:
+                    for text in self._texts(group):
+                        yield text
+                        if left is not None:
+                            left -= 1
+                            if not left:
+                                return
+
+    def iterate(self, limits: Limits | None = None) -> Generator[LoadedText, None, None]:
+        """As `stream` for code that is not asynchronous, from any thread, inside a loop or not.
+
+        The thread and the connection behind it are gone when the iterator ends, is closed or is
+        no longer referred to.
+        """
+        return iterate(lambda: self.stream(limits), "autoplay-loader")
+
+    def load(self, limits: Limits | None = None, *, stacklevel: int = 1) -> list[LoadedText]:
+        """All texts until a limit is reached, as a list.
+
+        Args:
+            limits: Take the place of the loader's own.
+            stacklevel: For the warning of an empty load: how many callers up it is shown.
+
+        Raises:
+            ConfigurationError: If the source is live and there is no limit.
+            ConnectorError: As `stream`.
+        """
+        self._require_end(limits)
+        started = time.monotonic()
+        found = list(self.iterate(limits))
+        self._warn_if_empty(found, started, stacklevel + 1)
+        return found
+
+    async def aload(self, limits: Limits | None = None, *, stacklevel: int = 1) -> list[LoadedText]:
+        """As `load`."""
+        self._require_end(limits)
+        started = time.monotonic()
+        async with aclosing(self.stream(limits)) as texts:
+            found = [text async for text in texts]
+        self._warn_if_empty(found, started, stacklevel + 1)
+        return found
+
+    def _require_end(self, limits: Limits | None) -> None:
+        if self._source.live and not (limits or self._limits):
+            raise ConfigurationError(
+                "a live stream never ends, so this would never return: give max_documents, "
+                "max_seconds or idle_seconds, or take documents as they come with the lazy methods"
+            )
+
+    def _warn_if_empty(self, found: Sequence[object], started: float, stacklevel: int) -> None:
+        if found:
+            return
+        kinds = " or ".join(sorted(self._include))
+        if self._source.live:
+            message = (
+                f"listened to {self._source.name} for {time.monotonic() - started:.1f} s and got "
+                f"no {kinds} payload. The connector sends no history, only what users do while "
+                "somebody listens: listen for longer, or use the product meanwhile"
+            )
+        else:
+            message = f"{self._source.name} holds no {kinds} payload with something in it"
+        warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
+
+    async def _singles(
+        self, payloads: AsyncGenerator[Payload, None]
+    ) -> AsyncGenerator[list[Keyed], None]:
+        async for payload in payloads:
+            if (kept := self._kept(payload)) is not None:
+                yield [kept]
+
+    async def _sessions(
+        self, payloads: AsyncGenerator[Payload, None]
+    ) -> AsyncGenerator[Sequence[Keyed], None]:
+        live = self._source.live
+        loop = asyncio.get_running_loop()
+        groups = SessionGroups(self._session_idle)
+        now = 0.0
+        timed: AsyncGenerator[Payload | None, None] = (
+            with_pauses(payloads, groups.next_due) if live else payloads
+        )
+        async with aclosing(timed):
+            async for payload in timed:
+                # A recording has its own time.
+                now = loop.time() if live or payload is None else max(now, payload.forwarded_at)
+                for group in groups.due(now):
+                    yield group
+                if payload is not None:
+                    for group in groups.add(payload, self._kept(payload), now):
+                        yield group
+        for group in groups.rest():
+            yield group
+
+    def _texts(self, group: Sequence[Keyed]) -> Sequence[LoadedText]:
+        try:
+            return list(self._maker.texts(group))
+        except Exception as error:  # noqa: BLE001 - `render` is the user's own code
+            _log.error("render failed (%s); a text was left out", type(error).__name__)
+            return ()
+
+    def _kept(self, payload: Payload) -> Keyed | None:
+        """A payload as it may be given; None if it is not wanted."""
+        if payload.kind not in self._include or is_empty(payload):
+            return None
+        key = payload_key(payload)
+        if self._redact is None:
+            return key, payload
+        try:
+            redacted = self._redact(payload)
+            if not isinstance(redacted, ActionsPayload | SummaryPayload | ChatTurn):
+                raise TypeError("it returned no payload")  # noqa: TRY301 - as one that raises
+        except Exception as error:  # noqa: BLE001 - the user's own code
+            # Its message may quote what it was to remove.
+            _log.error("redact failed (%s); a payload was left out", type(error).__name__)
+            return None
+        return (key, redacted)

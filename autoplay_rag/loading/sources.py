@@ -1,0 +1,147 @@
+"""Where a loader's payloads come from: the wire, or a file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from itertools import islice
+from typing import Any, Protocol
+
+import httpx
+
+from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.connector.connection import display
+from autoplay_rag.connector.recording import read_recording
+from autoplay_rag.errors import RecordingError
+from autoplay_rag.loading.limits import Limits
+from autoplay_rag.payloads import Payload
+
+__all__ = ["LiveSource", "RecordingSource", "Source"]
+
+_log = logging.getLogger(__name__)
+_LOT = 128
+
+
+class Source(Protocol):
+    """Gives payloads, to any number of readers.
+
+    Attributes:
+        name: Stands in the documents' metadata.
+        live: Whether it goes on for ever, and in real time.
+        dropped: How many payloads were given up because a consumer was slow.
+    """
+
+    name: str
+    live: bool
+    dropped: int
+
+    def stream(self, limits: Limits) -> AsyncGenerator[Payload, None]:
+        """The payloads, within the limits of time."""
+
+
+class LiveSource(Source):
+    """A connector's stream, read at network speed. Each reader has a connection of its own.
+
+    Args:
+        url: The stream's address.
+        token: The product's token; by default what `AUTOPLAY_APP_UNKEY_TOKEN` holds. It stands in
+            no repr and no pickle: what was unpickled takes it from the environment.
+        max_pending: The most payloads that wait for a slow consumer; then the oldest go.
+        on_drop: Called on the event loop with a payload given up and the total so far.
+        options: What else `AsyncConnectorClient` takes, such as `max_retries`.
+
+    Raises:
+        ConfigurationError: If an argument can never work.
+    """
+
+    live = True
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        max_pending: int = 10_000,
+        on_drop: Callable[[Payload, int], Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self._url = url
+        self._token = token or ""
+        self._on_drop = on_drop
+        self._max_pending = max_pending
+        self._options = options
+        self.dropped = 0
+        self._client()  # what cannot work is told at once
+        self.name = display(httpx.URL(url))
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_token": ""}
+
+    async def stream(self, limits: Limits) -> AsyncGenerator[Payload, None]:
+        """As in `Source`."""
+        left = False
+
+        def on_drop(payload: Payload, total: int) -> None:
+            if not left:  # what waits when the consumer leaves was not given up for slowness
+                self.dropped += 1
+                if self._on_drop:
+                    self._on_drop(payload, total)
+
+        client = self._client(on_drop=on_drop)
+        payloads = client.stream(seconds=limits.max_seconds, idle=limits.idle_seconds)
+        async with aclosing(payloads):
+            try:
+                async for payload in payloads:
+                    yield payload
+            finally:
+                left = True
+
+    def _client(
+        self, on_drop: Callable[[Payload, int], None] | None = None
+    ) -> AsyncConnectorClient:
+        return AsyncConnectorClient(
+            self._url,
+            self._token,
+            max_pending=self._max_pending,
+            overflow="drop_oldest",
+            on_drop=on_drop,
+            **self._options,
+        )
+
+
+class RecordingSource(Source):
+    """A file of JSON Lines. Lines that cannot be read are logged and skipped.
+
+    Args:
+        path: The file.
+    """
+
+    live = False
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        self.dropped = 0
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+    async def stream(self, limits: Limits) -> AsyncGenerator[Payload, None]:
+        """As in `Source`."""
+        loop = asyncio.get_running_loop()
+        end = None if limits.max_seconds is None else loop.time() + limits.max_seconds
+        payloads = read_recording(self.name, on_error=_skipped)
+        while lot := await asyncio.to_thread(lambda: list(islice(payloads, _LOT))):
+            for payload in lot:
+                yield payload
+            if end is not None and loop.time() >= end:
+                return
+
+
+def _skipped(error: RecordingError) -> None:
+    _log.warning("skipped a line of a recording: %s", error)

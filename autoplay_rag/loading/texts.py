@@ -1,0 +1,84 @@
+"""From payloads that belong together to texts with ids and metadata. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from autoplay_rag.ingest.chunks import Render, metadata_of
+from autoplay_rag.ingest.identity import chunk_id
+from autoplay_rag.payloads import Payload
+
+__all__ = ["Keyed", "LoadedText", "TextMaker", "pieces"]
+
+Keyed = tuple[str, Payload]
+"""A payload behind its key, which was taken before anything was redacted."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedText:
+    """What becomes one document.
+
+    Attributes:
+        id: Deterministic: the same payloads give the same id.
+        text: The pipeline's text form; never empty.
+        metadata: Flat, as of a `Chunk`; besides `chunk_id` (the id once more, for text splitters
+            drop ids) and `source` (the stream's URL without secrets, or the recording's path).
+    """
+
+    id: str
+    text: str
+    metadata: dict[str, str | int | float]
+
+
+@dataclass(frozen=True, slots=True)
+class TextMaker:
+    """How payloads become texts.
+
+    Attributes:
+        render: Makes the text.
+        max_chars: The most characters of one text; longer ones come in pieces.
+        include_email: Whether a person's address stands in the metadata.
+        source: Where the payloads are from.
+    """
+
+    render: Render
+    max_chars: int
+    include_email: bool
+    source: str
+
+    def texts(self, group: Sequence[Keyed]) -> Iterator[LoadedText]:
+        """The texts of payloads that belong together: one, or several pieces of one.
+
+        The first has the id that the pipeline gives to a chunk beginning with the same payload,
+        the following ones `{id}-1`, `{id}-2`, ...
+        """
+        key, first = group[0]
+        payloads = [payload for _, payload in group]
+        metadata = metadata_of(payloads, include_email=self.include_email)
+        for part, text in enumerate(pieces(self.render(payloads), self.max_chars)):
+            name = chunk_id(first, key, part)
+            yield LoadedText(name, text, {**metadata, "chunk_id": name, "source": self.source})
+
+
+def pieces(text: str, max_chars: int) -> list[str]:
+    r"""Divide a text at line ends; a line that is too long between words, or else anywhere.
+
+    Example:
+        >>> pieces("opened Reports\nclicked Export", 16)
+        ['opened Reports', 'clicked Export']
+    """
+    found: list[str] = []
+    text = text.strip()
+    while len(text) > max_chars:
+        end = max_chars
+        for separator in ("\n", " "):
+            # A separator right behind the piece costs nothing of it.
+            if (at := text.rfind(separator, 1, max_chars + 1)) > 0:
+                end = at
+                break
+        found.append(text[:end].rstrip())
+        text = text[end:].lstrip()
+    if text:
+        found.append(text)
+    return found
