@@ -68,7 +68,8 @@ class Dispatcher(BoundedSink):
         self._on_error = on_error
         self._concurrency = session_concurrency
         self._lanes: dict[str, _Lane] = {}
-        self._tasks: dict[int, asyncio.Task[None]] = {}  # by the payload's number
+        # What runs, by number.
+        self._tasks: dict[int, tuple[asyncio.Task[None], _Lane | None, Payload]] = {}
         # All that waits, oldest first, each number with its lane.
         self._waiting: OrderedDict[int, _Lane] = OrderedDict()
         self._number = 0
@@ -127,10 +128,15 @@ class Dispatcher(BoundedSink):
         while (payload := self._take_oldest()) is not None:
             self._give_up(payload)
         running = dict(self._tasks)
-        for task in running.values():
+        for task, _, _ in running.values():
             task.cancel()
         if running:
-            await asyncio.wait(running.values(), timeout=within)
+            await asyncio.wait([task for task, _, _ in running.values()], timeout=within)
+        for number, (task, lane, payload) in running.items():
+            if number in self._tasks and task.done():
+                # Cancelled before its first step: it could not do this for itself.
+                self._give_up(payload)
+                self._ended(number, lane)
         return not self._tasks
 
     def _wait(self, lane: _Lane, payload: Payload) -> None:
@@ -142,7 +148,8 @@ class Dispatcher(BoundedSink):
 
     def _start(self, lane: _Lane | None, payload: Payload) -> None:
         self._number = number = self._number + 1
-        self._tasks[number] = self._loop.create_task(self._deliver(number, lane, payload))
+        task = self._loop.create_task(self._deliver(number, lane, payload))
+        self._tasks[number] = task, lane, payload
 
     def _ended(self, number: int, lane: _Lane | None) -> None:
         del self._tasks[number]

@@ -190,7 +190,7 @@ def until():
 
     async def wait(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0)
 
     return wait

@@ -447,7 +447,7 @@ async def test_secrets_appear_nowhere(server, connect, event, caplog, fault):
     )
     url = server.url.replace("//", "//user:userinfo-secret@") + "?key=query-secret"
     client = connect(url, max_retries=0)
-    with pytest.raises(Exception) as caught:  # noqa: B017, PT011 - every kind of failure
+    with pytest.raises(Exception) as caught:
         await client.run()
     assert server.peers[0].headers["authorization"] == f"Bearer {SECRET}"
     said = everything_said(caught.value) + everything_said(client.last_error)
@@ -517,7 +517,7 @@ async def test_plain_functions_run_in_threads_of_the_client_in_order(server, con
 
 async def test_a_plain_function_may_hand_back_a_coroutine(server, connect, event, collector):
     server.script(server.stream(event("s1", 1)))
-    async with connect().on_actions(lambda payload: collector(payload)) as client:
+    async with connect().on_actions(lambda payload: collector(payload)) as client:  # noqa: PLW0108 - a plain function
         client.run_in_background()
         await collector.have(1)
 
@@ -616,9 +616,8 @@ async def test_a_slow_session_holds_up_no_other(server, connect, event, collecto
         release.set()
 
 
-async def test_overflow_wait_stops_reading_and_loses_nothing(
-    until, server, connect, event, collector, caplog
-):
+async def test_overflow_wait_stops_reading_and_loses_nothing(until, server, connect, event, caplog):
+    collector = Collector()
     server.script(server.stream(*(event("s1", n) for n in range(50))))
     release = asyncio.Event()
 

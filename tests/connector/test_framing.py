@@ -1,4 +1,5 @@
 import tracemalloc
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -129,7 +130,7 @@ ends = st.sampled_from([b"\n", b"\r", b"\r\n"])
 def test_where_the_reads_are_cut_makes_no_difference(written, bom, cuts, limit):
     text = b"\xef\xbb\xbf" * bom + b"".join(line + end for line, end in written)
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    reads = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    reads = [text[a:b] for a, b in pairwise(edges)]
     bytewise = [text[i : i + 1] for i in range(len(text))]
 
     def events(result):
