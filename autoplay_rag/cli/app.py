@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Annotated
 
 import typer
@@ -13,13 +12,14 @@ from autoplay_rag.cli.console import error, log_to_stderr
 from autoplay_rag.cli.demo import demo
 from autoplay_rag.cli.ingest import ingest
 from autoplay_rag.cli.journal import dead_letters, status
+from autoplay_rag.cli.options import USAGE, help_if_alone
 from autoplay_rag.cli.search import search
 from autoplay_rag.cli.tail import tail
 from autoplay_rag.errors import AutoplayError, ConfigurationError, MissingExtraError
 
 __all__ = ["run"]
 
-FAILED, USAGE = 1, 2
+FAILED = 1
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for command in (demo, connector, ingest, search, tail, status):
@@ -36,9 +36,7 @@ def _common(
 ) -> None:
     """What users are doing right now, in your vector store seconds later."""
     log_to_stderr(verbose=verbose)
-    if context.invoked_subcommand is None:
-        sys.stdout.write(context.get_help() + "\n")
-        raise typer.Exit(USAGE)
+    help_if_alone(context)
 
 
 def run(args: list[str] | None = None) -> int:

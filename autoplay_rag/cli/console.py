@@ -57,7 +57,7 @@ def note(line: str, style: str = "dim") -> None:
 
 def error(message: object) -> None:
     """Print why the command failed, in one line."""
-    _print(err, f"error: {' '.join(str(message).split())}", "bold red")
+    _print(err, f"error: {clean(str(message))}", "bold red")
 
 
 def clean(text: str) -> str:

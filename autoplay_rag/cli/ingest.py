@@ -54,6 +54,8 @@ def ingest(
     client = AsyncConnectorClient(url, token)
     pipeline = IngestPipeline(make_store(store), make_embedder(embedder), journal=journal)
     ledger = asyncio.run(_ingest(pipeline, client, journal, idle_seconds))
+    if ledger.stored:
+        note(f'ask: autoplay-rag search "..." --store {store}')
     if ledger.dead:
         note(f"see the dead letters with: autoplay-rag dead-letters list {journal}")
     if ledger.pending:
@@ -89,5 +91,6 @@ async def _ingest(
                         await pipeline.ingest(client, idle_seconds=idle_seconds)
                 finally:
                     ledger = pipeline.ledger
-                    say(counts(ledger))
+                    if ledger.received:
+                        say(counts(ledger))
     return ledger

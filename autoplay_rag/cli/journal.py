@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from autoplay_rag.cli.console import clean, note, say, say_json, table
+from autoplay_rag.cli.options import help_if_alone
+from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest.journal_db import COUNTERS, Action
 from autoplay_rag.ingest.journal_reader import JournalReader
 
@@ -23,7 +25,7 @@ IdsArgument = Annotated[
 AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-dead_letters = typer.Typer(no_args_is_help=True)
+dead_letters = typer.Typer()
 _LISTED = 10_000
 
 
@@ -43,9 +45,10 @@ def status(journal: JournalArgument, json: JsonOption = False) -> None:
     say(f"pipeline    {'running' if found.running else 'not running'}, {clean(found.health)}")
 
 
-@dead_letters.callback()
-def _about() -> None:
+@dead_letters.callback(invoke_without_command=True)
+def _about(context: typer.Context) -> None:
     """Show, retry or drop payloads that could not be stored."""
+    help_if_alone(context)
 
 
 @dead_letters.command("list")
@@ -86,11 +89,11 @@ def discard(journal: JournalArgument, ids: IdsArgument = None, all_: AllOption =
 
 def _ask(journal: Path, action: Action, ids: list[int], *, all_: bool) -> None:
     if bool(ids) == all_:
-        raise typer.BadParameter("name dead letters by their ids, or say --all")
+        raise ConfigurationError("name dead letters by their ids, or say --all")
     reader = JournalReader(journal)
     known = {letter.id for letter in reader.dead_letters(_LISTED)}
     if unknown := [id_ for id_ in ids if id_ not in known]:
-        raise typer.BadParameter(f"no dead letter has id {', '.join(map(str, unknown))}")
+        raise ConfigurationError(f"no dead letter has id {', '.join(map(str, unknown))}")
     if not known:
         note("no dead letters")
         return

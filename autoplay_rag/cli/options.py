@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,15 +10,18 @@ import typer
 
 from autoplay_rag.connector.client import TOKEN_VARIABLE
 from autoplay_rag.embedders.base import Embedder
+from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.stores.chroma import ChromaStore
 
 __all__ = [
     "DEFAULT_STORE",
+    "USAGE",
     "EmbedderOption",
     "StoreOption",
     "TokenOption",
     "UrlArgument",
     "chroma_path",
+    "help_if_alone",
     "make_embedder",
     "make_store",
 ]
@@ -40,15 +44,26 @@ EmbedderOption = Annotated[
 ]
 
 
+USAGE = 2
+"""The exit code when a command was called wrongly."""
+
+
+def help_if_alone(context: typer.Context) -> None:
+    """Print a group's help and end, if no command of it was named."""
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
+        raise typer.Exit(USAGE)
+
+
 def chroma_path(store: str) -> Path:
     """The folder in `chroma:PATH`.
 
     Raises:
-        typer.BadParameter: If it is something else.
+        ConfigurationError: If it is something else.
     """
     kind, _, path = store.partition(":")
     if kind != "chroma" or not path:
-        raise typer.BadParameter(f"--store is chroma:PATH, not {store!r}")
+        raise ConfigurationError(f"--store is chroma:PATH, not {store!r}")
     return Path(path).expanduser()
 
 
@@ -61,7 +76,7 @@ def make_embedder(embedder: str) -> Embedder:
     """The embedder an option names.
 
     Raises:
-        typer.BadParameter: If it names none.
+        ConfigurationError: If it names none.
     """
     kind, _, model = embedder.partition(":")
     if embedder == "local":
@@ -72,4 +87,4 @@ def make_embedder(embedder: str) -> Embedder:
         from autoplay_rag.embedders.openai import OpenAIEmbedder
 
         return OpenAIEmbedder(model) if model else OpenAIEmbedder()
-    raise typer.BadParameter(f"--embedder is local or openai:MODEL, not {embedder!r}")
+    raise ConfigurationError(f"--embedder is local or openai:MODEL, not {embedder!r}")

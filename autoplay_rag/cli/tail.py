@@ -22,7 +22,7 @@ from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayl
 __all__ = ["tail"]
 
 _COLOURS = ("cyan", "magenta", "yellow", "blue", "green", "bright_red")
-_ID_WIDTH = 14
+_ID_WIDTH = 15
 
 
 def tail(
@@ -92,7 +92,7 @@ def _pretty(payload: Payload) -> None:
 
 def lines(payload: Payload) -> Iterator[tuple[str, str, str, str, str]]:
     """What is shown of a payload: when, whose session, what type, what, and on which page."""
-    who = clean(payload.session_id or "anonymous")[:_ID_WIDTH].ljust(_ID_WIDTH)
+    who = clean(payload.session_id or "anonymous").ljust(_ID_WIDTH)
     forwarded = _clock(payload.forwarded_at)
     if isinstance(payload, SummaryPayload):
         yield forwarded, who, "summary", clean(payload.summary), ""

@@ -1,0 +1,139 @@
+"""The command as users run it: a process of its own."""
+
+import asyncio
+import os
+import pty
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+
+COMMAND = [sys.executable, "-W", "error", "-c", "from autoplay_rag.cli import main; main()"]
+
+
+class Running:
+    """A command under way, its lines read as they come."""
+
+    def __init__(self, process):
+        self.process = process
+
+    async def line(self, containing, stream="stdout"):
+        """Wait for a line of `stream` that contains a text; the lines before it are skipped."""
+        async with asyncio.timeout(30):
+            async for line in getattr(self.process, stream):
+                if containing in line.decode():
+                    return line.decode().rstrip("\n")
+        raise AssertionError(f"{stream} ended without {containing!r}")
+
+    def interrupt(self, number=signal.SIGINT):
+        self.process.send_signal(number)
+
+    async def end(self):
+        """Wait for the end; returns the exit code and what was printed but not read yet."""
+        async with asyncio.timeout(30):
+            out, err = await self.process.communicate()
+        return self.process.returncode, out.decode(), err.decode()
+
+
+def environment(**more):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "AUTOPLAY_"))}
+    return {**kept, "PYTHONUNBUFFERED": "1", **more}
+
+
+@pytest.fixture
+def cli(tmp_path):
+    """Runs a command to its end, in an empty folder; no terminal is attached."""
+
+    def run(*args, **env):
+        return subprocess.run(
+            [*COMMAND, *map(str, args)],
+            cwd=tmp_path,
+            env=environment(**env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Starts a command and leaves it running for a while."""
+
+    @asynccontextmanager
+    async def start(*args, **env):
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            *map(str, args),
+            cwd=tmp_path,
+            env=environment(**env),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            yield Running(process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.communicate()
+
+    return start
+
+
+@pytest.fixture
+def ended(started):
+    """Runs a command to its end while the test's own loop goes on serving it."""
+
+    async def run(*args, **env):
+        async with started(*args, **env) as running:
+            return await running.end()
+
+    return run
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    """Runs a command to its end on a terminal; returns the exit code and all that was drawn."""
+
+    def run(*args, **env):
+        master, slave = pty.openpty()
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, args)],
+            cwd=tmp_path,
+            env=environment(TERM="xterm-256color", COLUMNS="120", **env),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+        )
+        os.close(slave)
+        drawn = b"".join(iter(lambda: _read(master), b""))
+        os.close(master)
+        return process.wait(), drawn.decode()
+
+    return run
+
+
+def _read(master):
+    try:
+        return os.read(master, 65536)
+    except OSError:  # how Linux tells that the other end is closed
+        return b""
+
+
+@pytest.fixture
+def eventually():
+    """Waits for what another process does: there is no event to wait for, so it looks."""
+
+    async def wait(condition):
+        async with asyncio.timeout(30):
+            while not condition():  # noqa: ASYNC110 - nothing tells across processes
+                await asyncio.sleep(0.02)
+
+    return wait

@@ -1,0 +1,51 @@
+"""`autoplay-rag connector`."""
+
+import signal
+
+import httpx
+import pytest
+
+from autoplay_rag.devserver import LocalConnector, samples
+
+
+async def test_it_serves_the_samples_until_ctrl_c(started):
+    async with started("connector", "--port", "0") as running:
+        url = (await running.line("serving")).removeprefix("serving ")
+        async with httpx.AsyncClient() as http, http.stream("GET", url) as response:
+            first = await anext(response.aiter_lines())
+            assert first.removeprefix("data: ").encode() == samples().read_bytes().splitlines()[0]
+            running.interrupt()
+            code, _, err = await running.end()
+    assert code == 0
+    assert "Traceback" not in err
+
+
+async def test_a_recording_a_token_and_sigterm(started, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b'{"type":"summary","product_id":"mine","summary":"x"}\n')
+    options = ["--recording", path, "--token", "uk_secret", "--port", "0"]
+    async with started("connector", *options) as running:
+        line = await running.line("serving")
+        assert line.endswith("/stream/mine")
+        assert "uk_secret" not in line
+        async with httpx.AsyncClient() as http:
+            assert (await http.get(line.removeprefix("serving "))).status_code == 401
+        running.interrupt(signal.SIGTERM)
+        code, out, err = await running.end()
+    assert code == 0
+    assert "uk_secret" not in out + err
+
+
+async def test_a_port_in_use_is_said_in_one_line(ended):
+    async with LocalConnector([]) as connector:
+        port = httpx.URL(connector.url).port
+        code, out, err = await ended("connector", "--port", port)
+    assert (code, out) == (1, "")
+    assert err == f"error: cannot listen on 127.0.0.1, port {port}: Address already in use\n"
+
+
+@pytest.mark.parametrize("option", ["--rate", "--loop"])
+async def test_options_are_known(started, option):
+    value = ["50"] if option == "--rate" else []
+    async with started("connector", "--port", "0", option, *value) as running:
+        assert "/stream/northwind" in await running.line("serving")

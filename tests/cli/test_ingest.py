@@ -1,0 +1,117 @@
+"""`autoplay-rag ingest`, and what `search` and `status` then have to say."""
+
+import json
+import socket
+
+import pytest
+
+from autoplay_rag.devserver import LocalConnector
+from autoplay_rag.errors import JournalError
+from autoplay_rag.ingest.journal_reader import JournalReader
+from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
+
+
+def visit(session_id, user_id, *descriptions):
+    actions = [
+        SlimAction(text, f"User {text}", "https://app.acme.example/", n, "click", 1000.0 + n)
+        for n, text in enumerate(descriptions)
+    ]
+    return ActionsPayload("acme", session_id, user_id, None, actions, len(actions), 1010.0)
+
+
+VISITS = [
+    visit("s1", "u1", "opened the billing page", "saw the message card declined"),
+    visit("s2", "u2", "clicked the export button", "downloaded a spreadsheet"),
+    visit("s3", "u1", "changed the language to Portuguese\x1b[2J"),
+    SummaryPayload("acme", "s1", "The user could not pay by credit card.", 2, 1020.0),
+]
+
+
+@pytest.mark.slow
+async def test_a_stream_is_stored_and_found_again(ended, tmp_path):
+    async with LocalConnector(VISITS) as connector:
+        args = ("ingest", connector.url, "--idle-seconds", "0.5")
+        code, out, err = await ended(*args)
+        assert (code, out) == (0, "received 4 · pending 0 · stored 4\n")
+        assert err.splitlines()[0] == "journal: chroma-journal.db", "it lies beside the store"
+        assert "error" not in err
+
+        code, out, _ = await ended(*args)
+        assert (code, out) == (0, "received 8 · pending 0 · stored 4 · duplicate 4\n")
+
+    code, out, err = await ended("search", "whose payment failed?", "--k", "1", "--json")
+    (hit,) = json.loads(out)
+    assert (code, err, hit["session_id"]) == (0, "", "s1")
+    assert hit["metadata"]["product_id"] == "acme"
+
+    code, out, _ = await ended("search", "language", "--user", "u1", "--k", "9")
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert {row[2] for row in rows} == {"u1"}
+    assert rows[0][1] == "s3"
+    assert "\x1b" not in out
+    assert len(rows[0]) == 5
+
+    code, out, err = await ended("search", "anything", "--session", "nobody")
+    assert (code, out, err) == (0, "", "nothing found\n")
+
+    code, out, _ = await ended("status", "chroma-journal.db", "--json")
+    status = json.loads(out)
+    assert (status["received"], status["stored"], status["running"]) == (8, 4, False)
+    code, out, _ = await ended("status", "chroma-journal.db")
+    assert ["stored", "4"] in [line.split() for line in out.splitlines()]
+    assert "not running, ok" in out
+
+
+@pytest.mark.slow
+async def test_ctrl_c_stores_what_was_received(started, eventually, tmp_path):
+    journal = tmp_path / "mine.db"
+    async with LocalConnector(VISITS) as connector:
+        args = ("ingest", connector.url, "--store", "chroma:store", "--journal", journal)
+        async with started(*args) as running:
+            await eventually(lambda: received(journal) == 4)
+            running.interrupt()
+            code, out, err = await running.end()
+    assert (code, out) == (0, "received 4 · pending 0 · stored 4\n")
+    assert "Ctrl-C again leaves at once" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+async def test_a_second_ctrl_c_leaves_at_once_and_the_journal_remembers(
+    started, eventually, tmp_path
+):
+    journal = tmp_path / "chroma-journal.db"
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        down = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        async with LocalConnector(VISITS) as connector:
+            args = ("ingest", connector.url, "--embedder", "openai:any-model")
+            async with started(*args, OPENAI_API_KEY="sk-no", OPENAI_BASE_URL=down) as running:
+                await eventually(lambda: received(journal) == 4)
+                running.interrupt()
+                await running.line("Ctrl-C again leaves at once", "stderr")
+                running.interrupt()
+                code, _, err = await running.end()
+    assert code == 1
+    assert "left at once: what is not stored waits in chroma-journal.db" in err
+    status = JournalReader(journal).status()
+    assert (status.ledger.pending, status.ledger.stored) == (4, 0)
+    await eventually(lambda: not JournalReader(journal).status().running)
+
+
+@pytest.mark.slow
+async def test_a_refusal_is_one_line(ended):
+    async with LocalConnector(VISITS, token="uk_right") as connector:
+        code, out, err = await ended("ingest", connector.url, "--token", "uk_wrong")
+    assert (code, out) == (1, "")
+    journal, error = err.splitlines()
+    assert journal.startswith("journal: ")
+    assert error.startswith("error: 401")
+    assert "uk_" not in err
+
+
+def received(journal):
+    try:
+        return JournalReader(journal).status().ledger.received
+    except JournalError:  # not there yet
+        return 0

@@ -1,0 +1,76 @@
+"""`autoplay-rag dead-letters`, beside a pipeline and without one."""
+
+import asyncio
+import json
+
+from autoplay_rag import IngestPipeline, SummaryPayload
+from autoplay_rag.embedders import LocalEmbedder
+from autoplay_rag.stores import MemoryStore
+
+
+def broken(_payload):
+    raise RuntimeError("a bug in the user's own rule")
+
+
+async def fill(journal, count=3):
+    """A journal with dead letters and no pipeline."""
+    async with IngestPipeline(
+        MemoryStore(), LocalEmbedder(), journal=journal, select=broken
+    ) as pipeline:
+        for n in range(count):
+            await pipeline.on_summary(SummaryPayload("acme", f"s{n}", f"Summary {n}."))
+        return [letter.id for letter in await pipeline.dead_letters.list()]
+
+
+async def test_dead_letters_are_listed_with_their_reason(ended, tmp_path):
+    ids = await fill(tmp_path / "journal.db")
+    code, out, _ = await ended("dead-letters", "list", "journal.db")
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert code == 0
+    assert [(int(row[0]), row[2], row[3]) for row in rows] == [
+        (id_, "summary", f"s{n}") for n, id_ in enumerate(ids)
+    ]
+    assert "select" in rows[0][4]
+    _, out, _ = await ended("dead-letters", "list", "journal.db", "--json")
+    assert [letter["id"] for letter in json.loads(out)] == ids
+
+
+async def test_without_a_pipeline_a_request_waits_for_the_next_one(ended, eventually, tmp_path):
+    ids = await fill(tmp_path / "journal.db")
+    code, out, _ = await ended("dead-letters", "retry", "journal.db", ids[0], ids[1])
+    assert code == 0
+    assert (
+        out == "retry 2: the pipeline will see to it when it starts next, since none is running\n"
+    )
+    async with IngestPipeline(
+        MemoryStore(), LocalEmbedder(), journal=tmp_path / "journal.db"
+    ) as pipeline:
+        await eventually(lambda: pipeline.ledger.dead == 1)
+        await pipeline.drain()
+        assert (pipeline.ledger.stored, pipeline.ledger.dead) == (2, 1)
+
+
+async def test_a_running_pipeline_sees_to_it_at_once(ended, eventually, tmp_path):
+    await fill(tmp_path / "journal.db")
+    async with IngestPipeline(
+        MemoryStore(), LocalEmbedder(), journal=tmp_path / "journal.db"
+    ) as pipeline:
+        code, out, _ = await ended("dead-letters", "discard", "journal.db", "--all")
+        assert (code, out) == (0, "discard 3: the pipeline will see to it now\n")
+        async with asyncio.timeout(10):
+            await eventually(lambda: pipeline.ledger.discarded == 3)
+
+
+async def test_an_unknown_id_is_an_error_and_nothing_is_asked(ended, tmp_path):
+    ids = await fill(tmp_path / "journal.db", count=1)
+    code, _, err = await ended("dead-letters", "discard", "journal.db", ids[0], 999)
+    assert (code, err) == (2, "error: no dead letter has id 999\n")
+    code, _, err = await ended("dead-letters", "list", "journal.db")
+    assert code == 0
+
+
+async def test_none_is_no_error(ended, tmp_path):
+    await fill(tmp_path / "journal.db", count=0)
+    for args in (["list"], ["retry", "--all"]):
+        code, out, err = await ended("dead-letters", args[0], "journal.db", *args[1:])
+        assert (code, out, err) == (0, "", "no dead letters\n")

@@ -1,0 +1,43 @@
+"""What is shown while an ingest runs, without one."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoplay_rag.cli.console import clean
+from autoplay_rag.cli.progress import Meter, counts
+from autoplay_rag.ingest.ledger import Ledger
+
+
+def test_a_meter_forgets_what_was_long_ago():
+    meter = Meter(5.0)
+    assert meter.rate(0.0, 0) == 0.0
+    assert meter.rate(1.0, 100) == 100.0
+    assert meter.rate(7.0, 100) == 0.0
+
+
+@given(st.lists(st.integers(0, 1000), min_size=2, max_size=30))
+def test_a_meter_of_one_look_a_second_is_the_mean_of_its_span(steps):
+    meter = Meter(5.0)
+    total, shown = 0, 0.0
+    for second, step in enumerate(steps):
+        total += step
+        shown = meter.rate(float(second), total)
+    recent = steps[1:][-5:]
+    assert abs(shown - sum(recent) / len(recent)) < 1e-9
+
+
+def test_what_is_lost_or_dead_is_always_shown_and_what_is_zero_is_not():
+    usual = counts(Ledger(received=1))
+    assert usual == "received 1 · pending 0 · stored 0"
+    assert "overflow 3" in counts(Ledger(overflow=3))
+    assert "dead 2" in counts(Ledger(dead=2))
+
+
+@given(st.text())
+def test_clean_text_is_one_line_that_moves_no_cursor(text):
+    assert clean(text).isprintable()
+
+
+def test_clean_text_keeps_what_can_be_read():
+    assert clean("Übersicht — 価格 ✓") == "Übersicht — 価格 ✓"
+    assert clean("two\n lines\t") == "two lines"
