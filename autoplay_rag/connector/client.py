@@ -201,6 +201,7 @@ class AsyncConnectorClient:
         """
         dispatcher = self._dispatcher()
         run = self._begin(dispatcher)
+        run.in_background = True
         task = run.loop.create_task(self._drive(run, dispatcher), name="autoplay-connector")
         task.add_done_callback(functools.partial(self._background_ended, run))
         self._background = task
@@ -383,16 +384,17 @@ class AsyncConnectorClient:
 
     def _end(self, run: Run, error: BaseException | None) -> None:
         self._threads.close()
+        if error is not None and run.in_background:
+            unexpected = None if isinstance(error, AutoplayError) else error
+            logger.error("the connector client ended: %s", error, exc_info=unexpected)
         run.finish(error)
 
     def _background_ended(self, run: Run, task: asyncio.Task[None]) -> None:
         self._background = None
         if not run.over:
             run.finish()  # cancelled before its first step
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            unexpected = None if isinstance(error, AutoplayError) else error
-            logger.error("the connector client ended: %s", error, exc_info=unexpected)
+        if not task.cancelled():
+            task.exception()  # it was logged; asyncio need not complain that nobody awaits it
 
     def _connected(self) -> None:
         run = self._run

@@ -19,6 +19,7 @@ class Run:
     `start`.
 
     Attributes:
+        in_background: Whether nobody may be waiting for it.
         stopping: Whether `stop` was called.
         over: Whether all has ended.
         error: What ended it; None for a stop.
@@ -29,6 +30,7 @@ class Run:
     def __init__(self, stream: EventStream, sink: BoundedSink, hooks: ConnectionHooks) -> None:
         self.sink = sink
         self.hooks = hooks
+        self.in_background = False
         self.stopping = False
         self.over = False
         self.error: BaseException | None = None

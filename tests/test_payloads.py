@@ -1,0 +1,338 @@
+import json
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoplay_rag.errors import AutoplayError, DecodeError, UnknownPayloadError
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload, decode
+
+text = st.text(st.characters(exclude_categories=["Cs"]))
+number = st.floats(allow_nan=False, allow_infinity=False)
+whole = st.integers(-(2**63), 2**63 - 1)
+maybe = st.none() | text
+
+actions = st.builds(
+    SlimAction,
+    title=text,
+    description=text,
+    canonical_url=text,
+    index=whole,
+    type=text,
+    timestamp_start=number,
+    timestamp_end=number,
+    raw_url=text,
+    session_id=maybe,
+    user_id=maybe,
+    email=maybe,
+    conversation_id=maybe,
+)
+batches = st.builds(
+    ActionsPayload,
+    product_id=text,
+    session_id=maybe,
+    user_id=maybe,
+    email=maybe,
+    actions=st.lists(actions, max_size=4),
+    forwarded_at=number,
+    conversation_id=maybe,
+).map(lambda payload: msgspec.structs.replace(payload, count=len(payload.actions)))
+summaries = st.builds(
+    SummaryPayload,
+    product_id=text,
+    session_id=maybe,
+    summary=text,
+    replaces=whole,
+    forwarded_at=number,
+)
+turns = st.builds(
+    ChatTurn,
+    product_id=text,
+    session_id=maybe,
+    user_id=maybe,
+    conversation_id=maybe,
+    question=text,
+    answer=text,
+    tools=st.lists(text, max_size=3),
+    forwarded_at=number,
+)
+payloads = batches | summaries | turns
+
+# JSON of any shape, values of the right names and wrong types among it.
+leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+names = st.sampled_from(
+    ["type", "session_id", "actions", "count", "forwarded_at", "summary", "replaces", "title"]
+)
+value = st.recursive(
+    leaf,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(names | st.text(), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+def repairs(data):
+    """A payload, and what was given up on the way."""
+    given_up = []
+    return decode(data, on_repair=given_up.append), given_up
+
+
+@given(payloads)
+def test_what_is_written_is_read_again(payload):
+    written = json.dumps(payload.to_dict())
+    assert repairs(written) == (payload, [])
+    assert repairs(written.encode()) == (payload, [])
+    assert type(payload).from_dict(payload.to_dict()) == payload
+    assert payload.to_dict()["type"] == payload.kind
+
+
+@given(payloads)
+def test_the_tolerant_way_reads_what_the_strict_one_does(payload):
+    # A wrong type in a field of no other use makes the strict way fail.
+    spoilt = payload.to_dict() | {"forwarded_at": "soon"}
+    found, given_up = repairs(json.dumps(spoilt))
+    assert found == msgspec.structs.replace(payload, forwarded_at=0.0)
+    assert given_up == ["forwarded_at: a number was expected, not a string"]
+
+
+@given(value)
+def test_any_json_is_a_payload_or_a_decode_error(found):
+    try:
+        payload = decode(json.dumps(found))
+    except DecodeError:
+        return
+    # Whatever was read can be written and read again, by the strict way.
+    assert repairs(msgspec.json.encode(payload)) == (payload, [])
+    payload.to_text().encode()
+
+
+@given(
+    st.dictionaries(names | st.text(), value, max_size=6),
+    st.sampled_from(["actions", "summary", "chat"]),
+)
+def test_an_object_of_a_known_type_is_never_refused(fields, kind):
+    payload = decode(json.dumps(fields | {"type": kind}))
+    assert payload.kind == kind
+    assert repairs(msgspec.json.encode(payload)) == (payload, [])
+
+
+@given(st.binary() | st.text())
+def test_other_bytes_are_a_decode_error(data):
+    with pytest.raises(DecodeError) as caught:
+        decode(data)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, AutoplayError)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[1]", b"null", b"NaN", b"\xff", b'"actions"', b"[" * 10**5]
+)
+def test_no_json_object_is_a_decode_error(data):
+    with pytest.raises(DecodeError) as caught:
+        decode(data)
+    assert not isinstance(caught.value, UnknownPayloadError)
+
+
+@pytest.mark.parametrize(
+    ("data", "type_"),
+    [
+        ('{"type": "usertour_trigger", "x": 1}', "usertour_trigger"),
+        ('{"type": 7}', "number"),
+        ("{}", ""),
+    ],
+)
+def test_an_unknown_type_is_named(data, type_):
+    with pytest.raises(UnknownPayloadError) as caught:
+        decode(data)
+    assert caught.value.type == type_
+
+
+def test_missing_and_null_become_the_documented_defaults():
+    nulls = dict.fromkeys(SlimAction.__struct_fields__)
+    for action in ({}, nulls):
+        (found,) = decode(json.dumps({"type": "actions", "actions": [action]})).actions
+        assert found == SlimAction()
+        assert (found.title, found.index, found.timestamp_start) == ("", 0, 0.0)
+        assert found.session_id is found.user_id is found.email is found.conversation_id is None
+    assert decode('{"type": "actions", "actions": null}') == ActionsPayload()
+    assert decode('{"type": "summary", "summary": null}') == SummaryPayload()
+
+
+def test_a_null_is_no_repair():
+    assert repairs('{"type": "actions", "product_id": null, "actions": [{"title": null}]}')[1] == []
+
+
+def test_unknown_fields_are_left_out_without_complaint():
+    payload, given_up = repairs('{"type": "actions", "new": 1, "actions": [{"newer": 2}]}')
+    assert payload == ActionsPayload(actions=[SlimAction()], count=1)
+    assert given_up == []
+
+
+@pytest.mark.parametrize("count", [0, 7, -1, "3", None, 2.5])
+def test_a_wrong_count_is_corrected(count):
+    data = json.dumps({"type": "actions", "actions": [{}, {}], "count": count})
+    assert decode(data).count == 2
+
+
+def test_a_wrong_type_costs_itself_or_its_action():
+    payload, given_up = repairs(
+        json.dumps(
+            {
+                "type": "actions",
+                "session_id": "s1",
+                "user_id": 7,
+                "actions": [
+                    {"title": 5, "type": "click", "index": "0"},
+                    "no action",
+                    {"title": "b"},
+                ],
+            }
+        )
+    )
+    assert payload.session_id == "s1"
+    assert payload.user_id is None
+    assert payload.actions == [SlimAction(type="click"), SlimAction("b")]
+    assert payload.count == 2
+    assert sorted(line.partition(":")[0] for line in given_up) == [
+        "actions[0].index",
+        "actions[0].title",
+        "actions[1]",
+        "user_id",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("1e3", 1000),
+        ("7.0", 7),
+        ("7.5", 0),
+        ("true", 0),
+        ("NaN", 0),
+        ("Infinity", 0),
+        ("1e400", 0),
+        (str(2**63 - 1), 2**63 - 1),
+        (str(2**63), 0),
+        (str(-(2**63)), -(2**63)),
+        ("9" * 5000, 0),
+        ("-" + "9" * 5000, 0),
+    ],
+)
+def test_whole_numbers(value, found):
+    assert decode(f'{{"type": "summary", "replaces": {value}}}').replaces == found
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [("1", 1.0), ("NaN", 0.0), ("-Infinity", 0.0), ("1e400", 0.0)]
+)
+def test_times_are_finite(value, found):
+    forwarded_at = decode(f'{{"type": "summary", "forwarded_at": {value}}}').forwarded_at
+    assert forwarded_at == found
+    assert math.isfinite(forwarded_at)
+
+
+def test_a_lone_surrogate_is_replaced_and_told():
+    payload, given_up = repairs(
+        '{"type": "summary", "summary": "a\\ud800b", "session_id": "\\udfff"}'
+    )
+    assert payload.summary.encode() == "a\ufffdb".encode()
+    assert len(given_up) == 2
+    assert decode('{"type": "summary", "summary": "\\ud83d\\ude00"}').summary == "\U0001f600"
+
+
+def test_what_is_told_of_a_repair_never_has_the_value():
+    for data in (
+        '{"type": "summary", "summary": ["secret"], "replaces": "secret"}',
+        '{"type": "actions", "actions": ["secret", {"title": {"secret": 1}}]}',
+    ):
+        assert "secret" not in "".join(repairs(data)[1])
+
+
+def test_of_duplicate_keys_the_last_counts():
+    assert decode('{"type": "summary", "summary": "a", "summary": "b"}').summary == "b"
+
+
+def test_from_dict_takes_mappings_and_says_so():
+    with pytest.raises(TypeError, match="mapping, not list"):
+        ActionsPayload.from_dict([])
+    nested = ActionsPayload.from_dict({"actions": [SlimAction("kept"), {"title": "read"}, 3]})
+    assert [action.title for action in nested.actions] == ["kept", "read"]
+    assert nested.count == 2
+
+
+@given(st.dictionaries(st.text(), value))
+def test_from_dict_never_fails_for_what_an_object_holds(found):
+    for cls in (SlimAction, ActionsPayload, SummaryPayload, ChatTurn):
+        assert isinstance(cls.from_dict(found), cls)
+
+
+# Text forms: users' prompts and stores depend on them to the letter.
+
+
+def test_the_text_of_an_action():
+    action = SlimAction("Export", "User clicked Export", "https://a.test/r/:id", 3, "click")
+    assert action.to_text() == "[3] click: User clicked Export — https://a.test/r/:id"
+
+
+def test_the_text_of_a_batch():
+    batch = ActionsPayload(session_id="ps_1", actions=[SlimAction(index=0), SlimAction(index=1)])
+    assert batch.to_text() == "Session ps_1 — 2 actions\n[0] :  — \n[1] :  — "
+    assert ActionsPayload().to_text() == "Session unknown — 0 actions"
+
+
+def test_the_text_of_a_summary_is_the_summary():
+    assert SummaryPayload(summary="The user exported.").to_text() == "The user exported."
+
+
+# Merging
+
+
+@given(st.lists(batches, min_size=1, max_size=4))
+def test_merge(parts):
+    before = [msgspec.json.encode(part) for part in parts]
+    merged = ActionsPayload.merge(parts)
+    assert [msgspec.json.encode(part) for part in parts] == before
+    assert [action.index for action in merged.actions] == list(range(merged.count))
+    assert merged.count == sum(part.count for part in parts)
+    titles = [action.title for part in parts for action in part.actions]
+    assert [action.title for action in merged.actions] == titles
+    assert merged.forwarded_at == max(part.forwarded_at for part in parts)
+    for name in ("session_id", "user_id", "email", "conversation_id"):
+        given_ = [getattr(part, name) for part in parts if getattr(part, name) is not None]
+        assert getattr(merged, name) == (given_[0] if given_ else None)
+
+
+def test_merging_nothing_is_an_error():
+    with pytest.raises(ValueError, match="at least one"):
+        ActionsPayload.merge([])
+
+
+# Notebooks
+
+
+def test_html_escapes_what_strangers_typed():
+    attack = "<script>alert('x')</script>"
+    shown = [
+        ActionsPayload(
+            session_id=attack,
+            user_id=attack,
+            actions=[SlimAction(attack, attack, attack, 0, attack)],
+            forwarded_at=1.0,
+        ),
+        SummaryPayload(summary=attack, product_id=attack),
+        ChatTurn(question=attack, answer=attack, tools=[attack]),
+        SlimAction(attack, raw_url=attack),
+    ]
+    for payload in shown:
+        html = payload._repr_html_()
+        assert "<script" not in html
+        assert "&lt;script&gt;" in html
+        assert html.count("<table>") == html.count("</table>") >= 1
+
+
+@given(payloads)
+def test_any_payload_can_be_shown(payload):
+    assert payload._repr_html_().startswith("<table>")
