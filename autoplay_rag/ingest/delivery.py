@@ -117,7 +117,8 @@ class Delivery:
     def resume(self, batches: Sequence[Batch]) -> None:
         """Carry out plans that were recorded earlier."""
         for batch in batches:
-            self._batcher.hold(batch.lane)
+            if not batch.replayed:
+                self._batcher.hold(batch.lane)
             self._begin(batch)
 
     async def run(self) -> None:
@@ -266,9 +267,10 @@ class Delivery:
         await self._journal.do(note)
         del self._ended[: len(ended)]
         for owner in ended:
-            seqs = {seq for chunk in owner.batch.chunks for seq, _ in chunk.sources}
-            self._batcher.done(owner.batch.lane)
-            self._on_ended([] if owner.batch.replayed else sorted(seqs | owner.dead.keys()))
+            if not owner.batch.replayed:
+                seqs = {seq for chunk in owner.batch.chunks for seq, _ in chunk.sources}
+                self._batcher.done(owner.batch.lane)
+                self._on_ended(sorted(seqs | owner.dead.keys()))
         self._wake.set()
 
     async def _replan(self, piece: _Piece) -> None:

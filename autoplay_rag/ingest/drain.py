@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["Drains"]
+__all__ = ["Drain", "Drains"]
 
 
-class _Drain:
+class Drain:
+    """One who waits.
+
+    Attributes:
+        done: Set once everything waited for has ended.
+    """
+
     def __init__(self, mark: int, left: int) -> None:
-        self.mark = mark
-        self.left = left
+        self._mark = mark
+        self._left = left
         self.done = asyncio.Event()
         self.ended(())
 
     def ended(self, seqs: Iterable[int]) -> None:
-        self.left -= sum(seq <= self.mark for seq in seqs)
-        if self.left <= 0:
+        """Payloads that are stored or dead; only those up to the mark count."""
+        self._left -= sum(seq <= self._mark for seq in seqs)
+        if self._left <= 0:
             self.done.set()
 
 
@@ -25,18 +33,23 @@ class Drains:
     """Everybody who waits for the queue to be done with what it held when they asked."""
 
     def __init__(self) -> None:
-        self._waiting: set[_Drain] = set()
+        self._waiting: set[Drain] = set()
 
     def ended(self, seqs: list[int]) -> None:
         """Payloads that are stored or dead."""
         for drain in self._waiting:
             drain.ended(seqs)
 
-    async def wait(self, mark: int, left: int) -> None:
-        """Wait until `left` payloads with numbers up to `mark` have ended."""
-        drain = _Drain(mark, left)
+    @contextmanager
+    def begin(self, mark: int, left: int) -> Iterator[Drain]:
+        """Wait for `left` payloads with numbers up to `mark`.
+
+        It counts from this very moment: a payload that ends before the caller's next await is
+        not missed.
+        """
+        drain = Drain(mark, left)
         self._waiting.add(drain)
         try:
-            await drain.done.wait()
+            yield drain
         finally:
             self._waiting.discard(drain)

@@ -470,23 +470,25 @@ class IngestPipeline:
             raise PipelineClosedError("the pipeline is not running: there is nothing to drain")
         mark = self._last_seq
         left = await self._journal.do(lambda db: db.count_waiting(mark))
-        self._batcher.close_windows(asyncio.get_running_loop().time())
-        self._delivery.wake()
-        drained = asyncio.ensure_future(self._drains.wait(mark, left))
-        try:
-            await asyncio.wait(
-                [drained, self._task], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not drained.done():
-                trouble = self._delivery.trouble
-                if self._task.done():
-                    raise PipelineError("the pipeline failed and stores nothing more; see the log")
-                raise DrainTimeoutError(
-                    f"{self.ledger.pending:,} payloads are not stored after {timeout:g} s"
-                    + (f" ({trouble})" if trouble else "")
+        with self._drains.begin(mark, left) as drain:
+            self._batcher.close_windows(asyncio.get_running_loop().time())
+            self._delivery.wake()
+            drained = asyncio.create_task(drain.done.wait())
+            try:
+                await asyncio.wait(
+                    [drained, self._task], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
                 )
-        finally:
-            drained.cancel()
+            finally:
+                drained.cancel()
+        if drain.done.is_set():
+            return
+        if self._task.done():
+            raise PipelineError("the pipeline failed and stores nothing more; see the log")
+        trouble = self._delivery.trouble
+        raise DrainTimeoutError(
+            f"{self.ledger.pending:,} payloads are not stored after {timeout:g} s"
+            + (f" ({trouble})" if trouble else "")
+        )
 
     async def search(
         self, text: str, k: int = 5, *, filter: Filter | None = None, **conditions: Any

@@ -1,0 +1,103 @@
+"""What the ingest tests share: an embedder whose behaviour can be scripted, and payload makers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from array import array
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+
+import pytest
+
+from autoplay_rag.embedders.base import Embedder
+from autoplay_rag.payloads import ActionsPayload, SlimAction
+
+
+class ScriptedEmbedder(Embedder):
+    """Vectors from a hash of the text. `script` may raise or change what is returned."""
+
+    model = "scripted"
+    max_inputs = 64
+
+    def __init__(self, dimension: int = 8) -> None:
+        self.dimension = dimension
+        self.requests: list[list[str]] = []
+        self.script: Callable[[Sequence[str]], object] = lambda texts: None
+        self.requested = asyncio.Event()
+
+    async def embed(self, texts):
+        self.requests.append(list(texts))
+        self.requested.set()
+        await asyncio.sleep(0)
+        answer = self.script(texts)
+        if asyncio.iscoroutine(answer):
+            answer = await answer
+        return [self.vector(text) for text in texts] if answer is None else answer
+
+    def vector(self, text: str) -> array[float]:
+        seed = int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
+        source = random.Random(seed)
+        return array("f", [source.uniform(-1, 1) for _ in range(self.dimension)])
+
+
+@pytest.fixture
+async def embedder() -> ScriptedEmbedder:
+    return ScriptedEmbedder()
+
+
+def make_actions(
+    session: str | None, *titles: str, at: float = 1000.0, user: str | None = None
+) -> ActionsPayload:
+    """A batch whose actions have these titles, a second apart."""
+    actions = [
+        SlimAction(title, title, "https://app.test/p", i, "click", at + i, at + i)
+        for i, title in enumerate(titles)
+    ]
+    return ActionsPayload("acme", session, user, None, actions, len(actions), at + 10)
+
+
+@pytest.fixture(name="make_actions")
+def make_actions_fixture():
+    return make_actions
+
+
+def titles(payloads) -> str:
+    """A `render` that keeps every action apart: its title, a line each."""
+    return "\n".join(
+        line
+        for payload in payloads
+        for line in (
+            [action.title for action in payload.actions]
+            if isinstance(payload, ActionsPayload)
+            else [payload.to_text()]
+        )
+    )
+
+
+@pytest.fixture(name="titles")
+def titles_fixture():
+    return titles
+
+
+@pytest.fixture
+def stored_texts():
+    """What a store holds, found by a search for everything."""
+
+    async def read(pipeline, embedder) -> dict[str, str]:
+        count = await pipeline._store.count()
+        if not count:
+            return {}
+        hits = await pipeline._store.query(embedder.vector("any"), count, _EVERYTHING)
+        return {hit.id: hit.text for hit in hits}
+
+    from autoplay_rag.stores.base import Filter
+
+    _EVERYTHING = Filter()
+    return read
+
+
+@pytest.fixture(scope="session")
+def scripted_embedder():
+    """The class itself, for tests that make several."""
+    return ScriptedEmbedder

@@ -1,0 +1,214 @@
+"""After a crash at any moment, what was accepted is stored exactly once, in its session's order.
+
+The disk as it was after every single journal commit, with the store as it was then and after
+every upsert since, is started from again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autoplay_rag import IngestPipeline
+from autoplay_rag.ingest.identity import payload_key
+from autoplay_rag.ingest.journal_db import JournalDb
+from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
+from autoplay_rag.stores import MemoryStore
+from autoplay_rag.stores.base import Filter
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "batch_window": st.sampled_from([0.0, 0.01, 60.0]),
+        "max_batch_actions": st.integers(1, 7),
+        "embed_concurrency": st.integers(1, 3),
+        "durability": st.sampled_from(["normal", "full"]),
+    }
+)
+
+
+@st.composite
+def streams(draw):
+    """Payloads with unique action titles, some delivered twice, sessions interleaved or null."""
+    payloads = []
+    for number in range(draw(st.integers(1, 10))):
+        session = draw(st.sampled_from(["a", "b", None]))
+        at = draw(st.sampled_from([0.0, 100.0, 100.0 + number]))
+        if draw(st.integers(0, 5)) == 0:
+            payloads.append(SummaryPayload("p", session, f"{number:03}.summary", 2, 100.0 + number))
+            continue
+        count = draw(st.integers(1, 5))
+        same = draw(st.booleans())  # equal actions inside one payload stay
+        names = [f"{number:03}.{0 if same else i}" for i in range(count)]
+        actions = [SlimAction(name, name, timestamp_start=at, timestamp_end=at) for name in names]
+        payloads.append(ActionsPayload("p", session, None, None, actions, count, 100.0 + number))
+    again = draw(st.lists(st.sampled_from(payloads), max_size=4))
+    return payloads + again
+
+
+@dataclass
+class Crashes:
+    """Disk and store at every moment at which a crash would find them different."""
+
+    path: Path
+    upserts: list = field(default_factory=list)
+    moments: list = field(default_factory=list)
+    returned: set = field(default_factory=set)
+    files: dict = field(default_factory=dict)
+
+    def committed(self) -> None:
+        names = (self.path, self.path.with_name(self.path.name + "-wal"))
+        self.files = {path.name: path.read_bytes() for path in names if path.exists()}
+        self.note()
+
+    def note(self) -> None:
+        self.moments.append((self.files, len(self.upserts), set(self.returned)))
+
+    @contextmanager
+    def watching(self):
+        original = JournalDb.transaction
+
+        @contextmanager
+        def transaction(db):
+            with original(db):
+                yield
+            if db._path == self.path:
+                self.committed()
+
+        JournalDb.transaction = transaction
+        try:
+            yield
+        finally:
+            JournalDb.transaction = original
+
+
+class WatchedStore(MemoryStore):
+    def __init__(self, crashes: Crashes) -> None:
+        super().__init__()
+        self.crashes = crashes
+
+    async def upsert(self, chunks, vectors) -> None:
+        await super().upsert(chunks, vectors)
+        self.crashes.upserts.append((list(chunks), list(vectors)))
+        self.crashes.note()
+
+
+def lines_of(payload) -> list[str]:
+    return [a.title for a in payload.actions] if payload.kind == "actions" else [payload.summary]
+
+
+def render(payloads) -> str:
+    return "\n".join(line for payload in payloads for line in lines_of(payload))
+
+
+def expected(payloads) -> Counter:
+    distinct = {payload_key(payload): payload for payload in payloads}
+    return Counter(line for payload in distinct.values() for line in lines_of(payload))
+
+
+async def contents(store, embedder) -> list[str]:
+    count = await store.count()
+    hits = await store.query(embedder.vector("x"), count, Filter()) if count else []
+    return [hit.text for hit in hits]
+
+
+def check_order(texts: list[str], payloads) -> None:
+    """Inside a chunk as received; and no two chunks of a session interleave."""
+    first_at: dict[str, int] = {}
+    session_of: dict[str, object] = {}
+    for position, payload in enumerate(payloads):
+        for line in lines_of(payload):
+            first_at.setdefault(line, position)
+            session_of[line] = payload.session_id
+    spans: dict[object, list] = {}
+    for text in texts:
+        lines = text.split("\n")
+        positions = [first_at[line] for line in lines]
+        assert positions == sorted(positions)
+        assert len({session_of[line] for line in lines}) == 1
+        spans.setdefault(session_of[lines[0]], []).append((positions[0], positions[-1]))
+    for session, found in spans.items():
+        if session is not None:
+            found.sort()
+            assert all(one[1] <= other[0] for one, other in zip(found, found[1:], strict=False))
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(payloads=streams(), before=SETTINGS, after=SETTINGS)
+def test_every_crash_point(payloads, before, after, scripted_embedder):
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(
+            run_and_crash_everywhere(payloads, before, after, Path(folder), scripted_embedder)
+        )
+
+
+async def run_and_crash_everywhere(payloads, before, after, folder, make_embedder):
+    async with asyncio.timeout(30):  # a hang must be a failure that hypothesis can shrink
+        await crash_everywhere(payloads, before, after, folder, make_embedder)
+
+
+async def crash_everywhere(payloads, before, after, folder, make_embedder):
+    crashes = Crashes(folder / "first" / "journal.db")
+    embedder = make_embedder()
+
+    async def deliver(pipeline, payload):
+        await pipeline.accept(payload)
+        crashes.returned.add(payload_key(payload))
+
+    with crashes.watching():
+        store = WatchedStore(crashes)
+        pipeline = IngestPipeline(store, embedder, journal=crashes.path, render=render, **before)
+        async with pipeline:
+            await asyncio.gather(*(deliver(pipeline, payload) for payload in payloads))
+            await pipeline.drain()
+            assert pipeline.ledger.balanced
+            assert Counter("\n".join(await contents(store, embedder)).split("\n")) == expected(
+                payloads
+            )
+            check_order(await contents(store, embedder), payloads)
+
+    for number, (files, upserts, returned) in enumerate(crashes.moments):
+        await start_again(
+            folder / str(number),
+            files,
+            crashes.upserts[:upserts],
+            returned,
+            payloads,
+            after,
+            make_embedder(),
+        )
+
+
+async def start_again(folder, files, upserts, returned, payloads, options, embedder):
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    store = MemoryStore()
+    await store.start(embedder.model)
+    for chunks, vectors in upserts:
+        await store.upsert(chunks, vectors)
+    pipeline = IngestPipeline(
+        store, embedder, journal=folder / "journal.db", render=render, **options
+    )
+    async with pipeline:
+        await pipeline.drain()
+        assert pipeline.ledger.balanced
+        found = Counter("\n".join(await contents(store, embedder)).split("\n"))
+        promised = expected([p for p in payloads if payload_key(p) in returned])
+        assert all(found[line] == count for line, count in promised.items())
+        # The connector delivers everything once more.
+        await asyncio.gather(*(pipeline.accept(payload) for payload in payloads))
+        await pipeline.drain()
+        assert pipeline.ledger.balanced
+        assert pipeline.ledger.pending == pipeline.ledger.dead == 0
+        assert Counter("\n".join(await contents(store, embedder)).split("\n")) == expected(payloads)
