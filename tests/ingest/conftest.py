@@ -80,23 +80,6 @@ def titles_fixture():
     return titles
 
 
-@pytest.fixture
-def stored_texts():
-    """What a store holds, found by a search for everything."""
-
-    async def read(pipeline, embedder) -> dict[str, str]:
-        count = await pipeline._store.count()
-        if not count:
-            return {}
-        hits = await pipeline._store.query(embedder.vector("any"), count, _EVERYTHING)
-        return {hit.id: hit.text for hit in hits}
-
-    from autoplay_rag.stores.base import Filter
-
-    _EVERYTHING = Filter()
-    return read
-
-
 @pytest.fixture(scope="session")
 def scripted_embedder():
     """The class itself, for tests that make several."""

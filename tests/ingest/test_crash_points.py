@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -136,7 +137,7 @@ def check_order(texts: list[str], payloads) -> None:
     for session, found in spans.items():
         if session is not None:
             found.sort()
-            assert all(one[1] <= other[0] for one, other in zip(found, found[1:], strict=False))
+            assert all(one[1] <= other[0] for one, other in pairwise(found))
 
 
 @settings(
@@ -189,7 +190,9 @@ async def crash_everywhere(payloads, before, after, folder, make_embedder):
         )
 
 
-async def start_again(folder, files, upserts, returned, payloads, options, embedder):
+async def start_again(  # noqa: PLR0917 - what there is to start from
+    folder, files, upserts, returned, payloads, options, embedder
+):
     folder.mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(data)
