@@ -79,6 +79,14 @@ class RunningConnector:
         """
         return self._wait(self._connector.send(payload))
 
+    def wait_subscribers(self, count: int = 1) -> None:
+        """Wait until exactly `count` streams are open.
+
+        Raises:
+            TimeoutError: If there were not after 10 seconds.
+        """
+        self._wait(self._connector.wait_subscribers(count))
+
     def close(self) -> None:
         """End all streams and the thread. May be called more than once."""
         if not self._loop.is_closed():
@@ -97,7 +105,11 @@ class RunningConnector:
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
         import asyncio
 
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_TIMEOUT_S)
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(_TIMEOUT_S)
+        finally:
+            future.cancel()
 
 
 class StartConnector:

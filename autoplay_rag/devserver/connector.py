@@ -165,7 +165,7 @@ class LocalConnector:
         """
         self._require_running("send()")
         line = as_line(payload)
-        return sum([await subscriber.push(line) for subscriber in list(self._subscribers)])
+        return sum(await asyncio.gather(*(each.push(line) for each in self._subscribers)))
 
     async def wait_subscribers(self, count: int = 1) -> None:
         """Wait until exactly `count` streams are open."""

@@ -95,9 +95,7 @@ class LoopServer(uvicorn.Server):
 
     def _cut_connections(self) -> None:
         for connection in list(self.server_state.connections):
-            transport = connection.transport
-            if isinstance(transport, asyncio.Transport):
-                transport.abort()
+            connection.transport.abort()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 
 from autoplay_rag.devserver.pace import Pace
 from autoplay_rag.devserver.source import Source
@@ -106,11 +107,9 @@ class Subscriber:
         if self._pushed or self._ended:
             return
         self._news.clear()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(None if seconds == float("inf") else seconds):
                 await self._news.wait()
-        except TimeoutError:
-            pass
 
 
 def _piece(lines: deque[bytes], allowed: float) -> tuple[bytes, int]:
