@@ -57,6 +57,11 @@ class Callback:
     def __repr__(self) -> str:
         return getattr(self._fn, "__qualname__", None) or type(self._fn).__name__
 
+    @property
+    def is_async(self) -> bool:
+        """Whether it is `async def`."""
+        return self.call is self._fn
+
     def call_now(self, *args: Any) -> None:
         """Call it here and wait for its end, for those who have no event loop.
 

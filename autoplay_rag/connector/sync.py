@@ -1,0 +1,300 @@
+"""The client for code without an event loop: the async one behind a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing, closing, suppress
+from types import TracebackType
+from typing import Any, Final, Self
+
+from autoplay_rag.connector.callbacks import Callback, CallbackThreads
+from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.connector.metrics import ConnectorMetrics
+from autoplay_rag.errors import AutoplayError, ClientStateError, ConfigurationError
+from autoplay_rag.loading.bridge import iterate
+from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
+
+__all__ = ["ConnectorClient"]
+
+logger = logging.getLogger(__name__)
+
+_DRAIN_SECONDS: Final = 30.0
+_GRACE_SECONDS: Final = 5.0
+
+
+class ConnectorClient:
+    """Reads a connector's stream and calls plain functions back, one payload after the other.
+
+    A thread of its own reads at network speed. Callbacks run in one other thread, in the order
+    in which the payloads came. What they have not got to waits in a queue; when that is full,
+    the payload that has waited longest is dropped and counted. Where nothing may be lost, use
+    `AsyncConnectorClient` and a pipeline.
+
+    Args:
+        url: The whole address of the stream, `https://.../stream/{product_id}`.
+        token: The product's token; by default what `AUTOPLAY_APP_UNKEY_TOKEN` holds.
+        max_queue_size: The most payloads that wait.
+        connect_timeout: Seconds to connect.
+        read_timeout_s: Seconds without a byte after which a connection counts as lost; None is
+            the default of `AsyncConnectorClient`.
+        initial_backoff_s: Seconds before the first reconnect; see `AsyncConnectorClient`.
+        max_backoff_s: The longest wait between attempts.
+        max_retries: Failures in a row before `run` raises; None never gives up.
+        on_connect: Called without arguments whenever a connection is made.
+        on_disconnect: Called without arguments whenever a connection has ended.
+        metrics: An object with the methods of `ConnectorMetrics`; they are called in the thread
+            that reads.
+
+    Raises:
+        ConfigurationError: If an argument can never work.
+
+    Example:
+        >>> client = ConnectorClient("https://connector.example/stream/acme", "uk_live_...")
+        >>> client.on_actions(lambda payload: print(payload.to_text())).queue_size
+        0
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        max_queue_size: int = 500,
+        *,
+        connect_timeout: float = 10.0,
+        read_timeout_s: float | None = None,
+        initial_backoff_s: float = 1.0,
+        max_backoff_s: float = 30.0,
+        max_retries: int | None = None,
+        on_connect: Callable[[], Any] | None = None,
+        on_disconnect: Callable[[], Any] | None = None,
+        metrics: ConnectorMetrics | None = None,
+    ) -> None:
+        if not max_queue_size > 0:
+            raise ConfigurationError(f"max_queue_size={max_queue_size!r} must be more than 0")
+        given: dict[str, Any] = {}
+        if read_timeout_s is not None:
+            given["read_timeout"] = read_timeout_s
+        self._client = AsyncConnectorClient(
+            url,
+            token,
+            max_pending=max_queue_size,
+            overflow="drop_oldest",
+            connect_timeout=connect_timeout,
+            initial_backoff_s=initial_backoff_s,
+            max_backoff_s=max_backoff_s,
+            max_retries=max_retries,
+            on_connect=on_connect,
+            on_disconnect=on_disconnect,
+            on_drop=lambda payload, total: _call_each(self._on_drop, payload, total),
+            metrics=metrics,
+            **given,
+        )
+        self._threads = CallbackThreads()
+        self._callbacks: dict[str, list[Callback]] = {}
+        self._on_drop: list[Callback] = []
+        self._run: _Run | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return repr(self._client).removeprefix("Async")
+
+    def on_actions(self, fn: Callable[[ActionsPayload], Any]) -> Self:
+        """Add a callback for batches of actions.
+
+        Args:
+            fn: A plain function. Several are called one after the other; one that raises is
+                logged, and disturbs neither the others nor the stream.
+
+        Returns:
+            The client, so that calls can be chained.
+
+        Raises:
+            ConfigurationError: If it is `async def`, or cannot be called at all.
+        """
+        self._callbacks.setdefault(ActionsPayload.kind, []).append(self._plain(fn))
+        return self
+
+    def on_summary(self, fn: Callable[[SummaryPayload], Any]) -> Self:
+        """Add a callback for summaries; all else is as for `on_actions`."""
+        self._callbacks.setdefault(SummaryPayload.kind, []).append(self._plain(fn))
+        return self
+
+    def on_drop(self, fn: Callable[[Payload, int], Any]) -> Self:
+        """Add a function that is told of each payload dropped, and the total so far.
+
+        It is called in the thread that reads: while it works nothing is read, so it must be
+        quick. All else is as for `on_actions`.
+        """
+        self._on_drop.append(self._plain(fn))
+        return self
+
+    @property
+    def dropped_count(self) -> int:
+        """How many payloads were dropped, over all runs."""
+        return self._client.dropped_count
+
+    @property
+    def queue_size(self) -> int:
+        """How many payloads wait for their callbacks now."""
+        return self._client.pending
+
+    def run(self) -> None:
+        """Read until `stop`, or until an error that no retry will change; calls back in this thread.
+
+        What was received before the end is still worked on: after a stop for 30 seconds at most.
+
+        Raises:
+            ConnectorError: As `AsyncConnectorClient.run`.
+            ClientStateError: If the client is running already.
+        """
+        self._work(self._begin())
+
+    def run_in_background(self) -> threading.Thread:
+        """Start `run` in a thread, and log its error if it ends by one.
+
+        Returns:
+            The thread, which calls back. It is a daemon: it does not keep the process alive.
+
+        Raises:
+            ClientStateError: If the client is running already.
+        """
+        run = self._begin()
+        run.thread = threading.Thread(
+            target=self._work_and_log, args=(run,), name="autoplay-connector-callbacks", daemon=True
+        )
+        run.thread.start()
+        return run.thread
+
+    def stop(self) -> None:
+        """Stop reading; `run` returns when what was received is done.
+
+        Safe from any thread, callbacks included, at any time, and more than once.
+        """
+        if self._run is not None:
+            self._run.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        if self._run is not None:
+            self._run.join()
+
+    def _plain(self, fn: Callable[..., Any]) -> Callback:
+        callback = Callback(fn, self._threads)
+        if callback.is_async:
+            raise ConfigurationError(
+                f"{callback!r} is async: ConnectorClient calls plain functions; use "
+                "AsyncConnectorClient, which awaits"
+            )
+        return callback
+
+    def _begin(self) -> _Run:
+        with self._lock:
+            if self._run is not None and not self._run.ended.is_set():
+                raise ClientStateError(
+                    "the client is running already; stop it first, or make another"
+                )
+            self._run = _Run(self._client)
+            return self._run
+
+    def _work(self, run: _Run) -> None:
+        run.worker = threading.current_thread()
+        try:
+            with closing(iterate(run.payloads, "autoplay-connector")) as payloads:
+                for payload in payloads:
+                    _call_each(self._callbacks.get(payload.kind, ()), payload)
+                    run.ask()
+        finally:
+            run.ended.set()
+
+    def _work_and_log(self, run: _Run) -> None:
+        try:
+            self._work(run)
+        except Exception as error:
+            unexpected = None if isinstance(error, AutoplayError) else error
+            logger.exception("the connector client ended: %s", error, exc_info=unexpected)
+
+
+class _Run:
+    """One run: what its two threads share.
+
+    Attributes:
+        worker: The thread that calls back; None until it begins.
+        thread: The same, if it is ours to wait for.
+        ended: Set when all has ended.
+    """
+
+    def __init__(self, client: AsyncConnectorClient) -> None:
+        self.worker: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
+        self.ended = threading.Event()
+        self._client = client
+        self._stopping = False
+        self._deadline: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked = asyncio.Event()
+
+    async def payloads(self) -> AsyncGenerator[Payload, None]:
+        """What the client reads, each when it is asked for; the client's queue holds the rest."""
+        self._loop = loop = asyncio.get_running_loop()
+        if self._stopping:
+            return
+        # From here to where the client runs the loop is ours alone, so no stop comes between.
+        async with aclosing(self._client.stream()) as payloads:
+            async for payload in payloads:
+                yield payload
+                await self._asked.wait()
+                self._asked.clear()
+                if self._deadline is not None and loop.time() >= self._deadline:
+                    logger.warning(
+                        "%d payloads still waited %g s after the stop and are given up",
+                        self._client.pending,
+                        _DRAIN_SECONDS,
+                    )
+                    return
+
+    def ask(self) -> None:
+        """Have the next payload come."""
+        self._call(self._asked.set)
+
+    def stop(self) -> None:
+        """Read no more."""
+        self._stopping = True
+        self._call(self._stop)
+
+    def join(self) -> None:
+        """Wait for the end, unless this is the thread that must come to it."""
+        if threading.current_thread() is self.worker:
+            return
+        if not self.ended.wait(_DRAIN_SECONDS + _GRACE_SECONDS):
+            logger.error("a callback does not end; its thread is left behind")
+        elif self.thread is not None:
+            self.thread.join()
+
+    def _stop(self) -> None:
+        if self._deadline is None and self._loop is not None:
+            self._deadline = self._loop.time() + _DRAIN_SECONDS
+        self._client.stop()
+
+    def _call(self, fn: Callable[[], object]) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: all is over
+                self._loop.call_soon_threadsafe(fn)
+
+
+def _call_each(callbacks: Iterable[Callback], *args: Any) -> None:
+    for callback in callbacks:
+        try:
+            callback.call_now(*args)
+        except Exception:
+            logger.exception("callback %r raised", callback)
