@@ -1,0 +1,18 @@
+"""What users are doing right now, in LlamaIndex."""
+
+from llama_index.readers.autoplay.base import AutoplayReader
+from llama_index.readers.autoplay.embedder import LlamaIndexEmbedder
+from llama_index.readers.autoplay.memory import SessionContextBlock
+from llama_index.readers.autoplay.searching import metadata_filters
+from llama_index.readers.autoplay.store import LlamaIndexStore
+from llama_index.readers.autoplay.streaming import LiveIngestion, stream_into
+
+__all__ = [
+    "AutoplayReader",
+    "LiveIngestion",
+    "LlamaIndexEmbedder",
+    "LlamaIndexStore",
+    "SessionContextBlock",
+    "metadata_filters",
+    "stream_into",
+]

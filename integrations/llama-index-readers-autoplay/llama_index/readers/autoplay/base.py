@@ -1,0 +1,292 @@
+"""AutoplayReader: a connector's stream, or a recording of one, as LlamaIndex documents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from contextlib import aclosing, closing
+from typing import Any, Self
+
+from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.ingest.chunks import Render
+from autoplay_rag.loading import Limits, LoadedText, PayloadLoader
+from autoplay_rag.loading.sources import LiveSource, RecordingSource, Source
+from autoplay_rag.payloads import Payload
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.readers.base import BasePydanticReader
+from llama_index.core.schema import Document
+
+from llama_index.readers.autoplay.nodes import make_document
+
+__all__ = ["AutoplayReader"]
+
+
+class AutoplayReader(BasePydanticReader):
+    """Gives what users of a web app are doing as documents.
+
+    A live stream never ends: the lazy methods give documents as they come, for ever where no
+    limit is set; `load_data` and `aload_data` need a limit, here or among their arguments. The
+    connector sends no history, only what users do while somebody listens.
+
+    A document's id follows from what is in it: the same payloads give the same id, so that
+    LlamaIndex's docstores know what was ingested before. Its metadata is flat (`session_id`,
+    `user_id`, `product_id`, `kind`, `started_at`, ...): to be filtered by, not to be read. None
+    of it is embedded or shown to a model, unless you change `excluded_embed_metadata_keys` or
+    `excluded_llm_metadata_keys` of a document.
+
+    Neither the token nor a function is ever part of `to_dict()`; `from_dict()` takes the token
+    from the environment or as an argument, and asks for the functions again.
+
+    Args:
+        url: The whole address of the stream, `https://.../stream/{product_id}`.
+        token: The product's token; by default what `AUTOPLAY_APP_UNKEY_TOKEN` holds.
+        recording: A file of JSON Lines to read instead of a stream; see `from_recording`.
+        max_documents: Documents to give.
+        max_seconds: Seconds to listen.
+        idle_seconds: Seconds without an event after which nothing more is awaited.
+        group_by: "payload" gives each payload at once. "session" gives a session's payloads as
+            one document: on its summary, when it is idle, or at the end.
+        session_idle_seconds: Seconds of silence after which a session is given.
+        include: The kinds of payload to give: "actions", "summary", "chat".
+        max_chars: The most characters of one document; longer texts come in pieces.
+        redact: Gives a payload as it may be kept, a changed copy.
+        render: Makes the text from payloads of one session; the pipeline's own if None.
+        include_email: Whether addresses stand in the metadata.
+        max_pending: The most payloads that wait for a slow consumer; then the oldest go, which
+            is counted in `dropped`.
+        client_options: What else `AsyncConnectorClient` takes.
+
+    Raises:
+        ConfigurationError: If an argument can never work.
+
+    Example:
+        >>> reader = AutoplayReader("https://connector.example/stream/acme", "uk_live_...")
+        >>> reader
+        AutoplayReader('https://connector.example/stream/acme')
+        >>> "token" in reader.to_dict()
+        False
+    """
+
+    is_remote: bool = Field(
+        default=True, description="Whether the data comes from a connector, not from a file."
+    )
+    url: str | None = Field(default=None, description="The stream's address.")
+    recording: str | None = Field(default=None, description="A file to read instead of a stream.")
+    max_documents: int | None = Field(default=None, description="Documents to give.")
+    max_seconds: float | None = Field(default=None, description="Seconds to listen.")
+    idle_seconds: float | None = Field(default=None, description="Seconds without an event.")
+    group_by: str = Field(default="payload", description='"payload" or "session".')
+    session_idle_seconds: float = Field(default=60.0, description="When a session is given.")
+    include: tuple[str, ...] = Field(
+        default=("actions", "summary"), description="The kinds of payload to give."
+    )
+    max_chars: int = Field(default=2000, description="The most characters of one document.")
+    include_email: bool = Field(default=False, description="Whether metadata has addresses.")
+    max_pending: int = Field(default=10_000, description="The most payloads that wait.")
+    functions: tuple[str, ...] = Field(
+        default=(), description="Functions that the reader has: they cannot be serialised."
+    )
+
+    _token: str = PrivateAttr()
+    _redact: Callable[[Any], Payload] | None = PrivateAttr()
+    _render: Render | None = PrivateAttr()
+    _client_options: dict[str, Any] = PrivateAttr()
+    _source: Source = PrivateAttr()
+    _loader: PayloadLoader = PrivateAttr()
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        recording: str | os.PathLike[str] | None = None,
+        include: Collection[str] = ("actions", "summary"),
+        redact: Callable[[Any], Payload] | None = None,
+        render: Render | None = None,
+        client_options: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        if (url is None) == (recording is None):
+            raise ConfigurationError("an AutoplayReader needs a url or a recording, and not both")
+        given = {"redact": redact, "render": render, "client_options": client_options}
+        for name in fields.pop("functions", ()):
+            if given.get(name) is None:
+                raise ConfigurationError(
+                    f"this AutoplayReader was made with `{name}`, which cannot be serialised: "
+                    f"give it again, AutoplayReader.from_dict(data, {name}=...)"
+                )
+        unknown = fields.keys() - type(self).model_fields.keys()
+        if unknown:
+            raise TypeError(f"AutoplayReader has no argument {', '.join(sorted(unknown))}")
+        fields |= {
+            "url": url,
+            "recording": None if recording is None else os.fspath(recording),
+            "is_remote": recording is None,
+            "include": (include,) if isinstance(include, str) else tuple(include),
+            "functions": tuple(name for name, value in given.items() if value is not None),
+        }
+        super().__init__(**fields)
+        self._token = token or ""
+        self._redact = redact
+        self._render = render
+        self._client_options = client_options or {}
+        self._source = self._make_source()
+        self._loader = PayloadLoader(
+            self._source,
+            limits=self._limits(),
+            group_by=self.group_by,  # type: ignore[arg-type]  # the loader checks it
+            session_idle_seconds=self.session_idle_seconds,
+            include=self.include,
+            max_chars=self.max_chars,
+            redact=redact,
+            render=render,
+            include_email=self.include_email,
+        )
+
+    @classmethod
+    def from_recording(cls, path: str | os.PathLike[str], **options: Any) -> Self:
+        """Read a file of JSON Lines, an event a line, instead of a stream.
+
+        Args:
+            path: The file.
+            options: What the constructor takes, but for url and token.
+        """
+        return cls(recording=path, **options)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which LlamaIndex serialises this."""
+        return "AutoplayReader"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._source.name!r})"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> Any:
+        return _restore, (type(self), self.to_dict(), self._redact, self._render)
+
+    @property
+    def dropped(self) -> int:
+        """How many payloads were given up because a consumer was slow."""
+        return self._loader.dropped
+
+    @property
+    def source(self) -> Source:
+        """Where the payloads come from."""
+        return self._source
+
+    def pipeline_options(self) -> dict[str, Any]:
+        """What this reader's arguments are called by `IngestPipeline`."""
+        options: dict[str, Any] = {
+            "select": self._wants,
+            "redact": self._redact,
+            "render": self._render,
+            "include_email": self.include_email,
+        }
+        return options
+
+    def _wants(self, payload: Payload) -> bool:
+        return payload.kind in self.include
+
+    def lazy_load_data(self, *args: Any, **limits: Any) -> Iterator[Document]:  # noqa: ARG002 - LlamaIndex's signature
+        """Documents as they come; for ever where no limit is set.
+
+        It works in plain code and inside a running event loop, from any thread. The connection
+        is closed when the iterator ends, is closed or is no longer referred to.
+
+        Args:
+            args: None; the signature is LlamaIndex's.
+            limits: `max_documents`, `max_seconds` or `idle_seconds`, in place of the reader's.
+
+        Yields:
+            Documents, in the order their payloads came.
+
+        Raises:
+            ConnectorError: One of its kinds, if the connector refuses for good.
+            OSError: If a recording cannot be read.
+        """
+        with closing(self._loader.iterate(self._limits(**limits))) as texts:
+            for text in texts:
+                yield _document(text)
+
+    async def alazy_load_data(  # type: ignore[override]  # the base awaits an iterable, readers give a generator
+        self,
+        *args: Any,  # noqa: ARG002 - LlamaIndex's signature
+        **limits: Any,
+    ) -> AsyncGenerator[Document, None]:
+        """As `lazy_load_data`, an asynchronous generator.
+
+        Leaving the loop early closes the connection when the generator is closed;
+        `contextlib.aclosing` does that at once.
+        """
+        async with aclosing(self._loader.stream(self._limits(**limits))) as texts:
+            async for text in texts:
+                yield _document(text)
+
+    def load_data(
+        self,
+        *args: Any,  # noqa: ARG002 - LlamaIndex's signature
+        max_documents: int | None = None,
+        max_seconds: float | None = None,
+        idle_seconds: float | None = None,
+    ) -> list[Document]:
+        """All documents until a limit is reached.
+
+        Args:
+            args: None; the signature is LlamaIndex's.
+            max_documents: In place of the reader's.
+            max_seconds: In place of the reader's.
+            idle_seconds: In place of the reader's.
+
+        Raises:
+            ConfigurationError: If the reader is live and there is no limit.
+            ConnectorError: One of its kinds, if the connector refuses for good.
+            OSError: If a recording cannot be read.
+        """
+        limits = self._limits(max_documents, max_seconds, idle_seconds)
+        return [_document(text) for text in self._loader.load(limits, stacklevel=2)]
+
+    async def aload_data(
+        self,
+        *args: Any,  # noqa: ARG002 - LlamaIndex's signature
+        max_documents: int | None = None,
+        max_seconds: float | None = None,
+        idle_seconds: float | None = None,
+    ) -> list[Document]:
+        """As `load_data`."""
+        limits = self._limits(max_documents, max_seconds, idle_seconds)
+        return [_document(text) for text in await self._loader.aload(limits, stacklevel=2)]
+
+    def _limits(
+        self,
+        max_documents: int | None = None,
+        max_seconds: float | None = None,
+        idle_seconds: float | None = None,
+    ) -> Limits:
+        return Limits(
+            max_documents=self.max_documents if max_documents is None else max_documents,
+            max_seconds=self.max_seconds if max_seconds is None else max_seconds,
+            idle_seconds=self.idle_seconds if idle_seconds is None else idle_seconds,
+        )
+
+    def _make_source(self) -> Source:
+        if self.recording is not None:
+            return RecordingSource(self.recording)
+        assert self.url is not None
+        return LiveSource(
+            self.url, self._token, max_pending=self.max_pending, **self._client_options
+        )
+
+
+def _document(text: LoadedText) -> Document:
+    return make_document(text.id, text.text, text.metadata)
+
+
+def _restore(
+    cls: type[AutoplayReader],
+    data: dict[str, Any],
+    redact: Callable[[Any], Payload] | None,
+    render: Render | None,
+) -> AutoplayReader:
+    return cls.from_dict(data, redact=redact, render=render)

@@ -1,0 +1,119 @@
+"""Calls to a LlamaIndex vector store that do not hold up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from autoplay_rag.errors import StoreError
+from autoplay_rag.stores.serial import SerialThread
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores import SimpleVectorStore, VectorStoreQuery
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryResult
+
+__all__ = ["CHROMA", "StoreCalls"]
+
+CHROMA = "ChromaVectorStore"
+"""The class name of LlamaIndex's store for Chroma, which need not be installed."""
+_SLICE = 16
+"""Nodes that the in-memory store takes before the loop is let go for a moment."""
+
+
+class StoreCalls:
+    """A vector store's methods, awaited.
+
+    An async method that the store wrote itself is awaited. Where it has only LlamaIndex's own,
+    which calls the blocking method on the loop, that one is called in a thread, one call at a
+    time. `SimpleVectorStore` is called on the loop, in small portions: it is a dict, and a
+    query on the loop would fail if a thread changed it meanwhile.
+
+    Args:
+        vector_store: The store.
+        use_async: False calls no async method of the store, for stores whose own block; True
+            calls all of them. None decides as said.
+    """
+
+    def __init__(self, vector_store: BasePydanticVectorStore, use_async: bool | None) -> None:
+        self.vector_store = vector_store
+        self._use_async = use_async
+        self._in_memory = isinstance(vector_store, SimpleVectorStore)
+        self._thread = SerialThread("autoplay-llama-index")
+
+    async def add(self, nodes: Sequence[BaseNode]) -> None:
+        """Add nodes with embeddings."""
+        portions = _portions(nodes) if self._in_memory else [nodes]
+        for portion in portions:
+            await self.call("add", "async_add", list(portion))
+            if self._in_memory:
+                await asyncio.sleep(0)
+
+    async def delete_nodes(self, node_ids: Sequence[str]) -> bool:
+        """Delete nodes by id, if the store can; an unknown id is no error.
+
+        Returns:
+            False if the store can only delete whole documents.
+        """
+        try:
+            if node_ids:
+                await self.call("delete_nodes", "adelete_nodes", list(node_ids))
+        except NotImplementedError:
+            return False
+        return True
+
+    async def delete_documents(self, document_ids: Sequence[str]) -> None:
+        """Delete all nodes of these documents."""
+        for document_id in document_ids:
+            await self.call("delete", "adelete", document_id)
+
+    async def stored(self, node_ids: Sequence[str]) -> set[str] | None:
+        """Which of these nodes are stored; None if the store cannot tell."""
+        try:
+            nodes = await self.call("get_nodes", "aget_nodes", list(node_ids))
+        except NotImplementedError:
+            return None
+        return {node.node_id for node in nodes} & set(node_ids)
+
+    async def query(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
+        """Search."""
+        result: VectorStoreQueryResult = await self.call("query", "aquery", query)
+        return result
+
+    async def count(self) -> int:
+        """How many nodes are stored.
+
+        Raises:
+            StoreError: If the store cannot tell.
+        """
+        store = self.vector_store
+        if isinstance(store, SimpleVectorStore):
+            return len(store.data.embedding_dict)
+        if store.class_name() == CHROMA:
+            return int(await self.run(store.client.count))
+        raise StoreError(
+            f"{type(store).__name__} cannot tell how many nodes it holds: LlamaIndex has no "
+            "common way to ask"
+        )
+
+    async def call(self, name: str, async_name: str, *args: Any) -> Any:
+        """Call a method of the store by the names of its two forms."""
+        if self._awaits(async_name):
+            return await getattr(self.vector_store, async_name)(*args)
+        return await self.run(getattr(self.vector_store, name), *args)
+
+    async def run(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Call something blocking that works on the store."""
+        if self._in_memory:
+            return work(*args)
+        return await self._thread.finish(work, *args)
+
+    def _awaits(self, async_name: str) -> bool:
+        if self._use_async is not None:
+            return self._use_async
+        own = getattr(type(self.vector_store), async_name)
+        return own is not getattr(BasePydanticVectorStore, async_name)
+
+
+def _portions(nodes: Sequence[BaseNode]) -> Iterator[Sequence[BaseNode]]:
+    for start in range(0, len(nodes), _SLICE):
+        yield nodes[start : start + _SLICE]

@@ -1,0 +1,116 @@
+"""Nodes that are the same each time: their ids follow from the document's (pure).
+
+LlamaIndex's splitters give their nodes random ids, so that the same document ingested twice is
+stored twice. Here a node's id follows from its document's id and its place in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from uuid import UUID, uuid5
+
+from autoplay_rag.stores.base import Metadata
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    MetadataMode,
+    NodeRelationship,
+    RelatedNodeInfo,
+    TextNode,
+)
+
+__all__ = ["make_document", "make_node", "node_id", "settle"]
+
+# Some stores (Qdrant, Weaviate) take nothing but UUIDs as ids.
+_NAMESPACE = UUID("6d1a2f0e-95c1-5b0c-9c55-5d0a7a4f6f3b")
+
+
+def node_id(document_id: str, position: int = 0) -> str:
+    """The id of a document's node: a UUID.
+
+    Args:
+        document_id: The document's id.
+        position: The node's place in the document, from 0.
+
+    Example:
+        >>> node_id("d41d8cd98f00b204e9800998ecf8427e")
+        '3aa44ea2-ee0a-537d-bd54-a29d0b2d2c26'
+    """
+    return str(uuid5(_NAMESPACE, f"{position}/{document_id}"))
+
+
+def make_document(id: str, text: str, metadata: Metadata) -> Document:
+    """A document whose metadata can be filtered by, but is neither embedded nor shown to a model.
+
+    Ids, times and addresses cost tokens and say nothing of what a person did; a splitter that
+    reserves room for them fails where they are long.
+    """
+    return Document(
+        id_=id,
+        text=text,
+        metadata=dict(metadata),
+        excluded_embed_metadata_keys=list(metadata),
+        excluded_llm_metadata_keys=list(metadata),
+    )
+
+
+def make_node(id: str, text: str, metadata: Metadata, embedding: Sequence[float]) -> TextNode:
+    """A document that is a single node, with its vector; metadata as in `make_document`."""
+    return TextNode(
+        id_=node_id(id),
+        text=text,
+        metadata=dict(metadata),
+        embedding=list(embedding),
+        excluded_embed_metadata_keys=list(metadata),
+        excluded_llm_metadata_keys=list(metadata),
+        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=id)},
+    )
+
+
+def settle(nodes: Iterable[BaseNode]) -> list[BaseNode]:
+    """Give nodes the ids that follow from their documents', and tell their neighbours.
+
+    A document that no transformation has divided becomes a node of its own. A node that names
+    no document is known by its content.
+
+    Args:
+        nodes: What transformations made of documents, each document's in order.
+    """
+    settled = [_as_node(node) for node in nodes]
+    counts: dict[str, int] = {}
+    renamed: dict[str, str] = {}
+    for node in settled:
+        owner = node.ref_doc_id or node.hash
+        position = counts.get(owner, 0)
+        counts[owner] = position + 1
+        renamed[node.node_id] = node_id(owner, position)
+    for node in settled:
+        node.id_ = renamed[node.node_id]
+        for kind, related in node.relationships.items():
+            if kind is not NodeRelationship.SOURCE:
+                _rename(related, renamed)
+    return settled
+
+
+def _as_node(node: BaseNode) -> BaseNode:
+    if not isinstance(node, Document) or node.ref_doc_id is not None:
+        return node
+    return TextNode(
+        id_=node.id_,
+        text=node.get_content(metadata_mode=MetadataMode.NONE),
+        metadata=node.metadata,
+        embedding=node.embedding,
+        excluded_embed_metadata_keys=node.excluded_embed_metadata_keys,
+        excluded_llm_metadata_keys=node.excluded_llm_metadata_keys,
+        relationships={
+            **node.relationships,
+            NodeRelationship.SOURCE: node.as_related_node_info(),
+        },
+    )
+
+
+def _rename(
+    related: RelatedNodeInfo | Iterable[RelatedNodeInfo], renamed: Mapping[str, str]
+) -> None:
+    for info in [related] if isinstance(related, RelatedNodeInfo) else related:
+        info.node_id = renamed.get(info.node_id, info.node_id)

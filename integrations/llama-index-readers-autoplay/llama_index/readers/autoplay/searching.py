@@ -1,0 +1,101 @@
+"""From a question's vector to hits, through any LlamaIndex vector store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from autoplay_rag import Filter
+from autoplay_rag.errors import StoreError
+from autoplay_rag.stores.base import Hit, Vector
+from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.storage.docstore.types import BaseDocumentStore
+from llama_index.core.vector_stores import (
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+    VectorStoreQuery,
+)
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
+
+from llama_index.readers.autoplay.calls import CHROMA, StoreCalls
+
+__all__ = ["find", "metadata_filters"]
+
+
+def metadata_filters(filter: Filter) -> MetadataFilters | None:
+    """The same filter as LlamaIndex has it; None where nothing is asked.
+
+    Example:
+        >>> found = metadata_filters(Filter(user_id="u1"))
+        >>> [(f.key, f.operator.value, f.value) for f in found.filters]
+        [('user_id', '==', 'u1')]
+    """
+    conditions = filter.conditions()
+    if not conditions:
+        return None
+    return MetadataFilters(
+        filters=[
+            MetadataFilter(
+                key=key,
+                # Times are stored as floats, and some stores compare numbers of one type only.
+                value=value if isinstance(value, str) else float(value),
+                operator=FilterOperator(operator),
+            )
+            for key, operator, value in conditions
+        ]
+    )
+
+
+async def find(
+    calls: StoreCalls, docstore: BaseDocumentStore | None, vector: Vector, k: int, filter: Filter
+) -> list[Hit]:
+    """The `k` nearest nodes that pass the filter, the best of each document, best first.
+
+    Args:
+        calls: The store.
+        docstore: Where the nodes are, for stores that keep vectors alone.
+        vector: The question's.
+        k: How many nodes at most.
+        filter: Which may be found.
+
+    Raises:
+        StoreError: If the store keeps no text and there is no docstore.
+    """
+    query = VectorStoreQuery(
+        query_embedding=list(vector), similarity_top_k=k, filters=metadata_filters(filter)
+    )
+    result = await calls.query(query)
+    nodes: Sequence[BaseNode | None] | None = result.nodes
+    if nodes is None:
+        if docstore is None:
+            raise StoreError(
+                f"{type(calls.vector_store).__name__} keeps vectors without their text; "
+                "search through a VectorStoreIndex, or give LlamaIndexStore a docstore"
+            )
+        nodes = [await docstore.aget_document(node, raise_error=False) for node in result.ids or []]
+    cosine = _cosine(calls.vector_store)
+    hits: dict[str, Hit] = {}
+    for node, similarity in zip(nodes, result.similarities or [], strict=True):
+        if node is not None:
+            hit = _hit(node, cosine(float(similarity)))
+            hits.setdefault(hit.id, hit)
+    return list(hits.values())
+
+
+def _hit(node: BaseNode, score: float) -> Hit:
+    text = node.get_content(metadata_mode=MetadataMode.NONE)
+    return Hit.of(node.ref_doc_id or node.node_id, text, score, dict(node.metadata))
+
+
+def _cosine(vector_store: BasePydanticVectorStore) -> Callable[[float], float]:
+    """What makes a store's similarity a cosine similarity, where that is known."""
+    if vector_store.class_name() != CHROMA:
+        return lambda similarity: similarity
+    # LlamaIndex gives exp(-distance). The distance of vectors of length 1 follows from their
+    # cosine: 1 - cosine ("cosine", "ip") or 2 - 2 * cosine ("l2", Chroma's default).
+    configuration: Any = vector_store.client.configuration
+    space = (configuration.get("hnsw") or configuration.get("spann") or {}).get("space")
+    scale = 0.5 if space == "l2" else 1.0
+    return lambda similarity: 1.0 + scale * math.log(similarity)

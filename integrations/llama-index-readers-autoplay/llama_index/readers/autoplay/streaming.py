@@ -1,0 +1,207 @@
+"""stream_into: a live stream into an IngestionPipeline or a VectorStoreIndex, nothing lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Self
+
+from autoplay_rag import Filter, IngestPipeline
+from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.ingest.dead_letters import DeadLetters
+from autoplay_rag.ingest.ledger import Ledger
+from autoplay_rag.ingest.pipeline import BackgroundConnector
+from autoplay_rag.loading import Limits
+from autoplay_rag.payloads import Payload
+from autoplay_rag.stores.base import Hit
+from llama_index.core import VectorStoreIndex
+from llama_index.core.ingestion import IngestionPipeline
+
+from llama_index.readers.autoplay.base import AutoplayReader
+from llama_index.readers.autoplay.target_store import TargetStore
+from llama_index.readers.autoplay.targets import target_of
+
+__all__ = ["LiveIngestion", "stream_into"]
+
+_LOT = 256
+"""Payloads handed to the journal before it is waited for."""
+
+
+def stream_into(
+    target: IngestionPipeline | VectorStoreIndex,
+    source: AutoplayReader | BackgroundConnector,
+    *,
+    journal: str | os.PathLike[str] | None = None,
+    use_async: bool | None = None,
+    **options: Any,
+) -> LiveIngestion:
+    """Feed a stream to LlamaIndex so that nothing received is lost or doubled.
+
+    Payloads go through the journal, batching and retries of `IngestPipeline`; what comes out
+    are documents, which the target's own transformations split and embed. Then:
+
+    - Old nodes are deleted only once the new ones have their embeddings.
+    - What failed is tried again until it is stored or a dead letter.
+    - A node's id follows from its document's: the same stream ingested twice is stored once.
+    - Only the documents of a batch are touched, whatever a pipeline's `docstore_strategy`; its
+      cache is not used.
+
+    While the stream runs, do not write to the same stores from elsewhere at once.
+
+    Args:
+        target: Where documents go. A pipeline needs a vector store and, among its
+            transformations, an embedding model.
+        source: A client, which is started and stopped; or an `AutoplayReader`, live or of a
+            recording, whose limits of time, `include` and `redact` hold here too.
+        journal: A file that remembers what was received over restarts and crashes. None keeps
+            that in memory.
+        use_async: As in `LlamaIndexStore`.
+        options: What else `IngestPipeline` takes: `batch_window`, `redact`, `select`,
+            `max_attempts`, `durability`, ...
+
+    Returns:
+        The running ingestion, if awaited (`live = await stream_into(...)`) or entered
+        (`async with stream_into(...) as live`).
+
+    Raises:
+        ConfigurationError: If target, source or an option can never work.
+
+    Example:
+        >>> import asyncio
+        >>> from autoplay_rag.devserver import samples
+        >>> from llama_index.core import MockEmbedding, VectorStoreIndex
+        >>> async def main():
+        ...     index = VectorStoreIndex([], embed_model=MockEmbedding(embed_dim=8))
+        ...     async with stream_into(index, AutoplayReader.from_recording(samples())) as live:
+        ...         await live.wait()
+        ...         await live.drain()
+        ...         return live.ledger.pending, live.ledger.dead
+        >>> asyncio.run(main())
+        (0, 0)
+    """
+    if isinstance(source, AutoplayReader):
+        if source.max_documents is not None:
+            raise ConfigurationError(
+                "max_documents of an AutoplayReader counts its own documents, not those of a "
+                "stream_into(): limit it by max_seconds or idle_seconds"
+            )
+        options = source.pipeline_options() | options
+    elif not callable(getattr(source, "run_in_background", None)):
+        raise ConfigurationError(
+            f"stream_into() reads from an AsyncConnectorClient or an AutoplayReader, "
+            f"not from {type(source).__name__}"
+        )
+    store = TargetStore(target_of(target, use_async=use_async))
+    pipeline = IngestPipeline(
+        store, journal=None if journal is None else os.fspath(journal), **options
+    )
+    return LiveIngestion(pipeline, source)
+
+
+class LiveIngestion:
+    """A stream that is being fed to LlamaIndex; made by `stream_into`.
+
+    Attributes:
+        pipeline: The pipeline underneath.
+    """
+
+    def __init__(
+        self, pipeline: IngestPipeline, source: AutoplayReader | BackgroundConnector
+    ) -> None:
+        self.pipeline = pipeline
+        self._source = source
+        self._task: asyncio.Task[None] | None = None
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.__aenter__().__await__()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def start(self) -> None:
+        """Take up what an earlier run left in the journal, and start to read.
+
+        Raises:
+            PipelineError: If it is running already.
+            JournalError: One of its kinds, if the journal cannot be used.
+        """
+        await self.pipeline.start()
+        if isinstance(self._source, AutoplayReader):
+            self._task = asyncio.create_task(self._read(self._source), name="autoplay-stream-into")
+        else:
+            self._task = self.pipeline.attach(self._source).run_in_background()
+
+    async def wait(self) -> None:
+        """Wait until the source has ended: a recording is over, a client was stopped.
+
+        Raises:
+            ConnectorError: What ended the source, if it failed; what it had given is kept.
+        """
+        if self._task is not None:
+            # Who stops waiting does not stop the stream.
+            await asyncio.shield(self._task)
+
+    async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as IngestPipeline.drain
+        """Wait until all received so far is stored or dead.
+
+        Args:
+            timeout: Seconds to wait; None waits for as long as an outage lasts.
+
+        Raises:
+            DrainTimeoutError: If time ran out; the message says what is left and why.
+            PipelineClosedError: If this is not running.
+        """
+        await self.pipeline.drain(timeout)
+
+    async def search(self, text: str, k: int = 5, *, filter: Filter | None = None) -> list[Hit]:
+        """What was stored that is nearest in meaning to a question; see `IngestPipeline.search`."""
+        return await self.pipeline.search(text, k, filter=filter)
+
+    async def aclose(self) -> None:
+        """Stop reading, finish what is under way, close the journal. May be called more than once."""
+        if self._task is not None:
+            if isinstance(self._source, AutoplayReader):
+                self._task.cancel()
+            else:
+                self._source.stop()
+            await asyncio.wait([self._task])
+        await self.pipeline.aclose()
+
+    @property
+    def ledger(self) -> Ledger:
+        """What became of the payloads received, as of the last commit."""
+        return self.pipeline.ledger
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """Payloads that could not be stored, to be listed, retried and discarded."""
+        return self.pipeline.dead_letters
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps payloads from the store now, in one line; None while all is well."""
+        return self.pipeline.trouble
+
+    async def _read(self, reader: AutoplayReader) -> None:
+        limits = Limits(max_seconds=reader.max_seconds, idle_seconds=reader.idle_seconds)
+        payloads: AsyncGenerator[Payload, None] = reader.source.stream(limits)
+        async with aclosing(payloads):
+            lot = []
+            async for payload in payloads:
+                lot.append(self.pipeline.accept(payload))
+                if reader.is_remote or len(lot) == _LOT:
+                    await asyncio.gather(*lot)
+                    lot.clear()
+            await asyncio.gather(*lot)

@@ -1,0 +1,79 @@
+"""A target's transformations, run without holding up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+
+from autoplay_rag.errors import ConfigurationError, StoreRejectedError
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.node_parser import NodeParser
+from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
+
+from llama_index.readers.autoplay.embedder import LlamaIndexEmbedder
+
+__all__ = ["check_embedded", "embed", "transform"]
+
+
+async def transform(
+    nodes: Sequence[BaseNode], transformations: Sequence[TransformComponent]
+) -> Sequence[BaseNode]:
+    """Apply transformations one after another, uncached.
+
+    LlamaIndex's own cache is left out: its key is a whole batch, which in a stream never comes
+    again, and in memory it grows for ever.
+    """
+    for component in transformations:
+        if isinstance(component, BaseEmbedding):
+            nodes = await embed(nodes, component)
+        elif isinstance(component, NodeParser) and _blocks(component):
+            nodes = await asyncio.to_thread(component, list(nodes))
+        else:
+            nodes = await component.acall(list(nodes))
+    return nodes
+
+
+async def embed(nodes: Sequence[BaseNode], embed_model: BaseEmbedding) -> Sequence[BaseNode]:
+    """Give nodes that have none their embeddings."""
+    missing = [node for node in nodes if node.embedding is None]
+    if missing:
+        texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in missing]
+        vectors = await LlamaIndexEmbedder(embed_model).embed(texts)
+        if len(vectors) != len(texts):
+            raise StoreRejectedError(
+                f"{type(embed_model).__name__} returned {len(vectors)} vectors for {len(texts)} texts"
+            )
+        for node, vector in zip(missing, vectors, strict=True):
+            node.embedding = list(vector)
+    return nodes
+
+
+def check_embedded(nodes: Sequence[BaseNode]) -> None:
+    """Refuse what must not reach a store, before anything old is deleted for it.
+
+    Raises:
+        ConfigurationError: If the transformations do not embed.
+        StoreRejectedError: If a vector is empty or holds NaN, or if their dimensions differ.
+    """
+    dimension: int | None = None
+    for node in nodes:
+        if node.embedding is None:
+            raise ConfigurationError(
+                "the IngestionPipeline's transformations give no embeddings: "
+                "put an embedding model at their end"
+            )
+        if not node.embedding or not math.isfinite(sum(node.embedding)):
+            raise StoreRejectedError(
+                f"the vector of a node of document {node.ref_doc_id} is empty or holds NaN"
+            )
+        if dimension not in (None, len(node.embedding)):
+            raise StoreRejectedError(
+                f"a batch came with vectors of dimension {dimension} and {len(node.embedding)}"
+            )
+        dimension = len(node.embedding)
+
+
+def _blocks(parser: NodeParser) -> bool:
+    """Whether a splitter has nothing but LlamaIndex's async form, which splits on the loop."""
+    return type(parser)._aparse_nodes is NodeParser._aparse_nodes  # noqa: SLF001 - the one that tells
