@@ -178,14 +178,18 @@ class PayloadLoader:
         if found:
             return
         kinds = " or ".join(sorted(self._include))
-        if self._source.live:
-            message = (
-                f"listened to {self._source.name} for {time.monotonic() - started:.1f} s and got "
-                f"no {kinds} payload. The connector sends no history, only what users do while "
-                "somebody listens: listen for longer, or use the product meanwhile"
-            )
+        name = self._source.name
+        listened = f"listened to {name} for {time.monotonic() - started:.1f} s"
+        if not self._source.live:
+            message = f"{name} holds no {kinds} payload with something in it"
+        elif self._source.trouble:
+            message = f"{listened}, but it could not be reached: {self._source.trouble}"
         else:
-            message = f"{self._source.name} holds no {kinds} payload with something in it"
+            message = (
+                f"{listened} and got no {kinds} payload. The connector sends no history, only "
+                "what users do while somebody listens: listen for longer, or use the product "
+                "meanwhile"
+            )
         warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
 
     async def _singles(

@@ -16,6 +16,7 @@ from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.connection import display
 from autoplay_rag.connector.recording import read_recording
 from autoplay_rag.errors import RecordingError
+from autoplay_rag.ingest.plan import describe
 from autoplay_rag.loading.limits import Limits
 from autoplay_rag.payloads import Payload
 
@@ -32,11 +33,13 @@ class Source(Protocol):
         name: Stands in the documents' metadata.
         live: Whether it goes on for ever, and in real time.
         dropped: How many payloads were given up because a consumer was slow.
+        trouble: Why the latest reader got nothing, if the connector could not be reached.
     """
 
     name: str
     live: bool
     dropped: int
+    trouble: str | None
 
     def stream(self, limits: Limits) -> AsyncGenerator[Payload, None]:
         """The payloads, within the limits of time."""
@@ -74,6 +77,7 @@ class LiveSource(Source):
         self._max_pending = max_pending
         self._options = options
         self.dropped = 0
+        self.trouble: str | None = None
         self._client()  # what cannot work is told at once
         self.name = display(httpx.URL(url))
 
@@ -101,6 +105,8 @@ class LiveSource(Source):
                     yield payload
             finally:
                 left = True
+                error = None if client.counts.connections else client.last_error
+                self.trouble = None if error is None else describe(error)
 
     def _client(
         self, on_drop: Callable[[Payload, int], None] | None = None
@@ -127,6 +133,7 @@ class RecordingSource(Source):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
         self.dropped = 0
+        self.trouble = None
 
     def __repr__(self) -> str:
         return repr(self.name)

@@ -1,0 +1,3 @@
+import pytest
+
+pytest.register_assert_rewrite("autoplay_rag.loading.testing")

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoplay_rag.loading import grouping
+from autoplay_rag.loading.grouping import SessionGroups
+from autoplay_rag.payloads import ActionsPayload, SummaryPayload
+
+
+def actions(session: str | None, product: str = "acme") -> ActionsPayload:
+    return ActionsPayload(product, session)
+
+
+def add(groups: SessionGroups, payload, key: str, now: float = 0.0) -> list[list[str]]:
+    return keys(groups.add(payload, (key, payload), now))
+
+
+def keys(found) -> list[list[str]]:
+    return [[key for key, _ in group] for group in found]
+
+
+def test_a_summary_ends_its_session_alone():
+    groups = SessionGroups(idle=60)
+    assert add(groups, actions("s1"), "a") == []
+    assert add(groups, actions("s2"), "b") == []
+    assert add(groups, actions("s1"), "c") == []
+    assert add(groups, SummaryPayload("acme", "s1", "done"), "d") == [["a", "c", "d"]]
+    assert keys(groups.rest()) == [["b"]]
+
+
+def test_a_summary_that_is_not_wanted_ends_its_session_too():
+    groups = SessionGroups(idle=60)
+    add(groups, actions("s1"), "a")
+    assert keys(groups.add(SummaryPayload("acme", "s1", "done"), None, 0.0)) == [["a"]]
+    assert groups.add(SummaryPayload("acme", "s1", "done"), None, 0.0) == []
+    assert groups.rest() == []
+
+
+def test_the_same_session_of_two_products_is_two():
+    groups = SessionGroups(idle=60)
+    add(groups, actions("s1"), "a")
+    add(groups, actions("s1", product="other"), "b")
+    assert keys(groups.rest()) == [["a"], ["b"]]
+
+
+def test_what_has_no_session_waits_for_nothing():
+    groups = SessionGroups(idle=60)
+    assert add(groups, actions(None), "a") == [["a"]]
+    assert groups.add(actions(None), None, 0.0) == []
+    assert groups.next_due() is None
+
+
+def test_silence_ends_a_session():
+    groups = SessionGroups(idle=60)
+    add(groups, actions("s1"), "a", now=0.0)
+    add(groups, actions("s2"), "b", now=10.0)
+    add(groups, actions("s1"), "c", now=50.0)
+    assert groups.next_due() == 70.0
+    assert groups.due(69.9) == []
+    assert keys(groups.due(70.0)) == [["b"]]
+    assert keys(groups.due(110.0)) == [["a", "c"]]
+    assert groups.next_due() is None
+
+
+def test_payloads_that_are_not_wanted_keep_their_session_awake():
+    groups = SessionGroups(idle=60)
+    add(groups, actions("s1"), "a", now=0.0)
+    groups.add(actions("s1"), None, 50.0)
+    assert groups.next_due() == 110.0
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=80))
+def test_nothing_is_lost_doubled_or_held_without_bound(steps):
+    groups = SessionGroups(idle=5)
+    given_: list[str] = []
+    wanted: list[str] = []
+    grouping._MAX_PAYLOADS, grouping._MAX_HELD, kept = 4, 8, (500, 10_000)
+    try:
+        for now, (session, keep) in enumerate(steps):
+            payload = actions(session)
+            found = groups.add(payload, (f"{now}", payload) if keep else None, now)
+            wanted += [f"{now}"] * keep
+            given_ += [key for group in keys(found) for key in group]
+            assert all(group for group in found)
+            assert len(wanted) - len(given_) <= 8
+            assert all(len(group) <= 4 for group in found)
+            given_ += [key for group in keys(groups.due(now)) for key in group]
+    finally:
+        grouping._MAX_PAYLOADS, grouping._MAX_HELD = kept
+    given_ += [key for group in keys(groups.rest()) for key in group]
+    assert sorted(given_) == sorted(wanted)
+    assert groups._held == 0
