@@ -1,16 +1,52 @@
-"""What users are doing right now, in your vector store seconds later."""
+"""What users are doing right now, in your vector store seconds later.
 
-from autoplay_rag.ingest.pipeline import IngestPipeline
-from autoplay_rag.live import LiveSessions
-from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
-from autoplay_rag.stores.base import Filter
+Stores, embedders and the local connector have rooms of their own: `autoplay_rag.stores`,
+`autoplay_rag.embedders`, `autoplay_rag.devserver`.
+"""
+
+from typing import TYPE_CHECKING
+
+from autoplay_rag._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from autoplay_rag.connector.client import AsyncConnectorClient
+    from autoplay_rag.connector.sync import ConnectorClient
+    from autoplay_rag.connector.webhook import WebhookReceiver, webhook_app
+    from autoplay_rag.frames import to_frame
+    from autoplay_rag.ingest.pipeline import IngestPipeline
+    from autoplay_rag.live import LiveSessions
+    from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
+    from autoplay_rag.stores.base import Filter
 
 __all__ = [
     "ActionsPayload",
+    "AsyncConnectorClient",
     "ChatTurn",
+    "ConnectorClient",
     "Filter",
     "IngestPipeline",
     "LiveSessions",
     "SlimAction",
     "SummaryPayload",
+    "WebhookReceiver",
+    "to_frame",
+    "webhook_app",
 ]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "ActionsPayload": "autoplay_rag.payloads",
+        "AsyncConnectorClient": "autoplay_rag.connector.client",
+        "ChatTurn": "autoplay_rag.payloads",
+        "ConnectorClient": "autoplay_rag.connector.sync",
+        "Filter": "autoplay_rag.stores.base",
+        "IngestPipeline": "autoplay_rag.ingest.pipeline",
+        "LiveSessions": "autoplay_rag.live",
+        "SlimAction": "autoplay_rag.payloads",
+        "SummaryPayload": "autoplay_rag.payloads",
+        "WebhookReceiver": "autoplay_rag.connector.webhook",
+        "to_frame": "autoplay_rag.frames",
+        "webhook_app": "autoplay_rag.connector.webhook",
+    },
+)

@@ -1,0 +1,71 @@
+"""The public surface holds still, imports cheaply, and loads nothing optional."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import autoplay_rag
+
+NAMES = {
+    "autoplay_rag": [
+        "ActionsPayload",
+        "AsyncConnectorClient",
+        "ChatTurn",
+        "ConnectorClient",
+        "Filter",
+        "IngestPipeline",
+        "LiveSessions",
+        "SlimAction",
+        "SummaryPayload",
+        "WebhookReceiver",
+        "to_frame",
+        "webhook_app",
+    ],
+    "autoplay_rag.embedders": ["Embedder", "LocalEmbedder", "OpenAIEmbedder", "as_embedder"],
+    "autoplay_rag.stores": [
+        "ChromaStore",
+        "Chunk",
+        "Condition",
+        "Filter",
+        "Hit",
+        "MemoryStore",
+        "Metadata",
+        "TextStore",
+        "VectorStore",
+    ],
+    "autoplay_rag.devserver": ["LocalConnector", "Question", "questions", "samples"],
+}
+OPTIONAL = {
+    "chromadb", "fastapi", "numpy", "onnxruntime", "openai", "pandas", "starlette",
+    "tokenizers", "typer", "uvicorn",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_the_public_names_are_these_and_all_load(module):
+    found = importlib.import_module(module)
+    assert sorted(found.__all__) == NAMES[module]
+    assert sorted(dir(found)) == NAMES[module] or set(NAMES[module]) <= set(dir(found))
+    for name in NAMES[module]:
+        assert getattr(found, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        autoplay_rag.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["autoplay_rag", "autoplay_rag.stores", "autoplay_rag.embedders"])
+def test_the_optional_packages_stay_unloaded(module):
+    code = f"import sys, {module}; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert OPTIONAL.isdisjoint(found.stdout.split())
+
+
+def test_the_main_names_need_no_optional_package_either():
+    names = ", ".join(n for n in NAMES["autoplay_rag"] if n != "to_frame")
+    code = f"import sys; from autoplay_rag import {names}; print(*{{m.partition('.')[0] for m in sys.modules}})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert OPTIONAL.isdisjoint(found.stdout.split())
