@@ -218,11 +218,14 @@ class ConnectorClient:
             run.ended.set()
 
     def _work_and_log(self, run: _Run) -> None:
+        error: Exception | None = None
         try:
             self._work(run)
-        except Exception as error:
+        except Exception as found:  # noqa: BLE001 - nobody is there to catch it
+            error = found
+        if error is not None:
             unexpected = None if isinstance(error, AutoplayError) else error
-            logger.exception("the connector client ended: %s", error, exc_info=unexpected)
+            logger.error("the connector client ended: %s", error, exc_info=unexpected)
 
 
 class _Run:
