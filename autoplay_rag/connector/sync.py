@@ -10,11 +10,11 @@ from contextlib import aclosing, closing, suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
+from autoplay_rag._bridge import iterate
 from autoplay_rag.connector.callbacks import Callback, CallbackThreads
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.metrics import ConnectorMetrics
 from autoplay_rag.errors import AutoplayError, ClientStateError, ConfigurationError
-from autoplay_rag.loading.bridge import iterate
 from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
 
 __all__ = ["ConnectorClient"]

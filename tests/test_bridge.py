@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from autoplay_rag.loading.bridge import iterate
+from autoplay_rag._bridge import iterate
 
 NAME = "bridge-under-test"
 
