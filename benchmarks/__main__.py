@@ -1,0 +1,16 @@
+"""All figures of the README in one table. Each module also runs alone: `python -m benchmarks.client`."""
+
+import platform
+import sys
+from importlib import import_module
+
+from benchmarks.table import show
+
+MODULES = ("imports", "client", "pipeline", "memory")
+
+if __name__ == "__main__":
+    print(
+        f"{platform.python_implementation()} {platform.python_version()}, {platform.machine()}",
+        file=sys.stderr,
+    )
+    show([figure for name in MODULES for figure in import_module(f"benchmarks.{name}").main()])

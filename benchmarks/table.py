@@ -1,0 +1,28 @@
+"""How figures are printed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row: what was measured, the baseline in the same run, and the bar."""
+
+    what: str
+    measured: str
+    baseline: str
+    bar: str
+    met: bool
+
+
+def show(figures: list[Figure]) -> None:
+    """Print rows as a Markdown table."""
+    print("| what | measured | baseline | bar | met |")
+    print("|---|---|---|---|---|")
+    for figure in figures:
+        met = "yes" if figure.met else "NO"
+        print(
+            f"| {figure.what} | {figure.measured} | {figure.baseline} | {figure.bar} | {met} |",
+            flush=True,
+        )
