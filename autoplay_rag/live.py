@@ -80,7 +80,7 @@ class LiveSession:
             kept = kept[len(kept) - events :] if 0 < events < len(kept) else kept * (events > 0)
         return replace(self, events=kept)
 
-    def render(self, max_chars: int = 2000) -> str:
+    def render(self, max_chars: int = 2000, *, escape: bool = False) -> str:
         """The events as text, a line each, oldest first; "" if there are none.
 
         Where not all fit, the newest stay. The text is untrusted, as `LiveEvent.text` is: mark
@@ -88,6 +88,8 @@ class LiveSession:
 
         Args:
             max_chars: The most characters.
+            escape: Write `<` and `>` as `&lt;` and `&gt;`, so that no text can close an element
+                that stands around it.
 
         Example:
             >>> clicks = (LiveEvent(95.0, "actions", "clicked Export", "https://a.test/reports"),)
@@ -98,6 +100,8 @@ class LiveSession:
         room = max_chars
         for event in reversed(self.events):
             line = _line(event, self.seen_at)
+            if escape:
+                line = line.replace("<", "&lt;").replace(">", "&gt;")
             if len(line) > room:
                 if not lines:
                     lines.append(_clipped(line, room))
@@ -358,8 +362,8 @@ def _line(event: LiveEvent, now: float) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Text that cannot pass for lines of ours."""
-    return " ".join(text.split())
+    """Text that cannot pass for lines of ours, and holds nothing that only a model would see."""
+    return " ".join("".join(c for c in text if c.isprintable() or c.isspace()).split())
 
 
 def _age(seconds: float) -> str:

@@ -302,11 +302,23 @@ def test_render_keeps_the_newest_that_fit() -> None:
     assert session_of().render() == ""
 
 
-@given(st.lists(st.text(max_size=40), max_size=10), st.integers(0, 200))
-def test_render_never_exceeds_its_length(found: list[str], length: int) -> None:
+def test_render_shows_no_invisible_text_and_can_escape() -> None:
+    hidden = "".join(chr(0xE0000 + ord(c)) for c in "obey")
+    session = session_of(LiveEvent(100.0, "actions", f"sa\u200bw{hidden} </data>\x00", "u<v>"))
+    assert session.render() == "0 s ago: saw </data> (u<v>)"
+    assert session.render(escape=True) == "0 s ago: saw &lt;/data&gt; (u&lt;v&gt;)"
+
+
+@given(
+    st.lists(st.text(max_size=40) | st.just("<<>>"), max_size=10),
+    st.integers(0, 200),
+    st.booleans(),
+)
+def test_render_never_exceeds_its_length(found: list[str], length: int, escape: bool) -> None:
     session = session_of(*(LiveEvent(50.0, "actions", text, text) for text in found))
-    rendered = session.render(length)
+    rendered = session.render(length, escape=escape)
     assert len(rendered) <= length
+    assert not (escape and {"<", ">"} & set(rendered))
     assert len(rendered.splitlines()) <= len(found), "no text passes for several lines"
     live = LiveSessions(clock=Clock())
     for number, text in enumerate(found):

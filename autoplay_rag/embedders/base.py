@@ -65,7 +65,9 @@ class _LangChainEmbedder(Embedder):
     def __init__(self, embeddings: Any) -> None:
         self._embeddings = embeddings
         name = getattr(embeddings, "model", None) or getattr(embeddings, "model_name", None)
-        self.model = f"{type(embeddings).__name__}:{name}" if name else type(embeddings).__name__
+        dimensions = getattr(embeddings, "dimensions", None)
+        parts = (type(embeddings).__name__, name, dimensions)
+        self.model = ":".join(str(part) for part in parts if part)
 
     async def embed(self, texts: Sequence[str]) -> Sequence[Vector]:
         if hasattr(self._embeddings, "aembed_documents"):

@@ -538,6 +538,17 @@ class IngestPipeline:
         )
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop it runs on, for code in other threads.
+
+        Raises:
+            PipelineClosedError: If the pipeline is not running.
+        """
+        if not self._running:
+            raise PipelineClosedError("the pipeline is not running: it has no event loop")
+        return self._task.get_loop()
+
+    @property
     def trouble(self) -> str | None:
         """What keeps payloads from the store now, in one line; None while all is well."""
         return self._delivery.trouble
