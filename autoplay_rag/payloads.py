@@ -363,9 +363,11 @@ def _number(value: Any, _on_repair: OnRepair, _at: str) -> float:
 
 def _integer(value: Any, on_repair: OnRepair, at: str) -> int:
     number = _number(value, on_repair, at)
-    if number != int(number) or abs(number) > _INT64:
+    # An int is taken as it is: as a float, one near the limit would be another number.
+    whole = value if isinstance(value, int) else int(number)
+    if (isinstance(value, float) and number != whole) or not -_INT64 - 1 <= whole <= _INT64:
         raise ValueError("a whole number of 64 bits was expected")
-    return int(value)
+    return whole
 
 
 def _actions(value: Any, on_repair: OnRepair, at: str) -> list[SlimAction]:

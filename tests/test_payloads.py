@@ -225,6 +225,11 @@ def test_whole_numbers(value, found):
     assert decode(f'{{"type": "summary", "replaces": {value}}}').replaces == found
 
 
+def test_a_whole_number_near_the_limit_stays_exact_in_the_tolerant_way():
+    data = '{"type": "summary", "summary": 7, "replaces": 9223372036854775296}'
+    assert decode(data).replaces == 9223372036854775296
+
+
 @pytest.mark.parametrize(
     ("value", "found"), [("1", 1.0), ("NaN", 0.0), ("-Infinity", 0.0), ("1e400", 0.0)]
 )

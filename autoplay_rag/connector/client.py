@@ -264,7 +264,12 @@ class AsyncConnectorClient:
         run = self._begin(buffer)
         buffer.start(run.stop)
         reading = run.loop.create_task(run.read(), name="autoplay-connector")
-        reading.add_done_callback(lambda _: buffer.close())
+
+        def read_to_the_end(_: asyncio.Task[None]) -> None:
+            buffer.close()
+            run.ended.set()  # what is left is the consumer's: leaving `async with` waits not for it
+
+        reading.add_done_callback(read_to_the_end)
         error: BaseException | None = None
         try:
             while (payload := await buffer.take()) is not None:

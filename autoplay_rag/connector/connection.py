@@ -270,21 +270,22 @@ def _check_stream(response: httpx.Response) -> None:
 
 
 def bare(error: Exception) -> Exception:
-    """An error as it may be kept and shown: no token, no payload text, no frames.
+    """A connection's error as it may be kept and shown: no token, no payload text, no frames.
 
-    httpx's errors carry the request, whose headers hold the token; h11's quote the bytes they
-    could not read; and a traceback keeps all that its frames held.
+    httpx's errors carry the request, whose headers hold the token; h11's quote the bytes that
+    were no HTTP; and a traceback keeps all that its frames held. Other errors stay as they are.
     """
-    if isinstance(error, httpx.RemoteProtocolError):
+    if isinstance(error, httpx.ProtocolError):
         message = str(error)
         known = message.startswith(("peer closed connection", "Server disconnected"))
-        return httpx.RemoteProtocolError(message if known else "the answer is not valid HTTP")
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        if isinstance(link, httpx.RequestError):
-            link.request = httpx.Request("GET", "/")
-        link = link.__cause__ or link.__context__
+        return type(error)(message if known else "what was sent is not valid HTTP")
+    if isinstance(error, httpx.TransportError | OSError):
+        link: BaseException | None = error
+        while link is not None:
+            link.__traceback__ = None
+            if isinstance(link, httpx.RequestError):
+                link.request = httpx.Request("GET", "/")
+            link = link.__cause__ or link.__context__
     return error
 
 

@@ -23,7 +23,7 @@ class Run:
         stopping: Whether `stop` was called.
         over: Whether all has ended.
         error: What ended it; None for a stop.
-        ended: Set when it is over.
+        ended: Set when none of its tasks runs any more.
         connected: Set while there is a connection, and when it is over.
     """
 

@@ -104,11 +104,11 @@ class EventStream:
                                 if payload is not None:
                                     yield payload
                         failure: Exception = TransientError("the connector closed the stream")
-                    except Exception as error:
-                        self.last_error = failure = bare(error)
-                        if classify(error) == "fatal":
-                            raise
+                    except Exception as error:  # noqa: BLE001 - raised below, unless it may pass
+                        failure = bare(error)
                     self.last_error = failure
+                    if classify(failure) == "fatal":
+                        raise failure  # outside `except`: what `bare` took off must not come back
                     delay = self._next_delay(backoff, failure)
                     self.state = "waiting"
                     await asyncio.sleep(delay)

@@ -108,6 +108,17 @@ def _server_tasks():
     return {task for task in asyncio.all_tasks() if "_handle" in repr(task.get_coro())}
 
 
+async def test_leaving_the_client_does_not_wait_for_a_consumer_that_stopped_taking(
+    server, connect, event
+):
+    server.script(server.stream(event("s1", 0), event("s1", 1)))
+    async with connect() as client:
+        payloads = client.stream()
+        assert indexes([await anext(payloads)]) == [0]
+    assert indexes([p async for p in payloads]) in ([1], [])
+    assert client.state == "stopped"
+
+
 async def test_stop_ends_it(server, connect, event):
     server.script(server.stream(event("s1", 0)))
     client = connect()
