@@ -25,6 +25,7 @@ class _Lane:
     due: float = math.inf
     opened: float = math.inf
     under_way: bool = False
+    going_since: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Batcher:
             if found is None or found.due != due or found.under_way:
                 continue
             seqs, found.seqs = found.seqs[:_MAX_PAYLOADS], found.seqs[_MAX_PAYLOADS:]
-            found.under_way = True
+            found.under_way, found.going_since = True, found.opened
             if not found.seqs:
                 found.due = found.opened = math.inf
             taken.append(Gathered(lane, seqs))
@@ -107,7 +108,7 @@ class Batcher:
     def done(self, lane: int) -> None:
         """A lane's batch has ended: what it gathered meanwhile may go when it is due."""
         found = self._lanes[lane]
-        found.under_way = False
+        found.under_way, found.going_since = False, math.inf
         if found.seqs:
             self._schedule(lane, found, found.due)
         else:
@@ -117,8 +118,8 @@ class Batcher:
         """Undo a `take` whose batch could not be planned; it is due again at `now`."""
         found = self._lanes[gathered.lane]
         found.seqs[:0] = gathered.seqs
-        found.under_way = False
-        found.opened = min(found.opened, now)
+        found.opened = min(found.opened, found.going_since)
+        found.under_way, found.going_since = False, math.inf
         self._schedule(gathered.lane, found, now)
 
     def close_windows(self, now: float) -> None:
@@ -138,9 +139,11 @@ class Batcher:
         return None
 
     def oldest(self) -> float | None:
-        """About when the payload that has waited longest came in; None while none waits."""
+        """About when the payload that is kept longest came in; None while there is none."""
         # Lanes stand in the order in which they came to be.
-        return next((lane.opened for lane in self._lanes.values() if lane.seqs), None)
+        found = next(iter(self._lanes.values()), None)
+        since = min(found.opened, found.going_since) if found else math.inf
+        return None if since == math.inf else since
 
     def _schedule(self, lane: int, found: _Lane, due: float) -> None:
         found.due = due

@@ -88,6 +88,16 @@ def test_what_is_given_back_comes_first_again():
     assert batcher.take(5.0) == [Gathered(1, [1, 2])]
 
 
+def test_what_is_under_way_still_counts_as_waiting():
+    batcher = Batcher(1.0)
+    assert batcher.oldest() is None
+    batcher.add(1, 1, 5.0)
+    batcher.take(6.0)
+    assert batcher.oldest() == 5.0
+    batcher.done(1)
+    assert batcher.oldest() is None
+
+
 def test_a_lane_held_by_a_recorded_plan_waits_for_it():
     batcher = Batcher(0.0)
     batcher.hold(1)
