@@ -17,6 +17,9 @@ __all__ = ["Batcher", "Gathered"]
 
 _MAX_PAYLOADS = 512
 """The most payloads in one batch: a session with a backlog goes in several, one after another."""
+_FINEST_WINDOW = 0.001
+
+_FINEST_WINDOW = 0.02
 
 
 @dataclass(slots=True)
@@ -59,7 +62,8 @@ class Batcher:
 
     def __init__(self, window: float) -> None:
         self._window = window
-        self._grid = min(window / 20, 0.5)
+        # A finer grid than this joins nothing.
+        self._grid = min(window / 20, 0.5) if window >= _FINEST_WINDOW else 0.0
         self._lanes: dict[int, _Lane] = {}
         # (due, order, lane); an entry whose lane has another due by now is skipped.
         self._heap: list[tuple[float, int, int]] = []
@@ -151,4 +155,6 @@ class Batcher:
         heapq.heappush(self._heap, (due, self._order, lane))
 
     def _on_grid(self, due: float) -> float:
-        return math.ceil(due / self._grid) * self._grid if self._grid else due
+        if not self._grid or math.isinf(due):
+            return due
+        return math.ceil(due / self._grid) * self._grid

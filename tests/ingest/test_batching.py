@@ -1,3 +1,5 @@
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,6 +115,14 @@ def test_the_limit_counts_payloads():
         batcher.add(seq + 1, seq, 0.0)
     assert len(batcher.take(0.0, limit=4)) == 4
     assert len(batcher.take(0.0)) == 6
+
+
+def test_a_window_without_end_closes_only_when_it_is_closed():
+    batcher = Batcher(math.inf)
+    batcher.add(1, 1, 0.0)
+    assert batcher.take(1e9) == []
+    batcher.close_windows(1.0)
+    assert batcher.take(1.0) == [Gathered(1, [1])]
 
 
 @given(
