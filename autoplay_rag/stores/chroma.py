@@ -92,7 +92,7 @@ class ChromaStore(VectorStore):
                 them otherwise than by cosine.
             StoreUnavailableError: If Chroma cannot open the folder.
         """
-        await self._ask(partial(Open, collection=self._collection, model=model))
+        await self._ask(partial(Open, **self._to(model)))
         self._model = model
 
     async def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
@@ -128,9 +128,7 @@ class ChromaStore(VectorStore):
         """
         for start in range(0, len(ids), self.max_batch):
             part = list(ids[start : start + self.max_batch])
-            await self._ask(
-                partial(Delete, collection=self._collection, model=self._model, ids=part)
-            )
+            await self._ask(partial(Delete, **self._to(self._model), ids=part))
 
     async def count(self) -> int:
         """The number of chunks stored.
@@ -138,7 +136,7 @@ class ChromaStore(VectorStore):
         Raises:
             StoreUnavailableError: If it may pass later.
         """
-        done = await self._ask(partial(Count, collection=self._collection, model=self._model))
+        done = await self._ask(partial(Count, **self._to(self._model)))
         assert isinstance(done, Done)
         return done.count
 
@@ -151,13 +149,15 @@ class ChromaStore(VectorStore):
     async def _ask(self, make_request: Callable[[], Request]) -> Done | Found:
         if self._worker is None:
             self._worker = SharedWorker.acquire(self._folder)
-        return await self._worker.ask(make_request, self._timeout)
+        return await self._worker.ask(make_request)
+
+    def _to(self, model: str | None) -> dict[str, Any]:
+        return {"collection": self._collection, "model": model, "timeout": self._timeout}
 
     def _upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> Upsert:
         rows = pack(chunks, vectors)
         return Upsert(
-            collection=self._collection,
-            model=self._model,
+            **self._to(self._model),
             ids=rows.ids,
             texts=rows.texts,
             metadatas=rows.metadatas,
@@ -169,8 +169,7 @@ class ChromaStore(VectorStore):
         if k < 1:
             raise StoreRejectedError(f"k is {k}; a search asks for at least 1 hit")
         return Query(
-            collection=self._collection,
-            model=self._model,
+            **self._to(self._model),
             vector=pack_vector(vector, "the question"),
             k=k,
             where=where_of(filter),

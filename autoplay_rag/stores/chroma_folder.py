@@ -5,7 +5,7 @@ It runs in the worker process only. What is said of Chroma here holds for chroma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from autoplay_rag.stores.chroma_frames import (
     Done,
     Failed,
     Found,
+    FoundChunk,
     Open,
     Query,
     Reply,
@@ -34,6 +35,12 @@ __all__ = ["Folder"]
 _MODEL = "autoplay_model"
 """Where the collection's own metadata says whose vectors it holds."""
 _ROUNDING = 1e-6
+_EF_SEARCH = 400
+"""How widely the index is searched. Chroma's 100 gets lost among chunks that are alike: of 50,000,
+a fifth of them copies of 50 texts, it found 82 of 100 nearest; this found 95, in 4 ms more."""
+_EXACT = 1000
+"""Up to so many chunks that pass a filter are compared one by one, which is exact, and faster than
+a filtered search of the index: of 50,000, the 25 of one user in 8 ms instead of 43."""
 _REMEDY = "use that model, or another collection name, or delete the collection and ingest again"
 
 
@@ -146,7 +153,7 @@ class _Collection:
             )
         self._dimension = request.dimension
 
-    def query(self, request: Query) -> list[tuple[str, str, float, dict[str, Any]]]:
+    def query(self, request: Query) -> list[FoundChunk]:
         """The nearest, best first, as (id, text, cosine similarity, metadata)."""
         import numpy as np
 
@@ -155,20 +162,45 @@ class _Collection:
             if self.count() == 0:
                 return []
             raise self._wrong_dimension(len(vector))
+        scores = None if request.where is None else self._exact_scores(request.where, vector)
+        if scores is None:
+            return self._search_index(request, vector)
+        best = sorted(scores, key=scores.__getitem__, reverse=True)[: request.k]
+        if not best:
+            return []
+        found: Any = self._chroma.get(ids=best, include=["documents", "metadatas"])
+        columns = (found["ids"], found["documents"], found["metadatas"])
+        hits = [_found(*row, scores[row[0]]) for row in zip(*columns, strict=True)]
+        return sorted(hits, key=lambda hit: hit[2], reverse=True)
+
+    def _search_index(self, request: Query, vector: NDArray[np.float32]) -> list[FoundChunk]:
         found: Any = self._chroma.query(
             query_embeddings=vector,
             n_results=request.k,
             where=request.where,
             include=["documents", "metadatas", "distances"],
         )
-        names = ("ids", "documents", "distances", "metadatas")
+        columns = (found[name][0] for name in ("ids", "documents", "metadatas", "distances"))
         return [
-            # What was stored by others may have no text or metadata.
-            (chunk_id, text or "", 1.0 - distance, dict(metadata or {}))
-            for chunk_id, text, distance, metadata in zip(
-                *(found[n][0] for n in names), strict=True
-            )
+            _found(chunk_id, text, metadata, 1.0 - distance)
+            for chunk_id, text, metadata, distance in zip(*columns, strict=True)
         ]
+
+    def _exact_scores(
+        self, where: dict[str, Any], vector: NDArray[np.float32]
+    ) -> dict[str, float] | None:
+        """The cosine similarity of each chunk that passes; None where too many do."""
+        import numpy as np
+
+        found: Any = self._chroma.get(where=where, limit=_EXACT + 1, include=["embeddings"])
+        if len(found["ids"]) > _EXACT:
+            return None
+        if not found["ids"]:
+            return {}
+        vectors = np.asarray(found["embeddings"], np.float64)
+        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector.astype(np.float64))
+        scores = vectors @ vector / np.where(lengths > 0, lengths, 1)
+        return dict(zip(found["ids"], scores.tolist(), strict=True))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete what is there of these."""
@@ -205,7 +237,7 @@ class _Collection:
             rows, same_vector, stored["documents"], stored["metadatas"], strict=True
         ):
             new: dict[str, Any] = request.metadatas[row]
-            if same and text == request.texts[row] and (old or {}) == new:
+            if same and text == request.texts[row] and _typed(old or {}) == _typed(new):
                 unchanged.add(row)
             else:
                 new.update(dict.fromkeys((old or {}).keys() - new.keys()))
@@ -216,7 +248,7 @@ class _Collection:
             self._name,
             embedding_function=None,
             metadata={_MODEL: self.model or ""},
-            configuration={"hnsw": {"space": "cosine"}},
+            configuration={"hnsw": {"space": "cosine", "ef_search": _EF_SEARCH}},
         )
 
     def _make_anew(self) -> bool:
@@ -254,3 +286,15 @@ class _Collection:
             f"the Chroma collection {self._name!r} holds vectors of dimension {self._dimension}, "
             f"but one of {dimension} came; {_REMEDY}"
         )
+
+
+def _found(
+    chunk_id: str, text: str | None, metadata: Mapping[str, Any] | None, score: float
+) -> FoundChunk:
+    """What was stored by others may have no text or no metadata."""
+    return chunk_id, text or "", score, dict(metadata or {})
+
+
+def _typed(metadata: Mapping[str, Any]) -> dict[str, tuple[type, Any]]:
+    """For comparing: to Python 1, 1.0 and True are equal."""
+    return {key: (type(value), value) for key, value in metadata.items()}

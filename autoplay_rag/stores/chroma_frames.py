@@ -17,6 +17,7 @@ __all__ = [
     "Done",
     "Failed",
     "Found",
+    "FoundChunk",
     "Open",
     "Query",
     "Reply",
@@ -29,10 +30,14 @@ __all__ = [
 
 
 class _Request(msgspec.Struct, tag=True, kw_only=True):
-    """Each names its collection and model, so that a worker started anew needs no history."""
+    """Each names its collection and model, so that a worker started anew needs no history.
+
+    After `timeout` seconds the worker counts as stuck.
+    """
 
     collection: str
     model: str | None
+    timeout: float
 
 
 class Open(_Request, tag=True, kw_only=True):
@@ -44,7 +49,7 @@ class Upsert(_Request, tag=True, kw_only=True):
 
     ids: list[str]
     texts: list[str]
-    metadatas: list[dict[str, str | int | float]]
+    metadatas: list[dict[str, Any]]
     vectors: bytes
     dimension: int
 
@@ -70,6 +75,10 @@ class Count(_Request, tag=True, kw_only=True):
 Request: TypeAlias = Open | Upsert | Delete | Query | Count
 
 
+FoundChunk: TypeAlias = tuple[str, str, float, dict[str, Any]]
+"""Id, text, score, metadata."""
+
+
 class Done(msgspec.Struct, tag=True):
     """It is done. `count` answers `Count`."""
 
@@ -77,9 +86,9 @@ class Done(msgspec.Struct, tag=True):
 
 
 class Found(msgspec.Struct, tag=True):
-    """The hits as (id, text, score, metadata), best first."""
+    """The hits, best first."""
 
-    hits: list[tuple[str, str, float, dict[str, Any]]]
+    hits: list[FoundChunk]
 
 
 class Failed(msgspec.Struct, tag=True):

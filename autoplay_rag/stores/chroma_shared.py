@@ -46,12 +46,11 @@ class SharedWorker:
             self._users -= 1
         await self._thread.finish(self._end_if_unused)
 
-    async def ask(self, make_request: Callable[[], Request], patience: float) -> Done | Found:
+    async def ask(self, make_request: Callable[[], Request]) -> Done | Found:
         """Have a request answered.
 
         Args:
             make_request: Makes the request, in the worker's thread: packing is work too.
-            patience: Seconds after which a silent worker is ended.
 
         Raises:
             MissingExtraError: If chromadb is not installed.
@@ -60,17 +59,18 @@ class SharedWorker:
             StoreRejectedError: If Chroma will never take this.
             StoreUnavailableError: If Chroma failed, or the worker died or did not answer.
         """
-        return await self._thread.run(self._ask, make_request, patience)
+        return await self._thread.run(self._ask, make_request)
 
-    def _ask(self, make_request: Callable[[], Request], patience: float) -> Done | Found:
+    def _ask(self, make_request: Callable[[], Request]) -> Done | Found:
         try:
-            frame = encode(make_request())
+            request = make_request()
+            frame = encode(request)
         except UnicodeEncodeError:
             raise StoreRejectedError("an id or a filter holds a lone surrogate") from None
         if self._process is None or not self._process.is_alive:
             self._end()
-            self._process = ChromaProcess(self._folder, patience)
-        return self._process.ask(frame, patience)
+            self._process = ChromaProcess(self._folder, request.timeout)
+        return self._process.ask(frame, request.timeout)
 
     def _end_if_unused(self) -> None:
         with _lock:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from queue import SimpleQueue
 
 import msgspec
 
@@ -28,8 +28,6 @@ _LOCK_NAME = "autoplay-rag.lock"
 _LOCK_PATIENCE_S = 3.0
 """How long the worker of a killed parent may take to finish its last request."""
 _LOCK_POLL_S = 0.05
-_GRACE_S = 10.0
-"""How long a request under way may go on after the parent has gone."""
 
 
 def main(path: Path, owner: int) -> None:
@@ -47,12 +45,20 @@ def main(path: Path, owner: int) -> None:
         write(replies, encode(opened if isinstance(opened, Failed) else Done()))
         if isinstance(opened, Failed):
             return
-        requests: SimpleQueue[Request | None] = SimpleQueue()
-        threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
-        while (request := requests.get()) is not None:
-            write(replies, encode(opened.answer(request)))
+        for request in _requests():
+            with _alarm(request.timeout):
+                reply = opened.answer(request)
+            write(replies, encode(reply))
     except BrokenPipeError:
         pass  # the parent is gone, and with it whoever wanted the reply
+
+
+def _requests() -> Iterator[Request]:
+    decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+    pipe = FileIO(0, "rb", closefd=False)
+    with suppress(EOFError):
+        while True:
+            yield read(pipe, decoder)
 
 
 def _ignore_signals() -> None:
@@ -99,17 +105,21 @@ def _locked_message(path: Path, holder: str) -> str:
     )
 
 
-def _read_requests(requests: SimpleQueue[Request | None]) -> None:
-    """Hand requests on, so that the parent's end is noticed while one of them is under way."""
-    decoder = msgspec.msgpack.Decoder(Request)
-    pipe = FileIO(0, "rb", closefd=False)
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Be killed by the operating system after a while, where it can do so.
+
+    A parent that lives sees to that itself; this is for when it has been killed. Code that is
+    stuck may hold the interpreter's lock, so nothing in Python would do.
+    """
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        while True:
-            requests.put(read(pipe, decoder))
-    except EOFError:
-        requests.put(None)
-    time.sleep(_GRACE_S)
-    os._exit(1)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 if __name__ == "__main__":
