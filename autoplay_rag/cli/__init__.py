@@ -14,6 +14,10 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     if not (find_spec("typer") and find_spec("rich")):
         sys.exit(f"error: {MissingExtraError('autoplay-rag', 'cli')}")
-    from autoplay_rag.cli.app import run
+    try:
+        from autoplay_rag.cli.app import run
 
-    sys.exit(run())
+        code = run()
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted")
+    sys.exit(code)

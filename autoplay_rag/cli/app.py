@@ -20,6 +20,7 @@ from autoplay_rag.errors import AutoplayError, ConfigurationError, MissingExtraE
 __all__ = ["run"]
 
 FAILED = 1
+_TYPER_INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for command in (demo, connector, ingest, search, tail, status):
@@ -59,6 +60,9 @@ def run(args: list[str] | None = None) -> int:
             raise
         error(explained[0])
         return explained[1]
+    if code == _TYPER_INTERRUPTED:
+        error("interrupted")
+        return FAILED
     return code if isinstance(code, int) else 0
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from logging import StreamHandler
 
 import msgspec
 from rich.console import Console
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 __all__ = [
+    "OneLineFormatter",
     "clean",
     "err",
     "error",
@@ -93,25 +95,25 @@ def stdout_closed() -> None:
 
 def log_to_stderr(*, verbose: bool) -> None:
     """Have log records printed; tracebacks and details only if `verbose`."""
-    handler: logging.Handler
-    if err.is_terminal:
-        handler = RichHandler(console=err, show_path=False, rich_tracebacks=False)
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    handler = RichHandler(console=err, show_path=False) if err.is_terminal else StreamHandler()
+    named = "" if err.is_terminal else "%(levelname)s "  # the other one prints it itself
+    handler.setFormatter(
+        (logging.Formatter if verbose else OneLineFormatter)(f"{named}%(message)s")
+    )
     if not verbose:
-        handler.addFilter(_one_line)
         # A client's end is also raised, and then printed as the command's error.
-        logging.getLogger("autoplay_rag.connector.client").setLevel(logging.CRITICAL)
+        handler.addFilter(lambda record: record.name != "autoplay_rag.connector.client")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
 
 
-def _one_line(record: logging.LogRecord) -> bool:
-    if record.exc_info and record.exc_info[0]:
-        record.msg = f"{record.getMessage()} ({record.exc_info[0].__name__})"
-        record.args = ()
-        record.exc_info = None
-    return True
+class OneLineFormatter(logging.Formatter):
+    """Of an exception it keeps the name."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        short = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
+        name = f" ({record.exc_info[0].__name__})" if record.exc_info and record.exc_info[0] else ""
+        return clean(super().format(short)) + name
 
 
 def _print(console: Console, line: str, style: str) -> None:

@@ -56,7 +56,8 @@ async def _follow(
         async with aclosing(client.stream(limit, idle=idle_seconds)) as payloads:
             async for payload in payloads:
                 try:
-                    show(payload)
+                    # In a thread: a terminal or pipe that is slow must not slow the reader.
+                    await asyncio.to_thread(show, payload)
                 except BrokenPipeError:  # `| head` has seen enough
                     stdout_closed()
                     break

@@ -1,10 +1,20 @@
 """How a command ends: exit codes, and errors in one line."""
 
+import asyncio
 import importlib.util
 
 import pytest
+import typer
 
 from autoplay_rag import cli as cli_package
+from autoplay_rag.cli import app
+from autoplay_rag.cli.app import run
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -24,10 +34,9 @@ from autoplay_rag import cli as cli_package
         (["dead-letters", "discard", "journal.db", "1", "--all"], "--all"),
     ],
 )
-def test_wrong_usage_exits_with_2(cli, args, says):
-    ended = cli(*args)
-    assert ended.returncode == 2
-    assert_one_error(ended, says)
+def test_wrong_usage_exits_with_2(capsys, args, says):
+    assert run(args) == 2
+    assert_one_error(capsys, says)
 
 
 @pytest.mark.parametrize(
@@ -39,24 +48,29 @@ def test_wrong_usage_exits_with_2(cli, args, says):
         (["dead-letters", "list", "absent.db"], "no journal at absent.db"),
     ],
 )
-def test_what_fails_exits_with_1(cli, args, says):
-    ended = cli(*args)
-    assert ended.returncode == 1
-    assert_one_error(ended, says)
+def test_what_fails_exits_with_1(capsys, args, says):
+    assert run(args) == 1
+    assert_one_error(capsys, says)
 
 
 @pytest.mark.parametrize("args", [[], ["dead-letters"]])
-def test_alone_it_says_what_there_is_to_do(cli, args):
-    ended = cli(*args)
-    assert ended.returncode == 2
-    assert "Usage" in ended.stdout
-    assert ended.stderr == ""
+def test_alone_it_says_what_there_is_to_do(capsys, args):
+    assert run(args) == 2
+    printed = capsys.readouterr()
+    assert "Usage" in printed.out
+    assert printed.err == ""
 
 
-def test_help_exits_with_0(cli):
-    for args in ([], ["ingest"], ["dead-letters"]):
-        ended = cli(*args, "--help")
-        assert (ended.returncode, ended.stderr) == (0, "")
+@pytest.mark.parametrize("args", [[], ["ingest"], ["dead-letters"]])
+def test_help_exits_with_0(capsys, args):
+    assert run([*args, "--help"]) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_the_process_ends_with_that_code_and_no_traceback(cli):
+    ended = cli("status", "absent.db")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == "error: there is no journal at absent.db\n"
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
@@ -71,8 +85,30 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
     )
 
 
-def assert_one_error(ended, says):
-    assert ended.stdout == ""
-    (line,) = ended.stderr.splitlines()
+def assert_one_error(capsys, says):
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
     assert line.startswith("error: ")
     assert says in line
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, asyncio.CancelledError, typer.Abort, 130])
+def test_an_interruption_is_a_failure_in_one_line(monkeypatch, capsys, ending):
+    def interrupted(*_args, **_options):
+        if ending == 130:  # what newer versions of Typer make of it
+            return ending
+        raise ending
+
+    monkeypatch.setattr(app, "app", interrupted)
+    assert run([]) == 1
+    assert_one_error(capsys, "interrupted")
+
+
+def test_a_fault_of_the_program_itself_is_not_hidden(monkeypatch):
+    def broken(*_args, **_options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(app, "app", broken)
+    with pytest.raises(ZeroDivisionError):
+        run([])

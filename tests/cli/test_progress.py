@@ -3,7 +3,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoplay_rag.cli.console import clean
 from autoplay_rag.cli.progress import Meter, counts
 from autoplay_rag.ingest.ledger import Ledger
 
@@ -31,13 +30,3 @@ def test_what_is_lost_or_dead_is_always_shown_and_what_is_zero_is_not():
     assert usual == "received 1 · pending 0 · stored 0"
     assert "overflow 3" in counts(Ledger(overflow=3))
     assert "dead 2" in counts(Ledger(dead=2))
-
-
-@given(st.text())
-def test_clean_text_is_one_line_that_moves_no_cursor(text):
-    assert clean(text).isprintable()
-
-
-def test_clean_text_keeps_what_can_be_read():
-    assert clean("Übersicht — 価格 ✓") == "Übersicht — 価格 ✓"
-    assert clean("two\n lines\t") == "two lines"

@@ -1,0 +1,38 @@
+"""What reaches the terminal: nothing that could act on it, and log records in one line."""
+
+import logging
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoplay_rag.cli.console import OneLineFormatter, clean, table
+
+
+@given(st.text())
+def test_clean_text_is_one_line_that_moves_no_cursor(text):
+    assert clean(text).isprintable()
+
+
+def test_clean_text_keeps_what_can_be_read():
+    assert clean("Übersicht — 価格 ✓") == "Übersicht — 価格 ✓"
+    assert clean("two\n lines\t") == "two lines"
+
+
+def test_without_a_terminal_a_table_is_tab_separated(capsys):
+    table(("score", "session"), [("0.9", "s1"), ("0.8", "s2")], title="Who?")
+    assert capsys.readouterr().out == "Who?\n0.9\ts1\n0.8\ts2\n"
+
+
+def test_a_log_record_is_one_line_without_its_traceback(caplog):
+    try:
+        raise_one()
+    except RuntimeError:
+        logging.getLogger("autoplay_rag.x").exception("a callback\nfailed: %s", "\x1b[2J")
+    (record,) = caplog.records
+    line = OneLineFormatter("%(levelname)s %(message)s").format(record)
+    assert line == "ERROR a callback failed: \ufffd[2J (RuntimeError)"
+    assert record.exc_info is not None, "other handlers still have it all"
+
+
+def raise_one():
+    raise RuntimeError("boom")
