@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from io import BytesIO
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoplay_rag.stores.chroma_frames import (
+    Done,
+    Found,
+    Query,
+    Reply,
+    Request,
+    Upsert,
+    encode,
+    read,
+    write,
+)
+
+REQUESTS = msgspec.msgpack.Decoder(Request)
+REPLIES = msgspec.msgpack.Decoder(Reply)
+
+
+class Trickle:
+    """A pipe that takes and gives a few bytes at a time, as the given numbers say."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.data = BytesIO()
+        self.sizes = sizes
+        self.turn = 0
+
+    def _size(self, most: int) -> int:
+        self.turn += 1
+        return min(most, self.sizes[self.turn % len(self.sizes)])
+
+    def write(self, data: memoryview) -> int:
+        return self.data.write(data[: self._size(len(data))])
+
+    def read(self, size: int) -> bytes:
+        return self.data.read(self._size(size))
+
+
+VALUES = (
+    st.text(max_size=5) | st.booleans() | st.floats(allow_nan=False) | st.integers(-9, 2**63 - 1)
+)
+
+
+@given(
+    st.dictionaries(st.text(max_size=5), VALUES),
+    st.binary(),
+    st.lists(st.integers(1, 9), min_size=1),
+)
+def test_whatever_the_pipe_cuts_frames_arrive_whole(metadata, vectors, sizes):
+    sent = [
+        Upsert(collection="c", model=None, timeout=1.0, ids=["a"], texts=["t"],
+               metadatas=[metadata], vectors=vectors, dimension=3),
+        Query(collection="c", model="m", timeout=0.5, vector=vectors, k=2, where={"k": {"$eq": 1}}),
+    ]  # fmt: skip
+    pipe = Trickle(sizes)
+    for message in sent:
+        write(pipe, encode(message))
+    pipe.data.seek(0)
+    assert [read(pipe, REQUESTS), read(pipe, REQUESTS)] == sent
+    with pytest.raises(EOFError):
+        read(pipe, REQUESTS)
+
+
+@given(st.integers(0, 40))
+def test_a_frame_cut_short_is_an_end(kept):
+    frame = encode(Found([("a", "text", 0.5, {"k": True})]))
+    with pytest.raises(EOFError):
+        read(BytesIO(frame[: min(kept, len(frame) - 1)]), REPLIES)
+
+
+def test_a_lone_surrogate_cannot_be_sent():
+    with pytest.raises(UnicodeEncodeError):
+        encode(Found([("a", "\ud800", 0.5, {})]))
+
+
+def test_another_message_than_expected_is_no_reply():
+    with pytest.raises(msgspec.DecodeError):
+        read(BytesIO(encode(Done())), REQUESTS)
