@@ -91,8 +91,8 @@ class ConfigurationError(AutoplayError, ValueError):
 class MissingExtraError(ConfigurationError, ImportError):
     """An optional package is not installed; the message has the line that installs it."""
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an extra: pip install 'autoplay-rag[{extra}]'")
+    def __init__(self, what: str, extra: str, *, package: str = "autoplay-rag") -> None:
+        super().__init__(f"{what} needs an extra: pip install '{package}[{extra}]'")
         self.extra = extra
 
 

@@ -1,4 +1,4 @@
-"""One attempt to connect: the request, the checks before a byte of the body is read, the events."""
+"""One attempt to connect: the request, and the checks before a byte of the body is read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import httpx
-from httpx_sse import EventSource, ServerSentEvent
 
 from autoplay_rag.connector.backoff import TransientError, classify, parse_retry_after
-from autoplay_rag.connector.framing import EventGuard
 from autoplay_rag.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -24,7 +22,7 @@ from autoplay_rag.errors import (
     RedirectError,
 )
 
-__all__ = ["Endpoint", "Token", "bare", "display", "open_events"]
+__all__ = ["Endpoint", "Token", "bare", "display", "open_stream"]
 
 _MAX_REDIRECTS: Final = 5
 _MAX_ID_BYTES: Final = 1024
@@ -115,19 +113,18 @@ class Endpoint:
 
 
 @asynccontextmanager
-async def open_events(
-    http: httpx.AsyncClient, endpoint: Endpoint, guard: EventGuard, last_event_id: str
-) -> AsyncIterator[AsyncIterator[ServerSentEvent]]:
-    """Connect, check the answer, and give the events.
+async def open_stream(
+    http: httpx.AsyncClient, endpoint: Endpoint, last_event_id: str
+) -> AsyncIterator[httpx.AsyncByteStream]:
+    """Connect, check the answer, and give its body, raw.
 
     Args:
         http: Sends the request.
         endpoint: Where to connect.
-        guard: A new one for each connection.
         last_event_id: The id to resume after; "" for none.
 
     Yields:
-        The events. Each has the last id seen so far, `last_event_id` at first.
+        The body of an event stream, of which nothing was read yet.
 
     Raises:
         TransientError: If the same request may pass later.
@@ -139,55 +136,10 @@ async def open_events(
     response = await _request_following_redirects(http, endpoint, last_event_id)
     try:
         _check_stream(response)
-        guarded = _GuardedResponse(response, guard, last_event_id)
-        events = EventSource(guarded).aiter_sse()
-        if last_event_id:
-            await anext(events)  # the one that only carried the id in
-        try:
-            yield events
-        finally:
-            await events.aclose()
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        yield response.stream
     finally:
         await response.aclose()
-
-
-class _GuardedResponse(httpx.Response):
-    """What `EventSource` reads from: the text of whole events, always UTF-8.
-
-    It begins with a block that holds only the last id: an id outlives its connection, and the
-    parser starts without one.
-    """
-
-    def __init__(self, response: httpx.Response, guard: EventGuard, last_event_id: str) -> None:
-        super().__init__(200, headers={"Content-Type": "text/event-stream"})
-        self._stream = response.stream
-        self._guard = guard
-        self._seed = f"id: {last_event_id}\n\n" if last_event_id else ""
-
-    def aiter_text(self, chunk_size: int | None = None) -> AsyncIterator[str]:  # noqa: ARG002 - httpx's signature
-        return _GuardedText(self._stream, self._guard, self._seed)
-
-
-class _GuardedText:
-    """An iterator, not a generator: it needs no closing of its own when reading stops early."""
-
-    def __init__(self, stream: object, guard: EventGuard, seed: str) -> None:
-        assert isinstance(stream, httpx.AsyncByteStream)
-        self._chunks = aiter(stream)
-        self._feed = guard.feed
-        self._seed = seed
-
-    def __aiter__(self) -> _GuardedText:
-        return self
-
-    async def __anext__(self) -> str:
-        if self._seed:
-            seed, self._seed = self._seed, ""
-            return seed
-        while True:
-            # Whole events only: what is no UTF-8 in one of them stays in it.
-            if text := self._feed(await anext(self._chunks)).decode("utf-8", "replace"):
-                return text
 
 
 async def _request_following_redirects(

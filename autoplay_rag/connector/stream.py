@@ -10,11 +10,10 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Final, Literal, TypeAlias
 
 import httpx
-from httpx_sse import ServerSentEvent
 
 from autoplay_rag.connector.backoff import Backoff, TransientError, classify
-from autoplay_rag.connector.connection import Endpoint, bare, display, open_events
-from autoplay_rag.connector.framing import EventGuard
+from autoplay_rag.connector.connection import Endpoint, bare, display, open_stream
+from autoplay_rag.connector.events import Event, EventParser
 from autoplay_rag.connector.metrics import Recorder
 from autoplay_rag.errors import DecodeError, RetriesExhaustedError, UnknownPayloadError
 from autoplay_rag.payloads import Payload, decode
@@ -98,11 +97,13 @@ class EventStream:
             async with nullcontext(given) if given else await self._endpoint.http_client() as http:
                 while True:
                     try:
-                        async with self._connection(http, backoff) as events:
-                            async for event in events:
-                                payload = self._read(event, backoff)
-                                if payload is not None:
-                                    yield payload
+                        async with self._connection(http, backoff) as (body, parser):
+                            async for chunk in body:
+                                for event in parser.feed(chunk):
+                                    payload = self._read(event, backoff)
+                                    if payload is not None:
+                                        yield payload
+                                self.last_event_id = parser.last_event_id
                         failure: Exception = TransientError("the connector closed the stream")
                     except Exception as error:  # noqa: BLE001 - raised below, unless it may pass
                         failure = bare(error)
@@ -118,10 +119,12 @@ class EventStream:
     @asynccontextmanager
     async def _connection(
         self, http: httpx.AsyncClient, backoff: Backoff
-    ) -> AsyncIterator[AsyncIterator[ServerSentEvent]]:
+    ) -> AsyncIterator[tuple[httpx.AsyncByteStream, EventParser]]:
         self.state = "connecting"
-        guard = EventGuard(self._max_event_bytes, self._oversize)
-        async with open_events(http, self._endpoint, guard, self.last_event_id) as events:
+        parser = EventParser(
+            self.last_event_id, max_event_bytes=self._max_event_bytes, on_oversize=self._oversize
+        )
+        async with open_stream(http, self._endpoint, self.last_event_id) as body:
             self.state = "connected"
             self._had_event = False
             started = time.monotonic()
@@ -130,23 +133,27 @@ class EventStream:
             if self._on_connected:
                 self._on_connected()
             try:
-                yield events
+                yield body, parser
             finally:
                 lasted = time.monotonic() - started
                 backoff.connection_ended(lasted=lasted, had_event=self._had_event)
                 if self._on_lost:
                     self._on_lost()
 
-    def _read(self, event: ServerSentEvent, backoff: Backoff) -> Payload | None:
+    def _read(self, event: Event, backoff: Backoff) -> Payload | None:
         """The payload of an event; None for a heartbeat or what is none."""
         self._had_event = True
         self.last_event_at = time.time()
-        self.last_event_id = event.id
-        if event.retry is not None:
-            backoff.ask(event.retry)
-        data = event.data
-        if not data or event.event == _HEARTBEAT:
-            return None  # a block with only an id or a name comes as an event without data, too
+        data: bytes | str
+        if isinstance(event, bytes):
+            data = event
+        else:
+            self.last_event_id = event.id
+            if event.retry is not None:
+                backoff.ask(event.retry)
+            data = "" if event.event == _HEARTBEAT else event.data
+        if not data:
+            return None
         try:
             payload = decode(data, on_repair=self._repaired)
         except UnknownPayloadError as error:

@@ -74,7 +74,12 @@ def one_connection(http):
 @pytest.fixture
 def data_of(scripted, monkeypatch):
     """Runs a client over one connection; gives the data of the events it would decode."""
-    monkeypatch.setattr(stream, "decode", lambda data, **_: SummaryPayload(summary=data))
+
+    def decode(data, **_):
+        text = data if isinstance(data, str) else data.decode("utf-8", "replace")
+        return SummaryPayload(summary=text)
+
+    monkeypatch.setattr(stream, "decode", decode)
 
     async def run(reads):
         http = scripted(reads, stay=False)
