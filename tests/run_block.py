@@ -1,0 +1,44 @@
+"""Runs one block of Python from a page, as a reader would: in a script, a notebook, or a server.
+
+Usage: run_block.py FILE. The exit code is that of the block; a web application in it is started,
+asked once for `/search`, and shut down.
+"""
+
+import ast
+import asyncio
+import inspect
+import sys
+import types
+from pathlib import Path
+
+
+async def serve(app) -> None:
+    """Start and end an application as a server does, with one request in between."""
+    import httpx
+
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app.test") as client:
+            answer = await client.get("/search", params={"q": "export a report", "user_id": "u_001"})
+            assert answer.status_code == 200, answer.text
+            print(answer.json())
+
+
+def main(path: Path) -> None:
+    module = types.ModuleType("__main__")
+    code = compile(path.read_text(), path, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    found = eval(code, module.__dict__)
+    if inspect.iscoroutine(found):
+
+        async def cell() -> None:
+            await found
+            for name in ("pipeline", "connector"):
+                if closing := getattr(module.__dict__.get(name), "aclose", None):
+                    await closing()
+
+        asyncio.run(cell())
+    if app := module.__dict__.get("app"):
+        asyncio.run(serve(app))
+
+
+main(Path(sys.argv[1]))
