@@ -82,7 +82,7 @@ def render_actions(actions: Sequence[SlimAction]) -> str:
     """
     told = [action for action in actions if not _says_little(action)] or actions
     lines = dict.fromkeys(_lines(told))
-    return "\n".join(lines).removesuffix(",") or "no description"
+    return "\n".join(lines).removesuffix(",").rstrip() or "no description"
 
 
 def action_line(action: SlimAction) -> str:
