@@ -108,16 +108,17 @@ class Planner:
         text = self.render(payloads)
         if not text.strip():
             raise ValueError("it returned an empty text")
+        text.encode()  # a lone surrogate is no text that can be kept
         return PlannedChunk(
             id=id,
             text=text,
             metadata=dict(metadata_of(payloads, include_email=self.include_email)),
             sources=[(source.seq, source.key) for source in sources],
-            tokens=self.count_tokens(text),
+            tokens=int(self.count_tokens(text)),
         )
 
 
 def describe(error: BaseException) -> str:
     """An error in one line for logs and dead letters: its type and the start of what it says."""
-    said = " ".join(str(error).split())
+    said = " ".join(str(error).split()).encode("utf-8", "replace").decode().replace("\0", "")
     return f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__

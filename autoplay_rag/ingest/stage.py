@@ -158,7 +158,9 @@ class Stage(Generic[T, R]):
                 await self._prove_healthy()
                 started = loop.time()
             results = await self._request([task.value for task in tasks])
-        except Exception as error:  # noqa: BLE001 - whatever it is, no payload may be lost by it
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_ours(error):
+                raise
             self.retries += 1
             if is_rejection(error) and not isinstance(error, _UnhealthyError):
                 self._rejected(tasks, error)
@@ -180,7 +182,7 @@ class Stage(Generic[T, R]):
             raise _UnhealthyError(describe(error)) from error
         self._successes += 1
 
-    def _rejected(self, tasks: list[_Task[T]], error: Exception) -> None:
+    def _rejected(self, tasks: list[_Task[T]], error: BaseException) -> None:
         if len(tasks) > 1:
             middle = len(tasks) // 2
             self._suspects.extend((tasks[:middle], tasks[middle:]))
@@ -204,7 +206,7 @@ class Stage(Generic[T, R]):
         self._suspects.append([task])
         self._changed.set()
 
-    def _out(self, tasks: list[_Task[T]], error: Exception, started: float, now: float) -> None:
+    def _out(self, tasks: list[_Task[T]], error: BaseException, started: float, now: float) -> None:
         if len(tasks) == 1 and tasks[0].attempts:
             self._suspects.appendleft(tasks)
         else:
@@ -223,6 +225,12 @@ class Stage(Generic[T, R]):
             _log.warning("the %s is back", self._name)
         self.trouble = None
         self._pause.passed()
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it is the stage that was cancelled, not something that its request awaited."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
 
 
 class _UnhealthyError(Exception):
