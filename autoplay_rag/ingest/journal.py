@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from autoplay_rag._filelock import FileLock
-from autoplay_rag.errors import JournalError, JournalLockedError
+from autoplay_rag.errors import JournalError, JournalLockedError, PipelineClosedError
 from autoplay_rag.ingest.journal_db import Durability, Entry, JournalDb, Outcome
 
 __all__ = ["Journal"]
@@ -41,6 +41,7 @@ class _Accept:
 class _Work:
     call: Callable[[JournalDb], Any]
     future: asyncio.Future[Any]
+    then: Callable[[Any], None] | None
 
 
 _Item: TypeAlias = _Accept | _Work
@@ -76,6 +77,7 @@ class Journal:
         self._on_accepted = on_accepted
         self._lock = FileLock(path.with_name(path.name + ".lock")) if path else None
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._closed = False
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread
         self._db: JournalDb
@@ -98,10 +100,17 @@ class Journal:
             target=self._write, args=(opened,), name="autoplay-journal", daemon=True
         )
         self._thread.start()
-        await asyncio.shield(opened)
+        try:
+            await asyncio.shield(opened)
+        except asyncio.CancelledError:
+            # Nobody will close what is being opened: the writer does, as soon as it is open.
+            self._queue.put(None)
+            opened.add_done_callback(_forget)
+            raise
 
     async def close(self) -> None:
         """Carry out what was handed over and close the file."""
+        self._closed = True
         self._queue.put(None)
         await self._ended.wait()
         self._thread.join()
@@ -117,14 +126,31 @@ class Journal:
         Cancelling the future changes nothing: what was handed over is taken in.
         """
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        self._queue.put(_Accept(entry, future))
+        self._hand_over(_Accept(entry, future))
         return future
 
-    async def do(self, call: Callable[[JournalDb], T]) -> T:
-        """Have the writer carry out `call` inside a transaction and await its result."""
+    async def do(
+        self, call: Callable[[JournalDb], T], then: Callable[[T], None] | None = None
+    ) -> T:
+        """Have the writer carry out `call` inside a transaction and await its result.
+
+        Args:
+            call: What to do. It is done even if the caller is cancelled.
+            then: Called on the loop with the result as soon as it is committed, also if the
+                caller was cancelled meanwhile.
+
+        Raises:
+            JournalError: If the journal cannot be written.
+            PipelineClosedError: If it is closed.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Work(call, future))
+        self._hand_over(_Work(call, future, then))
         return await future
+
+    def _hand_over(self, item: _Item) -> None:
+        if self._closed:
+            raise PipelineClosedError("the pipeline is not running: its journal is closed")
+        self._queue.put(item)
 
     # -- the writer's thread ------------------------------------------------------------------
 
@@ -215,7 +241,10 @@ class Journal:
 
     def _tell(self, group: list[_Item], results: list[Any]) -> None:
         for item, result in zip(group, results, strict=True):
-            if isinstance(item, _Accept) and result == "accepted":
+            if isinstance(item, _Work):
+                if item.then and not isinstance(result, _Failure):
+                    item.then(result)
+            elif result == "accepted":
                 self._on_accepted(item.entry)
             _settle(item.future, result)
 
@@ -227,6 +256,10 @@ def _settle(future: asyncio.Future[Any], result: Any) -> None:
         future.set_exception(result.error)
     else:
         future.set_result(result)
+
+
+def _forget(future: asyncio.Future[Any]) -> None:
+    future.exception()
 
 
 def _is_full(error: Exception) -> bool:

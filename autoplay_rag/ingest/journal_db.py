@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from autoplay_rag.errors import JournalDamagedError, JournalError, JournalVersionError
+from autoplay_rag.errors import DecodeError, JournalDamagedError, JournalError, JournalVersionError
 from autoplay_rag.ingest.chunks import Accepted
 from autoplay_rag.ingest.plan import Batch, Planner
 from autoplay_rag.payloads import Payload, decode
@@ -48,6 +48,8 @@ _KEEP_KEYS_SECONDS = 24 * 3600.0
 """How long a key is known after its payload's chunk is gone."""
 _KEEP_ACKNOWLEDGED_SECONDS = 600.0
 """How long "full" durability keeps what it acknowledged, to store it again after a power loss."""
+_AGAIN = 0.0
+"""Stands for the time of acknowledgement of what is to be stored again."""
 _VACUUM_PAGES = 1000
 
 _SCHEMA = """
@@ -145,8 +147,11 @@ class JournalDb:
             )
         except sqlite3.Error as error:
             raise JournalError(f"the journal {path} cannot be opened: {error}") from error
+        self._damaged = False
         try:
             self._open(durability)
+            self.counters = self._load_counters()
+            self._bytes = self._count_bytes()
         except sqlite3.DatabaseError as error:
             self._connection.close()
             if isinstance(error, sqlite3.OperationalError):
@@ -155,14 +160,14 @@ class JournalDb:
         except JournalError:
             self._connection.close()
             raise
-        self.counters = self._load_counters()
         # What other threads may read: never in the middle of a transaction.
         self.committed = dict(self.counters)
-        self._bytes = self._count_bytes()
 
     # -- opening and closing ------------------------------------------------------------------
 
     def _open(self, durability: Durability) -> None:
+        # A flipped byte may cost the one payload it stands in, no other.
+        self._connection.text_factory = _text
         execute = self._connection.execute
         application = execute("PRAGMA application_id").fetchone()[0]
         version = execute("PRAGMA user_version").fetchone()[0]
@@ -214,8 +219,8 @@ class JournalDb:
     def close(self) -> None:
         """Close in good order, so that the next start knows nothing was cut off."""
         # On a full disk this fails, and the next start checks the file: no harm is done.
-        with suppress(sqlite3.Error):
-            self._set_meta("open", 0)
+        with suppress(sqlite3.Error), self.transaction():
+            self._set_meta("open", int(self._damaged))
         self._connection.close()
 
     # -- transactions -------------------------------------------------------------------------
@@ -224,11 +229,14 @@ class JournalDb:
     def transaction(self) -> Iterator[None]:
         """Everything inside is committed together, counters included, or nothing is."""
         before = dict(self.counters), self._bytes
-        self._connection.execute("BEGIN IMMEDIATE")
+        changes = self._connection.total_changes
         try:
+            self._connection.execute("BEGIN IMMEDIATE")
             yield
-            for name, count in self._owed.items():
-                self.counters[name] += count
+            # Whoever only reads must be able to while the disk is full.
+            settled = self._connection.total_changes != changes
+            if settled:
+                self.counters = _sum(self.counters, self._owed)
             changed = [(n, self.counters[n]) for n in COUNTERS if self.counters[n] != before[0][n]]
             if changed:
                 self._connection.execute(
@@ -237,13 +245,15 @@ class JournalDb:
                     (_json(changed),),
                 )
             self._connection.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             self.counters, self._bytes = before
+            self._damaged |= _is_damage(error)
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
-        self._owed = dict.fromkeys(COUNTERS, 0)
-        self.committed = dict(self.counters)
+        if settled:
+            self._owed = dict.fromkeys(COUNTERS, 0)
+        self.committed = _sum(self.counters, self._owed)
         self._commits += 1
         if self._commits % 500 == 0:
             # What was asked for is committed; a disk that is full now will be seen by the next one.
@@ -251,9 +261,10 @@ class JournalDb:
                 self._tidy()
 
     def overflow(self, entries: Sequence[Entry]) -> list[Outcome]:
-        """Count entries that could not be written, as soon as something can be."""
+        """Count entries that could not be written; the count is saved as soon as it can be."""
         self._owed["received"] += len(entries)
         self._owed["overflow"] += len(entries)
+        self.committed = _sum(self.counters, self._owed)
         return ["overflow"] * len(entries)
 
     # -- what moves payloads; each inside a transaction ---------------------------------------
@@ -316,7 +327,14 @@ class JournalDb:
         rows = {seq: (key, lane, body) for seq, key, lane, body in self._queued(seqs)}
         batches = []
         for number, members in zip(ids, seqs, strict=True):
-            accepted = [Accepted(seq, rows[seq][0], decode(rows[seq][2])) for seq in members]
+            accepted, damaged = [], []
+            for seq in members:
+                key, _, body = rows[seq]
+                payload = _decoded(body)
+                if payload is None:
+                    damaged.append((seq, "the journal's copy of it is damaged"))
+                else:
+                    accepted.append(Accepted(seq, key, payload))
             chunks, unplanned = planner.plan(accepted)
             batches.append(
                 Batch(
@@ -324,7 +342,7 @@ class JournalDb:
                     lane=rows[members[0]][1],
                     model=planner.model,
                     chunks=chunks,
-                    unplanned=unplanned,
+                    unplanned=unplanned + damaged,
                 )
             )
         self._connection.executemany(
@@ -398,11 +416,11 @@ class JournalDb:
         return None if self._path else now + _KEEP_KEYS_SECONDS
 
     def _bury(self, errors: dict[int, str], now: float) -> None:
-        letters = [
-            (seq, key, lane, payload.kind, _plain(payload.session_id), errors[seq], now, body)
-            for seq, key, lane, body in self._queued([list(errors)])
-            for payload in (decode(body),)
-        ]
+        letters = []
+        for seq, key, lane, body in self._queued([list(errors)]):
+            payload = _decoded(body)
+            kind, session = (payload.kind, _plain(payload.session_id)) if payload else (None, None)
+            letters.append((seq, key, lane, kind, session, errors[seq], now, body))
         self._insert("dead (seq, key, lane, kind, session, error, at, body)", letters)
         self._drop_queued(list(errors))
 
@@ -442,24 +460,36 @@ class JournalDb:
         self.counters["discarded"] += len(found)
         return len(found)
 
-    def take_requests(self) -> list[tuple[Action, int | None]]:
-        """What other processes asked for, (action, sequence number or None for all)."""
+    def carry_out_requests(self, new_seqs: Iterator[int]) -> list[tuple[int, int]]:
+        """Do what other processes asked for; returns what was put back, as `retry` does."""
+        back = []
         rows = self._connection.execute("SELECT action, seq FROM requests ORDER BY id").fetchall()
+        for action, seq in rows:
+            seqs = None if seq is None else [seq]
+            if action == "retry":
+                back += self.retry(seqs, new_seqs)
+            else:
+                self.discard(seqs)
         if rows:
             self._connection.execute("DELETE FROM requests")
-        return rows
+        return back
 
     # -- reading ------------------------------------------------------------------------------
 
     def unfinished(self) -> list[Batch]:
         """Batches to carry out again, oldest first."""
+        if self.unclean:
+            # Noted, so that they are not forgotten if this run ends before the store took them.
+            self._connection.execute(
+                "UPDATE batches SET acknowledged = ? WHERE acknowledged IS NOT NULL", (_AGAIN,)
+            )
         rows = self._connection.execute("SELECT record, acknowledged FROM batches ORDER BY id")
         batches = []
         for record, acknowledged in rows.fetchall():
             batch = msgspec.msgpack.decode(record, type=Batch)
             if acknowledged is None:
                 batches.append(batch)
-            elif self.unclean:
+            elif acknowledged == _AGAIN:
                 batches.append(msgspec.structs.replace(batch, replayed=True))
         return batches
 
@@ -565,7 +595,8 @@ class JournalDb:
         now = time.time()
         self._connection.execute("DELETE FROM catalog WHERE expires < ?", (now,))
         self._connection.execute(
-            "DELETE FROM batches WHERE acknowledged < ?", (now - _KEEP_ACKNOWLEDGED_SECONDS,)
+            "DELETE FROM batches WHERE acknowledged > ? AND acknowledged < ?",
+            (_AGAIN, now - _KEEP_ACKNOWLEDGED_SECONDS),
         )
         if self._scalar("PRAGMA freelist_count") > _VACUUM_PAGES:
             self._connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
@@ -573,13 +604,35 @@ class JournalDb:
 
 def letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
     """Read dead letters, oldest first; also over a read-only connection."""
+    connection.text_factory = _text
     rows = connection.execute(
         "SELECT seq, kind, session, error, at, body FROM dead ORDER BY seq LIMIT ?", (limit,)
     )
     return [
-        DeadLetter(seq, kind or "unknown", session, error, at, decode(body) if body else None)
+        DeadLetter(seq, kind or "unknown", session, error, at, _decoded(body))
         for seq, kind, session, error, at, body in rows.fetchall()
     ]
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode("utf-8", "replace")
+
+
+def _decoded(body: str | None) -> Payload | None:
+    """A payload of the queue; None if nothing was kept of it or its bytes were damaged."""
+    try:
+        return decode(body) if body else None
+    except DecodeError:
+        return None
+
+
+def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: one[name] + other[name] for name in COUNTERS}
+
+
+def _is_damage(error: BaseException) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _size(body: str | None) -> int:

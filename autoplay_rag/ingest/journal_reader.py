@@ -108,7 +108,7 @@ class JournalReader:
             Whether a pipeline is running and will see to it within a second or two; otherwise
             the next one does when it starts.
         """
-        asked: list[int | None] = [*ids] if ids else [None]
+        asked: list[int | None] = [None] if ids is None else [*ids]
         with self._connected(write=True) as connection:
             connection.executemany(
                 "INSERT INTO requests (action, seq) VALUES (?, ?)", [(action, seq) for seq in asked]

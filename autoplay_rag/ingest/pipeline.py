@@ -277,9 +277,11 @@ class IngestPipeline:
 
     async def _resume(self, now: float) -> None:
         batches = await self._journal.do(lambda db: db.unfinished())
+        # Those acknowledged before hold numbers that may have been given anew since.
         planned = {
             seq
             for batch in batches
+            if not batch.replayed
             for seq in [s for chunk in batch.chunks for s, _ in chunk.sources]
             + [s for s, _ in batch.unplanned]
         }
@@ -444,9 +446,9 @@ class IngestPipeline:
                 _log.error("a payload is stored, but not shown live: %s", type(error).__name__)
 
     def _watch_overflow(self, future: asyncio.Future[Outcome]) -> None:
-        overflow = (
-            not future.cancelled() and not future.exception() and future.result() == "overflow"
-        )
+        if future.cancelled() or future.exception() or future.result() in ("duplicate", "filtered"):
+            return  # says nothing about room
+        overflow = future.result() == "overflow"
         if overflow and not self._overflowing:
             _log.error(
                 "the journal or its disk is full: payloads are being LOST and counted as overflow; "
@@ -578,21 +580,22 @@ class IngestPipeline:
     async def _carry_out(self, action: Action, ids: Sequence[int] | None) -> int:
         if action == "discard":
             return await self._journal.do(lambda db: db.discard(ids))
-        back = await self._journal.do(lambda db: db.retry(ids, self._seqs))
+        back = await self._journal.do(lambda db: db.retry(ids, self._seqs), self._put_back)
+        return len(back)
+
+    def _put_back(self, back: list[tuple[int, int]]) -> None:
         now = asyncio.get_running_loop().time()
         for lane, seq in back:
             self._last_seq = max(self._last_seq, seq)
             self._batcher.add(lane, seq, now)
         self._delivery.wake()
-        return len(back)
 
     async def _serve_requests(self) -> None:
         said = ""
         while True:
             health = self.trouble or ("overflow" if self._overflowing else "ok")
             try:
-                for action, seq in await self._journal.do(lambda db: db.take_requests()):
-                    await self._carry_out(action, None if seq is None else [seq])
+                await self._journal.do(lambda db: db.carry_out_requests(self._seqs), self._put_back)
                 if health != said:
                     await self._note_health(health)
                     said = health
