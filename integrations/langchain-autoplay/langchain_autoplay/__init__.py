@@ -1,0 +1,31 @@
+"""What users are doing right now, in LangChain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from langchain_autoplay.callbacks import AutoplayCallbackHandler, SyncAutoplayCallbackHandler
+from langchain_autoplay.loader import AutoplayLoader
+from langchain_autoplay.retriever import AutoplayRetriever
+from langchain_autoplay.store import LangChainStore
+
+if TYPE_CHECKING:
+    from langchain_autoplay.middleware import SessionContextMiddleware
+
+__all__ = [
+    "AutoplayCallbackHandler",
+    "AutoplayLoader",
+    "AutoplayRetriever",
+    "LangChainStore",
+    "SessionContextMiddleware",
+    "SyncAutoplayCallbackHandler",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The middleware needs `langchain`; everything else does with `langchain-core`.
+    if name == "SessionContextMiddleware":
+        from langchain_autoplay.middleware import SessionContextMiddleware
+
+        return SessionContextMiddleware
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

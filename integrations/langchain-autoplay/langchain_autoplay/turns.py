@@ -1,0 +1,178 @@
+"""From the events of runs to questions and answers. Pure."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from uuid import UUID
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.prompt_values import PromptValue
+
+__all__ = ["Exchange", "Turns", "answer_of", "question_of"]
+
+_QUESTIONS = ("input", "question", "query")
+_ANSWERS = ("output", "answer", "result")
+_MOST_RUNS = 10_000
+"""Runs kept at once; one of which no end is told goes when so many others have begun."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def question_of(inputs: Any) -> str:
+    """What was asked, in a run's input; "" if that cannot be seen.
+
+    Example:
+        >>> question_of({"messages": [("user", "Where is the export?")]})
+        'Where is the export?'
+    """
+    if isinstance(inputs, str):
+        return inputs
+    if messages := _messages(inputs):
+        human = [message for message in messages if isinstance(message, HumanMessage)]
+        return _text(human[-1]) if human else ""
+    return _named(inputs, _QUESTIONS)
+
+
+def answer_of(outputs: Any) -> str:
+    """What was answered, in a run's output; "" if nothing was, or that cannot be seen.
+
+    Example:
+        >>> answer_of({"answer": "Under Reports.", "context": []})
+        'Under Reports.'
+    """
+    if isinstance(outputs, str):
+        return outputs
+    if isinstance(outputs, LLMResult):
+        generations = outputs.generations[-1] if outputs.generations else []
+        if not generations:
+            return ""
+        last = generations[-1]
+        return _text(last.message) if isinstance(last, ChatGeneration) else last.text
+    if messages := _messages(outputs):
+        # A history that ends otherwise was interrupted; what stands before it answers no more.
+        return _text(messages[-1]) if isinstance(messages[-1], AIMessage) else ""
+    return _named(outputs, _ANSWERS)
+
+
+def _messages(value: Any) -> list[BaseMessage]:
+    if isinstance(value, Mapping):
+        value = value.get("messages")
+    if isinstance(value, BaseMessage):
+        return [value]
+    if isinstance(value, PromptValue):
+        return value.to_messages()
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        return []
+    if isinstance(value[0], list):  # a chat model takes several conversations at once
+        value = value[0]
+    return convert_to_messages(value)
+
+
+def _text(message: BaseMessage) -> str:
+    return str(message.text)
+
+
+def _named(value: Any, names: Sequence[str]) -> str:
+    if not isinstance(value, Mapping):
+        return ""
+    found = next((value[name] for name in names if value.get(name)), "")
+    if isinstance(found, str):
+        return found
+    return _text(found) if isinstance(found, BaseMessage) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One question and its answer.
+
+    Attributes:
+        question: What was asked; "" if that could not be seen.
+        answer: What was answered; never empty.
+        tools: The names of the tools used, in order.
+        metadata: That of the run.
+    """
+
+    question: str
+    answer: str
+    tools: list[str]
+    metadata: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class _Run:
+    question: str
+    metadata: Mapping[str, Any]
+    tools: list[str] = field(default_factory=list)
+
+
+class Turns:
+    """Follows runs from their root: the outermost run it is told of. Safe from any thread.
+
+    Args:
+        question: Finds the question in a run's input.
+        answer: Finds the answer in a run's output.
+    """
+
+    def __init__(self, question: Callable[[Any], str], answer: Callable[[Any], str]) -> None:
+        self._question = question
+        self._answer = answer
+        self._lock = threading.Lock()
+        self._roots: OrderedDict[UUID, _Run] = OrderedDict()
+        self._root_of: OrderedDict[UUID, UUID] = OrderedDict()
+
+    def started(
+        self, run: UUID, parent: UUID | None, inputs: Any, metadata: Mapping[str, Any] | None
+    ) -> None:
+        """A run has begun."""
+        with self._lock:
+            root = self._root_of.get(parent) if parent else None
+            _keep(self._root_of, run, root or run)
+        if root is None:
+            # The input is read now: whoever gave it may change it.
+            begun = _Run(self._question(inputs), metadata or {})
+            with self._lock:
+                _keep(self._roots, run, begun)
+
+    def used(self, tool: str, run: UUID, parent: UUID | None) -> None:
+        """A tool was used."""
+        with self._lock:
+            root = self._root_of.get(parent) if parent else None
+            if root is not None:
+                _keep(self._root_of, run, root)
+                if root in self._roots:
+                    self._roots[root].tools.append(tool)
+
+    def ended(self, run: UUID, outputs: Any, inputs: Any = None) -> Exchange | None:
+        """A run has ended.
+
+        Args:
+            run: The run.
+            outputs: What it gave.
+            inputs: What it was given, where that was not known at its begin.
+
+        Returns:
+            The exchange, if the run was a root and has answered.
+        """
+        root = self.dropped(run)
+        if root is None or not (answer := self._answer(outputs)):
+            return None
+        question = root.question or self._question(inputs) or self._question(outputs)
+        return Exchange(question if question != answer else "", answer, root.tools, root.metadata)
+
+    def dropped(self, run: UUID) -> _Run | None:
+        """A run has failed, or is of no more interest."""
+        with self._lock:
+            self._root_of.pop(run, None)
+            return self._roots.pop(run, None)
+
+
+def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:
+    kept[key] = value
+    if len(kept) > _MOST_RUNS:
+        kept.popitem(last=False)
