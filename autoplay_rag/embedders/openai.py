@@ -183,7 +183,7 @@ class OpenAIEmbedder(Embedder):
             except EmbedderRejectedError:
                 if _size(sent) <= _SURE_BYTES:
                     raise
-                limit //= 2
+                limit = max(_size(sent) // 2, _SURE_BYTES)
             else:
                 self.truncated += sent != text
                 return vector

@@ -108,7 +108,7 @@ async def test_a_long_text_that_is_refused_is_halved_until_it_must_fit(server, e
     server.max_bytes = 9_000
     await embedder.embed(["word " * 4_000])
     sizes = [len(request["input"][0]) for request in server.requests]
-    assert sizes == [19_999, 16_384, 8_189]
+    assert sizes == [19_999, 9_999, 8_189]
     assert embedder.truncated == 1
 
 
