@@ -9,8 +9,7 @@ from typing import Any, Self
 
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest.chunks import Render
-from autoplay_rag.loading import Limits, LoadedText, PayloadLoader
-from autoplay_rag.loading.sources import LiveSource, RecordingSource, Source
+from autoplay_rag.loading import Limits, LiveSource, LoadedText, PayloadLoader, RecordingSource
 from autoplay_rag.payloads import Payload
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.readers.base import BasePydanticReader
@@ -19,6 +18,9 @@ from llama_index.core.schema import Document
 from llama_index.readers.autoplay.nodes import make_document
 
 __all__ = ["AutoplayReader"]
+
+_SERIALISED = ("is_remote", "source_options", "left_out")
+"""Fields that follow from arguments; `from_dict` gives them back."""
 
 
 class AutoplayReader(BasePydanticReader):
@@ -34,8 +36,9 @@ class AutoplayReader(BasePydanticReader):
     of it is embedded or shown to a model, unless you change `excluded_embed_metadata_keys` or
     `excluded_llm_metadata_keys` of a document.
 
-    Neither the token nor a function is ever part of `to_dict()`; `from_dict()` takes the token
-    from the environment or as an argument, and asks for the functions again.
+    Neither the token nor a function is ever part of `to_dict()`. `from_dict()` takes the token
+    from the environment, or as an argument, and asks for functions again: what one removed
+    must not come back because it was forgotten.
 
     Args:
         url: The whole address of the stream, `https://.../stream/{product_id}`.
@@ -52,9 +55,9 @@ class AutoplayReader(BasePydanticReader):
         redact: Gives a payload as it may be kept, a changed copy.
         render: Makes the text from payloads of one session; the pipeline's own if None.
         include_email: Whether addresses stand in the metadata.
-        max_pending: The most payloads that wait for a slow consumer; then the oldest go, which
-            is counted in `dropped`.
-        client_options: What else `AsyncConnectorClient` takes.
+        source_options: For a stream: `max_pending`, the most payloads that wait for a slow
+            consumer (10,000; then the oldest go, which is counted in `dropped`), `on_drop`, called
+            with each payload given up and the total, and what else `AsyncConnectorClient` takes.
 
     Raises:
         ConfigurationError: If an argument can never work.
@@ -77,21 +80,19 @@ class AutoplayReader(BasePydanticReader):
     idle_seconds: float | None = Field(default=None, description="Seconds without an event.")
     group_by: str = Field(default="payload", description='"payload" or "session".')
     session_idle_seconds: float = Field(default=60.0, description="When a session is given.")
-    include: tuple[str, ...] = Field(
-        default=("actions", "summary"), description="The kinds of payload to give."
-    )
+    include: tuple[str, ...] = Field(default=(), description="The kinds of payload to give.")
     max_chars: int = Field(default=2000, description="The most characters of one document.")
     include_email: bool = Field(default=False, description="Whether metadata has addresses.")
-    max_pending: int = Field(default=10_000, description="The most payloads that wait.")
-    functions: tuple[str, ...] = Field(
-        default=(), description="Functions that the reader has: they cannot be serialised."
+    source_options: dict[str, Any] = Field(
+        default_factory=dict, description="What else a connector's client was told."
+    )
+    left_out: tuple[str, ...] = Field(
+        default=(), description="Arguments that cannot be serialised, to be given again."
     )
 
-    _token: str = PrivateAttr()
     _redact: Callable[[Any], Payload] | None = PrivateAttr()
     _render: Render | None = PrivateAttr()
-    _client_options: dict[str, Any] = PrivateAttr()
-    _source: Source = PrivateAttr()
+    _source: LiveSource | RecordingSource = PrivateAttr()
     _loader: PayloadLoader = PrivateAttr()
 
     def __init__(
@@ -100,48 +101,72 @@ class AutoplayReader(BasePydanticReader):
         token: str | None = None,
         *,
         recording: str | os.PathLike[str] | None = None,
+        max_documents: int | None = None,
+        max_seconds: float | None = None,
+        idle_seconds: float | None = None,
+        group_by: str = "payload",
+        session_idle_seconds: float = 60.0,
         include: Collection[str] = ("actions", "summary"),
+        max_chars: int = 2000,
         redact: Callable[[Any], Payload] | None = None,
         render: Render | None = None,
-        client_options: dict[str, Any] | None = None,
-        **fields: Any,
+        include_email: bool = False,
+        **source_options: Any,
     ) -> None:
-        if (url is None) == (recording is None):
-            raise ConfigurationError("an AutoplayReader needs a url or a recording, and not both")
-        given = {"redact": redact, "render": render, "client_options": client_options}
-        for name in fields.pop("functions", ()):
-            if given.get(name) is None:
+        serialised = {name: source_options.pop(name, None) for name in _SERIALISED}
+        source_options |= serialised["source_options"] or {}
+        given = {"redact": redact, "render": render, **source_options}
+        left_out = tuple(
+            name for name, value in given.items() if not isinstance(value, str | int | float | None)
+        )
+        for name in serialised["left_out"] or ():
+            if name not in left_out:
                 raise ConfigurationError(
                     f"this AutoplayReader was made with `{name}`, which cannot be serialised: "
                     f"give it again, AutoplayReader.from_dict(data, {name}=...)"
                 )
-        unknown = fields.keys() - type(self).model_fields.keys()
-        if unknown:
-            raise TypeError(f"AutoplayReader has no argument {', '.join(sorted(unknown))}")
-        fields |= {
-            "url": url,
-            "recording": None if recording is None else os.fspath(recording),
-            "is_remote": recording is None,
-            "include": (include,) if isinstance(include, str) else tuple(include),
-            "functions": tuple(name for name, value in given.items() if value is not None),
-        }
-        super().__init__(**fields)
-        self._token = token or ""
-        self._redact = redact
-        self._render = render
-        self._client_options = client_options or {}
-        self._source = self._make_source()
-        self._loader = PayloadLoader(
-            self._source,
-            limits=self._limits(),
-            group_by=self.group_by,  # type: ignore[arg-type]  # the loader checks it
-            session_idle_seconds=self.session_idle_seconds,
-            include=self.include,
-            max_chars=self.max_chars,
+        kinds = (include,) if isinstance(include, str) else tuple(sorted(include))
+        source: LiveSource | RecordingSource
+        if url is not None and recording is None:
+            source = LiveSource(url, token, **source_options)
+        elif recording is not None and url is None:
+            source = RecordingSource(recording, **source_options)
+        else:
+            raise ConfigurationError("an AutoplayReader needs a url or a recording, and not both")
+        limits = Limits(
+            max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
+        )
+        loader = PayloadLoader(
+            source,
+            limits=limits,
+            group_by=group_by,  # type: ignore[arg-type]  # it checks this itself
+            session_idle_seconds=session_idle_seconds,
+            include=kinds,
+            max_chars=max_chars,
             redact=redact,
             render=render,
-            include_email=self.include_email,
+            include_email=include_email,
         )
+        fields: dict[str, Any] = {
+            "url": url,
+            "recording": None if recording is None else os.fspath(recording),
+            "is_remote": source.live,
+            "max_documents": max_documents,
+            "max_seconds": max_seconds,
+            "idle_seconds": idle_seconds,
+            "group_by": group_by,
+            "session_idle_seconds": session_idle_seconds,
+            "include": kinds,
+            "max_chars": max_chars,
+            "include_email": include_email,
+            "source_options": {n: v for n, v in source_options.items() if n not in left_out},
+            "left_out": left_out,
+        }
+        super().__init__(**fields)
+        self._redact = redact
+        self._render = render
+        self._source = source
+        self._loader = loader
 
     @classmethod
     def from_recording(cls, path: str | os.PathLike[str], **options: Any) -> Self:
@@ -164,7 +189,9 @@ class AutoplayReader(BasePydanticReader):
     __str__ = __repr__
 
     def __reduce__(self) -> Any:
-        return _restore, (type(self), self.to_dict(), self._redact, self._render)
+        # Functions are pickled by their names; what has none is an error, not left out silently.
+        functions = {"redact": self._redact, "render": self._render}
+        return _restore, (type(self), self.to_dict(), functions)
 
     @property
     def dropped(self) -> int:
@@ -172,7 +199,7 @@ class AutoplayReader(BasePydanticReader):
         return self._loader.dropped
 
     @property
-    def source(self) -> Source:
+    def source(self) -> LiveSource | RecordingSource:
         """Where the payloads come from."""
         return self._source
 
@@ -270,23 +297,12 @@ class AutoplayReader(BasePydanticReader):
             idle_seconds=self.idle_seconds if idle_seconds is None else idle_seconds,
         )
 
-    def _make_source(self) -> Source:
-        if self.recording is not None:
-            return RecordingSource(self.recording)
-        assert self.url is not None
-        return LiveSource(
-            self.url, self._token, max_pending=self.max_pending, **self._client_options
-        )
-
 
 def _document(text: LoadedText) -> Document:
     return make_document(text.id, text.text, text.metadata)
 
 
 def _restore(
-    cls: type[AutoplayReader],
-    data: dict[str, Any],
-    redact: Callable[[Any], Payload] | None,
-    render: Render | None,
+    cls: type[AutoplayReader], data: dict[str, Any], functions: dict[str, Any]
 ) -> AutoplayReader:
-    return cls.from_dict(data, redact=redact, render=render)
+    return cls.from_dict(data, **functions)

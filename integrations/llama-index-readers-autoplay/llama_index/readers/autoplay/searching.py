@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from autoplay_rag import Filter
-from autoplay_rag.errors import StoreError
+from autoplay_rag.errors import StoreError, StoreRejectedError
 from autoplay_rag.stores.base import Hit, Vector
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.storage.docstore.types import BaseDocumentStore
@@ -61,8 +61,11 @@ async def find(
         filter: Which may be found.
 
     Raises:
+        StoreRejectedError: If `k` is less than 1.
         StoreError: If the store keeps no text and there is no docstore.
     """
+    if k < 1:
+        raise StoreRejectedError(f"k is {k}; a search asks for at least 1 hit")
     query = VectorStoreQuery(
         query_embedding=list(vector), similarity_top_k=k, filters=metadata_filters(filter)
     )

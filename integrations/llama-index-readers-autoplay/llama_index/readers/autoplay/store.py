@@ -92,7 +92,7 @@ class LlamaIndexStore(VectorStore):
         """The `k` nearest chunks that pass the filter, best first.
 
         Raises:
-            StoreRejectedError: If the vector is no vector.
+            StoreRejectedError: If `k` is less than 1, or the vector is no vector.
         """
         values = memoryview(pack_vector(vector, "the question")).cast("f")
         return await find(self._calls, self._docstore, _unit(values), k, filter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
@@ -26,8 +27,13 @@ from llama_index.readers.autoplay.targets import target_of
 
 __all__ = ["LiveIngestion", "stream_into"]
 
+_log = logging.getLogger(__name__)
 _LOT = 256
 """Payloads handed to the journal before it is waited for."""
+_PART = 4096
+"""Payloads of a recording that are stored before more is read."""
+_NEVER = 86_400.0
+"""A recording's batches end with its parts: where they end must not depend on the clock."""
 
 
 def stream_into(
@@ -89,6 +95,8 @@ def stream_into(
                 "stream_into(): limit it by max_seconds or idle_seconds"
             )
         options = source.pipeline_options() | options
+        if not source.is_remote:
+            options.setdefault("batch_window", _NEVER)
     elif not callable(getattr(source, "run_in_background", None)):
         raise ConfigurationError(
             f"stream_into() reads from an AsyncConnectorClient or an AutoplayReader, "
@@ -138,13 +146,19 @@ class LiveIngestion:
             JournalError: One of its kinds, if the journal cannot be used.
         """
         await self.pipeline.start()
-        if isinstance(self._source, AutoplayReader):
-            self._task = asyncio.create_task(self._read(self._source), name="autoplay-stream-into")
-        else:
-            self._task = self.pipeline.attach(self._source).run_in_background()
+        try:
+            if isinstance(self._source, AutoplayReader):
+                reading = self._read(self._source)
+                self._task = asyncio.create_task(reading, name="autoplay-stream-into")
+                self._task.add_done_callback(_report)
+            else:
+                self._task = self.pipeline.attach(self._source).run_in_background()
+        except BaseException:
+            await self.pipeline.aclose()
+            raise
 
     async def wait(self) -> None:
-        """Wait until the source has ended: a recording is over, a client was stopped.
+        """Wait until the source has ended: a recording is stored, a client was stopped.
 
         Raises:
             ConnectorError: What ended the source, if it failed; what it had given is kept.
@@ -197,11 +211,22 @@ class LiveIngestion:
     async def _read(self, reader: AutoplayReader) -> None:
         limits = Limits(max_seconds=reader.max_seconds, idle_seconds=reader.idle_seconds)
         payloads: AsyncGenerator[Payload, None] = reader.source.stream(limits)
+        lot: list[asyncio.Future[Any]] = []
+        count = 0
         async with aclosing(payloads):
-            lot = []
             async for payload in payloads:
                 lot.append(self.pipeline.accept(payload))
+                count += 1
                 if reader.is_remote or len(lot) == _LOT:
                     await asyncio.gather(*lot)
                     lot.clear()
+                if not reader.is_remote and count % _PART == 0:
+                    await self.pipeline.drain()
             await asyncio.gather(*lot)
+        if not reader.is_remote:
+            await self.pipeline.drain()
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        _log.error("the stream into LlamaIndex ended: %s", error)

@@ -10,6 +10,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.schema import BaseNode, Document, TransformComponent
+from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 
 from llama_index.readers.autoplay.calls import StoreCalls
@@ -67,11 +68,13 @@ class PipelineTarget:
     batch happens not to hold.
     """
 
-    docstore: BaseDocumentStore | None = None
-
     def __init__(self, pipeline: IngestionPipeline, calls: StoreCalls) -> None:
         self._pipeline = pipeline
         self.calls = calls
+        # A pipeline keeps nodes in its vector store alone; where that has no text, it is here.
+        self.docstore: BaseDocumentStore | None = (
+            None if calls.vector_store.stores_text else SimpleDocumentStore()
+        )
         self.transformations: Sequence[TransformComponent] = pipeline.transformations
         models = (t for t in pipeline.transformations if isinstance(t, BaseEmbedding))
         self.embed_model = next(models, None)
@@ -87,6 +90,8 @@ class PipelineTarget:
         """Store nodes in place of all that was stored of their documents."""
         await _clear(self.calls, documents, nodes)
         await self.calls.add(nodes)
+        if self.docstore:
+            await self.docstore.async_add_documents(nodes)
         if known := self._pipeline.docstore:
             await known.async_add_documents(documents)
             for document in documents:
@@ -95,8 +100,10 @@ class PipelineTarget:
     async def delete(self, document_ids: Sequence[str]) -> None:
         """Delete all nodes of documents; an unknown id is no error."""
         await self.calls.delete_documents(document_ids)
-        if known := self._pipeline.docstore:
-            for document_id in document_ids:
+        for document_id in document_ids:
+            if self.docstore:
+                await self.docstore.adelete_ref_doc(document_id, raise_error=False)
+            if known := self._pipeline.docstore:
                 await known.adelete_document(document_id, raise_error=False)
 
 

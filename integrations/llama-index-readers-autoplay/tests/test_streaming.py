@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from autoplay_rag import ActionsPayload, AsyncConnectorClient, Filter, SlimAction
+from autoplay_rag.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    PipelineClosedError,
+    PipelineError,
+)
+from llama_index.core import VectorStoreIndex
+from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
+from llama_index.core.llms import MockLLM
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import TransformComponent
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters, SimpleVectorStore
+
+from llama_index.readers.autoplay import AutoplayReader, stream_into
+from llama_index.readers.autoplay.nodes import node_id
+
+Target = IngestionPipeline | VectorStoreIndex
+
+
+@pytest.fixture(params=["index", "index-in-memory", "pipeline", "pipeline-in-memory"])
+def target(request: pytest.FixtureRequest, embed_model) -> Target:
+    in_memory = request.param.endswith("in-memory")
+    if request.param == "index-in-memory":
+        return VectorStoreIndex([], embed_model=embed_model, transformations=[_splitter()])
+    store = SimpleVectorStore() if in_memory else request.getfixturevalue("chroma")
+    if request.param == "index":
+        return VectorStoreIndex.from_vector_store(
+            store, embed_model=embed_model, transformations=[_splitter()]
+        )
+    return IngestionPipeline(transformations=[_splitter(), embed_model], vector_store=store)
+
+
+@pytest.fixture
+def index(chroma, embed_model) -> VectorStoreIndex:
+    return VectorStoreIndex.from_vector_store(chroma, embed_model=embed_model)
+
+
+def _splitter() -> SentenceSplitter:
+    return SentenceSplitter(chunk_size=64, chunk_overlap=0)
+
+
+def stored(target: Target) -> dict[str, Any]:
+    """All that a target's stores hold, by node id."""
+    if isinstance(target, VectorStoreIndex):
+        vector_store, docs = target.vector_store, target.docstore.docs
+        indexed = dict(target.index_struct.nodes_dict)
+    else:
+        vector_store, docs, indexed = target.vector_store, {}, {}
+    if isinstance(vector_store, SimpleVectorStore):
+        data = vector_store.data
+        return {
+            key: (vector, data.metadata_dict[key], docs[key].text if docs else "", indexed.get(key))
+            for key, vector in data.embedding_dict.items()
+        }
+    found = vector_store.client.get(include=["documents", "metadatas", "embeddings"])
+    columns = zip(
+        found["ids"], found["documents"], found["metadatas"], found["embeddings"], strict=True
+    )
+    return {key: (text, metadata, tuple(vector)) for key, text, metadata, vector in columns}
+
+
+def texts(target: Target) -> list[str]:
+    return sorted(text for text, *_ in stored(target).values())
+
+
+async def ingest(target: Target, path, **options):
+    async with stream_into(target, AutoplayReader.from_recording(path), **options) as live:
+        await live.wait()
+        return live.ledger
+
+
+def visits(make_payload, count: int) -> list[Any]:
+    return [
+        make_payload(
+            *(f"Opened page {n} item {item} of the product" for item in range(n % 4 + 1)),
+            session_id=f"s{n % 97}",
+            user_id=f"u{n % 31}",
+        )
+        if n % 10
+        else make_payload(summary=f"Looked at item {n} for long.", session_id=f"s{n % 97}")
+        for n in range(count)
+    ]
+
+
+async def test_a_recording_of_2000_events_ingested_twice_leaves_exactly_the_same_nodes(
+    target: Target, record, make_payload
+):
+    path = record(visits(make_payload, 2_000))
+    ledger = await ingest(target, path)
+    assert (ledger.received, ledger.stored) == (2_000, 2_000)
+    first = stored(target)
+    assert len(first) > 500
+    again = await ingest(target, path)
+    assert again.stored == 2_000
+    assert stored(target) == first
+
+
+async def test_with_a_journal_what_was_ingested_is_not_embedded_again(
+    target: Target, record, make_payload, embed_model, tmp_path
+):
+    path = record(visits(make_payload, 100))
+    await ingest(target, path, journal=tmp_path / "journal.db")
+    first, embedded = stored(target), len(embed_model.texts)
+    ledger = await ingest(target, path, journal=tmp_path / "journal.db")
+    assert (ledger.received, ledger.stored, ledger.duplicate) == (200, 100, 100)
+    assert stored(target) == first
+    assert len(embed_model.texts) == embedded
+
+
+async def test_a_changed_document_loses_all_its_old_nodes(target: Target, record, make_payload):
+    path = record([make_payload("clicked"), make_payload("clicked", session_id="s2")])
+    await ingest(
+        target, path, render=lambda _: " ".join(f"Sentence number {n}." for n in range(40))
+    )
+    many = len(stored(target))
+    await ingest(target, path, render=lambda _: "One sentence.")
+    few = stored(target)
+    assert (many > 4, len(few)) == (True, 2)
+    if isinstance(target, VectorStoreIndex) and not target.vector_store.stores_text:
+        assert set(target.index_struct.nodes_dict) == set(target.docstore.docs) == set(few)
+
+
+async def test_while_embedding_fails_the_old_vectors_stay(
+    index: VectorStoreIndex, record, make_payload, embed_model
+):
+    path = record([make_payload("clicked", session_id=f"s{n}") for n in range(5)])
+    await ingest(index, path, render=lambda _: "old")
+    embed_model.fail(2)
+    reader = AutoplayReader.from_recording(path)
+    async with stream_into(index, reader, render=lambda _: "new") as live:
+        await embed_model.has_failed()
+        assert "the service is down" in live.trouble
+        assert texts(index) == ["old"] * 5
+        await live.drain()
+        assert live.trouble is None
+        assert texts(index) == ["new"] * 5
+        assert (live.ledger.stored, live.ledger.dead, live.ledger.pending) == (5, 0, 0)
+
+
+async def test_what_is_refused_becomes_a_dead_letter_and_stops_nobody(
+    target: Target, record, make_payload, embed_model
+):
+    embed_model.refuse("poison")
+    words = ["fine", "poison", "good", "fair"]
+    path = record([make_payload(f"clicked {word}", session_id="s1") for word in words])
+    async with stream_into(target, AutoplayReader.from_recording(path)) as live:
+        await live.wait()
+        assert (live.ledger.stored, live.ledger.dead) == (3, 1)
+        [letter] = await live.dead_letters.list()
+        assert "ValueError" in letter.error
+        embed_model.refuse("")
+        assert await live.dead_letters.retry() == 1
+        await live.drain()
+        assert (live.ledger.stored, live.ledger.dead) == (4, 0)
+    assert stored(target)
+
+
+async def test_a_single_payload_that_is_refused_does_not_wait_for_ever(
+    index: VectorStoreIndex, record, make_payload, embed_model
+):
+    embed_model.refuse("poison")
+    path = record([make_payload("clicked poison")])
+    async with stream_into(index, AutoplayReader.from_recording(path)) as live:
+        await live.wait()
+        assert (live.ledger.dead, live.ledger.pending) == (1, 0)
+
+
+async def test_a_restart_in_the_middle_loses_and_doubles_nothing(
+    target: Target, record, make_payload, embed_model, tmp_path
+):
+    path = record(visits(make_payload, 300))
+    journal = tmp_path / "journal.db"
+    embed_model.fail(50)
+    live = await stream_into(
+        target, AutoplayReader.from_recording(path), journal=journal, drain_timeout=0.1
+    )
+    await embed_model.has_failed()
+    assert live.ledger.received == 300
+    await live.aclose()
+    assert stored(target) == {}
+    embed_model.fail(0)
+    ledger = await ingest(target, record([]), journal=journal)
+    assert (ledger.stored, ledger.pending, ledger.duplicate) == (300, 0, 0)
+    taken_up = stored(target)
+    await ingest(target, path)
+    assert stored(target) == taken_up
+
+
+async def test_a_live_client(index: VectorStoreIndex, local_connector, make_payload, tmp_path):
+    connector = local_connector([make_payload("Exported the report", user_id="u1")])
+    client = AsyncConnectorClient(connector.url)
+    stored_all = {1: asyncio.Event(), 2: asyncio.Event()}
+    live = stream_into(
+        index,
+        client,
+        journal=tmp_path / "journal.db",
+        batch_window=0,
+        on_progress=lambda ledger: stored_all[ledger.stored].set(),
+    )
+    async with live, asyncio.timeout(20):
+        await stored_all[1].wait()
+        later = make_payload("Changed the password", session_id="s2", user_id="u2")
+        await asyncio.to_thread(connector.send, later)
+        await stored_all[2].wait()
+        await live.drain()
+        [hit] = await live.search("who changed the password", 1)
+        assert hit.session_id == "s2"
+        [hit] = await live.search("password", 5, filter=Filter(user_id="u1"))
+        assert hit.session_id == "s1"
+    assert client.state == "stopped"
+
+
+async def test_a_live_reader_with_its_limits_kinds_and_redaction(
+    index: VectorStoreIndex, local_connector, make_payload
+):
+    def redact(payload: ActionsPayload) -> ActionsPayload:
+        return ActionsPayload(
+            payload.product_id,
+            payload.session_id,
+            actions=[SlimAction(description="Clicked something")],
+        )
+
+    connector = local_connector([make_payload("Clicked 4242"), make_payload(summary="Paid.")])
+    reader = AutoplayReader(connector.url, idle_seconds=0.3, include=("actions",), redact=redact)
+    live = await stream_into(index, reader)
+    await live.wait()
+    await live.drain()
+    assert (live.ledger.received, live.ledger.stored, live.ledger.filtered) == (2, 1, 1)
+    await live.aclose()
+    assert texts(index) == ["Clicked something"]
+
+
+async def test_what_ends_the_source_is_raised_where_it_is_awaited(
+    index: VectorStoreIndex, local_connector, caplog
+):
+    connector = local_connector([], token="right")
+    for source in (
+        AutoplayReader(connector.url, "wrong"),
+        AsyncConnectorClient(connector.url, "wrong"),
+    ):
+        async with stream_into(index, source) as live:
+            with pytest.raises(AuthenticationError):
+                await live.wait()
+            assert live.ledger.received == 0
+    assert "uk_bad" not in caplog.text
+
+
+async def test_a_pipelines_docstore_knows_what_is_stored_and_only_that(
+    chroma, record, make_payload, embed_model
+):
+    docstore = SimpleDocumentStore()
+    pipeline = IngestionPipeline(
+        transformations=[_splitter(), embed_model],
+        vector_store=chroma,
+        docstore=docstore,
+        docstore_strategy=DocstoreStrategy.UPSERTS_AND_DELETE,
+    )
+    path = record([make_payload("clicked", session_id=f"s{n}") for n in range(3)])
+    embed_model.fail(2)
+    async with stream_into(pipeline, AutoplayReader.from_recording(path)) as live:
+        await embed_model.has_failed()
+        assert docstore.get_all_document_hashes() == {}
+        await live.drain()
+        assert live.ledger.stored == 3
+    assert len(docstore.get_all_document_hashes()) == 3
+    embedded = len(embed_model.texts)
+    await ingest(pipeline, path)
+    assert len(embed_model.texts) == embedded, "an unchanged document was embedded again"
+    await ingest(pipeline, record([make_payload("clicked", session_id="s9")]))
+    assert chroma.client.count() == 4, "documents of other sessions were deleted"
+
+
+async def test_chunks_can_be_deleted_again(target: Target, record, make_payload):
+    path = record([make_payload("clicked", session_id=f"s{n}") for n in range(3)])
+    async with stream_into(target, AutoplayReader.from_recording(path)) as live:
+        await live.wait()
+        store = live.pipeline._store
+        assert await store.count() == 3
+        first = next(iter(stored(target)))
+        await store.delete([doc for doc in _document_ids(target) if node_id(doc) == first])
+        await store.delete(["unknown"])
+        assert await store.count() == 2
+        assert first not in stored(target)
+
+
+def _document_ids(target: Target) -> set[str]:
+    return {
+        part["ref_doc_id"]
+        for parts in stored(target).values()
+        for part in parts
+        if isinstance(part, dict)
+    }
+
+
+async def test_other_transformations_than_splitters(chroma, record, make_payload, embed_model):
+    class Shout(TransformComponent):
+        def __call__(self, nodes, **kwargs):
+            for node in nodes:
+                node.set_content(node.get_content().upper())
+            return nodes
+
+    pipeline = IngestionPipeline(transformations=[Shout(), embed_model], vector_store=chroma)
+    path = record([make_payload("clicked")])
+    for _ in range(2):
+        await ingest(pipeline, path)
+    [text] = texts(pipeline)
+    assert text.endswith("CLICKED")
+
+
+async def test_a_query_engine_is_limited_to_one_user(index, record, make_payload):
+    path = record(
+        [
+            make_payload("Exported the report as PDF", session_id="s1", user_id="u1"),
+            make_payload("Exported the report as CSV", session_id="s2", user_id="u2"),
+        ]
+    )
+    await ingest(index, path)
+    for key, value in (("user_id", "u2"), ("session_id", "s2")):
+        engine = index.as_query_engine(
+            llm=MockLLM(), filters=MetadataFilters(filters=[MetadataFilter(key=key, value=value)])
+        )
+        response = await engine.aquery("How did I export the report?")
+        [node] = response.source_nodes
+        assert "CSV" in node.text
+        assert "CSV" in str(response)
+        assert "PDF" not in str(response)
+        assert node.node_id not in str(response)
+        assert "user_id" not in str(response)
+
+
+async def test_transformations_that_do_not_embed_lose_nothing(chroma, record, make_payload):
+    tried = [asyncio.Event(), asyncio.Event()]
+
+    class Note(TransformComponent):
+        def __call__(self, nodes, **kwargs):
+            next(event for event in tried if not event.is_set()).set()
+            return nodes
+
+    pipeline = IngestionPipeline(transformations=[Note()], vector_store=chroma)
+    reader = AutoplayReader.from_recording(record([make_payload("clicked")]))
+    async with stream_into(pipeline, reader, drain_timeout=0.1) as live:
+        async with asyncio.timeout(10):
+            await tried[1].wait()  # the second attempt: the first one's failure is known
+        assert "embedding model" in live.trouble
+        with pytest.raises(ConfigurationError, match="no embedding model to search with"):
+            await live.search("clicked")
+        assert (live.ledger.pending, live.ledger.dead) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda index: (IngestionPipeline(transformations=[]), AutoplayReader.from_recording("x")),
+         "no vector_store"),
+        (lambda index: (object(), AutoplayReader.from_recording("x")),
+         "an IngestionPipeline or a VectorStoreIndex, not object"),
+        (lambda index: (index, object()), "not from object"),
+        (lambda index: (index, AutoplayReader.from_recording("x", max_documents=1)),
+         "max_documents"),
+    ],
+)  # fmt: skip
+def test_what_can_never_work_is_refused_at_once(
+    index: VectorStoreIndex, make: Callable[[Any], Any], message: str
+):
+    with pytest.raises(ConfigurationError, match=message):
+        stream_into(*make(index))
+
+
+async def test_started_twice_or_used_when_closed(index: VectorStoreIndex, record, make_payload):
+    reader = AutoplayReader.from_recording(record([make_payload("clicked")]))
+    live = stream_into(index, reader)
+    await live.aclose()
+    await live.start()
+    with pytest.raises(PipelineError):
+        await live.start()
+    await live.aclose()
+    await live.aclose()
+    with pytest.raises(PipelineClosedError):
+        await live.drain()
+
+
+async def test_a_client_that_is_running_already_leaves_nothing_open(
+    index: VectorStoreIndex, local_connector, tmp_path
+):
+    client = AsyncConnectorClient(local_connector([]).url)
+    async with client:
+        client.run_in_background()
+        live = stream_into(index, client, journal=tmp_path / "journal.db")
+        with pytest.raises(RuntimeError, match="running already"):
+            await live.start()
+        with pytest.raises(PipelineClosedError):
+            await live.drain()
