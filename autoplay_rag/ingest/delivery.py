@@ -14,7 +14,7 @@ from autoplay_rag.ingest.journal import Journal
 from autoplay_rag.ingest.journal_db import JournalDb
 from autoplay_rag.ingest.plan import Batch, PlannedChunk, Planner
 from autoplay_rag.ingest.stage import Limits, Stage
-from autoplay_rag.stores.base import TextStore, Vector, VectorStore
+from autoplay_rag.stores.base import Filter, TextStore, Vector, VectorStore
 
 __all__ = ["Delivery"]
 
@@ -25,6 +25,7 @@ _PLAN_PAYLOADS = 500
 _MOST_PIECES = 2_000
 """Chunks under way at most; the rest waits in the journal, not in memory."""
 _JOURNAL_RETRY_SECONDS = 1.0
+_PROBE = "Is anybody there?"
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +95,8 @@ class Delivery:
             on_done=self._stored,
             on_dead=self._dead,
             divide=self._divide,
+            # A store that embeds refuses texts as an embedder does.
+            probe=None if isinstance(store, VectorStore) else self._probe_store,
         )
         self.embed_stage: Stage[_Piece, Vector] | None = None
         if embedding is not None:
@@ -208,6 +211,10 @@ class Delivery:
         else:
             await self._store.add(chunks)
         return [None] * len(pieces)
+
+    async def _probe_store(self) -> None:
+        assert not isinstance(self._store, VectorStore)
+        await self._store.search(_PROBE, 1, Filter())
 
     def _stored(self, piece: _Piece, _: None) -> None:
         self.chunks += 1
