@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import signal
+import sys
 import time
 from contextlib import asynccontextmanager
 
@@ -13,7 +14,7 @@ import pytest
 from autoplay_rag.connector.recording import RecordingWriter
 from autoplay_rag.devserver import LocalConnector, samples
 from autoplay_rag.devserver.subscriber import HEARTBEAT
-from autoplay_rag.errors import ClientStateError, ConfigurationError
+from autoplay_rag.errors import ClientStateError, ConfigurationError, MissingExtraError
 from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload, decode
 
 
@@ -265,6 +266,12 @@ async def test_a_missing_recording_is_an_os_error_on_start(tmp_path):
 def test_settings_that_cannot_work_are_refused(setting):
     with pytest.raises(ConfigurationError, match="above 0"):
         LocalConnector([], **setting)
+
+
+async def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "autoplay_rag.devserver.serving", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'autoplay-rag\[devserver\]'"):
+        await LocalConnector([]).start()
 
 
 async def test_signal_handlers_and_logging_are_left_alone():
