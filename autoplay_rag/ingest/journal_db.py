@@ -50,7 +50,11 @@ _KEEP_ACKNOWLEDGED_SECONDS = 600.0
 """How long "full" durability keeps what it acknowledged, to store it again after a power loss."""
 _AGAIN = 0.0
 """Stands for the time of acknowledgement of what is to be stored again."""
-_VACUUM_PAGES = 1000
+_FORGET_EVERY = 500
+_SHRINK_EVERY = 50
+"""Commits. An idle pipeline makes one a second."""
+_SHRINK_PAGES = 1000
+"""4 MB: given back in some 10 ms, which is how long a payload may have to wait for it."""
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -221,6 +225,8 @@ class JournalDb:
         # On a full disk this fails, and the next start checks the file: no harm is done.
         with suppress(sqlite3.Error), self.transaction():
             self._set_meta("open", int(self._damaged))
+        with suppress(sqlite3.Error):
+            self._shrink(0)  # all
         self._connection.close()
 
     # -- transactions -------------------------------------------------------------------------
@@ -255,10 +261,12 @@ class JournalDb:
             self._owed = dict.fromkeys(COUNTERS, 0)
         self.committed = _sum(self.counters, self._owed)
         self._commits += 1
-        if self._commits % 500 == 0:
-            # What was asked for is committed; a disk that is full now will be seen by the next one.
-            with suppress(sqlite3.Error):
-                self._tidy()
+        # What was asked for is committed; a disk that is full now will be seen by the next one.
+        with suppress(sqlite3.Error):
+            if self._commits % _FORGET_EVERY == 0:
+                self._forget()
+            if self._commits % _SHRINK_EVERY == 0:
+                self._shrink(_SHRINK_PAGES)
 
     def overflow(self, entries: Sequence[Entry]) -> list[Outcome]:
         """Count entries that could not be written; the count is saved as soon as it can be."""
@@ -417,11 +425,18 @@ class JournalDb:
 
     def _bury(self, errors: dict[int, str], now: float) -> None:
         letters = []
-        for seq, key, lane, body in self._queued([list(errors)]):
+        for seq, _, _, body in self._queued([list(errors)]):
             payload = _decoded(body)
             kind, session = (payload.kind, _plain(payload.session_id)) if payload else (None, None)
-            letters.append((seq, key, lane, kind, session, errors[seq], now, body))
-        self._insert("dead (seq, key, lane, kind, session, error, at, body)", letters)
+            letters.append((seq, kind, session, errors[seq]))
+        # The body goes as it stands: also one that is damaged keeps its bytes.
+        self._connection.execute(
+            "INSERT INTO dead (seq, key, lane, kind, session, error, at, body) "
+            "SELECT queue.seq, key, lane, json_extract(j.value, '$[1]'), "
+            "json_extract(j.value, '$[2]'), json_extract(j.value, '$[3]'), ?, body "
+            "FROM json_each(?) AS j JOIN queue ON queue.seq = json_extract(j.value, '$[0]')",
+            (now, _json(letters)),
+        )
         self._drop_queued(list(errors))
 
     # -- dead letters and requests ------------------------------------------------------------
@@ -437,12 +452,15 @@ class JournalDb:
             (lane, new sequence number) of each that was put back.
         """
         back = []
-        for seq, key, lane, body in self._dead(seqs):
+        for seq, _, lane, body in self._dead(seqs):
             if body is None:
                 continue
             new = next(new_seqs)
             back.append((-new if lane < 0 else lane, new))
-            self._insert("queue (seq, key, lane, body)", [(new, key, back[-1][0], body)])
+            self._connection.execute(
+                "INSERT INTO queue SELECT ?, key, ?, body FROM dead WHERE seq = ?",
+                (new, back[-1][0], seq),
+            )
             self._connection.execute("DELETE FROM dead WHERE seq = ?", (seq,))
         self.counters["dead"] -= len(back)
         self.counters["pending"] += len(back)
@@ -590,16 +608,20 @@ class JournalDb:
     def _set_meta(self, name: str, value: Any) -> None:
         self._connection.execute("REPLACE INTO meta VALUES (?, ?)", (name, value))
 
-    def _tidy(self) -> None:
-        """Forget what has expired, and give pages no longer used back to the disk."""
+    def _forget(self) -> None:
+        """Drop what has expired."""
         now = time.time()
         self._connection.execute("DELETE FROM catalog WHERE expires < ?", (now,))
         self._connection.execute(
             "DELETE FROM batches WHERE acknowledged > ? AND acknowledged < ?",
             (_AGAIN, now - _KEEP_ACKNOWLEDGED_SECONDS),
         )
-        if self._scalar("PRAGMA freelist_count") > _VACUUM_PAGES:
-            self._connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+
+    def _shrink(self, pages: int) -> None:
+        """Give pages that are no longer used back to the disk; a few are kept for what comes."""
+        if self._scalar("PRAGMA freelist_count") > _SHRINK_PAGES:
+            # `execute` would take one step, and each step gives one page back.
+            self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
 
 
 def letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
