@@ -187,9 +187,10 @@ class ActionsPayload(_Wire, gc=False, tag="actions", tag_field="type"):
         """The wire format's own form: a heading, then a line for each action.
 
         Example:
-            >>> print(ActionsPayload(session_id="s1", actions=[SlimAction("Home")]).to_text())
+            >>> opened = SlimAction("Home", "User opened Home", "https://a.test/", 0, "pageview")
+            >>> print(ActionsPayload(session_id="s1", actions=[opened]).to_text())
             Session s1 — 1 actions
-            [0] :  —
+            [0] pageview: User opened Home — https://a.test/
         """
         heading = f"Session {self.session_id or 'unknown'} — {len(self.actions)} actions"
         return "\n".join([heading, *(action.to_text() for action in self.actions)])

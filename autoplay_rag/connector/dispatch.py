@@ -21,23 +21,6 @@ logger = logging.getLogger(__name__)
 _GRACE: Final = 5.0
 
 
-class _Lane:
-    """What is known of a session while it has payloads.
-
-    Attributes:
-        session_id: Its key.
-        running: How many of its payloads are tasks now.
-        waiting: The others in order, each with its number among all that wait.
-    """
-
-    __slots__ = ("running", "session_id", "waiting")
-
-    def __init__(self, session_id: str) -> None:
-        self.session_id = session_id
-        self.running = 0
-        self.waiting: deque[tuple[int, Payload]] | None = None
-
-
 class Dispatcher(BoundedSink):
     """Runs the callbacks: each payload a task, at most `session_concurrency` of a session at once.
 
@@ -67,11 +50,12 @@ class Dispatcher(BoundedSink):
         self._callbacks = callbacks
         self._on_error = on_error
         self._concurrency = session_concurrency
-        self._lanes: dict[str, _Lane] = {}
-        # What runs, by number.
-        self._tasks: dict[int, tuple[asyncio.Task[None], _Lane | None, Payload]] = {}
-        # All that waits, oldest first, each number with its lane.
-        self._waiting: OrderedDict[int, _Lane] = OrderedDict()
+        # Of sessions that have payloads: how many are tasks, and those that wait, in order.
+        self._running: dict[str, int] = {}
+        self._queues: dict[str, deque[tuple[int, Payload]]] = {}
+        # All that waits, oldest first, by number; and all that runs.
+        self._waiting: OrderedDict[int, str] = OrderedDict()
+        self._tasks: dict[int, tuple[asyncio.Task[None], str | None, Payload]] = {}
         self._number = 0
         self._idle: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
@@ -84,17 +68,14 @@ class Dispatcher(BoundedSink):
         self.pending += 1
         if self._recorder.observed:
             self._recorder.pending(self.pending)
-        lane = None
         session_id = payload.session_id
         if session_id:
-            lane = self._lanes.get(session_id)
-            if lane is None:
-                lane = self._lanes[session_id] = _Lane(session_id)
-            if lane.running >= self._concurrency:
-                self._wait(lane, payload)
+            running = self._running.get(session_id, 0)
+            if running >= self._concurrency:
+                self._wait(session_id, payload)
                 return
-            lane.running += 1
-        self._start(lane, payload)
+            self._running[session_id] = running + 1
+        self._start(session_id, payload)
 
     def connection_made(self, gate: asyncio.Event | None) -> None:
         """Let payloads that start from now on wait for `gate`."""
@@ -132,36 +113,35 @@ class Dispatcher(BoundedSink):
             task.cancel()
         if running:
             await asyncio.wait([task for task, _, _ in running.values()], timeout=within)
-        for number, (task, lane, payload) in running.items():
+        for number, (task, session_id, payload) in running.items():
             if number in self._tasks and task.done():
                 # Cancelled before its first step: it could not do this for itself.
                 self._give_up(payload)
-                self._ended(number, lane)
+                self._ended(number, session_id)
         return not self._tasks
 
-    def _wait(self, lane: _Lane, payload: Payload) -> None:
-        if lane.waiting is None:
-            lane.waiting = deque()
+    def _wait(self, session_id: str, payload: Payload) -> None:
         self._number += 1
-        lane.waiting.append((self._number, payload))
-        self._waiting[self._number] = lane
+        self._queues.setdefault(session_id, deque()).append((self._number, payload))
+        self._waiting[self._number] = session_id
 
-    def _start(self, lane: _Lane | None, payload: Payload) -> None:
+    def _start(self, session_id: str | None, payload: Payload) -> None:
         self._number = number = self._number + 1
-        task = self._loop.create_task(self._deliver(number, lane, payload))
-        self._tasks[number] = task, lane, payload
+        task = self._loop.create_task(self._deliver(number, session_id, payload))
+        self._tasks[number] = task, session_id, payload
 
-    def _ended(self, number: int, lane: _Lane | None) -> None:
+    def _ended(self, number: int, session_id: str | None) -> None:
+        """Forget a task, and let the session's next payload have its place."""
         del self._tasks[number]
-        if lane is not None:
-            if lane.waiting:
-                waited, payload = lane.waiting.popleft()
-                del self._waiting[waited]
-                self._start(lane, payload)
+        if session_id:
+            if session_id in self._queues:
+                following, next_payload = self._dequeue(session_id)
+                del self._waiting[following]
+                self._start(session_id, next_payload)
+            elif (running := self._running[session_id]) > 1:
+                self._running[session_id] = running - 1
             else:
-                lane.running -= 1
-                if not lane.running:
-                    del self._lanes[lane.session_id]
+                del self._running[session_id]
         self._freed()
         if self._idle is not None and not self.pending:
             self._idle.set()
@@ -169,13 +149,20 @@ class Dispatcher(BoundedSink):
     def _take_oldest(self) -> Payload | None:
         if not self._waiting:
             return None
-        _, lane = self._waiting.popitem(last=False)
-        assert lane.waiting
-        _, payload = lane.waiting.popleft()
+        _, session_id = self._waiting.popitem(last=False)
+        _, payload = self._dequeue(session_id)  # the oldest of all is the oldest of its session
         self._freed()
         return payload
 
-    async def _deliver(self, number: int, lane: _Lane | None, payload: Payload) -> None:
+    def _dequeue(self, session_id: str) -> tuple[int, Payload]:
+        queue = self._queues[session_id]
+        first = queue.popleft()
+        if not queue:
+            del self._queues[session_id]
+        return first
+
+    async def _deliver(self, number: int, session_id: str | None, payload: Payload) -> None:
+        # The session as it was: a callback may change the payload.
         try:
             if self._gate is not None:
                 await self._gate.wait()
@@ -193,7 +180,7 @@ class Dispatcher(BoundedSink):
             self._give_up(payload)
             raise
         finally:
-            self._ended(number, lane)
+            self._ended(number, session_id)
 
     async def _call(self, callback: Callback, payload: Payload) -> bool:
         try:

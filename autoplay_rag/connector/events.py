@@ -13,8 +13,8 @@ from autoplay_rag.connector.framing import EventGuard
 __all__ = ["Event", "EventParser"]
 
 Event: TypeAlias = bytes | ServerSentEvent
-"""An event that has nothing but one line of data comes as that data: nearly all of a connector's
-do, and taking the general way would cost a third of the time a client spends on each."""
+"""A read that is one whole event of one line of data gives that data: nearly every read of a
+connector's stream is one, and the general way costs as much as decoding the payload."""
 
 _PROBE: Final = "event: probe\n\n"
 
@@ -31,16 +31,17 @@ class EventParser:
 
     Example:
         >>> parser = EventParser("", max_event_bytes=1000, on_oversize=lambda: None)
-        >>> parser.feed(b"data: 1" + bytes([10, 10, 105, 100]))
-        (b'1',)
-        >>> parser.feed(b": 7" + bytes([10]) + b"data: 2" + bytes([10, 10]))
-        [ServerSentEvent(event='message', data='2', id='7')]
+        >>> parser.feed(b"id: 7" + bytes([10]) + b"da"), parser.feed(b"ta: 1" + bytes([10, 10]))
+        ((), [ServerSentEvent(event='message', data='1', id='7')])
+        >>> parser.feed(b"data: 2" + bytes([10, 10]))
+        (b'2',)
     """
 
     def __init__(
         self, last_event_id: str, *, max_event_bytes: int, on_oversize: Callable[[], None]
     ) -> None:
         self.last_event_id = last_event_id
+        self._limit = max_event_bytes
         self._guard = EventGuard(max_event_bytes, on_oversize)
         self._text = _Text()
         self._source = EventSource(self._text)
@@ -52,9 +53,16 @@ class EventParser:
             The events that are now complete. A block without data, an id alone say, comes as an
             event with empty data.
         """
+        if (
+            chunk.startswith(b"data: ")
+            and chunk.find(b"\n") == len(chunk) - 2
+            and chunk.endswith(b"\n")
+            and b"\r" not in chunk
+            and len(chunk) <= self._limit
+            and self._guard.clean
+        ):
+            return (chunk[6:-2],)
         whole = self._guard.feed(chunk)
-        if whole.startswith(b"data:") and whole.find(b"\n") == len(whole) - 2:
-            return (whole[5:-2].removeprefix(b" "),)
         return self._parse(whole) if whole else ()
 
     def _parse(self, whole: bytes) -> Sequence[ServerSentEvent]:

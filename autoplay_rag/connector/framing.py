@@ -34,6 +34,9 @@ class EventGuard:
         max_event_bytes: The most bytes of one event, line ends included.
         on_oversize: Called for each event that is skipped for its size.
 
+    Attributes:
+        clean: Whether the next byte begins an event, and nothing before it is open.
+
     Example:
         >>> guard = EventGuard(1000, on_oversize=lambda: None)
         >>> guard.feed(b"data: 1" + bytes([13, 10]))
@@ -46,7 +49,7 @@ class EventGuard:
         self._on_oversize = on_oversize
         self._limit = max_event_bytes
         self._held = bytearray()  # the start of an event whose end has not come
-        self._clean = False  # whether the next byte begins an event, and nothing else is open
+        self.clean = False
         self._at_start = True
         self._after_cr = False
         self._skipping = False
@@ -56,23 +59,14 @@ class EventGuard:
         """Take the next bytes of the stream.
 
         Returns:
-            The events that are now complete, with LF line ends; often exactly `chunk`.
+            The events that are now complete, with LF line ends.
         """
-        if (
-            self._clean
-            and chunk.startswith(b"data:")
-            and chunk.find(b"\n") == len(chunk) - 2
-            and chunk.endswith(b"\n\n")
-            and b"\r" not in chunk
-            and len(chunk) <= self._limit
-        ):
-            return chunk  # one whole event of one line: nearly every chunk of a connector
         if self._at_start:
             chunk = self._without_bom(chunk)
         if self._after_cr or b"\r" in chunk:
             chunk = self._with_lf(chunk)
         whole = self._assemble(chunk)
-        self._clean = not (self._held or self._skipping or self._after_cr or self._at_start)
+        self.clean = not (self._held or self._skipping or self._after_cr or self._at_start)
         return _without_bad_retry(whole)
 
     def _without_bom(self, chunk: bytes) -> bytes:

@@ -25,7 +25,8 @@ def dispatcher(*functions, **options):
 
 
 def nothing_left(made):
-    return not (made._lanes or made._tasks or made._waiting or made.pending)
+    books = (made._running, made._queues, made._waiting, made._tasks)
+    return made.pending == 0 and not any(books)
 
 
 class Work:
@@ -117,6 +118,19 @@ def test_every_session_keeps_its_order_and_its_limit(steps, concurrency):
         assert nothing_left(made)
 
     asyncio.run(check())
+
+
+async def test_a_callback_may_change_its_payload():
+    async def rename(payload):
+        await asyncio.sleep(0)
+        payload.session_id = "other"
+
+    made = dispatcher(rename, session_concurrency=1)
+    for n in range(3):
+        made.put(summary("a", n))
+    await made.drain(5)
+    assert nothing_left(made)
+    assert made._recorder.counts.delivered == 3
 
 
 async def test_a_million_sessions_leave_no_trace():

@@ -15,11 +15,20 @@ def fed(reads, limit=1000):
     return b"".join(guard.feed(read) for read in reads), len(skipped)
 
 
-def test_a_whole_event_passes_as_it_is():
+def test_it_tells_whether_anything_is_open():
     guard = EventGuard(1000, on_oversize=lambda: None)
-    guard.feed(b": hello\n\n")
-    event = b"data: {}\n\n"
-    assert guard.feed(event) is event
+    assert not guard.clean  # a byte order mark may come
+    for read, clean in [
+        (b"data: 1\n\n", True),
+        (b"data: 2\n", False),
+        (b"\n", True),
+        (b"data: 3\r\r", False),  # a line feed may come
+        (b"data: 4\n\n", True),
+        (b"x" * 1001, False),
+        (b"\n\n", True),
+    ]:
+        guard.feed(read)
+        assert guard.clean is clean
 
 
 def test_an_event_passes_with_its_last_byte_whatever_the_line_ends():
