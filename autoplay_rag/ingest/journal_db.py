@@ -432,7 +432,7 @@ class JournalDb:
         # The body goes as it stands: also one that is damaged keeps its bytes.
         self._connection.execute(
             "INSERT INTO dead (seq, key, lane, kind, session, error, at, body) "
-            "SELECT queue.seq, key, lane, json_extract(j.value, '$[1]'), "
+            "SELECT queue.seq, queue.key, lane, json_extract(j.value, '$[1]'), "
             "json_extract(j.value, '$[2]'), json_extract(j.value, '$[3]'), ?, body "
             "FROM json_each(?) AS j JOIN queue ON queue.seq = json_extract(j.value, '$[0]')",
             (now, _json(letters)),

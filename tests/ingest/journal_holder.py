@@ -1,0 +1,23 @@
+"""A process that opens a journal, says so, and holds it until it is killed or its input ends."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from autoplay_rag.errors import JournalLockedError
+from autoplay_rag.ingest.journal import Journal
+
+
+async def main(path: Path) -> None:
+    journal = Journal(path, durability="normal", max_bytes=2**30, on_accepted=lambda entry: None)
+    try:
+        await journal.open()
+    except JournalLockedError as error:
+        print(f"locked: {error}", flush=True)  # noqa: T201 - how it reports
+        return
+    print("open", flush=True)  # noqa: T201 - how it reports
+    await asyncio.to_thread(sys.stdin.read)
+    await journal.close()
+
+
+asyncio.run(main(Path(sys.argv[1])))
