@@ -84,3 +84,15 @@ def titles_fixture():
 def scripted_embedder():
     """The class itself, for tests that make several."""
     return ScriptedEmbedder
+
+
+@pytest.fixture
+def eventually():
+    """Waits for what no event tells: a commit, or another process."""
+
+    async def wait(condition):
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110 - see above
+                await asyncio.sleep(0.01)
+
+    return wait
