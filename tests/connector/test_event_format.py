@@ -111,7 +111,7 @@ async def test_what_is_no_utf_8_stays_in_its_event(data_of):
     ("ids", "last"),
     [
         ("id: a\ndata: 1\n\n", "a"),
-        ("id: a\n\nid\ndata: 1\n\n", ""),
+        ("id: a\n\nid\n\n", ""),
         ("id: a\n\nid: b\0\n\n", "a"),
         ("id:…\n\n", "…"),
         ("id: a\n\nid: b\n", "a"),
