@@ -29,9 +29,12 @@ class Embedder(Protocol):
             ("openai:text-embedding-3-small:512"). Vectors of different names are never mixed.
         max_inputs: The most texts in one request.
         max_request_tokens: The most tokens in one request.
+        tokens_used: The tokens embedded so far, where they are counted exactly; None where
+            `count_tokens` is all there is.
     """
 
     model: str
+    tokens_used: int | None = None
     max_inputs: int = 256
     max_request_tokens: int = 1_000_000
 

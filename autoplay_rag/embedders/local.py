@@ -99,7 +99,7 @@ class LocalEmbedder(Embedder):
         self._loading = threading.Lock()
         self._run: _Run | None = None
         self._pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor] | None = None
-        self.tokens_used = 0
+        self.tokens_used: int = 0
         self.truncated = 0
 
     async def embed(self, texts: Sequence[str]) -> list[array[float]]:
@@ -202,6 +202,8 @@ def _pooled(run: _Run, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
 
 
 def _open_model(path: Path, threads: int) -> _Run:
+    # Its builds for Linux send usage data to their maker unless this is set before the import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import numpy as np
     import onnxruntime
 

@@ -128,7 +128,7 @@ class OpenAIEmbedder(Embedder):
         self._timeout = timeout
         # A client's connections belong to one event loop.
         self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
-        self.tokens_used = 0
+        self.tokens_used: int = 0
         self.truncated = 0
 
     def __repr__(self) -> str:

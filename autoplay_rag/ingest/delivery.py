@@ -52,7 +52,7 @@ class Delivery:
         embedding: Makes vectors; None where the store embeds for itself.
         store: Where chunks go.
         embed_concurrency: Embedding requests in flight at most.
-        limits: What one embedding request may hold.
+        limits: What one embedding request may hold; None where nothing is embedded here.
         max_attempts: Attempts alone until a payload is given up.
         batch_numbers: New batch numbers.
         on_ended: Called with the sequence numbers of payloads that are stored or dead.
@@ -67,7 +67,7 @@ class Delivery:
         store: VectorStore | TextStore,
         *,
         embed_concurrency: int,
-        limits: Limits,
+        limits: Limits | None,
         max_attempts: int,
         batch_numbers: Iterator[int],
         on_ended: Callable[[list[int]], None],
@@ -99,7 +99,7 @@ class Delivery:
             probe=None if isinstance(store, VectorStore) else self._probe_store,
         )
         self.embed_stage: Stage[_Piece, Vector] | None = None
-        if embedding is not None:
+        if embedding is not None and limits is not None:
             self.embed_stage = Stage(
                 "embedder",
                 self._embed,
@@ -275,9 +275,8 @@ class Delivery:
         del self._ended[: len(ended)]
         for owner in ended:
             if not owner.batch.replayed:
-                seqs = {seq for chunk in owner.batch.chunks for seq, _ in chunk.sources}
                 self._batcher.done(owner.batch.lane)
-                self._on_ended(sorted(seqs | owner.dead.keys()))
+                self._on_ended(sorted(owner.batch.seqs))
         self._wake.set()
 
     async def _replan(self, piece: _Piece) -> None:

@@ -79,6 +79,8 @@ class Embedding:
         self._remembered = remembered
         self._vectors: OrderedDict[str, Vector] = OrderedDict()
         self._dimension: int | None = None
+        self._counted = embedder.tokens_used or 0
+        self._estimated = 0
         self.requests = 0
         self.texts = 0
         self.tokens = 0
@@ -107,10 +109,9 @@ class Embedding:
         self._checked(await self._embedder.embed([_PROBE]), 0)
 
     async def _embed(self, texts: list[str], tokens: int) -> dict[str, Vector]:
-        self._budget.check(tokens)
+        self._budget.check(self._expected(tokens))
         self.requests += 1
         self.texts += len(texts)
-        self.tokens += tokens
         vectors = await self._embedder.embed(texts)
         if len(vectors) != len(texts):
             raise EmbedderRejectedError(
@@ -122,8 +123,22 @@ class Embedding:
             if position % _STEP == _STEP - 1:
                 await asyncio.sleep(0)
         self._remember(found)
-        await self._budget.spend(tokens)
+        await self._budget.spend(self._spent(tokens))
         return found
+
+    def _expected(self, estimate: int) -> int:
+        """What a request will cost, going by how far the estimates were off so far."""
+        return estimate * self.tokens // self._estimated if self._estimated else estimate
+
+    def _spent(self, estimate: int) -> int:
+        """What was spent since the last call: as the embedder counted, else as estimated."""
+        self._estimated += estimate
+        spent = estimate
+        if self._embedder.tokens_used is not None:
+            spent = self._embedder.tokens_used - self._counted
+            self._counted += spent
+        self.tokens += spent
+        return spent
 
     def _checked(self, vectors: Sequence[Vector], position: int) -> Vector:
         try:

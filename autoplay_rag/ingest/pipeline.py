@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from autoplay_rag.embedders.base import Embedder, as_embedder
-from autoplay_rag.errors import (
-    ConfigurationError,
-    DrainTimeoutError,
-    JournalError,
-    PipelineClosedError,
-    PipelineError,
-)
-from autoplay_rag.ingest.batching import Batcher
+from autoplay_rag.errors import ConfigurationError, PipelineClosedError, PipelineError
 from autoplay_rag.ingest.chunks import Render
 from autoplay_rag.ingest.dead_letters import DeadLetters
-from autoplay_rag.ingest.delivery import Delivery
-from autoplay_rag.ingest.drain import Drains
-from autoplay_rag.ingest.embedding import Embedding, TokenBudget, today
-from autoplay_rag.ingest.intake import Intake, own
-from autoplay_rag.ingest.journal import Journal
-from autoplay_rag.ingest.journal_db import Action, Durability, Entry, Outcome
+from autoplay_rag.ingest.intake import own
+from autoplay_rag.ingest.journal_db import Durability, Outcome
 from autoplay_rag.ingest.ledger import Ledger
-from autoplay_rag.ingest.plan import Planner
 from autoplay_rag.ingest.render import render as default_render
+from autoplay_rag.ingest.run import Run
 from autoplay_rag.ingest.search import LoopThread, search_store
-from autoplay_rag.ingest.stage import Limits
+from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.stores.base import Filter, Hit, TextStore, VectorStore
@@ -39,9 +27,6 @@ from autoplay_rag.stores.base import Filter, Hit, TextStore, VectorStore
 __all__ = ["Connector", "IngestPipeline"]
 
 _log = logging.getLogger(__name__)
-_REQUESTS_SECONDS = 1.0
-"""How often the journal is looked at for what other processes ask."""
-_RESUME_PAGE = 50_000
 
 
 class Connector(Protocol):
@@ -147,55 +132,35 @@ class IngestPipeline:
         on_progress: Callable[[Ledger], None] | None = None,
         live: LiveSessions | None = None,
     ) -> None:
-        for name, value, least in (
-            ("journal_max_bytes", journal_max_bytes, 1),
-            ("batch_window", batch_window, 0),
-            ("max_batch_actions", max_batch_actions, 1),
-            ("embed_concurrency", embed_concurrency, 1),
-            ("max_attempts", max_attempts, 1),
-            ("remembered_vectors", remembered_vectors, 0),
-        ):
-            if not value >= least:
-                raise ConfigurationError(f"{name} must be at least {least}, not {value!r}")
-        if durability not in ("normal", "full"):
-            raise ConfigurationError(f"durability is 'normal' or 'full', not {durability!r}")
-        self._store = store
-        self._takes_vectors = isinstance(store, VectorStore)
-        if not self._takes_vectors and not isinstance(store, TextStore):
+        self._settings = Settings(
+            journal=Path(journal) if journal is not None else None,
+            durability=durability,
+            journal_max_bytes=journal_max_bytes,
+            batch_window=batch_window,
+            max_batch_actions=max_batch_actions,
+            embed_concurrency=embed_concurrency,
+            max_attempts=max_attempts,
+            select=select,
+            redact=redact,
+            render=render or default_render,
+            include_email=include_email,
+            max_embed_tokens_per_day=max_embed_tokens_per_day,
+            remembered_vectors=remembered_vectors,
+            drain_timeout=drain_timeout,
+            on_progress=on_progress,
+        )
+        if not isinstance(store, VectorStore | TextStore):
             raise ConfigurationError(
                 f"{type(store).__name__} is no store: see autoplay_rag.stores.VectorStore for what it needs"
             )
+        self.live = LiveSessions() if live is None else live
+        self._store = store
         self._given_embedder = embedder
         self._embedder: Embedder | None = None
-        self._batch_window = batch_window
-        self._max_batch_actions = max_batch_actions
-        self._embed_concurrency = embed_concurrency
-        self._max_attempts = max_attempts
-        self._render = render or default_render
-        self._include_email = include_email
-        self._tokens_per_day = max_embed_tokens_per_day
-        self._remembered_vectors = remembered_vectors
-        self._drain_timeout = drain_timeout
-        self._on_progress = on_progress
-        self.live = LiveSessions() if live is None else live
-        self._intake = Intake(select, redact)
-        self._journal_args: dict[str, Any] = {
-            "durability": durability,
-            "max_bytes": journal_max_bytes,
-            "on_accepted": self._accepted,
-        }
-        self._journal_path = Path(journal) if journal is not None else None
         self._attached: list[Any] = []
+        self._run: Run | None = None
         self._running = False
-        self._overflowing = False
-        self._last_received = 0.0
         self._searcher: LoopThread | None = None
-        self._journal: Journal
-        self._batcher: Batcher
-        self._embedding: Embedding | None
-        self._delivery: Delivery
-        self._task: asyncio.Task[None]
-        self._seqs: itertools.count[int]
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -222,86 +187,16 @@ class IngestPipeline:
         """
         if self._running:
             raise PipelineError("the pipeline is running already")
-        loop = asyncio.get_running_loop()
-        if self._takes_vectors:
-            self._embedder = as_embedder(self._given_embedder or _bundled_embedder())
-        model = self._embedder.model if self._embedder else ""
-        self._batcher = Batcher(self._batch_window)
-        self._journal = Journal(self._journal_path, **self._journal_args)
-        await self._journal.open()
-        try:
-            await self._store.start(model)
-            await self._build(model)
-            await self._resume(loop.time())
-        except BaseException:
-            await self._store.aclose()
-            await self._journal.close()
-            raise
         self._running = True
-        self._task = loop.create_task(self._run(), name="autoplay-ingest")
-        self._task.add_done_callback(_report)
-
-    async def _build(self, model: str) -> None:
-        day = today()
-        last_seq, last_batch = await self._journal.do(lambda db: db.last_numbers())
-        spent = await self._journal.do(lambda db: db.tokens(day))
-        self._seqs = itertools.count(last_seq + 1)
-        self._last_seq = last_seq
-        embedder = self._embedder
-        self._embedding = None
-        if embedder:
-            budget = TokenBudget(self._tokens_per_day, spent, self._save_tokens)
-            self._embedding = Embedding(embedder, budget, self._remembered_vectors)
-        self._delivery = Delivery(
-            self._journal,
-            self._batcher,
-            Planner(
-                render=self._render,
-                count_tokens=embedder.count_tokens if embedder else lambda _: 0,
-                max_actions=self._max_batch_actions,
-                include_email=self._include_email,
-                model=model,
-            ),
-            self._embedding,
-            self._store,
-            embed_concurrency=self._embed_concurrency,
-            limits=Limits(embedder.max_inputs, embedder.max_request_tokens)
-            if embedder
-            else Limits(1, 1),
-            max_attempts=self._max_attempts,
-            batch_numbers=itertools.count(last_batch + 1),
-            on_ended=self._ended,
-        )
-        self._drains = Drains()
-        self.dead_letters = DeadLetters(self._journal, self._carry_out)
-
-    async def _resume(self, now: float) -> None:
-        batches = await self._journal.do(lambda db: db.unfinished())
-        # Those acknowledged before hold numbers that may have been given anew since.
-        planned = {
-            seq
-            for batch in batches
-            if not batch.replayed
-            for seq in [s for chunk in batch.chunks for s, _ in chunk.sources]
-            + [s for s, _ in batch.unplanned]
-        }
-        self._delivery.resume(batches)
-        page = await self._waiting_after(0)
-        while page:
-            for seq, lane in page:
-                if seq not in planned:
-                    self._batcher.add(lane, seq, now)
-            page = await self._waiting_after(page[-1][0])
-        self._batcher.close_windows(now)
-
-    async def _waiting_after(self, seq: int) -> list[tuple[int, int]]:
-        return await self._journal.do(lambda db: db.waiting(seq, _RESUME_PAGE))
-
-    async def _run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._delivery.run())
-            if self._journal_path:
-                group.create_task(self._serve_requests())
+        try:
+            if isinstance(self._store, VectorStore):
+                self._embedder = as_embedder(self._given_embedder or _bundled_embedder())
+            run = Run(self._settings, self._store, self._embedder, self.live)
+            await run.start()
+        except BaseException:
+            self._running = False
+            raise
+        self._run = run
 
     async def aclose(self) -> None:
         """Finish what is under way, drain up to `drain_timeout`, and close everything.
@@ -309,34 +204,27 @@ class IngestPipeline:
         Clients that were attached are stopped first. What could not be stored in time stays in
         the journal for the next start; without a journal file it is lost, which is logged.
         """
-        if not self._running:
+        if not self._running or self._run is None:
             return
+        run, journal = self._run, self._settings.journal
         try:
             for client in self._attached:
                 if callable(stop := getattr(client, "stop", None)):
                     stop()
-            await self.drain(self._drain_timeout)
-        except (DrainTimeoutError, PipelineError) as error:
-            if self._journal_path:
-                _log.warning("%s; it stays in %s for the next start", error, self._journal_path)
+            await run.drain(self._settings.drain_timeout)
+        except PipelineError as error:
+            if journal:
+                _log.warning("%s; it stays in %s for the next start", error, journal)
             else:
                 _log.error("%s; it is lost, since there is no journal file", error)
         finally:
             self._running = False
-            await self._close()
-
-    async def _close(self) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        try:
-            await self._store.aclose()
-            if self._embedder:
-                await self._embedder.aclose()
-        finally:
-            await self._journal.close()
-            if self._searcher:
-                await asyncio.to_thread(self._searcher.close)
-                self._searcher = None
+            try:
+                await run.close()
+            finally:
+                if self._searcher:
+                    await asyncio.to_thread(self._searcher.close)
+                    self._searcher = None
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -376,18 +264,18 @@ class IngestPipeline:
         Raises:
             ConnectorError: What ended the client, if it failed; what it had received is stored.
         """
-        loop = asyncio.get_running_loop()
+        run = self._open_run()
         self.attach(client)
-        started = self._last_received = loop.time()
+        started = run.last_received = run.loop.time()
         task = client.run_in_background()
         try:
             while not task.done():
                 ends = [started + max_seconds] if max_seconds is not None else []
-                ends += [self._last_received + idle_seconds] if idle_seconds is not None else []
-                if ends and min(ends) <= loop.time():
+                ends += [run.last_received + idle_seconds] if idle_seconds is not None else []
+                left = min(ends) - run.loop.time() if ends else None
+                if left is not None and left <= 0:
                     break
-                timeout = min(ends) - loop.time() if ends else None
-                await asyncio.wait([task], timeout=timeout)
+                await asyncio.wait([task], timeout=left)
         finally:
             client.stop()
             await asyncio.wait([task])
@@ -426,35 +314,7 @@ class IngestPipeline:
         Raises:
             PipelineClosedError: If the pipeline is not running.
         """
-        if not self._running:
-            raise PipelineClosedError(
-                "the pipeline is not running: call start() or use `async with`"
-            )
-        self._last_seq = seq = next(self._seqs)
-        self._last_received = asyncio.get_running_loop().time()
-        future = self._journal.accept(self._intake.entry(payload, seq))
-        future.add_done_callback(self._watch_overflow)
-        return future
-
-    def _accepted(self, entry: Entry) -> None:
-        self._batcher.add(entry.lane, entry.seq, asyncio.get_running_loop().time())
-        self._delivery.wake()
-        if entry.payload is not None:
-            try:
-                self.live.add(entry.payload)
-            except Exception as error:  # noqa: BLE001 - a redacted payload may hold anything
-                _log.error("a payload is stored, but not shown live: %s", type(error).__name__)
-
-    def _watch_overflow(self, future: asyncio.Future[Outcome]) -> None:
-        if future.cancelled() or future.exception() or future.result() in ("duplicate", "filtered"):
-            return  # says nothing about room
-        overflow = future.result() == "overflow"
-        if overflow and not self._overflowing:
-            _log.error(
-                "the journal or its disk is full: payloads are being LOST and counted as overflow; "
-                "raise journal_max_bytes, make room, or see why the store does not keep up"
-            )
-        self._overflowing = overflow
+        return self._open_run().accept(payload)
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -468,29 +328,7 @@ class IngestPipeline:
             DrainTimeoutError: If time ran out; the message says what is left and why.
             PipelineClosedError: If the pipeline is not running.
         """
-        if not self._running:
-            raise PipelineClosedError("the pipeline is not running: there is nothing to drain")
-        mark = self._last_seq
-        left = await self._journal.do(lambda db: db.count_waiting(mark))
-        with self._drains.begin(mark, left) as drain:
-            self._batcher.close_windows(asyncio.get_running_loop().time())
-            self._delivery.wake()
-            drained = asyncio.create_task(drain.done.wait())
-            try:
-                await asyncio.wait(
-                    [drained, self._task], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-                )
-            finally:
-                drained.cancel()
-        if drain.done.is_set():
-            return
-        if self._task.done():
-            raise PipelineError("the pipeline failed and stores nothing more; see the log")
-        trouble = self._delivery.trouble
-        raise DrainTimeoutError(
-            f"{self.ledger.pending:,} payloads are not stored after {timeout:g} s"
-            + (f" ({trouble})" if trouble else "")
-        )
+        await self._open_run().drain(timeout)
 
     async def search(
         self, text: str, k: int = 5, *, filter: Filter | None = None, **conditions: Any
@@ -513,31 +351,37 @@ class IngestPipeline:
             StoreError: If the store cannot be searched now.
             PipelineClosedError: If the pipeline is not running.
         """
-        if not self._running:
-            raise PipelineClosedError("the pipeline is not running: it cannot search")
+        self._open_run()
         return await search_store(self._store, self._embedder, text, k, _filter(filter, conditions))
 
     def search_sync(
         self, text: str, k: int = 5, *, filter: Filter | None = None, **conditions: Any
     ) -> list[Hit]:
         """As `search`, from any thread; also inside a running loop, which it holds up meanwhile."""
+        self._open_run()
         if self._searcher is None:
             self._searcher = LoopThread("autoplay-search")
         return self._searcher.run(self.search(text, k, filter=filter, **conditions))
 
     @property
+    def dead_letters(self) -> DeadLetters:
+        """Payloads that could not be stored.
+
+        Raises:
+            PipelineClosedError: If the pipeline is not running.
+        """
+        return self._open_run().dead_letters
+
+    @property
     def ledger(self) -> Ledger:
-        """The counts as of the last commit."""
-        delivery, embedding = self._delivery, self._embedding
-        return Ledger(
-            **self._journal.counters,
-            chunks=delivery.chunks,
-            embed_requests=embedding.requests if embedding else 0,
-            embed_texts=embedding.texts if embedding else 0,
-            embed_tokens=embedding.tokens if embedding else 0,
-            embed_reused=embedding.reused if embedding else 0,
-            retries=delivery.retries,
-        )
+        """The counts as of the last commit, also after the end.
+
+        Raises:
+            PipelineClosedError: If the pipeline was never started.
+        """
+        if self._run is None:
+            raise PipelineClosedError("the pipeline was not started: there is nothing to count")
+        return self._run.ledger
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -546,65 +390,24 @@ class IngestPipeline:
         Raises:
             PipelineClosedError: If the pipeline is not running.
         """
-        if not self._running:
-            raise PipelineClosedError("the pipeline is not running: it has no event loop")
-        return self._task.get_loop()
+        return self._open_run().loop
 
     @property
     def trouble(self) -> str | None:
         """What keeps payloads from the store now, in one line; None while all is well."""
-        return self._delivery.trouble
+        return self._run.trouble if self._running and self._run else None
 
     @property
     def lag(self) -> float:
-        """About how many seconds the payload that waits longest has waited."""
-        oldest = self._batcher.oldest()
-        return 0.0 if oldest is None else max(0.0, asyncio.get_running_loop().time() - oldest)
+        """About how many seconds the payload that is kept longest has waited."""
+        return self._run.lag if self._running and self._run else 0.0
 
-    # -- inside -------------------------------------------------------------------------------
-
-    def _ended(self, seqs: list[int]) -> None:
-        self._drains.ended(seqs)
-        if self._on_progress:
-            try:
-                self._on_progress(self.ledger)
-            except Exception:  # noqa: BLE001 - the user's own code
-                _log.exception("on_progress failed")
-
-    async def _save_tokens(self, day: str, tokens: int) -> None:
-        try:
-            await self._journal.do(lambda db: db.set_tokens(day, tokens))
-        except JournalError as error:
-            _log.error("the day's tokens could not be noted: %s", error)
-
-    async def _carry_out(self, action: Action, ids: Sequence[int] | None) -> int:
-        if action == "discard":
-            return await self._journal.do(lambda db: db.discard(ids))
-        back = await self._journal.do(lambda db: db.retry(ids, self._seqs), self._put_back)
-        return len(back)
-
-    def _put_back(self, back: list[tuple[int, int]]) -> None:
-        now = asyncio.get_running_loop().time()
-        for lane, seq in back:
-            self._last_seq = max(self._last_seq, seq)
-            self._batcher.add(lane, seq, now)
-        self._delivery.wake()
-
-    async def _serve_requests(self) -> None:
-        said = ""
-        while True:
-            health = self.trouble or ("overflow" if self._overflowing else "ok")
-            try:
-                await self._journal.do(lambda db: db.carry_out_requests(self._seqs), self._put_back)
-                if health != said:
-                    await self._note_health(health)
-                    said = health
-            except JournalError as error:
-                _log.error("requests of other processes have to wait: %s", error)
-            await asyncio.sleep(_REQUESTS_SECONDS)
-
-    async def _note_health(self, health: str) -> None:
-        await self._journal.do(lambda db: db.set_health(health))
+    def _open_run(self) -> Run:
+        if not self._running or self._run is None:
+            raise PipelineClosedError(
+                "the pipeline is not running: call start() or use `async with`"
+            )
+        return self._run
 
 
 def _bundled_embedder() -> Embedder:
@@ -622,8 +425,3 @@ def _filter(filter: Filter | None, conditions: dict[str, Any]) -> Filter:
         raise ConfigurationError(
             f"a search can be limited by {', '.join(Filter.__slots__)}, not by {', '.join(conditions)}"
         ) from None
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        _log.critical("the pipeline failed and stores nothing more", exc_info=error)

@@ -59,6 +59,12 @@ class Batch(msgspec.Struct):
     unplanned: list[tuple[int, str]] = []
     replayed: bool = False
 
+    @property
+    def seqs(self) -> set[int]:
+        """The sequence numbers of all its payloads."""
+        planned = {seq for chunk in self.chunks for seq, _ in chunk.sources}
+        return planned | {seq for seq, _ in self.unplanned}
+
 
 Planned = tuple[list[PlannedChunk], list[tuple[int, str]]]
 

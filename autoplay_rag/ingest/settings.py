@@ -1,0 +1,58 @@
+"""How a pipeline works: its arguments, checked once. `IngestPipeline` says what each means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.ingest.chunks import Render
+from autoplay_rag.ingest.journal_db import Durability
+from autoplay_rag.ingest.ledger import Ledger
+from autoplay_rag.payloads import Payload
+
+__all__ = ["Settings"]
+
+_LEAST = {
+    "journal_max_bytes": 1,
+    "batch_window": 0,
+    "max_batch_actions": 1,
+    "embed_concurrency": 1,
+    "max_attempts": 1,
+    "remembered_vectors": 0,
+    "drain_timeout": 0,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The options of one `IngestPipeline`.
+
+    Raises:
+        ConfigurationError: If one of them can never work.
+    """
+
+    journal: Path | None
+    durability: Durability
+    journal_max_bytes: int
+    batch_window: float
+    max_batch_actions: int
+    embed_concurrency: int
+    max_attempts: int
+    select: Callable[[Payload], bool] | None
+    redact: Callable[[Any], Payload] | None
+    render: Render
+    include_email: bool
+    max_embed_tokens_per_day: int | None
+    remembered_vectors: int
+    drain_timeout: float
+    on_progress: Callable[[Ledger], None] | None
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if not (value := getattr(self, name)) >= least:
+                raise ConfigurationError(f"{name} must be at least {least}, not {value!r}")
+        if self.durability not in ("normal", "full"):
+            raise ConfigurationError(f"durability is 'normal' or 'full', not {self.durability!r}")
