@@ -67,7 +67,8 @@ class AsyncConnectorClient:
         max_event_bytes: Larger events are skipped and counted.
         on_connect: Called without arguments whenever a connection is made. Callbacks for
             payloads wait for its end, for 30 seconds at most.
-        on_disconnect: Called without arguments whenever a connection has ended.
+        on_disconnect: Called without arguments whenever a connection has ended; only where `run`
+            is cancelled there is no time for it.
         on_error: Called with a payload and the exception a callback raised for it.
         on_drop: Called on the event loop with a payload given up and the total so far. A plain
             function that must not block.
@@ -395,7 +396,8 @@ class AsyncConnectorClient:
         run.finish(error)
 
     def _background_ended(self, run: Run, task: asyncio.Task[None]) -> None:
-        self._background = None
+        if self._background is task:
+            self._background = None
         if not run.over:
             run.finish()  # cancelled before its first step
         if not task.cancelled():

@@ -1,7 +1,7 @@
 import pytest
+from httpx_sse import ServerSentEvent
 from hypothesis import given
 from hypothesis import strategies as st
-from httpx_sse import ServerSentEvent
 
 from autoplay_rag.connector.events import EventParser
 
