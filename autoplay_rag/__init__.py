@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from autoplay_rag.connector.sync import ConnectorClient
     from autoplay_rag.connector.webhook import WebhookReceiver, webhook_app
     from autoplay_rag.frames import to_frame
+    from autoplay_rag.ingest.follow import follow_journal
     from autoplay_rag.ingest.pipeline import IngestPipeline
     from autoplay_rag.live import LiveSessions
     from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
@@ -29,6 +30,7 @@ __all__ = [
     "SlimAction",
     "SummaryPayload",
     "WebhookReceiver",
+    "follow_journal",
     "to_frame",
     "webhook_app",
 ]
@@ -46,6 +48,7 @@ __getattr__, __dir__ = lazy_exports(
         "SlimAction": "autoplay_rag.payloads",
         "SummaryPayload": "autoplay_rag.payloads",
         "WebhookReceiver": "autoplay_rag.connector.webhook",
+        "follow_journal": "autoplay_rag.ingest.follow",
         "to_frame": "autoplay_rag.frames",
         "webhook_app": "autoplay_rag.connector.webhook",
     },

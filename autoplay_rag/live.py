@@ -182,11 +182,16 @@ class LiveSessions:
     def __repr__(self) -> str:
         return f"<LiveSessions of {len(self)} sessions>"
 
-    def add(self, payload: Payload) -> None:
-        """Take in a payload of any kind."""
+    def add(self, payload: Payload, *, at: float | None = None) -> None:
+        """Take in a payload of any kind.
+
+        Args:
+            payload: What came.
+            at: Unix seconds when it came; None is now.
+        """
         if not payload.session_id:
             return
-        now = self._clock()
+        now = self._clock() if at is None else at
         key = (payload.product_id, payload.session_id)
         with self._lock:
             entry = self._entry(key, payload)

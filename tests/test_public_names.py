@@ -20,6 +20,7 @@ NAMES = {
         "SlimAction",
         "SummaryPayload",
         "WebhookReceiver",
+        "follow_journal",
         "to_frame",
         "webhook_app",
     ],

@@ -59,6 +59,7 @@ class Journal:
         path: The file; None keeps the journal in memory.
         durability: See `IngestPipeline`.
         max_bytes: The most bytes of payloads waiting or dead.
+        recent_seconds: How long what was stored stays readable for other processes.
         on_accepted: Called on the loop for each entry that was taken into the queue, in the order
             in which they were handed over, before its `accept` returns.
     """
@@ -69,11 +70,13 @@ class Journal:
         *,
         durability: Durability,
         max_bytes: int,
+        recent_seconds: float = 0.0,
         on_accepted: Callable[[Entry], None],
     ) -> None:
         self._path = path
         self._durability: Durability = durability
         self._max_bytes = max_bytes
+        self._recent_seconds = recent_seconds
         self._on_accepted = on_accepted
         self._lock = FileLock(path.with_name(path.name + ".lock")) if path else None
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
@@ -182,7 +185,7 @@ class Journal:
                     f"the journal {self._path} is in use by process {self._lock.holder()}: one "
                     "pipeline writes a journal at a time; stop that one or name another file"
                 )
-        return JournalDb(self._path, self._durability, self._max_bytes)
+        return JournalDb(self._path, self._durability, self._max_bytes, self._recent_seconds)
 
     def _next_group(self) -> list[_Item]:
         """Wait for something to do and take what has gathered with it; nothing at the end."""

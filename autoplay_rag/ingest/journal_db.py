@@ -30,6 +30,7 @@ __all__ = [
     "Entry",
     "JournalDb",
     "Outcome",
+    "decoded",
     "letters",
 ]
 
@@ -56,6 +57,8 @@ _SHRINK_EVERY = 50
 _SHRINK_PAGES = 1000
 """4 MB: given back in some 10 ms, which is how long a payload may have to wait for it."""
 
+_SEQ_TABLES = ("queue", "recent", "dead")
+
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -63,6 +66,9 @@ CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT RO
 CREATE TABLE queue (
     seq INTEGER PRIMARY KEY, key TEXT NOT NULL, lane INTEGER NOT NULL, body TEXT NOT NULL
 );
+-- What was stored in the last minutes, for other processes that show what happens now.
+CREATE TABLE recent (seq INTEGER PRIMARY KEY, at REAL NOT NULL, body TEXT NOT NULL);
+CREATE INDEX recent_at ON recent (at);
 -- Every payload key that is known: which chunk it went into, whose it is, and when it came.
 CREATE TABLE catalog (
     key TEXT PRIMARY KEY, chunk TEXT, session TEXT, user TEXT, at REAL, expires REAL
@@ -131,6 +137,7 @@ class JournalDb:
         durability: What an acknowledged commit survives: "normal" the end of the process in any
             way, "full" also of the operating system.
         max_bytes: The most bytes of payloads waiting or dead.
+        recent_seconds: How long what was stored stays readable for other processes.
 
     Raises:
         JournalDamagedError: If the file is damaged; it was renamed to the name in the message.
@@ -138,8 +145,15 @@ class JournalDb:
         JournalError: If it is another program's file or cannot be opened.
     """
 
-    def __init__(self, path: Path | None, durability: Durability, max_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        durability: Durability,
+        max_bytes: int,
+        recent_seconds: float = 0.0,
+    ) -> None:
         self._path = path
+        self._recent_seconds = recent_seconds if path else 0.0
         self._max_bytes = max_bytes
         self._keep_acknowledged = durability == "full" and path is not None
         self._commits = 0
@@ -264,7 +278,7 @@ class JournalDb:
         # What was asked for is committed; a disk that is full now will be seen by the next one.
         with suppress(sqlite3.Error):
             if self._commits % _FORGET_EVERY == 0:
-                self._forget()
+                self.forget()
             if self._commits % _SHRINK_EVERY == 0:
                 self._shrink(_SHRINK_PAGES)
 
@@ -338,7 +352,7 @@ class JournalDb:
             accepted, damaged = [], []
             for seq in members:
                 key, _, body = rows[seq]
-                payload = _decoded(body)
+                payload = decoded(body)
                 if payload is None:
                     damaged.append((seq, "the journal's copy of it is damaged"))
                 else:
@@ -401,7 +415,14 @@ class JournalDb:
         if errors:
             self._bury(errors, now)
         seqs = sorted({seq for chunk in batch.chunks for seq, _ in chunk.sources} | errors.keys())
-        self._bytes -= self._drop_queued([seq for seq in seqs if seq not in errors])
+        done = [seq for seq in seqs if seq not in errors]
+        if self._recent_seconds:
+            self._connection.execute(
+                "INSERT OR REPLACE INTO recent SELECT seq, at, body FROM queue JOIN catalog USING (key) "
+                "WHERE seq IN (SELECT value FROM json_each(?))",
+                (_json(done),),
+            )
+        self._bytes -= self._drop_queued(done)
         self._connection.execute(
             "UPDATE catalog SET chunk = json_extract(j.value, '$[1]'), "
             "expires = json_extract(j.value, '$[2]') "
@@ -426,7 +447,7 @@ class JournalDb:
     def _bury(self, errors: dict[int, str], now: float) -> None:
         letters = []
         for seq, _, _, body in self._queued([list(errors)]):
-            payload = _decoded(body)
+            payload = decoded(body)
             kind, session = (payload.kind, _plain(payload.session_id)) if payload else (None, None)
             letters.append((seq, kind, session, errors[seq]))
         # The body goes as it stands: also one that is damaged keeps its bytes.
@@ -523,11 +544,14 @@ class JournalDb:
         return self._scalar("SELECT count(*) FROM queue WHERE seq <= ?", up_to)
 
     def last_numbers(self) -> tuple[int, int]:
-        """The highest sequence number and the highest batch number ever given that are still here."""
-        seq = self._scalar(
-            "SELECT max(coalesce((SELECT max(seq) FROM queue), 0), coalesce((SELECT max(seq) FROM dead), 0))"
-        )
-        return seq, self._scalar("SELECT coalesce(max(id), 0) FROM batches")
+        """The highest sequence number and the highest batch number known to have been given."""
+        return self._last_seq(), self._scalar("SELECT coalesce(max(id), 0) FROM batches")
+
+    def _last_seq(self) -> int:
+        # Those who follow the journal count on numbers that only grow, so the highest is noted
+        # before the rows that show it are forgotten.
+        tables = [self._scalar(f"SELECT coalesce(max(seq), 0) FROM {t}") for t in _SEQ_TABLES]  # noqa: S608
+        return max(*tables, self._meta("last_seq") or 0)
 
     def tokens(self, day: str) -> int:
         """The tokens embedded on a day."""
@@ -608,10 +632,12 @@ class JournalDb:
     def _set_meta(self, name: str, value: Any) -> None:
         self._connection.execute("REPLACE INTO meta VALUES (?, ?)", (name, value))
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Drop what has expired."""
         now = time.time()
+        self._set_meta("last_seq", self._last_seq())
         self._connection.execute("DELETE FROM catalog WHERE expires < ?", (now,))
+        self._connection.execute("DELETE FROM recent WHERE at < ?", (now - self._recent_seconds,))
         self._connection.execute(
             "DELETE FROM batches WHERE acknowledged > ? AND acknowledged < ?",
             (_AGAIN, now - _KEEP_ACKNOWLEDGED_SECONDS),
@@ -631,7 +657,7 @@ def letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
         "SELECT seq, kind, session, error, at, body FROM dead ORDER BY seq LIMIT ?", (limit,)
     )
     return [
-        DeadLetter(seq, kind or "unknown", session, error, at, _decoded(body))
+        DeadLetter(seq, kind or "unknown", session, error, at, decoded(body))
         for seq, kind, session, error, at, body in rows.fetchall()
     ]
 
@@ -640,7 +666,7 @@ def _text(stored: bytes) -> str:
     return stored.decode("utf-8", "replace")
 
 
-def _decoded(body: str | None) -> Payload | None:
+def decoded(body: str | None) -> Payload | None:
     """A payload of the queue; None if nothing was kept of it or its bytes were damaged."""
     try:
         return decode(body) if body else None

@@ -15,9 +15,11 @@ from autoplay_rag.ingest.journal_db import (
     SCHEMA_VERSION,
     Action,
     DeadLetter,
+    decoded,
     letters,
 )
 from autoplay_rag.ingest.ledger import Ledger
+from autoplay_rag.payloads import Payload
 
 __all__ = ["JournalReader", "JournalStatus"]
 
@@ -96,6 +98,26 @@ class JournalReader:
         """The dead letters, oldest first, at most `limit`."""
         with self._connected() as connection:
             return letters(connection, limit)
+
+    def payloads(self, after: int, since: float) -> list[tuple[int, float, Payload]]:
+        """What was accepted lately, stored or waiting, in order.
+
+        Args:
+            after: The sequence number up to which it is known already; 0 for none.
+            since: Unix seconds; nothing that came earlier.
+
+        Returns:
+            Sequence number, Unix seconds when it came, payload; at most 10,000.
+        """
+        with self._connected() as connection:
+            rows = connection.execute(
+                "SELECT seq, at, body FROM recent WHERE seq > :after AND at >= :since UNION ALL "
+                "SELECT seq, at, body FROM queue JOIN catalog USING (key) "
+                "WHERE seq > :after AND at >= :since ORDER BY seq LIMIT 10000",
+                {"after": after, "since": since},
+            ).fetchall()
+        found = ((seq, at, decoded(body)) for seq, at, body in rows)
+        return [(seq, at, payload) for seq, at, payload in found if payload is not None]
 
     def ask(self, action: Action, ids: Sequence[int] | None) -> bool:
         """Leave a request with the pipeline that owns the journal.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +73,8 @@ class IngestPipeline:
             acknowledged in the last ten minutes is then stored once more, since the store may
             have lost it.
         journal_max_bytes: The most bytes of payloads that wait or are dead.
+        journal_recent_seconds: How long a stored payload stays in the journal file, so that other
+            processes can `follow_journal`; 0 keeps none.
         batch_window: Seconds from a session's first payload until what it gathered goes to the
             store together. A connector forwards a session every 10 s or so while it is active:
             15 s puts neighbouring batches together, which finds more and costs less. 0 waits
@@ -118,6 +121,7 @@ class IngestPipeline:
         journal: str | Path | None = None,
         durability: Durability = "normal",
         journal_max_bytes: int = 2**30,
+        journal_recent_seconds: float = 600.0,
         batch_window: float = 15.0,
         max_batch_actions: int = 20,
         embed_concurrency: int = 2,
@@ -136,6 +140,7 @@ class IngestPipeline:
             journal=Path(journal) if journal is not None else None,
             durability=durability,
             journal_max_bytes=journal_max_bytes,
+            journal_recent_seconds=journal_recent_seconds,
             batch_window=batch_window,
             max_batch_actions=max_batch_actions,
             embed_concurrency=embed_concurrency,
@@ -161,6 +166,7 @@ class IngestPipeline:
         self._run: Run | None = None
         self._running = False
         self._searcher: LoopThread | None = None
+        self._searcher_lock = threading.Lock()
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -208,9 +214,7 @@ class IngestPipeline:
             return
         run, journal = self._run, self._settings.journal
         try:
-            for client in self._attached:
-                if callable(stop := getattr(client, "stop", None)):
-                    stop()
+            await self._leave_clients()
             await run.drain(self._settings.drain_timeout)
         except PipelineError as error:
             if journal:
@@ -222,9 +226,23 @@ class IngestPipeline:
             try:
                 await run.close()
             finally:
-                if self._searcher:
-                    await asyncio.to_thread(self._searcher.close)
-                    self._searcher = None
+                with self._searcher_lock:
+                    searcher, self._searcher = self._searcher, None
+                if searcher:
+                    await asyncio.to_thread(searcher.close)
+
+    async def _leave_clients(self) -> None:
+        """Stop them, and let them hand over what they have received."""
+        for client in self._attached:
+            if callable(stop := getattr(client, "stop", None)):
+                stop()
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout):
+                for client in self._attached:
+                    if callable(leave := getattr(client, "__aexit__", None)):
+                        await leave(None, None, None)
+        except TimeoutError:
+            _log.error("a client has not ended in time; what it still holds is refused")
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -358,10 +376,12 @@ class IngestPipeline:
         self, text: str, k: int = 5, *, filter: Filter | None = None, **conditions: Any
     ) -> list[Hit]:
         """As `search`, from any thread; also inside a running loop, which it holds up meanwhile."""
-        self._open_run()
-        if self._searcher is None:
-            self._searcher = LoopThread("autoplay-search")
-        return self._searcher.run(self.search(text, k, filter=filter, **conditions))
+        with self._searcher_lock:
+            self._open_run()
+            if self._searcher is None:
+                self._searcher = LoopThread("autoplay-search")
+            searcher = self._searcher
+        return searcher.run(self.search(text, k, filter=filter, **conditions))
 
     @property
     def dead_letters(self) -> DeadLetters:

@@ -30,6 +30,8 @@ __all__ = ["Run"]
 _log = logging.getLogger(__name__)
 _REQUESTS_SECONDS = 1.0
 """How often the journal is looked at for what other processes ask."""
+_TIDY_EVERY = 60
+"""Looks between two tidyings, for a journal that has little to commit."""
 _RESUME_PAGE = 50_000
 
 
@@ -64,6 +66,7 @@ class Run:
             settings.journal,
             durability=settings.durability,
             max_bytes=settings.journal_max_bytes,
+            recent_seconds=settings.journal_recent_seconds,
             on_accepted=self._accepted,
         )
         self._drains = Drains()
@@ -115,7 +118,7 @@ class Run:
             self._embedding,
             self._store,
             embed_concurrency=settings.embed_concurrency,
-            limits=Limits(embedder.max_inputs, embedder.max_request_tokens) if embedder else None,
+            limits=_limits(embedder, settings.max_embed_tokens_per_day) if embedder else None,
             max_attempts=settings.max_attempts,
             batch_numbers=itertools.count(last_batch + 1),
             on_ended=self._ended,
@@ -260,13 +263,15 @@ class Run:
 
     async def _serve_requests(self) -> None:
         said = ""
-        while True:
+        for second in itertools.count():
             health = self.trouble or ("overflow" if self._overflowing else "ok")
             try:
                 await self._journal.do(lambda db: db.carry_out_requests(self._seqs), self._put_back)
                 if health != said:
                     await self._note_health(health)
                     said = health
+                if second % _TIDY_EVERY == 0:
+                    await self._journal.do(lambda db: db.forget())
             except JournalError as error:
                 _log.error("requests of other processes have to wait: %s", error)
             await asyncio.sleep(_REQUESTS_SECONDS)
@@ -279,6 +284,12 @@ class Run:
             await self._journal.do(lambda db: db.set_tokens(day, tokens))
         except JournalError as error:
             _log.error("the day's tokens could not be noted: %s", error)
+
+
+def _limits(embedder: Embedder, tokens_per_day: int | None) -> Limits:
+    # A request larger than the day's budget would use up that of several days.
+    most = min(embedder.max_request_tokens, tokens_per_day or embedder.max_request_tokens)
+    return Limits(embedder.max_inputs, most)
 
 
 def _report(task: asyncio.Task[None]) -> None:

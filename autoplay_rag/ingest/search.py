@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from autoplay_rag.embedders.base import Embedder
+from autoplay_rag.errors import PipelineClosedError
 from autoplay_rag.stores.base import Filter, Hit, TextStore, VectorStore
 
 __all__ = ["LoopThread", "search_store"]
@@ -49,15 +50,29 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for a coroutine; from any thread but its own."""
+        """Wait for a coroutine; from any thread but its own.
+
+        Raises:
+            PipelineClosedError: If it was closed meanwhile.
+        """
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except CancelledError:
+            raise PipelineClosedError("the pipeline was closed during the search") from None
         finally:
             future.cancel()
 
     def close(self) -> None:
-        """End the loop and its thread."""
+        """End the loop and its thread; whoever still waits for it is told."""
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

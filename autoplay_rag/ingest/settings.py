@@ -17,6 +17,7 @@ __all__ = ["Settings"]
 
 _LEAST = {
     "journal_max_bytes": 1,
+    "journal_recent_seconds": 0,
     "batch_window": 0,
     "max_batch_actions": 1,
     "embed_concurrency": 1,
@@ -37,6 +38,7 @@ class Settings:
     journal: Path | None
     durability: Durability
     journal_max_bytes: int
+    journal_recent_seconds: float
     batch_window: float
     max_batch_actions: int
     embed_concurrency: int

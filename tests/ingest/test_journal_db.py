@@ -150,10 +150,10 @@ def test_what_memory_alone_holds_is_known_for_a_day(opened, planner, make_action
     store(db, planner, 1)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 23 * 3600)
-    db._forget()
+    db.forget()
     assert accept(db, make_actions("s", "a"), first=2) == ["duplicate"]
     monkeypatch.setattr(time, "time", lambda: now + 25 * 3600)
-    db._forget()
+    db.forget()
     assert accept(db, make_actions("s", "a"), first=3) == ["accepted"]
     end_uncleanly(db)  # what is forgotten on purpose would fail the check at the end
 
@@ -380,7 +380,7 @@ def test_full_durability_stores_again_after_an_unclean_end_alone(opened, planner
     assert again.replayed
     assert again.chunks == batch.chunks
     # Until the store has taken it, it stays noted, whatever time passes and however runs end.
-    db._forget()
+    db.forget()
     db.close()
     db = opened("full")
     with db.transaction():
@@ -400,7 +400,7 @@ def test_full_durability_keeps_what_it_acknowledged_for_ten_minutes(
     now = time.time()
     for minutes, kept in ((9, 1), (11, 0)):
         monkeypatch.setattr(time, "time", lambda m=minutes: now + 60 * m)
-        db._forget()
+        db.forget()
         assert db._scalar("SELECT count(*) FROM batches") == kept
 
 
