@@ -116,7 +116,7 @@ class Chroma(Kind):
 
     def similarity(self, score: float) -> float:
         """Chroma's distance is squared where it is Euclidean, which is its default."""
-        config = self.store._collection.configuration  # noqa: SLF001 - no other way
+        config = self.store._collection.configuration_json  # noqa: SLF001 - no other way
         index = config.get("hnsw") or config.get("spann") or {}
         return 1 - score / 2 if index.get("space", "l2") == "l2" else 1 - score
 

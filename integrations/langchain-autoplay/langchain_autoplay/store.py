@@ -110,8 +110,9 @@ def _document(chunk: Chunk) -> Document:
 
 def _hit(document: Document, score: float) -> Hit:
     metadata = {name: value for name, value in document.metadata.items() if value is not None}
-    chunk_id = metadata.pop("chunk_id", "")
-    return Hit.of(str(document.id or chunk_id), document.page_content, float(score), metadata)
+    # A database may write an id in a form of its own.
+    id_ = metadata.pop("chunk_id", document.id)
+    return Hit.of(str(id_), document.page_content, float(score), metadata)
 
 
 @contextmanager

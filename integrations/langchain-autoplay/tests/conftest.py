@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable
+
+pytest.register_assert_rewrite("autoplay_rag.loading.testing")
+
+
+class WordEmbeddings(Embeddings):
+    """Counts words into 64 buckets: texts that share words are near, and nothing is loaded."""
+
+    model = "words"
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [self.embed_query(text) for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        vector = [0.0] * 64
+        for word in re.findall(r"\w+", text.lower()):
+            vector[hashlib.blake2b(word.encode(), digest_size=1).digest()[0] % 64] += 1.0
+        length = math.sqrt(sum(value * value for value in vector)) or 1.0
+        return [value / length for value in vector]
+
+
+@pytest.fixture
+def embeddings() -> WordEmbeddings:
+    return WordEmbeddings()
+
+
+class ScriptedModel(BaseChatModel):
+    """A chat model that answers from a script, and keeps what it was asked."""
+
+    script: list[Any]
+    seen: list[list[BaseMessage]]
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
+        return self
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        answer = self.script[min(len(self.seen), len(self.script) - 1)]
+        self.seen.append(list(messages))
+        message = AIMessage(answer) if isinstance(answer, str) else answer.model_copy()
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+@pytest.fixture
+def scripted() -> Callable[..., ScriptedModel]:
+    return lambda *script: ScriptedModel(script=list(script), seen=[])

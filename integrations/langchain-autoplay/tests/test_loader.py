@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import uuid
+
+import faiss
+import pytest
+from autoplay_rag.devserver import samples
+from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.loading.testing import LoaderContract
+from langchain_chroma import Chroma
+from langchain_community.docstore.in_memory import InMemoryDocstore
+from langchain_community.vectorstores import FAISS
+from langchain_core.document_loaders import BaseLoader
+from langchain_core.load import dumps
+from langchain_core.prompts import PromptTemplate
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_text_splitters import RecursiveCharacterTextSplitter
+from pydantic import SecretStr
+
+from langchain_autoplay import AutoplayLoader
+
+
+class TestContract(LoaderContract):
+    def make(self, url, **options):
+        return AutoplayLoader(url, **options)
+
+    def make_from_recording(self, path, **options):
+        return AutoplayLoader.from_recording(path, **options)
+
+
+def test_it_is_a_loader_that_langchain_knows(local_connector):
+    loader = AutoplayLoader(local_connector().url, max_documents=3)
+    assert isinstance(loader, BaseLoader)
+    assert len(loader.load_and_split(RecursiveCharacterTextSplitter(chunk_size=4_000))) == 3
+
+
+def test_a_secret_token_is_taken_and_written_nowhere(local_connector, make_payload):
+    connector = local_connector([make_payload("Clicked Save")], token="uk_live_secret")
+    loader = AutoplayLoader(connector.url, SecretStr("uk_live_secret"), max_documents=1)
+    assert len(loader.load()) == 1
+    assert "uk_live_secret" not in dumps(loader)
+    assert repr(loader) == f"AutoplayLoader('{connector.url}')"
+
+
+def test_what_a_splitter_keeps_still_says_where_it_is_from():
+    loader = AutoplayLoader.from_recording(samples(), group_by="session", max_documents=5)
+    documents = loader.load()
+    parts = RecursiveCharacterTextSplitter(chunk_size=100, chunk_overlap=0).split_documents(
+        documents
+    )
+    assert {part.metadata["chunk_id"] for part in parts} == {document.id for document in documents}
+
+
+def test_the_warning_of_an_empty_load_points_to_the_caller(local_connector):
+    loader = AutoplayLoader(local_connector([]).url, max_seconds=0.05)
+    with pytest.warns(UserWarning, match="no history") as warned:
+        loader.load()
+    assert warned[0].filename == __file__
+
+
+async def test_the_warning_of_an_empty_aload_does_so_too(local_connector):
+    loader = AutoplayLoader(local_connector([]).url, max_seconds=0.05)
+    with pytest.warns(UserWarning, match="no history") as warned:
+        await loader.aload()
+    assert warned[0].filename == __file__
+
+
+def test_client_options_are_checked_when_the_loader_is_made():
+    with pytest.raises(ConfigurationError, match="max_retries"):
+        AutoplayLoader("http://127.0.0.1:9/stream/x", max_retries=-1)
+    with pytest.raises(TypeError, match="colour"):
+        AutoplayLoader("http://127.0.0.1:9/stream/x", colour="blue")
+
+
+@pytest.mark.parametrize("kind", ["memory", "chroma", "faiss"])
+def test_documents_go_into_a_store_as_they_are(kind, embeddings):
+    documents = AutoplayLoader.from_recording(samples()).load()
+    if kind == "memory":
+        store = InMemoryVectorStore(embeddings)
+    elif kind == "chroma":
+        store = Chroma(f"loaded-{uuid.uuid4()}", embedding_function=embeddings)
+    else:
+        store = FAISS(embeddings, faiss.IndexFlatL2(64), InMemoryDocstore(), {})
+    ids = store.add_documents(documents, ids=[document.id for document in documents])
+    assert ids == [document.id for document in documents]
+    [found] = store.similarity_search(documents[0].page_content, k=1)
+    assert found.metadata["session_id"] == documents[0].metadata["session_id"]
+
+
+async def test_a_chain_over_live_documents(local_connector, make_payload):
+    connector = local_connector([make_payload("Clicked Export"), make_payload(summary="Exported.")])
+    prompt = PromptTemplate.from_template("Title this: {activity}")
+    loader = AutoplayLoader(connector.url, max_documents=2)
+    prompts = [
+        (await prompt.ainvoke({"activity": document.page_content})).to_string()
+        async for document in loader.alazy_load()
+    ]
+    assert prompts[1] == "Title this: Exported."

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
+from autoplay_rag.errors import ConfigurationError, PipelineClosedError
+from autoplay_rag.stores import MemoryStore
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+from langchain_core.tools import create_retriever_tool
+from langchain_tests.integration_tests import RetrieversIntegrationTests
+from pydantic import ValidationError
+
+from langchain_autoplay import AutoplayRetriever
+
+
+def clicked(what: str, user: str, product: str = "acme") -> ActionsPayload:
+    action = SlimAction(what, f"User clicked {what}", f"https://app.test/{what}", 0, "click", 5.0)
+    return ActionsPayload(product, f"s-{user}-{what}", user, actions=[action])
+
+
+@pytest.fixture
+async def pipeline(embeddings):
+    async with IngestPipeline(MemoryStore(), embeddings, batch_window=0) as running:
+        for user in ("ann", "bob"):
+            for what in ("Export", "Billing", "Team"):
+                await running.on_actions(clicked(what, user, f"of-{user}"))
+        await running.drain()
+        yield running
+
+
+class TestStandard(RetrieversIntegrationTests):
+    """LangChain's own suite: also from inside a running loop, for its tests are sync here."""
+
+    @pytest.fixture(autouse=True)
+    def _running(self, pipeline):
+        self.pipeline = pipeline
+
+    @property
+    def retriever_constructor(self) -> type[BaseRetriever]:
+        return AutoplayRetriever
+
+    @property
+    def retriever_constructor_params(self) -> dict:
+        return {"pipeline": self.pipeline, "scope": None}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return "who clicked Export?"
+
+
+def whose(documents: list[Document]) -> set[str]:
+    return {document.metadata["user_id"] for document in documents}
+
+
+@pytest.mark.parametrize(
+    ("scope", "value"),
+    [("user_id", "ann"), ("session_id", "s-ann-Export"), ("product_id", "of-ann")],
+)
+@pytest.mark.parametrize("place", ["configurable", "metadata"])
+async def test_a_scope_limits_the_search(pipeline, scope, value, place):
+    retriever = AutoplayRetriever(pipeline, scope=scope, k=10)
+    config = {place: {scope: value}}
+    found = await retriever.ainvoke("clicked Export", config)
+    assert whose(found) == {"ann"}
+    assert retriever.invoke("clicked Export", config) == found
+    assert len(found) == (1 if scope == "session_id" else 3)
+
+
+@pytest.mark.parametrize("config", [None, {}, {"configurable": {}}, {"metadata": {"user_id": ""}}])
+async def test_a_missing_id_is_an_error_and_no_search(pipeline, config):
+    retriever = AutoplayRetriever(pipeline, scope="user_id")
+    with pytest.raises(ConfigurationError, match=r'"configurable": {"user_id": \.\.\.}'):
+        await retriever.ainvoke("clicked Export", config)
+    with pytest.raises(ConfigurationError, match="scope=None"):
+        retriever.invoke("clicked Export", config)
+
+
+def test_to_search_everyone_has_to_be_written_out(embeddings):
+    pipeline = IngestPipeline(MemoryStore(), embeddings)
+    with pytest.raises(TypeError, match="scope"):
+        AutoplayRetriever(pipeline)
+    with pytest.raises(ValidationError, match="scope"):
+        AutoplayRetriever(pipeline, scope="everyone")
+    with pytest.raises(ValidationError, match="k"):
+        AutoplayRetriever(pipeline, scope=None, k=0)
+    assert repr(AutoplayRetriever(pipeline, scope=None)) == "AutoplayRetriever(scope=None)"
+
+
+async def test_without_a_scope_everyone_is_found(pipeline):
+    found = await AutoplayRetriever(pipeline, scope=None, k=10).ainvoke("clicked Export")
+    assert whose(found) == {"ann", "bob"}
+    assert found[0].id == found[0].metadata["chunk_id"]
+    assert found[0].metadata["score"] >= found[-1].metadata["score"]
+
+
+async def test_the_id_of_the_call_wins_over_metadata(pipeline):
+    retriever = AutoplayRetriever(pipeline, scope="user_id")
+    config = {"configurable": {"user_id": "ann"}, "metadata": {"user_id": "bob"}}
+    assert whose(await retriever.ainvoke("clicked Export", config)) == {"ann"}
+
+
+async def test_ids_that_are_no_text_are_written_as_text(pipeline):
+    user = uuid4()
+    await pipeline.on_actions(clicked("Export", str(user)))
+    await pipeline.drain()
+    retriever = AutoplayRetriever(pipeline, scope="user_id")
+    found = await retriever.ainvoke("Export", {"configurable": {"user_id": user}})
+    assert whose(found) == {str(user)}
+
+
+async def test_in_a_chain_the_id_is_passed_on(pipeline):
+    retriever = AutoplayRetriever(pipeline, scope="user_id", k=1)
+    chain = {"found": retriever, "question": RunnablePassthrough()} | RunnableLambda(
+        lambda given: f"{given['question']} {given['found'][0].metadata['user_id']}"
+    )
+    config = {"configurable": {"user_id": "bob"}}
+    assert await chain.ainvoke("Export?", config) == "Export? bob"
+    assert await asyncio.to_thread(chain.invoke, "Export?", config) == "Export? bob"
+    with pytest.raises(ConfigurationError, match="limited to one user_id"):
+        await chain.ainvoke("Export?")
+
+
+async def test_calls_at_once_do_not_mix_their_ids(pipeline):
+    retriever = AutoplayRetriever(pipeline, scope="user_id", k=10)
+    configs = [{"configurable": {"user_id": user}} for user in ("ann", "bob") * 10]
+    found = await retriever.abatch(["clicked Export"] * 20, configs)
+    assert [whose(documents) for documents in found] == [{"ann"}, {"bob"}] * 10
+
+
+async def test_inside_a_running_loop_it_does_not_deadlock(pipeline):
+    assert AutoplayRetriever(pipeline, scope=None).invoke("clicked Export")
+
+
+async def test_as_a_tool_it_takes_the_id_of_the_run(pipeline):
+    retriever = AutoplayRetriever(pipeline, scope="user_id", k=1)
+    tool = create_retriever_tool(retriever, "activity", "What the user did.")
+    text = await tool.ainvoke({"query": "clicked Export"}, {"configurable": {"user_id": "ann"}})
+    assert "Export" in text
+    with pytest.raises(ConfigurationError, match="limited to one user_id"):
+        await tool.ainvoke({"query": "clicked Export"})
+
+
+async def test_failures_are_seen_by_tracers_and_raised(pipeline):
+    errors = []
+
+    class Tracer(BaseCallbackHandler):
+        def on_retriever_error(self, error, **kwargs):
+            errors.append(error)
+
+    retriever = AutoplayRetriever(pipeline, scope="user_id")
+    with pytest.raises(ConfigurationError):
+        await retriever.ainvoke("clicked Export", {"callbacks": [Tracer()]})
+    assert [type(error) for error in errors] == [ConfigurationError]
+    await pipeline.aclose()
+    with pytest.raises(PipelineClosedError):
+        await retriever.ainvoke("clicked Export", {"configurable": {"user_id": "ann"}})
