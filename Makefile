@@ -7,10 +7,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PACKAGES = --editable ".[all]" $(foreach package,$(INTEGRATIONS),--editable $(package))
 INPUT := pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
+INTEGRATIONS := integrations/langchain-autoplay integrations/llama-index-readers-autoplay
 ALL_VERSIONS := 3.11 3.12 3.13
 
-.PHONY: help demo test test-all lint format bench clean
+.PHONY: help demo test test-all test-oldest lint format bench soak pins clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -21,6 +23,7 @@ demo: $(VENV)/.demo  ## a live stream into Chroma, then questions; needs no key 
 
 test: $(VENV)/.dev  ## every test, with warnings as errors
 	$(BIN)/python -m pytest
+	@for suite in $(INTEGRATIONS); do $(BIN)/python -m pytest $$suite/tests || exit 1; done
 
 test-all:  ## the tests on each of Python 3.11, 3.12 and 3.13 that this machine has
 	@set -e; for v in $(ALL_VERSIONS); do \
@@ -29,10 +32,15 @@ test-all:  ## the tests on each of Python 3.11, 3.12 and 3.13 that this machine 
 		$(MAKE) --no-print-directory test PYTHON="$$python" VENV=.venv-$$v; \
 	done
 
+test-oldest:  ## the integrations with the oldest LangChain and LlamaIndex they allow
+	@sh tools/test_oldest.sh
+
 lint: $(VENV)/.dev  ## ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy tests/typing/api.py
+	@for package in $(INTEGRATIONS); do (cd $$package && ../../$(BIN)/python -m mypy) || exit 1; done
 
 format: $(VENV)/.dev  ## put the code into shape
 	$(BIN)/ruff check --fix .
@@ -40,6 +48,16 @@ format: $(VENV)/.dev  ## put the code into shape
 
 bench: $(VENV)/.bench  ## the figures of the README, as ratios against a baseline in the same run
 	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/.dev  ## ten minutes at 500 events a second, with faults
+	$(BIN)/python -m benchmarks.soak
+
+pins:  ## constraints.txt anew, from the newest versions that the packages allow
+	@rm -rf .venv-pins && $(PYTHON) -m venv .venv-pins && .venv-pins/bin/python -m pip install --quiet --upgrade pip
+	@.venv-pins/bin/python -m pip install --quiet $(PACKAGES) --group dev \
+		$(foreach package,$(INTEGRATIONS),--group $(package)/pyproject.toml:test)
+	@.venv-pins/bin/python -m pip list --format=freeze --exclude-editable | grep -v '^setuptools==' > constraints.txt
+	@rm -rf .venv-pins
 
 clean:  ## remove the virtual environments
 	rm -rf .venv .venv-*
@@ -58,7 +76,8 @@ $(VENV)/.demo: $(VENV)/.pip $(INPUT)
 
 $(VENV)/.dev: $(VENV)/.pip $(INPUT)
 	@echo "installing the development tools (once)"
-	@$(PIP) install --constraint constraints.txt --editable ".[all]" --group dev
+	@$(PIP) install --constraint constraints.txt $(PACKAGES) --group dev \
+		$(foreach package,$(INTEGRATIONS),--group $(package)/pyproject.toml:test)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev benchmarks/requirements.txt

@@ -1,0 +1,77 @@
+"""The public API as a user's type checker sees it. Checked by `make lint`, never run."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import assert_type
+
+from autoplay_rag import (
+    ActionsPayload,
+    AsyncConnectorClient,
+    ChatTurn,
+    ConnectorClient,
+    Filter,
+    IngestPipeline,
+    LiveSessions,
+    SlimAction,
+    SummaryPayload,
+    WebhookReceiver,
+    follow_journal,
+    webhook_app,
+)
+from autoplay_rag.embedders import Embedder, LocalEmbedder, OpenAIEmbedder
+from autoplay_rag.ingest.dead_letters import DeadLetters
+from autoplay_rag.ingest.journal_db import DeadLetter
+from autoplay_rag.ingest.ledger import Ledger
+from autoplay_rag.live import LiveSession
+from autoplay_rag.payloads import Payload, decode
+from autoplay_rag.stores import ChromaStore, Hit, MemoryStore, VectorStore
+
+assert_type(decode(b"{}"), ActionsPayload | SummaryPayload | ChatTurn)
+assert_type(ActionsPayload.from_dict({}), ActionsPayload)
+assert_type(ActionsPayload.merge([]).actions, list[SlimAction])
+
+
+async def on_actions(payload: ActionsPayload) -> None: ...
+
+
+def on_summary(payload: SummaryPayload) -> None: ...
+
+
+class Mine(Embedder):
+    model = "mine"
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        return [[1.0] for _ in texts]
+
+
+async def client() -> None:
+    found = AsyncConnectorClient("https://a.test/stream/p", token="t", max_retries=None)
+    assert_type(found.on_actions(on_actions).on_summary(on_summary), AsyncConnectorClient)
+    assert_type(found.run_in_background(), asyncio.Task[None])
+    async for payload in found.stream(limit=1, seconds=1.0, idle=1.0):
+        assert_type(payload, Payload)
+
+
+async def pipeline() -> None:
+    async with IngestPipeline(ChromaStore("./chroma"), LocalEmbedder(), journal="j.db") as found:
+        assert_type(found.attach(AsyncConnectorClient("u")), AsyncConnectorClient)
+        assert_type(await found.ingest(AsyncConnectorClient("u"), idle_seconds=1.0), Ledger)
+        assert_type(await found.search("q", k=3, user_id="u1"), list[Hit])
+        assert_type(found.search_sync("q", filter=Filter(session_id="s1")), list[Hit])
+        assert_type(found.dead_letters, DeadLetters)
+        assert_type(await found.dead_letters.list(), list[DeadLetter])
+        assert_type(found.live, LiveSessions)
+        assert_type(found.live.get(user_id="u1"), LiveSession | None)
+        assert_type(found.ledger.balanced, bool)
+        webhook_app(found, "secret")
+    IngestPipeline(MemoryStore(), Mine())
+    IngestPipeline(MemoryStore(), OpenAIEmbedder(api_key="k"), select=lambda p: p.kind == "summary")
+    async with follow_journal("j.db") as live:
+        assert_type(live, LiveSessions)
+
+
+def wrong(store: VectorStore) -> None:
+    IngestPipeline(store, durability="most")  # type: ignore[arg-type]
+    AsyncConnectorClient("u", overflow="drop")  # type: ignore[arg-type]
+    WebhookReceiver("s").verify("text", None)  # type: ignore[arg-type]
+    ConnectorClient("u").on_actions(3)  # type: ignore[arg-type]
