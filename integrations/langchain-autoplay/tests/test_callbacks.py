@@ -106,17 +106,15 @@ async def test_an_agents_run_is_one_turn_with_its_tools(pipeline, scripted, monk
     accepted = []
     accept = pipeline.accept
     monkeypatch.setattr(pipeline, "accept", lambda turn: accepted.append(turn) or accept(turn))
-    agent = create_agent(scripted(call, call, "It is there."), tools=[look_up])
-    asked = {"messages": [HumanMessage("Where?")]}
-    for run in (agent.ainvoke, _streamed(agent)):
-        accepted.clear()
+    for streamed in (False, True):
+        agent = create_agent(scripted(call, call, "It is there."), tools=[look_up])
+        asked = {"messages": [HumanMessage("Where?")]}
+        run = _streamed(agent) if streamed else agent.ainvoke
         await run(asked, config(AutoplayCallbackHandler(pipeline)))
-        [turn] = accepted
+        turn = accepted.pop()
         assert (turn.question, turn.answer) == ("Where?", "It is there.")
-    assert accepted[0].tools == []
-    agent = create_agent(scripted(call, call, "It is there."), tools=[look_up])
-    await agent.ainvoke(asked, config(AutoplayCallbackHandler(pipeline)))
-    assert accepted[-1].tools == ["look_up", "look_up"]
+        assert turn.tools == ["look_up", "look_up"]
+        assert accepted == []
 
 
 def _streamed(agent):
