@@ -87,7 +87,7 @@ def hits_table(hits: Sequence[Hit], title: str = "") -> None:
 
 
 def _snippet(text: str) -> str:
-    text = " · ".join(clean(line) for line in text.splitlines())
+    text = " · ".join(clean(line).removesuffix(",") for line in text.splitlines())
     return text if len(text) <= _SNIPPET else f"{text[: _SNIPPET - 1]}…"
 
 
