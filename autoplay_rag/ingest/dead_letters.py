@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from autoplay_rag.ingest.journal import Journal
-from autoplay_rag.ingest.journal_db import Action, DeadLetter
+from autoplay_rag.ingest.journal_rows import Action, DeadLetter
 
 __all__ = ["DeadLetters"]
 

@@ -11,7 +11,7 @@ import msgspec
 
 from autoplay_rag.ingest.chunks import is_empty
 from autoplay_rag.ingest.identity import lane_of, payload_key
-from autoplay_rag.ingest.journal_db import Entry
+from autoplay_rag.ingest.journal_rows import Entry
 from autoplay_rag.ingest.plan import describe
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 

@@ -20,7 +20,8 @@ from typing import Any, TypeAlias, TypeVar
 
 from autoplay_rag._filelock import FileLock
 from autoplay_rag.errors import JournalError, JournalLockedError, PipelineClosedError
-from autoplay_rag.ingest.journal_db import Durability, Entry, JournalDb, Outcome
+from autoplay_rag.ingest.journal_db import JournalDb
+from autoplay_rag.ingest.journal_rows import Durability, Entry, Outcome
 
 __all__ = ["Journal"]
 

@@ -1,4 +1,4 @@
-"""The journal's file: a queue of what is not stored yet, a catalog of what is. SQLite, blocking.
+"""What happens to payloads in the journal: a queue of what is not stored yet, a catalog of what is.
 
 Rows go in and out by the hundred through SQLite's own JSON functions: one statement, and so one
 hand-over of Python's lock, however many rows. A thread that steps row by row beside a busy event
@@ -7,129 +7,38 @@ loop waits for that lock at every row.
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from autoplay_rag.errors import DecodeError, JournalDamagedError, JournalError, JournalVersionError
 from autoplay_rag.ingest.chunks import Accepted
+from autoplay_rag.ingest.journal_file import JournalFile, to_json
+from autoplay_rag.ingest.journal_rows import (
+    DeadLetter,
+    Durability,
+    Entry,
+    Outcome,
+    decoded,
+    letters,
+)
 from autoplay_rag.ingest.plan import Batch, Planner
-from autoplay_rag.payloads import Payload, decode
+from autoplay_rag.payloads import decode
 
-__all__ = [
-    "COUNTERS",
-    "SCHEMA_VERSION",
-    "Action",
-    "DeadLetter",
-    "Entry",
-    "JournalDb",
-    "Outcome",
-    "decoded",
-    "letters",
-]
+__all__ = ["JournalDb"]
 
-Outcome = Literal["accepted", "duplicate", "filtered", "dead", "overflow"]
-Durability = Literal["normal", "full"]
-Action = Literal["retry", "discard"]
-"""What can be asked of dead letters."""
-
-APPLICATION_ID = 0x41505247
-"""Marks the file as ours ("APRG"), so that another program's database is never touched."""
-SCHEMA_VERSION = 1
-COUNTERS = (
-    "received", "stored", "pending", "duplicate", "dead", "discarded", "filtered", "overflow",
-)  # fmt: skip
 _KEEP_KEYS_SECONDS = 24 * 3600.0
 """How long a key is known after its payload's chunk is gone."""
 _KEEP_ACKNOWLEDGED_SECONDS = 600.0
 """How long "full" durability keeps what it acknowledged, to store it again after a power loss."""
 _AGAIN = 0.0
 """Stands for the time of acknowledgement of what is to be stored again."""
-_FORGET_EVERY = 500
-_SHRINK_EVERY = 50
-"""Commits. An idle pipeline makes one a second."""
-_SHRINK_PAGES = 1000
-"""4 MB: given back in some 10 ms, which is how long a payload may have to wait for it."""
-
 _SEQ_TABLES = ("queue", "recent", "dead")
 
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
--- What is not stored yet, in the order received. `body` is the payload's JSON.
-CREATE TABLE queue (
-    seq INTEGER PRIMARY KEY, key TEXT NOT NULL, lane INTEGER NOT NULL, body TEXT NOT NULL
-);
--- What was stored in the last minutes, for other processes that show what happens now.
-CREATE TABLE recent (seq INTEGER PRIMARY KEY, at REAL NOT NULL, body TEXT NOT NULL);
-CREATE INDEX recent_at ON recent (at);
--- Every payload key that is known: which chunk it went into, whose it is, and when it came.
-CREATE TABLE catalog (
-    key TEXT PRIMARY KEY, chunk TEXT, session TEXT, user TEXT, at REAL, expires REAL
-) WITHOUT ROWID;
-CREATE INDEX catalog_expires ON catalog (expires) WHERE expires IS NOT NULL;
--- Plans under way and, with "full" durability, those acknowledged in the last minutes.
-CREATE TABLE batches (id INTEGER PRIMARY KEY, record BLOB NOT NULL, acknowledged REAL);
-CREATE TABLE dead (
-    seq INTEGER PRIMARY KEY, key TEXT NOT NULL, lane INTEGER NOT NULL, kind TEXT, session TEXT,
-    error TEXT NOT NULL, at REAL NOT NULL, body TEXT
-);
--- What other processes ask of the one that owns the journal.
-CREATE TABLE requests (id INTEGER PRIMARY KEY, action TEXT NOT NULL, seq INTEGER);
-"""
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A payload on its way into the journal.
-
-    Attributes:
-        seq: Its place in the order received.
-        key: Its `payload_key`.
-        lane: Its `lane_of`.
-        payload: As it is to be kept; None if only the fact that it came is.
-        body: Its JSON, for the same.
-        outcome: "accepted" for the queue, "filtered" to count it alone, "dead" for `error`.
-        error: Why it is dead.
-    """
-
-    seq: int
-    key: str
-    lane: int
-    payload: Payload | None
-    body: str | None
-    outcome: Literal["accepted", "filtered", "dead"] = "accepted"
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A payload that could not be stored.
-
-    Attributes:
-        id: Names it in `retry` and `discard`.
-        kind: "actions", "summary" or "chat".
-        session_id: Its session.
-        error: Why it died.
-        died_at: Unix seconds.
-        payload: The payload; None where `redact` failed on it and nothing was kept.
-    """
-
-    id: int
-    kind: str
-    session_id: str | None
-    error: str
-    died_at: float
-    payload: Payload | None
-
-
-class JournalDb:
+class JournalDb(JournalFile):
     """One open journal. Not for use from several threads.
 
     Args:
@@ -152,142 +61,10 @@ class JournalDb:
         max_bytes: int,
         recent_seconds: float = 0.0,
     ) -> None:
-        self._path = path
         self._recent_seconds = recent_seconds if path else 0.0
         self._max_bytes = max_bytes
         self._keep_acknowledged = durability == "full" and path is not None
-        self._commits = 0
-        # Counted, but not saved yet because the disk was full.
-        self._owed = dict.fromkeys(COUNTERS, 0)
-        try:
-            self._connection = sqlite3.connect(
-                path or ":memory:", isolation_level=None, timeout=30.0, cached_statements=64
-            )
-        except sqlite3.Error as error:
-            raise JournalError(f"the journal {path} cannot be opened: {error}") from error
-        self._damaged = False
-        try:
-            self._open(durability)
-            self.counters = self._load_counters()
-            self._bytes = self._count_bytes()
-        except sqlite3.DatabaseError as error:
-            self._connection.close()
-            if isinstance(error, sqlite3.OperationalError):
-                raise JournalError(f"the journal {path} cannot be opened: {error}") from error
-            raise self._set_aside(error) from error
-        except JournalError:
-            self._connection.close()
-            raise
-        # What other threads may read: never in the middle of a transaction.
-        self.committed = dict(self.counters)
-
-    # -- opening and closing ------------------------------------------------------------------
-
-    def _open(self, durability: Durability) -> None:
-        # A flipped byte may cost the one payload it stands in, no other.
-        self._connection.text_factory = _text
-        execute = self._connection.execute
-        application = execute("PRAGMA application_id").fetchone()[0]
-        version = execute("PRAGMA user_version").fetchone()[0]
-        tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables and application != APPLICATION_ID:
-            raise JournalError(f"{self._path} is another program's database; name another file")
-        if tables and version != SCHEMA_VERSION:
-            raise JournalVersionError(
-                f"the journal {self._path} has format {version}, this version reads {SCHEMA_VERSION}: "
-                "let the version that wrote it drain it, or name another file"
-            )
-        if not tables:
-            execute("PRAGMA auto_vacuum = INCREMENTAL")
-        execute("PRAGMA journal_mode = WAL")
-        execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
-        if not tables:
-            execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";\n"):
-                execute(statement)
-            self._connection.executemany(
-                "INSERT INTO counters VALUES (?, 0)", [(name,) for name in COUNTERS]
-            )
-            execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            execute("COMMIT")
-        self.unclean = self._meta("open") == 1
-        if self.unclean and (found := execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-            raise sqlite3.DatabaseError(found)
-        self._set_meta("open", 1)
-
-    def _set_aside(self, error: sqlite3.Error) -> JournalDamagedError:
-        assert self._path is not None
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        aside = self._path.with_name(f"{self._path.name}.damaged-{stamp}")
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = self._path.with_name(f"{self._path.name}.damaged-{stamp}-{number}")
-        for suffix in ("", "-wal", "-shm"):
-            part = self._path.with_name(self._path.name + suffix)
-            if part.exists():
-                part.rename(aside.with_name(aside.name + suffix))
-        return JournalDamagedError(
-            f"the journal {self._path} is damaged ({error}) and was set aside as {aside}; the next "
-            "start makes a new one. What was waiting in the old one may be recovered with sqlite3's "
-            "`.recover`"
-        )
-
-    def close(self) -> None:
-        """Close in good order, so that the next start knows nothing was cut off."""
-        # On a full disk this fails, and the next start checks the file: no harm is done.
-        with suppress(sqlite3.Error), self.transaction():
-            self._set_meta("open", int(self._damaged))
-        with suppress(sqlite3.Error):
-            self._shrink(0)  # all
-        self._connection.close()
-
-    # -- transactions -------------------------------------------------------------------------
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Everything inside is committed together, counters included, or nothing is."""
-        before = dict(self.counters), self._bytes
-        changes = self._connection.total_changes
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield
-            # Whoever only reads must be able to while the disk is full.
-            settled = self._connection.total_changes != changes
-            if settled:
-                self.counters = _sum(self.counters, self._owed)
-            changed = [(n, self.counters[n]) for n in COUNTERS if self.counters[n] != before[0][n]]
-            if changed:
-                self._connection.execute(
-                    "REPLACE INTO counters SELECT json_extract(value, '$[0]'), "
-                    "json_extract(value, '$[1]') FROM json_each(?)",
-                    (_json(changed),),
-                )
-            self._connection.execute("COMMIT")
-        except BaseException as error:
-            self.counters, self._bytes = before
-            self._damaged |= _is_damage(error)
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-        if settled:
-            self._owed = dict.fromkeys(COUNTERS, 0)
-        self.committed = _sum(self.counters, self._owed)
-        self._commits += 1
-        # What was asked for is committed; a disk that is full now will be seen by the next one.
-        with suppress(sqlite3.Error):
-            if self._commits % _FORGET_EVERY == 0:
-                self.forget()
-            if self._commits % _SHRINK_EVERY == 0:
-                self._shrink(_SHRINK_PAGES)
-
-    def overflow(self, entries: Sequence[Entry]) -> list[Outcome]:
-        """Count entries that could not be written; the count is saved as soon as it can be."""
-        self._owed["received"] += len(entries)
-        self._owed["overflow"] += len(entries)
-        self.committed = _sum(self.counters, self._owed)
-        return ["overflow"] * len(entries)
+        super().__init__(path, durability)
 
     # -- what moves payloads; each inside a transaction ---------------------------------------
 
@@ -420,14 +197,14 @@ class JournalDb:
             self._connection.execute(
                 "INSERT OR REPLACE INTO recent SELECT seq, at, body FROM queue JOIN catalog USING (key) "
                 "WHERE seq IN (SELECT value FROM json_each(?))",
-                (_json(done),),
+                (to_json(done),),
             )
         self._bytes -= self._drop_queued(done)
         self._connection.execute(
             "UPDATE catalog SET chunk = json_extract(j.value, '$[1]'), "
             "expires = json_extract(j.value, '$[2]') "
             "FROM json_each(?) AS j WHERE catalog.key = json_extract(j.value, '$[0]')",
-            (_json([(key, chunk, self._expiry(now)) for key, chunk in chunk_of.items()]),),
+            (to_json([(key, chunk, self._expiry(now)) for key, chunk in chunk_of.items()]),),
         )
         if self._keep_acknowledged:
             self._connection.execute(
@@ -456,9 +233,15 @@ class JournalDb:
             "SELECT queue.seq, queue.key, lane, json_extract(j.value, '$[1]'), "
             "json_extract(j.value, '$[2]'), json_extract(j.value, '$[3]'), ?, body "
             "FROM json_each(?) AS j JOIN queue ON queue.seq = json_extract(j.value, '$[0]')",
-            (now, _json(letters)),
+            (now, to_json(letters)),
         )
         self._drop_queued(list(errors))
+
+    def overflow(self, entries: Sequence[Entry]) -> list[Outcome]:
+        """Count entries that could not be written; the count is saved as soon as it can be."""
+        self.owe("received", len(entries))
+        self.owe("overflow", len(entries))
+        return ["overflow"] * len(entries)
 
     # -- dead letters and requests ------------------------------------------------------------
 
@@ -571,7 +354,7 @@ class JournalDb:
     def _known(self, keys: Sequence[str]) -> set[str]:
         found = self._connection.execute(
             "SELECT json_group_array(key) FROM catalog WHERE key IN (SELECT value FROM json_each(?))",
-            (_json(keys),),
+            (to_json(keys),),
         ).fetchone()[0]
         return set(msgspec.json.decode(found))
 
@@ -580,7 +363,7 @@ class JournalDb:
             columns = ", ".join(f"json_extract(value, '$[{i}]')" for i in range(len(rows[0])))
             self._connection.execute(
                 f"INSERT INTO {into} SELECT {columns} FROM json_each(?)",  # noqa: S608 - our names
-                (_json(rows),),
+                (to_json(rows),),
             )
 
     def _queued(self, seqs: Iterable[Sequence[int]]) -> list[tuple[int, str, int, str]]:
@@ -588,13 +371,13 @@ class JournalDb:
         found = self._connection.execute(
             "SELECT json_group_array(json_array(seq, key, lane, body)) FROM queue "
             "WHERE seq IN (SELECT value FROM json_each(?))",
-            (_json(wanted),),
+            (to_json(wanted),),
         ).fetchone()[0]
         return msgspec.json.decode(found, type=list[tuple[int, str, int, str]])
 
     def _drop_queued(self, seqs: Sequence[int]) -> int:
         """Take rows off the queue; returns how many bytes they held."""
-        given = _json(seqs)
+        given = to_json(seqs)
         held = self._scalar(
             "SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM queue WHERE seq IN (SELECT value FROM json_each(?))",
             given,
@@ -606,31 +389,12 @@ class JournalDb:
 
     def _dead(self, seqs: Sequence[int] | None) -> list[tuple[int, str, int, str | None]]:
         which = "" if seqs is None else " WHERE seq IN (SELECT value FROM json_each(?))"
-        given = () if seqs is None else (_json(seqs),)
+        given = () if seqs is None else (to_json(seqs),)
         rows = self._connection.execute(
             f"SELECT seq, key, lane, body FROM dead{which} ORDER BY seq",  # noqa: S608 - our names
             given,
         )
         return rows.fetchall()
-
-    def _load_counters(self) -> dict[str, int]:
-        return dict(self._connection.execute("SELECT name, value FROM counters").fetchall())
-
-    def _count_bytes(self) -> int:
-        return self._scalar(
-            "SELECT (SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM queue)"
-            " + (SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM dead)"
-        )
-
-    def _scalar(self, sql: str, *args: Any) -> int:
-        return int(self._connection.execute(sql, args).fetchone()[0])
-
-    def _meta(self, name: str) -> Any:
-        row = self._connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return row[0] if row else None
-
-    def _set_meta(self, name: str, value: Any) -> None:
-        self._connection.execute("REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     def forget(self) -> None:
         """Drop what has expired."""
@@ -643,52 +407,9 @@ class JournalDb:
             (_AGAIN, now - _KEEP_ACKNOWLEDGED_SECONDS),
         )
 
-    def _shrink(self, pages: int) -> None:
-        """Give pages that are no longer used back to the disk; a few are kept for what comes."""
-        if self._scalar("PRAGMA freelist_count") > _SHRINK_PAGES:
-            # `execute` would take one step, and each step gives one page back.
-            self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
-
-
-def letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
-    """Read dead letters, oldest first; also over a read-only connection."""
-    connection.text_factory = _text
-    rows = connection.execute(
-        "SELECT seq, kind, session, error, at, body FROM dead ORDER BY seq LIMIT ?", (limit,)
-    )
-    return [
-        DeadLetter(seq, kind or "unknown", session, error, at, decoded(body))
-        for seq, kind, session, error, at, body in rows.fetchall()
-    ]
-
-
-def _text(stored: bytes) -> str:
-    return stored.decode("utf-8", "replace")
-
-
-def decoded(body: str | None) -> Payload | None:
-    """A payload of the queue; None if nothing was kept of it or its bytes were damaged."""
-    try:
-        return decode(body) if body else None
-    except DecodeError:
-        return None
-
-
-def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
-    return {name: one[name] + other[name] for name in COUNTERS}
-
-
-def _is_damage(error: BaseException) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
 
 def _size(body: str | None) -> int:
     return len(body.encode()) if body else 0
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
 
 
 def _plain(value: str | None) -> str | None:

@@ -10,14 +10,8 @@ from pathlib import Path
 
 from autoplay_rag._filelock import FileLock
 from autoplay_rag.errors import JournalError, JournalVersionError
-from autoplay_rag.ingest.journal_db import (
-    APPLICATION_ID,
-    SCHEMA_VERSION,
-    Action,
-    DeadLetter,
-    decoded,
-    letters,
-)
+from autoplay_rag.ingest.journal_file import APPLICATION_ID, SCHEMA_VERSION
+from autoplay_rag.ingest.journal_rows import Action, DeadLetter, decoded, letters
 from autoplay_rag.ingest.ledger import Ledger
 from autoplay_rag.payloads import Payload
 

@@ -15,7 +15,7 @@ from autoplay_rag.errors import ConfigurationError, PipelineClosedError, Pipelin
 from autoplay_rag.ingest.chunks import Render
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.intake import own
-from autoplay_rag.ingest.journal_db import Durability, Outcome
+from autoplay_rag.ingest.journal_rows import Durability, Outcome
 from autoplay_rag.ingest.ledger import Ledger
 from autoplay_rag.ingest.render import render as default_render
 from autoplay_rag.ingest.run import Run

@@ -16,7 +16,7 @@ from autoplay_rag.ingest.drain import Drains
 from autoplay_rag.ingest.embedding import Embedding, TokenBudget, today
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.journal import Journal
-from autoplay_rag.ingest.journal_db import Action, Entry, Outcome
+from autoplay_rag.ingest.journal_rows import Action, Entry, Outcome
 from autoplay_rag.ingest.ledger import Ledger
 from autoplay_rag.ingest.plan import Planner
 from autoplay_rag.ingest.settings import Settings

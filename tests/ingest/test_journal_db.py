@@ -11,7 +11,8 @@ import pytest
 
 from autoplay_rag.errors import JournalDamagedError, JournalError, JournalVersionError
 from autoplay_rag.ingest.intake import Intake
-from autoplay_rag.ingest.journal_db import COUNTERS, JournalDb
+from autoplay_rag.ingest.journal_db import JournalDb
+from autoplay_rag.ingest.journal_rows import COUNTERS
 from autoplay_rag.ingest.plan import Planner
 from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload, decode
 

@@ -20,7 +20,7 @@ from autoplay_rag import (
 )
 from autoplay_rag.embedders import Embedder, LocalEmbedder, OpenAIEmbedder
 from autoplay_rag.ingest.dead_letters import DeadLetters
-from autoplay_rag.ingest.journal_db import DeadLetter
+from autoplay_rag.ingest.journal_rows import DeadLetter
 from autoplay_rag.ingest.ledger import Ledger
 from autoplay_rag.live import LiveSession
 from autoplay_rag.payloads import Payload, decode
