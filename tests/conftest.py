@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sqlite3
+import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,6 +14,10 @@ import pytest
 from autoplay_rag.ingest.journal_db import JournalDb
 from autoplay_rag.ingest.ledger import Ledger
 from autoplay_rag.ingest.plan import Batch
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts nothing on the path
+
+from embedding_server import embedding_server  # noqa: F401 - a fixture for all
 
 
 @pytest.fixture(autouse=True)
