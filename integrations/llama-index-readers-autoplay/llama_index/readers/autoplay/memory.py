@@ -33,7 +33,7 @@ class SessionContextBlock(BaseMemoryBlock[str]):
     `InsertMethod.SYSTEM`, its default, into the system message, with a system message's
     authority; with `InsertMethod.USER` in front of the user's latest message, which leaves the
     system message as it was (so that providers can cache it) and the text without authority.
-    Prefer that.
+    Prefer that. A `ReActAgent` of older releases (0.13) drops system messages altogether.
 
     Args:
         live: What each session did just now: `IngestPipeline.live`, or a `LiveSessions` fed by

@@ -51,6 +51,9 @@ class LlamaIndexStore(VectorStore):
         'Opened billing'
     """
 
+    max_batch = 64
+    """Most of these stores hold the interpreter while they write: small batches, short halts."""
+
     def __init__(
         self,
         vector_store: BasePydanticVectorStore,

@@ -15,6 +15,7 @@ from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.ledger import Ledger
 from autoplay_rag.ingest.pipeline import BackgroundConnector
+from autoplay_rag.live import LiveSessions
 from autoplay_rag.loading import Limits
 from autoplay_rag.payloads import Payload
 from autoplay_rag.stores.base import Hit
@@ -202,6 +203,11 @@ class LiveIngestion:
     def dead_letters(self) -> DeadLetters:
         """Payloads that could not be stored, to be listed, retried and discarded."""
         return self.pipeline.dead_letters
+
+    @property
+    def live(self) -> LiveSessions:
+        """What each session did just now; fit for a `SessionContextBlock`."""
+        return self.pipeline.live
 
     @property
     def trouble(self) -> str | None:
