@@ -107,44 +107,54 @@ def metadata_of(payloads: Sequence[Payload], *, include_email: bool = False) -> 
         include_email: Whether a person's address may go into the store.
     """
     first = payloads[0]
-    starts, ends, urls = [], [], []
+    starts: list[float] = []
+    ends: list[float] = []
+    urls: list[str] = []
     count = 0
-    # Of each identity the first that is known: a visit may be linked to a person on its way.
-    identity: dict[str, str | None] = {"user_id": None, "conversation_id": None, "email": None}
     for payload in payloads:
-        people: list[object] = [payload]
-        starts.append(payload.forwarded_at)
-        ends.append(payload.forwarded_at)
+        started = ended = payload.forwarded_at
         if isinstance(payload, ActionsPayload):
-            people += payload.actions
             count += len(payload.actions)
             urls += [action.canonical_url for action in payload.actions]
-            times = [(a.timestamp_start, a.timestamp_end) for a in payload.actions]
-            if any(start for start, _ in times):
-                starts[-1] = min(start for start, _ in times if start)
-                ends[-1] = max(max(pair) for pair in times)
-        for name, known in identity.items():
-            if not known:
-                identity[name] = next((v for p in people if (v := getattr(p, name, None))), None)
-    if not include_email:
-        del identity["email"]
+            if times := [a.timestamp_start for a in payload.actions if a.timestamp_start]:
+                started = min(times)
+                ended = max(*times, *[a.timestamp_end for a in payload.actions])
+        if started:
+            starts.append(started)
+        ends.append(ended)
     found: dict[str, str | float | None] = {
         "product_id": first.product_id,
         "session_id": first.session_id,
-        **identity,
+        "user_id": _known(payloads, "user_id"),
+        "conversation_id": _known(payloads, "conversation_id"),
+        "email": _known(payloads, "email") if include_email else None,
         "kind": first.kind,
-        "started_at": min((at for at in starts if at), default=None),
-        "ended_at": max(ends) or None,
-        "forwarded_at": max(payload.forwarded_at for payload in payloads) or None,
-        "action_count": count or None,
+        "started_at": min(starts, default=None),
+        "ended_at": max(ends),
+        "forwarded_at": max([payload.forwarded_at for payload in payloads]),
+        "action_count": count,
         "urls": _urls(urls),
     }
-    return {name: _storable(value) for name, value in found.items() if value not in (None, "")}
+    return {name: _storable(value) for name, value in found.items() if value}
 
 
-def _storable(value: str | float | None) -> str | float:
+def _known(payloads: Sequence[Payload], name: str) -> str | None:
+    """The first that is known: a visit may be linked to a person on its way."""
+    for payload in payloads:
+        found: str | None = getattr(payload, name, None)
+        if found:
+            return found
+        if isinstance(payload, ActionsPayload):
+            for action in payload.actions:
+                found = getattr(action, name)
+                if found:
+                    return found
+    return None
+
+
+def _storable(value: str | float) -> str | float:
     # PostgreSQL and others refuse text with a NUL in it.
-    return value.replace("\0", "\ufffd") if isinstance(value, str) else value or 0
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
 
 def _urls(urls: Iterable[str]) -> str:

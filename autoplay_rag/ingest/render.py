@@ -94,7 +94,8 @@ def action_line(action: SlimAction) -> str:
     """
     said = _flat(action.description)
     if said:
-        return _ROLE.sub(r"\1", said.removeprefix("User "))
+        said = said.removeprefix("User ")
+        return _ROLE.sub(r"\1", said) if '"' in said else said
     title = _flat(action.title)
     return f'{_flat(action.type)} "{title}"'.lstrip() if title else _flat(action.type)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from autoplay_rag.ingest.chunks import Render, metadata_of
 from autoplay_rag.ingest.identity import chunk_id
@@ -15,8 +16,7 @@ Keyed = tuple[str, Payload]
 """A payload behind its key, which was taken before anything was redacted."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedText:
+class LoadedText(NamedTuple):
     """What becomes one document.
 
     Attributes:
