@@ -58,8 +58,10 @@ class Intake:
             if is_empty(payload) or (self._select and not self._select(payload)):
                 return Entry(seq, key, lane, None, None, "filtered")
         except Exception as failure:  # noqa: BLE001 - the user's own code
-            _log.exception("select failed; the payload is in the dead letters")
-            error = f"select failed: {describe(failure)}"
+            # Its message may quote the payload: it is not logged, and kept only beside the whole.
+            name = type(failure).__name__
+            _log.error("select failed (%s); the payload is in the dead letters", name)
+            error = f"select failed: {name if self._redact else describe(failure)}"
         if self._redact:
             try:
                 payload = self._redact(payload)
