@@ -1,0 +1,538 @@
+"""What may fail on the way to the store, and what it may not cost. HTTP where it is HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections import Counter
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import pytest
+from embedding_server import error, serving, vector_of
+from starlette.responses import HTMLResponse, JSONResponse
+
+from autoplay_rag import IngestPipeline
+from autoplay_rag.embedders import OpenAIEmbedder
+from autoplay_rag.ingest import embedding, stage
+from autoplay_rag.ingest.failures import Pause
+from autoplay_rag.ingest.journal_reader import JournalReader
+from autoplay_rag.stores import ChromaStore, MemoryStore
+from autoplay_rag.stores.base import Filter
+
+pytestmark = pytest.mark.timeout(40)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """The same waits, shorter."""
+    monkeypatch.setattr(stage, "_LONE_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(stage, "Pause", lambda: Pause(0.02, 0.1))
+
+
+@pytest.fixture
+def running(titles, embedding_server):
+    """Runs pipelines that embed over HTTP, a chunk a session, titles as text."""
+
+    @asynccontextmanager
+    async def run(store=None, **options):
+        url = options.pop("url", embedding_server.url)
+        embedder = options.pop("embedder", None) or OpenAIEmbedder(
+            base_url=url, api_key="sk-test", timeout=options.pop("timeout", 10.0)
+        )
+        given = {"render": titles, "batch_window": 0.0, "drain_timeout": 0.1, **options}
+        store = store or MemoryStore()
+        async with IngestPipeline(store, embedder, **given) as pipeline:
+            yield pipeline
+
+    return run
+
+
+def failing(times, answer):
+    """Gives `answer` so many times, then lets the server answer as usual."""
+    left = [times]
+
+    def give(_body):
+        left[0] -= 1
+        return answer() if left[0] >= 0 else None
+
+    return give
+
+
+def if_asked_for(word, answer):
+    return lambda body: answer(body) if any(word in text for text in body["input"]) else None
+
+
+def vectors(body, change=lambda i, text, vector: vector, numbers=None):
+    texts = body["input"]
+    data = [
+        {"index": i, "embedding": change(i, text, vector_of(text))} for i, text in enumerate(texts)
+    ]
+    return JSONResponse({"data": data[:numbers] if numbers is not None else data})
+
+
+async def stored(pipeline) -> Counter:
+    hits = await pipeline.search("?", 1000)
+    return Counter(line for hit in hits for line in hit.text.split("\n"))
+
+
+async def send(pipeline, make_actions, *names, session="s"):
+    await asyncio.gather(*(pipeline.on_actions(make_actions(session, name)) for name in names))
+
+
+# -- outages ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(lambda status=status: error(status, "no", None) for status in (401, 403, 404, 408, 429)),
+        *(lambda status=status: error(status, "no", None) for status in (500, 502, 503)),
+        lambda: HTMLResponse("<h1>Sign in to the hotel's network</h1>"),
+        lambda: JSONResponse({"object": "list"}),
+    ],
+    ids=["401", "403", "404", "408", "429", "500", "502", "503", "html", "no-data"],
+)
+async def test_an_answer_that_is_an_outage_costs_nothing(
+    running, embedding_server, make_actions, answer, caplog
+):
+    async with running(max_attempts=1) as pipeline:
+        await send(pipeline, make_actions, "before")
+        await pipeline.drain()
+        embedding_server.answer = failing(5, answer)
+        await send(pipeline, make_actions, "a", "b", "c")
+        await pipeline.drain()
+        assert await stored(pipeline) == Counter(["before", "a", "b", "c"])
+        ledger = pipeline.ledger
+        assert (ledger.stored, ledger.dead) == (4, 0)
+        assert ledger.retries >= 5
+        assert pipeline.trouble is None
+    warnings = [r.message for r in caplog.records if r.name.startswith("autoplay_rag")]
+    assert sum("is not available" in message for message in warnings) == 1
+    assert sum("embedder is back" in message for message in warnings) == 1
+    assert "sk-test" not in caplog.text
+
+
+async def test_a_rate_limit_is_waited_out_once_by_all(running, embedding_server, make_actions):
+    asked = []
+
+    def answer(body):
+        asked.append(asyncio.get_running_loop().time())
+        if len(asked) == 1:
+            return error(429, "slow down", "rate_limit_exceeded", {"Retry-After": "1"})
+        return None
+
+    embedding_server.answer = answer
+    async with running(embed_concurrency=4) as pipeline:
+        for i in range(5):
+            await send(pipeline, make_actions, f"{i}", session=f"s{i}")
+            await asyncio.sleep(0.05)  # they come while all wait
+        assert "429" in pipeline.trouble
+        await pipeline.drain()
+        assert pipeline.ledger.stored == 5
+    assert asked[1] - asked[0] >= 1.0
+    assert len(asked) == 2  # and then they went together
+
+
+async def test_a_service_that_does_not_answer_is_an_outage(running, embedding_server, make_actions):
+    embedding_server.hang = asyncio.Event()
+    async with running(timeout=0.1) as pipeline:
+        await send(pipeline, make_actions, "a", "b")
+        while len(embedding_server.requests) < 2:
+            await embedding_server.asked.wait()
+            embedding_server.asked.clear()
+        assert "did not answer within 0.1 s" in pipeline.trouble
+        embedding_server.hang.set()
+        await pipeline.drain()
+        assert await stored(pipeline) == Counter("ab")
+
+
+async def test_a_service_that_is_not_there_yet_is_an_outage(running, make_actions, eventually):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+        async with running(url=url) as pipeline:
+            await send(pipeline, make_actions, "a", "b")
+            await eventually(lambda: pipeline.ledger.retries >= 3)
+            assert "could not be reached" in pipeline.trouble
+            bound.listen()
+            async with serving(bound):
+                await pipeline.drain()
+                assert await stored(pipeline) == Counter("ab")
+
+
+async def test_nothing_dies_in_an_outage_however_long_it_lasts(
+    running, embedding_server, make_actions, eventually
+):
+    async with running(max_attempts=1) as pipeline:
+        embedding_server.answer = lambda body: error(503, "no", None)
+        await send(pipeline, make_actions, *"abcdef")
+        await eventually(lambda: pipeline.ledger.retries > 30)
+        assert (pipeline.ledger.pending, pipeline.ledger.dead) == (6, 0)
+        await send(pipeline, make_actions, "g", session="t")  # and goes on taking in
+        embedding_server.answer = lambda body: None
+        await pipeline.drain()
+        assert await stored(pipeline) == Counter("abcdefg")
+
+
+# -- answers that are no vectors --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda body: vectors(body, numbers=len(body["input"]) - 1),
+        lambda body: vectors(body, lambda i, text, vector: [*vector, 0.0]),
+        lambda body: vectors(body, lambda i, text, vector: vector[:-1]),
+        lambda body: vectors(body, lambda i, text, vector: []),
+        lambda body: error(400, "no", None),
+        lambda body: error(413, "no", None),
+        lambda body: error(422, "no", None),
+    ],
+    ids=["too-few", "too-long", "too-short", "empty", "400", "413", "422"],
+)
+async def test_a_service_that_answers_wrongly_to_everything_kills_nothing(
+    running, embedding_server, make_actions, eventually, spoil
+):
+    async with running(max_attempts=1 + 1) as pipeline:
+        await send(pipeline, make_actions, "before")
+        await pipeline.drain()
+        embedding_server.answer = spoil
+        await send(pipeline, make_actions, "a", "b", "c")
+        await eventually(lambda: pipeline.trouble)  # not even the probe went through
+        retries = pipeline.ledger.retries
+        await eventually(lambda: pipeline.ledger.retries > retries + 5)
+        assert (pipeline.ledger.pending, pipeline.ledger.dead) == (3, 0)
+        embedding_server.answer = lambda body: None
+        await pipeline.drain()
+        assert await stored(pipeline) == Counter(["before", "a", "b", "c"])
+
+
+def raw_nan(body):
+    """NaN is no JSON; services send it all the same, in base64."""
+    import base64
+    from array import array
+
+    nan = base64.b64encode(array("f", [float("nan"), 1.0, 1.0]).tobytes()).decode()
+    return vectors(body, lambda i, text, vector: nan if "poison" in text else vector)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda body: error(400, "no", "context_length"), "answered 400"),
+        (raw_nan, "NaN"),
+        (
+            lambda body: vectors(body, lambda i, t, v: [1.0] if "poison" in t else v),
+            "1 dimensions",
+        ),
+    ],
+    ids=["400", "nan", "dimension"],
+)
+async def test_a_poisoned_payload_dies_alone_and_its_neighbours_are_stored(
+    running, embedding_server, make_actions, spoil, said
+):
+    async with running(batch_window=60.0, max_attempts=3) as pipeline:
+        await send(pipeline, make_actions, "good")
+        await pipeline.drain()
+        embedding_server.answer = if_asked_for("poison", spoil)
+        await send(pipeline, make_actions, "a", "b", "poison", "c", "d")  # one chunk
+        await send(pipeline, make_actions, "other", session="t")
+        await pipeline.drain()
+        assert await stored(pipeline) == Counter(["good", "a", "b", "c", "d", "other"])
+        ledger = pipeline.ledger
+        assert (ledger.received, ledger.stored, ledger.dead) == (7, 6, 1)
+        (letter,) = await pipeline.dead_letters.list()
+        assert letter.payload.actions[0].title == "poison"
+        assert said in letter.error
+        alone = [i for i, r in enumerate(embedding_server.requests) if r["input"] == ["poison"]]
+        assert len(alone) == 3
+        for one, other in pairwise(alone):
+            assert other > one + 1  # something else went through in between
+
+
+async def test_dead_letters_are_retried_when_the_fault_is_mended_or_discarded(
+    running, embedding_server, make_actions
+):
+    embedding_server.answer = if_asked_for("poison", lambda body: error(400, "no", None))
+    async with running() as pipeline:
+        await send(pipeline, make_actions, "poison 1", "ok", "poison 2", "poison 3")
+        await pipeline.drain()
+        first, second, third = [letter.id for letter in await pipeline.dead_letters.list()]
+        assert await pipeline.dead_letters.retry(first) == 1
+        await pipeline.drain()
+        assert pipeline.ledger.dead == 3  # dead once more, under a new number
+        embedding_server.answer = lambda body: None
+        assert await pipeline.dead_letters.discard(second) == 1
+        assert await pipeline.dead_letters.retry(third, 999) == 1
+        await pipeline.drain()
+        assert await stored(pipeline) == Counter(["ok", "poison 3"])
+        assert await pipeline.dead_letters.retry() == 1
+        await pipeline.drain()
+        assert await stored(pipeline) == Counter(["ok", "poison 1", "poison 3"])
+        ledger = pipeline.ledger
+        assert (ledger.received, ledger.stored, ledger.dead, ledger.discarded) == (4, 3, 0, 1)
+
+
+async def test_a_retry_whose_caller_gave_up_is_carried_out(running, embedding_server, make_actions):
+    embedding_server.answer = if_asked_for("poison", lambda body: error(400, "no", None))
+    async with running() as pipeline:
+        await send(pipeline, make_actions, "poison")
+        await pipeline.drain()
+        embedding_server.answer = lambda body: None
+        retrying = asyncio.create_task(pipeline.dead_letters.retry())
+        await asyncio.sleep(0)
+        retrying.cancel()
+        await asyncio.wait([retrying])
+        assert await pipeline.dead_letters.list() == []
+        await pipeline.drain()
+        assert pipeline.ledger.stored == 1
+
+
+# -- the store --------------------------------------------------------------------------------
+
+
+class FlakyStore(MemoryStore):
+    """Fails while `failure` says how; counts how often each chunk was stored."""
+
+    def __init__(self):
+        super().__init__()
+        self.failure = lambda chunks: None
+        self.upserts = 0
+
+    async def upsert(self, chunks, vectors):
+        self.upserts += 1
+        if failure := self.failure(chunks):
+            raise failure
+        await super().upsert(chunks, vectors)
+
+
+async def test_a_store_that_dies_and_comes_back_loses_nothing(running, make_actions, eventually):
+    store = FlakyStore()
+    async with running(store, max_attempts=1) as pipeline:
+        await send(pipeline, make_actions, "a")
+        await pipeline.drain()
+        store.failure = lambda chunks: ConnectionResetError("gone")
+        await send(pipeline, make_actions, "b", "c")
+        await eventually(lambda: store.upserts > 10)
+        assert pipeline.trouble == "store: ConnectionResetError: gone"
+        assert pipeline.ledger.dead == 0
+        store.failure = lambda chunks: None
+        await pipeline.drain()
+        assert await stored(pipeline) == Counter("abc")
+        assert pipeline.trouble is None
+
+
+async def test_what_a_store_refuses_dies_alone(running, make_actions):
+    store = FlakyStore()
+    store.failure = lambda chunks: (
+        ValueError("bad metadata") if any("poison" in c.text for c in chunks) else None
+    )
+    async with running(store, batch_window=60.0, max_attempts=2) as pipeline:
+        await send(pipeline, make_actions, "a", "poison", "b")
+        draining = asyncio.create_task(pipeline.drain())
+        for i in range(3):  # others, whose success shows whose fault it is
+            await send(pipeline, make_actions, f"{i}", session=f"t{i}")
+            await pipeline.drain(5.0) if i == 2 else await asyncio.sleep(0.1)
+        await draining
+        assert await stored(pipeline) == Counter(["a", "b", "0", "1", "2"])
+        (letter,) = await pipeline.dead_letters.list()
+        assert letter.error == "store: ValueError: bad metadata"
+
+
+async def test_a_chroma_worker_killed_in_the_middle_costs_nothing(
+    running, embedder, make_actions, tmp_path, eventually
+):
+    store = ChromaStore(tmp_path / "chroma")
+    async with running(store, embedder=embedder, drain_timeout=20.0) as pipeline:
+        killed = []
+        names = [f"n{i}" for i in range(400)]
+        for name in names:
+            await send(pipeline, make_actions, name, session=name)
+            if pipeline.ledger.stored > 100 * (len(killed) + 1) and len(killed) < 2:
+                killed.append(store._worker._process._popen.pid)
+                os.kill(killed[-1], signal.SIGKILL)
+            await asyncio.sleep(0.002)
+        if not killed:
+            killed.append(store._worker._process._popen.pid)
+            os.kill(killed[-1], signal.SIGKILL)
+        await pipeline.drain()
+        assert pipeline.ledger.stored == 400
+        assert await store.count() == 400
+        assert store._worker._process._popen.pid not in killed
+    again = ChromaStore(tmp_path / "chroma")
+    await again.start(embedder.model)
+    hits = await again.query(embedder.vector("x"), 400, Filter())
+    await again.aclose()
+    assert Counter(hit.text for hit in hits) == Counter(names)
+
+
+# -- the user's own rules ---------------------------------------------------------------------
+
+
+def fail(_payload):
+    raise RuntimeError("SECRET in the message")
+
+
+async def test_a_select_that_raises_makes_a_dead_letter_with_the_payload(running, make_actions):
+    async with running(select=fail) as pipeline:
+        await send(pipeline, make_actions, "a")
+        (letter,) = await pipeline.dead_letters.list()
+        assert letter.payload == make_actions("s", "a")
+        assert letter.error == "select failed: RuntimeError: SECRET in the message"
+        assert await pipeline.dead_letters.retry() == 1
+        await pipeline.drain()
+        assert pipeline.ledger.stored == 1
+
+
+@pytest.mark.parametrize(
+    "redact", [fail, lambda payload: None, lambda payload: {"title": "a dictionary"}]
+)
+async def test_a_redact_that_fails_keeps_key_and_error_and_never_the_body(
+    running, make_actions, tmp_path, redact, caplog
+):
+    journal = tmp_path / "j.db"
+    async with running(redact=redact, journal=journal) as pipeline:
+        await send(pipeline, make_actions, "PRIVATE")
+        await send(pipeline, make_actions, "PRIVATE")
+        (letter,) = await pipeline.dead_letters.list()
+        assert letter.payload is None
+        assert letter.error.startswith("redact failed: ")
+        assert (pipeline.ledger.dead, pipeline.ledger.duplicate) == (1, 1)
+        assert await pipeline.dead_letters.retry() == 0
+        written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        assert b"PRIVATE" not in written
+        assert b"SECRET" not in written
+        assert await pipeline.dead_letters.discard() == 1
+    assert "PRIVATE" not in caplog.text
+    assert "SECRET" not in caplog.text
+
+
+async def test_with_redact_what_select_says_of_its_failure_is_not_kept(
+    running, make_actions, tmp_path, caplog
+):
+    def select(payload):
+        raise ValueError(payload.actions[0].title)
+
+    def redact(payload):
+        return make_actions("s", "***")
+
+    async with running(select=select, redact=redact, journal=tmp_path / "j.db") as pipeline:
+        await send(pipeline, make_actions, "PRIVATE")
+        (letter,) = await pipeline.dead_letters.list()
+        assert letter.error == "select failed: ValueError"
+        assert letter.payload.actions[0].title == "***"
+    assert "PRIVATE" not in caplog.text
+
+
+async def test_redact_is_what_is_kept_and_the_key_is_of_what_came(running, make_actions, tmp_path):
+    words = iter(["***", "---"])
+
+    def redact(payload):
+        return make_actions("s", next(words))
+
+    async with running(redact=redact, journal=tmp_path / "j.db") as pipeline:
+        await send(pipeline, make_actions, "PRIVATE")
+        await send(pipeline, make_actions, "PRIVATE")  # redacted otherwise, and a duplicate
+        await pipeline.drain()
+        assert await stored(pipeline) == Counter(["***"])
+        assert pipeline.ledger.duplicate == 1
+        assert all(b"PRIVATE" not in path.read_bytes() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "bad", [fail, lambda payloads: "", lambda payloads: None, lambda payloads: "half \ud800"]
+)
+async def test_a_render_that_fails_costs_that_payload_alone(running, make_actions, titles, bad):
+    def render(payloads):
+        text = titles(payloads)
+        return bad(payloads) if "poison" in text else text
+
+    async with running(render=render, batch_window=60.0) as pipeline:
+        await send(pipeline, make_actions, "a", "poison", "b")
+        await pipeline.drain()
+        assert await stored(pipeline) == Counter(["a", "b"])
+        (letter,) = await pipeline.dead_letters.list()
+        assert letter.error.startswith("render failed: ")
+
+
+# -- the day's budget -------------------------------------------------------------------------
+
+
+async def test_the_days_budget_pauses_embedding_and_nothing_else(  # noqa: PLR0917 - fixtures
+    running, make_actions, tmp_path, monkeypatch, caplog, embedder, eventually
+):
+    embedder.count_tokens = len
+    options = {
+        "embedder": embedder,
+        "journal": tmp_path / "j.db",
+        "max_embed_tokens_per_day": 100,
+    }
+    async with running(**options) as pipeline:
+        await send(pipeline, make_actions, "a" * 80)
+        await pipeline.drain()
+        await send(pipeline, make_actions, "b" * 50)
+        await eventually(lambda: pipeline.trouble)
+        assert "max_embed_tokens_per_day=100 is used up" in pipeline.trouble
+        assert "max_embed_tokens_per_day" in caplog.text
+        await send(pipeline, make_actions, "c" * 50)
+        assert (pipeline.ledger.stored, pipeline.ledger.pending) == (1, 2)
+    async with running(**options) as pipeline:  # a restart is no new day
+        await eventually(lambda: pipeline.trouble)
+        assert pipeline.ledger.embed_requests == 0
+        status = JournalReader(tmp_path / "j.db").status()
+        assert status.ledger.pending == 2
+    monkeypatch.setattr(embedding, "today", lambda: "2999-01-01")
+    monkeypatch.setattr(embedding, "datetime", _Later)
+    async with running(**options) as pipeline:
+        await pipeline.drain(5.0)
+        assert pipeline.ledger.stored == 3
+
+
+class _Later(datetime):
+    @classmethod
+    def now(cls, tz=UTC):
+        return datetime(2999, 1, 1, tzinfo=tz)
+
+
+async def test_no_request_is_larger_than_the_days_budget(running, make_actions, embedder):
+    embedder.count_tokens = len
+    async with running(embedder=embedder, max_embed_tokens_per_day=100) as pipeline:
+        async with asyncio.TaskGroup() as group:
+            for i in range(20):
+                group.create_task(send(pipeline, make_actions, f"{i:030}", session=f"s{i}"))
+        await embedder.requested.wait()
+        assert max(sum(map(len, request)) for request in embedder.requests) <= 100
+
+
+# -- the journal's disk -----------------------------------------------------------------------
+
+
+async def test_a_full_disk_loses_only_what_came_meanwhile_and_says_so(
+    running, make_actions, tmp_path, caplog, eventually
+):
+    async with running(journal=tmp_path / "j.db", drain_timeout=5.0) as pipeline:
+
+        async def limit(pages=None):
+            def change(db):
+                most = pages or db._scalar("PRAGMA page_count")
+                db._connection.execute(f"PRAGMA max_page_count = {most}")
+
+            await pipeline._run._journal.do(change)
+
+        await send(pipeline, make_actions, "before")
+        await limit()
+        lost = ["x" * 50_000 + str(i) for i in range(5)]
+        await send(pipeline, make_actions, *lost)
+        assert pipeline.ledger.overflow == 5
+        assert pipeline.ledger.balanced
+        assert caplog.text.count("being LOST") == 1
+        assert await pipeline.dead_letters.list() == []  # it can still be read
+        await limit(1_000_000)
+        await send(pipeline, make_actions, *lost[:2])
+        await pipeline.drain()
+        assert (pipeline.ledger.stored, pipeline.ledger.overflow) == (3, 5)
+    assert JournalReader(tmp_path / "j.db").status().ledger.overflow == 5
