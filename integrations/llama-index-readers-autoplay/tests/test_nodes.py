@@ -5,7 +5,12 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_index.core.node_parser import HierarchicalNodeParser, SentenceSplitter, TokenTextSplitter
+from llama_index.core.node_parser import (
+    HierarchicalNodeParser,
+    SentenceSplitter,
+    SentenceWindowNodeParser,
+    TokenTextSplitter,
+)
 from llama_index.core.schema import Document, MetadataMode, TextNode
 
 from llama_index.readers.autoplay.nodes import make_document, make_node, node_id, settle
@@ -53,6 +58,26 @@ def test_a_splitters_nodes_get_the_same_ids_each_time():
     assert first[0].node_id == node_id("d1", 0)
     assert first[1].node_id == node_id("d1", 1)
     assert {node.ref_doc_id for node in first} == {"d1", "d2"}
+
+
+@pytest.mark.parametrize(
+    "parsers",
+    [
+        [HierarchicalNodeParser.from_defaults([256, 64])],
+        [SentenceWindowNodeParser.from_defaults()],
+        [SentenceSplitter(chunk_size=128, chunk_overlap=0), TokenTextSplitter(chunk_size=64)],
+    ],
+)
+def test_so_do_those_of_other_parsers_and_of_several(parsers):
+    runs = []
+    for _ in range(2):
+        nodes = [make_document("d1", LONG, {})]
+        for parser in parsers:
+            nodes = parser(nodes)
+        runs.append([(node.node_id, node.ref_doc_id) for node in settle(nodes)])
+    assert runs[0] == runs[1]
+    assert len(dict(runs[0])) == len(runs[0])
+    assert {owner for _, owner in runs[0]} == {"d1"}
 
 
 def test_neighbours_still_know_each_other():

@@ -12,7 +12,7 @@ from autoplay_rag.errors import (
     PipelineClosedError,
     PipelineError,
 )
-from llama_index.core import VectorStoreIndex
+from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
@@ -127,6 +127,20 @@ async def test_a_changed_document_loses_all_its_old_nodes(target: Target, record
     assert (many > 4, len(few)) == (True, 2)
     if isinstance(target, VectorStoreIndex) and not target.vector_store.stores_text:
         assert set(target.index_struct.nodes_dict) == set(target.docstore.docs) == set(few)
+
+
+async def test_an_index_that_lost_its_docstore_still_replaces(
+    chroma, embed_model, record, make_payload
+):
+    path = record([make_payload("clicked", session_id=f"s{n}") for n in range(3)])
+    for text in ("old", "new"):
+        storage = StorageContext.from_defaults(vector_store=chroma)
+        index = VectorStoreIndex(
+            [], storage_context=storage, embed_model=embed_model, store_nodes_override=True
+        )
+        await ingest(index, path, render=lambda _, text=text: text)
+        assert sorted(node.get_content() for node in index.docstore.docs.values()) == [text] * 3
+    assert chroma.client.get()["documents"] == ["new"] * 3
 
 
 async def test_while_embedding_fails_the_old_vectors_stay(

@@ -68,6 +68,8 @@ class StoreCalls:
 
     async def stored(self, node_ids: Sequence[str]) -> set[str] | None:
         """Which of these nodes are stored; None if the store cannot tell."""
+        if isinstance(self.vector_store, SimpleVectorStore):
+            return self.vector_store.data.embedding_dict.keys() & set(node_ids)
         try:
             nodes = await self.call("get_nodes", "aget_nodes", list(node_ids))
         except NotImplementedError:

@@ -52,7 +52,7 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         >>> import asyncio
         >>> from autoplay_rag import ActionsPayload, SlimAction
         >>> live = LiveSessions(clock=lambda: 100.0)
-        >>> live.add(ActionsPayload("acme", "s1", "u1", actions=[SlimAction("clicked Export")]))
+        >>> live.add(ActionsPayload("acme", "s1", "u1", actions=[SlimAction(description="User clicked Export")]))
         >>> block = SessionContextBlock(live, user_id="u1")
         >>> print(asyncio.run(block.aget()).splitlines()[-1])
         0 s ago: clicked Export

@@ -34,7 +34,7 @@ def node_id(document_id: str, position: int = 0) -> str:
 
     Example:
         >>> node_id("d41d8cd98f00b204e9800998ecf8427e")
-        '3aa44ea2-ee0a-537d-bd54-a29d0b2d2c26'
+        'aaad4d14-5b95-5d5b-9931-277636578d79'
     """
     return str(uuid5(_NAMESPACE, f"{position}/{document_id}"))
 

@@ -130,6 +130,9 @@ class IndexTarget:
             await self.calls.add(nodes)
             return
         await self.delete([document.id_ for document in documents])
+        if self.calls.vector_store.stores_text:
+            # Its docstore may be younger than what the vector store holds.
+            await _clear(self.calls, documents, nodes)
         # These have their embeddings: nothing is embedded here.
         await self.calls.run(self._index.insert_nodes, list(nodes))
 
