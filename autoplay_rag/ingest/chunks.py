@@ -135,7 +135,12 @@ def metadata_of(payloads: Sequence[Payload], *, include_email: bool = False) -> 
         "action_count": count,
         "urls": _urls(urls),
     }
-    return {name: _storable(value) for name, value in found.items() if value}
+    # PostgreSQL and others refuse text with a NUL in it.
+    return {
+        name: value.replace("\0", "\ufffd") if isinstance(value, str) else value
+        for name, value in found.items()
+        if value
+    }
 
 
 def _known(payloads: Sequence[Payload], name: str) -> str | None:
@@ -152,17 +157,13 @@ def _known(payloads: Sequence[Payload], name: str) -> str | None:
     return None
 
 
-def _storable(value: str | float) -> str | float:
-    # PostgreSQL and others refuse text with a NUL in it.
-    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
-
-
 def _urls(urls: Iterable[str]) -> str:
     kept: list[str] = []
     length = 0
-    for url in dict.fromkeys(filter(None, urls)):
+    for url in dict.fromkeys(urls):
         if length + len(url) > _URLS_LENGTH:
             break
-        kept.append(url)
+        if url:
+            kept.append(url)
         length += len(url) + 1
     return " ".join(kept)

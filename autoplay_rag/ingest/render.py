@@ -103,7 +103,7 @@ def action_line(action: SlimAction) -> str:
 def _lines(actions: Sequence[SlimAction]) -> Iterator[str]:
     last_site = last_page = ""
     for action in actions:
-        site, page = _place((action.canonical_url or action.raw_url)[:_URL_LENGTH])
+        site, page, words = _place((action.canonical_url or action.raw_url)[:_URL_LENGTH])
         if site and site != last_site:
             last_site, last_page = site, ""
             yield site
@@ -111,7 +111,7 @@ def _lines(actions: Sequence[SlimAction]) -> Iterator[str]:
         if page and page != last_page:
             last_page = page
             said = line.casefold()
-            if not all(word in said for word in page.casefold().split()):
+            if not all(word in said for word in words):
                 yield f"on {page},"
         if line:
             yield line if line[-1] in ".,;!?…" else f"{line},"
@@ -124,20 +124,24 @@ def _says_little(action: SlimAction) -> bool:
 
 def _flat(text: str) -> str:
     """One line: what a stranger typed starts no line of its own."""
-    flat = " ".join(text[: 4 * _LINE_LENGTH].replace("\0", " ").split())
+    text = text[: 4 * _LINE_LENGTH]
+    if text.isprintable() and "  " not in text:  # the usual case, and a quick one
+        flat = text.strip()
+    else:
+        flat = " ".join(text.replace("\0", " ").split())
     return flat if len(flat) <= _LINE_LENGTH else f"{flat[:_LINE_LENGTH]}…"
 
 
 @lru_cache(maxsize=1024)
-def _place(url: str) -> tuple[str, str]:
-    """The site's name and the words in the page's path; empty where there are none."""
+def _place(url: str) -> tuple[str, str, Sequence[str]]:
+    """The site's name, the page's path in words, and those words to compare with."""
     try:
         parts = urlsplit(url)
         site = _HOST_NOISE.sub("", parts.hostname or "")
     except ValueError:
-        return "", ""
+        return "", "", ()
     if parts.scheme not in ("", "http", "https"):
-        return "", ""
+        return "", "", ()
     words = [
         word
         for segment in unquote(parts.path).split("/")
@@ -145,4 +149,5 @@ def _place(url: str) -> tuple[str, str]:
         for word in _NO_WORD.split(segment)
         if word
     ]
-    return _flat(site), _flat(" ".join(dict.fromkeys(words)))
+    page = _flat(" ".join(dict.fromkeys(words)))
+    return _flat(site), page, page.casefold().split()
