@@ -1,0 +1,119 @@
+"""An ingest that says what it does, line by line, until it is killed or has come to its end.
+
+    python kill_child.py FOLDER EVENTS
+
+It hands over events 0 to EVENTS - 1, but for those that FOLDER/reported names, and prints
+
+    accepted 17      `on_actions` has returned for event 17
+    > embed, < embed a step on the way to the store begins, ends
+    worker 4711      the Chroma worker's process
+    end              all is stored, and closed
+"""
+
+import asyncio
+import os
+import random
+import sys
+import time
+from array import array
+from contextlib import contextmanager
+from pathlib import Path
+
+from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
+from autoplay_rag.embedders.base import Embedder
+from autoplay_rag.ingest.journal_db import JournalDb
+from autoplay_rag.stores import ChromaStore
+
+SESSIONS = 100
+SENDERS = 8
+
+
+def say(line: str) -> None:
+    os.write(1, f"{line}\n".encode())  # past every buffer: what was said stays said
+
+
+@contextmanager
+def step(name: str):
+    say(f"> {name}")
+    yield
+    say(f"< {name}")
+
+
+class QuickEmbedder(Embedder):
+    model = "quick"
+    max_inputs = 32
+
+    async def embed(self, texts):
+        with step("embed"):
+            await asyncio.sleep(0.002)
+            return [self.vector(text) for text in texts]
+
+    def vector(self, text):
+        source = random.Random(text)
+        return array("f", [source.uniform(-1, 1) for _ in range(16)])
+
+
+class TalkingStore(ChromaStore):
+    async def upsert(self, chunks, vectors):
+        with step("upsert"):
+            await super().upsert(chunks, vectors)
+
+
+def talk(name: str) -> None:
+    """Have a method of the journal say when it begins and ends."""
+    method = getattr(JournalDb, name)
+
+    def talking(*args):
+        with step(name):
+            time.sleep(0.001)  # a kill takes about as long to come: let it find some before,
+            result = method(*args)
+            time.sleep(0.001)  # and some after
+            return result
+
+    setattr(JournalDb, name, talking)
+
+
+def payload(number: int) -> ActionsPayload:
+    at = 1_700_000_000.0 + number
+    action = SlimAction(str(number), timestamp_start=at, timestamp_end=at)
+    return ActionsPayload("p", f"s{number % SESSIONS}", actions=[action], count=1, forwarded_at=at)
+
+
+def titles(payloads) -> str:
+    return "\n".join(action.title for payload in payloads for action in payload.actions)
+
+
+async def send(pipeline: IngestPipeline, numbers) -> None:
+    for number in numbers:
+        await pipeline.on_actions(payload(number))
+        say(f"accepted {number}")
+        await asyncio.sleep(0.003)  # long enough that all steps run beside it
+
+
+async def main(folder: Path, events: int) -> None:
+    for name in ("plan", "replan", "acknowledge", "accept"):
+        talk(name)
+    store = TalkingStore(folder / "chroma")
+    reported = set((folder / "reported").read_text().split())
+    async with IngestPipeline(
+        store,
+        QuickEmbedder(),
+        journal=folder / "journal.db",
+        batch_window=0.05,
+        max_batch_actions=4,
+        render=titles,
+    ) as pipeline:
+        say(f"worker {store._worker._process._popen.pid}")
+        rest = [number for number in range(events) if str(number) not in reported]
+        async with asyncio.TaskGroup() as group:
+            for sender in range(SENDERS):  # a session is always with the same one, in order
+                mine = [n for n in rest if n % SESSIONS % SENDERS == sender]
+                group.create_task(send(pipeline, mine))
+        await pipeline.drain()
+        assert pipeline.ledger.balanced
+        assert pipeline.ledger.pending == pipeline.ledger.dead == 0
+    say("end")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,182 @@
+"""Kills an ingest with `kill -9` again and again, and looks whether anything is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoplay_rag.stores import ChromaStore
+from autoplay_rag.stores.base import Filter
+
+CHILD = Path(__file__).with_name("kill_child.py")
+STEPS = {"accept": 4, "plan": 16, "embed": 16, "upsert": 60, "acknowledge": 60}
+"""The steps of the way, with about how many events each of their turns takes."""
+_KILLS_OF_ONE = 5
+_BY_TIME = 0.3
+_KILL_CHROMA_TOO = 0.25
+_LONGEST_RUN_SECONDS = 60.0
+
+
+@dataclass
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        kills: How often the ingest was killed.
+        rounds: How many ingests that were.
+        during: How many kills found each step under way.
+        reported: Events whose `on_actions` had returned.
+        lost: Events that were reported and are not stored.
+        doubled: Events stored more than once.
+    """
+
+    kills: int = 0
+    rounds: int = 0
+    during: Counter[str] = field(default_factory=Counter)
+    reported: int = 0
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+
+
+async def kill_again_and_again(folder: Path, kills: int, events: int, seed: int) -> Outcome:
+    """Ingest `events` events in a new folder, over and over, until there were so many kills."""
+    chance = random.Random(seed)
+    outcome = Outcome()
+    while outcome.kills < kills:
+        ingest = _Ingest(folder / str(outcome.rounds), events, chance)
+        await ingest.run(min(kills - outcome.kills, _KILLS_OF_ONE))
+        stored = await _stored(ingest.folder)
+        outcome.rounds += 1
+        outcome.kills += ingest.kills
+        outcome.during += ingest.during
+        outcome.reported += len(ingest.reported)
+        outcome.lost += sorted(ingest.reported - stored.keys())
+        outcome.doubled += sorted(number for number, times in stored.items() if times > 1)
+    return outcome
+
+
+class _Ingest:
+    """One ingest, in as many processes as it takes."""
+
+    def __init__(self, folder: Path, events: int, chance: random.Random) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.reported: set[str] = set()
+        self.kills = 0
+        self.during: Counter[str] = Counter()
+        self._events = events
+        self._chance = chance
+
+    async def run(self, kills: int) -> None:
+        """Kill it so many times, unless it ends before; then let it go on to its end."""
+        while self.kills < kills:
+            if (child := await self._process(self._moment())).ended:
+                return
+            assert child.status == -signal.SIGKILL, f"it ended by itself: {child.status}"
+            if self._chance.random() < _KILL_CHROMA_TOO:
+                _kill(child.worker)
+            self.kills += 1
+            self.during.update(
+                {step for step, count in child.steps.items() if count} or {"between"}
+            )
+        child = await self._process(None)
+        assert child.ended, f"the last run did not come to its end: {child.status}"
+
+    async def _process(self, moment: _Moment | None) -> _Child:
+        (self.folder / "reported").write_text("\n".join(self.reported))
+        command = [sys.executable, str(CHILD), str(self.folder), str(self._events)]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        child = _Child(process.pid, self.reported, moment)
+        try:
+            async with asyncio.timeout(_LONGEST_RUN_SECONDS):
+                async for line in process.stdout:
+                    child.hear(line.decode().strip())
+                child.status = await process.wait()
+        finally:
+            child.forget()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return child
+
+    def _moment(self) -> _Moment:
+        """When to kill: some time after the start, or when a step begins for the nth time."""
+        if self._chance.random() < _BY_TIME:
+            return _Moment(seconds=self._chance.uniform(0.1, 3.5))
+        step = self._chance.choice(list(STEPS))
+        # Three runs or so to an ingest: as often as a step is taken in one of them.
+        often = max(1, (self._events - len(self.reported)) // 3 // STEPS[step])
+        return _Moment(step=step, number=self._chance.randint(1, often))
+
+
+@dataclass
+class _Moment:
+    seconds: float | None = None
+    step: str = ""
+    number: int = 0
+
+
+class _Child:
+    """What one process says, and its end."""
+
+    def __init__(self, pid: int, reported: set[str], moment: _Moment | None) -> None:
+        self.steps: Counter[str] = Counter()
+        self.worker = 0
+        self.ended = False
+        self.status: int | None = None
+        self._pid = pid
+        self._reported = reported
+        self._moment = moment or _Moment()
+        self._timer = None
+        if self._moment.seconds is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._moment.seconds, _kill, pid)
+
+    def hear(self, line: str) -> None:
+        """Take in one line; kill it if that is the moment."""
+        match line.split():
+            case ["accepted", number]:
+                self._reported.add(number)
+            case ["worker", pid]:
+                self.worker = int(pid)
+            case [">", step]:
+                self.steps[step] += 1
+                if step == self._moment.step:
+                    self._moment.number -= 1
+                    if self._moment.number == 0:
+                        _kill(self._pid)
+            case ["<", step]:
+                self.steps[step] -= 1
+            case ["end"]:
+                self.ended = True
+
+    def forget(self) -> None:
+        """It has ended: kill nobody who gets its number."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _kill(pid: int) -> None:
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def _stored(folder: Path) -> Counter[str]:
+    """How often each event stands in the store."""
+    store = ChromaStore(folder / "chroma")
+    await store.start("quick")
+    try:
+        count = await store.count()
+        hits = await store.query([1.0] * 16, count, Filter())
+    finally:
+        await store.aclose()
+    assert len(hits) == count
+    return Counter(number for hit in hits for number in hit.text.split("\n"))

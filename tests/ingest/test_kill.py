@@ -1,0 +1,22 @@
+"""`kill -9`: what `on_actions` has returned for is stored, once. `benchmarks.kill` is the long form."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from killing import kill_again_and_again
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_killed_ingest_loses_and_doubles_nothing(tmp_path):
+    outcome = await kill_again_and_again(tmp_path, kills=5, events=600, seed=2)
+    assert outcome.kills == 5
+    assert outcome.reported == 600 * outcome.rounds
+    assert outcome.lost == []
+    assert outcome.doubled == []
