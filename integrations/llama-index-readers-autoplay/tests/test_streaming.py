@@ -402,6 +402,20 @@ async def test_started_twice_or_used_when_closed(index: VectorStoreIndex, record
         await live.drain()
 
 
+async def test_whoever_waits_learns_of_the_end(index: VectorStoreIndex, local_connector):
+    for source in (AutoplayReader, AsyncConnectorClient):
+        live = await stream_into(index, source(local_connector([]).url))
+        waiting = asyncio.create_task(live.wait())
+        given_up = asyncio.create_task(live.wait())
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        assert not waiting.done()
+        await live.aclose()
+        async with asyncio.timeout(10):
+            await waiting
+
+
 async def test_a_client_that_is_running_already_leaves_nothing_open(
     index: VectorStoreIndex, local_connector, tmp_path
 ):

@@ -62,7 +62,8 @@ def stream_into(
         target: Where documents go. A pipeline needs a vector store and, among its
             transformations, an embedding model.
         source: A client, which is started and stopped; or an `AutoplayReader`, live or of a
-            recording, whose limits of time, `include` and `redact` hold here too.
+            recording, whose limits of time, `include` and `redact` hold here too. What a live
+            reader gives up because the journal is too slow for the stream it counts in `dropped`.
         journal: A file that remembers what was received over restarts and crashes. None keeps
             that in memory.
         use_async: As in `LlamaIndexStore`.
@@ -165,8 +166,9 @@ class LiveIngestion:
             ConnectorError: What ended the source, if it failed; what it had given is kept.
         """
         if self._task is not None:
-            # Who stops waiting does not stop the stream.
-            await asyncio.shield(self._task)
+            await asyncio.wait([self._task])  # who stops waiting does not stop the stream
+            if not self._task.cancelled():
+                self._task.result()
 
     async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as IngestPipeline.drain
         """Wait until all received so far is stored or dead.
