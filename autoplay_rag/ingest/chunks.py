@@ -109,38 +109,42 @@ def metadata_of(payloads: Sequence[Payload], *, include_email: bool = False) -> 
     first = payloads[0]
     starts: list[float] = []
     ends: list[float] = []
-    urls: list[str] = []
+    urls: dict[str, None] = {}
     count = 0
     for payload in payloads:
         started = ended = payload.forwarded_at
         if isinstance(payload, ActionsPayload):
             count += len(payload.actions)
-            urls += [action.canonical_url for action in payload.actions]
-            if times := [a.timestamp_start for a in payload.actions if a.timestamp_start]:
+            times = []
+            for action in payload.actions:
+                urls[action.canonical_url] = None
+                if action.timestamp_start:
+                    times.append(action.timestamp_start)
+            if times:
                 started = min(times)
-                ended = max(*times, *[a.timestamp_end for a in payload.actions])
+                ended = max(*times, *[action.timestamp_end for action in payload.actions])
         if started:
             starts.append(started)
         ends.append(ended)
     found: dict[str, str | float | None] = {
-        "product_id": first.product_id,
-        "session_id": first.session_id,
-        "user_id": _known(payloads, "user_id"),
-        "conversation_id": _known(payloads, "conversation_id"),
-        "email": _known(payloads, "email") if include_email else None,
+        "product_id": _storable(first.product_id),
+        "session_id": _storable(first.session_id),
+        "user_id": _storable(_known(payloads, "user_id")),
+        "conversation_id": _storable(_known(payloads, "conversation_id")),
+        "email": _storable(_known(payloads, "email")) if include_email else None,
         "kind": first.kind,
-        "started_at": min(starts, default=None),
+        "started_at": min(starts) if starts else None,
         "ended_at": max(ends),
         "forwarded_at": max([payload.forwarded_at for payload in payloads]),
         "action_count": count,
-        "urls": _urls(urls),
+        "urls": _storable(_joined_urls(urls)),
     }
+    return {name: value for name, value in found.items() if value}
+
+
+def _storable(text: str | None) -> str | None:
     # PostgreSQL and others refuse text with a NUL in it.
-    return {
-        name: value.replace("\0", "\ufffd") if isinstance(value, str) else value
-        for name, value in found.items()
-        if value
-    }
+    return text.replace("\0", "\ufffd") if text and "\0" in text else text
 
 
 def _known(payloads: Sequence[Payload], name: str) -> str | None:
@@ -157,13 +161,9 @@ def _known(payloads: Sequence[Payload], name: str) -> str | None:
     return None
 
 
-def _urls(urls: Iterable[str]) -> str:
-    kept: list[str] = []
-    length = 0
-    for url in dict.fromkeys(urls):
-        if length + len(url) > _URLS_LENGTH:
-            break
-        if url:
-            kept.append(url)
-        length += len(url) + 1
-    return " ".join(kept)
+def _joined_urls(urls: Iterable[str]) -> str:
+    joined = " ".join(filter(None, urls))
+    if len(joined) <= _URLS_LENGTH:
+        return joined
+    # Whole ones, as many as there is room for.
+    return joined[: _URLS_LENGTH + 1].rpartition(" ")[0]

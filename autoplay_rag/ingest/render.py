@@ -80,7 +80,7 @@ def render_actions(actions: Sequence[SlimAction]) -> str:
         clicked "Export",
         typed "Q3" into "Name"
     """
-    told = [action for action in actions if not _says_little(action)] or actions
+    told = [a for a in actions if a.type not in _QUIET and not _unlabeled(a)] or actions
     lines = dict.fromkeys(_lines(told))
     return "\n".join(lines).removesuffix(",").rstrip() or "no description"
 
@@ -117,9 +117,8 @@ def _lines(actions: Sequence[SlimAction]) -> Iterator[str]:
             yield line if line[-1] in ".,;!?…" else f"{line},"
 
 
-def _says_little(action: SlimAction) -> bool:
-    said = action.description
-    return action.type in _QUIET or ("an unlabeled" in said and '"' not in said)
+def _unlabeled(action: SlimAction) -> bool:
+    return "an unlabeled" in action.description and '"' not in action.description
 
 
 def _flat(text: str) -> str:

@@ -122,11 +122,13 @@ class PayloadLoader:
         limits = limits or self._limits
         left = limits.max_documents
         async with aclosing(self._source.stream(limits)) as payloads:
+            # Each payload alone needs no generator between: this is the way of every event.
             by_session = self._group_by == "session"
-            groups = self._sessions(payloads) if by_session else self._singles(payloads)
-            async with aclosing(groups):
-                async for group in groups:
-                    for text in self._texts(group):
+            found: AsyncGenerator[Any, None] = self._sessions(payloads) if by_session else payloads
+            texts_of = self._texts if by_session else self._texts_of_one
+            async with aclosing(found):
+                async for group in found:
+                    for text in texts_of(group):
                         yield text
                         if left is not None:
                             left -= 1
@@ -192,13 +194,6 @@ class PayloadLoader:
             )
         warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
 
-    async def _singles(
-        self, payloads: AsyncGenerator[Payload, None]
-    ) -> AsyncGenerator[list[Keyed], None]:
-        async for payload in payloads:
-            if (kept := self._kept(payload)) is not None:
-                yield [kept]
-
     async def _sessions(
         self, payloads: AsyncGenerator[Payload, None]
     ) -> AsyncGenerator[Sequence[Keyed], None]:
@@ -221,9 +216,13 @@ class PayloadLoader:
         for group in groups.rest():
             yield group
 
+    def _texts_of_one(self, payload: Payload) -> Sequence[LoadedText]:
+        kept = self._kept(payload)
+        return self._texts([kept]) if kept else ()
+
     def _texts(self, group: Sequence[Keyed]) -> Sequence[LoadedText]:
         try:
-            return list(self._maker.texts(group))
+            return self._maker.texts(group)
         except Exception as error:  # noqa: BLE001 - `render` is the user's own code
             _log.error("render failed (%s); a text was left out", type(error).__name__)
             return ()

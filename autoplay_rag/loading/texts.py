@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,7 +47,7 @@ class TextMaker:
     include_email: bool
     source: str
 
-    def texts(self, group: Sequence[Keyed]) -> Iterator[LoadedText]:
+    def texts(self, group: Sequence[Keyed]) -> list[LoadedText]:
         """The texts of payloads that belong together: one, or several pieces of one.
 
         The first has the id that the pipeline gives to a chunk beginning with the same payload,
@@ -56,9 +56,13 @@ class TextMaker:
         key, first = group[0]
         payloads = [payload for _, payload in group]
         metadata = metadata_of(payloads, include_email=self.include_email)
-        for part, text in enumerate(pieces(self.render(payloads), self.max_chars)):
-            name = chunk_id(first, key, part)
-            yield LoadedText(name, text, {**metadata, "chunk_id": name, "source": self.source})
+        made: list[LoadedText] = []
+        for text in pieces(self.render(payloads), self.max_chars):
+            name = chunk_id(first, key, len(made))
+            made.append(
+                LoadedText(name, text, {**metadata, "chunk_id": name, "source": self.source})
+            )
+        return made
 
 
 def pieces(text: str, max_chars: int) -> list[str]:
@@ -68,8 +72,10 @@ def pieces(text: str, max_chars: int) -> list[str]:
         >>> pieces("opened Reports\nclicked Export", 16)
         ['opened Reports', 'clicked Export']
     """
-    found: list[str] = []
     text = text.strip()
+    if 0 < len(text) <= max_chars:
+        return [text]
+    found: list[str] = []
     while len(text) > max_chars:
         end = max_chars
         for separator in ("\n", " "):
