@@ -14,35 +14,39 @@ import argparse
 import asyncio
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ingest"))
 
 from killing import kill_again_and_again
 
+from benchmarks.table import Figure, show
 
-def main(argv: list[str] | None = None) -> int:
-    """Print what came of it; 0 if nothing was lost or doubled."""
+
+def main(argv: list[str] | None = None) -> list[Figure]:
+    """Measure it; the arguments are those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kill")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--events", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args(argv)
-    started = time.monotonic()
+    options = parser.parse_args(argv or [])
     with tempfile.TemporaryDirectory() as folder:
-        outcome = asyncio.run(
+        found = asyncio.run(
             kill_again_and_again(Path(folder), options.kills, options.events, options.seed)
         )
-    during = ", ".join(f"{step} {count}" for step, count in outcome.during.most_common())
-    print(f"kills                {outcome.kills:>8,}  in {outcome.rounds} ingests")
-    print(f"step under way       {during}")
-    print(f"events reported      {outcome.reported:>8,}")
-    print(f"lost                 {len(outcome.lost):>8,}")
-    print(f"doubled              {len(outcome.doubled):>8,}")
-    print(f"seconds              {time.monotonic() - started:>8,.0f}")
-    return 1 if outcome.lost or outcome.doubled else 0
+    during = ", ".join(f"{step} {count}" for step, count in found.during.most_common())
+    return [
+        Figure(
+            f"`kill -9` {found.kills} times in {found.rounds} ingests of {options.events:,} events: "
+            "events reported that are lost, events stored twice",
+            f"{len(found.lost):,} lost, {len(found.doubled):,} doubled of {found.reported:,}",
+            f"under way when killed: {during}",
+            "0 and 0", not found.lost and not found.doubled,
+        )
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    figures = main(sys.argv[1:])
+    show(figures)
+    sys.exit(0 if all(figure.met for figure in figures) else 1)

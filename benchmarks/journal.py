@@ -1,0 +1,112 @@
+"""What the journal costs: payloads a second into it, and the pipeline with it and without it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.pipeline import SlowService, decoded
+from benchmarks.table import Figure, show
+
+TOGETHER = 20_000
+ONE_BY_ONE = 5_000
+ROUNDS = 3
+
+
+async def _together(durability: str) -> dict:
+    """Payloads handed over 200 at once, from decoded to committed."""
+    from autoplay_rag.ingest.intake import Intake
+    from autoplay_rag.ingest.journal import Journal
+
+    intake = Intake(None, None)
+    with tempfile.TemporaryDirectory() as folder, decoded(TOGETHER, 100) as payloads:
+        journal = Journal(
+            Path(folder) / "journal.db",
+            durability=durability,
+            max_bytes=2**30,
+            on_accepted=lambda _: None,
+        )
+        await journal.open()
+        started = time.perf_counter()
+        for start in range(0, TOGETHER, 200):
+            given = enumerate(payloads[start : start + 200], start + 1)
+            await asyncio.gather(*(journal.accept(intake.entry(p, seq)) for seq, p in given))
+        took = time.perf_counter() - started
+        assert journal.counters["pending"] == TOGETHER
+        await journal.close()
+    return {"per_second": TOGETHER / took}
+
+
+async def _one_by_one(durability: str) -> dict:
+    """A caller that awaits each `on_actions` before the next."""
+    from autoplay_rag import IngestPipeline
+    from autoplay_rag.stores import MemoryStore
+
+    with tempfile.TemporaryDirectory() as folder, decoded(ONE_BY_ONE, 100) as payloads:
+        async with IngestPipeline(
+            MemoryStore(),
+            SlowService(),
+            journal=f"{folder}/journal.db",
+            durability=durability,
+        ) as ingest:
+            started = time.perf_counter()
+            for payload in payloads:
+                await ingest.on_actions(payload)
+            took = time.perf_counter() - started
+    return {"per_second": ONE_BY_ONE / took}
+
+
+_RUNS = {"together": _together, "one-by-one": _one_by_one}
+
+
+def _rate(*name: str) -> float:
+    """What a process of its own measured."""
+    command = [sys.executable, "-m", *name]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(found.stdout.splitlines()[-1])["per_second"]
+
+
+def _best(*name: str) -> float:
+    """What disturbs a run only ever makes it slower."""
+    return max(_rate("benchmarks.journal", *name) for _ in range(ROUNDS))
+
+
+def main() -> list[Figure]:
+    together, together_full = _best("together", "normal"), _best("together", "full")
+    single, single_full = _best("one-by-one", "normal"), _best("one-by-one", "full")
+    # Turn by turn, so that what else the machine does touches both alike.
+    turns = [
+        (_rate("benchmarks.pipeline", "ours-journal"), _rate("benchmarks.pipeline", "ours"))
+        for _ in range(ROUNDS)
+    ]
+    with_, without = (statistics.median(rates) for rates in zip(*turns, strict=True))
+    return [
+        Figure(
+            "payloads a second into the journal alone, many callers",
+            f"{together:,.0f}", f'{together_full:,.0f} with durability="full"',
+            "at least 10,000", together >= 10_000,
+        ),
+        Figure(
+            "payloads a second of one caller that awaits each `on_actions`",
+            f"{single:,.0f}", f'{single_full:,.0f} with durability="full"',
+            "at least 1,500", single >= 1_500,
+        ),
+        Figure(
+            "events stored a second through the pipeline with a journal on disk",
+            f"{with_:,.0f} = {with_ / without:.2f} of without", f"{without:,.0f} without",
+            "at least 0.7", with_ / without >= 0.7,
+        ),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(asyncio.run(_RUNS[sys.argv[1]](sys.argv[2]))))
+    else:
+        show(main())
