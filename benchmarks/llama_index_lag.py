@@ -1,6 +1,7 @@
 """Loop lag over LlamaIndex's Chroma store: ours beside a bare loop of the store's own calls.
 
-The store holds the interpreter while it writes, so both lag. The bar is on what we add.
+The store holds the interpreter while it writes, so both lag. The bar is on what we add. Run it on
+a machine with nothing else to do: with fewer free cores than threads all figures are noise.
 """
 
 from __future__ import annotations
@@ -58,6 +59,26 @@ async def _bare(folder: str) -> list[float]:
     return await _paced(hand_over)
 
 
+async def _bare_pipeline(folder: str) -> list[float]:
+    """LlamaIndex's own ingestion of documents: its splitter, its embedding, its writing."""
+    from llama_index.core import Document, MockEmbedding
+    from llama_index.core.ingestion import IngestionPipeline
+    from llama_index.core.node_parser import SentenceSplitter
+
+    metadata = {"session_id": "session-000001", "user_id": "user-1", "started_at": 1.7e9}
+    documents = [Document(text=f"clicked {n} " * 10, metadata=metadata) for n in range(LOTS * LOT)]
+    pipeline = IngestionPipeline(
+        transformations=[SentenceSplitter(), MockEmbedding(embed_dim=DIMENSION)],
+        vector_store=_chroma(folder),
+        disable_cache=True,
+    )
+
+    async def hand_over(start: int) -> None:
+        await pipeline.arun(documents=documents[start : start + LOT])
+
+    return await _paced(hand_over)
+
+
 async def _store(folder: str) -> list[float]:
     """A pipeline into `LlamaIndexStore`."""
     from llama_index.readers.autoplay import LlamaIndexStore
@@ -94,7 +115,12 @@ async def _through(pipeline) -> list[float]:
     return late
 
 
-_MEASURES = {"bare": _bare, "store": _store, "stream": _stream}
+_MEASURES = {
+    "bare": _bare,
+    "store": _store,
+    "bare pipeline": _bare_pipeline,
+    "stream": _stream,
+}
 
 
 def _measure(name: str) -> dict[str, float]:
@@ -111,16 +137,18 @@ def main() -> list[Figure]:
         for name in _MEASURES
         for key in ("p99", "max")
     }
-    bare = median["bare", "p99"]
     return [
         Figure(
             f"loop lag over LlamaIndex's Chroma store, {what}, {LOT} nodes every {INTERVAL:g} s",
             f"p99 {median[name, 'p99']:.1f} ms, max {median[name, 'max']:.0f} ms",
-            f"p99 {bare:.1f} ms, max {median['bare', 'max']:.0f} ms",
+            f"p99 {median[bare, 'p99']:.1f} ms, max {median[bare, 'max']:.0f} ms",
             "p99 at most 5 ms above a bare loop of its own calls",
-            median[name, "p99"] - bare <= 5,
+            median[name, "p99"] - median[bare, "p99"] <= 5,
         )
-        for name, what in (("store", "`LlamaIndexStore`"), ("stream", "`stream_into`"))
+        for name, bare, what in (
+            ("store", "bare", "`LlamaIndexStore` beside `async_add`"),
+            ("stream", "bare pipeline", "`stream_into` beside `IngestionPipeline.arun`"),
+        )
     ]
 
 
