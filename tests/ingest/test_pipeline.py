@@ -372,7 +372,7 @@ async def test_ingest_runs_a_client_until_it_is_idle(make_pipeline, make_payload
     connector = local_connector([make_payload("Clicked Export", session_id="a") for _ in range(50)])
     async with make_pipeline() as pipeline:
         client = AsyncConnectorClient(connector.url)
-        ledger = await pipeline.ingest(client, idle_seconds=0.3)
+        ledger = await pipeline.ingest(client, idle_seconds=2.0)
         assert (ledger.received, ledger.stored) == (50, 50)
         assert client.state == "stopped"
         started = time.monotonic()
@@ -407,8 +407,8 @@ async def test_closing_lets_a_client_hand_over_what_it_has_received(
     client.run_in_background()
     await eventually(lambda: client.counts.received == 200)
     closing = asyncio.create_task(pipeline.aclose())
+    await eventually(lambda: client.state == "stopping")
     await eventually(lambda: pipeline.ledger.stored == 4)  # no more of a session at once
-    assert client.state == "stopping"
     gate.set()
     await closing
     assert client.state == "stopped"

@@ -116,7 +116,9 @@ async def test_an_answer_that_is_an_outage_costs_nothing(
     assert "sk-test" not in caplog.text
 
 
-async def test_a_rate_limit_is_waited_out_once_by_all(running, embedding_server, make_actions):
+async def test_a_rate_limit_is_waited_out_once_by_all(
+    running, embedding_server, make_actions, eventually
+):
     asked = []
 
     def answer(body):
@@ -127,10 +129,11 @@ async def test_a_rate_limit_is_waited_out_once_by_all(running, embedding_server,
 
     embedding_server.answer = answer
     async with running(embed_concurrency=4) as pipeline:
-        for i in range(5):
-            await send(pipeline, make_actions, f"{i}", session=f"s{i}")
-            await asyncio.sleep(0.05)  # they come while all wait
+        await send(pipeline, make_actions, "first", session="first")
+        await eventually(lambda: pipeline.trouble)
         assert "429" in pipeline.trouble
+        for i in range(4):  # they come while all wait
+            await send(pipeline, make_actions, f"{i}", session=f"s{i}")
         await pipeline.drain()
         assert pipeline.ledger.stored == 5
     assert asked[1] - asked[0] >= 1.0
