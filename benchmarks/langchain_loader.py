@@ -18,9 +18,9 @@ from benchmarks.table import Figure, show
 
 EVENTS = 10_000
 DELAYS = 100
-LOTS = 40
+LOTS = 20
 LOT = 64
-INTERVAL = 0.25
+INTERVAL = 0.5
 ROUNDS = 5
 
 

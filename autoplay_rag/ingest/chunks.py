@@ -107,25 +107,22 @@ def metadata_of(payloads: Sequence[Payload], *, include_email: bool = False) -> 
         include_email: Whether a person's address may go into the store.
     """
     first = payloads[0]
-    starts: list[float] = []
-    ends: list[float] = []
+    started = ended = forwarded = 0.0
     urls: dict[str, None] = {}
     count = 0
     for payload in payloads:
-        started = ended = payload.forwarded_at
+        since = until = payload.forwarded_at
+        forwarded = max(forwarded, until)
         if isinstance(payload, ActionsPayload):
-            count += len(payload.actions)
-            times = []
-            for action in payload.actions:
-                urls[action.canonical_url] = None
-                if action.timestamp_start:
-                    times.append(action.timestamp_start)
-            if times:
-                started = min(times)
-                ended = max(*times, *[action.timestamp_end for action in payload.actions])
-        if started:
-            starts.append(started)
-        ends.append(ended)
+            actions = payload.actions
+            count += len(actions)
+            urls.update(dict.fromkeys([action.canonical_url for action in actions]))
+            if times := [action.timestamp_start for action in actions if action.timestamp_start]:
+                since = min(times)
+                until = max(*times, *[action.timestamp_end for action in actions])
+        if since and (not started or since < started):
+            started = since
+        ended = max(ended, until)
     found: dict[str, str | float | None] = {
         "product_id": _storable(first.product_id),
         "session_id": _storable(first.session_id),
@@ -133,9 +130,9 @@ def metadata_of(payloads: Sequence[Payload], *, include_email: bool = False) -> 
         "conversation_id": _storable(_known(payloads, "conversation_id")),
         "email": _storable(_known(payloads, "email")) if include_email else None,
         "kind": first.kind,
-        "started_at": min(starts) if starts else None,
-        "ended_at": max(ends),
-        "forwarded_at": max([payload.forwarded_at for payload in payloads]),
+        "started_at": started,
+        "ended_at": ended,
+        "forwarded_at": forwarded,
         "action_count": count,
         "urls": _storable(_joined_urls(urls)),
     }

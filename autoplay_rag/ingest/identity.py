@@ -8,6 +8,7 @@ of one batch (an anonymous visit is linked, a counter starts anew), and so does 
 from __future__ import annotations
 
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -17,6 +18,15 @@ from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload
 __all__ = ["chunk_id", "lane_of", "payload_key"]
 
 _encode = msgspec.msgpack.Encoder().encode
+_content_of = attrgetter(
+    "type",
+    "title",
+    "description",
+    "canonical_url",
+    "raw_url",
+    "timestamp_start",
+    "timestamp_end",
+)
 
 
 def payload_key(payload: Payload) -> str:
@@ -35,19 +45,8 @@ def payload_key(payload: Payload) -> str:
     content: Any
     timeless = payload.session_id is None
     if isinstance(payload, ActionsPayload):
-        content = [
-            (
-                action.type,
-                action.title,
-                action.description,
-                action.canonical_url,
-                action.raw_url,
-                action.timestamp_start,
-                action.timestamp_end,
-            )
-            for action in payload.actions
-        ]
-        timeless = timeless or not all(action.timestamp_start for action in payload.actions)
+        content = list(map(_content_of, payload.actions))
+        timeless = timeless or 0.0 in [action.timestamp_start for action in payload.actions]
     elif isinstance(payload, ChatTurn):
         content = (payload.question, payload.answer)
         timeless = True  # people do ask the same thing twice

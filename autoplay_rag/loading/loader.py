@@ -19,7 +19,7 @@ from autoplay_rag.loading.grouping import SessionGroups
 from autoplay_rag.loading.limits import Limits
 from autoplay_rag.loading.pauses import with_pauses
 from autoplay_rag.loading.sources import Source
-from autoplay_rag.loading.texts import Keyed, LoadedText, TextMaker
+from autoplay_rag.loading.texts import Keyed, LoadedText, Make, TextMaker
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
 __all__ = ["GroupBy", "PayloadLoader"]
@@ -52,6 +52,8 @@ class PayloadLoader:
             left out and that is logged.
         render: Makes the text from payloads of one session; the pipeline's own if None.
         include_email: Whether addresses stand in the metadata.
+        make: Makes a library's document of id, text and metadata, to be given instead of a
+            `LoadedText`.
 
     Raises:
         ConfigurationError: If an argument can never work.
@@ -76,6 +78,7 @@ class PayloadLoader:
         redact: Callable[[Any], Payload] | None = None,
         render: Render | None = None,
         include_email: bool = False,
+        make: Make = LoadedText,
     ) -> None:
         for name, value in (
             ("session_idle_seconds", session_idle_seconds),
@@ -96,7 +99,9 @@ class PayloadLoader:
         self._session_idle = session_idle_seconds
         self._include = kinds
         self._redact = redact
-        self._maker = TextMaker(render or default_render, max_chars, include_email, source.name)
+        self._maker = TextMaker(
+            render or default_render, max_chars, include_email, source.name, make
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._source!r})"
@@ -106,7 +111,7 @@ class PayloadLoader:
         """How many payloads were given up because a consumer was slow."""
         return self._source.dropped
 
-    async def stream(self, limits: Limits | None = None) -> AsyncGenerator[LoadedText, None]:
+    async def stream(self, limits: Limits | None = None) -> AsyncGenerator[Any, None]:
         """The texts as they come; for ever where there is no limit.
 
         Leaving the loop early closes the connection when the generator is closed;
@@ -135,7 +140,7 @@ class PayloadLoader:
                             if not left:
                                 return
 
-    def iterate(self, limits: Limits | None = None) -> Generator[LoadedText, None, None]:
+    def iterate(self, limits: Limits | None = None) -> Generator[Any, None, None]:
         """As `stream` for code that is not asynchronous, from any thread, inside a loop or not.
 
         The thread and the connection behind it are gone when the iterator ends, is closed or is
@@ -143,7 +148,7 @@ class PayloadLoader:
         """
         return iterate(lambda: self.stream(limits), "autoplay-loader")
 
-    def load(self, limits: Limits | None = None, *, stacklevel: int = 1) -> list[LoadedText]:
+    def load(self, limits: Limits | None = None, *, stacklevel: int = 1) -> list[Any]:
         """All texts until a limit is reached, as a list.
 
         Args:
@@ -160,7 +165,7 @@ class PayloadLoader:
         self._warn_if_empty(found, started, stacklevel + 1)
         return found
 
-    async def aload(self, limits: Limits | None = None, *, stacklevel: int = 1) -> list[LoadedText]:
+    async def aload(self, limits: Limits | None = None, *, stacklevel: int = 1) -> list[Any]:
         """As `load`."""
         self._require_end(limits)
         started = time.monotonic()
@@ -216,11 +221,11 @@ class PayloadLoader:
         for group in groups.rest():
             yield group
 
-    def _texts_of_one(self, payload: Payload) -> Sequence[LoadedText]:
+    def _texts_of_one(self, payload: Payload) -> Sequence[Any]:
         kept = self._kept(payload)
         return self._texts([kept]) if kept else ()
 
-    def _texts(self, group: Sequence[Keyed]) -> Sequence[LoadedText]:
+    def _texts(self, group: Sequence[Keyed]) -> Sequence[Any]:
         try:
             return self._maker.texts(group)
         except Exception as error:  # noqa: BLE001 - `render` is the user's own code

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from autoplay_rag.ingest.chunks import Render, metadata_of
 from autoplay_rag.ingest.identity import chunk_id
 from autoplay_rag.payloads import Payload
 
-__all__ = ["Keyed", "LoadedText", "TextMaker", "pieces"]
+__all__ = ["Keyed", "LoadedText", "Make", "TextMaker", "pieces"]
 
 Keyed = tuple[str, Payload]
 """A payload behind its key, which was taken before anything was redacted."""
@@ -31,6 +31,10 @@ class LoadedText(NamedTuple):
     metadata: dict[str, str | int | float]
 
 
+Make: TypeAlias = Callable[[str, str, dict[str, Any]], Any]
+"""Makes a library's document of id, text and metadata."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextMaker:
     """How payloads become texts.
@@ -40,14 +44,16 @@ class TextMaker:
         max_chars: The most characters of one text; longer ones come in pieces.
         include_email: Whether a person's address stands in the metadata.
         source: Where the payloads are from.
+        make: Makes what is given of a `LoadedText`'s id, text and metadata.
     """
 
     render: Render
     max_chars: int
     include_email: bool
     source: str
+    make: Make = LoadedText
 
-    def texts(self, group: Sequence[Keyed]) -> list[LoadedText]:
+    def texts(self, group: Sequence[Keyed]) -> list[Any]:
         """The texts of payloads that belong together: one, or several pieces of one.
 
         The first has the id that the pipeline gives to a chunk beginning with the same payload,
@@ -56,11 +62,11 @@ class TextMaker:
         key, first = group[0]
         payloads = [payload for _, payload in group]
         metadata = metadata_of(payloads, include_email=self.include_email)
-        made: list[LoadedText] = []
+        made: list[Any] = []
         for text in pieces(self.render(payloads), self.max_chars):
             name = chunk_id(first, key, len(made))
             made.append(
-                LoadedText(name, text, {**metadata, "chunk_id": name, "source": self.source})
+                self.make(name, text, {**metadata, "chunk_id": name, "source": self.source})
             )
         return made
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
-from contextlib import aclosing, closing
 from typing import Any, Self
 
 from autoplay_rag.loading import (
     GroupBy,
     Limits,
     LiveSource,
-    LoadedText,
     PayloadLoader,
     RecordingSource,
 )
@@ -95,6 +93,7 @@ class AutoplayLoader(BaseLoader):
             redact=redact,
             render=render,
             include_email=include_email,
+            make=_document,
         )
 
     @classmethod
@@ -120,11 +119,12 @@ class AutoplayLoader(BaseLoader):
         Raises:
             ConfigurationError: If an argument can never work.
         """
-        loader = cls.__new__(cls)
         limits = Limits(
             max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
         )
-        loader._loader = PayloadLoader(RecordingSource(path), limits=limits, **options)  # noqa: SLF001 - one of its own
+        source = RecordingSource(path)
+        loader = cls.__new__(cls)
+        loader._loader = PayloadLoader(source, limits=limits, make=_document, **options)  # noqa: SLF001 - one of its own
         return loader
 
     def __repr__(self) -> str:
@@ -145,11 +145,9 @@ class AutoplayLoader(BaseLoader):
             ConnectorError: One of its kinds, if the connector refuses for good.
             OSError: If a recording cannot be read.
         """
-        with closing(self._loader.iterate()) as texts:
-            for text in texts:
-                yield _document(text)
+        return self._loader.iterate()
 
-    async def alazy_load(self) -> AsyncGenerator[Document, None]:
+    def alazy_load(self) -> AsyncGenerator[Document, None]:
         """Documents as they come.
 
         Leaving `async for` early closes the connection when the generator is closed, which
@@ -159,9 +157,7 @@ class AutoplayLoader(BaseLoader):
             ConnectorError: One of its kinds, if the connector refuses for good.
             OSError: If a recording cannot be read.
         """
-        async with aclosing(self._loader.stream()) as texts:
-            async for text in texts:
-                yield _document(text)
+        return self._loader.stream()
 
     def load(self) -> list[Document]:
         """All documents until a limit is reached; warns if there was none.
@@ -171,12 +167,12 @@ class AutoplayLoader(BaseLoader):
             ConnectorError: One of its kinds, if the connector refuses for good.
             OSError: If a recording cannot be read.
         """
-        return [_document(text) for text in self._loader.load(stacklevel=2)]
+        return self._loader.load(stacklevel=2)
 
     async def aload(self) -> list[Document]:
         """As `load`."""
-        return [_document(text) for text in await self._loader.aload(stacklevel=2)]
+        return await self._loader.aload(stacklevel=2)
 
 
-def _document(text: LoadedText) -> Document:
-    return Document(text.text, id=text.id, metadata=text.metadata)
+def _document(name: str, text: str, metadata: dict[str, Any]) -> Document:
+    return Document(text, id=name, metadata=metadata)

@@ -34,7 +34,8 @@ class LangChainStore(TextStore):
         vectorstore: Any LangChain vector store that replaces documents with the same id.
         filter_builder: Makes what the store takes as `filter=` out of an `autoplay_rag.Filter`;
             its `conditions()` are what has to hold.
-        max_batch: The most documents in one call.
+        max_batch: The most documents in one call. Larger ones are faster, and hold up the loop for
+            longer where the vector store does (`langchain-chroma`).
 
     Raises:
         ConfigurationError: If it is no vector store.
@@ -60,7 +61,7 @@ class LangChainStore(TextStore):
         vectorstore: VectorStore,
         filter_builder: FilterBuilder | None = None,
         *,
-        max_batch: int = 500,
+        max_batch: int = 100,
     ) -> None:
         if not isinstance(vectorstore, VectorStore):
             raise ConfigurationError(
