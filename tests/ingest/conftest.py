@@ -1,4 +1,4 @@
-"""What the ingest tests share: an embedder whose behaviour can be scripted, and payload makers."""
+"""What the ingest tests share: an embedder that can be scripted, makers of payloads and pipelines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from hashlib import blake2b
 
 import pytest
 
+from autoplay_rag import IngestPipeline
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.payloads import ActionsPayload, SlimAction
+from autoplay_rag.stores import MemoryStore
 
 
 class ScriptedEmbedder(Embedder):
@@ -96,3 +98,14 @@ def eventually():
                 await asyncio.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture
+def make_pipeline(embedder, titles):
+    """Makes pipelines whose chunks are the titles of their actions, a line each."""
+
+    def make(store=None, **options):
+        given = {"render": titles, "batch_window": 0.0, **options}
+        return IngestPipeline(store or MemoryStore(), given.pop("embedder", embedder), **given)
+
+    return make

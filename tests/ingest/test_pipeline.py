@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from autoplay_rag import ChatTurn, Filter, IngestPipeline, SummaryPayload
+from autoplay_rag import ChatTurn, IngestPipeline, SummaryPayload
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.errors import (
     AuthenticationError,
@@ -20,20 +20,8 @@ from autoplay_rag.errors import (
     PipelineError,
 )
 from autoplay_rag.stores import MemoryStore
-from autoplay_rag.stores.base import Hit, VectorStore
 
 pytestmark = pytest.mark.timeout(30)
-
-
-@pytest.fixture
-def make_pipeline(embedder, titles):
-    """Makes pipelines whose chunks are the titles of their actions, a line each."""
-
-    def make(store=None, **options):
-        given = {"render": titles, "batch_window": 0.0, **options}
-        return IngestPipeline(store or MemoryStore(), given.pop("embedder", embedder), **given)
-
-    return make
 
 
 async def texts_of(pipeline, **conditions) -> list[str]:
@@ -414,83 +402,6 @@ async def test_closing_lets_a_client_hand_over_what_it_has_received(
     assert client.state == "stopped"
     assert (client.counts.delivered, client.counts.failed, client.counts.dropped) == (200, 0, 0)
     assert pipeline.ledger.received == pipeline.ledger.stored == 200
-
-
-# -- search -----------------------------------------------------------------------------------
-
-
-async def test_search_is_limited_by_what_is_known_of_a_chunk(make_pipeline, make_actions):
-    async with make_pipeline() as pipeline:
-        await pipeline.on_actions(make_actions("s1", "a", at=1000.0, user="u1"))
-        await pipeline.on_actions(make_actions("s2", "b", at=2000.0, user="u1"))
-        await pipeline.on_actions(make_actions("s3", "c", at=3000.0, user="u2"))
-        await pipeline.drain()
-        assert await texts_of(pipeline, user_id="u1") == ["a", "b"]
-        assert await texts_of(pipeline, user_id="u1", since=1500.0) == ["b"]
-        assert await texts_of(pipeline, until=2500.0) == ["a", "b"]
-        assert await texts_of(pipeline, filter=Filter(session_id="s3")) == ["c"]
-        assert await texts_of(pipeline, session_id="nobody") == []
-        (hit,) = await pipeline.search("x", 1, session_id="s1")
-        assert (hit.session_id, hit.metadata["user_id"]) == ("s1", "u1")
-        with pytest.raises(ConfigurationError, match="not both"):
-            await pipeline.search("x", filter=Filter(), user_id="u1")
-        with pytest.raises(ConfigurationError, match="not by user"):
-            await pipeline.search("x", user="u1")
-        with pytest.raises(ValueError, match="empty"):
-            await pipeline.search(" ")
-        with pytest.raises(ValueError, match="at least 1"):
-            await pipeline.search("x", 0)
-
-
-async def test_a_store_that_filters_wrongly_shows_nobody_elses_session(make_pipeline):
-    class Careless(VectorStore):
-        async def upsert(self, chunks, vectors): ...
-
-        async def delete(self, ids): ...
-
-        async def count(self):
-            return 0
-
-        async def query(self, vector, k, filter):
-            return [
-                Hit.of("1", "mine", 0.9, {"user_id": "u1"}),
-                Hit.of("2", "yours", 0.8, {"user_id": "u2"}),
-            ]
-
-    async with make_pipeline(Careless()) as pipeline:
-        assert await texts_of(pipeline, user_id="u1") == ["mine"]
-
-
-async def test_search_sync_from_other_threads_and_inside_the_loop(make_pipeline, make_actions):
-    async with make_pipeline() as pipeline:
-        await pipeline.on_actions(make_actions("s", "a"))
-        await pipeline.drain()
-        found = await asyncio.gather(
-            *(asyncio.to_thread(pipeline.search_sync, "x", session_id="s") for _ in range(8))
-        )
-        assert {hit.text for hits in found for hit in hits} == {"a"}
-        assert [hit.text for hit in pipeline.search_sync("x")] == ["a"]
-        assert sum(t.name == "autoplay-search" for t in threading.enumerate()) == 1
-    assert not any(t.name == "autoplay-search" for t in threading.enumerate())
-
-
-async def test_a_search_under_way_ends_when_the_pipeline_closes(
-    make_pipeline, embedder, make_actions
-):
-    pipeline = make_pipeline()
-    await pipeline.start()
-    asked = threading.Event()
-
-    async def never(_texts):
-        asked.set()
-        await asyncio.Event().wait()
-
-    embedder.script = never
-    search = asyncio.create_task(asyncio.to_thread(pipeline.search_sync, "x"))
-    await asyncio.to_thread(asked.wait, 10)
-    await pipeline.aclose()
-    with pytest.raises(PipelineClosedError, match="closed during the search"):
-        await search
 
 
 # -- the loop ---------------------------------------------------------------------------------
