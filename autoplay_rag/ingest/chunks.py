@@ -124,24 +124,24 @@ def metadata_of(payloads: Sequence[Payload], *, include_email: bool = False) -> 
             started = since
         ended = max(ended, until)
     found: dict[str, str | float | None] = {
-        "product_id": _storable(first.product_id),
-        "session_id": _storable(first.session_id),
-        "user_id": _storable(_known(payloads, "user_id")),
-        "conversation_id": _storable(_known(payloads, "conversation_id")),
-        "email": _storable(_known(payloads, "email")) if include_email else None,
+        "product_id": first.product_id,
+        "session_id": first.session_id,
+        "user_id": _known(payloads, "user_id"),
+        "conversation_id": _known(payloads, "conversation_id"),
+        "email": _known(payloads, "email") if include_email else None,
         "kind": first.kind,
         "started_at": started,
         "ended_at": ended,
         "forwarded_at": forwarded,
         "action_count": count,
-        "urls": _storable(_joined_urls(urls)),
+        "urls": _joined_urls(urls),
     }
-    return {name: value for name, value in found.items() if value}
-
-
-def _storable(text: str | None) -> str | None:
     # PostgreSQL and others refuse text with a NUL in it.
-    return text.replace("\0", "\ufffd") if text and "\0" in text else text
+    return {
+        name: value.replace("\0", "\ufffd") if type(value) is str else value
+        for name, value in found.items()
+        if value
+    }
 
 
 def _known(payloads: Sequence[Payload], name: str) -> str | None:

@@ -9,7 +9,7 @@ they are noise.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
@@ -81,8 +81,7 @@ def render_actions(actions: Sequence[SlimAction]) -> str:
         typed "Q3" into "Name"
     """
     told = [a for a in actions if a.type not in _QUIET and not _unlabeled(a)] or actions
-    lines = dict.fromkeys(_lines(told))
-    return "\n".join(lines).removesuffix(",").rstrip() or "no description"
+    return "\n".join(_lines(told)).removesuffix(",").rstrip() or "no description"
 
 
 def action_line(action: SlimAction) -> str:
@@ -100,21 +99,23 @@ def action_line(action: SlimAction) -> str:
     return f'{_flat(action.type)} "{title}"'.lstrip() if title else _flat(action.type)
 
 
-def _lines(actions: Sequence[SlimAction]) -> Iterator[str]:
+def _lines(actions: Sequence[SlimAction]) -> dict[str, None]:
+    lines: dict[str, None] = {}
     last_site = last_page = ""
     for action in actions:
         site, page, words = _place((action.canonical_url or action.raw_url)[:_URL_LENGTH])
         if site and site != last_site:
             last_site, last_page = site, ""
-            yield site
+            lines[site] = None
         line = action_line(action)
         if page and page != last_page:
             last_page = page
             said = line.casefold()
-            if not all(word in said for word in words):
-                yield f"on {page},"
+            if page.casefold() not in said and not all(word in said for word in words):
+                lines[f"on {page},"] = None
         if line:
-            yield line if line[-1] in ".,;!?…" else f"{line},"
+            lines[line if line[-1] in ".,;!?…" else f"{line},"] = None
+    return lines
 
 
 def _unlabeled(action: SlimAction) -> bool:
