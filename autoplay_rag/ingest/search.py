@@ -16,6 +16,9 @@ __all__ = ["LoopThread", "search_store"]
 
 T = TypeVar("T")
 
+_GRACE_SECONDS = 5.0
+"""How long a search that was cancelled may take to end."""
+
 
 async def search_store(
     store: VectorStore | TextStore, embedder: Embedder | None, text: str, k: int, filter: Filter
@@ -75,4 +78,5 @@ async def _cancel_others() -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    if others:
+        await asyncio.wait(others, timeout=_GRACE_SECONDS)
