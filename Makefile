@@ -16,7 +16,7 @@ OLDEST_LANGCHAIN := langchain-core==1.2.0 langchain==1.1.0 langgraph==1.0.4 \
 OLDEST_LLAMA_INDEX := llama-index-core==0.13.0 llama-index-vector-stores-chroma==0.5.5
 ALL_VERSIONS := 3.11 3.12 3.13
 
-.PHONY: help demo test test-all test-oldest test-newest lint format bench soak pins clean
+.PHONY: help demo test test-all test-oldest test-newest lint format bench notebooks soak pins clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -58,6 +58,9 @@ format: $(VENV)/.dev  ## put the code into shape
 
 bench: $(VENV)/.bench  ## the figures of the README, as ratios against a baseline in the same run
 	$(BIN)/python -m benchmarks
+
+notebooks: $(VENV)/.dev  ## run the notebooks and write their outputs
+	$(BIN)/python tools/run_notebooks.py
 
 soak: $(VENV)/.dev  ## ten minutes at 500 events a second, with faults
 	$(BIN)/python -m benchmarks.soak

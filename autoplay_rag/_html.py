@@ -11,6 +11,7 @@ from html import escape
 from typing import Any
 
 _CELL = "text-align:left;vertical-align:top;overflow-wrap:anywhere"
+_HEAD = "text-align:left;vertical-align:top;white-space:nowrap"
 _ROW_LIMIT = 50
 
 
@@ -38,7 +39,7 @@ def payload_html(fields: Mapping[str, Any]) -> str:
 def table_html(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """An HTML table, every cell escaped; long ones end with how many rows were left out."""
     rows = list(rows)
-    head = "".join(f'<th style="{_CELL}">{escape(name)}</th>' for name in heads)
+    head = "".join(f'<th style="{_HEAD}">{escape(name)}</th>' for name in heads)
     body = "".join(
         "<tr>" + "".join(f'<td style="{_CELL}">{escape(str(cell))}</td>' for cell in row) + "</tr>"
         for row in rows[:_ROW_LIMIT]
