@@ -19,7 +19,9 @@ async def serve(app) -> None:
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://app.test") as client:
-            answer = await client.get("/search", params={"q": "export a report", "user_id": "u_001"})
+            answer = await client.get(
+                "/search", params={"q": "export a report", "user_id": "u_001"}
+            )
             assert answer.status_code == 200, answer.text
             assert isinstance(answer.json(), list)
 

@@ -14,7 +14,9 @@ RUNNER = ROOT / "tests" / "run_block.py"
 PLACEHOLDER = "https://connector.example.com/stream/acme"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "docs" / "recipes" / "own-store.md"]
-PAGES += [ROOT / "docs" / "recipes" / f"{name}.md" for name in ("own-embedder", "own-text", "production")]
+PAGES += [
+    ROOT / "docs" / "recipes" / f"{name}.md" for name in ("own-embedder", "own-text", "production")
+]
 
 
 def blocks():

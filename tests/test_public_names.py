@@ -58,7 +58,9 @@ def test_an_unknown_name_is_an_attribute_error():
         autoplay_rag.Nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["autoplay_rag", "autoplay_rag.stores", "autoplay_rag.embedders"])
+@pytest.mark.parametrize(
+    "module", ["autoplay_rag", "autoplay_rag.stores", "autoplay_rag.embedders"]
+)
 def test_the_optional_packages_stay_unloaded(module):
     code = f"import sys, {module}; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -72,15 +72,20 @@ class PayloadBuffer(BoundedSink):
 
     async def take(self) -> Payload | None:
         """The next payload; None when it is closed and empty."""
-        while not self._payloads:
+        while (payload := self.take_nowait()) is None:
             if self.closed:
                 return None
             self._wakeup = self._loop.create_future()
             await self._wakeup
-        payload = self._payloads.popleft()
+        return payload
+
+    def take_nowait(self) -> Payload | None:
+        """The next payload; None when none waits: spares the usual case a coroutine."""
+        if not self._payloads:
+            return None
         self._taken += 1
         self._freed()
-        return payload
+        return self._payloads.popleft()
 
     def connection_made(self, gate: asyncio.Event | None) -> None:  # noqa: ARG002 - calls nothing back
         """Let the silence begin anew."""

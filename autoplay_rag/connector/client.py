@@ -273,7 +273,7 @@ class AsyncConnectorClient:
         reading.add_done_callback(read_to_the_end)
         error: BaseException | None = None
         try:
-            while (payload := await buffer.take()) is not None:
+            while (payload := buffer.take_nowait() or await buffer.take()) is not None:
                 self._recorder.delivered(payload.kind)
                 yield payload
             await asyncio.wait({reading})
