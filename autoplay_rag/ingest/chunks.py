@@ -108,40 +108,43 @@ def metadata_of(payloads: Sequence[Payload], *, include_email: bool = False) -> 
     """
     first = payloads[0]
     started = ended = forwarded = 0.0
-    urls: dict[str, None] = {}
+    urls: list[str] = []
     count = 0
     for payload in payloads:
         since = until = payload.forwarded_at
         forwarded = max(forwarded, until)
         if isinstance(payload, ActionsPayload):
-            actions = payload.actions
-            count += len(actions)
-            urls.update(dict.fromkeys([action.canonical_url for action in actions]))
-            if times := [action.timestamp_start for action in actions if action.timestamp_start]:
+            times = []
+            for action in payload.actions:
+                urls.append(action.canonical_url)
+                if action.timestamp_start:
+                    times.append(action.timestamp_start)
+            if times:
                 since = min(times)
-                until = max(*times, *[action.timestamp_end for action in actions])
+                until = max(times + [action.timestamp_end for action in payload.actions])
+            count += len(payload.actions)
         if since and (not started or since < started):
             started = since
         ended = max(ended, until)
-    found: dict[str, str | float | None] = {
-        "product_id": first.product_id,
-        "session_id": first.session_id,
-        "user_id": _known(payloads, "user_id"),
-        "conversation_id": _known(payloads, "conversation_id"),
-        "email": _known(payloads, "email") if include_email else None,
+    found: dict[str, str | float] = {
+        "product_id": _storable(first.product_id),
+        "session_id": _storable(first.session_id),
+        "user_id": _storable(_known(payloads, "user_id")),
+        "conversation_id": _storable(_known(payloads, "conversation_id")),
+        "email": _storable(_known(payloads, "email")) if include_email else "",
         "kind": first.kind,
         "started_at": started,
         "ended_at": ended,
         "forwarded_at": forwarded,
         "action_count": count,
-        "urls": _joined_urls(urls),
+        "urls": _storable(_joined_urls(dict.fromkeys(urls))),
     }
+    return {name: value for name, value in found.items() if value}
+
+
+def _storable(text: str | None) -> str:
     # PostgreSQL and others refuse text with a NUL in it.
-    return {
-        name: value.replace("\0", "\ufffd") if type(value) is str else value
-        for name, value in found.items()
-        if value
-    }
+    return text.replace("\0", "\ufffd") if text else ""
 
 
 def _known(payloads: Sequence[Payload], name: str) -> str | None:
