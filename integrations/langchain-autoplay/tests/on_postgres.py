@@ -1,0 +1,109 @@
+"""`LangChainStore` over PGVector and PGVectorStore, on a real PostgreSQL with pgvector.
+
+It needs a database server, hence its name, which pytest does not take for a test file by
+itself: `sh tools/test_postgres.sh` brings a server and names this file.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+import pgserver
+import pytest
+from autoplay_rag import Filter, IngestPipeline
+from autoplay_rag.connector.recording import read_recording
+from autoplay_rag.devserver import samples
+from autoplay_rag.stores.base import Chunk
+from langchain_postgres import Column, PGEngine, PGVector, PGVectorStore
+from langchain_postgres.vectorstores import DistanceStrategy
+
+from langchain_autoplay import LangChainStore
+
+SIZE = 64
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture
+def url(server):
+    """A database of its own, for PGVector's ids are unique over all collections."""
+    name = f"test_{uuid.uuid4().hex}"
+    server.psql(f"create database {name};")
+    return server.get_uri(database=name).replace("postgresql://", "postgresql+psycopg://")
+
+
+@pytest.fixture(params=["sync", "async", "sync euclidean", "sync inner product", "PGVectorStore"])
+async def store(request, url, embeddings):
+    if request.param == "PGVectorStore":
+        engine = PGEngine.from_connection_string(url=url)
+        await engine.ainit_vectorstore_table(
+            "chunks", SIZE, id_column=Column("langchain_id", "TEXT", nullable=False)
+        )
+        yield LangChainStore(await PGVectorStore.create(engine, embeddings, "chunks"))
+        await engine.close()
+        return
+    mode, _, distance = request.param.partition(" ")
+    strategies = {
+        "": DistanceStrategy.COSINE,
+        "euclidean": DistanceStrategy.EUCLIDEAN,
+        "inner product": DistanceStrategy.MAX_INNER_PRODUCT,
+    }
+    vectorstore = PGVector(
+        embeddings,
+        connection=url,
+        async_mode=mode == "async",
+        distance_strategy=strategies[distance],
+    )
+    yield LangChainStore(vectorstore)
+    if mode == "async":
+        await vectorstore._async_engine.dispose()
+    else:
+        vectorstore._engine.dispose()
+
+
+def ids(hits):
+    return [hit.id for hit in hits]
+
+
+async def test_it_finds_filters_replaces_and_deletes(store):
+    await store.add(
+        [
+            Chunk("a", "one two", {"user_id": "u1", "started_at": 1.0, "ended_at": 2.0}),
+            Chunk("b", "one two three", {"user_id": "u2", "started_at": 5.0, "ended_at": 6.0}),
+            Chunk("b-1", "seven", {"user_id": "u2", "started_at": 9.0, "ended_at": 9.0}),
+        ]
+    )
+    hits = await store.search("one two three", 3, Filter())
+    assert ids(hits) == ["b", "a", "b-1"]
+    assert [hit.score for hit in hits] == pytest.approx([1, (2 / 3) ** 0.5, 0], abs=1e-3)
+    assert hits[0].metadata == {"user_id": "u2", "started_at": 5.0, "ended_at": 6.0}
+    assert ids(await store.search("one", 3, Filter(user_id="u1"))) == ["a"]
+    assert ids(await store.search("one", 3, Filter(user_id="u2", since=6.0, until=8.0))) == ["b"]
+
+    await store.add([Chunk("a", "nul \0 here", {"kind": "summary"})])
+    assert ids(await store.search("one", 3, Filter(user_id="u1"))) == []
+    [hit] = await store.search("nul here", 1, Filter(kind="summary"))
+    assert (hit.text, hit.metadata) == ("nul \ufffd here", {"kind": "summary"})
+
+    await store.delete(["a", "unknown"])
+    assert ids(await store.search("one two three", 3, Filter())) == ["b", "b-1"]
+
+
+async def test_a_pipeline_fills_it(store):
+    payloads = list(read_recording(samples()))
+    async with IngestPipeline(store, batch_window=0) as pipeline:
+        for payload in payloads:
+            await pipeline.accept(payload)
+        await pipeline.drain()
+        assert pipeline.ledger.stored == len(payloads)
+        assert pipeline.ledger.retries == 0
+        hits = await pipeline.search("opened the page", 3, user_id="u_002")
+        assert len(hits) == 3
+        assert {hit.metadata["user_id"] for hit in hits} == {"u_002"}
+        if not getattr(store._kind.store, "async_mode", False):
+            assert pipeline.search_sync("opened the page", 3, user_id="u_002") == hits
