@@ -21,6 +21,8 @@ __all__ = ["Accepted", "Draft", "Render", "draft_chunks", "is_empty", "metadata_
 Render = Callable[[Sequence[Payload]], str]
 """Makes a chunk's text from its payloads: all of one session, and of one kind."""
 
+_PEOPLE = ("user_id", "conversation_id", "email")
+
 _URLS_LENGTH = 1000
 """Characters of URLs kept in metadata: stores and splitters choke on long values."""
 
@@ -107,9 +109,33 @@ def metadata_of(payloads: Sequence[Payload], *, include_email: bool = False) -> 
         include_email: Whether a person's address may go into the store.
     """
     first = payloads[0]
+    found: dict[str, str | float] = {}
+    if first.product_id:
+        found["product_id"] = _storable(first.product_id)
+    if first.session_id:
+        found["session_id"] = _storable(first.session_id)
+    for name in _PEOPLE if include_email else _PEOPLE[:2]:
+        if known := _known(payloads, name):
+            found[name] = _storable(known)
+    found["kind"] = first.kind
+    started, ended, forwarded, urls = _gathered(payloads)
+    if started:
+        found["started_at"] = started
+    if ended:
+        found["ended_at"] = ended
+    if forwarded:
+        found["forwarded_at"] = forwarded
+    if urls:
+        found["action_count"] = len(urls)
+        if joined := _joined_urls(dict.fromkeys(urls)):
+            found["urls"] = _storable(joined)
+    return found
+
+
+def _gathered(payloads: Sequence[Payload]) -> tuple[float, float, float, list[str]]:
+    """When it started, ended and was forwarded, and each action's URL. In one pass: made for every event."""
     started = ended = forwarded = 0.0
     urls: list[str] = []
-    count = 0
     for payload in payloads:
         since = until = payload.forwarded_at
         forwarded = max(forwarded, until)
@@ -122,29 +148,15 @@ def metadata_of(payloads: Sequence[Payload], *, include_email: bool = False) -> 
             if times:
                 since = min(times)
                 until = max(times + [action.timestamp_end for action in payload.actions])
-            count += len(payload.actions)
         if since and (not started or since < started):
             started = since
         ended = max(ended, until)
-    found: dict[str, str | float] = {
-        "product_id": _storable(first.product_id),
-        "session_id": _storable(first.session_id),
-        "user_id": _storable(_known(payloads, "user_id")),
-        "conversation_id": _storable(_known(payloads, "conversation_id")),
-        "email": _storable(_known(payloads, "email")) if include_email else "",
-        "kind": first.kind,
-        "started_at": started,
-        "ended_at": ended,
-        "forwarded_at": forwarded,
-        "action_count": count,
-        "urls": _storable(_joined_urls(dict.fromkeys(urls))),
-    }
-    return {name: value for name, value in found.items() if value}
+    return started, ended, forwarded, urls
 
 
-def _storable(text: str | None) -> str:
+def _storable(text: str) -> str:
     # PostgreSQL and others refuse text with a NUL in it.
-    return text.replace("\0", "\ufffd") if text else ""
+    return text.replace("\0", "\ufffd")
 
 
 def _known(payloads: Sequence[Payload], name: str) -> str | None:

@@ -80,7 +80,7 @@ def render_actions(actions: Sequence[SlimAction]) -> str:
         clicked "Export",
         typed "Q3" into "Name"
     """
-    told = [a for a in actions if a.type not in _QUIET and not _unlabeled(a)] or actions
+    told = [action for action in actions if not _says_little(action)] or actions
     return "\n".join(_lines(told)).removesuffix(",").rstrip() or "no description"
 
 
@@ -118,8 +118,9 @@ def _lines(actions: Sequence[SlimAction]) -> dict[str, None]:
     return lines
 
 
-def _unlabeled(action: SlimAction) -> bool:
-    return "an unlabeled" in action.description and '"' not in action.description
+def _says_little(action: SlimAction) -> bool:
+    said = action.description
+    return action.type in _QUIET or ("an unlabeled" in said and '"' not in said)
 
 
 def _flat(text: str) -> str:

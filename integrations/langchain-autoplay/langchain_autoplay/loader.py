@@ -175,5 +175,4 @@ class AutoplayLoader(BaseLoader):
 
 
 def _document(name: str, text: str, metadata: dict[str, Any]) -> Document:
-    # Validating what is known to be right would cost as much as making the text.
-    return Document.model_construct(page_content=text, id=name, metadata=metadata)
+    return Document(text, id=name, metadata=metadata)
