@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> list[Figure]:
             f"{options.minutes:g} minutes at {options.rate:g} events a second, "
             f"{options.sessions:,} sessions, faults everywhere: what became of them",
             f"{ledger.received:,} received = {ledger.stored:,} stored + {ledger.duplicate:,} duplicate "
-            f"+ {ledger.dead:,} dead",
+            f"+ {ledger.dead:,} dead + {ledger.filtered:,} filtered",
             f"{found.read:,} read over {found.connections:,} connections, {found.in_store:,} chunks in "
             f"the store for {ledger.chunks:,} stored, {ledger.retries:,} retries, {found.kills} kills of Chroma",
             "the ledger balances", whole and true,
