@@ -6,7 +6,7 @@ from importlib import import_module
 
 from benchmarks.table import show
 
-MODULES = ("imports", "client", "pipeline", "memory")
+MODULES = ("imports", "client", "pipeline", "journal", "memory")
 
 if __name__ == "__main__":
     print(

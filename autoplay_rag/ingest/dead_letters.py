@@ -36,20 +36,26 @@ class DeadLetters:
         """The dead letters, oldest first, at most `limit`."""
         return await self._journal.do(lambda db: db.dead_letters(limit))
 
-    async def retry(self, *ids: int) -> int:
-        """Put dead letters back into the queue: those named, or all.
+    async def retry(self, ids: Sequence[int] | None = None) -> int:
+        """Put dead letters back into the queue.
+
+        Args:
+            ids: Which; None for all.
 
         Letters of which `redact` left nothing cannot be retried; they stay.
 
         Returns:
             How many were put back.
         """
-        return await self._request("retry", ids or None)
+        return await self._request("retry", ids)
 
-    async def discard(self, *ids: int) -> int:
-        """Drop dead letters for good: those named, or all.
+    async def discard(self, ids: Sequence[int] | None = None) -> int:
+        """Drop dead letters for good.
+
+        Args:
+            ids: Which; None for all.
 
         Returns:
             How many were dropped.
         """
-        return await self._request("discard", ids or None)
+        return await self._request("discard", ids)

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.journal_reader import JournalReader
 from autoplay_rag.live import LiveSessions
 
@@ -61,9 +60,9 @@ async def follow_journal(
             try:
                 last = await _catch_up(reader, kept, last, since)
                 failing = False
-            except JournalError as error:
+            except Exception as error:  # noqa: BLE001 - a look that fails must not be the last
                 if not failing:
-                    _log.warning("live sessions stand still: %s", error)
+                    _log.warning("live sessions stand still: %s: %s", type(error).__name__, error)
                 failing = True
 
     task = asyncio.create_task(follow(), name="autoplay-follow")

@@ -273,7 +273,7 @@ class IngestPipeline:
 
         Args:
             client: The client to run.
-            idle_seconds: Stop once nothing was received for so long.
+            idle_seconds: Stop once nothing was received for so long, connected or not.
             max_seconds: Stop after so long in all.
 
         Returns:

@@ -265,12 +265,13 @@ async def test_dead_letters_are_retried_when_the_fault_is_mended_or_discarded(
         await send(pipeline, make_actions, "poison 1", "ok", "poison 2", "poison 3")
         await pipeline.drain()
         first, second, third = [letter.id for letter in await pipeline.dead_letters.list()]
-        assert await pipeline.dead_letters.retry(first) == 1
+        assert await pipeline.dead_letters.retry([first]) == 1
         await pipeline.drain()
         assert pipeline.ledger.dead == 3  # dead once more, under a new number
         embedding_server.answer = lambda body: None
-        assert await pipeline.dead_letters.discard(second) == 1
-        assert await pipeline.dead_letters.retry(third, 999) == 1
+        assert await pipeline.dead_letters.discard([second]) == 1
+        assert await pipeline.dead_letters.discard([]) == 0  # none is not all
+        assert await pipeline.dead_letters.retry([third, 999]) == 1
         await pipeline.drain()
         assert await stored(pipeline) == Counter(["ok", "poison 3"])
         assert await pipeline.dead_letters.retry() == 1
