@@ -30,7 +30,7 @@ class Meter:
     """How fast a count grows, over the last seconds (pure: time is an argument).
 
     Args:
-        span: How many seconds back it looks.
+        span: How many seconds back it looks, or to the look before if that is further.
 
     Example:
         >>> meter = Meter(5.0)
@@ -45,7 +45,8 @@ class Meter:
     def rate(self, now: float, count: int) -> float:
         """Note the count at a moment; returns how much it grew a second."""
         self._seen.append((now, count))
-        while self._seen[0][0] < now - self._span:
+        # One look that is a whole span back stays: asked less often, it would else know only now.
+        while len(self._seen) > 1 and self._seen[1][0] <= now - self._span:
             self._seen.popleft()
         since, before = self._seen[0]
         return (count - before) / (now - since) if now > since else 0.0

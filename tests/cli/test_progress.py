@@ -1,5 +1,6 @@
 """What is shown while an ingest runs, without one."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,13 @@ def test_a_meter_forgets_what_was_long_ago():
     assert meter.rate(0.0, 0) == 0.0
     assert meter.rate(1.0, 100) == 100.0
     assert meter.rate(7.0, 100) == 0.0
+
+
+@pytest.mark.parametrize("every", [5.0, 5.01, 60.0])
+def test_a_meter_that_is_rarely_asked_tells_the_rate_since_it_was_last_asked(every):
+    meter = Meter(5.0)
+    shown = [meter.rate(n * every, count) for n, count in enumerate((0, 600, 900, 900))]
+    assert shown == pytest.approx([0.0, 600 / every, 300 / every, 0.0])
 
 
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=30))
