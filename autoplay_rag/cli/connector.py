@@ -31,7 +31,9 @@ def connector(
     loop: Annotated[
         bool, typer.Option("--loop", help="Start over when the recording is over.")
     ] = False,
-    port: Annotated[int, typer.Option(help="The port; 0 takes any that is free.")] = 8765,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port; 0 takes any that is free.")
+    ] = 8765,
 ) -> None:
     """Serve a recording as the connector would, on this machine.
 

@@ -26,6 +26,8 @@ def nowhere(tmp_path, monkeypatch):
         (["tail", "http://connector.example/stream/x", "--limit", "0"], "limit"),
         (["connector", "--rate", "0"], "rate"),
         (["connector", "--port", "many"], "port"),
+        (["connector", "--port", "99999"], "port"),
+        (["connector", "--port", "-1"], "port"),
         (["ingest", "http://connector.example/stream/x", "--store", "pg:x"], "chroma:PATH"),
         (["ingest", "http://connector.example/stream/x", "--embedder", "bert"], "openai:MODEL"),
         (["ingest", "http://connector.example/stream/x", "--embedder", "openai"], "API key"),
