@@ -11,6 +11,7 @@
     │   │   ├── NotStreamModeError               400: the product is not in stream mode
     │   │   ├── AuthenticationError              401, 403
     │   │   └── ProductNotFoundError             404
+    │   ├── TransientError                       429, 5xx, the end of a stream: retried
     │   ├── NotAnEventStreamError                a 200 that is something else
     │   ├── RedirectError                        a redirect the token must not follow
     │   └── RetriesExhaustedError (RuntimeError)
@@ -74,6 +75,7 @@ __all__ = [
     "StoreMismatchError",
     "StoreRejectedError",
     "StoreUnavailableError",
+    "TransientError",
     "UnknownPayloadError",
     "UnsupportedFilterError",
     "WebhookError",
@@ -148,6 +150,21 @@ class AuthenticationError(ConnectorStatusError):
 
 class ProductNotFoundError(ConnectorStatusError):
     """404: the connector knows no such product."""
+
+
+class TransientError(ConnectorError):
+    """Something that may be otherwise at the next attempt (429, 5xx, the end of a stream).
+
+    A client retries after it. It shows as `last_error`, and as the cause of a
+    `RetriesExhaustedError`.
+
+    Attributes:
+        retry_after: Seconds the server asked us to wait, if it did.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class NotAnEventStreamError(ConnectorError):

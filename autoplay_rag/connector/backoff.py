@@ -9,12 +9,11 @@ from typing import Final, Literal, TypeAlias
 
 import httpx
 
-from autoplay_rag.errors import ConnectorError
+from autoplay_rag.errors import TransientError
 
 __all__ = [
     "LONGEST_WAIT",
     "Backoff",
-    "TransientError",
     "Verdict",
     "classify",
     "parse_retry_after",
@@ -30,18 +29,6 @@ _PROVEN_AFTER: Final = 5.0
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 # Of the 4xx, those that speak of this moment and not of the request.
 _PASSING: Final = frozenset({408, 409, 421, 423, 425, 429})
-
-
-class TransientError(ConnectorError):
-    """Something that may be otherwise at the next attempt (429, 5xx, the end of a stream).
-
-    Attributes:
-        retry_after: Seconds the server asked us to wait, if it did.
-    """
-
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 def classify(outcome: int | BaseException) -> Verdict:

@@ -11,7 +11,7 @@ from typing import Final
 
 import httpx
 
-from autoplay_rag.connector.backoff import TransientError, classify, parse_retry_after
+from autoplay_rag.connector.backoff import classify, parse_retry_after
 from autoplay_rag.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -20,6 +20,7 @@ from autoplay_rag.errors import (
     NotStreamModeError,
     ProductNotFoundError,
     RedirectError,
+    TransientError,
 )
 
 __all__ = ["Endpoint", "Token", "bare", "display", "open_stream"]

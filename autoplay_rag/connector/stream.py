@@ -11,11 +11,16 @@ from typing import Final, Literal, TypeAlias
 
 import httpx
 
-from autoplay_rag.connector.backoff import Backoff, TransientError, classify
+from autoplay_rag.connector.backoff import Backoff, classify
 from autoplay_rag.connector.connection import Endpoint, bare, display, open_stream
 from autoplay_rag.connector.events import Event, EventParser
 from autoplay_rag.connector.metrics import Recorder
-from autoplay_rag.errors import DecodeError, RetriesExhaustedError, UnknownPayloadError
+from autoplay_rag.errors import (
+    DecodeError,
+    RetriesExhaustedError,
+    TransientError,
+    UnknownPayloadError,
+)
 from autoplay_rag.payloads import Payload, decode
 
 __all__ = ["EventStream", "StreamState"]

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from autoplay_rag.connector.backoff import (
     LONGEST_WAIT,
     Backoff,
-    TransientError,
     classify,
     parse_retry_after,
 )
-from autoplay_rag.errors import AuthenticationError, NotAnEventStreamError
+from autoplay_rag.errors import AuthenticationError, NotAnEventStreamError, TransientError
 
 
 @pytest.mark.parametrize(
