@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -27,6 +28,7 @@ __all__ = ["Endpoint", "Token", "bare", "display", "open_stream"]
 
 _MAX_REDIRECTS: Final = 5
 _MAX_ID_BYTES: Final = 1024
+_FORM: Final = "https://host/stream/{product_id}"
 
 
 class Token:
@@ -36,6 +38,10 @@ class Token:
 
     def __init__(self, value: str) -> None:
         value = value.strip()
+        if [word.lower() for word in value.split()[:1]] == ["bearer"]:
+            raise ConfigurationError(
+                "the token begins with the word Bearer; give it without, the client adds the word"
+            )
         if not (value.isascii() and value.isprintable()) or " " in value:
             raise ConfigurationError(
                 "the token has characters that no HTTP header can carry; copy it anew"
@@ -74,10 +80,14 @@ class Endpoint:
             self.url = httpx.URL(url)
         except (httpx.InvalidURL, TypeError):
             # Its message may quote the URL, which may hold a secret.
-            raise ConfigurationError("the connector's url is not a valid URL") from None
-        if self.url.scheme not in ("http", "https") or not self.url.host:
             raise ConfigurationError(
-                f"the connector's url must start with http:// or https://, not {self.url.scheme!r}"
+                f"the connector's url is not a valid URL; it has the form {_FORM}"
+            ) from None
+        if self.url.scheme not in ("http", "https") or not self.url.host:
+            given = display(self.url) if self.url.host else _display_text(url)
+            raise ConfigurationError(
+                "the connector's url must start with http:// or https://, as in "
+                f"{_FORM}; given was {given}"
             )
         self.token = Token(token)
         self._timeout = httpx.Timeout(connect_timeout, read=read_timeout)
@@ -198,7 +208,8 @@ def _refusal(response: httpx.Response) -> ConnectorStatusError:
         )
     if status == httpx.codes.NOT_FOUND:
         return ProductNotFoundError(
-            f"404 from {at}: no such product; check the product id at the end of the url",
+            f"404 from {at}: no such product, or another path than /stream/{{product_id}}; check the "
+            "end of the url",
             response=response,
         )
     return ConnectorStatusError(
@@ -257,3 +268,12 @@ def origin(url: httpx.URL) -> str:
 def display(url: httpx.URL) -> str:
     """A URL as messages may show it: without userinfo and query, which may hold secrets."""
     return str(url.copy_with(userinfo=b"", query=None, fragment=None))
+
+
+def _display_text(given: str) -> str:
+    """As `display`, for what has no host because it is no whole URL."""
+    shown, *cut = re.split("[?#]", given, maxsplit=1)
+    shown = shown.rpartition("@")[2][:200]
+    # A password may hold a question mark; and one bare word may be the token in the wrong place.
+    safe = "@" not in "".join(cut) and (not shown or any(mark in shown for mark in "./:"))
+    return repr(shown) if safe else "something else"

@@ -11,6 +11,7 @@ from autoplay_rag.errors import (
     ConfigurationError,
     ConnectorStatusError,
     NotAnEventStreamError,
+    ProductNotFoundError,
     RedirectError,
 )
 
@@ -30,6 +31,37 @@ def test_a_token_no_header_can_carry_is_refused_without_being_quoted(value):
     with pytest.raises(ConfigurationError) as caught:
         Token(value)
     assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["Bearer uk_live_secret", " bearer\tuk_live_secret", "Bearer "])
+def test_a_token_with_the_word_before_it_is_told_apart(value):
+    with pytest.raises(ConfigurationError, match="Bearer; give it without") as caught:
+        Token(value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("connector.test/stream/acme", "'connector.test/stream/acme'"),
+        ("localhost:8000/stream/acme?key=secret", "'localhost:8000/stream/acme'"),
+        ("user:secret@connector.test/stream/acme#secret", "'connector.test/stream/acme'"),
+        ("ftp://user:secret@connector.test/a?key=secret", "ftp://connector.test/a"),
+        ("user:se?cret@connector.test/stream/acme", "something else"),
+        ("uk_live_secret", "something else"),
+        ("", "''"),
+    ],
+)
+def test_a_url_without_its_scheme_is_shown_without_its_secrets(url, shown):
+    with pytest.raises(ConfigurationError, match=r"https://host/stream/\{product_id\}") as caught:
+        AsyncConnectorClient(url)
+    assert str(caught.value).endswith(f"given was {shown}")
+
+
+async def test_a_404_says_which_path_is_right(server, connect):
+    server.script(server.status(404, body=b""))
+    with pytest.raises(ProductNotFoundError, match=r"/stream/\{product_id\}"):
+        await connect().run()
 
 
 def test_a_url_is_shown_without_its_secrets():
