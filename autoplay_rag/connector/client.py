@@ -10,14 +10,15 @@ import math
 import os
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import httpx
 
 from autoplay_rag.connector.buffer import PayloadBuffer
 from autoplay_rag.connector.callbacks import Callback, CallbackThreads
-from autoplay_rag.connector.connection import Endpoint, display
+from autoplay_rag.connector.connection import TOKEN_VARIABLE, Endpoint, display
 from autoplay_rag.connector.dispatch import Dispatcher
+from autoplay_rag.connector.framing import MAX_EVENT_BYTES
 from autoplay_rag.connector.hooks import ConnectionHooks
 from autoplay_rag.connector.metrics import ConnectorCounts, ConnectorMetrics, Recorder
 from autoplay_rag.connector.overflow import Overflow
@@ -26,15 +27,13 @@ from autoplay_rag.connector.stream import EventStream
 from autoplay_rag.errors import AutoplayError, ClientStateError, ConfigurationError
 from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
 
-__all__ = ["AsyncConnectorClient", "ClientState"]
+__all__ = ["TOKEN_VARIABLE", "AsyncConnectorClient", "ClientState"]
 
 logger = logging.getLogger(__name__)
 
 ClientState: TypeAlias = Literal[
     "idle", "connecting", "connected", "waiting", "stopping", "stopped", "failed"
 ]
-
-TOKEN_VARIABLE: Final = "AUTOPLAY_APP_UNKEY_TOKEN"  # noqa: S105 - its name, not its value
 
 
 class AsyncConnectorClient:
@@ -99,7 +98,7 @@ class AsyncConnectorClient:
         drain_timeout: float = 30.0,
         max_pending: int = 100_000,
         overflow: Overflow = "wait",
-        max_event_bytes: int = 8_388_608,
+        max_event_bytes: int = MAX_EVENT_BYTES,
         on_connect: Callable[[], Any] | None = None,
         on_disconnect: Callable[[], Any] | None = None,
         on_error: Callable[[Payload, BaseException], Any] | None = None,

@@ -24,7 +24,9 @@ from autoplay_rag.errors import (
     TransientError,
 )
 
-__all__ = ["Endpoint", "Token", "bare", "display", "open_stream"]
+__all__ = ["TOKEN_VARIABLE", "Endpoint", "Token", "bare", "display", "open_stream"]
+
+TOKEN_VARIABLE: Final = "AUTOPLAY_APP_UNKEY_TOKEN"  # noqa: S105 - its name, not its value
 
 _MAX_REDIRECTS: Final = 5
 _MAX_ID_BYTES: Final = 1024
@@ -203,7 +205,7 @@ def _refusal(response: httpx.Response) -> ConnectorStatusError:
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         return AuthenticationError(
             f"{status} from {at}: the token is missing, wrong, or not good for this product; "
-            "give token= or set AUTOPLAY_APP_UNKEY_TOKEN",
+            f"give token= or set {TOKEN_VARIABLE}",
             response=response,
         )
     if status == httpx.codes.NOT_FOUND:

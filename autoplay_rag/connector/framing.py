@@ -21,7 +21,10 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["EventGuard"]
+__all__ = ["MAX_EVENT_BYTES", "EventGuard"]
+
+MAX_EVENT_BYTES: Final = 8_388_608
+"""The largest event taken by default, whichever way it comes: by stream, by webhook, from a file."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 _BAD_RETRY: Final = re.compile(rb"^retry(?!: ?[0-9]+$)(?::.*)?\n", re.MULTILINE)

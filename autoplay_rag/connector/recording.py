@@ -15,13 +15,11 @@ from typing import BinaryIO, Literal, Self, TypeAlias
 
 import msgspec
 
+from autoplay_rag.connector.framing import MAX_EVENT_BYTES
 from autoplay_rag.errors import DecodeError, RecordingError, UnknownPayloadError
 from autoplay_rag.payloads import Payload, decode
 
 __all__ = ["RecordingWriter", "encode_line", "read_recording", "read_recording_lines"]
-
-MAX_LINE_BYTES = 8_388_608
-"""The longest line read, as the client's longest event: a file without line ends stays cheap."""
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -150,11 +148,12 @@ def _numbered_lines(
 ) -> Iterator[tuple[int, bytes]]:
     with Path(path).open("rb") as file:
         number = 0
-        while line := file.readline(MAX_LINE_BYTES):
+        # Bounded, so that a file without line ends stays cheap.
+        while line := file.readline(MAX_EVENT_BYTES):
             number += 1
-            if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            if len(line) == MAX_EVENT_BYTES and not line.endswith(b"\n"):
                 _skip_rest_of_line(file)
-                reason = f"longer than {MAX_LINE_BYTES} bytes, which no event is"
+                reason = f"longer than {MAX_EVENT_BYTES} bytes, which no event is"
                 _report(_error(path, number, reason), on_error)
                 continue
             if number == 1:
@@ -164,7 +163,7 @@ def _numbered_lines(
 
 
 def _skip_rest_of_line(file: BinaryIO) -> None:
-    while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+    while (rest := file.readline(MAX_EVENT_BYTES)) and not rest.endswith(b"\n"):
         pass
 
 

@@ -14,6 +14,7 @@ import httpx
 from autoplay_rag.connector.backoff import Backoff, classify
 from autoplay_rag.connector.connection import Endpoint, bare, display, open_stream
 from autoplay_rag.connector.events import Event, EventParser
+from autoplay_rag.connector.framing import MAX_EVENT_BYTES
 from autoplay_rag.connector.metrics import Recorder
 from autoplay_rag.errors import (
     DecodeError,
@@ -65,7 +66,7 @@ class EventStream:
         initial_backoff_s: float = 1.0,
         max_backoff_s: float = 30.0,
         max_retries: int | None = None,
-        max_event_bytes: int = 8_388_608,
+        max_event_bytes: int = MAX_EVENT_BYTES,
         http_client: httpx.AsyncClient | None = None,
         on_connected: Callable[[], None] | None = None,
         on_lost: Callable[[], None] | None = None,

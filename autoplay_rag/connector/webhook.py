@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, Protocol, Self, TypeAlias
 
 from autoplay_rag.connector.callbacks import Callback, CallbackThreads
+from autoplay_rag.connector.framing import MAX_EVENT_BYTES
 from autoplay_rag.errors import (
     BodyTooLargeError,
     ConfigurationError,
@@ -33,9 +34,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 """An application of the ASGI specification, version 3."""
 
-MAX_BODY_BYTES: Final = 8_388_608
 _HEADER: Final = b"x-connector-signature"
-_DISCARDED_BYTES: Final = 8 * MAX_BODY_BYTES
+_DISCARDED_BYTES: Final = 8 * MAX_EVENT_BYTES
 _OK: Final = 200
 _UNAVAILABLE: Final = 503
 _REFUSALS: Final = {DecodeError: 400, SignatureError: 401, BodyTooLargeError: 413}
@@ -79,7 +79,7 @@ class WebhookReceiver:
         on_summary: Callable[[SummaryPayload], Any] | None = None,
         *,
         allow_unsigned: bool = False,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        max_body_bytes: int = MAX_EVENT_BYTES,
     ) -> None:
         if not secret and not allow_unsigned:
             raise ConfigurationError(
@@ -220,7 +220,7 @@ def webhook_app(
     pipeline: Pipeline,
     secret: str | bytes,
     *,
-    max_body_bytes: int = MAX_BODY_BYTES,
+    max_body_bytes: int = MAX_EVENT_BYTES,
     allow_unsigned: bool = False,
     timeout: float = 30.0,
 ) -> ASGIApp:

@@ -87,7 +87,7 @@ def test_events_of_unknown_types_are_passed_over_as_in_the_live_stream(tmp_path)
 
 
 def test_an_endless_line_costs_itself_and_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(recording, "MAX_EVENT_BYTES", 100)
     path = _file(tmp_path, b"x" * 1000 + b"\n" + SUMMARY + b"\n" + b"y" * 100)
     with pytest.raises(RecordingError, match="line 1: longer than 100 bytes"):
         list(read_recording_lines(path))
