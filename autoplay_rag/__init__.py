@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autoplay_rag.connector.webhook import WebhookReceiver, webhook_app
     from autoplay_rag.frames import to_frame
     from autoplay_rag.ingest.follow import follow_journal
+    from autoplay_rag.ingest.journal_reader import JournalReader
     from autoplay_rag.ingest.pipeline import IngestPipeline
     from autoplay_rag.live import LiveSessions
     from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
@@ -26,6 +27,7 @@ __all__ = [
     "ConnectorClient",
     "Filter",
     "IngestPipeline",
+    "JournalReader",
     "LiveSessions",
     "SlimAction",
     "SummaryPayload",
@@ -44,6 +46,7 @@ __getattr__, __dir__ = lazy_exports(
         "ConnectorClient": "autoplay_rag.connector.sync",
         "Filter": "autoplay_rag.stores.base",
         "IngestPipeline": "autoplay_rag.ingest.pipeline",
+        "JournalReader": "autoplay_rag.ingest.journal_reader",
         "LiveSessions": "autoplay_rag.live",
         "SlimAction": "autoplay_rag.payloads",
         "SummaryPayload": "autoplay_rag.payloads",

@@ -66,9 +66,15 @@ class FileLock:
         except OSError:
             return "unknown"
 
-    def release(self) -> None:
-        """Let go; does nothing if the lock is not held."""
+    def release(self, *, remove: bool = False) -> None:
+        """Let go; does nothing if the lock is not held.
+
+        Args:
+            remove: Leave no file behind, where there was nothing to lock after all.
+        """
         if self._fd is not None:
+            if remove:
+                self.path.unlink(missing_ok=True)
             os.close(self._fd)
             self._fd = None
 

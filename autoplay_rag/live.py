@@ -147,8 +147,8 @@ class LiveSessions:
         >>> from autoplay_rag.payloads import SlimAction
         >>> live = LiveSessions()
         >>> live.add(ActionsPayload("acme", "s1", "u1", actions=[SlimAction("Export")]))
-        >>> live.get(user_id="u1").events[0].text
-        'Export'
+        >>> print(live.get(user_id="u1").events[0].text)
+        "Export"
     """
 
     def __init__(

@@ -16,6 +16,7 @@ NAMES = {
         "ConnectorClient",
         "Filter",
         "IngestPipeline",
+        "JournalReader",
         "LiveSessions",
         "SlimAction",
         "SummaryPayload",

@@ -17,8 +17,6 @@ __all__ = ["Batcher", "Gathered"]
 
 _MAX_PAYLOADS = 512
 """The most payloads in one batch: a session with a backlog goes in several, one after another."""
-_FINEST_WINDOW = 0.001
-
 _FINEST_WINDOW = 0.02
 
 

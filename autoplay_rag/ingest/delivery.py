@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.batching import Batcher, Gathered
-from autoplay_rag.ingest.embedding import Embedding
+from autoplay_rag.ingest.embedding import PROBE, Embedding
 from autoplay_rag.ingest.journal import Journal
 from autoplay_rag.ingest.journal_db import JournalDb
 from autoplay_rag.ingest.plan import Batch, PlannedChunk, Planner
@@ -25,7 +25,6 @@ _PLAN_PAYLOADS = 500
 _MOST_PIECES = 2_000
 """Chunks under way at most; the rest waits in the journal, not in memory."""
 _JOURNAL_RETRY_SECONDS = 1.0
-_PROBE = "Is anybody there?"
 
 
 @dataclass(slots=True, eq=False)
@@ -214,7 +213,7 @@ class Delivery:
 
     async def _probe_store(self) -> None:
         assert not isinstance(self._store, VectorStore)
-        await self._store.search(_PROBE, 1, Filter())
+        await self._store.search(PROBE, 1, Filter())
 
     def _stored(self, piece: _Piece, _: None) -> None:
         self.chunks += 1

@@ -14,9 +14,10 @@ from autoplay_rag.errors import EmbedderRejectedError, EmbedderUnavailableError
 from autoplay_rag.ingest.plan import PlannedChunk
 from autoplay_rag.stores.base import Vector
 
-__all__ = ["Embedding", "TokenBudget"]
+__all__ = ["PROBE", "Embedding", "TokenBudget"]
 
-_PROBE = "Is anybody there?"
+PROBE = "Is anybody there?"
+"""A text that any healthy service takes."""
 _STEP = 64
 """Vectors checked before the loop is let go for a moment."""
 
@@ -106,7 +107,7 @@ class Embedding:
 
     async def probe(self) -> None:
         """Embed a text that any healthy embedder takes."""
-        self._checked(await self._embedder.embed([_PROBE]), 0)
+        self._checked(await self._embedder.embed([PROBE]), 0)
 
     async def _embed(self, texts: list[str], tokens: int) -> dict[str, Vector]:
         self._budget.check(self._expected(tokens))

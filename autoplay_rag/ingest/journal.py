@@ -179,14 +179,24 @@ class Journal:
             self._call_soon(self._ended.set)
 
     def _open_db(self) -> JournalDb:
-        if self._path and self._lock:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            if not self._lock.acquire():
-                raise JournalLockedError(
-                    f"the journal {self._path} is in use by process {self._lock.holder()}: one "
-                    "pipeline writes a journal at a time; stop that one or name another file"
-                )
-        return JournalDb(self._path, self._durability, self._max_bytes, self._recent_seconds)
+        if not self._path or not self._lock:
+            return JournalDb(None, self._durability, self._max_bytes)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # A lock file beside it shows that this was a journal, even if nothing in it does any more.
+        known = self._lock.path.exists()
+        if not self._lock.acquire():
+            raise JournalLockedError(
+                f"the journal {self._path} is in use by process {self._lock.holder()}: one "
+                "pipeline writes a journal at a time; stop that one or name another file"
+            )
+        try:
+            return JournalDb(
+                self._path, self._durability, self._max_bytes, self._recent_seconds, known=known
+            )
+        except JournalError:
+            if not known:
+                self._lock.release(remove=True)
+            raise
 
     def _next_group(self) -> list[_Item]:
         """Wait for something to do and take what has gathered with it; nothing at the end."""

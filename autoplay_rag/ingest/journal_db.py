@@ -25,7 +25,6 @@ from autoplay_rag.ingest.journal_rows import (
     letters,
 )
 from autoplay_rag.ingest.plan import Batch, Planner
-from autoplay_rag.payloads import decode
 
 __all__ = ["JournalDb"]
 
@@ -35,6 +34,7 @@ _KEEP_ACKNOWLEDGED_SECONDS = 600.0
 """How long "full" durability keeps what it acknowledged, to store it again after a power loss."""
 _AGAIN = 0.0
 """Stands for the time of acknowledgement of what is to be stored again."""
+_DAMAGED = "the journal's copy of it is damaged"
 _SEQ_TABLES = ("queue", "recent", "dead")
 
 
@@ -47,6 +47,7 @@ class JournalDb(JournalFile):
             way, "full" also of the operating system.
         max_bytes: The most bytes of payloads waiting or dead.
         recent_seconds: How long what was stored stays readable for other processes.
+        known: Whether the file is known to be a journal, should nothing in it say so any more.
 
     Raises:
         JournalDamagedError: If the file is damaged; it was renamed to the name in the message.
@@ -60,11 +61,13 @@ class JournalDb(JournalFile):
         durability: Durability,
         max_bytes: int,
         recent_seconds: float = 0.0,
+        *,
+        known: bool = True,
     ) -> None:
         self._recent_seconds = recent_seconds if path else 0.0
         self._max_bytes = max_bytes
         self._keep_acknowledged = durability == "full" and path is not None
-        super().__init__(path, durability)
+        super().__init__(path, durability, known=known)
 
     # -- what moves payloads; each inside a transaction ---------------------------------------
 
@@ -131,7 +134,7 @@ class JournalDb(JournalFile):
                 key, _, body = rows[seq]
                 payload = decoded(body)
                 if payload is None:
-                    damaged.append((seq, "the journal's copy of it is damaged"))
+                    damaged.append((seq, _DAMAGED))
                 else:
                     accepted.append(Accepted(seq, key, payload))
             chunks, unplanned = planner.plan(accepted)
@@ -158,7 +161,11 @@ class JournalDb(JournalFile):
         chunks = [c for c in chunks if not apart.intersection(seq for seq, _ in c.sources)]
         for seq in seqs:
             key, body = rows[seq]
-            more, failed = planner.plan([Accepted(seq, key, decode(body))])
+            payload = decoded(body)
+            if payload is None:
+                unplanned.append((seq, _DAMAGED))
+                continue
+            more, failed = planner.plan([Accepted(seq, key, payload)])
             chunks += more
             unplanned += failed
         chunks.sort(key=lambda chunk: chunk.sources[0][0])
@@ -222,18 +229,18 @@ class JournalDb(JournalFile):
         return None if self._path else now + _KEEP_KEYS_SECONDS
 
     def _bury(self, errors: dict[int, str], now: float) -> None:
-        letters = []
+        rows = []
         for seq, _, _, body in self._queued([list(errors)]):
             payload = decoded(body)
             kind, session = (payload.kind, _plain(payload.session_id)) if payload else (None, None)
-            letters.append((seq, kind, session, errors[seq]))
+            rows.append((seq, kind, session, errors[seq]))
         # The body goes as it stands: also one that is damaged keeps its bytes.
         self._connection.execute(
             "INSERT INTO dead (seq, key, lane, kind, session, error, at, body) "
             "SELECT queue.seq, queue.key, lane, json_extract(j.value, '$[1]'), "
             "json_extract(j.value, '$[2]'), json_extract(j.value, '$[3]'), ?, body "
             "FROM json_each(?) AS j JOIN queue ON queue.seq = json_extract(j.value, '$[0]')",
-            (now, to_json(letters)),
+            (now, to_json(rows)),
         )
         self._drop_queued(list(errors))
 
@@ -339,7 +346,7 @@ class JournalDb(JournalFile):
     def tokens(self, day: str) -> int:
         """The tokens embedded on a day."""
         found = self._meta("tokens")
-        return found_count if found and (found_count := _count_of(found, day)) else 0
+        return _count_of(found, day) if found else 0
 
     def set_tokens(self, day: str, count: int) -> None:
         """Keep the tokens embedded on a day; those of other days are forgotten."""

@@ -58,7 +58,7 @@ class JournalFile:
     `JournalDb` says what happens in a transaction.
     """
 
-    def __init__(self, path: Path | None, durability: Durability) -> None:
+    def __init__(self, path: Path | None, durability: Durability, *, known: bool = True) -> None:
         self._path = path
         self._commits = 0
         # Counted, but not saved yet because the disk was full.
@@ -78,6 +78,8 @@ class JournalFile:
             self._connection.close()
             if isinstance(error, sqlite3.OperationalError):
                 raise JournalError(f"the journal {path} cannot be opened: {error}") from error
+            if not known and not _is_marked(path):
+                raise JournalError(f"{path} is no journal ({error}); name another file") from error
             raise self._set_aside(error) from error
         except JournalError:
             self._connection.close()
@@ -225,6 +227,15 @@ class JournalFile:
 
 def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {name: one[name] + other[name] for name in COUNTERS}
+
+
+def _is_marked(path: Path | None) -> bool:
+    """Whether a file has our mark where SQLite keeps it, however damaged the rest is."""
+    if path is None:
+        return False
+    with path.open("rb") as file:
+        head = file.read(72)
+    return head[68:72] == APPLICATION_ID.to_bytes(4)
 
 
 def _is_damage(error: BaseException) -> bool:

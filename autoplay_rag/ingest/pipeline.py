@@ -154,6 +154,8 @@ class IngestPipeline:
             drain_timeout=drain_timeout,
             on_progress=on_progress,
         )
+        if isinstance(store, type):
+            raise ConfigurationError(f"store is the class {store.__name__}: give an object of it")
         if not isinstance(store, VectorStore | TextStore):
             raise ConfigurationError(
                 f"{type(store).__name__} is no store: see autoplay_rag.stores.VectorStore for what it needs"
@@ -280,8 +282,14 @@ class IngestPipeline:
             The ledger after draining.
 
         Raises:
+            ConfigurationError: If a limit is no number of seconds.
             ConnectorError: What ended the client, if it failed; what it had received is stored.
         """
+        for name, value in (("idle_seconds", idle_seconds), ("max_seconds", max_seconds)):
+            if value is not None and not value >= 0:
+                raise ConfigurationError(
+                    f"{name} must be 0 or more seconds, or None, not {value!r}"
+                )
         run = self._open_run()
         self.attach(client)
         started = run.last_received = run.loop.time()

@@ -91,8 +91,7 @@ class Run:
             await self._build(model)
             await self._resume()
         except BaseException:
-            await self._store.aclose()
-            await self._journal.close()
+            await self._close_all()
             raise
         self._task = self.loop.create_task(self._work(), name="autoplay-ingest")
         self._task.add_done_callback(_report)
@@ -151,6 +150,9 @@ class Run:
         """Stop working and close everything; what is not stored stays in the journal."""
         self._task.cancel()
         await asyncio.wait([self._task])
+        await self._close_all()
+
+    async def _close_all(self) -> None:
         try:
             await self._store.aclose()
             if self._embedder:

@@ -54,7 +54,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
-            if not (value := getattr(self, name)) >= least:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value >= least:
                 raise ConfigurationError(f"{name} must be at least {least}, not {value!r}")
+        if self.max_embed_tokens_per_day is not None and not self.max_embed_tokens_per_day >= 1:
+            raise ConfigurationError(
+                f"max_embed_tokens_per_day must be at least 1 or None, not {self.max_embed_tokens_per_day!r}"
+            )
+        for name in ("select", "redact", "render", "on_progress"):
+            if (value := getattr(self, name)) is not None and not callable(value):
+                raise ConfigurationError(f"{name} must be a function, not {value!r}")
         if self.durability not in ("normal", "full"):
             raise ConfigurationError(f"durability is 'normal' or 'full', not {self.durability!r}")

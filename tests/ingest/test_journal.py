@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from autoplay_rag import IngestPipeline
 from autoplay_rag.errors import JournalError, JournalLockedError, PipelineClosedError
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.journal import Journal
 from autoplay_rag.ingest.journal_db import JournalDb
+from autoplay_rag.stores import MemoryStore
 
 HOLDER = Path(__file__).with_name("journal_holder.py")
 
@@ -288,10 +290,10 @@ async def test_opening_that_is_cancelled_leaves_no_lock(opened, monkeypatch):
     opening, go = threading.Event(), threading.Event()
     original = JournalDb.__init__
 
-    def slow(self, *args):
+    def slow(self, *args, **options):
         opening.set()
         go.wait(10)
-        original(self, *args)
+        original(self, *args, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(JournalDb, "__init__", slow)
@@ -323,3 +325,17 @@ async def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_journal(o
     with pytest.raises(JournalError, match=r"journal\.db cannot be opened"):
         await opened(path=tmp_path / "file" / "journal.db")
     await opened(path=tmp_path / "made" / "on" / "the" / "way" / "journal.db")
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"SQLite format 3\0 but nothing more"])
+async def test_a_file_that_never_was_a_journal_is_refused_and_left_alone(
+    tmp_path, embedder, content
+):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    for _ in range(2):  # the first refusal leaves no trace that makes it one
+        pipeline = IngestPipeline(MemoryStore(), embedder, journal=path)
+        with pytest.raises(JournalError, match="is no journal"):
+            await pipeline.start()
+    assert [found.name for found in tmp_path.iterdir()] == ["notes.txt"]
+    assert path.read_bytes() == content

@@ -422,3 +422,20 @@ async def test_the_users_own_rendering_holds_up_no_loop(make_pipeline, make_acti
         go.set()
         await pipeline.drain()
         assert pipeline.ledger.stored == 1
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan")])
+@pytest.mark.parametrize("name", ["idle_seconds", "max_seconds"])
+async def test_limits_that_mean_nothing_are_refused_before_anything_starts(
+    make_pipeline, name, seconds
+):
+    async with make_pipeline() as pipeline:
+        client = AsyncConnectorClient("http://127.0.0.1:1/stream/acme")
+        with pytest.raises(ConfigurationError, match=name):
+            await pipeline.ingest(client, **{name: seconds})
+        assert client.state == "idle"
+
+
+def test_the_class_of_a_store_is_not_a_store(embedder):
+    with pytest.raises(ConfigurationError, match="give an object of it"):
+        IngestPipeline(MemoryStore, embedder)
