@@ -21,6 +21,7 @@ from autoplay_rag.cli.options import (
     make_store,
 )
 from autoplay_rag.cli.progress import counts, showing_progress
+from autoplay_rag.cli.reached import require_reached
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.ingest.ledger import Ledger
 from autoplay_rag.ingest.pipeline import IngestPipeline
@@ -53,7 +54,7 @@ def ingest(
     journal = journal or default_journal(chroma_path(store))
     client = AsyncConnectorClient(url, token)
     pipeline = IngestPipeline(make_store(store), make_embedder(embedder), journal=journal)
-    ledger = asyncio.run(_ingest(pipeline, client, journal, idle_seconds))
+    ledger = asyncio.run(_ingest(pipeline, client, url, journal, idle_seconds))
     if ledger.stored:
         note(f'ask: autoplay-rag search "..." --store {store}')
     if ledger.dead:
@@ -75,6 +76,7 @@ def default_journal(store: Path) -> Path:
 async def _ingest(
     pipeline: IngestPipeline,
     client: AsyncConnectorClient,
+    url: str,
     journal: Path,
     idle_seconds: float | None,
 ) -> Ledger:
@@ -93,4 +95,5 @@ async def _ingest(
                     ledger = pipeline.ledger
                     if ledger.received:
                         say(counts(ledger))
+    require_reached(client, url, interrupted=bool(interrupts.count))
     return ledger

@@ -15,6 +15,7 @@ from rich.text import Text
 from autoplay_rag.cli.console import clean, note, on_terminal, out, stdout_closed
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import TokenOption, UrlArgument
+from autoplay_rag.cli.reached import require_reached
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.recording import encode_line
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
@@ -40,12 +41,13 @@ def tail(
     """Print a stream as it comes, a line for each action; Ctrl-C ends it."""
     show = _json_line if jsonl else _pretty if on_terminal() else _plain
     client = AsyncConnectorClient(url, token)
-    count = asyncio.run(_follow(client, show, limit=limit, idle_seconds=idle_seconds))
+    count = asyncio.run(_follow(client, url, show, limit=limit, idle_seconds=idle_seconds))
     note(f"{count:,} payloads")
 
 
 async def _follow(
     client: AsyncConnectorClient,
+    url: str,
     show: Callable[[Payload], None],
     *,
     limit: int | None,
@@ -62,6 +64,7 @@ async def _follow(
                     stdout_closed()
                     break
                 count += 1
+    require_reached(client, url, interrupted=bool(interrupts.count))
     return count
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -125,6 +126,14 @@ def _read(master):
         return os.read(master, 65536)
     except OSError:  # how Linux tells that the other end is closed
         return b""
+
+
+@pytest.fixture
+def silent_port():
+    """A port of this machine where nobody listens."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        yield nobody.getsockname()[1]
 
 
 @pytest.fixture

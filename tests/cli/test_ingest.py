@@ -1,7 +1,6 @@
 """`autoplay-rag ingest`, and what `search` and `status` then have to say."""
 
 import json
-import socket
 
 import pytest
 
@@ -78,20 +77,18 @@ async def test_ctrl_c_stores_what_was_received(started, eventually, tmp_path):
 
 @pytest.mark.slow
 async def test_a_second_ctrl_c_leaves_at_once_and_the_journal_remembers(
-    started, eventually, tmp_path
+    started, eventually, silent_port, tmp_path
 ):
     journal = tmp_path / "chroma-journal.db"
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        down = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
-        async with LocalConnector(VISITS) as connector:
-            args = ("ingest", connector.url, "--embedder", "openai:any-model")
-            async with started(*args, OPENAI_API_KEY="sk-no", OPENAI_BASE_URL=down) as running:
-                await eventually(lambda: received(journal) == 4)
-                running.interrupt()
-                await running.line("Ctrl-C again leaves at once", "stderr")
-                running.interrupt()
-                code, _, err = await running.end()
+    down = f"http://127.0.0.1:{silent_port}/v1"
+    async with LocalConnector(VISITS) as connector:
+        args = ("ingest", connector.url, "--embedder", "openai:any-model")
+        async with started(*args, OPENAI_API_KEY="sk-no", OPENAI_BASE_URL=down) as running:
+            await eventually(lambda: received(journal) == 4)
+            running.interrupt()
+            await running.line("Ctrl-C again leaves at once", "stderr")
+            running.interrupt()
+            code, _, err = await running.end()
     assert code == 1
     assert "left at once: what is not stored waits in chroma-journal.db" in err
     status = JournalReader(journal).status()
@@ -108,6 +105,15 @@ async def test_a_refusal_is_one_line(ended):
     assert journal.startswith("journal: ")
     assert error.startswith("error: 401")
     assert "uk_" not in err
+
+
+@pytest.mark.slow
+async def test_a_connector_that_never_answered_is_an_error(ended, silent_port):
+    url = f"http://127.0.0.1:{silent_port}/stream/x"
+    code, out, err = await ended("ingest", url, "--idle-seconds", "1")
+    assert (code, out) == (1, "")
+    error = err.splitlines()[-1]
+    assert error.startswith(f"error: nobody answered with a stream at {url}: the last error was ")
 
 
 def received(journal):

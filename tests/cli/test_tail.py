@@ -1,6 +1,7 @@
 """`autoplay-rag tail`."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 from autoplay_rag.cli.tail import lines
 from autoplay_rag.connector.recording import read_recording
@@ -65,6 +66,45 @@ async def test_the_token_may_come_from_the_environment(ended):
         args = ("tail", connector.url, "--limit", "1")
         code, _, _ = await ended(*args, AUTOPLAY_APP_UNKEY_TOKEN="uk_right")
     assert code == 0
+
+
+async def test_a_connector_that_never_answered_is_an_error(ended, silent_port):
+    url = f"http://127.0.0.1:{silent_port}/stream/x"
+    secret = "?key=uk_secret"
+    code, out, err = await ended("tail", url + secret, "--idle-seconds", "1")
+    assert (code, out) == (1, "")
+    error = err.splitlines()[-1]
+    assert error.startswith(f"error: nobody answered with a stream at {url}: the last error was ")
+    assert "ConnectError" in error
+    assert "uk_" not in err
+
+
+async def test_a_connector_that_only_listens_is_an_error_unless_the_user_left(started):
+    async with listening() as url, started("tail", url, "--idle-seconds", "1") as running:
+        code, _, err = await running.end()
+    assert (code, err.count("\n")) == (1, 1)
+    assert "no attempt was over" in err
+
+    came = asyncio.Event()
+    async with listening(came) as url, started("tail", url) as running:
+        async with asyncio.timeout(30):
+            await came.wait()
+        running.interrupt()
+        assert await running.end() == (0, "", "0 payloads\n")
+
+
+@asynccontextmanager
+async def listening(came=None):
+    """A server that takes connections and never says a word."""
+
+    async def take(reader, writer):
+        if came:
+            came.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/stream/x"
 
 
 def test_every_payload_can_be_shown():
