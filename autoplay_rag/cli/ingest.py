@@ -13,6 +13,7 @@ from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
     DEFAULT_STORE,
     EmbedderOption,
+    IdleOption,
     StoreOption,
     TokenOption,
     UrlArgument,
@@ -42,9 +43,7 @@ def ingest(
             help="Where received payloads wait and are remembered; by default beside the store.",
         ),
     ] = None,
-    idle_seconds: Annotated[
-        float | None, typer.Option(help="End when nothing came for so long; by default never.")
-    ] = None,
+    idle_seconds: IdleOption = None,
 ) -> None:
     """Take a stream into a vector store.
 

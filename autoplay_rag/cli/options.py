@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_STORE",
     "USAGE",
     "EmbedderOption",
+    "IdleOption",
     "StoreOption",
     "TokenOption",
     "UrlArgument",
@@ -43,6 +44,20 @@ EmbedderOption = Annotated[
     ),
 ]
 
+
+def _seconds(value: float | None) -> float | None:
+    # Not `min=0` of the option: it lets NaN pass.
+    if value is not None and not value >= 0:
+        raise typer.BadParameter(f"{value} is not 0 or more seconds")
+    return value
+
+
+IdleOption = Annotated[
+    float | None,
+    typer.Option(
+        callback=_seconds, help="End when nothing came for so many seconds; by default never."
+    ),
+]
 
 USAGE = 2
 """The exit code when a command was called wrongly."""

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from autoplay_rag.cli.console import clean, note, on_terminal, out, stdout_closed
 from autoplay_rag.cli.interrupts import Interrupts
-from autoplay_rag.cli.options import TokenOption, UrlArgument
+from autoplay_rag.cli.options import IdleOption, TokenOption, UrlArgument
 from autoplay_rag.cli.reached import require_reached
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.recording import encode_line
@@ -34,9 +34,7 @@ def tail(
         bool, typer.Option("--jsonl", help="Print JSON Lines: a recording, to be replayed.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="End after so many payloads.")] = None,
-    idle_seconds: Annotated[
-        float | None, typer.Option(help="End when nothing came for so long.")
-    ] = None,
+    idle_seconds: IdleOption = None,
 ) -> None:
     """Print a stream as it comes, a line for each action; Ctrl-C ends it."""
     show = _json_line if jsonl else _pretty if on_terminal() else _plain

@@ -24,7 +24,10 @@ def nowhere(tmp_path, monkeypatch):
         (["tail"], "URL"),
         (["tail", "ftp://connector.example/stream/x"], "http"),
         (["tail", "http://connector.example/stream/x", "--limit", "0"], "limit"),
+        (["tail", "http://connector.example/stream/x", "--limit", "-1"], "limit"),
         (["connector", "--rate", "0"], "rate"),
+        (["connector", "--rate", "-1"], "rate"),
+        (["connector", "--rate", "nan"], "rate"),
         (["connector", "--port", "many"], "port"),
         (["connector", "--port", "99999"], "port"),
         (["connector", "--port", "-1"], "port"),
@@ -39,6 +42,15 @@ def nowhere(tmp_path, monkeypatch):
 def test_wrong_usage_exits_with_2(capsys, args, says):
     assert run(args) == 2
     assert_one_error(capsys, says)
+
+
+@pytest.mark.parametrize("command", ["ingest", "tail"])
+@pytest.mark.parametrize("seconds", ["-1", "-inf", "nan", "soon"])
+def test_idle_seconds_that_are_no_time_are_wrong_usage(capsys, tmp_path, command, seconds):
+    url = "http://connector.example/stream/x"
+    assert run([command, url, "--idle-seconds", seconds]) == 2
+    assert_one_error(capsys, "--idle-seconds")
+    assert not list(tmp_path.iterdir()), "nothing was begun"
 
 
 @pytest.mark.parametrize(
