@@ -27,6 +27,7 @@ from autoplay_rag.stores.chroma import ChromaStore
 
 __all__ = ["hits_table", "search"]
 
+_CHROMA_FILE = "chroma.sqlite3"
 _SNIPPET = 160
 
 
@@ -44,8 +45,10 @@ def search(
     if not question.strip():
         raise ConfigurationError("the question is empty")
     folder = chroma_path(store)
-    if not folder.is_dir():
-        raise StoreError(f"there is no store at {folder}: fill one with `autoplay-rag ingest URL`")
+    if not (folder / _CHROMA_FILE).is_file():  # Chroma would make one
+        raise StoreError(
+            f"there is no Chroma store at {folder}; run `autoplay-rag ingest URL` first"
+        )
     limits = Filter(session_id=session, user_id=user)
     hits = asyncio.run(_search(make_store(store), make_embedder(embedder), question, k, limits))
     if json:
