@@ -175,7 +175,7 @@ class Dispatcher(BoundedSink):
             if well:
                 self._recorder.delivered(payload.kind)
             else:
-                self._recorder.failed()
+                self._recorder.failed(payload.kind)
         except asyncio.CancelledError:
             self._give_up(payload)
             raise

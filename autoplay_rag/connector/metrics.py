@@ -26,6 +26,9 @@ class ConnectorMetrics(Protocol):
     def delivered(self, kind: str) -> None:
         """All callbacks of a payload ended without an error (or the consumer took it)."""
 
+    def failed(self, kind: str) -> None:
+        """A callback of a payload raised: the payload is given up."""
+
     def dropped(self, kind: str) -> None:
         """A payload was given up: `overflow="drop_oldest"`, or time ran out at the end."""
 
@@ -99,9 +102,11 @@ class Recorder:
         if self.observed:
             self._tell("delivered", kind)
 
-    def failed(self) -> None:
+    def failed(self, kind: str) -> None:
         """A callback of a payload raised."""
         self.counts.failed += 1
+        if self.observed:
+            self._tell("failed", kind)
 
     def dropped(self, kind: str) -> None:
         """A payload was given up."""

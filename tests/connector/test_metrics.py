@@ -57,6 +57,8 @@ async def test_the_opentelemetry_recipe(server, connect, event, opentelemetry_me
 
     async def work(payload):
         await asyncio.sleep(0)
+        if payload.actions[0].title == "Report 2":
+            raise ZeroDivisionError
 
     client = connect(metrics=metrics).on_actions(work)
     async with client:
@@ -67,7 +69,8 @@ async def test_the_opentelemetry_recipe(server, connect, event, opentelemetry_me
     assert values == {
         ("autoplay.payloads.received", "actions"): 2,
         ("autoplay.payloads.received", "summary"): 1,
-        ("autoplay.payloads.delivered", "actions"): 2,
+        ("autoplay.payloads.delivered", "actions"): 1,
+        ("autoplay.payloads.failed", "actions"): 1,
         ("autoplay.skipped", "malformed"): 1,
         ("autoplay.skipped", "no_callback"): 1,
         ("autoplay.reconnects",): 1,
