@@ -37,12 +37,14 @@ def status(journal: JournalArgument, json: JsonOption = False) -> None:
         rest = {"queue_bytes": found.queue_bytes, "oldest_at": found.oldest_at}
         say_json({**counters, **rest, "health": found.health, "running": found.running})
         return
-    for name in COUNTERS:
-        say(f"{name:<12}{getattr(found.ledger, name):>12,}")
-    say(f"{'queue bytes':<12}{found.queue_bytes:>12,}")
+    rows = [(name, f"{getattr(found.ledger, name):,}") for name in COUNTERS]
+    rows.append(("queue bytes", f"{found.queue_bytes:,}"))
     if found.oldest_at is not None:
-        say(f"waiting for {max(0.0, time.time() - found.oldest_at):,.0f} s")
-    say(f"pipeline    {'running' if found.running else 'not running'}, {clean(found.health)}")
+        rows.append(("waiting s", f"{max(0.0, time.time() - found.oldest_at):,.0f}"))
+    rows.append(("pipeline", "running" if found.running else "not running"))
+    rows.append(("health", clean(found.health)))
+    for name, value in rows:
+        say(f"{name:<12}{value:>12}")
 
 
 @dead_letters.callback(invoke_without_command=True)

@@ -74,3 +74,17 @@ async def test_none_is_no_error(ended, tmp_path):
     for args in (["list"], ["retry", "--all"]):
         code, out, err = await ended("dead-letters", args[0], "journal.db", *args[1:])
         assert (code, out, err) == (0, "", "no dead letters\n")
+
+
+async def test_status_has_its_values_in_one_column(ended, tmp_path):
+    async with IngestPipeline(
+        MemoryStore(), LocalEmbedder(), journal=tmp_path / "journal.db", batch_window=600.0
+    ) as pipeline:
+        await pipeline.on_summary(SummaryPayload("acme", "s1", "A summary."))
+        code, out, _ = await ended("status", "journal.db")
+    lines = out.splitlines()
+    shown = dict(line.rsplit(maxsplit=1) for line in lines)
+    assert code == 0
+    assert (shown["pending"], shown["pipeline"], shown["health"]) == ("1", "running", "ok")
+    assert shown["waiting s"].isdigit()
+    assert {len(line) for line in lines} == {24}
