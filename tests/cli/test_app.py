@@ -2,6 +2,8 @@
 
 import asyncio
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -92,6 +94,19 @@ def test_help_exits_with_0(capsys, args):
 
 def test_the_process_ends_with_that_code_and_no_traceback(cli):
     ended = cli("status", "absent.db")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == "error: there is no journal at absent.db\n"
+
+
+def test_the_package_itself_is_the_command():
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "autoplay_rag", "status", "absent.db"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == "error: there is no journal at absent.db\n"
 
