@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from autoplay_rag._html import table_html
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest.render import action_line
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
@@ -109,6 +110,15 @@ class LiveSession:
             lines.appendleft(line)
             room -= len(line) + 1
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return table_html(
+            ("when", "kind", "text", "page"),
+            [
+                (f"{_age(self.seen_at - e.at)} ago", e.kind, _one_line(e.text), _one_line(e.url))
+                for e in self.events
+            ],
+        )
 
 
 class _Entry:

@@ -396,6 +396,15 @@ async def test_the_pipeline_takes_sessions_made_elsewhere(clock: Clock) -> None:
     assert texts(live.get(session_id="s1")) == ["a"]
 
 
+def test_a_session_is_a_table_in_a_notebook_with_its_text_escaped() -> None:
+    events = (LiveEvent(95.0, "actions", "<script>x</script>", "https://a.test/?a=1&b=2"),)
+    html = LiveSession("acme", "s1", "u1", None, events, seen_at=100.0)._repr_html_()
+    assert "5 s ago" in html
+    assert "&lt;script&gt;x&lt;/script&gt;" in html
+    assert "a=1&amp;b=2" in html
+    assert "<script" not in html
+
+
 async def test_what_cannot_be_shown_is_stored_all_the_same() -> None:
     def redact(payload: ActionsPayload) -> ActionsPayload:
         payload.actions[0].timestamp_start = None
