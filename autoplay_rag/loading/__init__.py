@@ -6,7 +6,18 @@ library's documents and adds nothing else.
 
 from autoplay_rag.loading.limits import Limits
 from autoplay_rag.loading.loader import GroupBy, PayloadLoader
+from autoplay_rag.loading.options import CLIENT_OPTIONS, LOADER_OPTIONS, refuse_unknown
 from autoplay_rag.loading.sources import LiveSource, RecordingSource
 from autoplay_rag.loading.texts import LoadedText
 
-__all__ = ["GroupBy", "Limits", "LiveSource", "LoadedText", "PayloadLoader", "RecordingSource"]
+__all__ = [
+    "CLIENT_OPTIONS",
+    "LOADER_OPTIONS",
+    "GroupBy",
+    "Limits",
+    "LiveSource",
+    "LoadedText",
+    "PayloadLoader",
+    "RecordingSource",
+    "refuse_unknown",
+]

@@ -7,11 +7,14 @@ from collections.abc import AsyncGenerator, Callable, Collection, Generator, Seq
 from typing import Any, Self
 
 from autoplay_rag.loading import (
+    CLIENT_OPTIONS,
+    LOADER_OPTIONS,
     GroupBy,
     Limits,
     LiveSource,
     PayloadLoader,
     RecordingSource,
+    refuse_unknown,
 )
 from autoplay_rag.payloads import Payload
 from langchain_core.document_loaders import BaseLoader
@@ -79,6 +82,7 @@ class AutoplayLoader(BaseLoader):
         max_pending: int = 10_000,
         **client_options: Any,
     ) -> None:
+        refuse_unknown(type(self), client_options, CLIENT_OPTIONS)
         if isinstance(token, SecretStr):
             token = token.get_secret_value()
         self._loader = PayloadLoader(
@@ -119,6 +123,7 @@ class AutoplayLoader(BaseLoader):
         Raises:
             ConfigurationError: If an argument can never work.
         """
+        refuse_unknown(cls, options, LOADER_OPTIONS)
         limits = Limits(
             max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
         )

@@ -68,8 +68,13 @@ async def test_the_warning_of_an_empty_aload_does_so_too(local_connector):
 def test_client_options_are_checked_when_the_loader_is_made():
     with pytest.raises(ConfigurationError, match="max_retries"):
         AutoplayLoader("http://127.0.0.1:9/stream/x", max_retries=-1)
-    with pytest.raises(TypeError, match="colour"):
-        AutoplayLoader("http://127.0.0.1:9/stream/x", colour="blue")
+
+
+@pytest.mark.parametrize("make", [AutoplayLoader, AutoplayLoader.from_recording])
+def test_an_unknown_argument_is_refused_in_the_loaders_name(make):
+    message = r"^AutoplayLoader\(\) got an unexpected keyword argument 'max_docs'$"
+    with pytest.raises(TypeError, match=message):
+        make("http://127.0.0.1:9/stream/x", max_docs=3)
 
 
 @pytest.mark.parametrize("kind", ["memory", "chroma", "faiss"])

@@ -9,7 +9,15 @@ from typing import Any, Self
 
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest.chunks import Render
-from autoplay_rag.loading import Limits, LiveSource, LoadedText, PayloadLoader, RecordingSource
+from autoplay_rag.loading import (
+    CLIENT_OPTIONS,
+    Limits,
+    LiveSource,
+    LoadedText,
+    PayloadLoader,
+    RecordingSource,
+    refuse_unknown,
+)
 from autoplay_rag.payloads import Payload
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.readers.base import BasePydanticReader
@@ -128,9 +136,11 @@ class AutoplayReader(BasePydanticReader):
         kinds = (include,) if isinstance(include, str) else tuple(sorted(include))
         source: LiveSource | RecordingSource
         if url is not None and recording is None:
+            refuse_unknown(type(self), source_options, CLIENT_OPTIONS)
             source = LiveSource(url, token, **source_options)
         elif recording is not None and url is None:
-            source = RecordingSource(recording, **source_options)
+            refuse_unknown(type(self), source_options)
+            source = RecordingSource(recording)
         else:
             raise ConfigurationError("an AutoplayReader needs a url or a recording, and not both")
         limits = Limits(
