@@ -99,10 +99,10 @@ def ended(started):
 
 
 @pytest.fixture
-def terminal(tmp_path):
-    """Runs a command to its end on a terminal; returns the exit code and all that was drawn."""
+def started_on_terminal(tmp_path):
+    """Starts a command on a terminal; returns the process and the terminal's other end."""
 
-    def run(*args, **env):
+    def start(*args, **env):
         master, slave = pty.openpty()
         process = subprocess.Popen(
             [*COMMAND, *map(str, args)],
@@ -114,6 +114,17 @@ def terminal(tmp_path):
             start_new_session=True,
         )
         os.close(slave)
+        return process, master
+
+    return start
+
+
+@pytest.fixture
+def terminal(started_on_terminal):
+    """Runs a command to its end on a terminal; returns the exit code and all that was drawn."""
+
+    def run(*args, **env):
+        process, master = started_on_terminal(*args, **env)
         drawn = b"".join(iter(lambda: _read(master), b""))
         os.close(master)
         return process.wait(), drawn.decode()

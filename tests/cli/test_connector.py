@@ -20,7 +20,8 @@ async def test_it_serves_the_samples_until_ctrl_c(started):
     assert "Traceback" not in err
 
 
-async def test_a_recording_a_token_and_sigterm(started, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_recording_a_token_and_other_signals(started, tmp_path, number):
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b'{"type":"summary","product_id":"mine","summary":"x"}\n')
     options = ["--recording", path, "--token", "uk_secret", "--port", "0"]
@@ -30,7 +31,7 @@ async def test_a_recording_a_token_and_sigterm(started, tmp_path):
         assert "uk_secret" not in line
         async with httpx.AsyncClient() as http:
             assert (await http.get(line.removeprefix("serving "))).status_code == 401
-        running.interrupt(signal.SIGTERM)
+        running.interrupt(number)
         code, out, err = await running.end()
     assert code == 0
     assert "uk_secret" not in out + err

@@ -1,6 +1,9 @@
 """`autoplay-rag ingest`, and what `search` and `status` then have to say."""
 
+import asyncio
 import json
+import os
+import signal
 
 import pytest
 
@@ -73,6 +76,24 @@ async def test_ctrl_c_stores_what_was_received(started, eventually, tmp_path):
     assert (code, out) == (0, "received 4 · pending 0 · stored 4\n")
     assert "Ctrl-C again leaves at once" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+async def test_a_terminal_that_closes_is_no_loss(started_on_terminal, eventually, tmp_path):
+    journal = tmp_path / "chroma-journal.db"
+    async with LocalConnector(VISITS) as connector:
+        process, terminal = started_on_terminal("ingest", connector.url)
+        try:
+            await eventually(lambda: received(journal) == 4)
+            os.close(terminal)
+            process.send_signal(signal.SIGHUP)
+            process.send_signal(signal.SIGHUP)
+            await asyncio.to_thread(process.wait, 30)
+        finally:
+            process.kill()
+            process.wait()
+    ledger = JournalReader(journal).status().ledger
+    assert (ledger.stored, ledger.pending) == (4, 0)
 
 
 @pytest.mark.slow
