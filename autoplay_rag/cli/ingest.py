@@ -80,8 +80,8 @@ async def _ingest(
     idle_seconds: float | None,
 ) -> Ledger:
     def stop() -> None:
+        client.stop()  # first: the note fails if nobody holds the other end of stderr
         note("storing what was received; Ctrl-C again leaves at once")
-        client.stop()
 
     with Interrupts(f"left at once: what is not stored waits in {journal}") as interrupts:
         note(f"journal: {journal}")
