@@ -16,7 +16,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SECONDS = 120
 MAX_BYTES = 400_000
 # LlamaIndex imports, where it is installed, a package that says it is no longer kept.
-WARNINGS = "default,ignore::DeprecationWarning:llama_index.core.bridge.langchain"
+# Its chat memory leaves the closing of its database to the garbage collector.
+WARNINGS = (
+    "default,ignore::DeprecationWarning:llama_index.core.bridge.langchain"
+    ",ignore::ResourceWarning:aiosqlite.core"
+)
 
 run = runpy.run_path(str(ROOT / "tools" / "run_notebooks.py"))["run"]
 

@@ -162,7 +162,9 @@ class _Collection:
             if self.count() == 0:
                 return []
             raise self._wrong_dimension(len(vector))
-        scores = None if request.where is None else self._exact_scores(request.where, vector)
+        # The index is approximate: asked for most of what there is, it leaves some out.
+        exact = request.where is not None or self.count() <= 2 * request.k
+        scores = self._exact_scores(request.where, vector) if exact else None
         if scores is None:
             return self._search_index(request, vector)
         best = sorted(scores, key=scores.__getitem__, reverse=True)[: request.k]
@@ -187,7 +189,7 @@ class _Collection:
         ]
 
     def _exact_scores(
-        self, where: dict[str, Any], vector: NDArray[np.float32]
+        self, where: dict[str, Any] | None, vector: NDArray[np.float32]
     ) -> dict[str, float] | None:
         """The cosine similarity of each chunk that passes; None where too many do."""
         import numpy as np

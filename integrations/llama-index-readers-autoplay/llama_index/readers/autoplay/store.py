@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 
 from autoplay_rag import Filter
 from autoplay_rag.stores.base import Chunk, Hit, Vector, VectorStore
 from autoplay_rag.stores.rows import pack, pack_vector
+from llama_index.core.schema import BaseNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
@@ -17,6 +19,9 @@ from llama_index.readers.autoplay.nodes import make_node, node_id
 from llama_index.readers.autoplay.searching import find
 
 __all__ = ["LlamaIndexStore"]
+
+_STEP = 8
+"""Nodes made before the loop is let go for a moment: LlamaIndex checks each, which takes time."""
 
 
 class LlamaIndexStore(VectorStore):
@@ -80,12 +85,14 @@ class LlamaIndexStore(VectorStore):
         rows = pack(chunks, vectors)
         values = memoryview(rows.vectors).cast("f")
         starts = range(0, len(values), rows.dimension)
-        nodes = [
-            make_node(chunk_id, text, metadata, _unit(values[start : start + rows.dimension]))
-            for chunk_id, text, metadata, start in zip(
-                rows.ids, rows.texts, rows.metadatas, starts, strict=True
-            )
-        ]
+        nodes: list[BaseNode] = []
+        for chunk_id, text, metadata, start in zip(
+            rows.ids, rows.texts, rows.metadatas, starts, strict=True
+        ):
+            vector = _unit(values[start : start + rows.dimension])
+            nodes.append(make_node(chunk_id, text, metadata, vector))
+            if len(nodes) % _STEP == 0:
+                await asyncio.sleep(0)
         await self.delete(rows.ids)
         await self._calls.add(nodes)
         if self._docstore:
