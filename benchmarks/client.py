@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 from benchmarks.streams import events, served
 from benchmarks.table import Figure, show
@@ -22,6 +23,23 @@ def _client(which: str, url: str):
     else:
         from autoplay_sdk import AsyncConnectorClient
     return AsyncConnectorClient(url, token="bench")
+
+
+@dataclass(frozen=True)
+class _Moment:
+    wall: float
+    cpu: float
+
+
+async def _run_until(client, on_actions, done: asyncio.Event) -> _Moment:
+    """Run a client until `done`; says when that was."""
+    client.on_actions(on_actions)
+    task = client.run_in_background()
+    await done.wait()
+    moment = _Moment(time.perf_counter(), time.process_time())
+    task.cancel()
+    await asyncio.wait([task])
+    return moment
 
 
 async def _cpu(which: str, url: str) -> float:
@@ -39,13 +57,8 @@ async def _cpu(which: str, url: str) -> float:
         if seen == CPU_EVENTS:
             done.set()
 
-    client.on_actions(on_actions)
-    task = client.run_in_background()
-    await done.wait()
-    spent = time.process_time() - started
-    task.cancel()
-    await asyncio.wait([task])
-    return spent / (CPU_EVENTS - 1) * 1e6
+    ended_at = await _run_until(client, on_actions, done)
+    return (ended_at.cpu - started) / (CPU_EVENTS - 1) * 1e6
 
 
 async def _parallel(which: str, url: str, count: int) -> float:
@@ -63,13 +76,8 @@ async def _parallel(which: str, url: str, count: int) -> float:
         if ended == count:
             done.set()
 
-    client.on_actions(on_actions)
-    task = client.run_in_background()
-    await done.wait()
-    took = time.perf_counter() - first
-    task.cancel()
-    await asyncio.wait([task])
-    return took
+    ended_at = await _run_until(client, on_actions, done)
+    return ended_at.wall - first
 
 
 async def _isolation(which: str, url: str, count: int) -> float:
@@ -90,13 +98,8 @@ async def _isolation(which: str, url: str, count: int) -> float:
         if others == expected:
             done.set()
 
-    client.on_actions(on_actions)
-    task = client.run_in_background()
-    await done.wait()
-    took = time.perf_counter() - first
-    task.cancel()
-    await asyncio.wait([task])
-    return took
+    ended_at = await _run_until(client, on_actions, done)
+    return ended_at.wall - first
 
 
 _MEASURES = {"cpu": _cpu, "parallel": _parallel, "isolation": _isolation}

@@ -14,7 +14,7 @@ import msgspec
 from autoplay_rag.errors import JournalDamagedError, JournalError, JournalVersionError
 from autoplay_rag.ingest.journal_rows import COUNTERS, Durability, lossy_text
 
-__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "JournalFile", "to_json"]
+__all__ = ["APPLICATION_ID", "QUEUE_BYTES", "SCHEMA_VERSION", "JournalFile", "to_json"]
 
 APPLICATION_ID = 0x41505247
 """Marks the file as ours ("APRG"), so that another program's database is never touched."""
@@ -50,6 +50,13 @@ CREATE TABLE dead (
 -- What other processes ask of the one that owns the journal.
 CREATE TABLE requests (id INTEGER PRIMARY KEY, action TEXT NOT NULL, seq INTEGER);
 """
+
+
+QUEUE_BYTES = (
+    "SELECT (SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM queue)"
+    " + (SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM dead)"
+)
+"""Asks for the bytes of payloads waiting or dead: what `journal_max_bytes` bounds."""
 
 
 class JournalFile:
@@ -203,10 +210,7 @@ class JournalFile:
         return dict(self._connection.execute("SELECT name, value FROM counters").fetchall())
 
     def _count_bytes(self) -> int:
-        return self._scalar(
-            "SELECT (SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM queue)"
-            " + (SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM dead)"
-        )
+        return self._scalar(QUEUE_BYTES)
 
     def _scalar(self, sql: str, *args: Any) -> int:
         return int(self._connection.execute(sql, args).fetchone()[0])

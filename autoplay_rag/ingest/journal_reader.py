@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoplay_rag._filelock import FileLock
 from autoplay_rag.errors import JournalError, JournalVersionError
-from autoplay_rag.ingest.journal_file import APPLICATION_ID, SCHEMA_VERSION
+from autoplay_rag.ingest.journal_file import APPLICATION_ID, QUEUE_BYTES, SCHEMA_VERSION
 from autoplay_rag.ingest.journal_rows import Action, DeadLetter, decoded, letters
 from autoplay_rag.ingest.ledger import Ledger
 from autoplay_rag.payloads import Payload
@@ -72,10 +72,7 @@ class JournalReader:
         with self._connected() as connection:
             connection.execute("BEGIN")  # one moment for all that is read
             counters = dict(connection.execute("SELECT name, value FROM counters").fetchall())
-            size = connection.execute(
-                "SELECT (SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM queue)"
-                " + (SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM dead)"
-            ).fetchone()[0]
+            size = connection.execute(QUEUE_BYTES).fetchone()[0]
             oldest = connection.execute(
                 "SELECT at FROM catalog WHERE key = (SELECT key FROM queue ORDER BY seq LIMIT 1)"
             ).fetchone()
