@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -273,6 +274,24 @@ async def test_async_methods_of_a_stores_own_are_awaited_unless_told_otherwise()
     calls.clear()
     await LlamaIndexStore(Blocking(), use_async=True).upsert([chunk("a")], [EAST])
     assert {thread for _, thread in calls} == {threading.get_ident()}
+
+
+async def test_a_thread_lets_the_loop_run_while_a_store_reads_through_the_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    pauses: list[int] = []
+    clock = SimpleNamespace(sleep=lambda seconds: pauses.append(threading.get_ident()))
+    monkeypatch.setattr("llama_index.readers.autoplay.calls.time", clock)
+
+    class InLots(Blocking):
+        def add(self, nodes, **kwargs):
+            first, rest = nodes[:30], nodes[30:]
+            return [*super().add(first), *super().add(rest)]
+
+    await LlamaIndexStore(InLots()).upsert([chunk(f"c{n}") for n in range(40)], [EAST] * 40)
+    assert len(kept) == 40
+    assert len(pauses) >= 5
+    assert threading.get_ident() not in pauses
 
 
 async def test_the_in_memory_store_is_changed_on_the_loop_alone():

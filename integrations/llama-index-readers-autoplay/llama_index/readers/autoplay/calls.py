@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ __all__ = ["CHROMA", "StoreCalls"]
 
 CHROMA = "ChromaVectorStore"
 """The class name of LlamaIndex's store for Chroma, which need not be installed."""
-_SLICE = 16
-"""Nodes that the in-memory store takes before the loop is let go for a moment."""
+_PAUSE = 0.0001
+"""Seconds a thread waits to let the loop run: a wait of 0 would often take the interpreter back."""
+_STEP = 8
+"""Nodes that a store takes before the loop may run."""
 
 
 class StoreCalls:
@@ -42,11 +45,14 @@ class StoreCalls:
 
     async def add(self, nodes: Sequence[BaseNode]) -> None:
         """Add nodes with embeddings."""
-        portions = _portions(nodes) if self._in_memory else [nodes]
-        for portion in portions:
-            await self.call("add", "async_add", list(portion))
-            if self._in_memory:
+        if self._awaits("async_add"):
+            await self.vector_store.async_add(list(nodes))
+        elif self._in_memory:
+            for start in range(0, len(nodes), _STEP):
+                self.vector_store.add(list(nodes[start : start + _STEP]))
                 await asyncio.sleep(0)
+        else:
+            await self.run(self.vector_store.add, _Yielding(nodes))
 
     async def delete_nodes(self, node_ids: Sequence[str]) -> bool:
         """Delete nodes by id, if the store can; an unknown id is no error.
@@ -116,6 +122,20 @@ class StoreCalls:
         return own is not getattr(BasePydanticVectorStore, async_name)
 
 
-def _portions(nodes: Sequence[BaseNode]) -> Iterator[Sequence[BaseNode]]:
-    for start in range(0, len(nodes), _SLICE):
-        yield nodes[start : start + _SLICE]
+class _Yielding(list[BaseNode]):
+    """Nodes that let other threads run, every few of them, while one thread reads through them.
+
+    A store turns each node into its own form in Python. Done at one go, that can hold the
+    interpreter for as long as the loop's thread may be kept waiting for it (5 ms at each wake-up).
+    """
+
+    def __iter__(self) -> Iterator[BaseNode]:
+        for number, node in enumerate(super().__iter__()):
+            if number % _STEP == 0:
+                time.sleep(_PAUSE)
+            yield node
+
+    def __getitem__(self, index: Any) -> Any:
+        """A slice yields too: stores cut what they are given into lots."""
+        found = super().__getitem__(index)
+        return _Yielding(found) if isinstance(index, slice) else found
