@@ -20,9 +20,11 @@ $python -m pip install --quiet --editable ".[all]" --editable "integrations/$nam
     --group "integrations/$name/pyproject.toml:test" "$@"
 echo "-- $name with"
 $python -m pip list --format=freeze 2>/dev/null | grep -E "^(langchain|langgraph|llama-index)" || true
-# Old releases of LlamaIndex look for word lists on the network that they hold themselves.
-core=$(find "$folder" -type d -path '*/site-packages/llama_index/core')
-[ -z "$core" ] || export NLTK_DATA="$core"
-# Releases warn about what newer packages beside them deprecated since: that is not ours.
-[ $# -eq 0 ] || set -- -o filterwarnings=default
+if [ $# -gt 0 ]; then
+    # Old releases of LlamaIndex look for word lists on the network that they hold themselves.
+    core=$(find "$folder" -type d -path '*/site-packages/llama_index/core')
+    [ -z "$core" ] || export NLTK_DATA="$core"
+    # They warn about what newer packages beside them deprecated since: that is not ours.
+    set -- -o filterwarnings=default
+fi
 $python -m pytest -q "$@" "integrations/$name/tests"

@@ -37,6 +37,10 @@ class ChromaStore(VectorStore):
     process, however that ends. Stores of one process may share a folder. Another process may
     not, until the store is closed; then any Chroma client can open the folder.
 
+    Killed in the middle of writing its index, Chroma would refuse the collection from then on; the
+    index is put back from a copy that is kept beside it, and nothing that was stored is missing.
+    Where the disk is nearly full, a write raises `StoreUnavailableError` before Chroma begins.
+
     Vectors are compared by cosine. Nothing is fetched from or sent to a network.
 
     Args:

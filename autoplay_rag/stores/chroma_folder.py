@@ -5,6 +5,8 @@ It runs in the worker process only. What is said of Chroma here holds for chroma
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from autoplay_rag.stores.chroma_frames import (
     Request,
     Upsert,
 )
+from autoplay_rag.stores.chroma_mirror import IndexMirror
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +44,9 @@ a fifth of them copies of 50 texts, it found 82 of 100 nearest; this found 95, i
 _EXACT = 1000
 """Up to so many chunks that pass a filter are compared one by one, which is exact, and faster than
 a filtered search of the index: of 50,000, the 25 of one user in 8 ms instead of 43."""
+_ROOM = 64 << 20
+"""Bytes of disk that must be free to write, besides half of what the indexes take: one that is full
+grows by a fifth, and its copy with it."""
 _REMEDY = "use that model, or another collection name, or delete the collection and ingest again"
 
 
@@ -61,7 +67,11 @@ class Folder:
 
         # Named here, an environment variable cannot turn them on: nothing leaves the machine.
         settings = Settings(anonymized_telemetry=False, chroma_otel_collection_endpoint="")
+        self._path = path
+        self._mirror = IndexMirror(path)
+        self._mirror.restore()
         self._client = chromadb.PersistentClient(str(path), settings=settings)
+        self._mirror.refresh()
         self._collections: dict[str, _Collection] = {}
         self._refusals = (
             ValueError,
@@ -84,6 +94,8 @@ class Folder:
             # Whatever was known of the collection may have changed.
             self._collections.pop(request.collection, None)
             return Failed("unavailable", f"Chroma failed: {type(error).__name__}: {error}")
+        finally:
+            self._mirror.refresh()
 
     def _answer(self, request: Request) -> Reply:
         collection = self._collection(request.collection, request.model)
@@ -91,6 +103,7 @@ class Folder:
             case Open():
                 return Done()
             case Upsert():
+                self._check_room()
                 collection.upsert(request)
                 return Done()
             case Delete():
@@ -100,6 +113,17 @@ class Folder:
                 return Found(collection.query(request))
             case Count():
                 return Done(collection.count())
+
+    def _check_room(self) -> None:
+        """Chroma does not notice when the disk is full as it writes an index: vectors would be lost."""
+        free = shutil.disk_usage(self._path).free
+        needed = _ROOM + self._mirror.size // 2
+        if free < needed:
+            raise OSError(
+                errno.ENOSPC,
+                f"{free >> 20} MB are free where {self._path} is, and {needed >> 20} MB are needed "
+                "to write safely; make room, and what waits is stored",
+            )
 
     def _collection(self, name: str, model: str | None) -> _Collection:
         held = self._collections.get(name)

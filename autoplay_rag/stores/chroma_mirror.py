@@ -1,0 +1,153 @@
+"""A copy of Chroma's vector indexes, for when a kill leaves one half written.
+
+Chroma rewrites an index in place, file after file, once in a thousand chunks. Killed meanwhile, it
+refuses the collection from then on (https://github.com/chroma-core/chroma/issues/7678 has such a
+case). What was written before is safe: texts and metadata are in SQLite, and so is a log of every
+chunk since the index was last written. An old index and the log make the collection whole.
+
+What is said of Chroma here holds for chromadb 1.5.9.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+
+__all__ = ["IndexMirror"]
+
+_logger = logging.getLogger(__name__)
+_STATE = "state.json"
+_Files = dict[str, tuple[int, int]]
+"""Size and time of the last change, in ns, of each file of an index."""
+
+
+class _State(msgspec.Struct):
+    """What a copy was taken of."""
+
+    written_to: int | None
+    """The last entry of Chroma's log that the index holds, as Chroma itself notes it."""
+    files: _Files
+
+
+class IndexMirror:
+    """Copies of the indexes of a Chroma folder, each as Chroma last finished writing it.
+
+    Chroma notes in SQLite how far an index goes, after it has written it. So an index whose files
+    are not those that were copied, while the note is the same as then, was not finished.
+
+    Only the process that has the folder may use this, and between its calls to Chroma: an index is
+    written within a call. The copies take as much disk as the indexes: 1.7 KB a chunk of
+    384 dimensions.
+
+    Args:
+        folder: Chroma's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._mirror = folder / "autoplay-rag.mirror"
+        self._seen: dict[str, _Files] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes that the indexes took, when last looked at."""
+        return sum(size for files in self._seen.values() for size, _ in files.values())
+
+    def restore(self) -> list[str]:
+        """Put back what Chroma did not finish writing. To be called before Chroma opens the folder.
+
+        Returns:
+            The ids of the indexes that were put back.
+
+        Raises:
+            OSError: If files cannot be read or written.
+            sqlite3.Error: If Chroma's database cannot be read.
+        """
+        restored = []
+        for index, written_to in self._written_to().items():
+            state = self._state(index)
+            if state is None or state.written_to != written_to:
+                continue
+            if _files(self._folder / index) != state.files:
+                self._put_back(index)
+                restored.append(index)
+                _logger.warning(
+                    "Chroma was killed while it wrote the index %s in %s: put back the copy from "
+                    "before; Chroma adds the chunks since from its own log",
+                    index,
+                    self._folder,
+                )
+        return restored
+
+    def refresh(self) -> None:
+        """Copy what Chroma has written since the last call, and drop copies of what is gone.
+
+        A copy that fails is logged: chunks are stored without it, too.
+        """
+        try:
+            self._refresh()
+        except (OSError, sqlite3.Error) as error:
+            _logger.warning("the indexes in %s could not be copied: %s", self._folder, error)
+
+    def _refresh(self) -> None:
+        found = {
+            path.parent.name: _files(path.parent) for path in self._folder.glob("*/header.bin")
+        }
+        if found == self._seen:
+            return
+        self._seen = found
+        written_to = self._written_to()
+        for index, files in found.items():
+            if index in written_to:
+                self._copy(index, _State(written_to[index], files))
+        for path in self._mirror.glob("*"):
+            # Chroma itself leaves the files of a deleted collection where they are.
+            if path.name not in written_to:
+                shutil.rmtree(path)
+
+    def _written_to(self) -> dict[str, int | None]:
+        """How far each vector index goes; None for one that was never written."""
+        database = self._folder / "chroma.sqlite3"
+        if not database.exists():
+            return {}
+        with closing(sqlite3.connect(database)) as connection:
+            return dict(
+                connection.execute(
+                    "SELECT id, seq_id FROM segments"
+                    " LEFT JOIN max_seq_id ON segment_id = id WHERE scope = 'VECTOR'"
+                )
+            )
+
+    def _state(self, index: str) -> _State | None:
+        try:
+            return msgspec.json.decode((self._mirror / index / _STATE).read_bytes(), type=_State)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
+    def _copy(self, index: str, taken: _State) -> None:
+        held = self._state(index)
+        if held is not None and held.written_to == taken.written_to:
+            return  # it is this one already, or Chroma did not finish and `restore` will need it
+        copy = self._mirror / index
+        # Without its state it is no copy: one that a kill leaves unfinished is never put back.
+        (copy / _STATE).unlink(missing_ok=True)
+        shutil.copytree(self._folder / index, copy, dirs_exist_ok=True)
+        (copy / _STATE).write_bytes(msgspec.json.encode(taken))
+
+    def _put_back(self, index: str) -> None:
+        # Broken off, this leaves other files than were copied, and is done again the next time.
+        shutil.rmtree(self._folder / index, ignore_errors=True)
+        shutil.copytree(self._mirror / index, self._folder / index, ignore=lambda *_: [_STATE])
+
+
+def _files(folder: Path) -> _Files:
+    return {
+        path.name: (stat.st_size, stat.st_mtime_ns)
+        for path in folder.glob("*")
+        for stat in [path.stat()]
+    }
