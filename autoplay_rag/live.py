@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from autoplay_rag._html import table_html
 from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.ingest.identity import people_of
 from autoplay_rag.ingest.render import action_line
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
@@ -283,7 +284,7 @@ class LiveSessions:
         return "\n\n".join(parts)
 
     def _entry(self, key: _Key, payload: Payload) -> _Entry:
-        user_id, conversation_id = _identity(payload)
+        user_id, conversation_id = people_of(payload)
         entry = self._entries.get(key)
         if entry is not None and user_id and entry.user_id not in (None, user_id):
             self._drop(key)
@@ -337,19 +338,6 @@ def _pairs(key: _Key, entry: _Entry) -> Iterator[tuple[str, str]]:
         yield ("user_id", entry.user_id)
     if entry.conversation_id:
         yield ("conversation_id", entry.conversation_id)
-
-
-def _identity(payload: Payload) -> tuple[str | None, str | None]:
-    """Person and chat thread, where a payload or one of its actions names them."""
-    if isinstance(payload, SummaryPayload):
-        return None, None
-    user_id, conversation_id = payload.user_id, payload.conversation_id
-    if isinstance(payload, ActionsPayload):
-        user_id = user_id or next((a.user_id for a in payload.actions if a.user_id), None)
-        conversation_id = conversation_id or next(
-            (a.conversation_id for a in payload.actions if a.conversation_id), None
-        )
-    return user_id or None, conversation_id or None
 
 
 def _events(payload: Payload, now: float, most: int) -> Iterator[LiveEvent]:

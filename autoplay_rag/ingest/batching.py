@@ -81,9 +81,10 @@ class Batcher:
             self._schedule(lane, found, self._on_grid(now if lane < 0 else now + self._window))
         found.seqs.append(seq)
 
-    def hold(self, lane: int) -> None:
+    def hold(self, lane: int, now: float) -> None:
         """Mark a lane as under way: a batch of it was found already planned."""
-        self._lanes.setdefault(lane, _Lane()).under_way = True
+        found = self._lanes.setdefault(lane, _Lane())
+        found.under_way, found.going_since = True, now
 
     def take(self, now: float, limit: int = 1000) -> list[Gathered]:
         """What is due, the longest due first; its lanes are under way until `done`.
@@ -109,19 +110,25 @@ class Batcher:
 
     def done(self, lane: int) -> None:
         """A lane's batch has ended: what it gathered meanwhile may go when it is due."""
-        found = self._lanes[lane]
+        found = self._lanes.pop(lane)
         found.under_way, found.going_since = False, math.inf
         if found.seqs:
+            self._lanes[lane] = found  # at the end: others have waited for longer
             self._schedule(lane, found, found.due)
-        else:
-            del self._lanes[lane]
 
-    def give_back(self, gathered: Gathered, now: float) -> None:
-        """Undo a `take` whose batch could not be planned; it is due again at `now`."""
+    def give_back(self, gathered: Gathered, now: float, *, under_way: bool = False) -> None:
+        """Undo a `take`, or part of it: what was not planned is due again at `now`.
+
+        Args:
+            gathered: What was not planned.
+            now: The time.
+            under_way: Whether the rest of what was taken was planned.
+        """
         found = self._lanes[gathered.lane]
         found.seqs[:0] = gathered.seqs
         found.opened = min(found.opened, found.going_since)
-        found.under_way, found.going_since = False, math.inf
+        if not under_way:
+            found.under_way, found.going_since = False, math.inf
         self._schedule(gathered.lane, found, now)
 
     def close_windows(self, now: float) -> None:
@@ -142,7 +149,7 @@ class Batcher:
 
     def oldest(self) -> float | None:
         """About when the payload that is kept longest came in; None while there is none."""
-        # Lanes stand in the order in which they came to be.
+        # Lanes stand in the order in which they came to be, or were last done.
         found = next(iter(self._lanes.values()), None)
         since = min(found.opened, found.going_since) if found else math.inf
         return None if since == math.inf else since

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from autoplay_rag.ingest.identity import chunk_id
+from autoplay_rag.ingest.identity import chunk_id, people_of
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload
 from autoplay_rag.stores.base import Metadata
 
@@ -58,23 +58,30 @@ def draft_chunks(accepted: Iterable[Accepted], max_actions: int) -> Iterator[Dra
     """Divide payloads, in order, over chunks.
 
     Args:
-        accepted: Payloads in the order received. Those of different sessions never share
-            a chunk.
+        accepted: Payloads in the order received. Those of different sessions, or of different
+            people who had one session after another, never share a chunk.
         max_actions: The most actions in one chunk.
     """
     group: list[Accepted] = []
     size = 0
+    person = None
     for item in accepted:
         payload = item.payload
         if not isinstance(payload, ActionsPayload):
             yield from _joined(group)
-            group, size = [], 0
+            group, size, person = [], 0, None
             yield Draft(chunk_id(payload, item.key), [payload], [item])
             continue
         count = len(payload.actions)
-        if group and (size + count > max_actions or not _together(group[0].payload, payload)):
+        user_id, _ = people_of(payload)
+        if group and (
+            size + count > max_actions
+            or not _together(group[0].payload, payload)
+            or (user_id and person not in (None, user_id))
+        ):
             yield from _joined(group)
-            group, size = [], 0
+            group, size, person = [], 0, None
+        person = user_id or person
         if count > max_actions:
             yield from _parts(item, payload, max_actions)
             continue
@@ -85,7 +92,7 @@ def draft_chunks(accepted: Iterable[Accepted], max_actions: int) -> Iterator[Dra
 
 def _together(one: Payload, other: Payload) -> bool:
     session = one.session_id
-    return session is not None and (one.product_id, session) == (other.product_id, other.session_id)
+    return bool(session) and (one.product_id, session) == (other.product_id, other.session_id)
 
 
 def _joined(group: Sequence[Accepted]) -> Iterator[Draft]:

@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.batching import Batcher, Gathered
 from autoplay_rag.ingest.embedding import PROBE, Embedding
 from autoplay_rag.ingest.journal import Journal
 from autoplay_rag.ingest.journal_db import JournalDb
-from autoplay_rag.ingest.plan import Batch, PlannedChunk, Planner
+from autoplay_rag.ingest.plan import Batch, PlannedChunk, Planner, describe
 from autoplay_rag.ingest.stage import Limits, Stage
 from autoplay_rag.stores.base import Filter, TextStore, Vector, VectorStore
 
@@ -23,7 +24,8 @@ _log = logging.getLogger(__name__)
 _PLAN_PAYLOADS = 500
 """The most payloads planned in one go: the journal takes nothing in meanwhile."""
 _MOST_PIECES = 2_000
-"""Chunks under way at most; the rest waits in the journal, not in memory."""
+_MOST_CHARACTERS = 32 * 2**20
+"""Chunks under way at most, and what they hold; the rest waits in the journal, not in memory."""
 _JOURNAL_RETRY_SECONDS = 1.0
 
 
@@ -79,6 +81,9 @@ class Delivery:
         self._batch_numbers = batch_numbers
         self._on_ended = on_ended
         self._pieces = 0
+        self._characters = 0
+        self._last_stored: _Piece | None = None
+        self._journal_trouble: str | None = None
         self._wake = asyncio.Event()
         self._ended: list[_UnderWay] = []
         self._to_divide: list[_Piece] = []
@@ -94,8 +99,7 @@ class Delivery:
             on_done=self._stored,
             on_dead=self._dead,
             divide=self._divide,
-            # A store that embeds refuses texts as an embedder does.
-            probe=None if isinstance(store, VectorStore) else self._probe_store,
+            probe=self._probe_store,
         )
         self.embed_stage: Stage[_Piece, Vector] | None = None
         if embedding is not None and limits is not None:
@@ -109,7 +113,7 @@ class Delivery:
                 on_done=self._embedded,
                 on_dead=self._dead,
                 divide=self._divide,
-                probe=embedding.probe,
+                probe=self._probe_embedder,
             )
 
     def wake(self) -> None:
@@ -118,9 +122,10 @@ class Delivery:
 
     def resume(self, batches: Sequence[Batch]) -> None:
         """Carry out plans that were recorded earlier."""
+        now = asyncio.get_running_loop().time()
         for batch in batches:
             if not batch.replayed:
-                self._batcher.hold(batch.lane)
+                self._batcher.hold(batch.lane, now)
             self._begin(batch)
 
     async def run(self) -> None:
@@ -138,7 +143,7 @@ class Delivery:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            if self._pieces < _MOST_PIECES:
+            if self._pieces < _MOST_PIECES and self._characters < _MOST_CHARACTERS:
                 if gathered := self._batcher.take(loop.time(), _PLAN_PAYLOADS):
                     await self._plan(gathered)
                     continue
@@ -157,14 +162,27 @@ class Delivery:
         try:
             batches = await self._journal.do(lambda db: db.plan(numbers, seqs, self._planner))
         except JournalError as error:
-            _log.error("batches could not be planned, trying again: %s", error)
-            now = asyncio.get_running_loop().time()
-            for item in gathered:
-                self._batcher.give_back(item, now)
+            if len(gathered) > 1:
+                # One of them may have spoiled it for all.
+                for item in gathered:
+                    await self._plan([item])
+                return
+            self._journal_failed(error)
+            self._batcher.give_back(gathered[0], asyncio.get_running_loop().time())
             await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
             return
-        for batch in batches:
-            self._begin(batch)
+        self._journal_trouble = None
+        now = asyncio.get_running_loop().time()
+        for item, batch in zip_longest(gathered, batches):
+            planned = batch.seqs if batch else ()
+            if rest := [seq for seq in item.seqs if seq not in planned]:
+                self._batcher.give_back(Gathered(item.lane, rest), now, under_way=bool(batch))
+            if batch:
+                self._begin(batch)
+
+    def _journal_failed(self, error: JournalError) -> None:
+        self._journal_trouble = describe(error)
+        _log.error("what waits stays where it is, trying again: %s", error)
 
     def _begin(self, batch: Batch) -> None:
         owner = _UnderWay(batch, {chunk.id for chunk in batch.chunks}, dict(batch.unplanned))
@@ -172,6 +190,7 @@ class Delivery:
 
     def _send(self, owner: _UnderWay, chunks: Sequence[PlannedChunk]) -> None:
         self._pieces += len(chunks)
+        self._characters += sum(len(chunk.text) for chunk in chunks)
         pieces = [_Piece(owner, chunk) for chunk in chunks]
         if self.embed_stage:
             self.embed_stage.put(pieces)
@@ -187,9 +206,11 @@ class Delivery:
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong with the services now, in one line; None while all is well."""
+        """What is wrong with journal or services now, in one line; None while all is well."""
         stages = [("embedder", self.embed_stage), ("store", self.store_stage)]
         found = [f"{name}: {stage.trouble}" for name, stage in stages if stage and stage.trouble]
+        if self._journal_trouble:
+            found.append(f"journal: {self._journal_trouble}")
         return "; ".join(found) or None
 
     # -- embed and upsert ---------------------------------------------------------------------
@@ -197,6 +218,11 @@ class Delivery:
     async def _embed(self, pieces: Sequence[_Piece]) -> list[Vector]:
         assert self._embedding is not None
         return await self._embedding.request([piece.chunk for piece in pieces])
+
+    async def _probe_embedder(self) -> bool:
+        assert self._embedding is not None
+        await self._embedding.probe()
+        return True
 
     def _embedded(self, piece: _Piece, vector: Vector) -> None:
         piece.vector = vector
@@ -211,12 +237,19 @@ class Delivery:
             await self._store.add(chunks)
         return [None] * len(pieces)
 
-    async def _probe_store(self) -> None:
-        assert not isinstance(self._store, VectorStore)
-        await self._store.search(PROBE, 1, Filter())
+    async def _probe_store(self) -> bool:
+        if not isinstance(self._store, VectorStore):
+            # A store that embeds refuses texts as an embedder does.
+            await self._store.search(PROBE, 1, Filter())
+            return True
+        if self._last_stored is None:
+            return False
+        await self._upsert([self._last_stored])  # what is there already is replaced by itself
+        return True
 
     def _stored(self, piece: _Piece, _: None) -> None:
         self.chunks += 1
+        self._last_stored = piece
         self._leave(piece)
 
     # -- failure ------------------------------------------------------------------------------
@@ -234,8 +267,12 @@ class Delivery:
             piece.owner.dead[seq] = error
         self._leave(piece)
 
-    def _leave(self, piece: _Piece) -> None:
+    def _forget(self, piece: _Piece) -> None:
         self._pieces -= 1
+        self._characters -= len(piece.chunk.text)
+
+    def _leave(self, piece: _Piece) -> None:
+        self._forget(piece)
         piece.owner.remaining.discard(piece.chunk.id)
         if not piece.owner.remaining:
             self._end(piece.owner)
@@ -259,7 +296,7 @@ class Delivery:
                     await self._acknowledge(ended)
             except JournalError as error:
                 # What is stored is stored; only the note of it has to wait.
-                _log.error("the journal cannot be written, trying again: %s", error)
+                self._journal_failed(error)
                 self._settle.set()
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
 
@@ -271,6 +308,7 @@ class Delivery:
                 db.acknowledge(batch, dead)
 
         await self._journal.do(note)
+        self._journal_trouble = None
         del self._ended[: len(ended)]
         for owner in ended:
             if not owner.batch.replayed:
@@ -288,5 +326,5 @@ class Delivery:
         apart = [chunk for chunk in owner.batch.chunks if chunk.id not in before]
         owner.remaining.discard(piece.chunk.id)
         owner.remaining.update(chunk.id for chunk in apart)
-        self._pieces -= 1
+        self._forget(piece)
         self._send(owner, apart)

@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
-__all__ = ["chunk_id", "lane_of", "payload_key"]
+__all__ = ["chunk_id", "lane_of", "payload_key", "people_of"]
 
 _encode = msgspec.msgpack.Encoder().encode
 _content_of = attrgetter(
@@ -43,7 +43,7 @@ def payload_key(payload: Payload) -> str:
         True
     """
     content: Any
-    timeless = payload.session_id is None
+    timeless = not payload.session_id
     if isinstance(payload, ActionsPayload):
         content = list(map(_content_of, payload.actions))
         timeless = timeless or 0.0 in [action.timestamp_start for action in payload.actions]
@@ -79,9 +79,28 @@ def lane_of(payload: Payload, seq: int) -> int:
     Returns:
         A positive number of 63 bits for a session, `-seq` for a payload without one.
     """
-    if payload.session_id is None:
+    if not payload.session_id:
         return -seq
     return int(_digest((payload.product_id, payload.session_id), 8), 16) >> 1
+
+
+def people_of(payload: Payload) -> tuple[str | None, str | None]:
+    """Person and chat thread, where a payload or one of its actions names them.
+
+    Example:
+        >>> from autoplay_rag.payloads import SlimAction
+        >>> people_of(ActionsPayload("acme", "s1", actions=[SlimAction(user_id="u1")]))
+        ('u1', None)
+    """
+    if isinstance(payload, SummaryPayload):
+        return None, None
+    user_id, conversation_id = payload.user_id, payload.conversation_id
+    if isinstance(payload, ActionsPayload):
+        user_id = user_id or next((a.user_id for a in payload.actions if a.user_id), None)
+        conversation_id = conversation_id or next(
+            (a.conversation_id for a in payload.actions if a.conversation_id), None
+        )
+    return user_id or None, conversation_id or None
 
 
 def _digest(value: object, size: int) -> str:

@@ -19,9 +19,10 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from autoplay_rag._filelock import FileLock
-from autoplay_rag.errors import JournalError, JournalLockedError, PipelineClosedError
+from autoplay_rag.errors import AutoplayError, JournalError, JournalLockedError, PipelineClosedError
 from autoplay_rag.ingest.journal_db import JournalDb
 from autoplay_rag.ingest.journal_rows import Durability, Entry, Outcome
+from autoplay_rag.ingest.plan import describe
 
 __all__ = ["Journal"]
 
@@ -242,8 +243,9 @@ class Journal:
     def _failed(self, item: _Item, error: Exception) -> Any:
         if isinstance(item, _Accept) and _is_full(error):
             return self._db.overflow([item.entry])[0]
-        if isinstance(error, sqlite3.Error):
-            error = JournalError(f"the journal {self._path} could not be written: {error}")
+        if not isinstance(error, AutoplayError):
+            name = self._path or "in memory"
+            error = JournalError(f"the journal {name} could not be used: {describe(error)}")
         return _Failure(error)
 
     def _call_soon(self, call: Callable[..., None], *args: Any) -> None:

@@ -34,6 +34,8 @@ _KEEP_ACKNOWLEDGED_SECONDS = 600.0
 """How long "full" durability keeps what it acknowledged, to store it again after a power loss."""
 _AGAIN = 0.0
 """Stands for the time of acknowledgement of what is to be stored again."""
+_PLAN_BYTES = 16 * 2**20
+"""About the most bytes of payloads planned at once: they are all in memory, more than once."""
 _DAMAGED = "the journal's copy of it is damaged"
 _SEQ_TABLES = ("queue", "recent", "dead")
 
@@ -125,10 +127,15 @@ class JournalDb(JournalFile):
             ids: A new number for each batch.
             seqs: The payloads of each batch, all of one lane.
             planner: How to plan.
+
+        Returns:
+            As many batches as payloads of `_PLAN_BYTES` make, at least one; the last may lack
+            payloads at its end. What is not in them is still to be planned.
         """
+        seqs = self._as_many_as_fit(seqs)
         rows = {seq: (key, lane, body) for seq, key, lane, body in self._queued(seqs)}
         batches = []
-        for number, members in zip(ids, seqs, strict=True):
+        for number, members in zip(ids, seqs, strict=False):
             accepted, damaged = [], []
             for seq in members:
                 key, _, body = rows[seq]
@@ -155,12 +162,10 @@ class JournalDb(JournalFile):
 
     def replan(self, batch: Batch, seqs: Sequence[int], planner: Planner) -> Batch:
         """Give each of these payloads of a batch a chunk of its own, and record that."""
-        rows = {seq: (key, body) for seq, key, _, body in self._queued([seqs])}
         chunks, unplanned = list(batch.chunks), list(batch.unplanned)
         apart = set(seqs)
         chunks = [c for c in chunks if not apart.intersection(seq for seq, _ in c.sources)]
-        for seq in seqs:
-            key, body = rows[seq]
+        for seq, key, _, body in self._queued_one_by_one(seqs):
             payload = decoded(body)
             if payload is None:
                 unplanned.append((seq, _DAMAGED))
@@ -230,7 +235,7 @@ class JournalDb(JournalFile):
 
     def _bury(self, errors: dict[int, str], now: float) -> None:
         rows = []
-        for seq, _, _, body in self._queued([list(errors)]):
+        for seq, _, _, body in self._queued_one_by_one(errors):
             payload = decoded(body)
             kind, session = (payload.kind, _plain(payload.session_id)) if payload else (None, None)
             rows.append((seq, kind, session, errors[seq]))
@@ -305,7 +310,7 @@ class JournalDb(JournalFile):
 
     # -- reading ------------------------------------------------------------------------------
 
-    def unfinished(self) -> list[Batch]:
+    def unfinished(self, planner: Planner) -> list[Batch]:
         """Batches to carry out again, oldest first."""
         if self.unclean:
             # Noted, so that they are not forgotten if this run ends before the store took them.
@@ -315,7 +320,7 @@ class JournalDb(JournalFile):
         rows = self._connection.execute("SELECT record, acknowledged FROM batches ORDER BY id")
         batches = []
         for record, acknowledged in rows.fetchall():
-            batch = msgspec.msgpack.decode(record, type=Batch)
+            batch = planner.recounted(msgspec.msgpack.decode(record, type=Batch))
             if acknowledged is None:
                 batches.append(batch)
             elif acknowledged == _AGAIN:
@@ -381,6 +386,37 @@ class JournalDb(JournalFile):
             (to_json(wanted),),
         ).fetchone()[0]
         return msgspec.json.decode(found, type=list[tuple[int, str, int, str]])
+
+    def _queued_one_by_one(self, seqs: Iterable[int]) -> Iterator[tuple[int, str, int, str]]:
+        """For what is rare: many at once may be more than SQLite or memory can hold."""
+        for seq in seqs:
+            yield from self._queued([[seq]])
+
+    def _as_many_as_fit(self, seqs: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        """The first of them whose payloads have `_PLAN_BYTES` together; at least one payload."""
+        wanted = to_json([seq for members in seqs for seq in members])
+        sizes = msgspec.json.decode(
+            self._connection.execute(
+                "SELECT json_group_object(seq, length(CAST(body AS BLOB))) FROM queue "
+                "WHERE seq IN (SELECT value FROM json_each(?))",
+                (wanted,),
+            ).fetchone()[0],
+            type=dict[int, int],
+        )
+        room = _PLAN_BYTES
+        fit: list[Sequence[int]] = []
+        for members in seqs:
+            count = 0
+            for seq in members:
+                room -= sizes[seq]
+                if room < 0 and (fit or count):
+                    break
+                count += 1
+            if count:
+                fit.append(members[:count])
+            if count < len(members):
+                break
+        return fit
 
     def _drop_queued(self, seqs: Sequence[int]) -> int:
         """Take rows off the queue; returns how many bytes they held."""

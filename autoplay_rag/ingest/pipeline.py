@@ -371,7 +371,8 @@ class IngestPipeline:
             Hits, best first.
 
         Raises:
-            ConfigurationError: If both `filter` and conditions are given, or an unknown one.
+            ConfigurationError: If the question is empty, `k` is below 1, or both `filter` and
+                conditions are given, or an unknown one.
             UnsupportedFilterError: If the store cannot translate the filter.
             EmbedderError: If the question cannot be embedded now.
             StoreError: If the store cannot be searched now.

@@ -108,6 +108,16 @@ class Planner:
         chunks = [chunk for chunk in chunks if chunk.sources[0][0] not in failed]
         return chunks, list(failed.items())
 
+    def recounted(self, batch: Batch) -> Batch:
+        """A plan that was made for another embedder, with what it costs this one."""
+        if batch.model == self.model:
+            return batch
+        chunks = [
+            msgspec.structs.replace(chunk, tokens=int(self.count_tokens(chunk.text)))
+            for chunk in batch.chunks
+        ]
+        return msgspec.structs.replace(batch, model=self.model, chunks=chunks)
+
     def _planned(
         self, id: str, payloads: Sequence[Any], sources: Sequence[Accepted]
     ) -> PlannedChunk:

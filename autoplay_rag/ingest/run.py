@@ -6,9 +6,10 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 from autoplay_rag.embedders.base import Embedder
-from autoplay_rag.errors import DrainTimeoutError, JournalError, PipelineError
+from autoplay_rag.errors import AutoplayError, DrainTimeoutError, JournalError, PipelineError
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.delivery import Delivery
@@ -18,7 +19,7 @@ from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.journal import Journal
 from autoplay_rag.ingest.journal_rows import Action, Entry, Outcome
 from autoplay_rag.ingest.ledger import Ledger
-from autoplay_rag.ingest.plan import Planner
+from autoplay_rag.ingest.plan import Planner, describe
 from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.ingest.stage import Limits
 from autoplay_rag.live import LiveSessions
@@ -71,6 +72,7 @@ class Run:
         )
         self._drains = Drains()
         self._overflowing = False
+        self._failure: str | None = None
         self._last_seq = 0
         self.last_received = 0.0
         self.dead_letters = DeadLetters(self._journal, self._carry_out)
@@ -104,16 +106,17 @@ class Run:
             spent = await self._journal.do(lambda db: db.tokens(day))
             budget = TokenBudget(settings.max_embed_tokens_per_day, spent, self._save_tokens)
             self._embedding = Embedding(embedder, budget, settings.remembered_vectors)
+        self._planner = Planner(
+            render=settings.render,
+            count_tokens=embedder.count_tokens if embedder else lambda _: 0,
+            max_actions=settings.max_batch_actions,
+            include_email=settings.include_email,
+            model=model,
+        )
         self._delivery = Delivery(
             self._journal,
             self._batcher,
-            Planner(
-                render=settings.render,
-                count_tokens=embedder.count_tokens if embedder else lambda _: 0,
-                max_actions=settings.max_batch_actions,
-                include_email=settings.include_email,
-                model=model,
-            ),
+            self._planner,
             self._embedding,
             self._store,
             embed_concurrency=settings.embed_concurrency,
@@ -124,7 +127,7 @@ class Run:
         )
 
     async def _resume(self) -> None:
-        batches = await self._journal.do(lambda db: db.unfinished())
+        batches = await self._journal.do(lambda db: db.unfinished(self._planner))
         # Those acknowledged before hold numbers that may have been given anew since.
         planned = {seq for batch in batches if not batch.replayed for seq in batch.seqs}
         self._delivery.resume(batches)
@@ -141,10 +144,16 @@ class Run:
         return await self._journal.do(lambda db: db.waiting(seq, _RESUME_PAGE))
 
     async def _work(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._delivery.run())
-            if self._settings.journal:
-                group.create_task(self._serve_requests())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._delivery.run())
+                if self._settings.journal:
+                    group.create_task(self._serve_requests())
+        except Exception as error:
+            self._failure = f"the pipeline failed: {describe(_first_of(error))}"
+            with suppress(AutoplayError):
+                await self._note_health(self._failure)
+            raise
 
     async def close(self) -> None:
         """Stop working and close everything; what is not stored stays in the journal."""
@@ -209,7 +218,7 @@ class Run:
         if drain.done.is_set():
             return
         if self._task.done():
-            raise PipelineError("the pipeline failed and stores nothing more; see the log")
+            raise PipelineError(f"{self.trouble}; it stores nothing more, see the log")
         raise DrainTimeoutError(
             f"{self.ledger.pending:,} payloads are not stored after {timeout:g} s"
             + (f" ({self.trouble})" if self.trouble else "")
@@ -240,7 +249,7 @@ class Run:
     @property
     def trouble(self) -> str | None:
         """What keeps payloads from the store now, in one line."""
-        return self._delivery.trouble
+        return self._failure or self._delivery.trouble
 
     @property
     def lag(self) -> float:
@@ -292,6 +301,12 @@ def _limits(embedder: Embedder, tokens_per_day: int | None) -> Limits:
     # A request larger than the day's budget would use up that of several days.
     most = min(embedder.max_request_tokens, tokens_per_day or embedder.max_request_tokens)
     return Limits(embedder.max_inputs, most)
+
+
+def _first_of(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _report(task: asyncio.Task[None]) -> None:

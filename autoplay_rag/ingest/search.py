@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from autoplay_rag.embedders.base import Embedder
-from autoplay_rag.errors import PipelineClosedError
+from autoplay_rag.errors import ConfigurationError, PipelineClosedError
 from autoplay_rag.stores.base import Filter, Hit, TextStore, VectorStore
 
 __all__ = ["LoopThread", "search_store"]
@@ -29,13 +29,13 @@ async def search_store(
     must not show one person's session to another.
 
     Raises:
-        ValueError: If the question is empty or `k` is below 1.
+        ConfigurationError: If the question is empty or `k` is below 1.
         UnsupportedFilterError: If the store cannot translate the filter.
     """
     if not text.strip():
-        raise ValueError("the question is empty")
+        raise ConfigurationError("the question is empty")
     if k < 1:
-        raise ValueError(f"k is how many hits to return, at least 1, not {k}")
+        raise ConfigurationError(f"k is how many hits to return, at least 1, not {k}")
     if isinstance(store, VectorStore):
         assert embedder is not None
         hits = await store.query(await embedder.embed_query(text), k, filter)

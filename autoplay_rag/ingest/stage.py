@@ -64,8 +64,8 @@ class Stage(Generic[T, R]):
         on_done: Called with each piece and its result.
         on_dead: Called with a piece that is given up, and why.
         divide: Called with a piece that is rejected alone; True if it takes it back to divide it.
-        probe: A request that any healthy service takes: it stands for the other success where
-            there is no other piece.
+        probe: Makes a request that any healthy service takes: it stands for the other success
+            where there is no other piece. False if there is no such request yet.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Stage(Generic[T, R]):
         on_done: Callable[[T, R], None],
         on_dead: Callable[[T, str], None],
         divide: Callable[[T], bool],
-        probe: Callable[[], Awaitable[object]] | None = None,
+        probe: Callable[[], Awaitable[bool]],
     ) -> None:
         self._name = name
         self._request = request
@@ -174,13 +174,11 @@ class Stage(Generic[T, R]):
 
     async def _prove_healthy(self) -> None:
         """Before a lone piece is tried again: is it the piece, or the service?"""
-        if self._probe is None:
-            return
         try:
-            await self._probe()
+            proven = await self._probe()
         except Exception as error:
             raise _UnhealthyError(describe(error)) from error
-        self._successes += 1
+        self._successes += proven
 
     def _rejected(self, tasks: list[_Task[T]], error: BaseException) -> None:
         if len(tasks) > 1:
@@ -195,8 +193,17 @@ class Stage(Generic[T, R]):
             task.seen_successes = self._successes
         if task.attempts >= self._max_attempts:
             _log.error("%s: a payload was given up: %s", self._name, type(error).__name__)
+            self.trouble = None
             self._on_dead(task.value, f"{self._name}: {describe(error)}")
             return
+        if task.attempts == task.tries == 1:
+            # It came again and nothing went through meanwhile: it may be all that is refused.
+            self.trouble = describe(error)
+            _log.warning(
+                "the %s refuses a payload and has taken nothing since (%s); it is tried again",
+                self._name,
+                self.trouble,
+            )
         # Others first: their success is what shows whose fault it is.
         wait = min(_LONE_RETRY_SECONDS * 2 ** min(task.tries, 16), _LONGEST_LONE_RETRY_SECONDS)
         task.tries += 1
@@ -212,7 +219,7 @@ class Stage(Generic[T, R]):
         else:
             self._fresh.extendleft(reversed(tasks))
         self._pause.failed(started, now, retry_after(error))
-        self.trouble = describe(error)
+        self.trouble = str(error) if isinstance(error, _UnhealthyError) else describe(error)
         if self._pause.failures == 1:
             _log.warning(
                 "the %s is not available (%s); nothing is lost, it is retried until it is back",

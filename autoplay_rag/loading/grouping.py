@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass, field
 
+from autoplay_rag.ingest.identity import people_of
 from autoplay_rag.loading.texts import Keyed
 from autoplay_rag.payloads import Payload
 
@@ -15,6 +17,13 @@ _MAX_HELD = 10_000
 """The most payloads held in all; beyond, the session silent for longest is given."""
 
 _Session = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Group:
+    payloads: list[Keyed] = field(default_factory=list)
+    user_id: str | None = None
+    last: float = 0.0
 
 
 class SessionGroups:
@@ -37,7 +46,7 @@ class SessionGroups:
         self._idle = idle
         self._held = 0
         # In the order of each session's last payload, which is that of becoming idle.
-        self._groups: OrderedDict[_Session, tuple[list[Keyed], float]] = OrderedDict()
+        self._groups: OrderedDict[_Session, _Group] = OrderedDict()
 
     def add(self, payload: Payload, kept: Keyed | None, now: float) -> list[list[Keyed]]:
         """Take in a payload.
@@ -50,19 +59,28 @@ class SessionGroups:
         Returns:
             The groups that are complete by it.
         """
-        if payload.session_id is None:
+        if not payload.session_id:
             return [[kept]] if kept else []
         session = (payload.product_id, payload.session_id)
-        group, _ = self._groups.pop(session, ([], now))
+        complete = []
+        group = self._groups.pop(session, None) or _Group()
+        user_id, _ = people_of(payload)
+        if user_id and group.user_id not in (None, user_id):
+            # Another person has the session now: nobody's document holds what another did.
+            complete.append(self._given(group))
+            group = _Group()
+        group.user_id = user_id or group.user_id
+        group.last = now
         if kept:
-            group.append(kept)
+            group.payloads.append(kept)
             self._held += 1
-        if group and (payload.kind == "summary" or len(group) >= _MAX_PAYLOADS):
-            self._held -= len(group)
-            return [group]
-        if group:
-            self._groups[session] = (group, now)
-        return [self._pop()] if self._held > _MAX_HELD else []
+        if payload.kind == "summary" or len(group.payloads) >= _MAX_PAYLOADS:
+            complete.append(self._given(group))
+        elif group.payloads:
+            self._groups[session] = group
+        if self._held > _MAX_HELD:
+            complete.append(self._pop())
+        return [payloads for payloads in complete if payloads]
 
     def due(self, now: float) -> list[list[Keyed]]:
         """The groups of sessions that have been idle for long enough."""
@@ -73,8 +91,8 @@ class SessionGroups:
 
     def next_due(self) -> float | None:
         """When `due` will next have something; None while nothing is held."""
-        for _, last in self._groups.values():
-            return last + self._idle
+        for group in self._groups.values():
+            return group.last + self._idle
         return None
 
     def rest(self) -> list[list[Keyed]]:
@@ -85,6 +103,9 @@ class SessionGroups:
         return found
 
     def _pop(self) -> list[Keyed]:
-        _, (group, _) = self._groups.popitem(last=False)
-        self._held -= len(group)
-        return group
+        _, group = self._groups.popitem(last=False)
+        return self._given(group)
+
+    def _given(self, group: _Group) -> list[Keyed]:
+        self._held -= len(group.payloads)
+        return group.payloads

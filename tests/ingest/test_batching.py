@@ -90,6 +90,32 @@ def test_what_is_given_back_comes_first_again():
     assert batcher.take(5.0) == [Gathered(1, [1, 2])]
 
 
+def test_of_what_was_planned_in_part_the_rest_waits_for_its_batch():
+    batcher = Batcher(0.0)
+    batcher.add(1, 1, 0.0)
+    batcher.add(1, 2, 0.0)
+    batcher.add(1, 3, 0.0)
+    batcher.take(0.0)
+    batcher.add(1, 4, 1.0)
+    batcher.give_back(Gathered(1, [2, 3]), 5.0, under_way=True)
+    assert batcher.take(9.0) == []
+    assert batcher.next_due() is None
+    assert batcher.oldest() == 0.0
+    batcher.done(1)
+    assert batcher.take(9.0) == [Gathered(1, [2, 3, 4])]
+
+
+def test_a_busy_lane_does_not_hide_one_that_is_stuck():
+    batcher = Batcher(0.0)
+    batcher.add(1, 1, 1.0)
+    batcher.add(2, 2, 10.0)
+    for now in range(100, 110):
+        batcher.take(now)
+        batcher.add(1, now, now)
+        batcher.done(1)
+        assert batcher.oldest() == 10.0
+
+
 def test_what_is_under_way_still_counts_as_waiting():
     batcher = Batcher(1.0)
     assert batcher.oldest() is None
@@ -102,7 +128,8 @@ def test_what_is_under_way_still_counts_as_waiting():
 
 def test_a_lane_held_by_a_recorded_plan_waits_for_it():
     batcher = Batcher(0.0)
-    batcher.hold(1)
+    batcher.hold(1, 0.0)
+    assert batcher.oldest() == 0.0
     batcher.add(1, 1, 0.0)
     assert batcher.take(1.0) == []
     batcher.done(1)

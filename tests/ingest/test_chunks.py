@@ -48,6 +48,27 @@ def test_sessions_and_payloads_without_one_never_share_a_chunk():
     )
 
 
+def test_two_people_who_had_one_session_after_another_never_share_a_chunk():
+    def by(seq: int, user: str | None, in_action: bool = False) -> Accepted:
+        who = {"user_id": user}
+        action = SlimAction(str(seq), timestamp_start=1.0, **(who if in_action else {}))
+        payload = ActionsPayload("p", "s", **({} if in_action else who), actions=[action])
+        return Accepted(seq, f"key{seq}", payload)
+
+    people = [by(1, None), by(2, "ann"), by(3, None), by(4, "ann", in_action=True)]
+    people += [by(5, "bob", in_action=True), by(6, None), by(7, "ann")]
+    assert drafted(*people) == [["1", "2", "3", "4"], ["5", "6"], ["7"]]
+    assert [metadata_of(draft.payloads)["user_id"] for draft in draft_chunks(people, 20)] == [
+        "ann",
+        "bob",
+        "ann",
+    ]
+
+
+def test_an_empty_session_id_is_none():
+    assert len(drafted(batch(1, 1, ""), batch(2, 1, ""))) == 2
+
+
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 25))
 def test_every_action_stands_once_in_order_and_chunks_keep_the_limit(counts, most):
     accepted = [batch(seq, count) for seq, count in enumerate(counts)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sqlite3
 import time
@@ -10,6 +11,7 @@ from itertools import count
 import pytest
 
 from autoplay_rag.errors import JournalDamagedError, JournalError, JournalVersionError
+from autoplay_rag.ingest import journal_db
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.journal_db import JournalDb
 from autoplay_rag.ingest.journal_rows import COUNTERS
@@ -104,7 +106,7 @@ def test_a_plan_is_taken_up_as_it_was_recorded(opened, planner, make_actions):
     end_uncleanly(db)
     again = opened()
     with again.transaction():
-        assert again.unfinished() == planned
+        assert again.unfinished(planner) == planned
     assert again.last_numbers() == (3, 8)
     with again.transaction():
         again.acknowledge(planned[0], [])
@@ -225,18 +227,50 @@ def test_a_full_disk_can_be_read_and_its_losses_are_counted_once_there_is_room(
     assert counts(opened(), received=6, pending=2, overflow=4)
 
 
+def test_only_so_many_bytes_are_planned_at_once_and_always_one_payload(
+    opened, planner, make_actions, monkeypatch
+):
+    db = opened()
+    accept(db, *(make_actions("s", f"{n}", "x" * 1000) for n in range(1, 5)))
+    accept(db, make_actions("t", "5"), first=5)
+    monkeypatch.setattr(journal_db, "_PLAN_BYTES", 8000)
+    with db.transaction():
+        (batch,) = db.plan([1, 2], [[1, 2, 3, 4], [5]], planner)
+        assert batch.seqs == {1, 2, 3}
+        two = db.plan([2, 3], [[4], [5]], planner)
+        assert [batch.seqs for batch in two] == [{4}, {5}]
+        monkeypatch.setattr(journal_db, "_PLAN_BYTES", 10)
+        (one,) = db.plan([4, 5], [[5], [4]], planner)
+        assert one.seqs == {5}
+    assert [batch.id for batch in db.unfinished(planner)] == [1, 2, 3, 4]
+
+
+def test_a_plan_made_for_another_embedder_is_counted_anew(opened, planner, make_actions):
+    db = opened()
+    accept(db, make_actions("s", "abc"))
+    with db.transaction():
+        (batch,) = db.plan([1], [[1]], planner)
+    assert batch.chunks[0].tokens == 3
+    other = dataclasses.replace(planner, model="other", count_tokens=lambda text: 7)
+    (again,) = db.unfinished(other)
+    assert (again.model, again.chunks[0].tokens) == ("other", 7)
+    assert db.unfinished(planner) == [batch]
+
+
 def test_space_comes_back(opened, path, planner, make_actions):
     db = opened()
     payloads = [make_actions(f"s{i}", "x" * 10_000) for i in range(2000)]
     accept(db, *payloads)
     db._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     full = path.stat().st_size
-    with db.transaction():
-        seqs = [[seq] for seq in range(1, 2001)]
-        batches = db.plan(range(1, 2001), seqs, planner)
-    with db.transaction():
-        for batch in batches:
-            db.acknowledge(batch, [])
+    seqs = [[seq] for seq in range(1, 2001)]
+    while seqs:
+        with db.transaction():
+            batches = db.plan(range(1, 2001), seqs, planner)
+        with db.transaction():
+            for batch in batches:
+                db.acknowledge(batch, [])
+        del seqs[: len(batches)]
     free = db._scalar("PRAGMA freelist_count")
     for _ in range(100):  # commits, as a pipeline makes them anyway
         with db.transaction():
@@ -373,11 +407,11 @@ def test_full_durability_stores_again_after_an_unclean_end_alone(opened, planner
     batch = store(db, planner, 1)
     db.close()
     db = opened("full")
-    assert db.unfinished() == []
+    assert db.unfinished(planner) == []
     end_uncleanly(db)
     db = opened("full")
     with db.transaction():
-        (again,) = db.unfinished()
+        (again,) = db.unfinished(planner)
     assert again.replayed
     assert again.chunks == batch.chunks
     # Until the store has taken it, it stays noted, whatever time passes and however runs end.
@@ -385,11 +419,11 @@ def test_full_durability_stores_again_after_an_unclean_end_alone(opened, planner
     db.close()
     db = opened("full")
     with db.transaction():
-        (again,) = db.unfinished()
+        (again,) = db.unfinished(planner)
         db.acknowledge(again, [])
     assert counts(db, received=1, stored=1)
     db.close()
-    assert opened("full").unfinished() == []
+    assert opened("full").unfinished(planner) == []
 
 
 def test_full_durability_keeps_what_it_acknowledged_for_ten_minutes(

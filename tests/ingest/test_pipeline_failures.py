@@ -17,7 +17,8 @@ from starlette.responses import HTMLResponse, JSONResponse
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.embedders import OpenAIEmbedder
-from autoplay_rag.ingest import embedding, stage
+from autoplay_rag.errors import PipelineError
+from autoplay_rag.ingest import delivery, embedding, journal_db, stage
 from autoplay_rag.ingest.failures import Pause
 from autoplay_rag.ingest.journal_reader import JournalReader
 from autoplay_rag.stores import ChromaStore, MemoryStore
@@ -337,14 +338,114 @@ async def test_what_a_store_refuses_dies_alone(running, make_actions):
     )
     async with running(store, batch_window=60.0, max_attempts=2) as pipeline:
         await send(pipeline, make_actions, "a", "poison", "b")
-        draining = asyncio.create_task(pipeline.drain())
-        for i in range(3):  # others, whose success shows whose fault it is
-            await send(pipeline, make_actions, f"{i}", session=f"t{i}")
-            await pipeline.drain(5.0) if i == 2 else await asyncio.sleep(0.1)
-        await draining
-        assert await stored(pipeline) == Counter(["a", "b", "0", "1", "2"])
+        await pipeline.drain(10.0)
+        assert await stored(pipeline) == Counter(["a", "b"])
         (letter,) = await pipeline.dead_letters.list()
         assert letter.error == "store: ValueError: bad metadata"
+
+
+async def test_the_last_payload_is_given_up_too_if_the_store_refuses_it(running, make_actions):
+    store = FlakyStore()
+    async with running(store) as pipeline:
+        await send(pipeline, make_actions, "a")
+        await pipeline.drain(10.0)
+        store.failure = lambda chunks: (
+            ValueError("bad metadata") if any("poison" in c.text for c in chunks) else None
+        )
+        await send(pipeline, make_actions, "poison", session="t")
+        await pipeline.drain(10.0)
+        assert (pipeline.ledger.stored, pipeline.ledger.dead) == (1, 1)
+        assert await stored(pipeline) == Counter(["a"])
+        assert pipeline.trouble is None
+
+
+async def test_a_store_that_refuses_everything_is_said_to(
+    running, make_actions, eventually, caplog, tmp_path
+):
+    store = FlakyStore()
+    store.failure = lambda chunks: AttributeError("no such method")
+    async with running(store, journal=tmp_path / "j.db") as pipeline:
+        await send(pipeline, make_actions, "a", "b")
+        await eventually(lambda: pipeline.trouble)
+        assert pipeline.trouble == "store: AttributeError: no such method"
+        assert "the store refuses a payload and has taken nothing since" in caplog.text
+        assert pipeline.ledger.dead == 0
+        status = JournalReader(tmp_path / "j.db").status
+        await eventually(lambda: status().health == pipeline.trouble)
+        store.failure = lambda chunks: None
+        await pipeline.drain(10.0)
+        assert pipeline.trouble is None
+        assert pipeline.ledger.stored == 2
+
+
+async def test_a_backlog_of_large_payloads_is_stored_a_few_at_a_time(
+    running, make_actions, monkeypatch, caplog
+):
+    monkeypatch.setattr(journal_db, "_PLAN_BYTES", 300_000)
+    monkeypatch.setattr(delivery, "_MOST_CHARACTERS", 300_000)
+    most = 0
+    names = [f"{n} " + "x" * 100_000 for n in range(12)]
+    async with running(MemoryStore(), batch_window=60.0) as pipeline:
+        await send(pipeline, make_actions, *names[:6])
+        await asyncio.gather(*(send(pipeline, make_actions, n, session=n[:2]) for n in names[6:]))
+
+        def watched(self, chunks, vectors, upsert=MemoryStore.upsert):
+            nonlocal most
+            most = max(most, pipeline._run._delivery._characters)
+            return upsert(self, chunks, vectors)
+
+        monkeypatch.setattr(MemoryStore, "upsert", watched)
+        await pipeline.drain(20.0)
+        assert await stored(pipeline) == Counter(names)
+        assert pipeline._run._delivery._characters == 0
+    assert 0 < most < 700_000
+    assert not caplog.records
+
+
+async def test_what_cannot_be_planned_waits_and_is_said(
+    running, make_actions, monkeypatch, eventually
+):
+    """As when memory does not suffice: others are planned, and it is tried again."""
+    monkeypatch.setattr(delivery, "_JOURNAL_RETRY_SECONDS", 0.01)
+    decoded, short = journal_db.decoded, True
+
+    def decode(body):
+        if short and "large" in body:
+            raise MemoryError
+        return decoded(body)
+
+    monkeypatch.setattr(journal_db, "decoded", decode)
+    async with running(MemoryStore()) as pipeline:
+        await send(pipeline, make_actions, "large", session="s")
+        await eventually(lambda: pipeline.trouble)
+        assert "MemoryError" in pipeline.trouble
+        await send(pipeline, make_actions, "a", session="t")
+        await eventually(lambda: pipeline.ledger.stored == 1)
+        assert pipeline.ledger.pending == 1
+        short = False
+        await pipeline.drain(10.0)
+        assert await stored(pipeline) == Counter(["large", "a"])
+        assert pipeline.trouble is None
+
+
+async def test_a_pipeline_that_failed_says_so(running, make_actions, monkeypatch, tmp_path, caplog):
+    """A fault of this package's own: what came is in the journal, and `status` tells."""
+    async with running(MemoryStore(), journal=tmp_path / "j.db") as pipeline:
+
+        def broken(*_args):
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(pipeline._run._delivery, "_begin", broken)
+        await send(pipeline, make_actions, "a")
+        with pytest.raises(PipelineError, match="RuntimeError: a bug"):
+            await pipeline.drain(10.0)
+        assert pipeline.trouble == "the pipeline failed: RuntimeError: a bug"
+        assert JournalReader(tmp_path / "j.db").status().health == pipeline.trouble
+        assert pipeline.ledger.pending == 1
+    assert "stores nothing more" in caplog.text
+    async with running(MemoryStore(), journal=tmp_path / "j.db") as pipeline:
+        await pipeline.drain(10.0)
+        assert await stored(pipeline) == Counter(["a"])
 
 
 async def test_a_chroma_worker_killed_in_the_middle_costs_nothing(

@@ -35,9 +35,9 @@ async def test_search_is_limited_by_what_is_known_of_a_chunk(make_pipeline, make
             await pipeline.search("x", filter=Filter(), user_id="u1")
         with pytest.raises(ConfigurationError, match="not by user"):
             await pipeline.search("x", user="u1")
-        with pytest.raises(ValueError, match="empty"):
+        with pytest.raises(ConfigurationError, match="empty"):
             await pipeline.search(" ")
-        with pytest.raises(ValueError, match="at least 1"):
+        with pytest.raises(ConfigurationError, match="at least 1"):
             await pipeline.search("x", 0)
 
 

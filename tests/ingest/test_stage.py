@@ -74,6 +74,7 @@ class Service:
         self.probes += 1
         if failure := self.healthy():
             raise failure
+        return True
 
     def _note(self, kept, what):
         kept.append(what)
@@ -176,20 +177,27 @@ async def test_a_lone_piece_dies_only_while_the_service_is_proven_well(eventuall
         await eventually(lambda: service.probes >= 5)
         assert service.dead == []
         assert service.requests == [["a"]]
-        assert service.stage.trouble == "_UnhealthyError: ValueError: NaN for everything"
+        assert service.stage.trouble == "ValueError: NaN for everything"
         service.healthy = lambda: None
         await service.ended(1)
     assert service.dead == [("a", "service: ValueError: poison")]
     assert service.requests == [["a"]] * 3
 
 
-async def test_without_a_probe_only_anothers_success_condemns(eventually):
-    service = Service(probe=None, limits=Limits(1, 100))
+async def test_without_a_probe_only_anothers_success_condemns(eventually, caplog):
+    async def nothing_to_ask():
+        return False
+
+    service = Service(probe=nothing_to_ask, limits=Limits(1, 100))
     service.fail = poison("a")
     service.stage.put("a")
     async with service.running():
         await eventually(lambda: len(service.requests) >= 6)
+        assert service.stage.trouble == "ValueError: poison"  # it may be everything
+        assert caplog.text.count("has taken nothing since (ValueError: poison)") == 1
         service.stage.put("b")
+        await service.ended(1)
+        assert service.stage.trouble is None
         await eventually(lambda: len(service.requests) >= 12)
         assert service.dead == []  # refused once before and many times after: that counts as two
         service.stage.put("c")

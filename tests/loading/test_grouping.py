@@ -91,3 +91,21 @@ def test_nothing_is_lost_doubled_or_held_without_bound(steps):
     given_ += [key for group in keys(groups.rest()) for key in group]
     assert sorted(given_) == sorted(wanted)
     assert groups._held == 0
+
+
+def test_another_person_in_the_same_session_begins_another_document():
+    groups = SessionGroups(idle=60)
+
+    def by(user: str | None) -> ActionsPayload:
+        return ActionsPayload("acme", "s1", user)
+
+    assert [add(groups, by(user), f"{n}") for n, user in enumerate([None, "ann", None])] == [[]] * 3
+    assert add(groups, by("bob"), "3") == [["0", "1", "2"]]
+    assert add(groups, SummaryPayload("acme", "s1", "done"), "4") == [["3", "4"]]
+    assert add(groups, by("ann"), "5") == []
+    assert groups.add(by("bob"), None, 0.0)[0][0][0] == "5"
+    assert groups.rest() == []
+
+
+def test_an_empty_session_id_is_none():
+    assert add(SessionGroups(idle=60), actions(""), "a") == [["a"]]
