@@ -67,10 +67,10 @@ def chunk_id(payload: Payload, key: str, part: int = 0) -> str:
         part: Which piece this is, where one payload fills several chunks.
 
     Returns:
-        32 hexadecimal digits, with "-1", "-2", ... behind them for later parts.
+        32 hexadecimal digits: a UUID, as some stores (Qdrant, Weaviate) want it.
     """
-    digest = _digest((payload.product_id, payload.session_id, key), 16)
-    return f"{digest}-{part}" if part else digest
+    which = (payload.product_id, payload.session_id, key)
+    return _digest((*which, part) if part else which, 16)
 
 
 def lane_of(payload: Payload, seq: int) -> int:
