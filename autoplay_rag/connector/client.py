@@ -56,8 +56,9 @@ class AsyncConnectorClient:
         initial_backoff_s: Seconds before the first reconnect; it doubles with every failure.
             A server's `retry:` and `Retry-After` are followed, up to five minutes.
         max_backoff_s: The longest wait by our own count.
-        max_retries: Failures in a row before `run` raises; None never gives up. The count starts
-            anew after a connection that brought an event and held for five seconds.
+        max_retries: How often it tries again in a row; `run` raises at the next failure. None
+            never gives up. The count starts anew after a connection that brought an event and
+            held for five seconds.
         drain_timeout: Seconds that work on received payloads may take after a stop.
         max_pending: The most payloads waiting or in work.
         overflow: What to do then. "wait" stops reading until there is room (the connector may
@@ -187,7 +188,7 @@ class AsyncConnectorClient:
             ConnectorStatusError: If the connector refuses for good (400, 401, 403, 404, ...).
             NotAnEventStreamError: If what answers is no event stream.
             RedirectError: If it redirects to where the token must not go.
-            RetriesExhaustedError: If `max_retries` attempts in a row failed.
+            RetriesExhaustedError: If `max_retries` retries in a row failed too.
             ClientStateError: If the client is running already.
         """
         dispatcher = self._dispatcher()
@@ -246,6 +247,7 @@ class AsyncConnectorClient:
             Payloads in the order they came.
 
         Raises:
+            ConfigurationError: If an argument is below 0.
             ClientStateError: If the client is running already.
             ConnectorError: As `run`.
         """

@@ -7,14 +7,13 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from itertools import islice
 from typing import Any, Protocol
 
 import httpx
 
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.connection import display
-from autoplay_rag.connector.recording import read_recording
+from autoplay_rag.connector.recording import next_lot, read_recording
 from autoplay_rag.errors import RecordingError
 from autoplay_rag.ingest.plan import describe
 from autoplay_rag.loading.limits import Limits
@@ -23,7 +22,6 @@ from autoplay_rag.payloads import Payload
 __all__ = ["LiveSource", "RecordingSource", "Source"]
 
 _log = logging.getLogger(__name__)
-_LOT = 128
 
 
 class Source(Protocol):
@@ -143,7 +141,7 @@ class RecordingSource(Source):
         loop = asyncio.get_running_loop()
         end = None if limits.max_seconds is None else loop.time() + limits.max_seconds
         payloads = read_recording(self.name, on_error=_skipped)
-        while lot := await asyncio.to_thread(lambda: list(islice(payloads, _LOT))):
+        while lot := await next_lot(payloads):
             for payload in lot:
                 yield payload
             if end is not None and loop.time() >= end:

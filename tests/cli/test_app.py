@@ -36,7 +36,6 @@ def nowhere(tmp_path, monkeypatch):
         (["ingest", "http://connector.example/stream/x", "--store", "pg:x"], "chroma:PATH"),
         (["ingest", "http://connector.example/stream/x", "--embedder", "bert"], "openai:MODEL"),
         (["ingest", "http://connector.example/stream/x", "--embedder", "openai"], "API key"),
-        (["search", " "], "empty"),
         (["dead-letters", "retry", "journal.db"], "--all"),
         (["dead-letters", "discard", "journal.db", "1", "--all"], "--all"),
     ],

@@ -1,6 +1,7 @@
 """The client for code without a loop, against real connectors in other threads."""
 
 import asyncio
+import inspect
 import logging
 import queue
 import subprocess
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from autoplay_rag.connector import sync
+from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.sync import ConnectorClient
 from autoplay_rag.errors import (
     AuthenticationError,
@@ -378,11 +380,19 @@ def test_metrics_are_told(local_connector, connect):
 def test_a_silent_connection_is_made_anew(local_connector, connect):
     connections = queue.SimpleQueue()
     connector = local_connector([], heartbeat=None)
-    client = connect(connector.url, read_timeout_s=0.05, on_connect=lambda: connections.put(1))
+    client = connect(connector.url, read_timeout=0.05, on_connect=lambda: connections.put(1))
     with client:
         client.run_in_background()
         for _ in range(2):
             connections.get(timeout=5)
+
+
+def test_what_it_shares_with_the_async_client_has_the_same_name_and_default():
+    ours, theirs = (
+        inspect.signature(made).parameters for made in (ConnectorClient, AsyncConnectorClient)
+    )
+    alone = {name for name, parameter in ours.items() if theirs.get(name) != parameter}
+    assert alone == {"max_queue_size"}
 
 
 def test_arguments_that_cannot_work_are_refused():
