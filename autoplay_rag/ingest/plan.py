@@ -97,7 +97,7 @@ class Planner:
         for draft in draft_chunks(accepted, self.max_actions):
             try:
                 chunks.append(self._planned(draft.id, draft.payloads, draft.sources))
-            except Exception as error:  # noqa: BLE001 - `render` is the user's own code
+            except BaseException as error:  # noqa: BLE001 - `render` is the user's own code, in a thread
                 if len(draft.sources) > 1:
                     alone = [self.plan([source]) for source in draft.sources]
                     chunks += [chunk for part, _ in alone for chunk in part]

@@ -79,7 +79,7 @@ def test_a_kind_is_part_of_the_key():
 def test_chunk_ids_tell_parts_and_first_payloads_apart():
     payload = actions()
     ids = {chunk_id(payload, key, part) for key in ("k1", "k2") for part in range(3)}
-    assert len(ids) == len({UUID(hex=id) for id in ids}) == 6
+    assert len(ids) == len({UUID(hex=one) for one in ids}) == 6
     assert chunk_id(payload, "k1") == chunk_id(actions(user_id=None), "k1")
 
 

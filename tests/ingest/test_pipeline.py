@@ -151,6 +151,7 @@ async def open_at(event):
         ({"batch_window": -1}, "batch_window must be at least 0"),
         ({"batch_window": float("nan")}, "batch_window must be at least 0"),
         ({"max_attempts": 0}, "max_attempts must be at least 1"),
+        ({"embed_concurrency": 2.0}, "embed_concurrency must be a whole number"),
         ({"durability": "paranoid"}, "'normal' or 'full'"),
         ({"store": object()}, "object is no store"),
     ],
