@@ -18,7 +18,7 @@ __all__ = ["APPLICATION_ID", "QUEUE_BYTES", "SCHEMA_VERSION", "JournalFile", "to
 
 APPLICATION_ID = 0x41505247
 """Marks the file as ours ("APRG"), so that another program's database is never touched."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _FORGET_EVERY = 500
 _LOCKED_SECONDS = 5.0
 """How long one attempt waits for another program that holds the file's lock."""
@@ -43,6 +43,11 @@ CREATE TABLE catalog (
     key TEXT PRIMARY KEY, chunk TEXT, session TEXT, user TEXT, at REAL, expires REAL
 ) WITHOUT ROWID;
 CREATE INDEX catalog_expires ON catalog (expires) WHERE expires IS NOT NULL;
+-- Whose each session is, of what was planned so far: a summary does not say.
+CREATE TABLE sessions (
+    lane INTEGER PRIMARY KEY, user TEXT, conversation TEXT, at REAL NOT NULL
+);
+CREATE INDEX sessions_at ON sessions (at);
 -- Plans under way and, with "full" durability, those acknowledged in the last minutes.
 CREATE TABLE batches (id INTEGER PRIMARY KEY, record BLOB NOT NULL, acknowledged REAL);
 CREATE TABLE dead (

@@ -128,7 +128,9 @@ class Planner:
         return PlannedChunk(
             id=id,
             text=text,
-            metadata=dict(metadata_of(payloads, include_email=self.include_email)),
+            metadata=dict(
+                metadata_of(payloads, people=sources[-1].people, include_email=self.include_email)
+            ),
             sources=[(source.seq, source.key) for source in sources],
             tokens=int(self.count_tokens(text)),
         )

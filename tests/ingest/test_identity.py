@@ -3,7 +3,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoplay_rag.ingest.identity import chunk_id, lane_of, payload_key
+from autoplay_rag.ingest.identity import People, chunk_id, lane_of, payload_key
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
 
 
@@ -87,3 +87,16 @@ def test_lanes_of_payloads_without_session_are_their_own():
     assert lane_of(actions(session_id=None), 7) == lane_of(actions(session_id=""), 7) == -7
     assert lane_of(actions(), 7) == lane_of(actions(), 8) > 0
     assert lane_of(actions(), 7) < 2**63
+
+
+def test_a_session_is_the_last_persons_who_had_it():
+    def by(user_id=None, conversation_id=None):
+        return ActionsPayload("p", "s", user_id, conversation_id=conversation_id)
+
+    summary = SummaryPayload("p", "s", "did things")
+    found, seen = People(), []
+    for payload in (summary, by(), by("ann", "c1"), summary, by(), by("bob"), summary):
+        found = found.after(payload)
+        seen.append(found)
+    ann, bob = People("ann", "c1"), People("bob", None)
+    assert seen == [People(), People(), ann, ann, ann, bob, bob]

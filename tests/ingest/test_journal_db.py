@@ -385,7 +385,7 @@ def test_an_unknown_format_is_refused_untouched(opened, path, make_actions):
         other.execute("PRAGMA user_version = 99")
     other.close()
     before = path.read_bytes()
-    with pytest.raises(JournalVersionError, match="format 99, this version reads 1"):
+    with pytest.raises(JournalVersionError, match="format 99, this version reads 2"):
         opened()
     assert path.read_bytes() == before
 
