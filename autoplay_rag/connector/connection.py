@@ -278,4 +278,6 @@ def _display_text(given: str) -> str:
     shown = shown.rpartition("@")[2][:200]
     # A password may hold a question mark; and one bare word may be the token in the wrong place.
     safe = "@" not in "".join(cut) and (not shown or any(mark in shown for mark in "./:"))
-    return repr(shown) if safe else "something else"
+    return (
+        repr(shown) if safe else f"a text of {len(given)} characters, not shown: it may be a token"
+    )
