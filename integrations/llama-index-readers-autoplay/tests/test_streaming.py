@@ -351,30 +351,15 @@ async def test_a_query_engine_is_limited_to_one_user(index, record, make_payload
         assert "user_id" not in str(response)
 
 
-async def test_transformations_that_do_not_embed_lose_nothing(chroma, record, make_payload):
-    tried = [asyncio.Event(), asyncio.Event()]
-
-    class Note(TransformComponent):
-        def __call__(self, nodes, **kwargs):
-            next(event for event in tried if not event.is_set()).set()
-            return nodes
-
-    pipeline = IngestionPipeline(transformations=[Note()], vector_store=chroma)
-    reader = AutoplayReader.from_recording(record([make_payload("clicked")]))
-    async with stream_into(pipeline, reader, drain_timeout=0.1) as live:
-        async with asyncio.timeout(10):
-            await tried[1].wait()  # the second attempt: the first one's failure is known
-        assert "embedding model" in live.trouble
-        with pytest.raises(ConfigurationError, match="no embedding model to search with"):
-            await live.search("clicked")
-        assert (live.ledger.pending, live.ledger.dead) == (1, 0)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda index: (IngestionPipeline(transformations=[]), AutoplayReader.from_recording("x")),
          "no vector_store"),
+        (lambda index: (IngestionPipeline(transformations=[_splitter()],
+                                          vector_store=SimpleVectorStore()),
+                        AutoplayReader.from_recording("x")),
+         "give no embeddings: put an embedding model"),
         (lambda index: (object(), AutoplayReader.from_recording("x")),
          "an IngestionPipeline or a VectorStoreIndex, not object"),
         (lambda index: (index, object()), "not from object"),

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 
-from autoplay_rag.errors import ConfigurationError, StoreRejectedError
+from autoplay_rag.errors import StoreRejectedError
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.node_parser import NodeParser
 from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
@@ -53,16 +53,10 @@ def check_embedded(nodes: Sequence[BaseNode]) -> None:
     """Refuse what must not reach a store, before anything old is deleted for it.
 
     Raises:
-        ConfigurationError: If the transformations do not embed.
         StoreRejectedError: If a vector is empty or holds NaN, or if their dimensions differ.
     """
     dimension: int | None = None
     for node in nodes:
-        if node.embedding is None:
-            raise ConfigurationError(
-                "the IngestionPipeline's transformations give no embeddings: "
-                "put an embedding model at their end"
-            )
         if not node.embedding or not math.isfinite(sum(node.embedding)):
             raise StoreRejectedError(
                 f"the vector of a node of document {node.ref_doc_id} is empty or holds NaN"
