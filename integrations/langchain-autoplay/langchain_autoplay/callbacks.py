@@ -117,8 +117,12 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
         self._turns.dropped(run_id)
 
     def on_retriever_end(
-        self, documents: Sequence[Document], *, run_id: UUID, **kwargs: Any
-    ) -> None:  # noqa: ARG002 - what LangChain calls with
+        self,
+        documents: Sequence[Document],  # noqa: ARG002 - what LangChain calls with
+        *,
+        run_id: UUID,
+        **kwargs: Any,  # noqa: ARG002 - what LangChain calls with
+    ) -> None:
         """A retriever has found something; so for what it called."""
         self._turns.dropped(run_id)
 
