@@ -27,7 +27,7 @@ async def transform(
     for component in transformations:
         if isinstance(component, BaseEmbedding):
             nodes = await embed(nodes, component)
-        elif isinstance(component, NodeParser) and _blocks(component):
+        elif _blocks(component):
             nodes = await asyncio.to_thread(component, list(nodes))
         else:
             nodes = await component.acall(list(nodes))
@@ -68,6 +68,8 @@ def check_embedded(nodes: Sequence[BaseNode]) -> None:
         dimension = len(node.embedding)
 
 
-def _blocks(parser: NodeParser) -> bool:
-    """Whether a splitter has nothing but LlamaIndex's async form, which splits on the loop."""
-    return type(parser)._aparse_nodes is NodeParser._aparse_nodes  # noqa: SLF001 - the one that tells
+def _blocks(component: TransformComponent) -> bool:
+    """Whether it has nothing but LlamaIndex's async form, which does the work on the loop."""
+    if isinstance(component, NodeParser):
+        return type(component)._aparse_nodes is NodeParser._aparse_nodes  # noqa: SLF001 - the one that tells
+    return type(component).acall is TransformComponent.acall
