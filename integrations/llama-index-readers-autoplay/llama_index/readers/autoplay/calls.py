@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from autoplay_rag.errors import ConfigurationError, StoreError
-from autoplay_rag.stores.serial import SerialThread
+from autoplay_rag.stores import SerialThread
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores import SimpleVectorStore, VectorStoreQuery
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryResult
