@@ -155,8 +155,8 @@ class AutoplayRetriever(BaseRetriever):
             example = ", ".join(f'"{name}": ...' for name in missing)
             raise ConfigurationError(
                 f"this retriever is limited to one {' and one '.join(missing)}, and the call names "
-                f'none: pass config={{"configurable": {{{example}}}}}; to search everyone, make one '
-                "with scope=None"
+                f'none: pass config={{"configurable": {{{example}}}}}, or "metadata" in its place to '
+                "a retriever around this one; to search everyone, make one with scope=None"
             )
         return replace(self.filter or Filter(), **conditions)
 

