@@ -13,6 +13,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.llms import (
     ChatMessage,
     ChatResponse,
+    ChatResponseGen,
     CompletionResponse,
     CompletionResponseGen,
     CustomLLM,
@@ -229,6 +230,12 @@ class ChatRecorder(Recorder):
         self._calls.append(list(messages))
         answer = "Thought: I can answer.\nAnswer: Use the Reports page."
         return ChatResponse(message=ChatMessage(role="assistant", content=answer))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        response = self.chat(messages)
+        response.delta = response.message.content
+        yield response
 
     def place(self) -> str:
         """Where the block stands in the latest call: by which role, and before which question."""
