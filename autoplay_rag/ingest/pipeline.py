@@ -30,7 +30,7 @@ from autoplay_rag.live import LiveSessions
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.stores.base import Filter, Hit, TextStore, VectorStore
 
-__all__ = ["Connector", "IngestPipeline"]
+__all__ = ["BackgroundConnector", "Connector", "IngestPipeline"]
 
 _log = logging.getLogger(__name__)
 _LEAST_DRAIN_SECONDS = 1.0

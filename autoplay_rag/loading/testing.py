@@ -20,6 +20,7 @@ Example:
 from __future__ import annotations
 
 import asyncio
+import copy
 import pickle
 import re
 import threading
@@ -394,6 +395,20 @@ class LoaderContract(ABC):
         again = pickle.loads(pickle.dumps(loader))  # noqa: S301 - our own bytes
         monkeypatch.setenv("AUTOPLAY_APP_UNKEY_TOKEN", _TOKEN)
         assert self.load(again) == self.load(loader)
+
+    def test_a_copy_keeps_the_token(
+        self,
+        local_connector: StartConnector,
+        make_payload: MakePayload,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A copy stays in the process, unlike a pickle."""
+        connector = local_connector([make_payload("Clicked Save")], token=_TOKEN)
+        monkeypatch.delenv("AUTOPLAY_APP_UNKEY_TOKEN", raising=False)
+        loader = self.make(connector.url, token=_TOKEN, max_documents=1)
+        for copied in (copy.copy(loader), copy.deepcopy(loader)):
+            assert len(self.load(copied)) == 1
+            assert _TOKEN.encode() not in pickle.dumps(copied)
 
     # -- much of it -----------------------------------------------------------------------------
 
