@@ -17,7 +17,7 @@ import os
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -102,6 +102,10 @@ class LocalEmbedder(Embedder):
         self.tokens_used: int = 0
         self.truncated = 0
 
+    def __reduce__(self) -> tuple[Callable[..., LocalEmbedder], tuple[()]]:
+        # A copy loads the model for itself: threads and what they hold are no data.
+        return functools.partial(type(self), threads=self._threads), ()
+
     async def embed(self, texts: Sequence[str]) -> list[array[float]]:
         """Embed texts: one vector of 384 floats and length 1 for each, in their order."""
         return await self._in_thread(0, list(texts))
@@ -109,6 +113,19 @@ class LocalEmbedder(Embedder):
     async def embed_query(self, text: str) -> array[float]:
         """Embed a question, without waiting for the documents that are being embedded."""
         return (await self._in_thread(1, [text]))[0]
+
+    def embed_sync(self, texts: Sequence[str]) -> list[array[float]]:
+        """As `embed`, for code that is not asynchronous: it blocks. From any thread.
+
+        Example:
+            >>> [len(vector) for vector in LocalEmbedder().embed_sync(["Exported a report"])]
+            [384]
+        """
+        return self._submit(0, list(texts), threading.Event()).result()
+
+    def embed_query_sync(self, text: str) -> array[float]:
+        """As `embed_query`; otherwise as `embed_sync`."""
+        return self._submit(1, [text], threading.Event()).result()[0]
 
     def count_tokens(self, text: str) -> int:
         """How many tokens the model reads of `text`, its two marks included: 2 to 256.
@@ -129,14 +146,18 @@ class LocalEmbedder(Embedder):
 
     async def _in_thread(self, which: int, texts: list[str]) -> list[array[float]]:
         cancelled = threading.Event()
+        try:
+            return await asyncio.wrap_future(self._submit(which, texts, cancelled))
+        finally:
+            cancelled.set()
+
+    def _submit(
+        self, which: int, texts: list[str], cancelled: threading.Event
+    ) -> Future[list[array[float]]]:
         with self._lock:  # against `aclose`, which shuts the pool
             if self._pools is None:
                 self._pools = (_one_thread("documents"), _one_thread("questions"))
-            work = self._pools[which].submit(self._embed, texts, cancelled)
-        try:
-            return await asyncio.wrap_future(work)
-        finally:
-            cancelled.set()
+            return self._pools[which].submit(self._embed, texts, cancelled)
 
     def _embed(self, texts: list[str], cancelled: threading.Event) -> list[array[float]]:
         import numpy as np

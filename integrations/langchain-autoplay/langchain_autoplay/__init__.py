@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from langchain_autoplay.callbacks import AutoplayCallbackHandler, SyncAutoplayCallbackHandler
+from langchain_autoplay.embeddings import LocalEmbeddings
 from langchain_autoplay.loader import AutoplayLoader
 from langchain_autoplay.retriever import AutoplayRetriever
 from langchain_autoplay.store import LangChainStore
@@ -18,6 +19,7 @@ __all__ = [
     "AutoplayLoader",
     "AutoplayRetriever",
     "LangChainStore",
+    "LocalEmbeddings",
     "SyncAutoplayCallbackHandler",
 ]
 # The middleware needs `langchain`; everything else does with `langchain-core`.

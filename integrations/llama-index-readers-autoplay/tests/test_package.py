@@ -25,6 +25,7 @@ def test_the_public_names():
         "LiveIngestion",
         "LlamaIndexEmbedder",
         "LlamaIndexStore",
+        "LocalEmbedding",
         "SessionContextBlock",
         "metadata_filters",
         "stream_into",

@@ -2,6 +2,7 @@
 
 from llama_index.readers.autoplay.base import AutoplayReader
 from llama_index.readers.autoplay.embedder import LlamaIndexEmbedder
+from llama_index.readers.autoplay.embedding import LocalEmbedding
 from llama_index.readers.autoplay.memory import SessionContextBlock
 from llama_index.readers.autoplay.searching import metadata_filters
 from llama_index.readers.autoplay.store import LlamaIndexStore
@@ -12,6 +13,7 @@ __all__ = [
     "LiveIngestion",
     "LlamaIndexEmbedder",
     "LlamaIndexStore",
+    "LocalEmbedding",
     "SessionContextBlock",
     "metadata_filters",
     "stream_into",

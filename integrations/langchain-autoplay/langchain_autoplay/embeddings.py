@@ -1,0 +1,56 @@
+"""LocalEmbeddings: the model that comes with autoplay-rag, for any LangChain vector store."""
+
+from __future__ import annotations
+
+from autoplay_rag.embedders import LocalEmbedder
+from langchain_core.embeddings import Embeddings
+
+__all__ = ["LocalEmbeddings"]
+
+
+class LocalEmbeddings(Embeddings):
+    """Embeds with all-MiniLM-L6-v2 on this machine: no key, no service, no download.
+
+    Needs the extra `local` of autoplay-rag. Vectors have 384 dimensions and length 1; a text's
+    first 256 tokens count.
+
+    Args:
+        threads: Processor threads for one inference; by default all cores but one, at most 4.
+
+    Attributes:
+        model: Names the model: vectors of different models do not go into one store.
+
+    Raises:
+        MissingExtraError: If the extra is not installed.
+        ConfigurationError: If `threads` is below 1.
+
+    Example:
+        >>> from langchain_core.vectorstores import InMemoryVectorStore
+        >>> store = InMemoryVectorStore(LocalEmbeddings())
+        >>> ids = store.add_texts(["Exported a report", "Declined the credit card"])
+        >>> store.similarity_search("Who downloaded a report?", k=1)[0].page_content
+        'Exported a report'
+    """
+
+    def __init__(self, *, threads: int | None = None) -> None:
+        self._embedder = LocalEmbedder(threads=threads)
+        self.model = self._embedder.model
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed texts to be stored."""
+        return [vector.tolist() for vector in self._embedder.embed_sync(texts)]
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed a question."""
+        return self._embedder.embed_query_sync(text).tolist()
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """As `embed_documents`; the event loop goes on meanwhile."""
+        return [vector.tolist() for vector in await self._embedder.embed(texts)]
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """As `embed_query`; the event loop goes on meanwhile."""
+        return (await self._embedder.embed_query(text)).tolist()

@@ -1,0 +1,63 @@
+"""LocalEmbedding: the model that comes with autoplay-rag, as LlamaIndex calls its models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autoplay_rag.embedders import LocalEmbedder
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+
+__all__ = ["LocalEmbedding"]
+
+
+class LocalEmbedding(BaseEmbedding):
+    """Embeds with all-MiniLM-L6-v2 on this machine: no key, no service, no download.
+
+    Needs the extra `local` of autoplay-rag. Vectors have 384 dimensions and length 1; a text's
+    first 256 tokens count.
+
+    Args:
+        **options: Those of every LlamaIndex model, `embed_batch_size` (64) for one.
+
+    Raises:
+        MissingExtraError: If the extra is not installed.
+
+    Example:
+        >>> vector = LocalEmbedding().get_text_embedding("Exported a report")
+        >>> len(vector)
+        384
+    """
+
+    _embedder: LocalEmbedder = PrivateAttr()
+
+    def __init__(self, **options: Any) -> None:
+        given: dict[str, Any] = {
+            "model_name": LocalEmbedder.model,
+            "embed_batch_size": LocalEmbedder.max_inputs,
+        }
+        super().__init__(**given | options)
+        self._embedder = LocalEmbedder()
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name LlamaIndex stores it under."""
+        return "LocalEmbedding"
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return [vector.tolist() for vector in self._embedder.embed_sync(texts)]
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._embedder.embed_query_sync(query).tolist()
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return [vector.tolist() for vector in await self._embedder.embed(texts)]
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return (await self._aget_text_embeddings([text]))[0]
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return (await self._embedder.embed_query(query)).tolist()
