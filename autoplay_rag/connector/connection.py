@@ -122,6 +122,8 @@ class Endpoint:
         event_id = last_event_id.encode()
         if event_id and _fits_a_header(event_id):
             request.headers.update([(b"Last-Event-ID", event_id)])
+            # httpx settled on ASCII before the id was there, and reads all headers once more.
+            request.headers.encoding = "utf-8"
         return request
 
 

@@ -177,6 +177,7 @@ async def test_a_client_of_the_users_is_used_and_not_closed(server, connect, eve
     ("event_id", "sent"),
     [
         ("7", "7"),
+        ("é", "é"),
         ("é…", "é…"),
         ("a b", "a b"),
         (" padded", "padded"),  # one space belongs to the field, so this is the id "padded"
@@ -185,12 +186,15 @@ async def test_a_client_of_the_users_is_used_and_not_closed(server, connect, eve
         ("x" * 1025, None),
     ],
 )
-async def test_only_an_id_that_fits_a_header_is_sent_back(server, connect, event_id, sent):
+async def test_only_an_id_that_fits_a_header_is_sent_back(
+    server, connect, event, event_id, sent
+):
     server.script(
-        server.stream(f"id:{event_id}\ndata: {{}}\n\n".encode(), then="close"), server.stream()
+        server.stream(f"id:{event_id}\ndata: {{}}\n\n".encode(), then="close"),
+        server.stream(event("s1")),
     )
-    connect().run_in_background()
-    await server.requests(2)
+    # To the payload of the second connection: httpx reads the request's headers again behind it.
+    assert [p.session_id async for p in connect().stream(limit=1)] == ["s1"]
     assert server.peers[1].headers.get("last-event-id") == sent
 
 
