@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from autoplay_rag._threads import call
 from autoplay_rag.errors import ConfigurationError
 
 __all__ = ["Callback", "CallbackThreads"]
@@ -27,8 +28,8 @@ class CallbackThreads:
         """Call `fn` in a thread. Calls start in the order they were made."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="autoplay-callback")
-        call = functools.partial(contextvars.copy_context().run, fn, *args)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        made = functools.partial(contextvars.copy_context().run, call, fn, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, made)
 
     def close(self) -> None:
         """Take no more calls; those that have not started never will. Waits for none."""

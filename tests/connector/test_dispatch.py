@@ -199,6 +199,24 @@ async def test_a_callback_that_ends_badly_costs_its_own_payload(error):
     assert (counts.failed, counts.delivered, counts.dropped) == (1, 1, 0)
 
 
+async def test_a_plain_callback_may_raise_stop_iteration():
+    told = []
+
+    def first_click(payload):
+        next(iter(()))
+
+    made = dispatcher(
+        first_click,
+        session_concurrency=1,
+        on_error=Callback(lambda payload, error: told.append(repr(error)), CallbackThreads()),
+    )
+    made.put(summary("a", 0))
+    made.put(summary("a", 1))
+    await made.drain(5)
+    assert told == [f"RuntimeError('{first_click.__qualname__} raised StopIteration')"] * 2
+    assert made._recorder.counts.failed == 2
+
+
 async def test_a_payload_nobody_asked_for_is_counted_and_let_go():
     made = dispatcher()
     made.put(summary("a"))
