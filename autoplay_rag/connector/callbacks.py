@@ -19,15 +19,22 @@ _THREADS: Final = 32
 
 
 class CallbackThreads:
-    """The threads plain functions run in: the client's own, so that nobody else waits for them."""
+    """The threads plain functions run in: the client's own, so that nobody else waits for them.
 
-    def __init__(self) -> None:
+    Args:
+        most: How many there are at most; by default 32.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
         self._executor: ThreadPoolExecutor | None = None
 
     async def run(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Call `fn` in a thread. Calls start in the order they were made."""
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="autoplay-callback")
+            self._executor = ThreadPoolExecutor(
+                self._most or _THREADS, thread_name_prefix="autoplay-callback"
+            )
         made = functools.partial(contextvars.copy_context().run, call, fn, *args)
         return await asyncio.get_running_loop().run_in_executor(self._executor, made)
 

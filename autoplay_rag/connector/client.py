@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import Any, Final, Literal, Self, TypeAlias, get_args
 
 import httpx
 
@@ -31,6 +31,8 @@ __all__ = ["TOKEN_VARIABLE", "AsyncConnectorClient", "ClientState"]
 
 logger = logging.getLogger(__name__)
 
+_FEW_THREADS: Final = 4
+
 ClientState: TypeAlias = Literal[
     "idle", "connecting", "connected", "waiting", "stopping", "stopped", "failed"
 ]
@@ -43,8 +45,8 @@ class AsyncConnectorClient:
     a slow reader: what cannot be worked on yet waits here, up to `max_pending` payloads.
 
     A session's payloads start in their order, at most `session_concurrency` at once; sessions
-    never wait for each other, and payloads without a session id for nothing. Connections that
-    break or fall silent are made anew, as often as it takes.
+    never wait for each other (plain functions: up to 32 at once), and payloads without a session
+    id for nothing. Connections that break or fall silent are made anew, as often as it takes.
 
     Args:
         url: The whole address of the stream, `https://.../stream/{product_id}`.
@@ -146,10 +148,13 @@ class AsyncConnectorClient:
             on_lost=self._lost,
         )
         self._threads = CallbackThreads()
+        # Apart, so that slow callbacks hold up neither, nor one the other.
+        self._hook_threads = CallbackThreads(_FEW_THREADS)
+        self._error_threads = CallbackThreads(_FEW_THREADS)
         self._callbacks: dict[str, list[Callback]] = {}
-        self._on_connect = self._optional(on_connect)
-        self._on_disconnect = self._optional(on_disconnect)
-        self._on_error = self._optional(on_error)
+        self._on_connect = _optional(on_connect, self._hook_threads)
+        self._on_disconnect = _optional(on_disconnect, self._hook_threads)
+        self._on_error = _optional(on_error, self._error_threads)
         self._on_drop = on_drop
         self._session_concurrency = session_concurrency
         self._drain_timeout = drain_timeout
@@ -165,7 +170,8 @@ class AsyncConnectorClient:
         """Add a callback for batches of actions.
 
         Args:
-            fn: `async def` or a plain function; plain ones run in the client's own threads.
+            fn: `async def` or a plain function; plain ones run in the client's own threads, at
+                most 32 at once: beyond that sessions wait for each other.
                 Several may be added: each is called for every payload, and each fails alone.
 
         Returns:
@@ -348,9 +354,6 @@ class AsyncConnectorClient:
         self._callbacks.setdefault(kind, []).append(Callback(fn, self._threads))
         return self
 
-    def _optional(self, fn: Callable[..., Any] | None) -> Callback | None:
-        return None if fn is None else Callback(fn, self._threads)
-
     def _dispatcher(self) -> Dispatcher:
         return Dispatcher(
             self._callbacks,
@@ -388,7 +391,8 @@ class AsyncConnectorClient:
             self._end(run, error)
 
     def _end(self, run: Run, error: BaseException | None) -> None:
-        self._threads.close()
+        for threads in (self._threads, self._hook_threads, self._error_threads):
+            threads.close()
         if error is not None and run.in_background:
             unexpected = None if isinstance(error, AutoplayError) else error
             logger.error("the connector client ended: %s", error, exc_info=unexpected)
@@ -413,6 +417,10 @@ class AsyncConnectorClient:
         assert run is not None
         run.connected.clear()
         run.hooks.lost()
+
+
+def _optional(fn: Callable[..., Any] | None, threads: CallbackThreads) -> Callback | None:
+    return None if fn is None else Callback(fn, threads)
 
 
 def _check_positive(**values: float) -> None:

@@ -547,6 +547,34 @@ async def test_a_blocking_plain_function_holds_up_no_other_session(
         release.set()
 
 
+async def test_callbacks_in_all_threads_hold_up_neither_hooks_nor_on_error(
+    server, connect, event, monkeypatch, until
+):
+    monkeypatch.setattr("autoplay_rag.connector.callbacks._THREADS", 1)
+    server.script(server.stream(event("bad"), event("slow"), event("bad"), then="close"))
+    release, told = threading.Event(), []
+
+    def block(payload):
+        assert release.wait(5)
+
+    async def bad(payload):
+        raise ZeroDivisionError
+
+    client = connect(
+        initial_backoff_s=30.0,
+        max_backoff_s=30.0,
+        on_disconnect=lambda: told.append("lost"),
+        on_error=lambda payload, error: told.append(payload.session_id),
+    )
+    async with client.on_actions(block).on_actions(bad):
+        client.run_in_background()
+        try:
+            await until(lambda: sorted(told) == ["bad", "bad", "lost", "slow"])
+            assert client.counts.failed == 0  # `block` has not ended
+        finally:
+            release.set()
+
+
 # Hooks
 
 
