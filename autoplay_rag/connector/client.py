@@ -60,16 +60,18 @@ class AsyncConnectorClient:
         max_backoff_s: The longest wait by our own count.
         max_retries: Failures in a row before `run` raises; None never gives up. The count starts
             anew after a connection that brought an event and held for five seconds.
-        drain_timeout: Seconds that work on received payloads may take after a stop.
+        drain_timeout: Seconds that work on received payloads, and the hooks, may take after a
+            stop.
         max_pending: The most payloads waiting or in work.
         overflow: What to do then. "wait" stops reading until there is room (the connector may
             drop events meanwhile, and nobody counts them); "drop_oldest" gives up what has
             waited longest, and counts it.
         max_event_bytes: Larger events are skipped and counted.
         on_connect: Called without arguments whenever a connection is made. Callbacks for
-            payloads wait for its end, for 30 seconds at most.
+            payloads wait for its end, for 30 seconds from the connection at most.
         on_disconnect: Called without arguments whenever a connection has ended; only where `run`
-            is cancelled there is no time for it.
+            is cancelled, or `drain_timeout` is over, there is no time for it. Connections that
+            come and go while one of the two still works are told as one.
         on_error: Called with a payload and the exception a callback raised for it.
         on_drop: Called on the event loop with a payload given up and the total so far. A plain
             function that must not block.
@@ -289,7 +291,7 @@ class AsyncConnectorClient:
             reading.cancel()
             await asyncio.wait({reading})
             buffer.discard()
-            await run.hooks.join()
+            await run.hooks.join(self._drain_timeout)
             self._end(run, error)
 
     async def wait_connected(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the field's name for it
@@ -379,8 +381,9 @@ class AsyncConnectorClient:
                 await run.read()
             except Exception as found:  # noqa: BLE001 - raised again below, after the drain
                 error = found
+            until = run.loop.time() + self._drain_timeout
             await dispatcher.drain(self._drain_timeout)
-            await run.hooks.join()
+            await run.hooks.join(max(0.0, until - run.loop.time()))
             if error is not None:
                 raise error
         except asyncio.CancelledError:
