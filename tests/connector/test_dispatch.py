@@ -177,7 +177,10 @@ async def test_callbacks_of_one_payload_start_together():
     assert made._recorder.counts.delivered == 1
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("x"), asyncio.CancelledError(), BaseException("x"), pytest.fail.Exception("x")],
+)
 async def test_a_callback_that_ends_badly_costs_its_own_payload(error):
     told, done = [], []
 
@@ -197,6 +200,24 @@ async def test_a_callback_that_ends_badly_costs_its_own_payload(error):
     assert told == [(0, error)]
     counts = made._recorder.counts
     assert (counts.failed, counts.delivered, counts.dropped) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_does_so_and_is_counted(error):
+    counts = []
+
+    async def bad(payload):
+        raise error
+
+    async def deliver():
+        made = dispatcher(bad)
+        counts.append(made._recorder.counts)
+        made.put(summary("a"))
+        await asyncio.Event().wait()
+
+    with pytest.raises(error):
+        asyncio.run(deliver())
+    assert (counts[0].failed, counts[0].delivered, counts[0].dropped) == (1, 0, 0)
 
 
 async def test_a_plain_callback_may_raise_stop_iteration():
