@@ -163,6 +163,7 @@ class AsyncConnectorClient:
         self._max_pending = max_pending
         self._overflow: Overflow = overflow
         self._run: Run | None = None
+        self._abandoned: list[Run] = []
         self._background: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -233,7 +234,7 @@ class AsyncConnectorClient:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-        if self._run is not None:
+        if self._run is not None and not self._run.over:
             await self._run.ended.wait()
 
     async def stream(
@@ -308,8 +309,9 @@ class AsyncConnectorClient:
         run = self._run
         if run is None:
             raise ClientStateError("the client is not running; call run_in_background() first")
-        async with asyncio.timeout(timeout):
-            await run.connected.wait()
+        if not run.over:
+            async with asyncio.timeout(timeout):
+                await run.connected.wait()
         if run.error is not None:
             raise run.error
         if run.over:
@@ -340,7 +342,7 @@ class AsyncConnectorClient:
     @property
     def pending(self) -> int:
         """How many payloads are waiting or being worked on."""
-        return 0 if self._run is None else self._run.sink.pending
+        return 0 if self._run is None or self._run.over else self._run.sink.pending
 
     @property
     def dropped_count(self) -> int:
@@ -370,6 +372,9 @@ class AsyncConnectorClient:
     def _begin(self, sink: Dispatcher | PayloadBuffer) -> Run:
         if self._run is not None and not self._run.over:
             raise ClientStateError("the client is running already; stop it first, or make another")
+        if self._run is not None and self._run.loop.is_closed():
+            # Kept: to destroy its tasks would run what they do at their end, amid the new run.
+            self._abandoned.append(self._run)
         hooks = ConnectionHooks(self._on_connect, self._on_disconnect)
         self._run = Run(self._stream, sink, hooks)
         return self._run

@@ -193,6 +193,27 @@ def test_stop_after_its_loop_has_closed_does_no_harm():
     client.stop()
 
 
+async def test_a_run_whose_loop_was_closed_is_over(server, connect, event, collector, until):
+    client = connect().on_actions(collector)
+
+    async def begin():
+        client._begin(client._dispatcher())  # without tasks, whose destruction Python reports
+
+    await asyncio.to_thread(asyncio.run, begin())
+    assert (client.state, client.pending) == ("stopped", 0)
+    async with asyncio.timeout(5):
+        async with client:  # nothing to wait for
+            pass
+        with pytest.raises(ClientStateError):
+            await client.wait_connected()
+    server.script(server.stream(event("s1", 1)))
+    task = client.run_in_background()
+    await collector.have(1)
+    client.stop()
+    await task
+    assert client.state == "stopped"
+
+
 async def test_after_a_stop_it_runs_again(server, connect, event, collector):
     server.script(server.stream(event("s1", 1)), server.stream(event("s1", 2)))
     client = connect().on_actions(collector)
