@@ -63,7 +63,7 @@ class ConnectorCounts:
         failed: Payloads of which a callback raised.
         dropped: Payloads given up by `overflow="drop_oldest"` or when the drain ran out of time.
         skipped: Events that were no payload, or a payload nobody had asked for.
-        repaired: Values of a wrong type that became their default.
+        repaired: Values of a wrong type that became their default; ids that came as numbers.
         connections: Connections made.
     """
 

@@ -81,7 +81,7 @@ async def test_the_opentelemetry_recipe(server, connect, event, opentelemetry_me
 
 async def test_every_kind_of_call(server, connect, event, until):
     big = b'data: {"type": "summary", "summary": "' + b"x" * 500 + b'"}\n\n'
-    bad_value = b'data: {"type": "actions", "session_id": 7}\n\n'
+    bad_value = b'data: {"type": "actions", "session_id": [7]}\n\n'
     unknown = b'data: {"type": "usertour_trigger"}\n\n'
     server.script(server.stream(big, bad_value, unknown, event("s1", 1), event("s1", 2)))
     metrics, release = Noted(), asyncio.Event()

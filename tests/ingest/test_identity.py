@@ -62,7 +62,10 @@ def test_everything_else_of_an_action_counts(name):
     assert payload_key(actions(actions=[changed])) != payload_key(actions())
 
 
-@given(st.text(), st.text(), st.text(), st.text())
+sessions = st.text(min_size=1)  # an empty one is none
+
+
+@given(st.text(), sessions, st.text(), sessions)
 def test_neighbouring_texts_do_not_run_together(a, b, c, d):
     one = actions(product_id=a, session_id=b)
     other = actions(product_id=c, session_id=d)
