@@ -193,8 +193,9 @@ class AsyncConnectorClient:
         seconds at most. Cancelling cancels the callbacks and waits for their end.
 
         Raises:
-            ConnectorStatusError: If the connector refuses for good (400, 401, 403, 404, ...).
-            NotAnEventStreamError: If what answers is no event stream.
+            ConnectorStatusError: If the connector refuses for good (400, 401, 403, 404, ...); once
+                a connection was made, a 404 is tried again.
+            NotAnEventStreamError: If what answers is no event stream, and none has before.
             RedirectError: If it redirects to where the token must not go.
             RetriesExhaustedError: If `max_retries` attempts in a row failed.
             ClientStateError: If the client is running already.
