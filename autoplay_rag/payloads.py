@@ -22,6 +22,7 @@ from autoplay_rag.errors import DecodeError, UnknownPayloadError
 
 __all__ = [
     "ActionsPayload",
+    "AnyPayload",
     "ChatTurn",
     "Payload",
     "SlimAction",
@@ -285,6 +286,9 @@ class ChatTurn(_Wire, gc=False, tag="chat", tag_field="type"):
 
 Payload: TypeAlias = ActionsPayload | SummaryPayload | ChatTurn
 """Any of the payloads; their `kind` is "actions", "summary" or "chat"."""
+
+AnyPayload: TypeAlias = ActionsPayload | SummaryPayload
+"""What a connector sends."""
 
 _TYPES: dict[str, type[ActionsPayload | SummaryPayload | ChatTurn]] = {
     cls.kind: cls for cls in (ActionsPayload, SummaryPayload, ChatTurn)

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -70,14 +70,22 @@ class Callback:
         """Whether it is `async def`."""
         return self.call is self._fn
 
-    def call_now(self, *args: Any) -> None:
+    def call_now(self, *args: Any, runner: asyncio.Runner | None = None) -> None:
         """Call it here and wait for its end, for those who have no event loop.
 
+        Args:
+            args: For the function.
+            runner: Awaits what it hands back; None awaits nothing.
+
         Raises:
-            ConfigurationError: If it is `async def`, or hands back something to await.
+            ConfigurationError: If it is `async def`, or hands back something to await, and there
+                is no runner, or the thread runs an event loop already.
         """
         result = self._fn(*args)
         if inspect.isawaitable(result):
+            if runner is not None and not _in_a_loop():
+                runner.run(_awaited(result))
+                return
             if inspect.iscoroutine(result):
                 result.close()  # it will never run, and need not be warned of
             raise ConfigurationError(f"{self!r} is async, and nothing here can await it")
@@ -86,6 +94,18 @@ class Callback:
         result = await self._threads.run(self._fn, *args)
         # A plain function may hand back a coroutine: `lambda payload: store.add(payload)`.
         return await result if inspect.isawaitable(result) else result
+
+
+async def _awaited(result: Awaitable[Any]) -> None:
+    await result
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _is_async(fn: Callable[..., Any]) -> bool:

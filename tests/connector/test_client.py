@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import gc
+import inspect
 import logging
 import threading
 import time
@@ -121,6 +122,14 @@ def test_what_can_never_work_is_refused_at_once(options):
     with pytest.raises(ConfigurationError) as caught:
         AsyncConnectorClient(url, **options)
     assert "schlüssel" not in str(caught.value)
+
+
+def test_arguments_may_be_given_by_position_as_the_public_sdk_takes_them():
+    parameters = inspect.signature(AsyncConnectorClient).parameters.values()
+    assert [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD] == [
+        "url", "token", "connect_timeout", "session_concurrency", "initial_backoff_s",
+        "max_backoff_s", "max_retries", "on_connect", "on_disconnect", "metrics",
+    ]  # fmt: skip
 
 
 def test_a_callback_must_be_callable():
