@@ -75,7 +75,8 @@ class AsyncConnectorClient:
         on_error: Called with a payload and the exception a callback raised for it.
         on_drop: Called on the event loop with a payload given up and the total so far. A plain
             function that must not block.
-        metrics: An object with the methods of `ConnectorMetrics`.
+        metrics: An object with the methods of `ConnectorMetrics`; one with the public SDK's
+            `record_event_dropped` and `record_queue_depth` does as well.
         http_client: Sends the requests, for proxies or certificates of your own. It is not
             closed. By default each run has its own.
 
