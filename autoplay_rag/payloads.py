@@ -10,6 +10,7 @@ public SDK (`autoplay-sdk`) has too: code written for those classes works with t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -284,6 +285,10 @@ class ChatTurn(_Wire, gc=False, tag="chat", tag_field="type"):
         return f"User asked: {self.question}\nAssistant answered: {self.answer}"
 
 
+for _cls in (SlimAction, ActionsPayload, SummaryPayload, ChatTurn):
+    # So that dataclasses.fields, asdict and replace take them; all else stays msgspec's.
+    dataclasses.dataclass(init=False, repr=False, eq=False, match_args=False)(_cls)
+
 Payload: TypeAlias = ActionsPayload | SummaryPayload | ChatTurn
 """Any of the payloads; their `kind` is "actions", "summary" or "chat"."""
 
@@ -293,7 +298,9 @@ AnyPayload: TypeAlias = ActionsPayload | SummaryPayload
 _TYPES: dict[str, type[ActionsPayload | SummaryPayload | ChatTurn]] = {
     cls.kind: cls for cls in (ActionsPayload, SummaryPayload, ChatTurn)
 }
-_decode_strictly = msgspec.json.Decoder(ActionsPayload | SummaryPayload | ChatTurn).decode
+_decode_strictly: Callable[[bytes | str], Payload] = msgspec.json.Decoder(
+    ActionsPayload | SummaryPayload | ChatTurn
+).decode
 
 
 def decode(data: bytes | str, *, on_repair: OnRepair | None = None) -> Payload:

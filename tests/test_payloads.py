@@ -1,5 +1,9 @@
+import copy
+import dataclasses
 import json
 import math
+import pickle
+import pprint
 
 import msgspec
 import pytest
@@ -219,6 +223,36 @@ def test_an_empty_identity_is_none(kind, spoilt):
         assert getattr(payload, name) is None
         others = set(names) & set(cls.__struct_fields__) - {name}
         assert {getattr(payload, other) for other in others} <= {"x"}
+
+
+@given(payloads | actions)
+def test_the_functions_for_dataclasses_take_them(payload):
+    cls = type(payload)
+    assert dataclasses.is_dataclass(payload)
+    assert dataclasses.is_dataclass(cls)
+    names = [field.name for field in dataclasses.fields(payload)]
+    assert tuple(names) == cls.__struct_fields__
+    found = dataclasses.asdict(payload)
+    assert list(found) == names
+    assert cls.from_dict(found) == payload
+    assert cls(*dataclasses.astuple(payload)) == payload or isinstance(payload, ActionsPayload)
+    changed = dataclasses.replace(payload, session_id="other")
+    assert type(changed) is cls
+    assert changed == msgspec.structs.replace(payload, session_id="other")
+
+
+def test_as_dataclasses_they_stay_what_they_were():
+    payload = ActionsPayload("acme", "s1", actions=[SlimAction("Home")], count=1)
+    assert pickle.loads(pickle.dumps(payload)) == copy.deepcopy(payload) == payload
+    assert repr(payload).startswith("ActionsPayload(product_id='acme'")
+    assert ActionsPayload.__doc__.startswith("A batch of actions")
+    assert decode(msgspec.json.encode(payload)) == payload
+    assert msgspec.to_builtins(payload) == payload.to_dict()
+    assert msgspec.convert(payload.to_dict(), ActionsPayload) == payload
+    pprint.pformat(payload)
+    match payload:
+        case ActionsPayload(product, session):
+            assert (product, session) == ("acme", "s1")
 
 
 def test_merge_passes_over_an_empty_identity():

@@ -89,7 +89,7 @@ class AsyncConnectorClient:
         'idle'
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the public SDK's order
         self,
         url: str,
         token: str = "",

@@ -179,7 +179,9 @@ class Recorder:
             self._tell("callback_seconds", seconds)
 
     def _tell(self, method: str, *values: Any, **named: Any) -> None:
-        if self._is_sdk_hook and not (method in _SDK_METHODS and _has_any(self._metrics, (method,))):
+        if self._is_sdk_hook and not (
+            method in _SDK_METHODS and _has_any(self._metrics, (method,))
+        ):
             return  # of those methods each may be left out, and there are no others
         try:
             getattr(self._metrics, method)(*values, **named)

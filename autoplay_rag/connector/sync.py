@@ -57,7 +57,7 @@ class ConnectorClient:
         0
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the public SDK's order
         self,
         url: str,
         token: str = "",

@@ -187,9 +187,7 @@ async def test_a_client_of_the_users_is_used_and_not_closed(server, connect, eve
         ("x" * 1025, None),
     ],
 )
-async def test_only_an_id_that_fits_a_header_is_sent_back(
-    server, connect, event, event_id, sent
-):
+async def test_only_an_id_that_fits_a_header_is_sent_back(server, connect, event, event_id, sent):
     server.script(
         server.stream(f"id:{event_id}\ndata: {{}}\n\n".encode(), then="close"),
         server.stream(event("s1")),
@@ -210,7 +208,7 @@ BASIC = "Basic dXNlcjpwQHNz"  # user:p@ss
         ("", {"Authorization": "Mine"}, "Mine"),
     ],
 )
-async def test_userinfo_is_sent_as_a_header_and_logged_nowhere(
+async def test_userinfo_is_sent_as_a_header_and_logged_nowhere(  # noqa: PLR0917
     server, event, monkeypatch, caplog, token, own, sent
 ):
     monkeypatch.delenv("AUTOPLAY_APP_UNKEY_TOKEN", raising=False)

@@ -213,7 +213,7 @@ async def test_what_passes_once_it_has_worked_is_retried(server, connect, event,
 
 async def test_it_counts_towards_max_retries(server, connect, event):
     server.script(server.stream(event("s1"), then="close"), server.status(404))
-    with pytest.raises(RuntimeError, match="3 failed attempts.*404"):
+    with pytest.raises(RuntimeError, match=r"3 failed attempts.*404"):
         await connect(max_retries=2).run()
     assert len(server.peers) == 3
 

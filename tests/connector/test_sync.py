@@ -126,14 +126,15 @@ def test_async_functions_are_run_in_the_thread_that_calls_back(local_connector, 
             raise ZeroDivisionError
 
     url = local_connector([summary(n) for n in range(3)]).url
-    client = connect(url).on_summary(work).on_summary(lambda payload: work(payload))
+    client = connect(url).on_summary(work).on_summary(lambda payload: work(payload))  # noqa: PLW0108 - a plain function
     with client:
         thread = client.run_in_background()
         assert inbox.take(6) == ["0", "0", "1", "1", "2", "2"]
     assert threads == {thread}
     assert len(loops) == 1  # what belongs to a loop, a connection say, goes on working
     assert loops.pop().is_closed()
-    assert len([r for r in caplog.records if "raised" in r.getMessage()]) == 2  # each of them, and the stream went on
+    # Of each of the two, and the stream went on.
+    assert len([r for r in caplog.records if "raised" in r.getMessage()]) == 2
 
 
 async def test_inside_a_running_loop_an_async_function_is_told_apart(
