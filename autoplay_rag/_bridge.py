@@ -31,6 +31,10 @@ def iterate(make: Callable[[], AsyncGenerator[T, None]], name: str) -> Generator
 
     Yields:
         Its items, in order.
+
+    Raises:
+        RuntimeError: If it was cancelled, by whatever runs in it.
+        BaseException: What it raised.
     """
     bridge = _Bridge(make)
     bridge.start(name)
@@ -99,8 +103,12 @@ class _Bridge(Generic[T]):
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._produce())
-        except asyncio.CancelledError:
-            pass
+        except asyncio.CancelledError as cancelled:
+            # Nobody here asked for it: what came so far is not all. As itself it would look to
+            # the consumer's event loop as if the consumer had been cancelled.
+            if not self._closed:
+                error = RuntimeError("the stream was cancelled before it had ended")
+                error.__cause__ = cancelled
         except BaseException as found:  # noqa: BLE001 - raised again where the items are taken
             error = found
         with self._changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["FileLock"]
@@ -43,19 +44,27 @@ class FileLock:
                 os.close(fd)
                 return False
             time.sleep(_ATTEMPT_SECONDS)
-        os.ftruncate(fd, 0)
-        os.write(fd, str(os.getpid()).encode())
         self._fd = fd
+        with suppress(OSError):  # a full disk: who holds it is only for messages
+            os.ftruncate(fd, 0)
+            os.write(fd, str(os.getpid()).encode())
         return True
 
-    def is_held(self) -> bool:
-        """Whether any process, this one included, has the lock."""
+    def is_held(self) -> bool | None:
+        """Whether any process, this one included, has the lock.
+
+        Returns:
+            None if it cannot be known, because the file may not be read.
+        """
         try:
-            fd = os.open(self.path, os.O_RDWR)
+            fd = os.open(self.path, os.O_RDONLY)
+        except PermissionError:
+            return None
         except OSError:
             return False
         try:
-            return not _lock(fd)
+            # Shared, so that two who ask at once do not take each other for the holder.
+            return not _lock(fd, shared=True)
         finally:
             os.close(fd)
 
@@ -82,7 +91,7 @@ class FileLock:
 if sys.platform == "win32":  # pragma: no cover
     import msvcrt
 
-    def _lock(fd: int) -> bool:
+    def _lock(fd: int, *, shared: bool = False) -> bool:  # noqa: ARG001 - it knows no shared ones
         # Windows locks bytes and forbids reading them: one far behind the text is locked.
         os.lseek(fd, 1 << 20, os.SEEK_SET)
         try:
@@ -96,9 +105,9 @@ if sys.platform == "win32":  # pragma: no cover
 else:
     import fcntl
 
-    def _lock(fd: int) -> bool:
+    def _lock(fd: int, *, shared: bool = False) -> bool:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             return False
         return True

@@ -182,7 +182,7 @@ class RedirectError(ConnectorError):
 
 
 class RetriesExhaustedError(ConnectorError, RuntimeError):
-    """`max_retries` attempts in a row failed; the last failure is the cause."""
+    """`max_retries` retries in a row failed too; the last failure is the cause."""
 
 
 class ClientStateError(AutoplayError, RuntimeError):

@@ -52,6 +52,21 @@ def test_an_error_comes_after_what_came_before_it():
     assert alive() == []
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 300])
+def test_a_cancellation_nobody_asked_for_is_an_error(ahead):
+    async def cancelled():
+        async for number in numbers(ahead):
+            yield number
+        raise asyncio.CancelledError
+
+    found = []
+    with pytest.raises(RuntimeError, match="cancelled before") as caught:
+        found.extend(iterate(cancelled, NAME))
+    assert found == list(range(ahead))
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+    assert alive() == []
+
+
 def test_the_generator_is_closed_when_the_consumer_leaves():
     closed = threading.Event()
 

@@ -35,8 +35,13 @@ NAMES = {
         "Hit",
         "MemoryStore",
         "Metadata",
+        "Rows",
+        "SerialThread",
         "TextStore",
+        "Vector",
         "VectorStore",
+        "pack",
+        "pack_vector",
     ],
     "autoplay_rag.devserver": ["LocalConnector", "Question", "questions", "samples"],
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from autoplay_rag.cli.connector import connector
-from autoplay_rag.cli.console import error, log_to_stderr
+from autoplay_rag.cli.console import error, log_to_stderr, say
 from autoplay_rag.cli.demo import demo
 from autoplay_rag.cli.ingest import ingest
 from autoplay_rag.cli.journal import dead_letters, status
@@ -28,11 +29,21 @@ for command in (demo, connector, ingest, search, tail, status):
 app.add_typer(dead_letters, name="dead-letters")
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        say(f"autoplay-rag {version('autoplay-rag')}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
 def _common(
     context: typer.Context,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print what happens inside, to standard error.")
+    ] = False,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version."),
     ] = False,
 ) -> None:
     """What users are doing right now, in your vector store seconds later."""

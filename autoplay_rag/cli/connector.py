@@ -10,7 +10,9 @@ import typer
 
 from autoplay_rag.cli.console import note, say
 from autoplay_rag.cli.interrupts import Interrupts
+from autoplay_rag.connector.recording import read_recording
 from autoplay_rag.devserver import LocalConnector
+from autoplay_rag.errors import ConfigurationError
 
 __all__ = ["connector"]
 
@@ -39,7 +41,24 @@ def connector(
 
     Every subscriber gets it from the beginning; Ctrl-C ends it.
     """
+    if recording is not None:
+        _look_through(recording)
     asyncio.run(_serve(LocalConnector(recording, rate, token, loop=loop, port=port)))
+
+
+def _look_through(recording: Path) -> None:
+    """Say what will be served, before somebody waits for events that never come."""
+    unread: list[Exception] = []
+    events = sum(1 for _ in read_recording(recording, on_error=unread.append))
+    if not events:
+        raise ConfigurationError(
+            f"{recording} holds no event: a recording has a payload in JSON on each line, as "
+            "`autoplay-rag tail --jsonl` prints it"
+        )
+    note(
+        f"{events:,} events"
+        + (f", and lines no client can read: {len(unread):,}" if unread else "")
+    )
 
 
 async def _serve(connector: LocalConnector) -> None:

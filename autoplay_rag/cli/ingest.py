@@ -69,7 +69,9 @@ def default_journal(store: Path) -> Path:
         >>> default_journal(Path("data/chroma")).as_posix()
         'data/chroma-journal.db'
     """
-    return store.with_name(f"{store.name}-journal.db")
+    if store.name in ("", ".."):  # "." and "..": beside what they stand for
+        store = store.resolve()
+    return store.parent / f"{store.name}-journal.db"
 
 
 async def _ingest(

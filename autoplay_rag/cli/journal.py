@@ -24,9 +24,16 @@ IdsArgument = Annotated[
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LimitOption = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
+
+_PIPELINE = {True: "running", False: "not running", None: "unknown"}
+_WHEN = {
+    True: "now",
+    False: "when it starts next, since none is running",
+    None: "now, or when it starts next: whether one runs, its own user can see",
+}
 
 dead_letters = typer.Typer()
-_LISTED = 10_000
 
 
 def status(journal: JournalArgument, json: JsonOption = False) -> None:
@@ -41,7 +48,7 @@ def status(journal: JournalArgument, json: JsonOption = False) -> None:
     rows.append(("queue bytes", f"{found.queue_bytes:,}"))
     if found.oldest_at is not None:
         rows.append(("waiting s", f"{max(0.0, time.time() - found.oldest_at):,.0f}"))
-    rows.append(("pipeline", "running" if found.running else "not running"))
+    rows.append(("pipeline", _PIPELINE[found.running]))
     rows.append(("health", clean(found.health)))
     for name, value in rows:
         say(f"{name:<12}{value:>12}")
@@ -54,9 +61,10 @@ def _about(context: typer.Context) -> None:
 
 
 @dead_letters.command("list")
-def list_(journal: JournalArgument, json: JsonOption = False) -> None:
+def list_(journal: JournalArgument, limit: LimitOption = 100, json: JsonOption = False) -> None:
     """List dead letters, oldest first."""
-    letters = JournalReader(journal).dead_letters(_LISTED)
+    reader = JournalReader(journal)
+    letters = reader.dead_letters(limit)
     if json:
         say_json(letters)
     elif letters:
@@ -75,6 +83,8 @@ def list_(journal: JournalArgument, json: JsonOption = False) -> None:
         )
     else:
         note("no dead letters")
+    if len(letters) == limit and (more := len(reader.dead_ids()) - limit) > 0:
+        note(f"{more:,} more: see them with --limit {limit + more}")
 
 
 @dead_letters.command()
@@ -93,7 +103,8 @@ def _ask(journal: Path, action: Action, ids: list[int], *, all_: bool) -> None:
     if bool(ids) == all_:
         raise ConfigurationError("name dead letters by their ids, or say --all")
     reader = JournalReader(journal)
-    known = {letter.id for letter in reader.dead_letters(_LISTED)}
+    ids = list(dict.fromkeys(ids))
+    known = set(reader.dead_ids())
     if unknown := [id_ for id_ in ids if id_ not in known]:
         raise ConfigurationError(f"no dead letter has id {', '.join(map(str, unknown))}")
     if not known:
@@ -101,5 +112,4 @@ def _ask(journal: Path, action: Action, ids: list[int], *, all_: bool) -> None:
         return
     running = reader.ask(action, None if all_ else ids)
     count = len(known) if all_ else len(ids)
-    when = "now" if running else "when it starts next, since none is running"
-    say(f"{action} {count:,}: the pipeline will see to it {when}")
+    say(f"{action} {count:,}: the pipeline will see to it {_WHEN[running]}")

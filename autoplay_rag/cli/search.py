@@ -20,7 +20,7 @@ from autoplay_rag.cli.options import (
     make_store,
 )
 from autoplay_rag.embedders.base import Embedder
-from autoplay_rag.errors import ConfigurationError, StoreError
+from autoplay_rag.errors import StoreError
 from autoplay_rag.ingest.search import search_store
 from autoplay_rag.stores.base import Filter, Hit
 from autoplay_rag.stores.chroma import ChromaStore
@@ -42,8 +42,6 @@ def search(
     embedder: EmbedderOption = "local",
 ) -> None:
     """Search a store for what users did."""
-    if not question.strip():
-        raise ConfigurationError("the question is empty")
     folder = chroma_path(store)
     if not (folder / _CHROMA_FILE).is_file():  # Chroma would make one
         raise StoreError(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Final, Literal, TypeAlias
 
 import httpx
@@ -16,7 +14,6 @@ __all__ = [
     "Backoff",
     "Verdict",
     "classify",
-    "parse_retry_after",
 ]
 
 Verdict: TypeAlias = Literal["stream", "redirect", "retry", "fatal"]
@@ -59,32 +56,6 @@ def classify(outcome: int | BaseException, *, worked: bool = False) -> Verdict:
         return "retry" if worked else "fatal"
     passing = isinstance(outcome, TransientError | httpx.TransportError | OSError)
     return "retry" if passing else "fatal"
-
-
-def parse_retry_after(value: str | None, *, now: float) -> float | None:
-    """Seconds to wait by a `Retry-After` header (RFC 9110, section 10.2.3).
-
-    Args:
-        value: The header: whole seconds or an HTTP date.
-        now: Unix seconds.
-
-    Returns:
-        Seconds between 0 and `LONGEST_WAIT`; None if there is no header or it makes no sense.
-
-    Example:
-        >>> parse_retry_after("7", now=0.0), parse_retry_after("soon", now=0.0)
-        (7.0, None)
-    """
-    text = (value or "").strip()
-    if text.isascii() and text.isdigit():
-        # Compared by length first: a number of thousands of digits is no float.
-        return LONGEST_WAIT if len(text) > len("300") else min(float(text), LONGEST_WAIT)
-    try:
-        at = parsedate_to_datetime(text)
-        seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now
-    except (ValueError, OverflowError, TypeError):
-        return None
-    return min(max(seconds, 0.0), LONGEST_WAIT)
 
 
 class Backoff:

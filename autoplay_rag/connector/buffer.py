@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,41 @@ from autoplay_rag.connector.metrics import Recorder
 from autoplay_rag.connector.overflow import BoundedSink, Overflow
 from autoplay_rag.payloads import Payload
 
-__all__ = ["PayloadBuffer"]
+__all__ = ["Patience", "PayloadBuffer"]
+
+
+class Patience:
+    """How long to wait for what may still come. Pure: time is an argument.
+
+    Args:
+        seconds: How long in all; None for ever.
+        idle: How long while nothing comes; None for ever.
+
+    Attributes:
+        quiet_since: When something came last, or it began.
+
+    Example:
+        >>> patience = Patience(seconds=60.0, idle=10.0)
+        >>> patience.begin(now=100.0)
+        >>> patience.quiet_since = 104.0
+        >>> patience.ends_at()
+        114.0
+    """
+
+    def __init__(self, seconds: float | None, idle: float | None) -> None:
+        self.quiet_since = math.inf
+        self._seconds = math.inf if seconds is None else seconds
+        self._idle = math.inf if idle is None else idle
+        self._deadline = math.inf
+
+    def begin(self, now: float) -> None:
+        """Let the time begin."""
+        self.quiet_since = now
+        self._deadline = now + self._seconds
+
+    def ends_at(self) -> float:
+        """When it ends if nothing more comes; infinity for never."""
+        return min(self._deadline, self.quiet_since + self._idle)
 
 
 class PayloadBuffer(BoundedSink):
@@ -41,23 +76,18 @@ class PayloadBuffer(BoundedSink):
         super().__init__(limit, overflow, recorder, on_drop)
         self._payloads: deque[Payload] = deque()
         self._wanted = wanted
-        self._idle = idle
-        self._seconds = seconds
+        self._patience = Patience(seconds, idle)
         self._on_close: Callable[[], None] | None = None
         self._taken = 0
         self.closed = wanted == 0
         self._wakeup: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._quiet_since = 0.0
-        self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, on_close: Callable[[], None]) -> None:
         """Let the time begin; `on_close` is called once, when the buffer closes."""
         self._on_close = on_close
-        self._quiet_since = self._loop.time()
-        if self._seconds is not None:
-            self._deadline = self._quiet_since + self._seconds
+        self._patience.begin(self._loop.time())
         self._watch()
 
     def put(self, payload: Payload) -> None:
@@ -65,7 +95,7 @@ class PayloadBuffer(BoundedSink):
         self._payloads.append(payload)
         self.pending += 1
         self._recorder.pending(self.pending)
-        self._quiet_since = self._loop.time()
+        self._patience.quiet_since = self._loop.time()
         self._wake()
         if self._wanted is not None and self._taken + len(self._payloads) >= self._wanted:
             self.close()
@@ -89,7 +119,7 @@ class PayloadBuffer(BoundedSink):
 
     def connection_made(self, gate: asyncio.Event | None) -> None:  # noqa: ARG002 - calls nothing back
         """Let the silence begin anew."""
-        self._quiet_since = self._loop.time()
+        self._patience.quiet_since = self._loop.time()
 
     def close(self) -> None:
         """Want no more; what is held can still be taken."""
@@ -121,13 +151,9 @@ class PayloadBuffer(BoundedSink):
         """Close when it is time. One timer, set again only when it fires: none for each payload."""
         now = self._loop.time()
         if self._payloads:
-            self._quiet_since = now  # it is the consumer that is slow
-        ends = [] if self._deadline is None else [self._deadline]
-        if self._idle is not None:
-            ends.append(self._quiet_since + self._idle)
-        if not ends:
-            return
-        if now >= min(ends):
+            self._patience.quiet_since = now  # it is the consumer that is slow
+        end = self._patience.ends_at()
+        if now >= end:
             self.close()
-        else:
-            self._timer = self._loop.call_at(min(ends), self._watch)
+        elif end < math.inf:
+            self._timer = self._loop.call_at(end, self._watch)

@@ -58,8 +58,9 @@ class AsyncConnectorClient:
         initial_backoff_s: Seconds before the first reconnect; it doubles with every failure.
             A server's `retry:` and `Retry-After` are followed, up to five minutes.
         max_backoff_s: The longest wait by our own count.
-        max_retries: Failures in a row before `run` raises; None never gives up. The count starts
-            anew after a connection that brought an event and held for five seconds.
+        max_retries: How often it tries again in a row; `run` raises at the next failure. None
+            never gives up. The count starts anew after a connection that brought an event and
+            held for five seconds.
         drain_timeout: Seconds that work on received payloads, and the hooks, may take after a
             stop.
         max_pending: The most payloads waiting or in work.
@@ -199,7 +200,7 @@ class AsyncConnectorClient:
                 a connection was made, a 404 is tried again.
             NotAnEventStreamError: If what answers is no event stream, and none has before.
             RedirectError: If it redirects to where the token must not go.
-            RetriesExhaustedError: If `max_retries` attempts in a row failed.
+            RetriesExhaustedError: If `max_retries` retries in a row failed too.
             ClientStateError: If the client is running already.
         """
         dispatcher = self._dispatcher()
@@ -258,6 +259,7 @@ class AsyncConnectorClient:
             Payloads in the order they came.
 
         Raises:
+            ConfigurationError: If an argument is below 0.
             ClientStateError: If the client is running already.
             ConnectorError: As `run`.
         """

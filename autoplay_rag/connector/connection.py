@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 import httpx
 
-from autoplay_rag.connector.backoff import classify, parse_retry_after
+from autoplay_rag._retry_after import parse_retry_after
+from autoplay_rag.connector.backoff import LONGEST_WAIT, classify
 from autoplay_rag.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -179,7 +179,7 @@ async def _request_following_redirects(
             return response
         await response.aclose()
         if verdict == "retry":
-            asked = parse_retry_after(response.headers.get("Retry-After"), now=time.time())
+            asked = parse_retry_after(response.headers.get("Retry-After"), longest=LONGEST_WAIT)
             raise TransientError(
                 f"the connector answered {response.status_code}", retry_after=asked
             )
@@ -288,4 +288,6 @@ def _display_text(given: str) -> str:
     shown = shown.rpartition("@")[2][:200]
     # A password may hold a question mark; and one bare word may be the token in the wrong place.
     safe = "@" not in "".join(cut) and (not shown or any(mark in shown for mark in "./:"))
-    return repr(shown) if safe else "something else"
+    return (
+        repr(shown) if safe else f"a text of {len(given)} characters, not shown: it may be a token"
+    )

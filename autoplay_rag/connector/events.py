@@ -9,6 +9,7 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
 from autoplay_rag.connector.framing import EventGuard
+from autoplay_rag.errors import ConnectorError
 
 __all__ = ["Event", "EventParser"]
 
@@ -16,7 +17,9 @@ Event: TypeAlias = bytes | ServerSentEvent
 """A read that is one whole event of one line of data gives that data: nearly every read of a
 connector's stream is one, and the general way costs as much as decoding the payload."""
 
-_PROBE: Final = "event: probe\n\n"
+# By the format a block without data is no event. This is no JSON: no connector's event is like it.
+_PROBE_DATA: Final = "probe"
+_PROBE: Final = f"data: {_PROBE_DATA}\n\n"
 
 
 class EventParser:
@@ -50,8 +53,11 @@ class EventParser:
         """Take the next bytes of the connection.
 
         Returns:
-            The events that are now complete. A block without data, an id alone say, comes as an
-            event with empty data.
+            The events that are now complete. A block without data, an id alone say, may come as
+            an event with empty data.
+
+        Raises:
+            ConnectorError: If httpx-sse does not give back what it was given.
         """
         if (
             chunk.startswith(b"data: ")
@@ -67,11 +73,14 @@ class EventParser:
 
     def _parse(self, whole: bytes) -> Sequence[ServerSentEvent]:
         # The parser begins with no id and tells one only with an event: so the last one is given
-        # to it in a block before, and asked for in a block behind.
-        seed = f"id: {self.last_event_id}\n\n" if self.last_event_id else ""
+        # to it in an event before, and asked for in an event behind.
+        seed = f"id: {self.last_event_id}\n{_PROBE}" if self.last_event_id else ""
         # Whole events only: what is no UTF-8 in one of them stays in it.
         self._text.now = seed + whole.decode("utf-8", "replace") + _PROBE
         *events, probe = self._source.iter_sse()
+        # What is no probe is an event of the connector's, which must not be lost in silence.
+        if probe.data != _PROBE_DATA or (seed and (not events or events[0].data != _PROBE_DATA)):
+            raise ConnectorError("httpx-sse did not give back the events put around what was read")
         self.last_event_id = probe.id
         return events[1:] if seed else events
 

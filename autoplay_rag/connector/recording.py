@@ -7,11 +7,13 @@ what arrives over the wire take the same way.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal, Self, TypeAlias
+from typing import BinaryIO, Final, Literal, Self, TypeAlias, TypeVar
 
 import msgspec
 
@@ -19,7 +21,19 @@ from autoplay_rag.connector.framing import MAX_EVENT_BYTES
 from autoplay_rag.errors import DecodeError, RecordingError, UnknownPayloadError
 from autoplay_rag.payloads import Payload, decode
 
-__all__ = ["RecordingWriter", "encode_line", "read_recording", "read_recording_lines"]
+__all__ = [
+    "LOT",
+    "RecordingWriter",
+    "encode_line",
+    "next_lot",
+    "read_recording",
+    "read_recording_lines",
+]
+
+T = TypeVar("T")
+
+LOT: Final = 128
+"""How much of a recording is read at once: few hand-overs between threads, little memory."""
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -86,6 +100,18 @@ def read_recording_lines(
     """
     for _, line in _numbered_lines(path, on_error):
         yield line
+
+
+async def next_lot(recording: Iterator[T]) -> list[T]:
+    """Read on in a thread, for code on an event loop.
+
+    Args:
+        recording: What `read_recording` or `read_recording_lines` gave.
+
+    Returns:
+        The next of it, at most `LOT`; none at the end.
+    """
+    return await asyncio.to_thread(lambda: list(islice(recording, LOT)))
 
 
 def encode_line(payload: Payload) -> bytes:

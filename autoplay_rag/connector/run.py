@@ -16,7 +16,7 @@ class Run:
     """Reads a stream into a sink, in a task of its own, until it is stopped or fails.
 
     Made on the event loop it belongs to; `stop` may be called from any thread, also before
-    `start`.
+    `read`.
 
     Attributes:
         in_background: Whether nobody may be waiting for it.

@@ -45,7 +45,7 @@ class EventStream:
         recorder: Counts.
         initial_backoff_s: Seconds before the first reconnect.
         max_backoff_s: The longest wait between attempts, unless the server asks for more.
-        max_retries: Failures in a row before giving up; None never does.
+        max_retries: How often to try again in a row before giving up; None never does.
         max_event_bytes: Larger events are skipped and counted.
         http_client: Sends the requests and is not closed; by default each iteration opens its own.
         on_connected: Called when a connection is made; must be quick.
@@ -96,7 +96,7 @@ class EventStream:
                 first connection.
             NotAnEventStreamError: If what answers is no event stream, and none has before.
             RedirectError: If it redirects to where the token must not go.
-            RetriesExhaustedError: If `max_retries` attempts in a row failed.
+            RetriesExhaustedError: If `max_retries` retries in a row failed too.
         """
         backoff = Backoff(self._initial_backoff_s, self._max_backoff_s)
         given = self._http_client

@@ -38,11 +38,11 @@ class ConnectorClient:
         token: The product's token; by default what `AUTOPLAY_APP_UNKEY_TOKEN` holds.
         max_queue_size: The most payloads that wait.
         connect_timeout: Seconds to connect.
-        read_timeout_s: Seconds without a byte after which a connection counts as lost; None is
-            the default of `AsyncConnectorClient`.
+        read_timeout: Seconds without a byte after which a connection counts as lost.
         initial_backoff_s: Seconds before the first reconnect; see `AsyncConnectorClient`.
         max_backoff_s: The longest wait between attempts.
-        max_retries: Failures in a row before `run` raises; None never gives up.
+        max_retries: How often it tries again in a row; `run` raises at the next failure. None
+            never gives up.
         on_connect: Called without arguments whenever a connection is made.
         on_disconnect: Called without arguments whenever a connection has ended.
         metrics: An object with the methods of `ConnectorMetrics`; they are called in the thread
@@ -63,7 +63,7 @@ class ConnectorClient:
         token: str = "",
         max_queue_size: int = 500,
         connect_timeout: float = 10.0,
-        read_timeout_s: float | None = None,
+        read_timeout: float = 75.0,
         initial_backoff_s: float = 1.0,
         max_backoff_s: float = 30.0,
         max_retries: int | None = None,
@@ -73,15 +73,13 @@ class ConnectorClient:
     ) -> None:
         if not max_queue_size > 0:
             raise ConfigurationError(f"max_queue_size={max_queue_size!r} must be more than 0")
-        given: dict[str, Any] = {}
-        if read_timeout_s is not None:
-            given["read_timeout"] = read_timeout_s
         self._client = AsyncConnectorClient(
             url,
             token,
             max_pending=max_queue_size,
             overflow="drop_oldest",
             connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
             initial_backoff_s=initial_backoff_s,
             max_backoff_s=max_backoff_s,
             max_retries=max_retries,
@@ -89,7 +87,6 @@ class ConnectorClient:
             on_disconnect=on_disconnect,
             on_drop=lambda payload, total: _call_each(self._on_drop, payload, total),
             metrics=metrics,
-            **given,
         )
         self._threads = CallbackThreads()
         self._callbacks: dict[str, list[Callback]] = {}

@@ -9,21 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Generator, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import Generator
 
 import uvicorn
+from starlette.types import ASGIApp
 
 __all__ = ["LoopServer"]
-
-ASGIApp: TypeAlias = Callable[
-    [
-        MutableMapping[str, Any],
-        Callable[[], Awaitable[MutableMapping[str, Any]]],
-        Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ],
-    Awaitable[None],
-]
 
 _GRACE_S = 0.05
 

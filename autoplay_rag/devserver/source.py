@@ -10,14 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from autoplay_rag.connector.recording import encode_line, read_recording_lines
+from autoplay_rag.connector.recording import LOT, encode_line, next_lot, read_recording_lines
 from autoplay_rag.errors import DecodeError, RecordingError
 from autoplay_rag.payloads import Payload, decode
 
 __all__ = ["FileSource", "MemorySource", "Source", "as_line", "first_product", "open_source"]
 
 _log = logging.getLogger(__name__)
-_LOT = 128
 
 
 class Source(Protocol):
@@ -48,7 +47,7 @@ class MemorySource(Source):
         """As in `Source`."""
         # A socket may take everything at once; the rest of the loop has its turn too.
         await asyncio.sleep(0)
-        return list(islice(lines, _LOT))
+        return list(islice(lines, LOT))
 
 
 class FileSource(Source):
@@ -63,7 +62,7 @@ class FileSource(Source):
 
     async def take(self, lines: Iterator[bytes]) -> list[bytes]:
         """As in `Source`."""
-        return await asyncio.to_thread(lambda: list(islice(lines, _LOT)))
+        return await next_lot(lines)
 
 
 def open_source(recording: str | os.PathLike[str] | Iterable[Payload | bytes]) -> Source:

@@ -12,14 +12,13 @@ import importlib.util
 import os
 import re
 import sys
-import time
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from autoplay_rag.connector.backoff import parse_retry_after
+from autoplay_rag._retry_after import LONGEST_PAUSE, parse_retry_after
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import (
     ConfigurationError,
@@ -192,13 +191,15 @@ class OpenAIEmbedder(Embedder):
         from openai import APIConnectionError, APIStatusError, APITimeoutError, omit
 
         try:
-            response = await client.embeddings.with_raw_response.create(
-                input=texts,
-                model=self._name,
-                dimensions=omit if self._dimensions is None else self._dimensions,
-                encoding_format="base64",
-            )
-        except APITimeoutError:
+            # The client's own limit is for each read: a service that drips would never reach it.
+            async with asyncio.timeout(self._timeout):
+                response = await client.embeddings.with_raw_response.create(
+                    input=texts,
+                    model=self._name,
+                    dimensions=omit if self._dimensions is None else self._dimensions,
+                    encoding_format="base64",
+                )
+        except (APITimeoutError, TimeoutError):
             raise EmbedderUnavailableError(
                 f"the embedding service did not answer within {self._timeout:g} s"
             ) from None
@@ -310,5 +311,7 @@ def _error_of(error: APIStatusError, model: str, count: int) -> Exception:
     said = f"the embedding service answered {status}{code} for {count} texts, model {model!r}"
     if status in _REJECTED:
         return EmbedderRejectedError(said)
-    retry_after = parse_retry_after(error.response.headers.get("retry-after"), now=time.time())
+    retry_after = parse_retry_after(
+        error.response.headers.get("retry-after"), longest=LONGEST_PAUSE
+    )
     return EmbedderUnavailableError(said + _HINTS.get(status, ""), retry_after=retry_after)

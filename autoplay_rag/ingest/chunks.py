@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from autoplay_rag.ingest.identity import chunk_id, people_of
+from autoplay_rag.ingest.identity import NOBODY, People, chunk_id
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload
 from autoplay_rag.stores.base import Metadata
 
@@ -29,11 +29,19 @@ _URLS_LENGTH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A payload with its place in the journal."""
+    """A payload with its place in the journal.
+
+    Attributes:
+        seq: Its sequence number.
+        key: Its `payload_key`.
+        payload: As it is kept.
+        people: Whose its session is by then: a summary does not say.
+    """
 
     seq: int
     key: str
     payload: Payload
+    people: People = NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,7 @@ def draft_chunks(accepted: Iterable[Accepted], max_actions: int) -> Iterator[Dra
             yield Draft(chunk_id(payload, item.key), [payload], [item])
             continue
         count = len(payload.actions)
-        user_id, _ = people_of(payload)
+        user_id = item.people.user_id
         if group and (
             size + count > max_actions
             or not _together(group[0].payload, payload)
@@ -108,11 +116,14 @@ def _parts(item: Accepted, payload: ActionsPayload, max_actions: int) -> Iterato
         yield Draft(chunk_id(payload, item.key, part), [piece], [item])
 
 
-def metadata_of(payloads: Sequence[Payload], *, include_email: bool = False) -> Metadata:
+def metadata_of(
+    payloads: Sequence[Payload], *, people: People = NOBODY, include_email: bool = False
+) -> Metadata:
     """What a search can filter by, flat; what is unknown is absent.
 
     Args:
         payloads: Those of one chunk, in order.
+        people: Whose their session is; counts where they do not say.
         include_email: Whether a person's address may go into the store.
     """
     first = payloads[0]
@@ -122,7 +133,7 @@ def metadata_of(payloads: Sequence[Payload], *, include_email: bool = False) -> 
     if first.session_id:
         found["session_id"] = _storable(first.session_id)
     for name in _PEOPLE if include_email else _PEOPLE[:2]:
-        if known := _known(payloads, name):
+        if known := _known(payloads, name) or getattr(people, name, None):
             found[name] = _storable(known)
     found["kind"] = first.kind
     started, ended, forwarded, urls = _gathered(payloads)

@@ -39,10 +39,10 @@ class DeadLetters:
     async def retry(self, ids: Sequence[int] | None = None) -> int:
         """Put dead letters back into the queue.
 
+        Letters of which `redact` left nothing cannot be retried; they stay.
+
         Args:
             ids: Which; None for all.
-
-        Letters of which `redact` left nothing cannot be retried; they stay.
 
         Returns:
             How many were put back.

@@ -10,12 +10,12 @@ from itertools import zip_longest
 
 from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.batching import Batcher, Gathered
-from autoplay_rag.ingest.embedding import PROBE, Embedding
+from autoplay_rag.ingest.embedding import PROBE, PROBE_ID, Embedding
 from autoplay_rag.ingest.journal import Journal
 from autoplay_rag.ingest.journal_db import JournalDb
 from autoplay_rag.ingest.plan import Batch, PlannedChunk, Planner, describe
 from autoplay_rag.ingest.stage import Limits, Stage
-from autoplay_rag.stores.base import Filter, TextStore, Vector, VectorStore
+from autoplay_rag.stores.base import Chunk, Filter, TextStore, Vector, VectorStore
 
 __all__ = ["Delivery"]
 
@@ -82,8 +82,8 @@ class Delivery:
         self._on_ended = on_ended
         self._pieces = 0
         self._characters = 0
-        self._last_stored: _Piece | None = None
-        self._journal_trouble: str | None = None
+        self._last_vector: Vector | None = None
+        self._unsettled: str | None = None
         self._wake = asyncio.Event()
         self._ended: list[_UnderWay] = []
         self._to_divide: list[_Piece] = []
@@ -167,11 +167,11 @@ class Delivery:
                 for item in gathered:
                     await self._plan([item])
                 return
-            self._journal_failed(error)
+            self._settling_failed(error)
             self._batcher.give_back(gathered[0], asyncio.get_running_loop().time())
             await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
             return
-        self._journal_trouble = None
+        self._unsettled = None
         now = asyncio.get_running_loop().time()
         for item, batch in zip_longest(gathered, batches):
             planned = batch.seqs if batch else ()
@@ -180,8 +180,8 @@ class Delivery:
             if batch:
                 self._begin(batch)
 
-    def _journal_failed(self, error: JournalError) -> None:
-        self._journal_trouble = describe(error)
+    def _settling_failed(self, error: Exception) -> None:
+        self._unsettled = describe(error)
         _log.error("what waits stays where it is, trying again: %s", error)
 
     def _begin(self, batch: Batch) -> None:
@@ -209,8 +209,8 @@ class Delivery:
         """What is wrong with journal or services now, in one line; None while all is well."""
         stages = [("embedder", self.embed_stage), ("store", self.store_stage)]
         found = [f"{name}: {stage.trouble}" for name, stage in stages if stage and stage.trouble]
-        if self._journal_trouble:
-            found.append(f"journal: {self._journal_trouble}")
+        if self._unsettled:
+            found.append(self._unsettled)
         return "; ".join(found) or None
 
     # -- embed and upsert ---------------------------------------------------------------------
@@ -242,14 +242,15 @@ class Delivery:
             # A store that embeds refuses texts as an embedder does.
             await self._store.search(PROBE, 1, Filter())
             return True
-        if self._last_stored is None:
+        if self._last_vector is None:
             return False
-        await self._upsert([self._last_stored])  # what is there already is replaced by itself
+        await self._store.upsert([Chunk(PROBE_ID, PROBE, {})], [self._last_vector])
+        await self._store.delete([PROBE_ID])
         return True
 
     def _stored(self, piece: _Piece, _: None) -> None:
         self.chunks += 1
-        self._last_stored = piece
+        self._last_vector = piece.vector
         self._leave(piece)
 
     # -- failure ------------------------------------------------------------------------------
@@ -293,12 +294,24 @@ class Delivery:
                     await self._replan(self._to_divide[0])
                     del self._to_divide[0]
                 while ended := list(self._ended):
+                    await self._delete_parts_of_dead(ended)
                     await self._acknowledge(ended)
-            except JournalError as error:
+            except Exception as error:  # noqa: BLE001 - journal or store: either may be back later
                 # What is stored is stored; only the note of it has to wait.
-                self._journal_failed(error)
+                self._settling_failed(error)
                 self._settle.set()
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
+
+    async def _delete_parts_of_dead(self, ended: list[_UnderWay]) -> None:
+        """A payload that fills several chunks dies whole: none of them stays to be found."""
+        parts = [
+            chunk.id
+            for owner in ended
+            for chunk in owner.batch.chunks
+            if len(chunk.sources) == 1 and chunk.sources[0][0] in owner.dead
+        ]
+        if parts:
+            await self._store.delete(parts)
 
     async def _acknowledge(self, ended: list[_UnderWay]) -> None:
         notes = [(owner.batch, list(owner.dead.items())) for owner in ended]
@@ -308,7 +321,7 @@ class Delivery:
                 db.acknowledge(batch, dead)
 
         await self._journal.do(note)
-        self._journal_trouble = None
+        self._unsettled = None
         del self._ended[: len(ended)]
         for owner in ended:
             if not owner.batch.replayed:

@@ -8,16 +8,19 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import EmbedderRejectedError, EmbedderUnavailableError
 from autoplay_rag.ingest.plan import PlannedChunk
 from autoplay_rag.stores.base import Vector
 
-__all__ = ["PROBE", "Embedding", "TokenBudget"]
+__all__ = ["PROBE", "PROBE_ID", "Embedding", "TokenBudget"]
 
 PROBE = "Is anybody there?"
 """A text that any healthy service takes."""
+PROBE_ID = blake2b(PROBE.encode(), digest_size=16).hexdigest()
+"""The id under which it is in a store for a moment; no search finds it."""
 _STEP = 64
 """Vectors checked before the loop is let go for a moment."""
 
@@ -39,14 +42,17 @@ class TokenBudget:
         self._day = today()
         self._spent = spent
 
-    def check(self, tokens: int) -> None:
-        """Refuse what would go beyond the budget; one request a day always passes.
+    def reserve(self, tokens: int) -> tuple[str, int]:
+        """Take tokens from the day's budget before a request; one request a day always passes.
+
+        Returns:
+            What `settle` is to be told.
 
         Raises:
             EmbedderUnavailableError: Until midnight, UTC.
         """
         if self._per_day is None:
-            return
+            return self._day, 0
         if self._day != today():
             self._day, self._spent = today(), 0
         if self._spent and self._spent + tokens > self._per_day:
@@ -57,10 +63,19 @@ class TokenBudget:
                 "midnight UTC, journalling goes on meanwhile",
                 retry_after=(midnight - now).total_seconds(),
             )
+        self._spent += tokens
+        return self._day, tokens
 
-    async def spend(self, tokens: int) -> None:
-        """Count tokens that were embedded."""
+    def release(self, reserved: tuple[str, int]) -> None:
+        """Give back what a request that failed did not spend."""
+        day, tokens = reserved
+        if day == self._day:
+            self._spent -= tokens
+
+    async def settle(self, reserved: tuple[str, int], tokens: int) -> None:
+        """Count what a request did spend."""
         if self._per_day is not None:
+            self.release(reserved)
             self._spent += tokens
             await self._save(self._day, self._spent)
 
@@ -78,7 +93,8 @@ class Embedding:
         self._embedder = embedder
         self._budget = budget
         self._remembered = remembered
-        self._vectors: OrderedDict[str, Vector] = OrderedDict()
+        # By the text's digest: what was embedded may be long, and need not stay in memory.
+        self._vectors: OrderedDict[bytes, Vector] = OrderedDict()
         self._dimension: int | None = None
         self._counted = embedder.tokens_used or 0
         self._estimated = 0
@@ -94,12 +110,15 @@ class Embedding:
             EmbedderRejectedError: If what came back is no set of proper vectors.
             EmbedderUnavailableError: If the day's budget is used up.
         """
-        missing = {c.text: c.tokens for c in chunks if c.text not in self._vectors}
+        missing: dict[str, int] = {}
         found: dict[str, Vector] = {}
         for chunk in chunks:
-            if chunk.text not in missing:
-                self._vectors.move_to_end(chunk.text)
-                found[chunk.text] = self._vectors[chunk.text]
+            key = _digest(chunk.text)
+            if key in self._vectors:
+                self._vectors.move_to_end(key)
+                found[chunk.text] = self._vectors[key]
+            else:
+                missing[chunk.text] = chunk.tokens
         if missing:
             found |= await self._embed(list(missing), sum(missing.values()))
         self.reused += len(chunks) - len(missing)
@@ -110,10 +129,15 @@ class Embedding:
         self._checked(await self._embedder.embed([PROBE]), 0)
 
     async def _embed(self, texts: list[str], tokens: int) -> dict[str, Vector]:
-        self._budget.check(self._expected(tokens))
+        reserved = self._budget.reserve(self._expected(tokens))
         self.requests += 1
         self.texts += len(texts)
-        vectors = await self._embedder.embed(texts)
+        try:
+            vectors = await self._embedder.embed(texts)
+        except BaseException:
+            self._budget.release(reserved)
+            raise
+        await self._budget.settle(reserved, self._spent(tokens))
         if len(vectors) != len(texts):
             raise EmbedderRejectedError(
                 f"{self._embedder.model} returned {len(vectors)} vectors for {len(texts)} texts"
@@ -124,7 +148,6 @@ class Embedding:
             if position % _STEP == _STEP - 1:
                 await asyncio.sleep(0)
         self._remember(found)
-        await self._budget.spend(self._spent(tokens))
         return found
 
     def _expected(self, estimate: int) -> int:
@@ -135,7 +158,7 @@ class Embedding:
         """What was spent since the last call: as the embedder counted, else as estimated."""
         self._estimated += estimate
         spent = estimate
-        if self._embedder.tokens_used is not None:
+        if self._embedder.tokens_used:  # 0 after a request: the service does not say
             spent = self._embedder.tokens_used - self._counted
             self._counted += spent
         self.tokens += spent
@@ -163,9 +186,13 @@ class Embedding:
         return vector
 
     def _remember(self, found: dict[str, Vector]) -> None:
-        self._vectors.update(found)
+        self._vectors.update((_digest(text), vector) for text, vector in found.items())
         while len(self._vectors) > self._remembered:
             self._vectors.popitem(last=False)
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
 
 
 def today() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from autoplay_rag._retry_after import LONGEST_PAUSE, parse_retry_after
 from autoplay_rag.errors import (
     AutoplayError,
     EmbedderRejectedError,
@@ -20,7 +21,6 @@ __all__ = ["Pause", "is_rejection", "retry_after"]
 _REJECTING_STATUS = frozenset({400, 413, 422})
 # What code raises that stumbles over a value; anything else may pass another time.
 _REJECTING_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
-_LONGEST_PAUSE = 3600.0
 
 
 def is_rejection(error: BaseException) -> bool:
@@ -46,13 +46,10 @@ def is_rejection(error: BaseException) -> bool:
 def retry_after(error: BaseException) -> float:
     """Seconds the service asked us to wait; 0 if it did not say. At most an hour counts."""
     asked: Any = getattr(error, "retry_after", None)
-    if asked is None:
-        headers = getattr(getattr(error, "response", None), "headers", None) or {}
-        asked = headers.get("retry-after")
-    try:
-        return min(max(float(asked), 0.0), _LONGEST_PAUSE)
-    except (TypeError, ValueError):
-        return 0.0
+    if isinstance(asked, int | float):
+        return min(max(float(asked), 0.0), LONGEST_PAUSE)
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    return parse_retry_after(headers.get("retry-after"), longest=LONGEST_PAUSE) or 0.0
 
 
 def _status(error: BaseException) -> int | None:

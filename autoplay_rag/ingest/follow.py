@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest.journal_reader import JournalReader
 from autoplay_rag.live import LiveSessions
 
@@ -30,14 +31,15 @@ async def follow_journal(
     Args:
         journal: The file that a pipeline on this machine writes.
         live: Where to keep what is found; None makes one with the usual bounds.
-        seconds: How far back to begin. The pipeline keeps what it has stored for
-            `journal_recent_seconds`.
-        interval: Seconds between two looks at the file.
+        seconds: How far back to begin. The pipeline keeps what it has stored until
+            `journal_recent_seconds` after it came.
+        interval: Seconds between two looks at the file; more than 0.
 
     Yields:
         The sessions, kept up to date until the block ends.
 
     Raises:
+        ConfigurationError: If `interval` can never work.
         JournalError: If there is no such journal.
 
     Example:
@@ -48,17 +50,19 @@ async def follow_journal(
         Traceback (most recent call last):
         autoplay_rag.errors.JournalError: there is no journal at journal.db
     """
+    if not interval > 0:
+        raise ConfigurationError(f"interval={interval!r} must be more than 0 seconds")
     kept = LiveSessions() if live is None else live
     reader = await asyncio.to_thread(JournalReader, journal)
-    since = time.time() - seconds
-    seen = await _catch_up(reader, kept, 0, since)
+    follower = _Follower(reader, kept, since=time.time() - seconds)
+    await follower.catch_up()
 
     async def follow() -> None:
-        last, failing = seen, False
+        failing = False
         while True:
             await asyncio.sleep(interval)
             try:
-                last = await _catch_up(reader, kept, last, since)
+                await follower.catch_up()
                 failing = False
             except Exception as error:  # noqa: BLE001 - a look that fails must not be the last
                 if not failing:
@@ -73,9 +77,16 @@ async def follow_journal(
         await asyncio.wait([task])
 
 
-async def _catch_up(reader: JournalReader, live: LiveSessions, seen: int, since: float) -> int:
-    while found := await asyncio.to_thread(reader.payloads, seen, since):
-        for seq, at, payload in found:
-            live.add(payload, at=at)
-            seen = seq
-    return seen
+class _Follower:
+    def __init__(self, reader: JournalReader, live: LiveSessions, *, since: float) -> None:
+        self._reader = reader
+        self._live = live
+        self._since = since
+        # Kept here, so that a look that fails half way does not forget what it had added.
+        self._seen = 0
+
+    async def catch_up(self) -> None:
+        while found := await asyncio.to_thread(self._reader.payloads, self._seen, self._since):
+            for seq, at, payload in found:
+                self._live.add(payload, at=at)
+                self._seen = seq

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
-__all__ = ["chunk_id", "lane_of", "payload_key", "people_of"]
+__all__ = ["NOBODY", "People", "chunk_id", "lane_of", "payload_key", "people_of"]
 
 _encode = msgspec.msgpack.Encoder().encode
 _content_of = attrgetter(
@@ -67,10 +67,10 @@ def chunk_id(payload: Payload, key: str, part: int = 0) -> str:
         part: Which piece this is, where one payload fills several chunks.
 
     Returns:
-        32 hexadecimal digits, with "-1", "-2", ... behind them for later parts.
+        32 hexadecimal digits: a UUID, as some stores (Qdrant, Weaviate) want it.
     """
-    digest = _digest((payload.product_id, payload.session_id, key), 16)
-    return f"{digest}-{part}" if part else digest
+    which = (payload.product_id, payload.session_id, key)
+    return _digest((*which, part) if part else which, 16)
 
 
 def lane_of(payload: Payload, seq: int) -> int:
@@ -84,23 +84,55 @@ def lane_of(payload: Payload, seq: int) -> int:
     return int(_digest((payload.product_id, payload.session_id), 8), 16) >> 1
 
 
-def people_of(payload: Payload) -> tuple[str | None, str | None]:
+class People(NamedTuple):
+    """Whose something is, as far as is known.
+
+    Attributes:
+        user_id: The person.
+        conversation_id: Their chat thread.
+    """
+
+    user_id: str | None = None
+    conversation_id: str | None = None
+
+    def after(self, payload: Payload) -> People:
+        """Whose the session is once a payload of it has come.
+
+        A session that changes hands starts anew: the next person's chat thread is not the last's.
+
+        Example:
+            >>> from autoplay_rag.payloads import SummaryPayload
+            >>> ann = People().after(ActionsPayload("acme", "s1", "ann"))
+            >>> ann.after(SummaryPayload("acme", "s1", "Exported a report."))
+            People(user_id='ann', conversation_id=None)
+        """
+        user_id, conversation_id = people_of(payload)
+        if user_id and self.user_id not in (None, user_id):
+            return People(user_id, conversation_id)
+        return People(user_id or self.user_id, conversation_id or self.conversation_id)
+
+
+NOBODY = People()
+"""Nobody that is known."""
+
+
+def people_of(payload: Payload) -> People:
     """Person and chat thread, where a payload or one of its actions names them.
 
     Example:
         >>> from autoplay_rag.payloads import SlimAction
         >>> people_of(ActionsPayload("acme", "s1", actions=[SlimAction(user_id="u1")]))
-        ('u1', None)
+        People(user_id='u1', conversation_id=None)
     """
     if isinstance(payload, SummaryPayload):
-        return None, None
+        return NOBODY
     user_id, conversation_id = payload.user_id, payload.conversation_id
     if isinstance(payload, ActionsPayload):
         user_id = user_id or next((a.user_id for a in payload.actions if a.user_id), None)
         conversation_id = conversation_id or next(
             (a.conversation_id for a in payload.actions if a.conversation_id), None
         )
-    return user_id or None, conversation_id or None
+    return People(user_id or None, conversation_id or None)
 
 
 def _digest(value: object, size: int) -> str:

@@ -8,6 +8,7 @@ once share a few.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from autoplay_rag.ingest.journal_rows import Durability, Entry, Outcome
 from autoplay_rag.ingest.plan import describe
 
 __all__ = ["Journal"]
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -64,6 +67,9 @@ class Journal:
         recent_seconds: How long what was stored stays readable for other processes.
         on_accepted: Called on the loop for each entry that was taken into the queue, in the order
             in which they were handed over, before its `accept` returns.
+
+    Attributes:
+        trouble: What keeps it from being written, in one line; None while all is well.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class Journal:
         self._lock = FileLock(path.with_name(path.name + ".lock")) if path else None
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._closed = False
+        self.trouble: str | None = None
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread
         self._db: JournalDb
@@ -177,7 +184,7 @@ class Journal:
             self._db.close()
             if self._lock:
                 self._lock.release()
-            self._call_soon(self._ended.set)
+            self._call_soon(self._end)
 
     def _open_db(self) -> JournalDb:
         if not self._path or not self._lock:
@@ -220,16 +227,31 @@ class Journal:
 
     def _commit(self, group: list[_Item]) -> None:
         try:
-            with self._db.transaction():
-                results = self._carry_out(group)
-        except Exception as error:  # noqa: BLE001 - handed to whoever asked for it
-            if len(group) > 1:
+            results = self._committed(group)
+        except BaseException as error:  # noqa: BLE001 - handed to whoever asked for it
+            if len(group) > 1 and not _is_busy(error):
                 # One of them spoiled it for all: each for itself, so that only that one fails.
                 for item in group:
                     self._commit([item])
                 return
-            results = [self._failed(group[0], error)]
+            results = [self._failed(item, error) for item in group]
         self._call_soon(self._tell, group, results)
+
+    def _committed(self, group: list[_Item]) -> list[Any]:
+        """Carry out a group; wait for as long as another program holds the file, but not to close."""
+        while True:
+            try:
+                with self._db.transaction():
+                    results = self._carry_out(group)
+            except sqlite3.OperationalError as error:
+                if self._closed or not _is_busy(error):
+                    raise
+                if self.trouble is None:
+                    self.trouble = f"another program holds the lock of {self._path}"
+                    _log.warning("%s: what comes waits for it", self.trouble)
+            else:
+                self.trouble = None
+                return results
 
     def _carry_out(self, group: list[_Item]) -> list[Any]:
         results: list[Any] = []
@@ -240,18 +262,33 @@ class Journal:
                 results += [i.call(self._db) for i in items if isinstance(i, _Work)]
         return results
 
-    def _failed(self, item: _Item, error: Exception) -> Any:
-        if isinstance(item, _Accept) and _is_full(error):
-            return self._db.overflow([item.entry])[0]
+    def _failed(self, item: _Item, error: BaseException) -> Any:
+        if isinstance(item, _Accept) and isinstance(error, sqlite3.Error):
+            overflow = self._db.overflow([item.entry])[0]
+            if _is_full(error):
+                return overflow
         if not isinstance(error, AutoplayError):
             name = self._path or "in memory"
-            error = JournalError(f"the journal {name} could not be used: {describe(error)}")
+            failed = JournalError(f"the journal {name} could not be used: {describe(error)}")
+            failed.__cause__ = error
+            return _Failure(failed)
         return _Failure(error)
 
     def _call_soon(self, call: Callable[..., None], *args: Any) -> None:
         # A loop that is closed has nobody left to tell.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, *args)
+
+    def _end(self) -> None:
+        self._closed = True
+        self._ended.set()
+        with suppress(Empty):
+            while True:
+                if item := self._queue.get_nowait():
+                    closed = PipelineClosedError(
+                        "the pipeline is not running: its journal is closed"
+                    )
+                    _settle(item.future, _Failure(closed))
 
     # -- back on the loop ---------------------------------------------------------------------
 
@@ -278,6 +315,14 @@ def _forget(future: asyncio.Future[Any]) -> None:
     future.exception()
 
 
-def _is_full(error: Exception) -> bool:
+def _is_full(error: BaseException) -> bool:
+    return _code(error) == sqlite3.SQLITE_FULL
+
+
+def _is_busy(error: BaseException) -> bool:
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _code(error: BaseException) -> int | None:
     code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF == sqlite3.SQLITE_FULL
+    return None if code is None else code & 0xFF

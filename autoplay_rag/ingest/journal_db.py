@@ -8,13 +8,14 @@ loop waits for that lock at every row.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from autoplay_rag.ingest.chunks import Accepted
+from autoplay_rag.ingest.identity import NOBODY, People
 from autoplay_rag.ingest.journal_file import JournalFile, to_json
 from autoplay_rag.ingest.journal_rows import (
     DeadLetter,
@@ -29,7 +30,7 @@ from autoplay_rag.ingest.plan import Batch, Planner
 __all__ = ["JournalDb"]
 
 _KEEP_KEYS_SECONDS = 24 * 3600.0
-"""How long a key is known after its payload's chunk is gone."""
+"""How long a key is known after its payload's chunk is gone, and whose a session is that rests."""
 _KEEP_ACKNOWLEDGED_SECONDS = 600.0
 """How long "full" durability keeps what it acknowledged, to store it again after a power loss."""
 _AGAIN = 0.0
@@ -134,8 +135,10 @@ class JournalDb(JournalFile):
         """
         seqs = self._as_many_as_fit(seqs)
         rows = {seq: (key, lane, body) for seq, key, lane, body in self._queued(seqs)}
+        people = self._people([rows[members[0]][1] for members in seqs])
         batches = []
         for number, members in zip(ids, seqs, strict=False):
+            lane = rows[members[0]][1]
             accepted, damaged = [], []
             for seq in members:
                 key, _, body = rows[seq]
@@ -143,12 +146,13 @@ class JournalDb(JournalFile):
                 if payload is None:
                     damaged.append((seq, _DAMAGED))
                 else:
-                    accepted.append(Accepted(seq, key, payload))
+                    people[lane] = people.get(lane, NOBODY).after(payload)
+                    accepted.append(Accepted(seq, key, payload, people[lane]))
             chunks, unplanned = planner.plan(accepted)
             batches.append(
                 Batch(
                     id=number,
-                    lane=rows[members[0]][1],
+                    lane=lane,
                     model=planner.model,
                     chunks=chunks,
                     unplanned=unplanned + damaged,
@@ -158,19 +162,24 @@ class JournalDb(JournalFile):
             "INSERT INTO batches (id, record) VALUES (?, ?)",
             [(batch.id, msgspec.msgpack.encode(batch)) for batch in batches],
         )
+        self._set_people(people)
         return batches
 
     def replan(self, batch: Batch, seqs: Sequence[int], planner: Planner) -> Batch:
         """Give each of these payloads of a batch a chunk of its own, and record that."""
         chunks, unplanned = list(batch.chunks), list(batch.unplanned)
         apart = set(seqs)
+        people_by_seq = {
+            seq: _people_of(chunk.metadata) for chunk in chunks for seq, _ in chunk.sources
+        }
         chunks = [c for c in chunks if not apart.intersection(seq for seq, _ in c.sources)]
         for seq, key, _, body in self._queued_one_by_one(seqs):
             payload = decoded(body)
             if payload is None:
                 unplanned.append((seq, _DAMAGED))
                 continue
-            more, failed = planner.plan([Accepted(seq, key, payload)])
+            people = people_by_seq[seq].after(payload)
+            more, failed = planner.plan([Accepted(seq, key, payload, people)])
             chunks += more
             unplanned += failed
         chunks.sort(key=lambda chunk: chunk.sources[0][0])
@@ -370,11 +379,11 @@ class JournalDb(JournalFile):
         ).fetchone()[0]
         return set(msgspec.json.decode(found))
 
-    def _insert(self, into: str, rows: Sequence[Sequence[Any]]) -> None:
+    def _insert(self, into: str, rows: Sequence[Sequence[Any]], clash: str = "") -> None:
         if rows:
             columns = ", ".join(f"json_extract(value, '$[{i}]')" for i in range(len(rows[0])))
             self._connection.execute(
-                f"INSERT INTO {into} SELECT {columns} FROM json_each(?)",  # noqa: S608 - our names
+                f"INSERT {clash} INTO {into} SELECT {columns} FROM json_each(?)",  # noqa: S608 - our names
                 (to_json(rows),),
             )
 
@@ -418,6 +427,24 @@ class JournalDb(JournalFile):
                 break
         return fit
 
+    def _people(self, lanes: Sequence[int]) -> dict[int, People]:
+        found = self._connection.execute(
+            "SELECT json_group_array(json_array(lane, user, conversation)) FROM sessions "
+            "WHERE lane IN (SELECT value FROM json_each(?))",
+            (to_json(lanes),),
+        ).fetchone()[0]
+        rows = msgspec.json.decode(found, type=list[tuple[int, str | None, str | None]])
+        return {lane: People(user, conversation) for lane, user, conversation in rows}
+
+    def _set_people(self, people: dict[int, People]) -> None:
+        now = time.time()
+        rows = [
+            (lane, _plain(found.user_id), _plain(found.conversation_id), now)
+            for lane, found in people.items()
+            if lane > 0 and any(found)
+        ]
+        self._insert("sessions (lane, user, conversation, at)", rows, "OR REPLACE")
+
     def _drop_queued(self, seqs: Sequence[int]) -> int:
         """Take rows off the queue; returns how many bytes they held."""
         given = to_json(seqs)
@@ -444,6 +471,7 @@ class JournalDb(JournalFile):
         now = time.time()
         self._set_meta("last_seq", self._last_seq())
         self._connection.execute("DELETE FROM catalog WHERE expires < ?", (now,))
+        self._connection.execute("DELETE FROM sessions WHERE at < ?", (now - _KEEP_KEYS_SECONDS,))
         self._connection.execute("DELETE FROM recent WHERE at < ?", (now - self._recent_seconds,))
         self._connection.execute(
             "DELETE FROM batches WHERE acknowledged > ? AND acknowledged < ?",
@@ -453,6 +481,11 @@ class JournalDb(JournalFile):
 
 def _size(body: str | None) -> int:
     return len(body.encode()) if body else 0
+
+
+def _people_of(metadata: Mapping[str, object]) -> People:
+    known = {name: metadata.get(name) for name in People._fields}
+    return People(**{name: value for name, value in known.items() if isinstance(value, str)})
 
 
 def _plain(value: str | None) -> str | None:

@@ -18,8 +18,10 @@ __all__ = ["APPLICATION_ID", "QUEUE_BYTES", "SCHEMA_VERSION", "JournalFile", "to
 
 APPLICATION_ID = 0x41505247
 """Marks the file as ours ("APRG"), so that another program's database is never touched."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _FORGET_EVERY = 500
+_LOCKED_SECONDS = 5.0
+"""How long one attempt waits for another program that holds the file's lock."""
 _SHRINK_EVERY = 50
 """Commits. An idle pipeline makes one a second."""
 _SHRINK_PAGES = 1000
@@ -41,6 +43,11 @@ CREATE TABLE catalog (
     key TEXT PRIMARY KEY, chunk TEXT, session TEXT, user TEXT, at REAL, expires REAL
 ) WITHOUT ROWID;
 CREATE INDEX catalog_expires ON catalog (expires) WHERE expires IS NOT NULL;
+-- Whose each session is, of what was planned so far: a summary does not say.
+CREATE TABLE sessions (
+    lane INTEGER PRIMARY KEY, user TEXT, conversation TEXT, at REAL NOT NULL
+);
+CREATE INDEX sessions_at ON sessions (at);
 -- Plans under way and, with "full" durability, those acknowledged in the last minutes.
 CREATE TABLE batches (id INTEGER PRIMARY KEY, record BLOB NOT NULL, acknowledged REAL);
 CREATE TABLE dead (
@@ -68,17 +75,21 @@ class JournalFile:
     def __init__(self, path: Path | None, durability: Durability, *, known: bool = True) -> None:
         self._path = path
         self._commits = 0
+        existed = path is not None and path.exists()
         # Counted, but not saved yet because the disk was full.
         self._owed = dict.fromkeys(COUNTERS, 0)
         try:
             self._connection = sqlite3.connect(
-                path or ":memory:", isolation_level=None, timeout=30.0, cached_statements=64
+                path or ":memory:",
+                isolation_level=None,
+                timeout=_LOCKED_SECONDS,
+                cached_statements=64,
             )
         except sqlite3.Error as error:
             raise JournalError(f"the journal {path} cannot be opened: {error}") from error
         self._damaged = False
         try:
-            self._open(durability)
+            self._open(durability, known and existed)
             self.counters = self._load_counters()
             self._bytes = self._count_bytes()
         except sqlite3.DatabaseError as error:
@@ -96,7 +107,7 @@ class JournalFile:
 
     # -- opening and closing ------------------------------------------------------------------
 
-    def _open(self, durability: Durability) -> None:
+    def _open(self, durability: Durability, was_in_use: bool) -> None:
         # A flipped byte may cost the one payload it stands in, no other.
         self._connection.text_factory = lossy_text
         execute = self._connection.execute
@@ -110,6 +121,9 @@ class JournalFile:
                 f"the journal {self._path} has format {version}, this version reads {SCHEMA_VERSION}: "
                 "let the version that wrote it drain it, or name another file"
             )
+        if not tables and was_in_use:
+            # They are made in one transaction: a file of ours without any was cut off.
+            raise sqlite3.DatabaseError("it is empty, but was in use before")
         if not tables:
             execute("PRAGMA auto_vacuum = INCREMENTAL")
         execute("PRAGMA journal_mode = WAL")

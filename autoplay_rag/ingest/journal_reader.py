@@ -27,14 +27,15 @@ class JournalStatus:
         queue_bytes: Bytes of payloads waiting or dead.
         oldest_at: Unix seconds when the payload that waits longest came; None if none waits.
         health: "ok", "overflow", or what keeps payloads from the store, as the owner last said.
-        running: Whether a pipeline has it open now.
+        running: Whether a pipeline has it open now; None if that cannot be known, because its
+            lock file belongs to another user.
     """
 
     ledger: Ledger
     queue_bytes: int
     oldest_at: float | None
     health: str
-    running: bool
+    running: bool | None
 
 
 class JournalReader:
@@ -90,6 +91,11 @@ class JournalReader:
         with self._connected() as connection:
             return letters(connection, limit)
 
+    def dead_ids(self) -> list[int]:
+        """The ids of all dead letters, oldest first, however many there are."""
+        with self._connected() as connection:
+            return [seq for (seq,) in connection.execute("SELECT seq FROM dead ORDER BY seq")]
+
     def payloads(self, after: int, since: float) -> list[tuple[int, float, Payload]]:
         """What was accepted lately, stored or waiting, in order.
 
@@ -110,7 +116,7 @@ class JournalReader:
         found = ((seq, at, decoded(body)) for seq, at, body in rows)
         return [(seq, at, payload) for seq, at, payload in found if payload is not None]
 
-    def ask(self, action: Action, ids: Sequence[int] | None) -> bool:
+    def ask(self, action: Action, ids: Sequence[int] | None) -> bool | None:
         """Leave a request with the pipeline that owns the journal.
 
         Args:
@@ -119,7 +125,7 @@ class JournalReader:
 
         Returns:
             Whether a pipeline is running and will see to it within a second or two; otherwise
-            the next one does when it starts.
+            the next one does when it starts. None if that cannot be known (see `JournalStatus`).
         """
         asked: list[int | None] = [None] if ids is None else [*ids]
         with self._connected(write=True) as connection:
@@ -137,5 +143,5 @@ class JournalReader:
         except sqlite3.Error as error:
             raise JournalError(f"the journal {self._path} cannot be read: {error}") from error
 
-    def _is_running(self) -> bool:
+    def _is_running(self) -> bool | None:
         return FileLock(self._path.with_name(self._path.name + ".lock")).is_held()

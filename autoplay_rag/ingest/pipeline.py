@@ -11,7 +11,12 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from autoplay_rag.embedders.base import Embedder, as_embedder
-from autoplay_rag.errors import ConfigurationError, PipelineClosedError, PipelineError
+from autoplay_rag.errors import (
+    ConfigurationError,
+    DrainTimeoutError,
+    PipelineClosedError,
+    PipelineError,
+)
 from autoplay_rag.ingest.chunks import Render
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.intake import own
@@ -25,9 +30,11 @@ from autoplay_rag.live import LiveSessions
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.stores.base import Filter, Hit, TextStore, VectorStore
 
-__all__ = ["Connector", "IngestPipeline"]
+__all__ = ["BackgroundConnector", "Connector", "IngestPipeline"]
 
 _log = logging.getLogger(__name__)
+_LEAST_DRAIN_SECONDS = 1.0
+"""For `ingest`: it judges whether anything moves by spans of this length or longer."""
 
 
 class Connector(Protocol):
@@ -73,8 +80,8 @@ class IngestPipeline:
             acknowledged in the last ten minutes is then stored once more, since the store may
             have lost it.
         journal_max_bytes: The most bytes of payloads that wait or are dead.
-        journal_recent_seconds: How long a stored payload stays in the journal file, so that other
-            processes can `follow_journal`; 0 keeps none.
+        journal_recent_seconds: Seconds from its arrival that a stored payload stays in the journal
+            file, so that other processes can `follow_journal`; 0 keeps none.
         batch_window: Seconds from a session's first payload until what it gathered goes to the
             store together. A connector forwards a session every 10 s or so while it is active:
             15 s puts neighbouring batches together, which finds more and costs less. 0 waits
@@ -83,10 +90,13 @@ class IngestPipeline:
         embed_concurrency: Embedding requests in flight at most.
         max_attempts: How often a payload is refused, alone and with another success in between,
             until it is a dead letter.
-        select: Says whether a payload is wanted; those refused are counted as filtered.
+        select: Says whether a payload is wanted; those refused are counted as filtered. Called on
+            the event loop: keep it quick.
         redact: Gives a payload as it may be kept; a changed copy, since other callbacks may
-            hold the same object. Sees everything before it is journalled.
+            hold the same object. Sees everything before it is journalled. Called on the loop, too.
         render: Makes a chunk's text from payloads of one session; the package's own if None.
+            Called in the journal's thread, which takes nothing in meanwhile, and so is the
+            embedder's `count_tokens`.
         include_email: Whether addresses go into the store's metadata.
         max_embed_tokens_per_day: Pauses embedding, not journalling, for the rest of the day (UTC).
         remembered_vectors: How many texts' vectors are kept so that equal ones are not embedded
@@ -137,7 +147,8 @@ class IngestPipeline:
         live: LiveSessions | None = None,
     ) -> None:
         self._settings = Settings(
-            journal=Path(journal) if journal is not None else None,
+            # Resolved, so that a link to a journal is known to be the same one.
+            journal=Path(journal).resolve() if journal is not None else None,
             durability=durability,
             journal_max_bytes=journal_max_bytes,
             journal_recent_seconds=journal_recent_seconds,
@@ -167,6 +178,8 @@ class IngestPipeline:
         self._attached: list[Any] = []
         self._run: Run | None = None
         self._running = False
+        self._closing: asyncio.Task[None] | None = None
+        self._in_vain = False
         self._searcher: LoopThread | None = None
         self._searcher_lock = threading.Lock()
 
@@ -193,6 +206,8 @@ class IngestPipeline:
             StoreError: One of its kinds, if the store cannot be used.
             MissingExtraError: If an optional package is not installed.
         """
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
         if self._running:
             raise PipelineError("the pipeline is running already")
         self._running = True
@@ -211,27 +226,40 @@ class IngestPipeline:
 
         Clients that were attached are stopped first. What could not be stored in time stays in
         the journal for the next start; without a journal file it is lost, which is logged.
+
+        Cancelled, it stops draining; a second call waits until everything is closed.
         """
-        if not self._running or self._run is None:
-            return
-        run, journal = self._run, self._settings.journal
-        try:
-            await self._leave_clients()
-            await run.drain(self._settings.drain_timeout)
-        except PipelineError as error:
-            if journal:
-                _log.warning("%s; it stays in %s for the next start", error, journal)
-            else:
-                _log.error("%s; it is lost, since there is no journal file", error)
-        finally:
-            self._running = False
+        if self._closing is None:
+            if not self._running or self._run is None:
+                return
+            run, journal = self._run, self._settings.journal
             try:
-                await run.close()
+                await self._leave_clients()
+                # What has just been waited for in vain is not waited for again.
+                in_vain = self._in_vain and journal and self.trouble
+                await run.drain(0.0 if in_vain else self._settings.drain_timeout)
+            except PipelineError as error:
+                if journal:
+                    _log.warning("%s; it stays in %s for the next start", error, journal)
+                else:
+                    _log.error("%s; it is lost, since there is no journal file", error)
             finally:
-                with self._searcher_lock:
-                    searcher, self._searcher = self._searcher, None
-                if searcher:
-                    await asyncio.to_thread(searcher.close)
+                self._running = False
+                if self._closing is None:
+                    self._closing = asyncio.create_task(self._close(run), name="autoplay-close")
+        # Whoever is cancelled here leaves no lock and no connection behind.
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+
+    async def _close(self, run: Run) -> None:
+        try:
+            await run.close()
+        finally:
+            with self._searcher_lock:
+                searcher, self._searcher = self._searcher, None
+            if searcher:
+                await asyncio.to_thread(searcher.close)
+            self._closing = None
 
     async def _leave_clients(self) -> None:
         """Stop them, and let them hand over what they have received."""
@@ -273,13 +301,16 @@ class IngestPipeline:
     ) -> Ledger:
         """Attach a client, run it until one of the limits is reached or it ends, and drain.
 
+        In an outage it does not wait for ever: once nothing was stored for `drain_timeout`, it
+        returns, with a warning, and the pipeline goes on with what is left for as long as it runs.
+
         Args:
             client: The client to run.
             idle_seconds: Stop once nothing was received for so long, connected or not.
             max_seconds: Stop after so long in all.
 
         Returns:
-            The ledger after draining.
+            The ledger after draining; `pending` is what an outage has left.
 
         Raises:
             ConfigurationError: If a limit is no number of seconds.
@@ -305,9 +336,22 @@ class IngestPipeline:
         finally:
             client.stop()
             await asyncio.wait([task])
-        await self.drain()
+        await self._drain_while_it_gets_on()
         task.result()
         return self.ledger
+
+    async def _drain_while_it_gets_on(self) -> None:
+        self._in_vain = False
+        while not self._in_vain:
+            before = self.ledger
+            try:
+                return await self.drain(max(self._settings.drain_timeout, _LEAST_DRAIN_SECONDS))
+            except DrainTimeoutError as error:
+                moved = (self.ledger.stored, self.ledger.dead) != (before.stored, before.dead)
+                self._in_vain = self.trouble is not None and not moved
+                if self._in_vain:
+                    _log.warning("%s; not waited for", error)
+        return None
 
     async def on_actions(self, payload: ActionsPayload) -> None:
         """Take in a batch of actions; returns once it is in the journal.

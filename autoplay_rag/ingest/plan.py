@@ -97,7 +97,7 @@ class Planner:
         for draft in draft_chunks(accepted, self.max_actions):
             try:
                 chunks.append(self._planned(draft.id, draft.payloads, draft.sources))
-            except Exception as error:  # noqa: BLE001 - `render` is the user's own code
+            except BaseException as error:  # noqa: BLE001 - `render` is the user's own code, in a thread
                 if len(draft.sources) > 1:
                     alone = [self.plan([source]) for source in draft.sources]
                     chunks += [chunk for part, _ in alone for chunk in part]
@@ -128,7 +128,9 @@ class Planner:
         return PlannedChunk(
             id=id,
             text=text,
-            metadata=dict(metadata_of(payloads, include_email=self.include_email)),
+            metadata=dict(
+                metadata_of(payloads, people=sources[-1].people, include_email=self.include_email)
+            ),
             sources=[(source.seq, source.key) for source in sources],
             tokens=int(self.count_tokens(text)),
         )

@@ -2,8 +2,8 @@
 
 Plain words, chosen by what search finds (`benchmarks/retrieval.py` measures it): the site's
 name, the page where it is not clear from what was done there, then what was done, a line each
-with a comma between (an embedding model reads no line breaks). Session ids, positions, times and repeated addresses are left out; to an embedding model
-they are noise.
+with a comma between (an embedding model reads no line breaks). Session ids, positions, times and
+repeated addresses are left out; to an embedding model they are noise.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ _REQUESTS_SECONDS = 1.0
 """How often the journal is looked at for what other processes ask."""
 _TIDY_EVERY = 60
 """Looks between two tidyings, for a journal that has little to commit."""
+_GRACE_SECONDS = 5.0
+"""How long requests that were cancelled may take to end."""
 _RESUME_PAGE = 50_000
 
 
@@ -149,7 +151,9 @@ class Run:
                 group.create_task(self._delivery.run())
                 if self._settings.journal:
                     group.create_task(self._serve_requests())
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
             self._failure = f"the pipeline failed: {describe(_first_of(error))}"
             with suppress(AutoplayError):
                 await self._note_health(self._failure)
@@ -158,16 +162,20 @@ class Run:
     async def close(self) -> None:
         """Stop working and close everything; what is not stored stays in the journal."""
         self._task.cancel()
-        await asyncio.wait([self._task])
+        _, busy = await asyncio.wait([self._task], timeout=_GRACE_SECONDS)
+        if busy:
+            _log.error("an embedder or a store does not let itself be cancelled: not waited for")
         await self._close_all()
 
     async def _close_all(self) -> None:
         try:
             await self._store.aclose()
-            if self._embedder:
-                await self._embedder.aclose()
         finally:
-            await self._journal.close()
+            try:
+                if self._embedder:
+                    await self._embedder.aclose()
+            finally:
+                await self._journal.close()
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -189,13 +197,17 @@ class Run:
                 _log.error("a payload is stored, but not shown live: %s", type(error).__name__)
 
     def _watch_overflow(self, future: asyncio.Future[Outcome]) -> None:
-        if future.cancelled() or future.exception() or future.result() in ("duplicate", "filtered"):
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None and future.result() in ("duplicate", "filtered"):
             return  # says nothing about room
-        overflow = future.result() == "overflow"
+        overflow = isinstance(error, JournalError) if error else future.result() == "overflow"
         if overflow and not self._overflowing:
             _log.error(
-                "the journal or its disk is full: payloads are being LOST and counted as overflow; "
-                "raise journal_max_bytes, make room, or see why the store does not keep up"
+                "the journal takes no more (%s): payloads are being LOST and counted as overflow; "
+                "raise journal_max_bytes, make room, or see why the store does not keep up",
+                error or "it or its disk is full",
             )
         self._overflowing = overflow
 
@@ -204,25 +216,31 @@ class Run:
     async def drain(self, timeout: float | None) -> None:  # noqa: ASYNC109 - the error tells what is left
         """Close all windows and wait for what was accepted so far; see `IngestPipeline.drain`."""
         mark = self._last_seq
-        left = await self._journal.do(lambda db: db.count_waiting(mark))
-        with self._drains.begin(mark, left) as drain:
-            self._batcher.close_windows(self.loop.time())
-            self._delivery.wake()
-            drained = asyncio.create_task(drain.done.wait())
-            try:
-                await asyncio.wait(
-                    [drained, self._task], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-                )
-            finally:
-                drained.cancel()
-        if drain.done.is_set():
-            return
-        if self._task.done():
+        try:
+            async with asyncio.timeout(timeout):
+                left = await self._journal.do(lambda db: db.count_waiting(mark))
+                with self._drains.begin(mark, left) as drain:
+                    self._batcher.close_windows(self.loop.time())
+                    self._delivery.wake()
+                    if await self._ends_before_work(drain.done):
+                        return
+        except TimeoutError:
+            if not self.ledger.pending:
+                return
+        else:
             raise PipelineError(f"{self.trouble}; it stores nothing more, see the log")
         raise DrainTimeoutError(
             f"{self.ledger.pending:,} payloads are not stored after {timeout:g} s"
             + (f" ({self.trouble})" if self.trouble else "")
         )
+
+    async def _ends_before_work(self, done: asyncio.Event) -> bool:
+        drained = asyncio.create_task(done.wait())
+        try:
+            await asyncio.wait([drained, self._task], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            drained.cancel()
+        return done.is_set()
 
     def _ended(self, seqs: list[int]) -> None:
         self._drains.ended(seqs)
@@ -249,7 +267,7 @@ class Run:
     @property
     def trouble(self) -> str | None:
         """What keeps payloads from the store now, in one line."""
-        return self._failure or self._delivery.trouble
+        return self._failure or self._journal.trouble or self._delivery.trouble
 
     @property
     def lag(self) -> float:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import ConfigurationError, PipelineClosedError
+from autoplay_rag.ingest.embedding import PROBE_ID
 from autoplay_rag.stores.base import Filter, Hit, TextStore, VectorStore
 
 __all__ = ["LoopThread", "search_store"]
@@ -41,7 +42,7 @@ async def search_store(
         hits = await store.query(await embedder.embed_query(text), k, filter)
     else:
         hits = await store.search(text, k, filter)
-    return [hit for hit in hits if filter.matches(hit.metadata)]
+    return [hit for hit in hits if filter.matches(hit.metadata) and hit.id != PROBE_ID]
 
 
 class LoopThread:

@@ -26,6 +26,8 @@ _LEAST = {
     "drain_timeout": 0,
 }
 
+_COUNTS = {"max_batch_actions", "embed_concurrency", "max_attempts", "remembered_vectors"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -57,6 +59,8 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not value >= least:
                 raise ConfigurationError(f"{name} must be at least {least}, not {value!r}")
+            if name in _COUNTS and not isinstance(value, int):
+                raise ConfigurationError(f"{name} must be a whole number, not {value!r}")
         if self.max_embed_tokens_per_day is not None and not self.max_embed_tokens_per_day >= 1:
             raise ConfigurationError(
                 f"max_embed_tokens_per_day must be at least 1 or None, not {self.max_embed_tokens_per_day!r}"

@@ -24,6 +24,7 @@ R = TypeVar("R")
 _log = logging.getLogger(__name__)
 _LONE_RETRY_SECONDS = 0.2
 _LONGEST_LONE_RETRY_SECONDS = 30.0
+_SLOW_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +97,19 @@ class Stage(Generic[T, R]):
         self._suspects: deque[list[_Task[T]]] = deque()
         self._changed = asyncio.Event()
         self._pause = Pause()
-        self._in_flight = 0
+        self._in_flight: dict[_Task[T], float] = {}
         self._successes = 0
         self.retries = 0
-        self.trouble: str | None = None
+        self._trouble: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with the service, in one line; None while all is well."""
+        if self._trouble is None and self._in_flight:
+            waited = asyncio.get_running_loop().time() - min(self._in_flight.values())
+            if waited > _SLOW_SECONDS:
+                return f"a request has had no answer for {waited:.0f} s"
+        return self._trouble
 
     def put(self, values: Iterable[T]) -> None:
         """Queue pieces."""
@@ -113,14 +123,17 @@ class Stage(Generic[T, R]):
                 group.create_task(self._work())
 
     async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             tasks = await self._next()
-            self._in_flight += 1
+            self._in_flight[tasks[0]] = loop.time()
             try:
                 await self._carry_out(tasks)
             finally:
-                self._in_flight -= 1
+                del self._in_flight[tasks[0]]
                 self._changed.set()
+            if _is_cancelled():
+                raise asyncio.CancelledError  # which the request kept to itself
 
     async def _next(self) -> list[_Task[T]]:
         loop = asyncio.get_running_loop()
@@ -158,7 +171,10 @@ class Stage(Generic[T, R]):
                 await self._prove_healthy()
                 started = loop.time()
             results = await self._request([task.value for task in tasks])
-        except (Exception, asyncio.CancelledError) as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # Extensions written in Rust raise what is no Exception.
             if _is_ours(error):
                 raise
             self.retries += 1
@@ -193,16 +209,16 @@ class Stage(Generic[T, R]):
             task.seen_successes = self._successes
         if task.attempts >= self._max_attempts:
             _log.error("%s: a payload was given up: %s", self._name, type(error).__name__)
-            self.trouble = None
+            self._trouble = None
             self._on_dead(task.value, f"{self._name}: {describe(error)}")
             return
         if task.attempts == task.tries == 1:
             # It came again and nothing went through meanwhile: it may be all that is refused.
-            self.trouble = describe(error)
+            self._trouble = describe(error)
             _log.warning(
                 "the %s refuses a payload and has taken nothing since (%s); it is tried again",
                 self._name,
-                self.trouble,
+                self._trouble,
             )
         # Others first: their success is what shows whose fault it is.
         wait = min(_LONE_RETRY_SECONDS * 2 ** min(task.tries, 16), _LONGEST_LONE_RETRY_SECONDS)
@@ -219,25 +235,29 @@ class Stage(Generic[T, R]):
         else:
             self._fresh.extendleft(reversed(tasks))
         self._pause.failed(started, now, retry_after(error))
-        self.trouble = str(error) if isinstance(error, _UnhealthyError) else describe(error)
+        self._trouble = str(error) if isinstance(error, _UnhealthyError) else describe(error)
         if self._pause.failures == 1:
             _log.warning(
                 "the %s is not available (%s); nothing is lost, it is retried until it is back",
                 self._name,
-                self.trouble,
+                self._trouble,
             )
 
     def _back(self) -> None:
-        if self.trouble is not None:
+        if self._trouble is not None:
             _log.warning("the %s is back", self._name)
-        self.trouble = None
+        self._trouble = None
         self._pause.passed()
 
 
 def _is_ours(error: BaseException) -> bool:
     """Whether it is the stage that was cancelled, not something that its request awaited."""
+    return isinstance(error, asyncio.CancelledError) and _is_cancelled()
+
+
+def _is_cancelled() -> bool:
     task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
+    return task is None or task.cancelling() > 0
 
 
 class _UnhealthyError(Exception):

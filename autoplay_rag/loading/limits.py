@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
 
 from autoplay_rag.errors import ConfigurationError
 
@@ -20,7 +22,7 @@ class Limits:
             recording is never idle.
 
     Raises:
-        ConfigurationError: If a limit is not above 0.
+        ConfigurationError: If a limit is no number above 0.
 
     Example:
         >>> bool(Limits()), bool(Limits(idle_seconds=5))
@@ -33,9 +35,13 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and not value > 0:
-                raise ConfigurationError(f"{field.name} must be above 0 or None, not {value!r}")
+            value: Any = getattr(self, field.name)
+            kind = Integral if field.name == "max_documents" else Real
+            if value is not None and (not isinstance(value, kind) or not float(value) > 0):
+                what = "a whole number" if kind is Integral else "a number"
+                raise ConfigurationError(
+                    f"{field.name} must be {what} above 0, or None, not {value!r}"
+                )
 
     def __bool__(self) -> bool:
         """Whether there is any limit."""

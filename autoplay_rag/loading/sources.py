@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import httpx
 
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.connection import display
-from autoplay_rag.connector.recording import read_recording
+from autoplay_rag.connector.recording import next_lot, read_recording
 from autoplay_rag.errors import RecordingError
 from autoplay_rag.ingest.plan import describe
 from autoplay_rag.loading.limits import Limits
@@ -23,7 +23,6 @@ from autoplay_rag.payloads import Payload
 __all__ = ["LiveSource", "RecordingSource", "Source"]
 
 _log = logging.getLogger(__name__)
-_LOT = 128
 
 
 class Source(Protocol):
@@ -51,7 +50,7 @@ class LiveSource(Source):
     Args:
         url: The stream's address.
         token: The product's token; by default what `AUTOPLAY_APP_UNKEY_TOKEN` holds. It stands in
-            no repr and no pickle: what was unpickled takes it from the environment.
+            no repr and no pickle: what was unpickled takes it from the environment. Copies keep it.
         max_pending: The most payloads that wait for a slow consumer; then the oldest go.
         on_drop: Called on the event loop with a payload given up and the total so far.
         options: What else `AsyncConnectorClient` takes, such as `max_retries`.
@@ -86,6 +85,18 @@ class LiveSource(Source):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_token": ""}
+
+    # A copy stays in the process: only what leaves it goes without the token.
+    def __copy__(self) -> Self:
+        return self._with(self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self._with(copy.deepcopy(self.__dict__, memo))
+
+    def _with(self, state: dict[str, Any]) -> Self:
+        made = type(self).__new__(type(self))
+        made.__dict__.update(state)
+        return made
 
     async def stream(self, limits: Limits) -> AsyncGenerator[Payload, None]:
         """As in `Source`."""
@@ -143,7 +154,7 @@ class RecordingSource(Source):
         loop = asyncio.get_running_loop()
         end = None if limits.max_seconds is None else loop.time() + limits.max_seconds
         payloads = read_recording(self.name, on_error=_skipped)
-        while lot := await asyncio.to_thread(lambda: list(islice(payloads, _LOT))):
+        while lot := await next_lot(payloads):
             for payload in lot:
                 yield payload
             if end is not None and loop.time() >= end:

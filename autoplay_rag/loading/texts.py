@@ -57,7 +57,7 @@ class TextMaker:
         """The texts of payloads that belong together: one, or several pieces of one.
 
         The first has the id that the pipeline gives to a chunk beginning with the same payload,
-        the following ones `{id}-1`, `{id}-2`, ...
+        the following ones ids of their own, made from it.
         """
         key, first = group[0]
         payloads = [payload for _, payload in group]

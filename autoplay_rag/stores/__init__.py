@@ -3,11 +3,22 @@
 from typing import TYPE_CHECKING
 
 from autoplay_rag._lazy import lazy_exports
-from autoplay_rag.stores.base import Chunk, Condition, Filter, Hit, Metadata, TextStore, VectorStore
+from autoplay_rag.stores.base import (
+    Chunk,
+    Condition,
+    Filter,
+    Hit,
+    Metadata,
+    TextStore,
+    Vector,
+    VectorStore,
+)
 
 if TYPE_CHECKING:
     from autoplay_rag.stores.chroma import ChromaStore
     from autoplay_rag.stores.memory import MemoryStore
+    from autoplay_rag.stores.rows import Rows, pack, pack_vector
+    from autoplay_rag.stores.serial import SerialThread
 
 __all__ = [
     "ChromaStore",
@@ -17,8 +28,13 @@ __all__ = [
     "Hit",
     "MemoryStore",
     "Metadata",
+    "Rows",
+    "SerialThread",
     "TextStore",
+    "Vector",
     "VectorStore",
+    "pack",
+    "pack_vector",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -26,5 +42,10 @@ __getattr__, __dir__ = lazy_exports(
     {
         "ChromaStore": "autoplay_rag.stores.chroma",
         "MemoryStore": "autoplay_rag.stores.memory",
+        # What a store of one's own may need: checked, packed batches, and a thread to write in.
+        "Rows": "autoplay_rag.stores.rows",
+        "SerialThread": "autoplay_rag.stores.serial",
+        "pack": "autoplay_rag.stores.rows",
+        "pack_vector": "autoplay_rag.stores.rows",
     },
 )

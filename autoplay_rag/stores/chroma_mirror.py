@@ -29,7 +29,7 @@ _Files = dict[str, tuple[int, int]]
 class _State(msgspec.Struct):
     """What a copy was taken of."""
 
-    written_to: int | None
+    written_to: int
     """The last entry of Chroma's log that the index holds, as Chroma itself notes it."""
     files: _Files
 
@@ -70,6 +70,9 @@ class IndexMirror:
         """
         restored = []
         for index, written_to in self._written_to().items():
+            if written_to is None:
+                self._begin_anew(index)
+                continue
             state = self._state(index)
             if state is None or state.written_to != written_to:
                 continue
@@ -103,8 +106,8 @@ class IndexMirror:
         self._seen = found
         written_to = self._written_to()
         for index, files in found.items():
-            if index in written_to:
-                self._copy(index, _State(written_to[index], files))
+            if (end := written_to.get(index)) is not None:
+                self._copy(index, _State(end, files))
         for path in self._mirror.glob("*"):
             # Chroma itself leaves the files of a deleted collection where they are.
             if path.name not in written_to:
@@ -138,6 +141,13 @@ class IndexMirror:
         (copy / _STATE).unlink(missing_ok=True)
         shutil.copytree(self._folder / index, copy, dirs_exist_ok=True)
         (copy / _STATE).write_bytes(msgspec.json.encode(taken))
+
+    def _begin_anew(self, index: str) -> None:
+        """An index that was never finished is made from the log, which holds all of it still."""
+        # With this file, the last to be written, it may be finished and only not be noted, or be
+        # of an older Chroma, which noted that in the file.
+        if not (self._folder / index / "index_metadata.pickle").exists():
+            shutil.rmtree(self._folder / index, ignore_errors=True)
 
     def _put_back(self, index: str) -> None:
         # Broken off, this leaves other files than were copied, and is done again the next time.

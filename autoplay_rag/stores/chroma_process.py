@@ -96,6 +96,10 @@ class ChromaProcess:
             raise _error_of(reply)
         return reply
 
+    def kill(self) -> None:
+        """End it at once, from any thread; a call under way raises `StoreUnavailableError`."""
+        self._popen.kill()
+
     def end(self) -> None:
         """Let it finish, and wait until it has ended. May be called more than once."""
         self._finalizer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from autoplay_rag.stores.chroma_process import ChromaProcess
 from autoplay_rag.stores.serial import SerialThread
 
 __all__ = ["SharedWorker"]
+
+_PATIENCE_S = 10.0
+"""How long the last user waits for a worker that is busy."""
 
 
 class SharedWorker:
@@ -41,10 +45,19 @@ class SharedWorker:
             return worker
 
     async def release(self) -> None:
-        """Give it back; with its last user it ends, after what was asked before."""
+        """Give it back; with its last user it ends, after what was asked before.
+
+        One that is stuck is killed: whoever still waits for it gets an error, and what it was
+        writing can be written again.
+        """
         with _lock:
             self._users -= 1
-        await self._thread.finish(self._end_if_unused)
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._thread.finish(self._end_if_unused)
+        except TimeoutError:
+            self._kill_if_unused()
+            await self._thread.finish(self._end_if_unused)
 
     async def ask(self, make_request: Callable[[], Request]) -> Done | Found:
         """Have a request answered.
@@ -77,6 +90,12 @@ class SharedWorker:
             unused = self._users == 0
         if unused:
             self._end()
+
+    def _kill_if_unused(self) -> None:
+        with _lock:
+            process = None if self._users else self._process
+        if process is not None:
+            process.kill()
 
     def _end(self) -> None:
         if self._process is not None:

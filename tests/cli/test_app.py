@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import typer
@@ -36,7 +37,6 @@ def nowhere(tmp_path, monkeypatch):
         (["ingest", "http://connector.example/stream/x", "--store", "pg:x"], "chroma:PATH"),
         (["ingest", "http://connector.example/stream/x", "--embedder", "bert"], "openai:MODEL"),
         (["ingest", "http://connector.example/stream/x", "--embedder", "openai"], "API key"),
-        (["search", " "], "empty"),
         (["dead-letters", "retry", "journal.db"], "--all"),
         (["dead-letters", "discard", "journal.db", "1", "--all"], "--all"),
     ],
@@ -150,3 +150,9 @@ def test_a_fault_of_the_program_itself_is_not_hidden(monkeypatch):
     monkeypatch.setattr(app, "app", broken)
     with pytest.raises(ZeroDivisionError):
         run([])
+
+
+async def test_it_says_its_version(ended):
+    code, out, err = await ended("--version")
+    assert (code, err) == (0, "")
+    assert out == f"autoplay-rag {version('autoplay-rag')}\n"

@@ -50,3 +50,20 @@ async def test_options_are_known(started, option):
     value = ["50"] if option == "--rate" else []
     async with started("connector", "--port", "0", option, *value) as running:
         assert "/stream/northwind" in await running.line("serving")
+
+
+async def test_a_recording_is_looked_through_before_it_is_served(started, ended, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b'{"type":"summary","summary":"x"}\n{"type":"sum\n\n')
+    async with started("connector", "--recording", path, "--port", "0") as running:
+        await running.line("serving")
+        running.interrupt()
+        code, _, err = await running.end()
+    assert code == 0
+    assert "1 events, and lines no client can read: 1" in err
+    for content in (b"", b"no recording\nat all\n"):
+        path.write_bytes(content)
+        code, out, err = await ended("connector", "--recording", path, "--port", "0")
+        assert (code, out) == (2, "")
+        assert "mine.jsonl holds no event" in err
+        assert len(err.splitlines()) == 1

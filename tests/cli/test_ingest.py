@@ -4,9 +4,11 @@ import asyncio
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
+from autoplay_rag.cli.ingest import default_journal
 from autoplay_rag.devserver import LocalConnector
 from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.journal_reader import JournalReader
@@ -27,6 +29,22 @@ VISITS = [
     visit("s3", "u1", "changed the language to Portuguese\x1b[2J"),
     SummaryPayload("acme", "s1", "The user could not pay by credit card.", 2, 1020.0),
 ]
+
+
+@pytest.mark.parametrize(
+    ("store", "journal"),
+    [
+        ("chroma", "chroma-journal.db"),
+        ("./data/chroma/", "data/chroma-journal.db"),
+        (".", "{here}-journal.db"),
+        ("..", "{here.parent}-journal.db"),
+        ("data/..", "{here}-journal.db"),
+        ("/", "/-journal.db"),
+    ],
+)
+def test_the_journal_lies_beside_the_store(store, journal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(default_journal(Path(store))) == journal.format(here=tmp_path)
 
 
 @pytest.mark.slow
@@ -52,6 +70,9 @@ async def test_a_stream_is_stored_and_found_again(ended, tmp_path):
     assert rows[0][1] == "s3"
     assert "\x1b" not in out
     assert len(rows[0]) == 5
+
+    code, out, err = await ended("search", " ")
+    assert (code, out, err) == (2, "", "error: the question is empty\n")
 
     code, out, err = await ended("search", "anything", "--session", "nobody")
     assert (code, out, err) == (0, "", "nothing found\n")

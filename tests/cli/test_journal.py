@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import sqlite3
+from contextlib import closing
 
 from autoplay_rag import IngestPipeline, SummaryPayload
+from autoplay_rag._filelock import FileLock
+from autoplay_rag.cli import journal
 from autoplay_rag.embedders import LocalEmbedder
 from autoplay_rag.stores import MemoryStore
 
@@ -12,10 +16,10 @@ def broken(_payload):
     raise RuntimeError("a bug in the user's own rule")
 
 
-async def fill(journal, count=3):
+async def fill(path, count=3):
     """A journal with dead letters and no pipeline."""
     async with IngestPipeline(
-        MemoryStore(), LocalEmbedder(), journal=journal, select=broken
+        MemoryStore(), LocalEmbedder(), journal=path, select=broken
     ) as pipeline:
         for n in range(count):
             await pipeline.on_summary(SummaryPayload("acme", f"s{n}", f"Summary {n}."))
@@ -67,6 +71,39 @@ async def test_an_unknown_id_is_an_error_and_nothing_is_asked(ended, tmp_path):
     assert (code, err) == (2, "error: no dead letter has id 999\n")
     code, _, err = await ended("dead-letters", "list", "journal.db")
     assert code == 0
+
+
+async def test_thousands_are_counted_and_reached_to_the_last(ended, tmp_path):
+    (first,) = await fill(tmp_path / "journal.db", count=1)
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
+        connection.executemany(
+            "INSERT INTO dead SELECT ?, ? || key, lane, kind, session, error, at, body FROM dead"
+            " WHERE seq = ?",
+            [(first + n, n, first) for n in range(1, 10_002)],
+        )
+    last = first + 10_001
+    code, out, err = await ended("dead-letters", "list", "journal.db")
+    assert (code, len(out.splitlines())) == (0, 100)
+    assert err == "9,902 more: see them with --limit 10002\n"
+    code, out, err = await ended("dead-letters", "list", "journal.db", "--limit", "10002")
+    assert (code, len(out.splitlines()), err) == (0, 10_002, "")
+    code, out, err = await ended("dead-letters", "retry", "journal.db", last, last)
+    assert (code, err) == (0, "")
+    assert out.startswith("retry 1: ")
+    code, out, _ = await ended("dead-letters", "retry", "journal.db", "--all")
+    assert code == 0
+    assert out.startswith("retry 10,002: ")
+
+
+def test_another_users_pipeline_may_run_or_not(tmp_path, monkeypatch, capsys):
+    asyncio.run(fill(tmp_path / "journal.db"))
+    monkeypatch.setattr(FileLock, "is_held", lambda _: None)
+    journal.status(tmp_path / "journal.db")
+    assert "pipeline         unknown" in capsys.readouterr().out
+    journal.status(tmp_path / "journal.db", json=True)
+    assert json.loads(capsys.readouterr().out)["running"] is None
+    journal.discard(tmp_path / "journal.db", all_=True)
+    assert "its own user can see" in capsys.readouterr().out
 
 
 async def test_none_is_no_error(ended, tmp_path):

@@ -9,7 +9,6 @@ from autoplay_rag.connector.backoff import (
     LONGEST_WAIT,
     Backoff,
     classify,
-    parse_retry_after,
 )
 from autoplay_rag.errors import AuthenticationError, NotAnEventStreamError, TransientError
 
@@ -39,36 +38,6 @@ def test_what_is_retried(outcome, verdict):
 def test_a_refusal_is_fatal():
     response = httpx.Response(401, request=httpx.Request("GET", "http://a.test/"))
     assert classify(AuthenticationError("no", response=response)) == "fatal"
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        (None, None),
-        ("", None),
-        ("7", 7.0),
-        (" 0 ", 0.0),
-        ("9" * 5000, LONGEST_WAIT),
-        ("301", LONGEST_WAIT),
-        ("-3", None),
-        ("1.5", None),
-        ("٣", None),
-        ("soon", None),
-        ("Thu, 01 Jan 1970 00:01:40 GMT", 90.0),
-        ("Thu, 01 Jan 1970 00:01:40", 90.0),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
-        ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_WAIT),
-        ("Fri, 99 Dec 9999 23:59:59 GMT", None),
-    ],
-)
-def test_retry_after(header, seconds):
-    assert parse_retry_after(header, now=10.0) == seconds
-
-
-@given(st.text())
-def test_no_retry_after_header_can_do_harm(header):
-    seconds = parse_retry_after(header, now=1e9)
-    assert seconds is None or 0 <= seconds <= LONGEST_WAIT
 
 
 @given(st.integers(), st.integers(1, 200))

@@ -1,12 +1,14 @@
 """`client.stream()`: payloads for those who want no callbacks."""
 
 import asyncio
-import time
 from contextlib import aclosing
 
 import pytest
 
+from autoplay_rag.connector.buffer import PayloadBuffer
+from autoplay_rag.connector.metrics import Recorder
 from autoplay_rag.errors import ClientStateError, ConfigurationError
+from autoplay_rag.payloads import SummaryPayload
 
 
 def indexes(payloads):
@@ -32,54 +34,126 @@ async def test_negative_conditions_are_refused(server, connect, option):
         await anext(connect().stream(**{option: -1}))
 
 
-async def test_seconds_end_it_and_give_what_came_by_then(server, connect, event):
-    server.script(server.stream(event("s1", 1), event("s1", 2)))
-    got = []
-    async for payload in connect().stream(seconds=0.1):
-        await asyncio.sleep(0.1)  # the time is over before the second one is taken
-        got.append(payload)
-    assert indexes(got) == [1, 2]
+class Clock:
+    """What a buffer asks of its loop, at a time that a test says."""
+
+    def __init__(self):
+        self.now = 100.0
+        self._timers = []
+
+    def time(self):
+        return self.now
+
+    def call_at(self, when, fn):
+        timer = asyncio.TimerHandle(when, fn, (), asyncio.get_running_loop())
+        self._timers.append(timer)
+        return timer
+
+    def until(self, now):
+        """Let the time come; what is due by then is called when it is due."""
+        while due := [t for t in self._timers if t.when() <= now and not t.cancelled()]:
+            timer = min(due, key=asyncio.TimerHandle.when)
+            self._timers.remove(timer)
+            self.now = timer.when()
+            timer._run()
+        self.now = now
 
 
-async def test_idle_counts_from_the_last_payload(server, connect, event):
-    async def three(peer):
-        head = server.stream(then="")
-        await head(peer)
-        for n in range(3):
-            await asyncio.sleep(0.1)
-            await peer.write(event("s1", n))
-        await peer.gone()
-
-    server.script(three)
-    started = time.monotonic()
-    assert indexes([p async for p in connect().stream(idle=0.2)]) == [0, 1, 2]
-    assert time.monotonic() - started >= 0.5
+@pytest.fixture
+async def clock():
+    return Clock()
 
 
-async def test_idle_counts_from_a_connection(server, connect, event):
-    async def late(peer):
-        await server.stream(then="")(peer)
-        await asyncio.sleep(0.15)
-        await peer.write(event("s1", 1))
-        await peer.gone()
+@pytest.fixture
+def started(clock):
+    """Makes a buffer whose time begins at 100."""
 
-    server.script(server.stream(event("s1", 0), then="close"), late)
-    client = connect(initial_backoff_s=0.13, max_backoff_s=0.13)
-    assert indexes([p async for p in client.stream(idle=0.2)]) == [0, 1]
+    def make(**conditions):
+        buffer = PayloadBuffer(Recorder(None), **conditions)
+        buffer._loop = clock
+        buffer.start(lambda: None)
+        return buffer
+
+    return make
 
 
-async def test_idle_ends_a_stream_that_never_connects(server, connect):
+async def test_without_a_condition_it_never_ends(clock, started):
+    buffer = started()
+    clock.until(1e9)
+    assert not buffer.closed
+
+
+async def test_seconds_end_it_and_what_came_by_then_is_given(clock, started):
+    buffer = started(seconds=10.0)
+    for n in (1, 2):
+        buffer.put(SummaryPayload(summary=str(n)))
+    clock.until(109.9)
+    assert not buffer.closed
+    clock.until(110.0)
+    assert buffer.closed
+    assert [(await buffer.take()).summary for _ in range(2)] == ["1", "2"]
+    assert await buffer.take() is None
+
+
+async def test_idle_counts_from_the_last_payload(clock, started):
+    buffer = started(idle=10.0)
+    for now in (109.0, 118.0, 127.0):
+        clock.until(now)
+        buffer.put(SummaryPayload())
+        assert buffer.take_nowait() is not None
+    clock.until(136.9)
+    assert not buffer.closed
+    clock.until(137.0)
+    assert buffer.closed
+
+
+async def test_idle_counts_from_a_connection(clock, started):
+    buffer = started(idle=10.0)
+    clock.until(109.0)
+    buffer.connection_made(None)
+    clock.until(118.9)
+    assert not buffer.closed
+    clock.until(119.0)
+    assert buffer.closed
+
+
+async def test_a_slow_consumer_is_not_idleness(clock, started):
+    buffer = started(idle=10.0)
+    buffer.put(SummaryPayload())
+    clock.until(195.0)
+    assert not buffer.closed
+    assert buffer.take_nowait() is not None
+    clock.until(199.0)
+    assert not buffer.closed  # looked at last at 190, when it waited still
+    clock.until(200.0)
+    assert buffer.closed
+
+
+async def test_the_nearer_end_holds(clock, started):
+    both = {"seconds": 10.0, "idle": 3.0}
+    quiet, busy = started(**both), started(**both)
+    for now in (102.0, 104.0, 106.0, 108.0, 109.5):
+        clock.until(now)
+        busy.put(SummaryPayload())
+        busy.take_nowait()
+        assert quiet.closed == (now > 103.0)
+    assert not busy.closed
+    clock.until(110.0)
+    assert busy.closed
+
+
+async def test_a_client_tells_of_its_connections(server, connect, event, monkeypatch):
+    told = []
+    monkeypatch.setattr(PayloadBuffer, "connection_made", lambda *_: told.append(len(server.peers)))
+    server.script(server.stream(event("s1", 0), then="close"), server.stream(event("s1", 1)))
+    assert indexes([p async for p in connect().stream(limit=2)]) == [0, 1]
+    assert told == [1, 2]
+
+
+@pytest.mark.parametrize("option", ["seconds", "idle"])
+async def test_time_ends_a_stream_that_never_connects(server, connect, option):
     server.script(server.status(503))
-    assert [p async for p in connect().stream(idle=0.05)] == []
-
-
-async def test_a_slow_consumer_is_not_idleness(server, connect, event):
-    server.script(server.stream(*(event("s1", n) for n in range(4))))
-    got = []
-    async for payload in connect(max_pending=1).stream(idle=0.05):
-        await asyncio.sleep(0.08)
-        got.append(payload)
-    assert indexes(got) == [0, 1, 2, 3]
+    assert [p async for p in connect().stream(**{option: 0.01})] == []
 
 
 async def test_a_slow_consumer_does_not_slow_the_reader(server, connect, event, until):

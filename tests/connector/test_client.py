@@ -683,19 +683,30 @@ async def test_overflow_wait_stops_reading_and_loses_nothing(until, server, conn
     collector = Collector()
     server.script(server.stream(*(event("s1", n) for n in range(50))))
     release = asyncio.Event()
+    pending, pauses = [], []
+
+    class Metrics:
+        def __getattr__(self, name):
+            return lambda *_: None
+
+        def pending(self, n):
+            pending.append(n)
+
+        def paused(self, seconds):
+            pauses.append(client.counts.received)
 
     async def work(payload):
         await release.wait()
         await collector(payload)
 
-    async with connect(max_pending=5).on_actions(work) as client:
+    async with connect(max_pending=5, metrics=Metrics()).on_actions(work) as client:
         client.run_in_background()
-        await until(lambda: client.pending >= 5)
-        await asyncio.sleep(0.02)
-        assert client.pending == 5
-        assert client.counts.received <= 6
+        await until(lambda: "max_pending" in caplog.text)  # said before it stands still
+        assert (client.pending, client.counts.received) == (5, 6)
         release.set()
         await collector.have(50)
+    assert max(pending) == 5
+    assert pauses[0] == 6  # not one was read until there was room
     assert [payload.actions[0].index for payload in collector.payloads] == list(range(50))
     assert client.dropped_count == 0
     assert caplog.text.count("max_pending") == 1

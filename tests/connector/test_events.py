@@ -1,9 +1,16 @@
+import tomllib
+from pathlib import Path
+
+import httpx_sse
 import pytest
 from httpx_sse import ServerSentEvent
+from httpx_sse._decoders import SSEDecoder
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
 
 from autoplay_rag.connector.events import EventParser
+from autoplay_rag.errors import ConnectorError
 
 
 def parser(last_event_id="", limit=1000, on_oversize=lambda: None):
@@ -82,3 +89,58 @@ def test_ids_stay_until_they_change():
 def test_names_and_retry_are_told():
     (event,) = parser().feed(b"event: heartbeat\nretry: 500\ndata:\n\n")
     assert (event.event, event.data, event.retry) == ("heartbeat", "", 500)
+
+
+@pytest.fixture
+def by_the_specification(monkeypatch):
+    """httpx-sse as it should be: a block without data is no event, though its id counts."""
+    decode = SSEDecoder.decode
+
+    def checked(decoder, line):
+        if not line and not decoder._data:
+            decoder._event = ""
+            return None
+        return decode(decoder, line)
+
+    monkeypatch.setattr(SSEDecoder, "decode", checked)
+
+
+@pytest.mark.usefixtures("by_the_specification")
+def test_no_event_is_lost_where_blocks_without_data_are_no_events():
+    made = parser("before")
+    assert said(made.feed(b": hello\ndata: 1\n\nevent: no data\n\n")) == [
+        ("message", "1", "before")
+    ]
+    assert said(made.feed(b"id: a\n\ndata: 2\n\ndata: 3\n\n")) == [
+        ("message", "2", "a"),
+        ("message", "3", "a"),
+    ]
+    assert made.feed(b"id: b\n\n") == []
+    assert made.last_event_id == "b"
+    assert said(made.feed(b"event: named\ndata: 4\n\n")) == [("named", "4", "b")]
+
+
+@pytest.mark.parametrize("kept", [slice(1, None), slice(None, -1)], ids=["before", "behind"])
+def test_an_event_that_stands_in_the_place_of_ours_is_not_lost_in_silence(monkeypatch, kept):
+    iter_sse = httpx_sse.EventSource.iter_sse
+    monkeypatch.setattr(
+        httpx_sse.EventSource, "iter_sse", lambda source: list(iter_sse(source))[kept]
+    )
+    with pytest.raises(ConnectorError, match="httpx-sse"):
+        parser("before").feed(b"data: 1\n\ndata: 2\n\n")
+
+
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85"])
+def test_only_line_ends_end_a_line(inside):
+    read = f"id: 1\ndata: a{inside}b\n\n".encode()
+    assert said(parser().feed(read)) == [("message", f"a{inside}b", "1")]
+
+
+def test_no_release_of_httpx_sse_that_ends_lines_elsewhere_is_allowed():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (needed,) = [
+        Requirement(line)
+        for line in project["project"]["dependencies"]
+        if line.startswith("httpx-sse")
+    ]
+    assert [v for v in ("0.4.0", "0.4.1", "0.4.2", "0.5.0") if v in needed.specifier] == ["0.4.2"]

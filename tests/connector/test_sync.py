@@ -12,6 +12,7 @@ import time
 import pytest
 
 from autoplay_rag.connector import sync
+from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.sync import ConnectorClient
 from autoplay_rag.errors import (
     AuthenticationError,
@@ -413,11 +414,20 @@ def test_metrics_are_told(local_connector, connect):
 def test_a_silent_connection_is_made_anew(local_connector, connect):
     connections = queue.SimpleQueue()
     connector = local_connector([], heartbeat=None)
-    client = connect(connector.url, read_timeout_s=0.05, on_connect=lambda: connections.put(1))
+    client = connect(connector.url, read_timeout=0.05, on_connect=lambda: connections.put(1))
     with client:
         client.run_in_background()
         for _ in range(2):
             connections.get(timeout=5)
+
+
+def test_what_it_shares_with_the_async_client_has_the_same_name_and_default():
+    # Which ones may be given by position is the public SDK's: there the two differ.
+    ours, theirs = (
+        {(each.name, each.default) for each in inspect.signature(made).parameters.values()}
+        for made in (ConnectorClient, AsyncConnectorClient)
+    )
+    assert ours - theirs == {("max_queue_size", 500)}
 
 
 def test_arguments_that_cannot_work_are_refused():
@@ -476,8 +486,8 @@ def test_neither_a_daemon_nor_ctrl_c_keeps_a_process_alive(local_connector, how,
 
 def test_arguments_may_be_given_by_position_as_the_public_sdk_takes_them():
     names = list(inspect.signature(ConnectorClient).parameters)
-    assert names[0:4] == ["url", "token", "max_queue_size", "connect_timeout"]
-    assert names[5:11] == [
-        "initial_backoff_s", "max_backoff_s", "max_retries", "on_connect", "on_disconnect", "metrics",
+    assert names == [
+        "url", "token", "max_queue_size", "connect_timeout", "read_timeout", "initial_backoff_s",
+        "max_backoff_s", "max_retries", "on_connect", "on_disconnect", "metrics",
     ]  # fmt: skip
     ConnectorClient(NOWHERE, TOKEN, 500, 5.0, 75.0, 1.0, 30.0, None, None, None, None)

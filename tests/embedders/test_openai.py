@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from autoplay_rag.embedders import Embedder, OpenAIEmbedder
 from autoplay_rag.embedders.openai import _cut, _requests
@@ -144,6 +144,14 @@ async def test_retry_after_is_handed_on(server, embedder):
     assert caught.value.retry_after == 7.0
 
 
+async def test_an_hour_is_the_most_that_is_handed_on(server, embedder):
+    for asked, heard in [("1800", 1800.0), ("99999", 3600.0)]:
+        server.answer = error(429, headers={"Retry-After": asked})
+        with pytest.raises(EmbedderUnavailableError) as caught:
+            await embedder.embed(["a"])
+        assert caught.value.retry_after == heard
+
+
 async def test_errors_say_what_to_check(server, embedder):
     server.answer = error(401, code="invalid_api_key")
     with pytest.raises(EmbedderUnavailableError, match="check the API key"):
@@ -194,6 +202,19 @@ async def test_silence_is_an_outage(server):
     server.hang = asyncio.Event()
     embedder = OpenAIEmbedder(base_url=server.url, api_key=KEY, timeout=0.2)
     with pytest.raises(EmbedderUnavailableError, match=r"within 0\.2 s"):
+        await embedder.embed(["a"])
+    await embedder.aclose()
+
+
+async def test_an_answer_that_drips_is_an_outage_too(server):
+    async def drip():
+        while True:
+            yield b" "
+            await asyncio.sleep(0.05)
+
+    server.answer = lambda body: StreamingResponse(drip(), media_type="application/json")
+    embedder = OpenAIEmbedder(base_url=server.url, api_key=KEY, timeout=0.3)
+    with pytest.raises(EmbedderUnavailableError, match=r"within 0\.3 s"):
         await embedder.embed(["a"])
     await embedder.aclose()
 

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoplay_rag.ingest.chunks import Accepted, draft_chunks, is_empty, metadata_of
+from autoplay_rag.ingest.identity import People, people_of
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
 
 
@@ -53,7 +54,7 @@ def test_two_people_who_had_one_session_after_another_never_share_a_chunk():
         who = {"user_id": user}
         action = SlimAction(str(seq), timestamp_start=1.0, **(who if in_action else {}))
         payload = ActionsPayload("p", "s", **({} if in_action else who), actions=[action])
-        return Accepted(seq, f"key{seq}", payload)
+        return Accepted(seq, f"key{seq}", payload, people_of(payload))
 
     people = [by(1, None), by(2, "ann"), by(3, None), by(4, "ann", in_action=True)]
     people += [by(5, "bob", in_action=True), by(6, None), by(7, "ann")]
@@ -67,6 +68,15 @@ def test_two_people_who_had_one_session_after_another_never_share_a_chunk():
 
 def test_an_empty_session_id_is_none():
     assert len(drafted(batch(1, 1, ""), batch(2, 1, ""))) == 2
+
+
+def test_a_summary_is_its_sessions_person_s():
+    summary = SummaryPayload("p", "s", "did things", 3, 1.0)
+    assert "user_id" not in metadata_of([summary])
+    found = metadata_of([summary], people=People("ann", "c1"))
+    assert (found["user_id"], found["conversation_id"]) == ("ann", "c1")
+    own = ActionsPayload("p", "s", "bob", actions=[SlimAction("t")])
+    assert metadata_of([own], people=People("ann", None))["user_id"] == "bob"
 
 
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 25))

@@ -81,6 +81,7 @@ def test_errors_without_an_answer(error, rejection):
         (EmbedderUnavailableError("x", retry_after=1e9), 3600.0),
         (http_error(429, {"Retry-After": "7"}), 7.0),
         (http_error(429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}), 0.0),
+        (http_error(429, {"Retry-After": "Wed, 21 Oct 2215 07:28:00 GMT"}), 3600.0),
         (http_error(429), 0.0),
         (RuntimeError(), 0.0),
     ],

@@ -3,8 +3,9 @@ import asyncio
 import pytest
 
 from autoplay_rag import IngestPipeline
-from autoplay_rag.errors import JournalError
+from autoplay_rag.errors import ConfigurationError, JournalError
 from autoplay_rag.ingest.follow import follow_journal
+from autoplay_rag.ingest.journal_reader import JournalReader
 from autoplay_rag.stores import MemoryStore
 
 
@@ -69,6 +70,40 @@ async def test_a_journal_that_keeps_nothing_shows_only_what_waits(tmp_path, embe
         async with follow_journal(path) as live:
             assert live.get(session_id="a") is None
             assert live.get(session_id="b") is not None
+
+
+async def test_what_a_failing_look_had_found_is_not_added_again(
+    tmp_path, embedder, make_actions, monkeypatch
+):
+    path = tmp_path / "journal.db"
+    page, failed = JournalReader.payloads, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def second_page_fails_once(reader, after, since):
+        if len(page(reader, 0, since)) < 2:  # both must be there for one look to find two pages
+            return []
+        found = page(reader, after, since)[:1]
+        if found and after and not failed.is_set():
+            loop.call_soon_threadsafe(failed.set)
+            raise JournalError("the disk is away")
+        return found
+
+    async with IngestPipeline(MemoryStore(), embedder, journal=path) as pipeline:
+        async with follow_journal(path, interval=0.001) as live:
+            monkeypatch.setattr(JournalReader, "payloads", second_page_fails_once)
+            await asyncio.gather(
+                *(pipeline.on_actions(make_actions("a", title)) for title in ("first", "second"))
+            )
+            await failed.wait()
+            await until(lambda: len(live.get(session_id="a").events) > 1)
+        assert [event.text for event in live.get(session_id="a").events] == ["first", "second"]
+
+
+@pytest.mark.parametrize("interval", [0, -1.0, float("nan")])
+async def test_an_interval_without_a_pause_is_refused(tmp_path, interval):
+    with pytest.raises(ConfigurationError, match="interval"):
+        async with follow_journal(tmp_path / "journal.db", interval=interval):
+            pass
 
 
 async def test_no_journal_is_said_at_once(tmp_path):

@@ -1,7 +1,9 @@
+from uuid import UUID
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoplay_rag.ingest.identity import chunk_id, lane_of, payload_key
+from autoplay_rag.ingest.identity import People, chunk_id, lane_of, payload_key
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
 
 
@@ -62,10 +64,7 @@ def test_everything_else_of_an_action_counts(name):
     assert payload_key(actions(actions=[changed])) != payload_key(actions())
 
 
-sessions = st.text(min_size=1)  # an empty one is none
-
-
-@given(st.text(), sessions, st.text(), sessions)
+@given(st.text(), st.text(min_size=1), st.text(), st.text(min_size=1))
 def test_neighbouring_texts_do_not_run_together(a, b, c, d):
     one = actions(product_id=a, session_id=b)
     other = actions(product_id=c, session_id=d)
@@ -80,11 +79,24 @@ def test_a_kind_is_part_of_the_key():
 def test_chunk_ids_tell_parts_and_first_payloads_apart():
     payload = actions()
     ids = {chunk_id(payload, key, part) for key in ("k1", "k2") for part in range(3)}
-    assert len(ids) == 6
+    assert len(ids) == len({UUID(hex=one) for one in ids}) == 6
     assert chunk_id(payload, "k1") == chunk_id(actions(user_id=None), "k1")
 
 
 def test_lanes_of_payloads_without_session_are_their_own():
-    assert lane_of(actions(session_id=None), 7) == -7
+    assert lane_of(actions(session_id=None), 7) == lane_of(actions(session_id=""), 7) == -7
     assert lane_of(actions(), 7) == lane_of(actions(), 8) > 0
     assert lane_of(actions(), 7) < 2**63
+
+
+def test_a_session_is_the_last_persons_who_had_it():
+    def by(user_id=None, conversation_id=None):
+        return ActionsPayload("p", "s", user_id, conversation_id=conversation_id)
+
+    summary = SummaryPayload("p", "s", "did things")
+    found, seen = People(), []
+    for payload in (summary, by(), by("ann", "c1"), summary, by(), by("bob"), summary):
+        found = found.after(payload)
+        seen.append(found)
+    ann, bob = People("ann", "c1"), People("bob", None)
+    assert seen == [People(), People(), ann, ann, ann, bob, bob]

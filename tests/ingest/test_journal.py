@@ -8,13 +8,14 @@ import os
 import sqlite3
 import sys
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.errors import JournalError, JournalLockedError, PipelineClosedError
+from autoplay_rag.ingest import journal_file
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.journal import Journal
 from autoplay_rag.ingest.journal_db import JournalDb
@@ -188,10 +189,58 @@ async def test_one_that_fails_fails_alone(opened, make_actions):
         bug = asyncio.ensure_future(journal.do(fail))
         after = journal.accept(entries(make_actions, 1, first=2)[0])
         await asyncio.sleep(0)
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(JournalError, match="RuntimeError: a bug") as caught:
         await bug
+    assert isinstance(caught.value.__cause__, RuntimeError)
     assert [await before, await after] == ["accepted", "accepted"]
     assert journal.counters["received"] == 2
+
+
+async def test_what_is_no_exception_ends_no_writer(opened, make_actions):
+    """As extensions written in Rust raise it."""
+
+    class Panic(BaseException):
+        pass
+
+    journal = await opened()
+
+    def fail(_db):
+        raise Panic
+
+    with pytest.raises(JournalError, match="Panic"):
+        await journal.do(fail)
+    assert await journal.accept(entries(make_actions, 1)[0]) == "accepted"
+
+
+async def test_while_another_program_holds_the_file_everybody_waits(  # noqa: PLR0917 - fixtures
+    opened, make_actions, tmp_path, monkeypatch, eventually, caplog
+):
+    monkeypatch.setattr(journal_file, "_LOCKED_SECONDS", 0.01)
+    journal = await opened()
+    with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        futures = [journal.accept(entry) for entry in entries(make_actions, 20)]
+        await eventually(lambda: journal.trouble)
+        assert "holds the lock" in journal.trouble
+        assert not any(future.done() for future in futures)
+        other.execute("ROLLBACK")
+    assert await asyncio.gather(*futures) == ["accepted"] * 20
+    assert journal.trouble is None
+    assert caplog.text.count("holds the lock") == 1
+
+
+async def test_closing_does_not_wait_for_another_program(
+    opened, make_actions, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(journal_file, "_LOCKED_SECONDS", 0.01)
+    journal = await opened()
+    with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        future = journal.accept(entries(make_actions, 1)[0])
+        await journal.close()
+        with pytest.raises(JournalError, match="locked"):
+            await future
+    assert journal.counters["overflow"] == 1
 
 
 # -- limits -----------------------------------------------------------------------------------
@@ -210,12 +259,32 @@ async def test_a_full_disk_is_overflow_for_payloads_and_an_error_for_the_rest(op
         futures = [journal.accept(large), journal.accept(small)]
     assert await asyncio.gather(*futures) == ["overflow", "duplicate"]
     assert journal.counters["overflow"] == 1
-    with pytest.raises(JournalError, match="could not be written"):
+    with pytest.raises(JournalError, match=r"could not be used: .* full"):
         await journal.do(lambda db: db.set_health("x" * 100_000))
     await limit(1_000_000)
     assert await journal.accept(large) == "accepted"
     assert await journal.accept(later) == "accepted"
     assert (journal.counters["received"], journal.counters["overflow"]) == (5, 1)
+
+
+async def test_what_the_disk_refuses_for_another_reason_is_counted_and_raised(
+    opened, make_actions, monkeypatch
+):
+    """A quota or a limit of the file's size is no full disk to SQLite."""
+    journal = await opened()
+
+    def refuse(self, entries):
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JournalDb, "accept", refuse)
+        with pytest.raises(JournalError, match="disk I/O error"):
+            await journal.accept(entries(make_actions, 1)[0])
+    assert (journal.counters["received"], journal.counters["overflow"]) == (1, 1)
+    assert await journal.accept(entries(make_actions, 1)[0]) == "accepted"
+    assert (journal.counters["received"], journal.counters["overflow"]) == (2, 1)
 
 
 async def test_a_journal_in_memory_works_as_one_on_disk(opened, make_actions):

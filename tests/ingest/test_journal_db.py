@@ -245,6 +245,15 @@ def test_only_so_many_bytes_are_planned_at_once_and_always_one_payload(
     assert [batch.id for batch in db.unfinished(planner)] == [1, 2, 3, 4]
 
 
+def test_a_journal_that_was_cut_to_nothing_is_not_taken_for_a_new_one(opened, path):
+    opened().close()
+    path.write_bytes(b"")
+    with pytest.raises(JournalDamagedError, match="in use before"):
+        opened()
+    assert not path.exists()
+    opened()
+
+
 def test_a_plan_made_for_another_embedder_is_counted_anew(opened, planner, make_actions):
     db = opened()
     accept(db, make_actions("s", "abc"))
@@ -376,7 +385,7 @@ def test_an_unknown_format_is_refused_untouched(opened, path, make_actions):
         other.execute("PRAGMA user_version = 99")
     other.close()
     before = path.read_bytes()
-    with pytest.raises(JournalVersionError, match="format 99, this version reads 1"):
+    with pytest.raises(JournalVersionError, match="format 99, this version reads 2"):
         opened()
     assert path.read_bytes() == before
 

@@ -9,6 +9,7 @@ import pytest
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.errors import JournalError, JournalVersionError
+from autoplay_rag.ingest import journal_rows
 from autoplay_rag.ingest.journal_reader import JournalReader
 from autoplay_rag.stores import MemoryStore
 
@@ -90,6 +91,19 @@ async def test_the_running_owner_carries_requests_out(pipeline, path, make_actio
         assert await asyncio.to_thread(reader.ask, "retry", [second])
         await eventually(lambda: pipeline.ledger.stored == 1)
         assert [letter.id for letter in reader.dead_letters()] == [third]
+
+
+async def test_ids_are_learnt_without_reading_what_they_name(
+    pipeline, path, make_actions, monkeypatch
+):
+    async with pipeline:
+        for title in "abc":
+            await pipeline.on_actions(make_actions("bad", title))
+    reader = JournalReader(path)
+    letters = reader.dead_letters()
+    monkeypatch.setattr(journal_rows, "decode", lambda _: pytest.fail("a body was read"))
+    assert reader.dead_ids() == [letter.id for letter in letters]
+    assert len(letters) == 3
 
 
 async def test_the_next_owner_carries_requests_out(pipeline, path, make_actions, eventually):

@@ -68,6 +68,38 @@ async def test_before_its_start_it_refuses(make_pipeline, make_actions):
     await pipeline.aclose()
 
 
+async def test_a_summary_is_found_by_the_person_whose_session_it_is(
+    make_pipeline, make_actions, tmp_path
+):
+    def summary(text):
+        return SummaryPayload("acme", "s", text, 1, 1.0)
+
+    async def found(pipeline, user):
+        hits = await pipeline.search("?", 50, user_id=user, kind="summary")
+        return {hit.text for hit in hits}
+
+    store, journal = MemoryStore(), tmp_path / "j.db"
+    async with make_pipeline(store, journal=journal) as pipeline:
+        await pipeline.on_summary(summary("before anybody was known"))
+        await pipeline.on_actions(make_actions("s", "a", user="ann"))
+        await pipeline.on_summary(summary("by ann"))
+        await pipeline.drain(10.0)
+    async with make_pipeline(store, journal=journal) as pipeline:
+        await pipeline.on_summary(summary("by ann, after a restart"))
+        await pipeline.drain(10.0)
+        await pipeline.on_actions(make_actions("s", "b", user="bob"))
+        await pipeline.on_summary(summary("by bob"))
+        await pipeline.on_actions(make_actions("t", "c", user="cid"))
+        await pipeline.drain(10.0)
+        ann = await found(pipeline, "ann")
+        assert {text.split("Summary: ")[-1] for text in ann} == {
+            "by ann",
+            "by ann, after a restart",
+        }
+        assert len(await found(pipeline, "bob")) == 1
+        assert len(await found(pipeline, "cid")) == 0
+
+
 async def test_closing_drains_what_windows_still_hold(make_pipeline, make_actions):
     store = MemoryStore()
     async with make_pipeline(store, batch_window=3600.0) as pipeline:
@@ -151,6 +183,7 @@ async def open_at(event):
         ({"batch_window": -1}, "batch_window must be at least 0"),
         ({"batch_window": float("nan")}, "batch_window must be at least 0"),
         ({"max_attempts": 0}, "max_attempts must be at least 1"),
+        ({"embed_concurrency": 2.0}, "embed_concurrency must be a whole number"),
         ({"durability": "paranoid"}, "'normal' or 'full'"),
         ({"store": object()}, "object is no store"),
     ],

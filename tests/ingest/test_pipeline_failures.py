@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -15,10 +15,12 @@ import pytest
 from embedding_server import error, serving, vector_of
 from starlette.responses import HTMLResponse, JSONResponse
 
-from autoplay_rag import IngestPipeline
+from autoplay_rag import AsyncConnectorClient, IngestPipeline
 from autoplay_rag.embedders import OpenAIEmbedder
-from autoplay_rag.errors import PipelineError
+from autoplay_rag.errors import JournalLockedError, PipelineError
 from autoplay_rag.ingest import delivery, embedding, journal_db, stage
+from autoplay_rag.ingest import pipeline as pipelines
+from autoplay_rag.ingest import run as runs
 from autoplay_rag.ingest.failures import Pause
 from autoplay_rag.ingest.journal_reader import JournalReader
 from autoplay_rag.stores import ChromaStore, MemoryStore
@@ -359,6 +361,50 @@ async def test_the_last_payload_is_given_up_too_if_the_store_refuses_it(running,
         assert pipeline.trouble is None
 
 
+async def test_what_shows_that_a_store_is_well_leaves_nothing_in_it(running, make_actions):
+    """Above all it brings nothing back that was deleted meanwhile."""
+    store = FlakyStore()
+    async with running(store) as pipeline:
+        await send(pipeline, make_actions, "a")
+        await pipeline.drain(10.0)
+        (hit,) = await pipeline.search("?", 5)
+        await store.delete([hit.id])
+        store.failure = lambda chunks: (
+            ValueError("bad metadata") if any("poison" in c.text for c in chunks) else None
+        )
+        await send(pipeline, make_actions, "poison", session="t")
+        await pipeline.drain(10.0)
+        assert pipeline.ledger.dead == 1
+        assert await store.count() == 0
+
+
+async def test_of_a_payload_in_several_chunks_that_dies_no_part_stays(
+    running, make_actions, monkeypatch
+):
+    monkeypatch.setattr(delivery, "_JOURNAL_RETRY_SECONDS", 0.01)
+    store = FlakyStore()
+    store.failure = lambda chunks: (
+        ValueError("bad metadata") if any("poison" in c.text for c in chunks) else None
+    )
+    down = iter([ConnectionError("down"), ConnectionError("down")])
+
+    async def delete(ids):
+        if failure := next(down, None):
+            raise failure
+        await MemoryStore.delete(store, ids)
+
+    store.delete = delete
+    async with running(store, max_batch_actions=2) as pipeline:
+        await send(pipeline, make_actions, "before")
+        await pipeline.drain(10.0)
+        await pipeline.on_actions(make_actions("t", "a", "b", "poison", "d", "e", "f"))
+        await pipeline.on_actions(make_actions("t", "after", at=2000.0))
+        await pipeline.drain(10.0)
+        assert (pipeline.ledger.stored, pipeline.ledger.dead) == (2, 1)
+        assert await stored(pipeline) == Counter(["before", "after"])
+        assert pipeline.trouble is None
+
+
 async def test_a_store_that_refuses_everything_is_said_to(
     running, make_actions, eventually, caplog, tmp_path
 ):
@@ -475,6 +521,143 @@ async def test_a_chroma_worker_killed_in_the_middle_costs_nothing(
     assert Counter(hit.text for hit in hits) == Counter(names)
 
 
+# -- no Exception ----------------------------------------------------------------------------
+
+
+class Panic(BaseException):
+    """As extensions written in Rust raise it."""
+
+
+async def test_an_embedder_that_panics_is_an_outage(running, make_actions, embedder):
+    panics = iter([Panic("lock poisoned")] * 3)
+
+    def script(_texts):
+        if panic := next(panics, None):
+            raise panic
+
+    embedder.script = script
+    async with running(embedder=embedder) as pipeline:
+        await send(pipeline, make_actions, "a")
+        await pipeline.drain(10.0)
+        assert await stored(pipeline) == Counter(["a"])
+
+
+async def test_a_render_that_panics_costs_its_payload_alone(running, make_actions, titles):
+    def render(payloads):
+        if any("poison" in action.title for p in payloads for action in p.actions):
+            raise Panic("bad text")
+        return titles(payloads)
+
+    async with running(render=render, batch_window=60.0) as pipeline:
+        await send(pipeline, make_actions, "a", "poison", "b")
+        await pipeline.drain(10.0)
+        assert await stored(pipeline) == Counter(["a", "b"])
+        (letter,) = await pipeline.dead_letters.list()
+        assert letter.error == "render failed: Panic: bad text"
+
+
+# -- the end ---------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_end_leaves_no_lock_behind(running, make_actions, embedder, tmp_path):
+    """The embedder takes its time to let itself be cancelled; whoever waits is cancelled twice."""
+    cleaning, cleaned = asyncio.Event(), asyncio.Event()
+
+    async def embed(_texts):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await cleaned.wait()
+
+    embedder.script = embed
+    options = {"embedder": embedder, "journal": tmp_path / "j.db"}
+    pipeline = IngestPipeline(MemoryStore(), **options, drain_timeout=30.0)
+    await pipeline.start()
+    await send(pipeline, make_actions, "a")
+    await pipeline.on_actions(make_actions("s", "b"))
+    await embedder.requested.wait()
+    closing = asyncio.create_task(pipeline.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()  # in the drain
+    await cleaning.wait()
+    closing.cancel()  # while it closes
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    cleaned.set()
+    await pipeline.aclose()
+    embedder.script = lambda texts: None
+    async with running(**options) as again:
+        await again.drain(10.0)
+        assert again.ledger.stored == 2
+
+
+async def test_an_embedder_that_cannot_be_cancelled_is_not_waited_for(
+    running, make_actions, embedder, monkeypatch, caplog
+):
+    monkeypatch.setattr(runs, "_GRACE_SECONDS", 0.05)
+    let_go = asyncio.Event()
+
+    async def embed(_texts):
+        while not let_go.is_set():
+            with suppress(asyncio.CancelledError):
+                await let_go.wait()
+
+    embedder.script = embed
+    async with running(embedder=embedder, drain_timeout=0.05) as pipeline:
+        await send(pipeline, make_actions, "a")
+        await embedder.requested.wait()
+        task = pipeline._run._task
+    assert "does not let itself be cancelled" in caplog.text
+    let_go.set()
+    await asyncio.wait([task])
+
+
+async def test_ingest_gives_up_on_an_outage_that_lasts(  # noqa: PLR0917 - fixtures
+    running, embedding_server, local_connector, make_payload, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(pipelines, "_LEAST_DRAIN_SECONDS", 0.1)
+    embedding_server.answer = lambda body: error(503, "down", None)
+    connector = local_connector([make_payload("Clicked", session_id=f"s{n}") for n in range(5)])
+    async with running(journal=tmp_path / "j.db", drain_timeout=0.1) as pipeline:
+        client = AsyncConnectorClient(connector.url)
+        async with asyncio.timeout(20):
+            ledger = await pipeline.ingest(client, idle_seconds=0.2)
+        assert (ledger.received, ledger.pending) == (5, 5)
+        assert "5 payloads are not stored" in caplog.text
+        embedding_server.answer = lambda body: None
+        await pipeline.drain(10.0)
+        assert pipeline.ledger.stored == 5
+
+
+async def test_a_request_without_an_answer_is_said(
+    running, make_actions, embedder, monkeypatch, eventually
+):
+    monkeypatch.setattr(stage, "_SLOW_SECONDS", 0.05)
+    gate = asyncio.Event()
+
+    async def wait(_texts):
+        await gate.wait()
+
+    embedder.script = wait
+    async with running(embedder=embedder) as pipeline:
+        await send(pipeline, make_actions, "a")
+        await eventually(lambda: pipeline.trouble)
+        assert pipeline.trouble == "embedder: a request has had no answer for 0 s"
+        embedder.script = lambda texts: None
+        gate.set()
+        await pipeline.drain(10.0)
+        assert pipeline.trouble is None
+
+
+async def test_a_link_to_a_journal_is_that_journal(running, tmp_path):
+    (tmp_path / "link.db").symlink_to(tmp_path / "j.db")
+    async with running(journal=tmp_path / "j.db"):
+        with pytest.raises(JournalLockedError):
+            async with running(journal=tmp_path / "link.db"):
+                pass
+
+
 # -- the day's budget -------------------------------------------------------------------------
 
 
@@ -512,6 +695,42 @@ class _Later(datetime):
     @classmethod
     def now(cls, tz=UTC):
         return datetime(2999, 1, 1, tzinfo=tz)
+
+
+async def test_requests_at_once_do_not_spend_the_budget_several_times(
+    running, make_actions, embedder, eventually
+):
+    embedder.count_tokens = len
+    embedder.max_inputs = 1
+    gate = asyncio.Event()
+
+    async def wait(_texts):
+        await gate.wait()
+
+    embedder.script = wait
+    options = {"max_embed_tokens_per_day": 100, "embed_concurrency": 4}
+    async with running(embedder=embedder, **options) as pipeline:
+        for i in range(8):
+            await send(pipeline, make_actions, f"{i:050}", session=f"s{i}")
+        await eventually(lambda: len(embedder.requests) == 2 and pipeline.trouble)
+        embedder.script = lambda texts: None
+        gate.set()
+        await eventually(lambda: pipeline.ledger.stored == 2)
+        assert pipeline.ledger.embed_tokens == 100
+        assert len(embedder.requests) == 2
+
+
+async def test_a_service_that_counts_no_tokens_is_taken_at_the_estimate(
+    running, make_actions, embedder, eventually
+):
+    embedder.count_tokens = len
+    embedder.tokens_used = 0
+    async with running(embedder=embedder, max_embed_tokens_per_day=100) as pipeline:
+        await send(pipeline, make_actions, "a" * 80)
+        await pipeline.drain(10.0)
+        await send(pipeline, make_actions, "b" * 50)
+        await eventually(lambda: pipeline.trouble)
+        assert pipeline.ledger.embed_tokens == 80
 
 
 async def test_no_request_is_larger_than_the_days_budget(running, make_actions, embedder):

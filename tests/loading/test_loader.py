@@ -79,8 +79,17 @@ def test_a_source_shows_no_secret_of_its_address():
 def test_limits_are_true_where_there_is_one():
     assert not Limits()
     assert Limits(max_seconds=1)
-    with pytest.raises(ConfigurationError, match="idle_seconds must be above 0"):
+    with pytest.raises(ConfigurationError, match="idle_seconds must be a number above 0"):
         Limits(idle_seconds=-1)
+
+
+@pytest.mark.parametrize(
+    "given", [{"max_documents": 2.5}, {"max_documents": "3"}, {"max_seconds": "3"}]
+)
+def test_a_limit_of_the_wrong_kind_is_named(given):
+    (name,) = given
+    with pytest.raises(ConfigurationError, match=f"{name} must be a"):
+        Limits(**given)
 
 
 def test_seconds_end_a_recording_too(tmp_path, make_payload):

@@ -106,6 +106,17 @@ async def test_killed_as_it_writes_the_index_it_goes_on_with_all_it_had(store, t
         await assert_whole(store, stored)
 
 
+async def test_a_small_collection_is_whole_after_any_number_of_restarts(tmp_path, capfd):
+    store = ChromaStore(tmp_path)
+    for start in range(0, 300, 100):
+        await upsert(store, range(start, start + 100))
+        await store.aclose()
+    (index_of(tmp_path) / "data_level0.bin").write_bytes(b"half")
+    await assert_whole(store, 300)
+    await store.aclose()
+    assert "killed" not in capfd.readouterr().err
+
+
 async def test_an_older_copy_is_never_put_back(store, tmp_path):
     await upsert(store, range(WRITTEN))
     await store.aclose()
@@ -131,10 +142,10 @@ async def test_a_copy_that_fails_does_not_keep_chunks_from_being_stored(tmp_path
 async def test_copies_of_a_collection_that_is_gone_are_dropped(tmp_path):
     store = ChromaStore(tmp_path)
     await store.start("model-a")
-    await store.upsert([Chunk("c1", "text", {})], [vector(1)])
+    await upsert(store, range(WRITTEN))
     first = mirror_of(tmp_path)
     assert (first / "state.json").exists()
-    await store.delete(["c1"])
+    await store.delete([f"c{n}" for n in range(WRITTEN)])
     await store.start("model-b")  # nothing to lose: it is made anew
     await store.upsert([Chunk("c1", "text", {})], [vector(1)])
     await store.aclose()

@@ -14,7 +14,7 @@ import pytest
 from store_contract import ALL, EAST, chunk, ids
 
 from autoplay_rag.errors import StoreLockedError, StoreUnavailableError
-from autoplay_rag.stores import ChromaStore
+from autoplay_rag.stores import ChromaStore, chroma_shared
 
 PRELUDE = """
 import asyncio, os, signal, sys
@@ -151,6 +151,19 @@ async def test_a_cancelled_close_ends_the_worker_all_the_same(tmp_path):
     with pytest.raises(asyncio.CancelledError):
         await closing
     assert await asyncio.to_thread(popen.wait, 20) == 0
+
+
+async def test_closing_does_not_wait_for_a_worker_that_is_stuck(tmp_path, monkeypatch):
+    monkeypatch.setattr(chroma_shared, "_PATIENCE_S", 0.1)
+    store = ChromaStore(tmp_path)
+    await store.start("model-a")
+    os.kill(popen_of(store).pid, signal.SIGSTOP)
+    asking = asyncio.create_task(store.count())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        await store.aclose()
+    with pytest.raises(StoreUnavailableError):
+        await asking
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from langchain_autoplay.callbacks import AutoplayCallbackHandler, SyncAutoplayCallbackHandler
@@ -17,15 +18,20 @@ __all__ = [
     "AutoplayLoader",
     "AutoplayRetriever",
     "LangChainStore",
-    "SessionContextMiddleware",
     "SyncAutoplayCallbackHandler",
 ]
+# The middleware needs `langchain`; everything else does with `langchain-core`.
+if find_spec("langchain"):
+    __all__ += ["SessionContextMiddleware"]
 
 
 def __getattr__(name: str) -> Any:
-    # The middleware needs `langchain`; everything else does with `langchain-core`.
     if name == "SessionContextMiddleware":
         from langchain_autoplay.middleware import SessionContextMiddleware
 
         return SessionContextMiddleware
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

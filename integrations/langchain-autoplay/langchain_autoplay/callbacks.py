@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
 from autoplay_rag import ChatTurn, IngestPipeline
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage
+from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_autoplay.turns import Exchange, Turns, answer_of, question_of
 
@@ -55,7 +57,7 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
     ) -> None:
         """A run begins."""
         with _NeverRaising():
-            self._turns.started(run_id, parent_run_id, inputs, metadata)
+            self._turns.started(run_id, _around(parent_run_id), inputs, metadata)
 
     def on_chat_model_start(
         self, serialized: dict[str, Any], messages: list[list[BaseMessage]], **kwargs: Any
@@ -79,7 +81,20 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
         """A tool is used."""
         with _NeverRaising():
             name = kwargs.get("name") or (serialized or {}).get("name") or "tool"
-            self._turns.used(str(name), run_id, parent_run_id)
+            self._turns.used(str(name), run_id, _around(parent_run_id))
+
+    def on_retriever_start(
+        self,
+        serialized: dict[str, Any],  # noqa: ARG002 - what LangChain calls with
+        query: str,  # noqa: ARG002 - what LangChain calls with
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,  # noqa: ARG002 - what LangChain calls with
+    ) -> None:
+        """A retriever is asked; a model that it calls answers nobody."""
+        with _NeverRaising():
+            self._turns.used(None, run_id, _around(parent_run_id))
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A run ends well."""
@@ -95,9 +110,20 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
 
     on_llm_error = on_chain_error
     on_tool_error = on_chain_error
+    on_retriever_error = on_chain_error
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - what LangChain calls with
         """A tool has answered; what it called belongs to the same turn."""
+        self._turns.dropped(run_id)
+
+    def on_retriever_end(
+        self,
+        documents: Sequence[Document],  # noqa: ARG002 - what LangChain calls with
+        *,
+        run_id: UUID,
+        **kwargs: Any,  # noqa: ARG002 - what LangChain calls with
+    ) -> None:
+        """A retriever has found something; so for what it called."""
         self._turns.dropped(run_id)
 
     def record(self, outputs: Any, run_id: UUID, inputs: Any = None) -> asyncio.Future[Any] | None:
@@ -219,6 +245,10 @@ class AutoplayCallbackHandler(AsyncCallbackHandler):
         """A tool is used."""
         self._handler.on_tool_start(*args, **kwargs)
 
+    async def on_retriever_start(self, *args: Any, **kwargs: Any) -> None:
+        """A retriever is asked."""
+        self._handler.on_retriever_start(*args, **kwargs)
+
     async def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A run ends well."""
         journalled = self._handler.record(outputs, run_id, kwargs.get("inputs"))
@@ -235,10 +265,23 @@ class AutoplayCallbackHandler(AsyncCallbackHandler):
 
     on_llm_error = on_chain_error
     on_tool_error = on_chain_error
+    on_retriever_error = on_chain_error
 
     async def on_tool_end(self, *args: Any, **kwargs: Any) -> None:
         """A tool has answered."""
         self._handler.on_tool_end(*args, **kwargs)
+
+    async def on_retriever_end(self, *args: Any, **kwargs: Any) -> None:
+        """A retriever has found something."""
+        self._handler.on_retriever_end(*args, **kwargs)
+
+
+def _around(parent_run_id: UUID | None) -> UUID | None:
+    """The run around one; `with_fallbacks` gives what it calls its own config, which names none."""
+    if parent_run_id is not None:
+        return parent_run_id
+    callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
+    return getattr(callbacks, "parent_run_id", None)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

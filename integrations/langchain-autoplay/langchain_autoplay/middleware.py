@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from inspect import isawaitable, iscoroutine
 from typing import Any, TypeVar
 
 from autoplay_rag import LiveSessions
@@ -62,7 +63,8 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         seconds: How far back it looks.
         max_actions: The most actions, the newest.
         max_chars: The most characters of what was done.
-        ids: Gives the ids from the run's `Runtime` instead; None where there are none.
+        ids: Gives the ids from the run's `Runtime` instead; None where there are none. It may be
+            asynchronous where the agent is.
 
     Raises:
         ConfigurationError: If a bound is not above 0.
@@ -84,7 +86,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         seconds: float = 600,
         max_actions: int = 20,
         max_chars: int = 2000,
-        ids: Callable[[Any], Ids | None] | None = None,
+        ids: Callable[[Any], Ids | Awaitable[Ids | None] | None] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -105,7 +107,15 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[R]]
     ) -> ModelResponse[R]:
         """Add the context for this call."""
-        return handler(self._with_context(request))
+        given = self._given(request.runtime)
+        if isawaitable(given):
+            if iscoroutine(given):
+                given.close()
+            raise ConfigurationError(
+                "`ids` is asynchronous: call the agent with ainvoke() or astream(), or give a "
+                "plain function"
+            )
+        return handler(self._with_context(request, given))
 
     async def awrap_model_call(
         self,
@@ -113,12 +123,18 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[R]]],
     ) -> ModelResponse[R]:
         """As `wrap_model_call`."""
-        return await handler(self._with_context(request))
+        given = self._given(request.runtime)
+        if isawaitable(given):
+            given = await given
+        return await handler(self._with_context(request, given))
 
-    def _with_context(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+    def _given(self, runtime: Any) -> Any:
+        return self._ids(runtime) if self._ids else getattr(runtime, "context", None)
+
+    def _with_context(self, request: ModelRequest[Any], given: Any) -> ModelRequest[Any]:
         messages = request.messages
         at = _latest_human(messages)
-        ids = self._ids_of(request.runtime)
+        ids = _ids_in(given)
         if at is None or not ids:
             return request
         question = messages[at]
@@ -129,15 +145,6 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         context = HumanMessage(_BLOCK.format(activity=activity))
         return request.override(messages=[*messages[:at], context, *messages[at:]])
 
-    def _ids_of(self, runtime: Any) -> dict[str, str]:
-        context = getattr(runtime, "context", None)
-        given = self._ids(runtime) if self._ids else context
-        if isinstance(given, Mapping):
-            found = {name: given.get(name) for name in _NAMES}
-        else:
-            found = {name: getattr(given, name, None) for name in _NAMES}
-        return {name: str(value) for name, value in found.items() if value not in (None, "")}
-
     def _activity(self, ids: Mapping[str, str]) -> str:
         if not ids.keys() - {"product_id"}:
             return ""
@@ -147,6 +154,14 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         # What was said stands in the messages already.
         done = session.last(seconds=self._seconds, kinds=("actions", "summary"))
         return done.last(events=self._max_actions).render(self._max_chars, escape=True)
+
+
+def _ids_in(given: Any) -> dict[str, str]:
+    if isinstance(given, Mapping):
+        found = {name: given.get(name) for name in _NAMES}
+    else:
+        found = {name: getattr(given, name, None) for name in _NAMES}
+    return {name: str(value) for name, value in found.items() if value not in (None, "")}
 
 
 class _Answers:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypeAlias
 
 from autoplay_rag import Filter, IngestPipeline
 from autoplay_rag.errors import ConfigurationError
@@ -30,11 +32,18 @@ class AutoplayRetriever(BaseRetriever):
     search over everyone. The id must be your application's own, authenticated on its server:
     whoever names it sees that person's sessions.
 
+    Retrievers that wrap others (`MultiQueryRetriever`, `ContextualCompressionRetriever`) pass on
+    no `configurable` of their own call: give them the id in its `metadata`.
+
     Args:
         pipeline: Searched as it is now; it must be running.
-        scope: "user_id", "session_id" or "product_id"; None searches everyone's sessions, and
-            has to be written out.
+        scope: "user_id", "session_id" or "product_id", or a tuple of them, of which each call
+            names all; None searches everyone's sessions, and has to be written out.
         k: How many documents at most; a call may pass its own.
+        filter: What has to hold besides, in every call: `Filter(kind="summary")`.
+
+    Raises:
+        ConfigurationError: If the filter names what the scope leaves to each call.
 
     Example:
         >>> import asyncio
@@ -52,14 +61,26 @@ class AutoplayRetriever(BaseRetriever):
         ['s-ann']
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     pipeline: IngestPipeline = Field(exclude=True, repr=False)
-    scope: Scope | None
+    scope: Scope | Annotated[tuple[Scope, ...], Field(min_length=1)] | None
     k: int = Field(default=5, ge=1)
+    filter: Filter | None = None
 
-    def __init__(self, pipeline: IngestPipeline, *, scope: Scope | None, **fields: Any) -> None:
+    def __init__(
+        self,
+        pipeline: IngestPipeline,
+        *,
+        scope: Scope | tuple[Scope, ...] | None,
+        **fields: Any,
+    ) -> None:
         super().__init__(**{"pipeline": pipeline, "scope": scope, **fields})
+        for name in self._scopes:
+            if self.filter and getattr(self.filter, name) is not None:
+                raise ConfigurationError(
+                    f"{name} is both in the scope, where each call gives it, and in the filter"
+                )
 
     def invoke(
         self, input: str, config: RunnableConfig | None = None, **kwargs: Any
@@ -70,32 +91,32 @@ class AutoplayRetriever(BaseRetriever):
 
         Args:
             input: The question.
-            config: Holds the id that the scope asks for.
+            config: Holds the ids that the scope asks for.
             kwargs: `k`, to take the place of the retriever's own.
 
         Raises:
-            ConfigurationError: If the id is missing.
+            ConfigurationError: If an id is missing.
             AutoplayError: As `IngestPipeline.search`.
         """
         config = ensure_config(config)
-        return super().invoke(input, config, **kwargs, scope_id=self._scope_id(config))
+        return super().invoke(input, config, **kwargs, scope_ids=self._ids(config))
 
     async def ainvoke(
         self, input: str, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[Document]:
         """As `invoke`, without holding up the loop."""
         config = ensure_config(config)
-        return await super().ainvoke(input, config, **kwargs, scope_id=self._scope_id(config))
+        return await super().ainvoke(input, config, **kwargs, scope_ids=self._ids(config))
 
     def _get_relevant_documents(
         self,
         query: str,
         *,
         run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002 - the base class gives it
-        scope_id: str | None = None,
+        scope_ids: Mapping[str, str] | None = None,
         k: int | None = None,
     ) -> list[Document]:
-        hits = self.pipeline.search_sync(query, k or self.k, filter=self._filter(scope_id))
+        hits = self.pipeline.search_sync(query, self._most(k), filter=self._limit(scope_ids))
         return [_document(hit) for hit in hits]
 
     async def _aget_relevant_documents(
@@ -103,32 +124,41 @@ class AutoplayRetriever(BaseRetriever):
         query: str,
         *,
         run_manager: AsyncCallbackManagerForRetrieverRun,  # noqa: ARG002 - the base class gives it
-        scope_id: str | None = None,
+        scope_ids: Mapping[str, str] | None = None,
         k: int | None = None,
     ) -> list[Document]:
-        hits = await self.pipeline.search(query, k or self.k, filter=self._filter(scope_id))
+        hits = await self.pipeline.search(query, self._most(k), filter=self._limit(scope_ids))
         return [_document(hit) for hit in hits]
 
-    def _scope_id(self, config: RunnableConfig) -> str | None:
-        if self.scope is None:
-            return None
-        for place in (config.get("configurable"), config.get("metadata")):
-            found = (place or {}).get(self.scope)
-            if found not in (None, ""):
-                return str(found)
-        return None
+    def _most(self, k: int | None) -> int:
+        return self.k if k is None else k
 
-    def _filter(self, scope_id: str | None) -> Filter:
+    @property
+    def _scopes(self) -> tuple[Scope, ...]:
         if self.scope is None:
-            return Filter()
-        if not scope_id:
+            return ()
+        return self.scope if isinstance(self.scope, tuple) else (self.scope,)
+
+    def _ids(self, config: RunnableConfig) -> dict[str, str]:
+        # A retriever around this one passes on its callbacks alone, which hold its call's metadata.
+        around = getattr(config.get("callbacks"), "metadata", None)
+        found: dict[str, str] = {}
+        for place in (around, config.get("metadata"), config.get("configurable")):
+            for name in self._scopes:
+                if (value := (place or {}).get(name)) not in (None, ""):
+                    found[name] = str(value)
+        return found
+
+    def _limit(self, scope_ids: Mapping[str, str] | None) -> Filter:
+        conditions: dict[str, Any] = dict(scope_ids or {})
+        if missing := [name for name in self._scopes if name not in conditions]:
+            example = ", ".join(f'"{name}": ...' for name in missing)
             raise ConfigurationError(
-                f"this retriever is limited to one {self.scope}, and the call names none: pass "
-                f'config={{"configurable": {{"{self.scope}": ...}}}}; to search everyone, make one '
-                "with scope=None"
+                f"this retriever is limited to one {' and one '.join(missing)}, and the call names "
+                f'none: pass config={{"configurable": {{{example}}}}}, or "metadata" in its place to '
+                "a retriever around this one; to search everyone, make one with scope=None"
             )
-        conditions: dict[str, Any] = {self.scope: scope_id}
-        return Filter(**conditions)
+        return replace(self.filter or Filter(), **conditions)
 
 
 def _document(hit: Hit) -> Document:

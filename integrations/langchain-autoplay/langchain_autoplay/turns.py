@@ -71,7 +71,10 @@ def _messages(value: Any) -> list[BaseMessage]:
         return []
     if isinstance(value[0], list):  # a chat model takes several conversations at once
         value = value[0]
-    return convert_to_messages(value)
+    try:
+        return convert_to_messages(value)
+    except (NotImplementedError, TypeError, ValueError):  # a list of something else
+        return []
 
 
 def _text(message: BaseMessage) -> str:
@@ -139,14 +142,16 @@ class Turns:
             with self._lock:
                 _keep(self._roots, run, begun)
 
-    def used(self, tool: str, run: UUID, parent: UUID | None) -> None:
-        """A tool was used."""
+    def used(self, tool: str | None, run: UUID, parent: UUID | None) -> None:
+        """A tool or a retriever (which has no name here) was used.
+
+        One that is outermost answers nobody, and so does whatever it calls.
+        """
         with self._lock:
             root = self._root_of.get(parent) if parent else None
-            if root is not None:
-                _keep(self._root_of, run, root)
-                if root in self._roots:
-                    self._roots[root].tools.append(tool)
+            _keep(self._root_of, run, root or run)
+            if tool is not None and root is not None and root in self._roots:
+                self._roots[root].tools.append(tool)
 
     def ended(self, run: UUID, outputs: Any, inputs: Any = None) -> Exchange | None:
         """A run has ended.

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 from autoplay_rag import ActionsPayload, IngestPipeline, LiveSessions, SlimAction
 from autoplay_rag.stores import MemoryStore
 from langchain.agents import create_agent
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnablePassthrough
 from langchain_core.tools import tool
 
 from langchain_autoplay import AutoplayCallbackHandler, SyncAutoplayCallbackHandler
@@ -134,6 +137,68 @@ async def test_a_chain_of_prompt_and_model_is_one_turn(pipeline, scripted):
 async def test_a_model_alone_is_a_turn_too(pipeline, scripted):
     await scripted("There.").ainvoke("Where?", config(AutoplayCallbackHandler(pipeline)))
     assert said(pipeline) == ["asked: Where? — was answered: There."]
+
+
+class Rewriting(BaseRetriever):
+    """Has a model rewrite the question, as `MultiQueryRetriever` does."""
+
+    model: Any
+
+    def _get_relevant_documents(self, query, *, run_manager):
+        self.model.invoke(f"Rewrite: {query}", {"callbacks": run_manager.get_child()})
+        return [Document("It is there.")]
+
+    async def _aget_relevant_documents(self, query, *, run_manager):
+        await self.model.ainvoke(f"Rewrite: {query}", {"callbacks": run_manager.get_child()})
+        return [Document("It is there.")]
+
+
+@pytest.mark.parametrize("make", [AutoplayCallbackHandler, SyncAutoplayCallbackHandler])
+async def test_a_model_inside_a_retriever_or_a_tool_answers_nobody(pipeline, make, scripted):
+    @tool
+    async def look_up(thing: str, config: RunnableConfig) -> str:
+        """Look something up."""
+        return (await scripted("An inner answer.").ainvoke(thing, config)).text
+
+    handler = make(pipeline)
+    rewriting = Rewriting(model=scripted("Where is it?"))
+    await rewriting.ainvoke("Where?", config(handler))
+    await asyncio.to_thread(rewriting.invoke, "Where?", config(handler))
+    await look_up.ainvoke({"thing": "x"}, config(handler))
+    assert said(pipeline) == []
+    prompt = ChatPromptTemplate.from_template("{found} {input}")
+    chain = {"found": rewriting, "input": RunnablePassthrough()} | prompt | scripted("There.")
+    await chain.ainvoke("Where?", config(handler))
+    await asyncio.wait_for(pipeline.live.came.wait(), 10)
+    assert said(pipeline) == ["asked: Where? — was answered: There."]
+
+
+@pytest.mark.parametrize("make", [AutoplayCallbackHandler, SyncAutoplayCallbackHandler])
+@pytest.mark.parametrize("how", ["async", "sync", "stream", "async stream", "batch"])
+async def test_a_model_with_fallbacks_is_one_turn(pipeline, make, how, scripted):
+    accepted = []
+    pipeline.accept = lambda turn, accept=pipeline.accept: accepted.append(turn) or accept(turn)
+    model = scripted("There.").with_fallbacks([scripted("Elsewhere.")])
+    given = ("Where?", config(make(pipeline)))
+    if how == "async":
+        await model.ainvoke(*given)
+    elif how == "async stream":
+        async for _ in model.astream(*given):
+            pass
+    elif how == "batch":
+        await model.abatch([given[0]], given[1])
+    else:
+        call = model.invoke if how == "sync" else lambda *given: list(model.stream(*given))
+        await asyncio.to_thread(call, *given)
+    await asyncio.wait_for(pipeline.live.came.wait(), 10)
+    assert [(turn.question, turn.answer) for turn in accepted] == [("Where?", "There.")]
+
+
+async def test_documents_in_and_out_are_no_turn_and_no_error(pipeline, caplog):
+    chain = RunnableLambda(lambda documents: documents)
+    await chain.ainvoke([Document("x")], config(AutoplayCallbackHandler(pipeline)))
+    assert said(pipeline) == []
+    assert caplog.text == ""
 
 
 async def test_ones_own_functions_find_question_and_answer(pipeline):

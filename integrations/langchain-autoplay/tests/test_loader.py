@@ -4,6 +4,7 @@ import uuid
 
 import faiss
 import pytest
+from autoplay_rag.connector.recording import RecordingWriter
 from autoplay_rag.devserver import samples
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.loading.testing import LoaderContract
@@ -11,6 +12,7 @@ from langchain_chroma import Chroma
 from langchain_community.docstore.in_memory import InMemoryDocstore
 from langchain_community.vectorstores import FAISS
 from langchain_core.document_loaders import BaseLoader
+from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_core.load import dumps
 from langchain_core.prompts import PromptTemplate
 from langchain_core.vectorstores import InMemoryVectorStore
@@ -102,3 +104,43 @@ async def test_a_chain_over_live_documents(local_connector, make_payload):
         async for document in loader.alazy_load()
     ]
     assert prompts[1] == "Title this: Exported."
+
+
+@pytest.mark.parametrize("cleanup", [None, "incremental", "scoped_full"])
+def test_the_indexing_api_keeps_what_earlier_runs_brought(
+    tmp_path, make_payload, embeddings, cleanup
+):
+    store, records = InMemoryVectorStore(embeddings), InMemoryRecordManager("autoplay")
+    records.create_schema()
+    path = tmp_path / "live.jsonl"  # one source, as a stream is, with something else in each run
+    loader = AutoplayLoader.from_recording(path)
+
+    def run(*payloads, source_id_key="chunk_id"):
+        path.unlink(missing_ok=True)
+        with RecordingWriter(path) as recording:
+            for payload in payloads:
+                recording.write(payload)
+        return index(
+            loader,
+            records,
+            store,
+            cleanup=cleanup,
+            source_id_key=source_id_key,
+            key_encoder=lambda document: document.id,
+        )
+
+    first = [
+        make_payload("Clicked Export", session_id="s1"),
+        make_payload("Clicked", session_id=""),
+    ]
+    assert run(*first)["num_added"] == 2
+    ids = set(store.store)
+    assert ids == {document.id for document in loader.load()}
+    assert run(make_payload("Clicked Save", session_id="s2"))["num_deleted"] == 0
+    assert len(store.store) == 3
+    assert run(*first)["num_skipped"] == 2
+    assert ids < set(store.store)
+    if cleanup:  # why it is not the source
+        run(make_payload("Clicked Send", session_id="s3"), source_id_key="source")
+        run(make_payload("Clicked Back", session_id="s4"), source_id_key="source")
+        assert "Clicked Send" not in str(store.store)

@@ -119,6 +119,18 @@ async def test_the_applications_own_function_may_say_who_asks(live, scripted):
     assert context_of(seen) == ""
 
 
+async def test_that_function_may_be_asynchronous_where_the_agent_is(live, scripted):
+    live.add(clicked("Export"))
+
+    async def ids(runtime):
+        return {"user_id": runtime.context["login"]}
+
+    seen, _ = await asked(live, scripted("Here."), {"login": "u1"}, ids=ids)
+    assert "clicked Export" in context_of(seen)
+    with pytest.raises(ConfigurationError, match="`ids` is asynchronous"):
+        await asked(live, scripted("Here."), {"login": "u1"}, ids=ids, sync=True)
+
+
 async def test_ids_that_are_no_text_are_written_as_text(live, scripted):
     live.add(clicked("Export", user="17"))
     seen, _ = await asked(live, scripted("Here."), {"user_id": 17})
@@ -269,11 +281,20 @@ def test_bounds_must_be_above_0(live, name):
         SessionContextMiddleware(live, **{name: 0})
 
 
+def test_with_langchain_it_is_a_public_name():
+    import langchain_autoplay
+
+    assert "SessionContextMiddleware" in langchain_autoplay.__all__
+    assert set(langchain_autoplay.__all__) <= set(dir(langchain_autoplay))
+
+
 def test_the_rest_of_the_package_needs_no_langchain():
     code = (
         "import sys; sys.modules['langchain'] = None; import langchain_autoplay as a; a.AutoplayLoader\n"
         "try: a.SessionContextMiddleware\n"
         "except ImportError as error: print(error)\n"
+        "from langchain_autoplay import *\n"
+        "print(AutoplayLoader.__name__, 'SessionContextMiddleware' in dir(a))\n"
         "try: a.Nothing\n"
         "except AttributeError as error: print(error)"
     )
@@ -281,5 +302,6 @@ def test_the_rest_of_the_package_needs_no_langchain():
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
         "SessionContextMiddleware needs an extra: pip install 'langchain-autoplay[middleware]'",
+        "AutoplayLoader False",
         "module 'langchain_autoplay' has no attribute 'Nothing'",
     ]

@@ -4,7 +4,7 @@ import asyncio
 from uuid import uuid4
 
 import pytest
-from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
+from autoplay_rag import ActionsPayload, Filter, IngestPipeline, SlimAction, SummaryPayload
 from autoplay_rag.errors import ConfigurationError, PipelineClosedError
 from autoplay_rag.stores import MemoryStore
 from langchain_core.callbacks import BaseCallbackHandler
@@ -102,6 +102,64 @@ async def test_the_id_of_the_call_wins_over_metadata(pipeline):
     retriever = AutoplayRetriever(pipeline, scope="user_id")
     config = {"configurable": {"user_id": "ann"}, "metadata": {"user_id": "bob"}}
     assert whose(await retriever.ainvoke("clicked Export", config)) == {"ann"}
+
+
+async def test_a_scope_of_several_names_needs_them_all(pipeline):
+    retriever = AutoplayRetriever(pipeline, scope=("user_id", "product_id"), k=10)
+    both = {"configurable": {"user_id": "ann", "product_id": "of-ann"}}
+    assert whose(await retriever.ainvoke("clicked Export", both)) == {"ann"}
+    apart = {"configurable": {"user_id": "ann"}, "metadata": {"product_id": "of-bob"}}
+    assert await retriever.ainvoke("clicked Export", apart) == []
+    for one in ({"user_id": "ann"}, {"product_id": "of-ann", "user_id": ""}):
+        with pytest.raises(ConfigurationError, match="limited to one"):
+            await retriever.ainvoke("clicked Export", {"configurable": one})
+    with pytest.raises(ValidationError, match="scope"):
+        AutoplayRetriever(pipeline, scope=())
+
+
+async def test_a_filter_holds_in_every_call(pipeline):
+    await pipeline.on_summary(SummaryPayload("of-ann", "s-ann-Export", "Exported at last."))
+    await pipeline.drain()
+    only = AutoplayRetriever(pipeline, scope=None, k=10, filter=Filter(kind="summary"))
+    [found] = await only.ainvoke("clicked Export")
+    assert found.metadata["kind"] == "summary"
+    mine = AutoplayRetriever(pipeline, scope="user_id", k=10, filter=Filter(product_id="of-bob"))
+    assert await mine.ainvoke("clicked Export", {"configurable": {"user_id": "ann"}}) == []
+    assert mine.invoke("clicked Export", {"configurable": {"user_id": "ann"}}) == []
+    with pytest.raises(ConfigurationError, match="both in the scope"):
+        AutoplayRetriever(pipeline, scope="user_id", filter=Filter(user_id="ann"))
+
+
+async def test_what_it_does_not_know_is_refused_not_passed_over(pipeline):
+    with pytest.raises(ValidationError, match="kind"):
+        AutoplayRetriever(pipeline, scope=None, kind="summary")
+    retriever = AutoplayRetriever(pipeline, scope=None)
+    with pytest.raises(TypeError, match="kind"):
+        await retriever.ainvoke("clicked Export", kind="summary")
+    with pytest.raises(ConfigurationError, match="k"):
+        await retriever.ainvoke("clicked Export", k=0)
+
+
+class Wrapping(BaseRetriever):
+    """Passes on callbacks alone, as LangChain's own retrievers around retrievers do."""
+
+    inner: BaseRetriever
+
+    def _get_relevant_documents(self, query, *, run_manager):
+        return self.inner.invoke(query, config={"callbacks": run_manager.get_child()})
+
+    async def _aget_relevant_documents(self, query, *, run_manager):
+        return await self.inner.ainvoke(query, config={"callbacks": run_manager.get_child()})
+
+
+async def test_inside_another_retriever_it_takes_the_id_of_the_metadata(pipeline):
+    inner = AutoplayRetriever(pipeline, scope="user_id", k=10)
+    wrapping = Wrapping(inner=Wrapping(inner=inner))
+    config = {"metadata": {"user_id": "ann"}}
+    assert whose(await wrapping.ainvoke("clicked Export", config)) == {"ann"}
+    assert whose(wrapping.invoke("clicked Export", config)) == {"ann"}
+    with pytest.raises(ConfigurationError, match="limited to one user_id"):
+        await wrapping.ainvoke("clicked Export")
 
 
 async def test_ids_that_are_no_text_are_written_as_text(pipeline):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 import pytest
+from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 from langchain_core.prompt_values import StringPromptValue
@@ -34,6 +35,9 @@ HISTORY = [HumanMessage("first"), AIMessage("one"), HumanMessage("second")]
         (None, ""),
         (5, ""),
         ([], ""),
+        ([Document("no message")], ""),
+        ([{"no": "message"}], ""),
+        ([5], ""),
     ],
 )
 def test_questions_are_found_where_they_usually_stand(inputs, question):
@@ -57,6 +61,7 @@ def test_questions_are_found_where_they_usually_stand(inputs, question):
         (LLMResult(generations=[[]]), ""),
         (None, ""),
         ({"documents": []}, ""),
+        ([Document("no message")], ""),
     ],
 )
 def test_answers_are_found_where_they_usually_stand(outputs, answer):
@@ -84,6 +89,18 @@ def test_a_run_inside_one_that_is_not_known_is_outermost():
     run = uuid4()
     found.started(run, uuid4(), "Where?", None)
     assert found.ended(run, "There.") is not None
+
+
+def test_what_only_looks_something_up_answers_nobody():
+    found = Turns(question_of, answer_of)
+    for tool in ("search", None):
+        outer, model = uuid4(), uuid4()
+        found.used(tool, outer, None)
+        found.started(model, outer, "Rewrite: Where?", None)
+        assert found.ended(model, "Where is it?") is None
+        assert found.dropped(outer) is None
+    assert not found._roots
+    assert not found._root_of
 
 
 def test_no_answer_is_no_turn():

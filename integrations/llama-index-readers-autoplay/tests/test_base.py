@@ -18,6 +18,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.readers.base import ReaderConfig
 from llama_index.core.schema import Document, MetadataMode
 from llama_index.core.storage.docstore import SimpleDocumentStore
+from pydantic import ValidationError
 
 from llama_index.readers.autoplay import AutoplayReader
 
@@ -61,6 +62,25 @@ def test_limits_are_arguments_of_the_load_methods_too(local_connector):
         endless.load_data(max_documents=0)
 
 
+def test_what_is_given_by_position_is_refused_not_passed_over(record, make_payload):
+    reader = AutoplayReader.from_recording(record([make_payload("clicked")]))
+    for load in (
+        reader.load_data,
+        lambda *args: list(reader.lazy_load_data(*args)),
+        lambda *args: asyncio.run(_aload(reader, *args)),
+        lambda *args: asyncio.run(anext(reader.alazy_load_data(*args))),
+    ):
+        with pytest.raises(TypeError, match="takes limits alone, by name"):
+            load("other.jsonl", 3)
+
+
+def test_it_cannot_be_changed_for_that_would_change_nothing():
+    reader = AutoplayReader.from_recording("visits.jsonl")
+    for name, value in (("max_chars", 10), ("group_by", "session"), ("max_documents", 3)):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(reader, name, value)
+
+
 def test_an_empty_load_points_to_its_caller(record, make_payload):
     reader = AutoplayReader.from_recording(record([make_payload("clicked")]), include=("chat",))
     with warnings.catch_warnings(record=True) as caught:
@@ -70,8 +90,8 @@ def test_an_empty_load_points_to_its_caller(record, make_payload):
     assert [warning.filename for warning in caught] == [__file__, __file__]
 
 
-async def _aload(reader: AutoplayReader) -> list[Document]:
-    return await reader.aload_data()
+async def _aload(reader: AutoplayReader, *args: Any) -> list[Document]:
+    return await reader.aload_data(*args)
 
 
 def test_metadata_is_there_but_neither_embedded_nor_shown(record, make_payload):

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
+from autoplay_rag import ChatTurn, SummaryPayload
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.live import LiveSessions
 from llama_index.core import VectorStoreIndex
@@ -11,14 +12,17 @@ from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.llms import (
     ChatMessage,
+    ChatResponse,
+    ChatResponseGen,
     CompletionResponse,
     CompletionResponseGen,
     CustomLLM,
     LLMMetadata,
 )
-from llama_index.core.llms.callbacks import llm_completion_callback
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.memory import InsertMethod, Memory
 from llama_index.core.schema import TextNode
+from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from llama_index.readers.autoplay import SessionContextBlock
@@ -212,38 +216,123 @@ async def test_messages_that_leave_the_chat_are_not_kept(live):
     assert await block.aget() == ""
 
 
-@pytest.mark.parametrize("mode", ["simple", "context", "condense_plus_context"])
-async def test_in_a_chat_engine(live, do, embed_model, mode, memory_with):
-    llm = Recorder()
-    memory = memory_with(SessionContextBlock(live, user_id="u1"))
+class ChatRecorder(Recorder):
+    """As `Recorder`, for chat: keeps the messages of each call."""
+
+    _calls: list[list[ChatMessage]] = PrivateAttr(default_factory=list)
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(is_chat_model=True)
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        self._calls.append(list(messages))
+        answer = "Thought: I can answer.\nAnswer: Use the Reports page."
+        return ChatResponse(message=ChatMessage(role="assistant", content=answer))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        response = self.chat(messages)
+        response.delta = response.message.content
+        yield response
+
+    def place(self) -> str:
+        """Where the block stands in the latest call: by which role, and before which question."""
+        messages = self._calls[-1]
+        [at] = [n for n, m in enumerate(messages) if "<memory>" in text_of(m)] or [None]
+        if at is None:
+            return "nowhere"
+        assert text_of(messages[at]).count("<recent_user_activity>") == 1
+        questions = [q for q in ("Where is export?", "And now?") if q in map(_end, messages[at:])]
+        return f"{messages[at].role.value}: {questions[0]}"
+
+
+def _end(message: ChatMessage) -> str:
+    return text_of(message).splitlines()[-1]
+
+
+USER, SYSTEM = InsertMethod.USER, InsertMethod.SYSTEM
+
+
+@pytest.mark.parametrize(
+    ("mode", "method", "first", "second"),
+    [
+        ("simple", USER, "user: Where is export?", "user: And now?"),
+        ("simple", SYSTEM, "system: Where is export?", "system: Where is export?"),
+        ("context", USER, "user: Where is export?", "user: Where is export?"),
+        ("context", SYSTEM, "system: Where is export?", "system: Where is export?"),
+        ("condense_plus_context", USER, "user: Where is export?", "user: Where is export?"),
+        ("condense_plus_context", SYSTEM, "system: Where is export?", "system: Where is export?"),
+        ("condense_question", USER, "nowhere", "nowhere"),
+        ("condense_question", SYSTEM, "nowhere", "nowhere"),
+    ],
+)
+async def test_in_a_chat_engine_it_stands_where_the_readme_says(
+    live, do, embed_model, memory_with, *, mode, method, first, second
+):
+    llm = ChatRecorder()
+    memory = memory_with(SessionContextBlock(live, user_id="u1"), insert_method=method)
     engine = VectorStoreIndex([TextNode(text="x")], embed_model=embed_model).as_chat_engine(
         chat_mode=mode, llm=llm, memory=memory
     )
     do("clicked Reports")
     await engine.achat("Where is export?")
+    assert llm.place() == first
     do("clicked Export")
     await engine.achat("And now?")
-    assert "clicked Reports" in llm.prompts[0]
-    assert "clicked Export" in llm.prompts[-1]
+    assert llm.place() == second
+    if second != "nowhere":
+        assert "clicked Export" in "".join(map(text_of, llm._calls[-1]))
     assert not any("clicked" in str(m.content) for m in await memory.aget_all())
 
 
-async def test_in_an_agent(live, do, memory_with):
-    llm = Recorder()
-    memory = memory_with(SessionContextBlock(live, user_id="u1"), insert_method=InsertMethod.USER)
+@pytest.mark.parametrize("method", [USER, SYSTEM])
+async def test_in_an_agent_it_stands_before_the_question(live, do, memory_with, method):
+    llm = ChatRecorder()
+    memory = memory_with(SessionContextBlock(live, user_id="u1"), insert_method=method)
     agent = ReActAgent(tools=[], llm=llm, streaming=False)
     do("clicked Reports")
     answer = await agent.run("Where is export?", memory=memory)
     assert "Use the Reports page." in str(answer)
-    assert "clicked Reports" in llm.prompts[0]
+    assert llm.place() == ("user: Where is export?" if method is USER else "nowhere")
     do("clicked Export")
     await agent.run("And now?", memory=memory)
-    assert "clicked Export" in llm.prompts[-1]
+    assert llm.place() == ("user: And now?" if method is USER else "nowhere")
     assert not any("clicked" in str(m.content) for m in await memory.aget_all())
+
+
+async def test_its_bound_holds_for_what_is_escaped(live, do):
+    do(*(f"typed <b>{n}</b> into <i>a field</i>" for n in range(20)))
+    block = SessionContextBlock(live, user_id="u1", max_chars=300)
+    [_, *lines] = (await block.aget()).split("\n")
+    assert len("\n".join(lines)) <= 300
+    assert "&lt;b&gt;19&lt;/b&gt;" in lines[-1]
+
+
+async def test_what_was_said_is_left_out_for_the_chat_has_it(live, do):
+    do("clicked Export")
+    live.add(SummaryPayload("acme", "s1", "Looked for an export."))
+    for n in range(30):
+        live.add(ChatTurn("acme", "s1", "u1", question=f"What is {n}?", answer="That."))
+    said = await SessionContextBlock(live, session_id="s1", max_actions=5).aget()
+    assert "clicked Export" in said
+    assert "Looked for an export." in said
+    assert "That." not in said
+
+
+async def test_a_conversation_says_whose_it_is_too(live, do):
+    for n, what in enumerate(("clicked Export", "clicked Delete"), 1):
+        do(what, session_id=f"s{n}", user_id=f"u{n}")
+        live.add(ChatTurn("acme", f"s{n}", f"u{n}", f"c{n}", question="What?", answer="That."))
+    assert "Export" in await SessionContextBlock(live, conversation_id="c1").aget()
+    assert await SessionContextBlock(live, conversation_id="c1", user_id="u2").aget() == ""
 
 
 def test_what_can_never_work_is_refused_at_once(live):
     with pytest.raises(ConfigurationError, match="user_id or a session_id"):
         SessionContextBlock(live)
+    with pytest.raises(ValidationError, match="max_action"):
+        SessionContextBlock(live, user_id="u1", max_action=3)
     with pytest.raises(ConfigurationError, match="max_chars must be above 0"):
         SessionContextBlock(live, user_id="u1", max_chars=0)

@@ -40,4 +40,9 @@ async def test_all_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert {source.metadata["user_id"] for source in sources} == {"u_030"}
     assert "promo code" in str(names["response"]).lower()
     assert {hit.metadata["user_id"] for hit in names["hits"]} == {"u_030"}
-    assert "visits, each as one document" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "visits, each as one document" in printed
+    # The model answers with what it was asked: the block stands before the question.
+    block = "<recent_user_activity>", "</recent_user_activity>", "</memory>"
+    assert all(tag in printed for tag in block)
+    assert "</memory>\nWhy does my promo code not work?" in printed

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -220,7 +221,9 @@ async def test_a_live_client(index: VectorStoreIndex, local_connector, make_payl
         batch_window=0,
         on_progress=lambda ledger: stored_all[ledger.stored].set(),
     )
+    assert not live.running
     async with live, asyncio.timeout(20):
+        assert live.running
         await stored_all[1].wait()
         later = make_payload("Changed the password", session_id="s2", user_id="u2")
         await asyncio.to_thread(connector.send, later)
@@ -228,9 +231,11 @@ async def test_a_live_client(index: VectorStoreIndex, local_connector, make_payl
         await live.drain()
         [hit] = await live.search("who changed the password", 1)
         assert hit.session_id == "s2"
-        [hit] = await live.search("password", 5, filter=Filter(user_id="u1"))
-        assert hit.session_id == "s1"
+        for limit in ({"filter": Filter(user_id="u1")}, {"user_id": "u1"}):
+            [hit] = await live.search("password", 5, **limit)
+            assert hit.session_id == "s1"
     assert client.state == "stopped"
+    assert (live.running, live.trouble) == (False, None)
 
 
 async def test_a_live_reader_with_its_limits_kinds_and_redaction(
@@ -262,9 +267,14 @@ async def test_what_ends_the_source_is_raised_where_it_is_awaited(
         AsyncConnectorClient(connector.url, "wrong"),
     ):
         async with stream_into(index, source) as live:
+            assert live.running
+            assert live.trouble is None
             with pytest.raises(AuthenticationError):
                 await live.wait()
             assert live.ledger.received == 0
+            assert not live.running
+            assert live.trouble.startswith("the stream has ended: AuthenticationError: 401")
+            assert "wrong" not in live.trouble.replace("missing, wrong, or", "")
     assert "uk_bad" not in caplog.text
 
 
@@ -316,8 +326,11 @@ def _document_ids(target: Target) -> set[str]:
 
 
 async def test_other_transformations_than_splitters(chroma, record, make_payload, embed_model):
+    threads = set()
+
     class Shout(TransformComponent):
         def __call__(self, nodes, **kwargs):
+            threads.add(threading.get_ident())
             for node in nodes:
                 node.set_content(node.get_content().upper())
             return nodes
@@ -328,6 +341,7 @@ async def test_other_transformations_than_splitters(chroma, record, make_payload
         await ingest(pipeline, path)
     [text] = texts(pipeline)
     assert text.endswith("CLICKED")
+    assert threading.get_ident() not in threads, "it held up the loop"
 
 
 async def test_a_query_engine_is_limited_to_one_user(index, record, make_payload):
@@ -351,35 +365,26 @@ async def test_a_query_engine_is_limited_to_one_user(index, record, make_payload
         assert "user_id" not in str(response)
 
 
-async def test_transformations_that_do_not_embed_lose_nothing(chroma, record, make_payload):
-    tried = [asyncio.Event(), asyncio.Event()]
-
-    class Note(TransformComponent):
-        def __call__(self, nodes, **kwargs):
-            next(event for event in tried if not event.is_set()).set()
-            return nodes
-
-    pipeline = IngestionPipeline(transformations=[Note()], vector_store=chroma)
-    reader = AutoplayReader.from_recording(record([make_payload("clicked")]))
-    async with stream_into(pipeline, reader, drain_timeout=0.1) as live:
-        async with asyncio.timeout(10):
-            await tried[1].wait()  # the second attempt: the first one's failure is known
-        assert "embedding model" in live.trouble
-        with pytest.raises(ConfigurationError, match="no embedding model to search with"):
-            await live.search("clicked")
-        assert (live.ledger.pending, live.ledger.dead) == (1, 0)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda index: (IngestionPipeline(transformations=[]), AutoplayReader.from_recording("x")),
          "no vector_store"),
+        (lambda index: (IngestionPipeline(transformations=[_splitter()],
+                                          vector_store=SimpleVectorStore()),
+                        AutoplayReader.from_recording("x")),
+         "give no embeddings: put an embedding model"),
         (lambda index: (object(), AutoplayReader.from_recording("x")),
          "an IngestionPipeline or a VectorStoreIndex, not object"),
         (lambda index: (index, object()), "not from object"),
         (lambda index: (index, AutoplayReader.from_recording("x", max_documents=1)),
-         "max_documents"),
+         "max_documents .* limit it by max_seconds"),
+        (lambda index: (index, AutoplayReader.from_recording("x", group_by="session")),
+         "group_by .* batch_window"),
+        (lambda index: (index, AutoplayReader.from_recording("x", session_idle_seconds=5)),
+         "session_idle_seconds .* batch_window"),
+        (lambda index: (index, AutoplayReader.from_recording("x", max_chars=40)),
+         "max_chars .* a splitter"),
     ],
 )  # fmt: skip
 def test_what_can_never_work_is_refused_at_once(

@@ -19,7 +19,7 @@ from autoplay_rag.loading import (
     refuse_unknown,
 )
 from autoplay_rag.payloads import Payload
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document
 
@@ -44,7 +44,8 @@ class AutoplayReader(BasePydanticReader):
     of it is embedded or shown to a model, unless you change `excluded_embed_metadata_keys` or
     `excluded_llm_metadata_keys` of a document.
 
-    Neither the token nor a function is ever part of `to_dict()`. `from_dict()` takes the token
+    What it was made with cannot be changed: make another one. Neither the token nor a function is
+    ever part of `to_dict()`. `from_dict()` takes the token
     from the environment, or as an argument, and asks for functions again: what one removed
     must not come back because it was forgotten.
 
@@ -77,6 +78,8 @@ class AutoplayReader(BasePydanticReader):
         >>> "token" in reader.to_dict()
         False
     """
+
+    model_config = ConfigDict(frozen=True)
 
     is_remote: bool = Field(
         default=True, description="Whether the data comes from a connector, not from a file."
@@ -226,7 +229,7 @@ class AutoplayReader(BasePydanticReader):
     def _wants(self, payload: Payload) -> bool:
         return payload.kind in self.include
 
-    def lazy_load_data(self, *args: Any, **limits: Any) -> Iterator[Document]:  # noqa: ARG002 - LlamaIndex's signature
+    def lazy_load_data(self, *args: Any, **limits: Any) -> Iterator[Document]:
         """Documents as they come; for ever where no limit is set.
 
         It works in plain code and inside a running event loop, from any thread. The connection
@@ -243,13 +246,13 @@ class AutoplayReader(BasePydanticReader):
             ConnectorError: One of its kinds, if the connector refuses for good.
             OSError: If a recording cannot be read.
         """
-        with closing(self._loader.iterate(self._limits(**limits))) as texts:
+        with closing(self._loader.iterate(self._limits(*args, **limits))) as texts:
             for text in texts:
                 yield _document(text)
 
     async def alazy_load_data(  # type: ignore[override]  # the base awaits an iterable, readers give a generator
         self,
-        *args: Any,  # noqa: ARG002 - LlamaIndex's signature
+        *args: Any,
         **limits: Any,
     ) -> AsyncGenerator[Document, None]:
         """As `lazy_load_data`, an asynchronous generator.
@@ -257,13 +260,13 @@ class AutoplayReader(BasePydanticReader):
         Leaving the loop early closes the connection when the generator is closed;
         `contextlib.aclosing` does that at once.
         """
-        async with aclosing(self._loader.stream(self._limits(**limits))) as texts:
+        async with aclosing(self._loader.stream(self._limits(*args, **limits))) as texts:
             async for text in texts:
                 yield _document(text)
 
     def load_data(
         self,
-        *args: Any,  # noqa: ARG002 - LlamaIndex's signature
+        *args: Any,
         max_documents: int | None = None,
         max_seconds: float | None = None,
         idle_seconds: float | None = None,
@@ -281,26 +284,36 @@ class AutoplayReader(BasePydanticReader):
             ConnectorError: One of its kinds, if the connector refuses for good.
             OSError: If a recording cannot be read.
         """
-        limits = self._limits(max_documents, max_seconds, idle_seconds)
+        limits = self._limits(
+            *args, max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
+        )
         return [_document(text) for text in self._loader.load(limits, stacklevel=2)]
 
     async def aload_data(
         self,
-        *args: Any,  # noqa: ARG002 - LlamaIndex's signature
+        *args: Any,
         max_documents: int | None = None,
         max_seconds: float | None = None,
         idle_seconds: float | None = None,
     ) -> list[Document]:
         """As `load_data`."""
-        limits = self._limits(max_documents, max_seconds, idle_seconds)
+        limits = self._limits(
+            *args, max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
+        )
         return [_document(text) for text in await self._loader.aload(limits, stacklevel=2)]
 
     def _limits(
         self,
+        *args: Any,
         max_documents: int | None = None,
         max_seconds: float | None = None,
         idle_seconds: float | None = None,
     ) -> Limits:
+        if args:
+            raise TypeError(
+                f"an {type(self).__name__} was made with what it reads; when it loads, it takes "
+                "limits alone, by name: max_documents=3"
+            )
         return Limits(
             max_documents=self.max_documents if max_documents is None else max_documents,
             max_seconds=self.max_seconds if max_seconds is None else max_seconds,

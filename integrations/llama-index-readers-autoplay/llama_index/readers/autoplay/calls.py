@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from autoplay_rag.errors import StoreError
-from autoplay_rag.stores.serial import SerialThread
+from autoplay_rag.errors import ConfigurationError, StoreError
+from autoplay_rag.stores import SerialThread
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores import SimpleVectorStore, VectorStoreQuery
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryResult
@@ -17,6 +17,7 @@ __all__ = ["CHROMA", "StoreCalls"]
 
 CHROMA = "ChromaVectorStore"
 """The class name of LlamaIndex's store for Chroma, which need not be installed."""
+_FAISS, _LANCEDB, _QDRANT = "FaissVectorStore", "LanceDBVectorStore", "QdrantVectorStore"
 _PAUSE = 0.0001
 """Seconds a thread waits to let the loop run: a wait of 0 would often take the interpreter back."""
 _STEP = 8
@@ -31,13 +32,26 @@ class StoreCalls:
     time. `SimpleVectorStore` is called on the loop, in small portions: it is a dict, and a
     query on the loop would fail if a thread changed it meanwhile.
 
+    Some stores make their collection when nodes are first added, and fail whatever else is asked
+    before: until then they hold nothing, find nothing and have nothing to delete.
+
     Args:
         vector_store: The store.
         use_async: False calls no async method of the store, for stores whose own block; True
             calls all of them. None decides as said.
+
+    Raises:
+        ConfigurationError: If nothing in the store could ever be replaced.
     """
 
     def __init__(self, vector_store: BasePydanticVectorStore, use_async: bool | None) -> None:
+        self._names = {cls.__name__ for cls in type(vector_store).__mro__}
+        if _FAISS in self._names:
+            # One of them cannot delete; the other gives ids anew that are in use, once it has.
+            raise ConfigurationError(
+                f"{type(vector_store).__name__} can neither replace what is stored nor filter by "
+                "user or session: use a vector store that does"
+            )
         self.vector_store = vector_store
         self._use_async = use_async
         self._in_memory = isinstance(vector_store, SimpleVectorStore)
@@ -61,7 +75,7 @@ class StoreCalls:
             False if the store can only delete whole documents.
         """
         try:
-            if node_ids:
+            if node_ids and not await self._is_unmade():
                 await self.call("delete_nodes", "adelete_nodes", list(node_ids))
         except NotImplementedError:
             return False
@@ -69,6 +83,8 @@ class StoreCalls:
 
     async def delete_documents(self, document_ids: Sequence[str]) -> None:
         """Delete all nodes of these documents."""
+        if document_ids and await self._is_unmade():
+            return
         for document_id in document_ids:
             await self.call("delete", "adelete", document_id)
 
@@ -76,6 +92,8 @@ class StoreCalls:
         """Which of these nodes are stored; None if the store cannot tell."""
         if isinstance(self.vector_store, SimpleVectorStore):
             return self.vector_store.data.embedding_dict.keys() & set(node_ids)
+        if await self._is_unmade():
+            return set()
         try:
             nodes = await self.call("get_nodes", "aget_nodes", list(node_ids))
         except NotImplementedError:
@@ -84,6 +102,8 @@ class StoreCalls:
 
     async def query(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
         """Search."""
+        if await self._is_unmade():
+            return VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
         result: VectorStoreQueryResult = await self.call("query", "aquery", query)
         return result
 
@@ -119,7 +139,20 @@ class StoreCalls:
         if self._use_async is not None:
             return self._use_async
         own = getattr(type(self.vector_store), async_name)
-        return own is not getattr(BasePydanticVectorStore, async_name)
+        if own is getattr(BasePydanticVectorStore, async_name, None):
+            return False
+        # Qdrant's async methods are there, and raise, where it was given a blocking client alone.
+        return getattr(self.vector_store, "_aclient", self) is not None
+
+    async def _is_unmade(self) -> bool:
+        """Whether the store has yet to make its collection; LlamaIndex has no common way to ask."""
+        store: Any = self.vector_store
+        if _LANCEDB in self._names:
+            return getattr(store, "_table", store) is None
+        if _QDRANT in self._names and not getattr(store, "_collection_initialized", True):
+            name = store.collection_name
+            return not await self.call("_collection_exists", "_acollection_exists", name)
+        return False
 
 
 class _Yielding(list[BaseNode]):

@@ -6,7 +6,7 @@ from typing import Any
 
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.live import LiveSessions
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import BaseMemoryBlock
 
@@ -30,23 +30,30 @@ class SessionContextBlock(BaseMemoryBlock[str]):
 
     What stands on pages is untrusted. Angle brackets in it become &lt; and &gt;, so that no text can
     close the block and pass for yours. Where it goes is for `Memory` to say: with
-    `InsertMethod.SYSTEM`, its default, into the system message, with a system message's
-    authority; with `InsertMethod.USER` in front of the user's latest message, which leaves the
-    system message as it was (so that providers can cache it) and the text without authority.
-    Prefer that. A `ReActAgent` of older releases (0.13) drops system messages altogether.
+    `InsertMethod.SYSTEM`, its default, into a system message, with a system message's authority;
+    with `InsertMethod.USER` in front of the latest user message that the memory holds, which
+    leaves the system message as it was (so that providers can cache it) and the text without
+    authority. Prefer that, with an agent or `chat_mode="simple"`: other chat engines read the
+    memory before they put the question into it, so that from the second turn on it stands in
+    front of the question before. A `ReActAgent` without a `system_prompt` drops it where it is a
+    system message.
+
+    What was said, which a `LiveSessions` may hold too, is left out: the chat has it already.
 
     Args:
         live: What each session did just now: `IngestPipeline.live`, or a `LiveSessions` fed by
             a client.
         user_id: The person; of their sessions the one active last counts.
         session_id: The visit.
+        conversation_id: The chat thread, as the stream names it.
         product_id: The product, where `live` holds several.
         seconds: How far back it looks.
         max_actions: The most actions, the newest.
         max_chars: The most characters of what was done.
 
     Raises:
-        ConfigurationError: If neither user nor session is given, or a bound is not above 0.
+        ConfigurationError: If neither user, session nor conversation is given, or a bound is not
+            above 0.
 
     Example:
         >>> import asyncio
@@ -57,6 +64,8 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         >>> print(asyncio.run(block.aget()).splitlines()[-1])
         0 s ago: clicked Export
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(
         default="recent_user_activity", description="The name of the element around it."
@@ -69,6 +78,7 @@ class SessionContextBlock(BaseMemoryBlock[str]):
     )
     user_id: str | None = Field(default=None, description="The person.")
     session_id: str | None = Field(default=None, description="The visit, not the chat.")
+    conversation_id: str | None = Field(default=None, description="The chat thread.")
     product_id: str | None = Field(default=None, description="The product.")
     seconds: float = Field(default=600.0, description="How far back it looks.")
     max_actions: int = Field(default=20, description="The most actions, the newest.")
@@ -82,14 +92,18 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         *,
         user_id: str | None = None,
         session_id: str | None = None,
+        conversation_id: str | None = None,
         **fields: Any,
     ) -> None:
-        if user_id is None and session_id is None:
-            raise ConfigurationError("a SessionContextBlock needs a user_id or a session_id")
+        ids = {"user_id": user_id, "session_id": session_id, "conversation_id": conversation_id}
+        if not any(value is not None for value in ids.values()):
+            raise ConfigurationError(
+                "a SessionContextBlock needs a user_id or a session_id, or a conversation_id"
+            )
         for name in ("seconds", "max_actions", "max_chars"):
             if not fields.get(name, 1) > 0:
                 raise ConfigurationError(f"{name} must be above 0, not {fields[name]!r}")
-        super().__init__(**{"user_id": user_id, "session_id": session_id, **fields})
+        super().__init__(**{**ids, **fields})
         self._live = live
 
     async def _aget(
@@ -98,12 +112,17 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         **block_kwargs: Any,  # noqa: ARG002 - `session_id` among them is the chat's
     ) -> str:
         session = self._live.get(
-            session_id=self.session_id, user_id=self.user_id, product_id=self.product_id
+            session_id=self.session_id,
+            user_id=self.user_id,
+            conversation_id=self.conversation_id,
+            product_id=self.product_id,
         )
         if session is None:
             return ""
-        done = session.last(seconds=self.seconds, events=self.max_actions).render(self.max_chars)
-        return f"{_PREFACE}\n{_without_brackets(done)}" if done else ""
+        # What was said stands in the chat already.
+        done = session.last(seconds=self.seconds, kinds=("actions", "summary"))
+        text = done.last(events=self.max_actions).render(self.max_chars, escape=True)
+        return f"{_PREFACE}\n{text}" if text else ""
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
         """Keep nothing: what users do comes from the stream, not from the chat."""
@@ -126,7 +145,3 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         while lines and spare > 0:
             spare -= len(lines.pop(0)) + 1
         return "\n".join([preface, *lines]) if lines else None
-
-
-def _without_brackets(text: str) -> str:
-    return text.replace("<", "&lt;").replace(">", "&gt;")

@@ -7,8 +7,7 @@ import math
 from collections.abc import Sequence
 
 from autoplay_rag import Filter
-from autoplay_rag.stores.base import Chunk, Hit, Vector, VectorStore
-from autoplay_rag.stores.rows import pack, pack_vector
+from autoplay_rag.stores import Chunk, Hit, Vector, VectorStore, pack, pack_vector
 from llama_index.core.schema import BaseNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.docstore.types import BaseDocumentStore

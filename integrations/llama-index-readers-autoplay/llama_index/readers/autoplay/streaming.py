@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from autoplay_rag import Filter, IngestPipeline
-from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.errors import AutoplayError, ConfigurationError
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.ledger import Ledger
 from autoplay_rag.ingest.pipeline import BackgroundConnector
@@ -62,8 +62,8 @@ def stream_into(
         target: Where documents go. A pipeline needs a vector store and, among its
             transformations, an embedding model.
         source: A client, which is started and stopped; or an `AutoplayReader`, live or of a
-            recording, whose limits of time, `include` and `redact` hold here too. What a live
-            reader gives up because the journal is too slow for the stream it counts in `dropped`.
+            recording, whose limits of time, `include`, `redact`, `render` and `include_email`
+            hold here too; one told how to shape its own documents is refused. What a live reader gives up because the journal is too slow for the stream it counts in `dropped`.
         journal: A file that remembers what was received over restarts and crashes. None keeps
             that in memory.
         use_async: As in `LlamaIndexStore`.
@@ -91,11 +91,7 @@ def stream_into(
         (0, 0)
     """
     if isinstance(source, AutoplayReader):
-        if source.max_documents is not None:
-            raise ConfigurationError(
-                "max_documents of an AutoplayReader counts its own documents, not those of a "
-                "stream_into(): limit it by max_seconds or idle_seconds"
-            )
+        _refuse_what_shapes_documents(source)
         options = source.pipeline_options() | options
         if not source.is_remote:
             options.setdefault("batch_window", _NEVER)
@@ -109,6 +105,21 @@ def stream_into(
         store, journal=None if journal is None else os.fspath(journal), **options
     )
     return LiveIngestion(pipeline, source)
+
+
+def _refuse_what_shapes_documents(reader: AutoplayReader) -> None:
+    """A reader's own documents are not those of a stream: it must not look as if they were."""
+    for names, instead in (
+        (("max_documents",), "limit it by max_seconds or idle_seconds"),
+        (("group_by", "session_idle_seconds"), "batch_window says what becomes one document"),
+        (("max_chars",), "a splitter among the target's transformations says how long a node is"),
+    ):
+        for name in names:
+            if getattr(reader, name) != type(reader).model_fields[name].default:
+                raise ConfigurationError(
+                    f"{name} of an AutoplayReader is for its own documents, not for those of a "
+                    f"stream_into(): leave it out; {instead}"
+                )
 
 
 class LiveIngestion:
@@ -182,9 +193,11 @@ class LiveIngestion:
         """
         await self.pipeline.drain(timeout)
 
-    async def search(self, text: str, k: int = 5, *, filter: Filter | None = None) -> list[Hit]:
+    async def search(
+        self, text: str, k: int = 5, *, filter: Filter | None = None, **conditions: Any
+    ) -> list[Hit]:
         """What was stored that is nearest in meaning to a question; see `IngestPipeline.search`."""
-        return await self.pipeline.search(text, k, filter=filter)
+        return await self.pipeline.search(text, k, filter=filter, **conditions)
 
     async def aclose(self) -> None:
         """Stop reading, finish what is under way, close the journal. May be called more than once."""
@@ -212,8 +225,16 @@ class LiveIngestion:
         return self.pipeline.live
 
     @property
+    def running(self) -> bool:
+        """Whether the source is being read: not yet at its end, not failed, not closed."""
+        return self._task is not None and not self._task.done()
+
+    @property
     def trouble(self) -> str | None:
-        """What keeps payloads from the store now, in one line; None while all is well."""
+        """What keeps payloads from the store, or ended the stream, in a line; None if all is well."""
+        task = self._task
+        if task is not None and task.done() and not task.cancelled() and task.exception():
+            return f"the stream has ended: {_said(task.exception())}"
         return self.pipeline.trouble
 
     async def _read(self, reader: AutoplayReader) -> None:
@@ -237,4 +258,11 @@ class LiveIngestion:
 
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
-        _log.error("the stream into LlamaIndex ended: %s", error)
+        _log.error("the stream into LlamaIndex ended: %s", _said(error))
+
+
+def _said(error: BaseException | None) -> str:
+    """An error in one line; what others' say may hold a token or what somebody did."""
+    name = type(error).__name__
+    ours = isinstance(error, AutoplayError | OSError)
+    return f"{name}: {' '.join(str(error).split())}" if ours else name

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoplay_rag import Filter
-from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.stores.base import Chunk, Hit, TextStore
 
 from llama_index.readers.autoplay.embedder import LlamaIndexEmbedder
@@ -34,7 +33,6 @@ class TargetStore(TextStore):
         """Split, embed and store, in this order: nothing old goes before the new is at hand.
 
         Raises:
-            ConfigurationError: If nothing embeds.
             StoreRejectedError: If what was embedded is no set of proper vectors.
         """
         target = self._target
@@ -42,8 +40,7 @@ class TargetStore(TextStore):
         if not documents:
             return
         nodes = settle(await transform(documents, target.transformations))
-        if target.embed_model is not None:
-            nodes = list(await embed(nodes, target.embed_model))
+        nodes = list(await embed(nodes, target.embed_model))
         check_embedded(nodes)
         await target.replace(documents, nodes)
 
@@ -61,9 +58,5 @@ class TargetStore(TextStore):
 
     async def search(self, text: str, k: int, filter: Filter) -> list[Hit]:
         """The `k` best nodes that pass the filter, the best of each chunk, best first."""
-        if self._target.embed_model is None:
-            raise ConfigurationError(
-                "the IngestionPipeline's transformations have no embedding model to search with"
-            )
         vector = await LlamaIndexEmbedder(self._target.embed_model).embed_query(text)
         return await find(self._target.calls, self._target.docstore, vector, k, filter)

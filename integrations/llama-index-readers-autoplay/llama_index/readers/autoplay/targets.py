@@ -31,7 +31,7 @@ class Target(Protocol):
     calls: StoreCalls
     docstore: BaseDocumentStore | None
     transformations: Sequence[TransformComponent]
-    embed_model: BaseEmbedding | None
+    embed_model: BaseEmbedding
 
     async def new(self, documents: Sequence[Document]) -> Sequence[Document]:
         """Those documents that are not stored already, just as they are."""
@@ -47,7 +47,8 @@ def target_of(found: IngestionPipeline | VectorStoreIndex, *, use_async: bool | 
     """The target that an object of LlamaIndex's is.
 
     Raises:
-        ConfigurationError: If it is no such object, or has no vector store.
+        ConfigurationError: If it is no such object, has no vector store that can be fed, or has
+            no embedding model.
     """
     if isinstance(found, VectorStoreIndex):
         return IndexTarget(found, use_async)
@@ -57,7 +58,13 @@ def target_of(found: IngestionPipeline | VectorStoreIndex, *, use_async: bool | 
         )
     if found.vector_store is None:
         raise ConfigurationError("the IngestionPipeline has no vector_store: nothing could be kept")
-    return PipelineTarget(found, StoreCalls(found.vector_store, use_async))
+    model = next((t for t in found.transformations if isinstance(t, BaseEmbedding)), None)
+    if model is None:
+        raise ConfigurationError(
+            "the IngestionPipeline's transformations give no embeddings: put an embedding model at "
+            "their end"
+        )
+    return PipelineTarget(found, StoreCalls(found.vector_store, use_async), model)
 
 
 class PipelineTarget:
@@ -68,7 +75,9 @@ class PipelineTarget:
     batch happens not to hold.
     """
 
-    def __init__(self, pipeline: IngestionPipeline, calls: StoreCalls) -> None:
+    def __init__(
+        self, pipeline: IngestionPipeline, calls: StoreCalls, embed_model: BaseEmbedding
+    ) -> None:
         self._pipeline = pipeline
         self.calls = calls
         # A pipeline keeps nodes in its vector store alone; where that has no text, it is here.
@@ -76,8 +85,7 @@ class PipelineTarget:
             None if calls.vector_store.stores_text else SimpleDocumentStore()
         )
         self.transformations: Sequence[TransformComponent] = pipeline.transformations
-        models = (t for t in pipeline.transformations if isinstance(t, BaseEmbedding))
-        self.embed_model = next(models, None)
+        self.embed_model = embed_model
 
     async def new(self, documents: Sequence[Document]) -> Sequence[Document]:
         """Those documents of which the docstore does not know the very hash."""
@@ -115,7 +123,7 @@ class IndexTarget:
         self.calls = StoreCalls(index.vector_store, use_async)
         # An index has no public names for these, nor for whether it keeps nodes of its own.
         self.transformations: Sequence[TransformComponent] = index._transformations  # noqa: SLF001 - see above
-        self.embed_model: BaseEmbedding | None = index._embed_model  # noqa: SLF001 - see above
+        self.embed_model: BaseEmbedding = index._embed_model  # noqa: SLF001 - see above
         keeps_nodes = not index.vector_store.stores_text or index._store_nodes_override  # noqa: SLF001 - see above
         self.docstore = index.docstore if keeps_nodes else None
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 
-from autoplay_rag.errors import ConfigurationError, StoreRejectedError
+from autoplay_rag.errors import StoreRejectedError
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.node_parser import NodeParser
 from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
@@ -27,7 +27,7 @@ async def transform(
     for component in transformations:
         if isinstance(component, BaseEmbedding):
             nodes = await embed(nodes, component)
-        elif isinstance(component, NodeParser) and _blocks(component):
+        elif _blocks(component):
             nodes = await asyncio.to_thread(component, list(nodes))
         else:
             nodes = await component.acall(list(nodes))
@@ -53,16 +53,10 @@ def check_embedded(nodes: Sequence[BaseNode]) -> None:
     """Refuse what must not reach a store, before anything old is deleted for it.
 
     Raises:
-        ConfigurationError: If the transformations do not embed.
         StoreRejectedError: If a vector is empty or holds NaN, or if their dimensions differ.
     """
     dimension: int | None = None
     for node in nodes:
-        if node.embedding is None:
-            raise ConfigurationError(
-                "the IngestionPipeline's transformations give no embeddings: "
-                "put an embedding model at their end"
-            )
         if not node.embedding or not math.isfinite(sum(node.embedding)):
             raise StoreRejectedError(
                 f"the vector of a node of document {node.ref_doc_id} is empty or holds NaN"
@@ -74,6 +68,8 @@ def check_embedded(nodes: Sequence[BaseNode]) -> None:
         dimension = len(node.embedding)
 
 
-def _blocks(parser: NodeParser) -> bool:
-    """Whether a splitter has nothing but LlamaIndex's async form, which splits on the loop."""
-    return type(parser)._aparse_nodes is NodeParser._aparse_nodes  # noqa: SLF001 - the one that tells
+def _blocks(component: TransformComponent) -> bool:
+    """Whether it has nothing but LlamaIndex's async form, which does the work on the loop."""
+    if isinstance(component, NodeParser):
+        return type(component)._aparse_nodes is NodeParser._aparse_nodes  # noqa: SLF001 - the one that tells
+    return type(component).acall is TransformComponent.acall

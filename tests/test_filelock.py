@@ -1,0 +1,71 @@
+import os
+
+import pytest
+
+from autoplay_rag._filelock import FileLock
+
+fcntl = pytest.importorskip("fcntl")
+
+
+@pytest.fixture
+def lock(tmp_path):
+    return FileLock(tmp_path / "journal.lock")
+
+
+def test_it_is_held_until_it_is_released(lock):
+    assert FileLock(lock.path).is_held() is False  # nobody ever made it
+    assert lock.acquire()
+    assert FileLock(lock.path).is_held() is True
+    assert lock.is_held() is True
+    lock.release()
+    assert FileLock(lock.path).is_held() is False
+
+
+def test_who_asks_needs_to_read_alone(lock, monkeypatch):
+    lock.acquire()
+    opened = os.open
+
+    def read_only(path, flags, *rest):
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert FileLock(lock.path).is_held() is True
+    lock.release()
+    assert FileLock(lock.path).is_held() is False
+
+
+def test_who_may_not_read_it_cannot_know(lock, monkeypatch):
+    lock.acquire()
+
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        assert FileLock(lock.path).is_held() is None
+    lock.release()
+
+
+def test_two_who_ask_at_once_do_not_see_each_other(lock):
+    lock.acquire()
+    lock.release()
+    other = os.open(lock.path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_SH)  # as another process that asks has it for a moment
+    try:
+        assert lock.is_held() is False
+    finally:
+        os.close(other)
+
+
+def test_on_a_full_disk_it_can_be_had_and_given_back(lock, monkeypatch):
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        assert lock.acquire()
+    assert FileLock(lock.path).is_held() is True
+    lock.release()
+    assert FileLock(lock.path).acquire()
