@@ -17,11 +17,18 @@ if TYPE_CHECKING:
     from autoplay_rag.ingest.journal_reader import JournalReader
     from autoplay_rag.ingest.pipeline import IngestPipeline
     from autoplay_rag.live import LiveSessions
-    from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
+    from autoplay_rag.payloads import (
+        ActionsPayload,
+        AnyPayload,
+        ChatTurn,
+        SlimAction,
+        SummaryPayload,
+    )
     from autoplay_rag.stores.base import Filter
 
 __all__ = [
     "ActionsPayload",
+    "AnyPayload",
     "AsyncConnectorClient",
     "ChatTurn",
     "ConnectorClient",
@@ -41,6 +48,7 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "ActionsPayload": "autoplay_rag.payloads",
+        "AnyPayload": "autoplay_rag.payloads",
         "AsyncConnectorClient": "autoplay_rag.connector.client",
         "ChatTurn": "autoplay_rag.payloads",
         "ConnectorClient": "autoplay_rag.connector.sync",

@@ -41,6 +41,8 @@ No message holds a token or a payload's text.
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 
 __all__ = [
@@ -84,6 +86,10 @@ __all__ = [
 
 class AutoplayError(Exception):
     """The root: catches everything this package raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The usual way calls the class with the message, and many are not made of one.
+        return _restore, (type(self), self.args, self.__dict__)
 
 
 class ConfigurationError(AutoplayError, ValueError):
@@ -268,3 +274,10 @@ class PipelineClosedError(PipelineError, RuntimeError):
 
 class DrainTimeoutError(PipelineError, TimeoutError):
     """Time ran out before everything accepted was stored; the message says what is left."""
+
+
+def _restore(cls: type[AutoplayError], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    """The error another process, or a copy, made of these."""
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error

@@ -10,6 +10,7 @@ public SDK (`autoplay-sdk`) has too: code written for those classes works with t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from autoplay_rag.errors import DecodeError, UnknownPayloadError
 
 __all__ = [
     "ActionsPayload",
+    "AnyPayload",
     "ChatTurn",
     "Payload",
     "SlimAction",
@@ -33,7 +35,7 @@ Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """JSON has integers of any length; what is journalled again must fit a machine word."""
 
 OnRepair: TypeAlias = Callable[[str], None]
-"""Called with a short description of each value that was given up."""
+"""Called with a short description of each value that was given up or made fit."""
 
 
 class _Wire(msgspec.Struct, gc=False):
@@ -45,8 +47,8 @@ class _Wire(msgspec.Struct, gc=False):
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Build from a decoded JSON object, tolerantly.
 
-        Missing and null values become the defaults, unknown keys are left out, and a value of
-        a wrong type becomes its default too.
+        Missing and null values become the defaults, unknown keys are left out, an id that is a
+        whole number becomes text, and any other value of a wrong type its default.
 
         Args:
             data: A JSON object as Python values.
@@ -131,7 +133,7 @@ class ActionsPayload(_Wire, gc=False, tag="actions", tag_field="type"):
         user_id: The person. Personal data.
         email: The person's address. Personal data.
         actions: What they did, in order.
-        count: The number of actions; `decode` and `from_dict` correct a wrong one.
+        count: The number of actions; a wrong one is corrected when a payload is made.
         forwarded_at: Unix seconds when the connector sent the batch.
         conversation_id: The chat thread, once linked.
     """
@@ -147,12 +149,27 @@ class ActionsPayload(_Wire, gc=False, tag="actions", tag_field="type"):
     forwarded_at: float = 0.0
     conversation_id: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.count != len(self.actions):
+            self.count = len(self.actions)
+        # This runs for each event: compared in place, set only where there is something to set.
+        if (
+            self.session_id == ""
+            or self.user_id == ""
+            or self.email == ""
+            or self.conversation_id == ""
+        ):
+            self.session_id = self.session_id or None
+            self.user_id = self.user_id or None
+            self.email = self.email or None
+            self.conversation_id = self.conversation_id or None
+
     @classmethod
     def merge(cls, payloads: Sequence[ActionsPayload]) -> ActionsPayload:
         """Put several batches together as one.
 
-        Actions are concatenated and numbered anew from 0; of each identity the first that is
-        not None wins; `forwarded_at` is the latest. The payloads given are left as they are.
+        Actions are concatenated and numbered anew from 0; of each identity the first there is
+        wins; `forwarded_at` is the latest. The payloads given are left as they are.
 
         Args:
             payloads: At least one, in order.
@@ -215,6 +232,10 @@ class SummaryPayload(_Wire, gc=False, tag="summary", tag_field="type"):
     replaces: Int64 = 0
     forwarded_at: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.session_id == "":
+            self.session_id = None
+
     def to_text(self) -> str:
         """The summary itself."""
         return self.summary
@@ -248,6 +269,11 @@ class ChatTurn(_Wire, gc=False, tag="chat", tag_field="type"):
     tools: list[str] = []
     forwarded_at: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.session_id = self.session_id or None
+        self.user_id = self.user_id or None
+        self.conversation_id = self.conversation_id or None
+
     def to_text(self) -> str:
         """Question and answer, a line each.
 
@@ -259,13 +285,22 @@ class ChatTurn(_Wire, gc=False, tag="chat", tag_field="type"):
         return f"User asked: {self.question}\nAssistant answered: {self.answer}"
 
 
+for _cls in (SlimAction, ActionsPayload, SummaryPayload, ChatTurn):
+    # So that dataclasses.fields, asdict and replace take them; all else stays msgspec's.
+    dataclasses.dataclass(init=False, repr=False, eq=False, match_args=False)(_cls)
+
 Payload: TypeAlias = ActionsPayload | SummaryPayload | ChatTurn
 """Any of the payloads; their `kind` is "actions", "summary" or "chat"."""
+
+AnyPayload: TypeAlias = ActionsPayload | SummaryPayload
+"""What a connector sends."""
 
 _TYPES: dict[str, type[ActionsPayload | SummaryPayload | ChatTurn]] = {
     cls.kind: cls for cls in (ActionsPayload, SummaryPayload, ChatTurn)
 }
-_strict = msgspec.json.Decoder(ActionsPayload | SummaryPayload | ChatTurn)
+_decode_strictly: Callable[[bytes | str], Payload] = msgspec.json.Decoder(
+    ActionsPayload | SummaryPayload | ChatTurn
+).decode
 
 
 def decode(data: bytes | str, *, on_repair: OnRepair | None = None) -> Payload:
@@ -273,8 +308,8 @@ def decode(data: bytes | str, *, on_repair: OnRepair | None = None) -> Payload:
 
     Args:
         data: The JSON of one event.
-        on_repair: Called once for each value that had a wrong type and was given up, with
-            where it stood and what was found there (never the value itself).
+        on_repair: Called once for each value that had a wrong type and was given up, or made
+            fit, with where it stood and what was found there (never the value itself).
 
     Returns:
         The payload, complete but for the values given up.
@@ -288,12 +323,9 @@ def decode(data: bytes | str, *, on_repair: OnRepair | None = None) -> Payload:
         'summary'
     """
     try:
-        payload: Payload = _strict.decode(data)
+        return _decode_strictly(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        payload = _decode_tolerantly(data, on_repair or _ignore)
-    if type(payload) is ActionsPayload and payload.count != len(payload.actions):
-        payload.count = len(payload.actions)
-    return payload
+        return _decode_tolerantly(data, on_repair or _ignore)
 
 
 def _decode_tolerantly(data: bytes | str, on_repair: OnRepair) -> Payload:
@@ -335,10 +367,7 @@ def _tolerant(cls: type[_T], data: Mapping[str, Any], on_repair: OnRepair, at: s
             values[field.name] = _READERS[cls, field.name](value, on_repair, f"{at}{field.name}")
         except (TypeError, ValueError, OverflowError) as error:
             on_repair(f"{at}{field.name}: {error}")
-    built = cls(**values)
-    if isinstance(built, ActionsPayload):
-        built.count = len(built.actions)
-    return built
+    return cls(**values)
 
 
 def _text(value: Any, on_repair: OnRepair, at: str) -> str:
@@ -351,6 +380,15 @@ def _text(value: Any, on_repair: OnRepair, at: str) -> str:
         on_repair(f"{at}: a lone surrogate was replaced")
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
+
+
+def _id(value: Any, on_repair: OnRepair, at: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        # Somebody's own key: without it nobody would know whose payload this is.
+        text = str(value)
+        on_repair(f"{at}: a number was read as a string")
+        return text
+    return _text(value, on_repair, at)
 
 
 def _number(value: Any, _on_repair: OnRepair, _at: str) -> float:
@@ -414,8 +452,12 @@ def _fields(cls: type[_Wire]) -> tuple[msgspec.structs.FieldInfo, ...]:
     fields = _FIELDS.get(cls)
     if fields is None:
         fields = _FIELDS[cls] = msgspec.structs.fields(cls)
-        _READERS.update({(cls, field.name): _BY_TYPE[field.type] for field in fields})
+        _READERS.update({(cls, field.name): _reader(field) for field in fields})
     return fields
+
+
+def _reader(field: msgspec.structs.FieldInfo) -> Callable[[Any, OnRepair, str], Any]:
+    return _id if field.name.endswith("_id") else _BY_TYPE[field.type]
 
 
 _FIELDS: dict[type[_Wire], tuple[msgspec.structs.FieldInfo, ...]] = {}
@@ -439,7 +481,7 @@ _NAMES = {
 
 
 def _first(values: Iterable[str | None]) -> str | None:
-    return next((value for value in values if value is not None), None)
+    return next((value for value in values if value), None)
 
 
 def _ignore(_: str) -> None:

@@ -1,5 +1,9 @@
+import copy
+import dataclasses
 import json
 import math
+import pickle
+import pprint
 
 import msgspec
 import pytest
@@ -7,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoplay_rag.errors import AutoplayError, DecodeError, UnknownPayloadError
+from autoplay_rag.live import LiveSessions
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload, decode
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -183,7 +188,7 @@ def test_a_wrong_type_costs_itself_or_its_action():
             {
                 "type": "actions",
                 "session_id": "s1",
-                "user_id": 7,
+                "user_id": [7],
                 "actions": [
                     {"title": 5, "type": "click", "index": "0"},
                     "no action",
@@ -202,6 +207,89 @@ def test_a_wrong_type_costs_itself_or_its_action():
         "actions[1]",
         "user_id",
     ]
+
+
+@pytest.mark.parametrize("spoilt", [{}, {"forwarded_at": "soon"}])
+@pytest.mark.parametrize("kind", ["actions", "summary", "chat"])
+def test_an_empty_identity_is_none(kind, spoilt):
+    names = ["session_id", "user_id", "email", "conversation_id"]
+    found = dict.fromkeys(names, "") | {"type": kind} | spoilt
+    cls = type(decode(json.dumps({"type": kind})))
+    for payload in (decode(json.dumps(found)), cls.from_dict(found)):
+        assert [getattr(payload, name, None) for name in names] == [None] * 4
+    # One alone: the others stay.
+    for name in set(names) & set(cls.__struct_fields__):
+        payload = decode(json.dumps({"type": kind} | dict.fromkeys(names, "x") | {name: ""}))
+        assert getattr(payload, name) is None
+        others = set(names) & set(cls.__struct_fields__) - {name}
+        assert {getattr(payload, other) for other in others} <= {"x"}
+
+
+@given(payloads | actions)
+def test_the_functions_for_dataclasses_take_them(payload):
+    cls = type(payload)
+    assert dataclasses.is_dataclass(payload)
+    assert dataclasses.is_dataclass(cls)
+    names = [field.name for field in dataclasses.fields(payload)]
+    assert tuple(names) == cls.__struct_fields__
+    found = dataclasses.asdict(payload)
+    assert list(found) == names
+    assert cls.from_dict(found) == payload
+    assert cls(*dataclasses.astuple(payload)) == payload or isinstance(payload, ActionsPayload)
+    changed = dataclasses.replace(payload, session_id="other")
+    assert type(changed) is cls
+    assert changed == msgspec.structs.replace(payload, session_id="other")
+
+
+def test_as_dataclasses_they_stay_what_they_were():
+    payload = ActionsPayload("acme", "s1", actions=[SlimAction("Home")], count=1)
+    assert pickle.loads(pickle.dumps(payload)) == copy.deepcopy(payload) == payload
+    assert repr(payload).startswith("ActionsPayload(product_id='acme'")
+    assert ActionsPayload.__doc__.startswith("A batch of actions")
+    assert decode(msgspec.json.encode(payload)) == payload
+    assert msgspec.to_builtins(payload) == payload.to_dict()
+    assert msgspec.convert(payload.to_dict(), ActionsPayload) == payload
+    pprint.pformat(payload)
+    match payload:
+        case ActionsPayload(product, session):
+            assert (product, session) == ("acme", "s1")
+
+
+def test_merge_passes_over_an_empty_identity():
+    first = ActionsPayload(session_id="s1")
+    first.user_id = ""
+    merged = ActionsPayload.merge([first, ActionsPayload(session_id="s1", user_id="u1")])
+    assert merged.user_id == "u1"
+
+
+def test_a_wrong_count_is_corrected_when_a_payload_is_made():
+    assert ActionsPayload("acme", "s1", None, None, [SlimAction("Home")], 0, 1.0).count == 1
+    assert ActionsPayload(count=3).count == 0
+
+
+NAMED = ["product_id", "session_id", "user_id", "conversation_id"]
+
+
+def test_an_id_that_is_a_number_is_read_as_text_and_told():
+    numbers = dict.fromkeys(NAMED, 42)
+    payload, told = repairs(json.dumps({"type": "actions", "actions": [numbers], **numbers}))
+    assert [getattr(payload, name) for name in NAMED] == ["42"] * 4
+    assert payload.actions[0].user_id == payload.actions[0].session_id == "42"
+    assert len(told) == 7
+    assert "session_id: a number was read as a string" in told
+    assert not any("42" in line for line in told)
+    assert ActionsPayload.from_dict(numbers).user_id == "42"
+    assert decode('{"type": "summary", "session_id": 0}').session_id == "0"
+    sessions = LiveSessions()
+    sessions.add(payload)
+    assert len(sessions) == 1
+
+
+@pytest.mark.parametrize("value", ["true", "4.5", "[42]", "9" * 5000])
+def test_what_is_no_whole_number_is_no_id(value):
+    payload, told = repairs(f'{{"type": "actions", "user_id": {value}, "email": 7}}')
+    assert (payload.user_id, payload.email) == (None, None)
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import autoplay_rag
 NAMES = {
     "autoplay_rag": [
         "ActionsPayload",
+        "AnyPayload",
         "AsyncConnectorClient",
         "ChatTurn",
         "ConnectorClient",

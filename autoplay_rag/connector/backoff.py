@@ -7,7 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 import httpx
 
-from autoplay_rag.errors import TransientError
+from autoplay_rag.errors import NotAnEventStreamError, ProductNotFoundError, TransientError
 
 __all__ = [
     "LONGEST_WAIT",
@@ -28,11 +28,13 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PASSING: Final = frozenset({408, 409, 421, 423, 425, 429})
 
 
-def classify(outcome: int | BaseException) -> Verdict:
+def classify(outcome: int | BaseException, *, worked: bool = False) -> Verdict:
     """What to do after an attempt to connect, or after a connection broke.
 
     Args:
         outcome: The HTTP status of the answer, or the exception that ended the attempt.
+        worked: Whether the same request gave a stream before: then a page instead of one, or a
+            404, is a maintenance or a deployment, and passes.
 
     Returns:
         "stream" (read it), "redirect", "retry" (wait and connect again) or "fatal".
@@ -50,6 +52,8 @@ def classify(outcome: int | BaseException) -> Verdict:
         return "retry" if passing else "fatal"
     if isinstance(outcome, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
         return "fatal"  # our own request is at fault: it will be the same the next time
+    if isinstance(outcome, NotAnEventStreamError | ProductNotFoundError):
+        return "retry" if worked else "fatal"
     passing = isinstance(outcome, TransientError | httpx.TransportError | OSError)
     return "retry" if passing else "fatal"
 

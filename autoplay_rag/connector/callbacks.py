@@ -6,10 +6,11 @@ import asyncio
 import contextvars
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from autoplay_rag._threads import call
 from autoplay_rag.errors import ConfigurationError
 
 __all__ = ["Callback", "CallbackThreads"]
@@ -18,17 +19,24 @@ _THREADS: Final = 32
 
 
 class CallbackThreads:
-    """The threads plain functions run in: the client's own, so that nobody else waits for them."""
+    """The threads plain functions run in: the client's own, so that nobody else waits for them.
 
-    def __init__(self) -> None:
+    Args:
+        most: How many there are at most; by default 32.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
         self._executor: ThreadPoolExecutor | None = None
 
     async def run(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Call `fn` in a thread. Calls start in the order they were made."""
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="autoplay-callback")
-        call = functools.partial(contextvars.copy_context().run, fn, *args)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+            self._executor = ThreadPoolExecutor(
+                self._most or _THREADS, thread_name_prefix="autoplay-callback"
+            )
+        made = functools.partial(contextvars.copy_context().run, call, fn, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, made)
 
     def close(self) -> None:
         """Take no more calls; those that have not started never will. Waits for none."""
@@ -62,14 +70,22 @@ class Callback:
         """Whether it is `async def`."""
         return self.call is self._fn
 
-    def call_now(self, *args: Any) -> None:
+    def call_now(self, *args: Any, runner: asyncio.Runner | None = None) -> None:
         """Call it here and wait for its end, for those who have no event loop.
 
+        Args:
+            args: For the function.
+            runner: Awaits what it hands back; None awaits nothing.
+
         Raises:
-            ConfigurationError: If it is `async def`, or hands back something to await.
+            ConfigurationError: If it is `async def`, or hands back something to await, and there
+                is no runner, or the thread runs an event loop already.
         """
         result = self._fn(*args)
         if inspect.isawaitable(result):
+            if runner is not None and not _in_a_loop():
+                runner.run(_awaited(result))
+                return
             if inspect.iscoroutine(result):
                 result.close()  # it will never run, and need not be warned of
             raise ConfigurationError(f"{self!r} is async, and nothing here can await it")
@@ -78,6 +94,18 @@ class Callback:
         result = await self._threads.run(self._fn, *args)
         # A plain function may hand back a coroutine: `lambda payload: store.add(payload)`.
         return await result if inspect.isawaitable(result) else result
+
+
+async def _awaited(result: Awaitable[Any]) -> None:
+    await result
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _is_async(fn: Callable[..., Any]) -> bool:

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import Any, Final, Literal, Self, TypeAlias, get_args
 
 import httpx
 
@@ -31,6 +31,8 @@ __all__ = ["TOKEN_VARIABLE", "AsyncConnectorClient", "ClientState"]
 
 logger = logging.getLogger(__name__)
 
+_FEW_THREADS: Final = 4
+
 ClientState: TypeAlias = Literal[
     "idle", "connecting", "connected", "waiting", "stopping", "stopped", "failed"
 ]
@@ -43,8 +45,8 @@ class AsyncConnectorClient:
     a slow reader: what cannot be worked on yet waits here, up to `max_pending` payloads.
 
     A session's payloads start in their order, at most `session_concurrency` at once; sessions
-    never wait for each other, and payloads without a session id for nothing. Connections that
-    break or fall silent are made anew, as often as it takes.
+    never wait for each other (plain functions: up to 32 at once), and payloads without a session
+    id for nothing. Connections that break or fall silent are made anew, as often as it takes.
 
     Args:
         url: The whole address of the stream, `https://.../stream/{product_id}`.
@@ -59,20 +61,23 @@ class AsyncConnectorClient:
         max_retries: How often it tries again in a row; `run` raises at the next failure. None
             never gives up. The count starts anew after a connection that brought an event and
             held for five seconds.
-        drain_timeout: Seconds that work on received payloads may take after a stop.
+        drain_timeout: Seconds that work on received payloads, and the hooks, may take after a
+            stop.
         max_pending: The most payloads waiting or in work.
         overflow: What to do then. "wait" stops reading until there is room (the connector may
             drop events meanwhile, and nobody counts them); "drop_oldest" gives up what has
             waited longest, and counts it.
         max_event_bytes: Larger events are skipped and counted.
         on_connect: Called without arguments whenever a connection is made. Callbacks for
-            payloads wait for its end, for 30 seconds at most.
+            payloads wait for its end, for 30 seconds from the connection at most.
         on_disconnect: Called without arguments whenever a connection has ended; only where `run`
-            is cancelled there is no time for it.
+            is cancelled, or `drain_timeout` is over, there is no time for it. Connections that
+            come and go while one of the two still works are told as one.
         on_error: Called with a payload and the exception a callback raised for it.
         on_drop: Called on the event loop with a payload given up and the total so far. A plain
             function that must not block.
-        metrics: An object with the methods of `ConnectorMetrics`.
+        metrics: An object with the methods of `ConnectorMetrics`; one with the public SDK's
+            `record_event_dropped` and `record_queue_depth` does as well.
         http_client: Sends the requests, for proxies or certificates of your own. It is not
             closed. By default each run has its own.
 
@@ -85,26 +90,27 @@ class AsyncConnectorClient:
         'idle'
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the public SDK's order
         self,
         url: str,
         token: str = "",
-        *,
-        session_concurrency: int = 4,
+        # In the order of the public SDK's, which may be given by position; what it lacks comes after.
         connect_timeout: float = 10.0,
-        read_timeout: float = 75.0,
+        session_concurrency: int = 4,
         initial_backoff_s: float = 1.0,
         max_backoff_s: float = 30.0,
         max_retries: int | None = None,
+        on_connect: Callable[[], Any] | None = None,
+        on_disconnect: Callable[[], Any] | None = None,
+        metrics: ConnectorMetrics | None = None,
+        *,
+        read_timeout: float = 75.0,
         drain_timeout: float = 30.0,
         max_pending: int = 100_000,
         overflow: Overflow = "wait",
         max_event_bytes: int = MAX_EVENT_BYTES,
-        on_connect: Callable[[], Any] | None = None,
-        on_disconnect: Callable[[], Any] | None = None,
         on_error: Callable[[Payload, BaseException], Any] | None = None,
         on_drop: Callable[[Payload, int], Any] | None = None,
-        metrics: ConnectorMetrics | None = None,
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
         _check_positive(
@@ -147,16 +153,20 @@ class AsyncConnectorClient:
             on_lost=self._lost,
         )
         self._threads = CallbackThreads()
+        # Apart, so that slow callbacks hold up neither, nor one the other.
+        self._hook_threads = CallbackThreads(_FEW_THREADS)
+        self._error_threads = CallbackThreads(_FEW_THREADS)
         self._callbacks: dict[str, list[Callback]] = {}
-        self._on_connect = self._optional(on_connect)
-        self._on_disconnect = self._optional(on_disconnect)
-        self._on_error = self._optional(on_error)
+        self._on_connect = _optional(on_connect, self._hook_threads)
+        self._on_disconnect = _optional(on_disconnect, self._hook_threads)
+        self._on_error = _optional(on_error, self._error_threads)
         self._on_drop = on_drop
         self._session_concurrency = session_concurrency
         self._drain_timeout = drain_timeout
         self._max_pending = max_pending
         self._overflow: Overflow = overflow
         self._run: Run | None = None
+        self._abandoned: list[Run] = []
         self._background: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -166,7 +176,8 @@ class AsyncConnectorClient:
         """Add a callback for batches of actions.
 
         Args:
-            fn: `async def` or a plain function; plain ones run in the client's own threads.
+            fn: `async def` or a plain function; plain ones run in the client's own threads, at
+                most 32 at once: beyond that sessions wait for each other.
                 Several may be added: each is called for every payload, and each fails alone.
 
         Returns:
@@ -185,8 +196,9 @@ class AsyncConnectorClient:
         seconds at most. Cancelling cancels the callbacks and waits for their end.
 
         Raises:
-            ConnectorStatusError: If the connector refuses for good (400, 401, 403, 404, ...).
-            NotAnEventStreamError: If what answers is no event stream.
+            ConnectorStatusError: If the connector refuses for good (400, 401, 403, 404, ...); once
+                a connection was made, a 404 is tried again.
+            NotAnEventStreamError: If what answers is no event stream, and none has before.
             RedirectError: If it redirects to where the token must not go.
             RetriesExhaustedError: If `max_retries` retries in a row failed too.
             ClientStateError: If the client is running already.
@@ -226,7 +238,7 @@ class AsyncConnectorClient:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-        if self._run is not None:
+        if self._run is not None and not self._run.over:
             await self._run.ended.wait()
 
     async def stream(
@@ -285,7 +297,7 @@ class AsyncConnectorClient:
             reading.cancel()
             await asyncio.wait({reading})
             buffer.discard()
-            await run.hooks.join()
+            await run.hooks.join(self._drain_timeout)
             self._end(run, error)
 
     async def wait_connected(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the field's name for it
@@ -302,8 +314,9 @@ class AsyncConnectorClient:
         run = self._run
         if run is None:
             raise ClientStateError("the client is not running; call run_in_background() first")
-        async with asyncio.timeout(timeout):
-            await run.connected.wait()
+        if not run.over:
+            async with asyncio.timeout(timeout):
+                await run.connected.wait()
         if run.error is not None:
             raise run.error
         if run.over:
@@ -334,7 +347,7 @@ class AsyncConnectorClient:
     @property
     def pending(self) -> int:
         """How many payloads are waiting or being worked on."""
-        return 0 if self._run is None else self._run.sink.pending
+        return 0 if self._run is None or self._run.over else self._run.sink.pending
 
     @property
     def dropped_count(self) -> int:
@@ -350,9 +363,6 @@ class AsyncConnectorClient:
         self._callbacks.setdefault(kind, []).append(Callback(fn, self._threads))
         return self
 
-    def _optional(self, fn: Callable[..., Any] | None) -> Callback | None:
-        return None if fn is None else Callback(fn, self._threads)
-
     def _dispatcher(self) -> Dispatcher:
         return Dispatcher(
             self._callbacks,
@@ -367,6 +377,9 @@ class AsyncConnectorClient:
     def _begin(self, sink: Dispatcher | PayloadBuffer) -> Run:
         if self._run is not None and not self._run.over:
             raise ClientStateError("the client is running already; stop it first, or make another")
+        if self._run is not None and self._run.loop.is_closed():
+            # Kept: to destroy its tasks would run what they do at their end, amid the new run.
+            self._abandoned.append(self._run)
         hooks = ConnectionHooks(self._on_connect, self._on_disconnect)
         self._run = Run(self._stream, sink, hooks)
         return self._run
@@ -378,8 +391,9 @@ class AsyncConnectorClient:
                 await run.read()
             except Exception as found:  # noqa: BLE001 - raised again below, after the drain
                 error = found
+            until = run.loop.time() + self._drain_timeout
             await dispatcher.drain(self._drain_timeout)
-            await run.hooks.join()
+            await run.hooks.join(max(0.0, until - run.loop.time()))
             if error is not None:
                 raise error
         except asyncio.CancelledError:
@@ -390,7 +404,8 @@ class AsyncConnectorClient:
             self._end(run, error)
 
     def _end(self, run: Run, error: BaseException | None) -> None:
-        self._threads.close()
+        for threads in (self._threads, self._hook_threads, self._error_threads):
+            threads.close()
         if error is not None and run.in_background:
             unexpected = None if isinstance(error, AutoplayError) else error
             logger.error("the connector client ended: %s", error, exc_info=unexpected)
@@ -415,6 +430,10 @@ class AsyncConnectorClient:
         assert run is not None
         run.connected.clear()
         run.hooks.lost()
+
+
+def _optional(fn: Callable[..., Any] | None, threads: CallbackThreads) -> Callback | None:
+    return None if fn is None else Callback(fn, threads)
 
 
 def _check_positive(**values: float) -> None:

@@ -66,7 +66,8 @@ class Endpoint:
     """Where and how to connect.
 
     Args:
-        url: The whole address of the stream, `https://.../stream/{product_id}`.
+        url: The whole address of the stream, `https://.../stream/{product_id}`. A user and a
+            password in it are sent as a header, where there is no token.
         token: The token; "" sends none.
         connect_timeout: Seconds to connect.
         read_timeout: Seconds without a byte after which a connection counts as lost.
@@ -92,6 +93,11 @@ class Endpoint:
                 f"{_FORM}; given was {given}"
             )
         self.token = Token(token)
+        # Sent as a header: httpx logs the whole URL of every request.
+        self._userinfo = (
+            httpx.BasicAuth(self.url.username, self.url.password) if self.url.userinfo else None
+        )
+        self.url = self.url.copy_with(userinfo=b"")
         self._timeout = httpx.Timeout(connect_timeout, read=read_timeout)
 
     def __repr__(self) -> str:
@@ -119,9 +125,13 @@ class Endpoint:
             timeout=self._timeout,
         )
         self.token.authorize(request)
+        if self._userinfo is not None and "Authorization" not in request.headers:
+            next(self._userinfo.auth_flow(request))
         event_id = last_event_id.encode()
         if event_id and _fits_a_header(event_id):
             request.headers.update([(b"Last-Event-ID", event_id)])
+            # httpx settled on ASCII before the id was there, and reads all headers once more.
+            request.headers.encoding = "utf-8"
         return request
 
 
@@ -159,7 +169,7 @@ async def _request_following_redirects(
     http: httpx.AsyncClient, endpoint: Endpoint, last_event_id: str
 ) -> httpx.Response:
     url = endpoint.url
-    # Userinfo in the URL or a client's own auth would replace the token.
+    # A client's own auth would replace the token.
     auth = httpx.Auth() if endpoint.token else httpx.USE_CLIENT_DEFAULT
     for _ in range(_MAX_REDIRECTS + 1):
         request = endpoint.request(http, url, last_event_id)
@@ -181,7 +191,7 @@ async def _request_following_redirects(
 
 def _redirect_target(url: httpx.URL, location: str) -> httpx.URL:
     try:
-        target = url.join(location)
+        target = url.join(location).copy_with(userinfo=b"")
     except httpx.InvalidURL:
         raise RedirectError(f"{display(url)} redirects to something that is no URL") from None
     if not location:

@@ -179,6 +179,9 @@ class Dispatcher(BoundedSink):
         except asyncio.CancelledError:
             self._give_up(payload)
             raise
+        except BaseException:
+            self._recorder.failed(payload.kind)
+            raise
         finally:
             self._ended(number, session_id)
 
@@ -198,7 +201,9 @@ class Dispatcher(BoundedSink):
                 raise
             # Nobody cancelled us: something that the callback awaited was cancelled.
             await self._failed(callback, payload, error)
-        except Exception as error:  # noqa: BLE001 - logged by _failed
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - logged by _failed; pytest.fail() is one
             await self._failed(callback, payload, error)
         else:
             return True

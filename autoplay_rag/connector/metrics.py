@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
+
+from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.payloads import Payload
 
 __all__ = ["ConnectorCounts", "ConnectorMetrics", "Recorder"]
 
@@ -53,6 +57,10 @@ class ConnectorMetrics(Protocol):
         """How long one callback took."""
 
 
+_METHODS: Final = tuple(name for name in vars(ConnectorMetrics) if not name.startswith("_"))
+_SDK_METHODS: Final = ("record_event_dropped", "record_queue_depth")
+
+
 @dataclass(slots=True)
 class ConnectorCounts:
     """Totals of a client, over all its runs.
@@ -63,7 +71,7 @@ class ConnectorCounts:
         failed: Payloads of which a callback raised.
         dropped: Payloads given up by `overflow="drop_oldest"` or when the drain ran out of time.
         skipped: Events that were no payload, or a payload nobody had asked for.
-        repaired: Values of a wrong type that became their default.
+        repaired: Values of a wrong type that became their default; ids that came as numbers.
         connections: Connections made.
     """
 
@@ -79,12 +87,25 @@ class ConnectorCounts:
 class Recorder:
     """Counts, and tells the user's metrics object if there is one.
 
+    Args:
+        metrics: An object with methods of `ConnectorMetrics`, or with those of the public SDK's
+            hook, `record_event_dropped` and `record_queue_depth`.
+
     Attributes:
         counts: The totals.
         observed: Whether there is a metrics object: what costs time to measure is then measured.
+
+    Raises:
+        ConfigurationError: If the object has no such method.
     """
 
     def __init__(self, metrics: ConnectorMetrics | None) -> None:
+        self._is_sdk_hook = metrics is not None and not _has_any(metrics, _METHODS)
+        if self._is_sdk_hook and not _has_any(metrics, _SDK_METHODS):
+            raise ConfigurationError(
+                f"metrics={type(metrics).__name__} has none of the methods of ConnectorMetrics "
+                f"({', '.join(_METHODS)})"
+            )
         self.counts = ConnectorCounts()
         self.observed = metrics is not None
         self._metrics = metrics
@@ -108,11 +129,19 @@ class Recorder:
         if self.observed:
             self._tell("failed", kind)
 
-    def dropped(self, kind: str) -> None:
+    def dropped(self, payload: Payload) -> None:
         """A payload was given up."""
         self.counts.dropped += 1
-        if self.observed:
-            self._tell("dropped", kind)
+        if self._is_sdk_hook:
+            self._tell(
+                "record_event_dropped",
+                reason="queue_full",
+                event_type=payload.kind,
+                session_id=payload.session_id,
+                product_id=payload.product_id,
+            )
+        elif self.observed:
+            self._tell("dropped", payload.kind)
 
     def skipped(self, reason: str) -> None:
         """An event was not used."""
@@ -134,7 +163,9 @@ class Recorder:
 
     def pending(self, n: int) -> None:
         """So many payloads are held now."""
-        if self.observed:
+        if self._is_sdk_hook:
+            self._tell("record_queue_depth", depth=n)
+        elif self.observed:
             self._tell("pending", n)
 
     def paused(self, seconds: float) -> None:
@@ -147,10 +178,21 @@ class Recorder:
         if self.observed:
             self._tell("callback_seconds", seconds)
 
-    def _tell(self, method: str, *values: Any) -> None:
+    def _tell(self, method: str, *values: Any, **named: Any) -> None:
+        if self._is_sdk_hook and not (
+            method in _SDK_METHODS and _has_any(self._metrics, (method,))
+        ):
+            return  # of those methods each may be left out, and there are no others
         try:
-            getattr(self._metrics, method)(*values)
+            getattr(self._metrics, method)(*values, **named)
         except Exception:
             if not self._complained:
                 self._complained = True
                 logger.exception("metrics.%s raised; further errors of it are not logged", method)
+
+
+def _has_any(metrics: object, methods: Iterable[str]) -> bool:
+    try:
+        return any(callable(getattr(metrics, name, None)) for name in methods)
+    except Exception:  # noqa: BLE001 - the user's own `__getattr__`; calling will tell
+        return True

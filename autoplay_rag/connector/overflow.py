@@ -94,7 +94,7 @@ class BoundedSink(ABC):
             self._recorder.pending(self.pending)
 
     def _give_up(self, payload: Payload) -> None:
-        self._recorder.dropped(payload.kind)
+        self._recorder.dropped(payload)
         if self._on_drop:
             try:
                 self._on_drop(payload, self._recorder.counts.dropped)

@@ -133,7 +133,8 @@ class RecordingWriter:
 
     Args:
         path: The file; created where it does not exist.
-        append: Go on after what the file holds, instead of replacing it.
+        append: Go on after what the file holds, instead of replacing it. A last line that was cut
+            off, or that an editor left without its end, gets one first.
 
     Attributes:
         count: How many payloads this writer has written.
@@ -144,8 +145,11 @@ class RecordingWriter:
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
         mode: Literal["ab", "wb"] = "ab" if append else "wb"
+        unended = append and _ends_within_a_line(Path(path))
         self._file: BinaryIO = Path(path).open(mode)  # noqa: SIM115 - close() closes it
         self.count = 0
+        if unended:
+            self._file.write(b"\n")
 
     def write(self, payload: Payload) -> None:
         """Write one payload as one line."""
@@ -167,6 +171,16 @@ class RecordingWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _numbered_lines(

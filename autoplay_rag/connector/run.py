@@ -21,7 +21,6 @@ class Run:
     Attributes:
         in_background: Whether nobody may be waiting for it.
         stopping: Whether `stop` was called.
-        over: Whether all has ended.
         error: What ended it; None for a stop.
         ended: Set when none of its tasks runs any more.
         connected: Set while there is a connection, and when it is over.
@@ -32,13 +31,18 @@ class Run:
         self.hooks = hooks
         self.in_background = False
         self.stopping = False
-        self.over = False
         self.error: BaseException | None = None
         self.ended = asyncio.Event()
         self.connected = asyncio.Event()
         self.loop = asyncio.get_running_loop()
         self._stream = stream
         self._reader: asyncio.Task[None] | None = None
+        self._finished = False
+
+    @property
+    def over(self) -> bool:
+        """Whether all has ended, be it with the event loop: what a closed one held never goes on."""
+        return self._finished or self.loop.is_closed()
 
     def stop(self) -> None:
         """Read no more. What was read is still worked on."""
@@ -66,7 +70,7 @@ class Run:
 
     def finish(self, error: BaseException | None = None) -> None:
         """Note that all has ended."""
-        self.over = True
+        self._finished = True
         self.error = error
         self.connected.set()
         self.ended.set()

@@ -92,18 +92,21 @@ class EventStream:
         """The payloads, from all connections.
 
         Raises:
-            ConnectorStatusError: If the connector refuses for good.
-            NotAnEventStreamError: If what answers is no event stream.
+            ConnectorStatusError: If the connector refuses for good; a 404 is that only before the
+                first connection.
+            NotAnEventStreamError: If what answers is no event stream, and none has before.
             RedirectError: If it redirects to where the token must not go.
             RetriesExhaustedError: If `max_retries` retries in a row failed too.
         """
         backoff = Backoff(self._initial_backoff_s, self._max_backoff_s)
         given = self._http_client
+        worked = False
         try:
             async with nullcontext(given) if given else await self._endpoint.http_client() as http:
                 while True:
                     try:
                         async with self._connection(http, backoff) as (body, parser):
+                            worked = True
                             async for chunk in body:
                                 for event in parser.feed(chunk):
                                     payload = self._read(event, backoff)
@@ -114,7 +117,7 @@ class EventStream:
                     except Exception as error:  # noqa: BLE001 - raised below, unless it may pass
                         failure = bare(error)
                     self.last_error = failure
-                    if classify(failure) == "fatal":
+                    if classify(failure, worked=worked) == "fatal":
                         raise failure  # outside `except`: what `bare` took off must not come back
                     delay = self._next_delay(backoff, failure)
                     self.state = "waiting"

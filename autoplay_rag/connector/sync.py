@@ -26,7 +26,7 @@ _GRACE_SECONDS: Final = 5.0
 
 
 class ConnectorClient:
-    """Reads a connector's stream and calls plain functions back, one payload after the other.
+    """Reads a connector's stream and calls functions back, one payload after the other.
 
     A thread of its own reads at network speed. Callbacks run in one other thread, in the order
     in which the payloads came. What they have not got to waits in a queue; when that is full,
@@ -57,12 +57,11 @@ class ConnectorClient:
         0
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the public SDK's order
         self,
         url: str,
         token: str = "",
         max_queue_size: int = 500,
-        *,
         connect_timeout: float = 10.0,
         read_timeout: float = 75.0,
         initial_backoff_s: float = 1.0,
@@ -102,21 +101,22 @@ class ConnectorClient:
         """Add a callback for batches of actions.
 
         Args:
-            fn: A plain function. Several are called one after the other; one that raises is
-                logged, and disturbs neither the others nor the stream.
+            fn: A plain function, or `async def`, which is run to its end in the thread that calls
+                back, on an event loop of its own. Several are called one after the other; one that
+                raises is logged, and disturbs neither the others nor the stream.
 
         Returns:
             The client, so that calls can be chained.
 
         Raises:
-            ConfigurationError: If it is `async def`, or cannot be called at all.
+            ConfigurationError: If it cannot be called at all.
         """
-        self._callbacks.setdefault(ActionsPayload.kind, []).append(self._plain(fn))
+        self._callbacks.setdefault(ActionsPayload.kind, []).append(Callback(fn, self._threads))
         return self
 
     def on_summary(self, fn: Callable[[SummaryPayload], Any]) -> Self:
         """Add a callback for summaries; all else is as for `on_actions`."""
-        self._callbacks.setdefault(SummaryPayload.kind, []).append(self._plain(fn))
+        self._callbacks.setdefault(SummaryPayload.kind, []).append(Callback(fn, self._threads))
         return self
 
     def on_drop(self, fn: Callable[[Payload, int], Any]) -> Self:
@@ -124,8 +124,14 @@ class ConnectorClient:
 
         It is called in the thread that reads: while it works nothing is read, so it must be
         quick. All else is as for `on_actions`.
+
+        Raises:
+            ConfigurationError: If it is `async def`, or cannot be called at all.
         """
-        self._on_drop.append(self._plain(fn))
+        callback = Callback(fn, self._threads)
+        if callback.is_async:
+            raise ConfigurationError("on_drop must be a plain function: nothing waits for it")
+        self._on_drop.append(callback)
         return self
 
     @property
@@ -186,15 +192,6 @@ class ConnectorClient:
         if self._run is not None:
             self._run.join()
 
-    def _plain(self, fn: Callable[..., Any]) -> Callback:
-        callback = Callback(fn, self._threads)
-        if callback.is_async:
-            raise ConfigurationError(
-                f"{callback!r} is async: ConnectorClient calls plain functions; use "
-                "AsyncConnectorClient, which awaits"
-            )
-        return callback
-
     def _begin(self) -> _Run:
         with self._lock:
             if self._run is not None and not self._run.ended.is_set():
@@ -207,9 +204,13 @@ class ConnectorClient:
     def _work(self, run: _Run) -> None:
         run.worker = threading.current_thread()
         try:
-            with closing(iterate(run.payloads, "autoplay-connector")) as payloads:
+            with (
+                # It makes its loop when there is something to await, and not before.
+                closing(asyncio.Runner(loop_factory=asyncio.new_event_loop)) as runner,
+                closing(iterate(run.payloads, "autoplay-connector")) as payloads,
+            ):
                 for payload in payloads:
-                    _call_each(self._callbacks.get(payload.kind, ()), payload)
+                    _call_each(self._callbacks.get(payload.kind, ()), payload, runner=runner)
                     run.ask()
         finally:
             run.ended.set()
@@ -292,9 +293,11 @@ class _Run:
                 self._loop.call_soon_threadsafe(fn)
 
 
-def _call_each(callbacks: Iterable[Callback], *args: Any) -> None:
+def _call_each(
+    callbacks: Iterable[Callback], *args: Any, runner: asyncio.Runner | None = None
+) -> None:
     for callback in callbacks:
         try:
-            callback.call_now(*args)
+            callback.call_now(*args, runner=runner)
         except Exception:
             logger.exception("callback %r raised", callback)

@@ -160,6 +160,21 @@ class WebhookReceiver:
             logger.debug("acknowledged without use: %s", error)
             return None
 
+    def parse(self, body: bytes) -> Payload | None:
+        """The payload in a body whose signature was checked elsewhere: here it is not.
+
+        Returns:
+            The payload; None if it is of a type this version does not know, or cannot be read,
+            which is logged.
+        """
+        try:
+            return decode(body, on_repair=_repaired)
+        except UnknownPayloadError as error:
+            logger.debug("acknowledged without use: %s", error)
+        except DecodeError as error:
+            logger.warning("a body could not be read: %s", error)
+        return None
+
     async def handle(
         self, body: bytes, signature_header: str | bytes | None = None
     ) -> Payload | None:

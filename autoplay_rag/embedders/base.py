@@ -6,10 +6,10 @@ To add one, inherit from `Embedder` and write `model` and `embed`. Objects with 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from autoplay_rag._threads import call_in_thread
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.stores.base import Vector
 
@@ -76,13 +76,13 @@ class _LangChainEmbedder(Embedder):
         if hasattr(self._embeddings, "aembed_documents"):
             vectors: Sequence[Vector] = await self._embeddings.aembed_documents(list(texts))
             return vectors
-        return await asyncio.to_thread(self._embeddings.embed_documents, list(texts))
+        return await call_in_thread(self._embeddings.embed_documents, list(texts))
 
     async def embed_query(self, text: str) -> Vector:
         if hasattr(self._embeddings, "aembed_query"):
             vector: Vector = await self._embeddings.aembed_query(text)
             return vector
-        return await asyncio.to_thread(self._embeddings.embed_query, text)
+        return await call_in_thread(self._embeddings.embed_query, text)
 
 
 def as_embedder(found: Any) -> Embedder:

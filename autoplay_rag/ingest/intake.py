@@ -86,7 +86,8 @@ def own(payload: Any, cls: type[P]) -> P:
         return payload
     if isinstance(payload, Mapping):
         return cls.from_dict(payload)
-    if dataclasses.is_dataclass(payload) and not isinstance(payload, type):
+    of_ours = isinstance(payload, msgspec.Struct)  # a dataclass too, but of another kind
+    if dataclasses.is_dataclass(payload) and not of_ours and not isinstance(payload, type):
         return cls.from_dict(dataclasses.asdict(payload))
     raise TypeError(
         f"a {cls.__name__} or something with its fields was expected, not {type(payload).__name__}"

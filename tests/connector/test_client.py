@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import gc
+import inspect
 import logging
 import threading
 import time
@@ -123,6 +124,14 @@ def test_what_can_never_work_is_refused_at_once(options):
     assert "schlüssel" not in str(caught.value)
 
 
+def test_arguments_may_be_given_by_position_as_the_public_sdk_takes_them():
+    parameters = inspect.signature(AsyncConnectorClient).parameters.values()
+    assert [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD] == [
+        "url", "token", "connect_timeout", "session_concurrency", "initial_backoff_s",
+        "max_backoff_s", "max_retries", "on_connect", "on_disconnect", "metrics",
+    ]  # fmt: skip
+
+
 def test_a_callback_must_be_callable():
     with pytest.raises(ConfigurationError):
         AsyncConnectorClient("http://127.0.0.1/stream/a").on_actions(None)
@@ -191,6 +200,27 @@ def test_stop_after_its_loop_has_closed_does_no_harm():
 
     asyncio.run(abandon())
     client.stop()
+
+
+async def test_a_run_whose_loop_was_closed_is_over(server, connect, event, collector, until):
+    client = connect().on_actions(collector)
+
+    async def begin():
+        client._begin(client._dispatcher())  # without tasks, whose destruction Python reports
+
+    await asyncio.to_thread(asyncio.run, begin())
+    assert (client.state, client.pending) == ("stopped", 0)
+    async with asyncio.timeout(5):
+        async with client:  # nothing to wait for
+            pass
+        with pytest.raises(ClientStateError):
+            await client.wait_connected()
+    server.script(server.stream(event("s1", 1)))
+    task = client.run_in_background()
+    await collector.have(1)
+    client.stop()
+    await task
+    assert client.state == "stopped"
 
 
 async def test_after_a_stop_it_runs_again(server, connect, event, collector):
@@ -545,6 +575,34 @@ async def test_a_blocking_plain_function_holds_up_no_other_session(
         client.run_in_background()
         await collector.have(1)
         release.set()
+
+
+async def test_callbacks_in_all_threads_hold_up_neither_hooks_nor_on_error(
+    server, connect, event, monkeypatch, until
+):
+    monkeypatch.setattr("autoplay_rag.connector.callbacks._THREADS", 1)
+    server.script(server.stream(event("bad"), event("slow"), event("bad"), then="close"))
+    release, told = threading.Event(), []
+
+    def block(payload):
+        assert release.wait(5)
+
+    async def bad(payload):
+        raise ZeroDivisionError
+
+    client = connect(
+        initial_backoff_s=30.0,
+        max_backoff_s=30.0,
+        on_disconnect=lambda: told.append("lost"),
+        on_error=lambda payload, error: told.append(payload.session_id),
+    )
+    async with client.on_actions(block).on_actions(bad):
+        client.run_in_background()
+        try:
+            await until(lambda: sorted(told) == ["bad", "bad", "lost", "slow"])
+            assert client.counts.failed == 0  # `block` has not ended
+        finally:
+            release.set()
 
 
 # Hooks

@@ -1,6 +1,7 @@
 """Statuses, headers, redirects and bodies that are none: what is settled before the first event."""
 
 import asyncio
+import logging
 
 import httpx
 import pytest
@@ -180,6 +181,7 @@ async def test_a_client_of_the_users_is_used_and_not_closed(server, connect, eve
     ("event_id", "sent"),
     [
         ("7", "7"),
+        ("é", "é"),
         ("é…", "é…"),
         ("a b", "a b"),
         (" padded", "padded"),  # one space belongs to the field, so this is the id "padded"
@@ -188,13 +190,50 @@ async def test_a_client_of_the_users_is_used_and_not_closed(server, connect, eve
         ("x" * 1025, None),
     ],
 )
-async def test_only_an_id_that_fits_a_header_is_sent_back(server, connect, event_id, sent):
+async def test_only_an_id_that_fits_a_header_is_sent_back(server, connect, event, event_id, sent):
     server.script(
-        server.stream(f"id:{event_id}\ndata: {{}}\n\n".encode(), then="close"), server.stream()
+        server.stream(f"id:{event_id}\ndata: {{}}\n\n".encode(), then="close"),
+        server.stream(event("s1")),
     )
-    connect().run_in_background()
-    await server.requests(2)
+    # To the payload of the second connection: httpx reads the request's headers again behind it.
+    assert [p.session_id async for p in connect().stream(limit=1)] == ["s1"]
     assert server.peers[1].headers.get("last-event-id") == sent
+
+
+BASIC = "Basic dXNlcjpwQHNz"  # user:p@ss
+
+
+@pytest.mark.parametrize(
+    ("token", "own", "sent"),
+    [
+        ("", {}, BASIC),
+        ("uk_live_secret", {}, "Bearer uk_live_secret"),
+        ("", {"Authorization": "Mine"}, "Mine"),
+    ],
+)
+async def test_userinfo_is_sent_as_a_header_and_logged_nowhere(  # noqa: PLR0917
+    server, event, monkeypatch, caplog, token, own, sent
+):
+    monkeypatch.delenv("AUTOPLAY_APP_UNKEY_TOKEN", raising=False)
+    caplog.set_level(logging.DEBUG)
+    server.script(server.status(302, "Location: /elsewhere"), server.stream(event("s1")))
+    url = server.url.replace("//", "//user:p%40ss@")
+    async with httpx.AsyncClient(headers=own) as http:
+        client = AsyncConnectorClient(url, token, http_client=http)
+        assert [p.session_id async for p in client.stream(limit=1)] == ["s1"]
+    assert [peer.headers["authorization"] for peer in server.peers] == [sent] * 2
+    assert "HTTP Request: GET" in caplog.text  # httpx's own line
+    assert "p%40ss" not in caplog.text
+    assert "p@ss" not in caplog.text
+
+
+async def test_a_redirect_with_userinfo_is_logged_without_it(server, connect, event, caplog):
+    caplog.set_level(logging.INFO)
+    target = server.url.replace("//", "//user:secret@")
+    server.script(server.status(302, f"Location: {target}"), server.stream(event("s1")))
+    # At DEBUG httpcore logs the headers of every answer: a server's own words.
+    assert [p.session_id async for p in connect().stream(limit=1)] == ["s1"]
+    assert "secret@" not in caplog.text
 
 
 async def test_an_endpoint_with_tls_checks_certificates():

@@ -88,7 +88,7 @@ async def test_sessions_do_not_wait_for_each_other_nor_payloads_without_one():
     for session_id in ("a", "a", "b", None, None, "", ""):
         made.put(summary(session_id))
     await settle()
-    assert [session_id for session_id, _ in work.started] == ["a", "b", None, None, "", ""]
+    assert [session_id for session_id, _ in work.started] == ["a", "b"] + [None] * 4
     await made.cancel()
     assert nothing_left(made)
 
@@ -177,7 +177,10 @@ async def test_callbacks_of_one_payload_start_together():
     assert made._recorder.counts.delivered == 1
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("x"), asyncio.CancelledError(), BaseException("x"), pytest.fail.Exception("x")],
+)
 async def test_a_callback_that_ends_badly_costs_its_own_payload(error):
     told, done = [], []
 
@@ -197,6 +200,42 @@ async def test_a_callback_that_ends_badly_costs_its_own_payload(error):
     assert told == [(0, error)]
     counts = made._recorder.counts
     assert (counts.failed, counts.delivered, counts.dropped) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_does_so_and_is_counted(error):
+    counts = []
+
+    async def bad(payload):
+        raise error
+
+    async def deliver():
+        made = dispatcher(bad)
+        counts.append(made._recorder.counts)
+        made.put(summary("a"))
+        await asyncio.Event().wait()
+
+    with pytest.raises(error):
+        asyncio.run(deliver())
+    assert (counts[0].failed, counts[0].delivered, counts[0].dropped) == (1, 0, 0)
+
+
+async def test_a_plain_callback_may_raise_stop_iteration():
+    told = []
+
+    def first_click(payload):
+        next(iter(()))
+
+    made = dispatcher(
+        first_click,
+        session_concurrency=1,
+        on_error=Callback(lambda payload, error: told.append(repr(error)), CallbackThreads()),
+    )
+    made.put(summary("a", 0))
+    made.put(summary("a", 1))
+    await made.drain(5)
+    assert told == [f"RuntimeError('{first_click.__qualname__} raised StopIteration')"] * 2
+    assert made._recorder.counts.failed == 2
 
 
 async def test_a_payload_nobody_asked_for_is_counted_and_let_go():

@@ -6,7 +6,10 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from autoplay_rag.connector.metrics import ConnectorMetrics
+from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.connector.metrics import ConnectorMetrics, Recorder
+from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.payloads import ActionsPayload
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes" / "opentelemetry.md"
 
@@ -81,7 +84,7 @@ async def test_the_opentelemetry_recipe(server, connect, event, opentelemetry_me
 
 async def test_every_kind_of_call(server, connect, event, until):
     big = b'data: {"type": "summary", "summary": "' + b"x" * 500 + b'"}\n\n'
-    bad_value = b'data: {"type": "actions", "session_id": 7}\n\n'
+    bad_value = b'data: {"type": "actions", "session_id": [7]}\n\n'
     unknown = b'data: {"type": "usertour_trigger"}\n\n'
     server.script(server.stream(big, bad_value, unknown, event("s1", 1), event("s1", 2)))
     metrics, release = Noted(), asyncio.Event()
@@ -138,3 +141,50 @@ async def test_metrics_that_fail_never_disturb_the_stream_and_are_told_once(
         client.run_in_background()
         await until(lambda: client.counts.delivered == 5)
     assert caplog.text.count("metrics.received raised") == caplog.text.count("raised;") == 1
+
+
+async def test_a_hook_of_the_public_sdk_is_told_what_it_asks_for(server, connect, event, until):
+    class Hook:
+        def __init__(self):
+            self.drops, self.depths = [], []
+
+        def record_event_dropped(self, *, reason, event_type, session_id, product_id):
+            self.drops.append((reason, event_type, session_id, product_id))
+
+        def record_queue_depth(self, *, depth):
+            self.depths.append(depth)
+
+    server.script(server.stream(event("s1", 1), event("s2", 2)))
+    hook, release = Hook(), asyncio.Event()
+
+    async def work(payload):
+        await release.wait()
+
+    client = connect(metrics=hook, max_pending=1, overflow="drop_oldest").on_actions(work)
+    async with client:
+        client.run_in_background()
+        await until(lambda: client.dropped_count == 1)
+        release.set()
+    assert hook.drops == [("queue_full", "actions", "s2", "acme")]
+    assert hook.depths == [1, 0]
+
+
+async def test_a_hook_of_the_public_sdk_may_leave_methods_out(caplog):
+    class Hook:
+        def record_queue_depth(self, *, depth):
+            depths.append(depth)
+
+    depths = []
+    recorder = Recorder(Hook())
+    recorder.received("actions")
+    recorder.dropped(ActionsPayload())
+    recorder.pending(3)
+    assert depths == [3]
+    assert recorder.counts.dropped == 1
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("metrics", [object(), {}, "statsd"])
+def test_an_object_that_would_never_be_told_anything_is_refused(metrics):
+    with pytest.raises(ConfigurationError, match="none of the methods"):
+        AsyncConnectorClient("http://127.0.0.1/stream/a", metrics=metrics)

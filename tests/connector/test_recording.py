@@ -48,6 +48,20 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
             assert len(list(read_recording(path))) == count
 
 
+@pytest.mark.parametrize(
+    ("held", "lines"), [(SUMMARY, 2), (SUMMARY + b"\n", 2), (SUMMARY[:20], 1), (b"", 1)]
+)
+def test_append_ends_an_unended_line_first(tmp_path, held, lines):
+    path = tmp_path / "all.jsonl"
+    path.write_bytes(held)
+    with RecordingWriter(path, append=True) as writer:
+        writer.write(SummaryPayload(session_id="s2"))
+    found = list(read_recording(path, on_error=lambda error: None))
+    assert len(found) == lines
+    assert found[-1].session_id == "s2"
+    assert b"\n\n" not in path.read_bytes()
+
+
 def test_append_goes_on_and_the_default_starts_anew(tmp_path):
     path = tmp_path / "twice.jsonl"
     for append, expected in ((False, 1), (True, 2), (False, 1)):

@@ -15,7 +15,7 @@ from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.connection import Endpoint
 from autoplay_rag.connector.metrics import Recorder
 from autoplay_rag.connector.stream import EventStream
-from autoplay_rag.errors import AuthenticationError
+from autoplay_rag.errors import AuthenticationError, ProductNotFoundError
 
 
 def indexes(payloads):
@@ -193,6 +193,37 @@ async def test_a_refusal_in_the_middle_ends_it(server, connect, event):
     assert indexes([await anext(payloads)]) == [1]
     with pytest.raises(AuthenticationError):
         await anext(payloads)
+
+
+@pytest.mark.parametrize("passing", ["404", "a page", "gzip"])
+async def test_what_passes_once_it_has_worked_is_retried(server, connect, event, passing, caplog):
+    page = b"<html>back soon</html>"
+    answer = {
+        "404": server.status(404),
+        "a page": server.status(200, "Content-Type: text/html", body=page),
+        "gzip": server.stream(headers=b"Content-Encoding: gzip\r\n"),
+    }[passing]
+    server.script(
+        server.stream(event("s1", 1), then="close"), answer, answer, server.stream(event("s1", 2))
+    )
+    assert indexes(await take(connect(), 2)) == [1, 2]
+    assert len(server.peers) == 4
+    assert caplog.text.count("trying again") == 3
+
+
+async def test_it_counts_towards_max_retries(server, connect, event):
+    server.script(server.stream(event("s1"), then="close"), server.status(404))
+    with pytest.raises(RuntimeError, match=r"3 failed attempts.*404"):
+        await connect(max_retries=2).run()
+    assert len(server.peers) == 3
+
+
+async def test_a_new_run_has_to_work_first(server, connect, event):
+    server.script(server.stream(event("s1", 1)), server.status(404))
+    client = connect()
+    await take(client, 1)
+    with pytest.raises(ProductNotFoundError):
+        await client.run()
 
 
 async def test_failures_in_a_row_are_counted_over_short_connections(server, connect, event):

@@ -115,6 +115,40 @@ def test_run_calls_back_in_the_thread_that_calls_it(local_connector, connect):
     assert seen == [(str(n), threading.current_thread()) for n in range(3)]
 
 
+def test_async_functions_are_run_in_the_thread_that_calls_back(local_connector, connect, caplog):
+    inbox, loops, threads = Inbox(), set(), set()
+
+    async def work(payload):
+        await asyncio.sleep(0)
+        loops.add(asyncio.get_running_loop())
+        threads.add(threading.current_thread())
+        inbox(payload)
+        if payload.to_text() == "1":
+            raise ZeroDivisionError
+
+    url = local_connector([summary(n) for n in range(3)]).url
+    client = connect(url).on_summary(work).on_summary(lambda payload: work(payload))  # noqa: PLW0108 - a plain function
+    with client:
+        thread = client.run_in_background()
+        assert inbox.take(6) == ["0", "0", "1", "1", "2", "2"]
+    assert threads == {thread}
+    assert len(loops) == 1  # what belongs to a loop, a connection say, goes on working
+    assert loops.pop().is_closed()
+    # Of each of the two, and the stream went on.
+    assert len([r for r in caplog.records if "raised" in r.getMessage()]) == 2
+
+
+async def test_inside_a_running_loop_an_async_function_is_told_apart(
+    local_connector, connect, caplog
+):
+    async def work(payload):
+        raise AssertionError("never run")
+
+    client = connect(local_connector([summary(1)]).url)
+    client.on_summary(work).on_summary(lambda payload: client.stop()).run()
+    assert "work is async, and nothing here can await it" in caplog.text.replace("\n", " ")
+
+
 async def test_run_works_inside_a_running_loop(local_connector, connect):
     client = connect(local_connector([summary(1)]).url)
     client.on_summary(lambda payload: client.stop()).run()
@@ -388,11 +422,12 @@ def test_a_silent_connection_is_made_anew(local_connector, connect):
 
 
 def test_what_it_shares_with_the_async_client_has_the_same_name_and_default():
+    # Which ones may be given by position is the public SDK's: there the two differ.
     ours, theirs = (
-        inspect.signature(made).parameters for made in (ConnectorClient, AsyncConnectorClient)
+        {(each.name, each.default) for each in inspect.signature(made).parameters.values()}
+        for made in (ConnectorClient, AsyncConnectorClient)
     )
-    alone = {name for name, parameter in ours.items() if theirs.get(name) != parameter}
-    assert alone == {"max_queue_size"}
+    assert ours - theirs == {("max_queue_size", 500)}
 
 
 def test_arguments_that_cannot_work_are_refused():
@@ -405,9 +440,9 @@ def test_arguments_that_cannot_work_are_refused():
     async def coroutine(*_):
         raise AssertionError("never run")
 
+    with pytest.raises(ConfigurationError, match="plain function"):
+        client.on_drop(coroutine)
     for register in (client.on_actions, client.on_summary, client.on_drop):
-        with pytest.raises(ConfigurationError, match="AsyncConnectorClient"):
-            register(coroutine)
         with pytest.raises(ConfigurationError, match="callable"):
             register("print")
 
@@ -447,3 +482,12 @@ def test_neither_a_daemon_nor_ctrl_c_keeps_a_process_alive(local_connector, how,
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, said, "")
+
+
+def test_arguments_may_be_given_by_position_as_the_public_sdk_takes_them():
+    names = list(inspect.signature(ConnectorClient).parameters)
+    assert names == [
+        "url", "token", "max_queue_size", "connect_timeout", "read_timeout", "initial_backoff_s",
+        "max_backoff_s", "max_retries", "on_connect", "on_disconnect", "metrics",
+    ]  # fmt: skip
+    ConnectorClient(NOWHERE, TOKEN, 500, 5.0, 75.0, 1.0, 30.0, None, None, None, None)

@@ -436,6 +436,16 @@ async def test_a_full_journal_is_503_until_there_is_room(make_pipeline, embedder
     assert (pipeline.ledger.stored, pipeline.ledger.overflow) == (2, 1)
 
 
+def test_parse_reads_a_body_that_was_checked_elsewhere(caplog):
+    receiver = WebhookReceiver(SECRET, on_summary=lambda payload: pytest.fail("called"))
+    assert receiver.parse(SUMMARY).kind == "summary"
+    assert receiver.parse(b'{"type": "usertour_trigger"}') is None
+    assert caplog.text == ""
+    assert receiver.parse(b"secret words") is None
+    assert "could not be read" in caplog.text
+    assert "secret" not in caplog.text
+
+
 async def test_a_journal_that_fails_is_503_until_it_is_well(pipeline, tmp_path, caplog):
     def rename(old, new):
         connection = sqlite3.connect(tmp_path / "journal.db", timeout=10)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from autoplay_rag.embedders import Embedder, as_embedder
@@ -87,3 +89,18 @@ async def test_langchain_embeddings_are_wrapped():
 def test_anything_else_is_refused(found):
     with pytest.raises(ConfigurationError, match="is no embedder"):
         as_embedder(found)
+
+
+async def test_embeddings_may_raise_stop_iteration():
+    class Broken(SyncLangChain):
+        def embed_documents(self, texts):
+            next(iter(()))
+
+        embed_query = embed_documents
+
+    embedder = as_embedder(Broken())
+    async with asyncio.timeout(5):
+        with pytest.raises(RuntimeError, match="embed_documents raised StopIteration"):
+            await embedder.embed(["abc"])
+        with pytest.raises(RuntimeError, match="raised StopIteration"):
+            await embedder.embed_query("abc")

@@ -243,6 +243,8 @@ async def test_another_clients_classes_are_the_same_payloads(make_pipeline, make
         await pipeline.on_actions(as_dict)
         with pytest.raises(TypeError, match="not int"):
             await pipeline.on_actions(5)
+        with pytest.raises(TypeError, match="not SummaryPayload"):
+            await pipeline.on_actions(SummaryPayload("acme", "s", "Exported."))
         await pipeline.drain()
         assert "Export" in "\n".join(await texts_of(pipeline, session_id="s"))
         ledger = pipeline.ledger
