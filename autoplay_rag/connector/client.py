@@ -16,7 +16,7 @@ import httpx
 
 from autoplay_rag.connector.buffer import PayloadBuffer
 from autoplay_rag.connector.callbacks import Callback, CallbackThreads
-from autoplay_rag.connector.connection import TOKEN_VARIABLE, Endpoint, display
+from autoplay_rag.connector.connection import READ_TIMEOUT, TOKEN_VARIABLE, Endpoint, display
 from autoplay_rag.connector.dispatch import Dispatcher
 from autoplay_rag.connector.framing import MAX_EVENT_BYTES
 from autoplay_rag.connector.hooks import ConnectionHooks
@@ -104,7 +104,7 @@ class AsyncConnectorClient:
         on_disconnect: Callable[[], Any] | None = None,
         metrics: ConnectorMetrics | None = None,
         *,
-        read_timeout: float = 75.0,
+        read_timeout: float = READ_TIMEOUT,
         drain_timeout: float = 30.0,
         max_pending: int = 100_000,
         overflow: Overflow = "wait",

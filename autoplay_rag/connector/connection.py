@@ -24,9 +24,11 @@ from autoplay_rag.errors import (
     TransientError,
 )
 
-__all__ = ["TOKEN_VARIABLE", "Endpoint", "Token", "bare", "display", "open_stream"]
+__all__ = ["READ_TIMEOUT", "TOKEN_VARIABLE", "Endpoint", "Token", "bare", "display", "open_stream"]
 
 TOKEN_VARIABLE: Final = "AUTOPLAY_APP_UNKEY_TOKEN"  # noqa: S105 - its name, not its value
+READ_TIMEOUT: Final = 75.0
+"""Seconds: heartbeats come every 30, and two may be missed."""
 
 _MAX_REDIRECTS: Final = 5
 _MAX_ID_BYTES: Final = 1024

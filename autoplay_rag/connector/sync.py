@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 from autoplay_rag._bridge import iterate
 from autoplay_rag.connector.callbacks import Callback, CallbackThreads
 from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.connector.connection import READ_TIMEOUT
 from autoplay_rag.connector.metrics import ConnectorMetrics
 from autoplay_rag.errors import AutoplayError, ClientStateError, ConfigurationError
 from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
@@ -38,7 +39,8 @@ class ConnectorClient:
         token: The product's token; by default what `AUTOPLAY_APP_UNKEY_TOKEN` holds.
         max_queue_size: The most payloads that wait.
         connect_timeout: Seconds to connect.
-        read_timeout: Seconds without a byte after which a connection counts as lost.
+        read_timeout_s: Seconds without a byte after which a connection counts as lost; None is
+            the default of `AsyncConnectorClient`.
         initial_backoff_s: Seconds before the first reconnect; see `AsyncConnectorClient`.
         max_backoff_s: The longest wait between attempts.
         max_retries: How often it tries again in a row; `run` raises at the next failure. None
@@ -63,7 +65,7 @@ class ConnectorClient:
         token: str = "",
         max_queue_size: int = 500,
         connect_timeout: float = 10.0,
-        read_timeout: float = 75.0,
+        read_timeout_s: float | None = None,
         initial_backoff_s: float = 1.0,
         max_backoff_s: float = 30.0,
         max_retries: int | None = None,
@@ -79,7 +81,7 @@ class ConnectorClient:
             max_pending=max_queue_size,
             overflow="drop_oldest",
             connect_timeout=connect_timeout,
-            read_timeout=read_timeout,
+            read_timeout=READ_TIMEOUT if read_timeout_s is None else read_timeout_s,
             initial_backoff_s=initial_backoff_s,
             max_backoff_s=max_backoff_s,
             max_retries=max_retries,

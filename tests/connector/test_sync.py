@@ -414,7 +414,7 @@ def test_metrics_are_told(local_connector, connect):
 def test_a_silent_connection_is_made_anew(local_connector, connect):
     connections = queue.SimpleQueue()
     connector = local_connector([], heartbeat=None)
-    client = connect(connector.url, read_timeout=0.05, on_connect=lambda: connections.put(1))
+    client = connect(connector.url, read_timeout_s=0.05, on_connect=lambda: connections.put(1))
     with client:
         client.run_in_background()
         for _ in range(2):
@@ -487,7 +487,7 @@ def test_neither_a_daemon_nor_ctrl_c_keeps_a_process_alive(local_connector, how,
 def test_arguments_may_be_given_by_position_as_the_public_sdk_takes_them():
     names = list(inspect.signature(ConnectorClient).parameters)
     assert names == [
-        "url", "token", "max_queue_size", "connect_timeout", "read_timeout", "initial_backoff_s",
+        "url", "token", "max_queue_size", "connect_timeout", "read_timeout_s", "initial_backoff_s",
         "max_backoff_s", "max_retries", "on_connect", "on_disconnect", "metrics",
     ]  # fmt: skip
-    ConnectorClient(NOWHERE, TOKEN, 500, 5.0, 75.0, 1.0, 30.0, None, None, None, None)
+    ConnectorClient(NOWHERE, TOKEN, 500, 5.0, None, 1.0, 30.0, None, None, None, None)
