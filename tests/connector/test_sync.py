@@ -422,12 +422,12 @@ def test_a_silent_connection_is_made_anew(local_connector, connect):
 
 
 def test_what_it_shares_with_the_async_client_has_the_same_name_and_default():
-    # Which ones may be given by position is the public SDK's: there the two differ.
+    # Which ones may be given by position is the public SDK's, and what these two are called.
     ours, theirs = (
         {(each.name, each.default) for each in inspect.signature(made).parameters.values()}
         for made in (ConnectorClient, AsyncConnectorClient)
     )
-    assert ours - theirs == {("max_queue_size", 500)}
+    assert ours - theirs == {("max_queue_size", 500), ("read_timeout_s", None)}
 
 
 def test_arguments_that_cannot_work_are_refused():
