@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.batching import Batcher, Gathered
 from autoplay_rag.ingest.embedding import PROBE, PROBE_ID, Embedding
+from autoplay_rag.ingest.failures import is_rejection
 from autoplay_rag.ingest.journal import Journal
 from autoplay_rag.ingest.journal_db import JournalDb
 from autoplay_rag.ingest.plan import Batch, PlannedChunk, Planner, describe
@@ -83,6 +85,7 @@ class Delivery:
         self._pieces = 0
         self._characters = 0
         self._last_vector: Vector | None = None
+        self._unplanned: str | None = None
         self._unsettled: str | None = None
         self._wake = asyncio.Event()
         self._ended: list[_UnderWay] = []
@@ -167,11 +170,11 @@ class Delivery:
                 for item in gathered:
                     await self._plan([item])
                 return
-            self._settling_failed(error)
+            self._unplanned = _said(error)
             self._batcher.give_back(gathered[0], asyncio.get_running_loop().time())
             await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
             return
-        self._unsettled = None
+        self._unplanned = None
         now = asyncio.get_running_loop().time()
         for item, batch in zip_longest(gathered, batches):
             planned = batch.seqs if batch else ()
@@ -179,10 +182,6 @@ class Delivery:
                 self._batcher.give_back(Gathered(item.lane, rest), now, under_way=bool(batch))
             if batch:
                 self._begin(batch)
-
-    def _settling_failed(self, error: Exception) -> None:
-        self._unsettled = describe(error)
-        _log.error("what waits stays where it is, trying again: %s", error)
 
     def _begin(self, batch: Batch) -> None:
         owner = _UnderWay(batch, {chunk.id for chunk in batch.chunks}, dict(batch.unplanned))
@@ -209,8 +208,7 @@ class Delivery:
         """What is wrong with journal or services now, in one line; None while all is well."""
         stages = [("embedder", self.embed_stage), ("store", self.store_stage)]
         found = [f"{name}: {stage.trouble}" for name, stage in stages if stage and stage.trouble]
-        if self._unsettled:
-            found.append(self._unsettled)
+        found += [trouble for trouble in (self._unplanned, self._unsettled) if trouble]
         return "; ".join(found) or None
 
     # -- embed and upsert ---------------------------------------------------------------------
@@ -245,7 +243,8 @@ class Delivery:
         if self._last_vector is None:
             return False
         await self._store.upsert([Chunk(PROBE_ID, PROBE, {})], [self._last_vector])
-        await self._store.delete([PROBE_ID])
+        with suppress(NotImplementedError):  # no search shows it
+            await self._store.delete([PROBE_ID])
         return True
 
     def _stored(self, piece: _Piece, _: None) -> None:
@@ -298,20 +297,28 @@ class Delivery:
                     await self._acknowledge(ended)
             except Exception as error:  # noqa: BLE001 - journal or store: either may be back later
                 # What is stored is stored; only the note of it has to wait.
-                self._settling_failed(error)
+                self._unsettled = _said(error)
                 self._settle.set()
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
 
     async def _delete_parts_of_dead(self, ended: list[_UnderWay]) -> None:
         """A payload that fills several chunks dies whole: none of them stays to be found."""
-        parts = [
-            chunk.id
-            for owner in ended
-            for chunk in owner.batch.chunks
-            if len(chunk.sources) == 1 and chunk.sources[0][0] in owner.dead
-        ]
-        if parts:
-            await self._store.delete(parts)
+        parts: dict[int, list[str]] = {}
+        for owner in ended:
+            for chunk in owner.batch.chunks:
+                if len(chunk.sources) == 1 and (seq := chunk.sources[0][0]) in owner.dead:
+                    parts.setdefault(seq, []).append(chunk.id)
+        ids = [chunk_id for found in parts.values() if len(found) > 1 for chunk_id in found]
+        if not ids:
+            return
+        try:
+            await self._store.delete(ids)
+        except Exception as error:
+            if not is_rejection(error) and not isinstance(error, NotImplementedError):
+                raise
+            _log.error(
+                "parts of a dead payload stay in the store: it does not delete them (%s)", error
+            )
 
     async def _acknowledge(self, ended: list[_UnderWay]) -> None:
         notes = [(owner.batch, list(owner.dead.items())) for owner in ended]
@@ -341,3 +348,8 @@ class Delivery:
         owner.remaining.update(chunk.id for chunk in apart)
         self._forget(piece)
         self._send(owner, apart)
+
+
+def _said(error: Exception) -> str:
+    _log.error("what waits stays where it is, trying again: %s", error)
+    return describe(error)

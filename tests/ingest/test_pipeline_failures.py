@@ -405,6 +405,24 @@ async def test_of_a_payload_in_several_chunks_that_dies_no_part_stays(
         assert pipeline.trouble is None
 
 
+async def test_a_store_that_cannot_delete_holds_nobody_up(running, make_actions, caplog):
+    store = FlakyStore()
+    store.failure = lambda chunks: (
+        ValueError("bad metadata") if any("poison" in c.text for c in chunks) else None
+    )
+
+    async def delete(ids):
+        raise NotImplementedError("this store only grows")
+
+    store.delete = delete
+    async with running(store, max_batch_actions=2) as pipeline:
+        await pipeline.on_actions(make_actions("t", "a", "b", "poison", "d"))
+        await pipeline.drain(10.0)
+        assert pipeline.ledger.dead == 1
+        assert all(hit.text != embedding.PROBE for hit in await pipeline.search("?", 10))
+        assert "stay in the store" in caplog.text
+
+
 async def test_a_store_that_refuses_everything_is_said_to(
     running, make_actions, eventually, caplog, tmp_path
 ):
