@@ -26,7 +26,8 @@ class Ledger:
         filtered: `select` said no, or there was nothing in it.
         overflow: Refused because the queue or the disk was full: these are lost.
         chunks: Chunks stored.
-        embed_requests: Requests made to the embedder.
+        embed_requests: Requests made to the embedder; this and the next three stay 0 where the
+            store embeds for itself.
         embed_texts: Texts sent in them.
         embed_tokens: Tokens sent in them, as the embedder counts.
         embed_reused: Texts not sent because an equal one's vector was at hand.
