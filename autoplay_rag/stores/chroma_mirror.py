@@ -22,6 +22,8 @@ __all__ = ["IndexMirror"]
 
 _logger = logging.getLogger(__name__)
 _STATE = "state.json"
+_SLAB = 4 * 2**20
+_PAGE = 4096
 _Files = dict[str, tuple[int, int]]
 """Size and time of the last change, in ns, of each file of an index."""
 
@@ -138,8 +140,10 @@ class IndexMirror:
             return  # it is this one already, or Chroma did not finish and `restore` will need it
         copy = self._mirror / index
         # Without its state it is no copy: one that a kill leaves unfinished is never put back.
+        copy.mkdir(parents=True, exist_ok=True)
         (copy / _STATE).unlink(missing_ok=True)
-        shutil.copytree(self._folder / index, copy, dirs_exist_ok=True)
+        for name in taken.files:
+            _copy_changed(self._folder / index / name, copy / name)
         (copy / _STATE).write_bytes(msgspec.json.encode(taken))
 
     def _begin_anew(self, index: str) -> None:
@@ -153,6 +157,30 @@ class IndexMirror:
         # Broken off, this leaves other files than were copied, and is done again the next time.
         shutil.rmtree(self._folder / index, ignore_errors=True)
         shutil.copytree(self._mirror / index, self._folder / index, ignore=lambda *_: [_STATE])
+
+
+def _copy_changed(source: Path, copy: Path) -> None:
+    """Make `copy` equal to `source`, times included; write only the pages that differ.
+
+    Written whole each time, the copies of a growing index would add up to its square. A thousand
+    chunks more change little more of a large one than of a small one: 22 MB of 39 were measured,
+    and 25 of 47.
+    """
+    copy.touch()
+    with source.open("rb") as new, copy.open("r+b") as old:
+        old.truncate(source.stat().st_size)
+        start = 0
+        while wanted := new.read(_SLAB):
+            old.seek(start)
+            there = old.read(len(wanted))
+            if wanted != there:
+                for at in range(0, len(wanted), _PAGE):
+                    page = wanted[at : at + _PAGE]
+                    if page != there[at : at + _PAGE]:
+                        old.seek(start + at)
+                        old.write(page)
+            start += len(wanted)
+    shutil.copystat(source, copy)
 
 
 def _files(folder: Path) -> _Files:

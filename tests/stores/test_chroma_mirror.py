@@ -15,9 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from autoplay_rag.errors import StoreUnavailableError
-from autoplay_rag.stores import ChromaStore, Chunk, Filter
+from autoplay_rag.stores import ChromaStore, Chunk, Filter, chroma_mirror
 
 SIZE = 16
 BATCH = 250
@@ -177,3 +179,20 @@ print(folder.answer(upsert))
     assert "64 MB are needed" in refused
     assert count == "0"
     assert stored.startswith("Done")
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    before=st.lists(st.sampled_from([b"a", b"b"]), max_size=8),
+    after=st.lists(st.sampled_from([b"a", b"b"]), max_size=8),
+    rest=st.integers(0, 5),
+)
+def test_a_copy_is_equal_whatever_was_there_before(tmp_path, monkeypatch, before, after, rest):
+    monkeypatch.setattr(chroma_mirror, "_SLAB", 12)
+    monkeypatch.setattr(chroma_mirror, "_PAGE", 4)
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    copy.write_bytes(b"".join(part * 4 for part in before))
+    source.write_bytes(b"".join(part * 4 for part in after) + b"c" * rest)
+    chroma_mirror._copy_changed(source, copy)
+    assert copy.read_bytes() == source.read_bytes()
+    assert copy.stat().st_mtime_ns == source.stat().st_mtime_ns
