@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from autoplay_rag._cancelled import is_cancelled
 from autoplay_rag.connector.callbacks import Callback
 from autoplay_rag.connector.metrics import Recorder
 from autoplay_rag.connector.overflow import BoundedSink, Overflow
@@ -196,8 +197,7 @@ class Dispatcher(BoundedSink):
             finally:
                 self._recorder.callback_seconds(time.perf_counter() - started)
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
             # Nobody cancelled us: something that the callback awaited was cancelled.
             await self._failed(callback, payload, error)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Final
 
+from autoplay_rag._cancelled import is_cancelled
 from autoplay_rag.connector.callbacks import Callback
 
 __all__ = ["ConnectionHooks"]
@@ -98,8 +99,7 @@ class ConnectionHooks:
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
             logger.exception("%s raised, or took more than %g s", call.name, _LONGEST)
 

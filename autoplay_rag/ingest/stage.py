@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from autoplay_rag._cancelled import is_cancelled
 from autoplay_rag.ingest.failures import Pause, is_rejection, retry_after
 from autoplay_rag.ingest.plan import describe
 
@@ -132,7 +133,7 @@ class Stage(Generic[T, R]):
             finally:
                 del self._in_flight[tasks[0]]
                 self._changed.set()
-            if _is_cancelled():
+            if is_cancelled():
                 raise asyncio.CancelledError  # which the request kept to itself
 
     async def _next(self) -> list[_Task[T]]:
@@ -252,12 +253,7 @@ class Stage(Generic[T, R]):
 
 def _is_ours(error: BaseException) -> bool:
     """Whether it is the stage that was cancelled, not something that its request awaited."""
-    return isinstance(error, asyncio.CancelledError) and _is_cancelled()
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
+    return isinstance(error, asyncio.CancelledError) and is_cancelled()
 
 
 class _UnhealthyError(Exception):
