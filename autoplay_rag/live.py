@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from autoplay_rag._html import table_html
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.ingest.identity import people_of
+from autoplay_rag.ingest.identity import changes_hands, people_of
 from autoplay_rag.ingest.render import action_line
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
@@ -286,7 +286,7 @@ class LiveSessions:
     def _entry(self, key: _Key, payload: Payload) -> _Entry:
         user_id, conversation_id = people_of(payload)
         entry = self._entries.get(key)
-        if entry is not None and user_id and entry.user_id not in (None, user_id):
+        if entry is not None and changes_hands(entry.user_id, user_id):
             self._drop(key)
             entry = None
         if entry is None:

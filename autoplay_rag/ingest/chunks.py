@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from autoplay_rag.ingest.identity import NOBODY, People, chunk_id
+from autoplay_rag.ingest.identity import NOBODY, People, changes_hands, chunk_id
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload
 from autoplay_rag.stores.base import Metadata
 
@@ -85,7 +85,7 @@ def draft_chunks(accepted: Iterable[Accepted], max_actions: int) -> Iterator[Dra
         if group and (
             size + count > max_actions
             or not _together(group[0].payload, payload)
-            or (user_id and person not in (None, user_id))
+            or changes_hands(person, user_id)
         ):
             yield from _joined(group)
             group, size, person = [], 0, None

@@ -15,7 +15,7 @@ import msgspec
 
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
-__all__ = ["NOBODY", "People", "chunk_id", "lane_of", "payload_key", "people_of"]
+__all__ = ["NOBODY", "People", "changes_hands", "chunk_id", "lane_of", "payload_key", "people_of"]
 
 _encode = msgspec.msgpack.Encoder().encode
 _content_of = attrgetter(
@@ -84,6 +84,11 @@ def lane_of(payload: Payload, seq: int) -> int:
     return int(_digest((payload.product_id, payload.session_id), 8), 16) >> 1
 
 
+def changes_hands(before: str | None, now: str | None) -> bool:
+    """Whether a session that was one person's is another's: nothing of the two may mix."""
+    return now is not None and before not in (None, now)
+
+
 class People(NamedTuple):
     """Whose something is, as far as is known.
 
@@ -107,7 +112,7 @@ class People(NamedTuple):
             People(user_id='ann', conversation_id=None)
         """
         user_id, conversation_id = people_of(payload)
-        if user_id and self.user_id not in (None, user_id):
+        if changes_hands(self.user_id, user_id):
             return People(user_id, conversation_id)
         return People(user_id or self.user_id, conversation_id or self.conversation_id)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from autoplay_rag.ingest.identity import people_of
+from autoplay_rag.ingest.identity import changes_hands, people_of
 from autoplay_rag.loading.texts import Keyed
 from autoplay_rag.payloads import Payload
 
@@ -65,7 +65,7 @@ class SessionGroups:
         complete = []
         group = self._groups.pop(session, None) or _Group()
         user_id, _ = people_of(payload)
-        if user_id and group.user_id not in (None, user_id):
+        if changes_hands(group.user_id, user_id):
             # Another person has the session now: nobody's document holds what another did.
             complete.append(self._given(group))
             group = _Group()

@@ -60,17 +60,13 @@ class IndexMirror:
         """Bytes that the indexes took, when last looked at."""
         return sum(size for files in self._seen.values() for size, _ in files.values())
 
-    def restore(self) -> list[str]:
+    def restore(self) -> None:
         """Put back what Chroma did not finish writing. To be called before Chroma opens the folder.
-
-        Returns:
-            The ids of the indexes that were put back.
 
         Raises:
             OSError: If files cannot be read or written.
             sqlite3.Error: If Chroma's database cannot be read.
         """
-        restored = []
         for index, written_to in self._written_to().items():
             if written_to is None:
                 self._begin_anew(index)
@@ -80,14 +76,12 @@ class IndexMirror:
                 continue
             if _files(self._folder / index) != state.files:
                 self._put_back(index)
-                restored.append(index)
                 _logger.warning(
                     "Chroma was killed while it wrote the index %s in %s: put back the copy from "
                     "before; Chroma adds the chunks since from its own log",
                     index,
                     self._folder,
                 )
-        return restored
 
     def refresh(self) -> None:
         """Copy what Chroma has written since the last call, and drop copies of what is gone.
