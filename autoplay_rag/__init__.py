@@ -8,22 +8,30 @@ from typing import TYPE_CHECKING
 
 from autoplay_rag._lazy import lazy_exports
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from autoplay_rag.connector.client import AsyncConnectorClient
     from autoplay_rag.connector.sync import ConnectorClient
     from autoplay_rag.connector.webhook import WebhookReceiver, webhook_app
+    from autoplay_rag.content.chunks import Chunk
+    from autoplay_rag.content.render import Render
     from autoplay_rag.frames import to_frame
     from autoplay_rag.ingest.follow import follow_journal
     from autoplay_rag.ingest.journal_reader import JournalReader
+    from autoplay_rag.ingest.journal_rows import DeadLetter
+    from autoplay_rag.ingest.ledger import Ledger
     from autoplay_rag.ingest.pipeline import IngestPipeline
     from autoplay_rag.live import LiveSessions
     from autoplay_rag.payloads import (
         ActionsPayload,
         AnyPayload,
         ChatTurn,
+        Payload,
         SlimAction,
         SummaryPayload,
     )
+    from autoplay_rag.search.hits import Hit
     from autoplay_rag.stores.base import Filter
 
 __all__ = [
@@ -31,14 +39,21 @@ __all__ = [
     "AnyPayload",
     "AsyncConnectorClient",
     "ChatTurn",
+    "Chunk",
     "ConnectorClient",
+    "DeadLetter",
     "Filter",
+    "Hit",
     "IngestPipeline",
     "JournalReader",
+    "Ledger",
     "LiveSessions",
+    "Payload",
+    "Render",
     "SlimAction",
     "SummaryPayload",
     "WebhookReceiver",
+    "__version__",
     "follow_journal",
     "to_frame",
     "webhook_app",
@@ -51,11 +66,17 @@ __getattr__, __dir__ = lazy_exports(
         "AnyPayload": "autoplay_rag.payloads",
         "AsyncConnectorClient": "autoplay_rag.connector.client",
         "ChatTurn": "autoplay_rag.payloads",
+        "Chunk": "autoplay_rag.content.chunks",
         "ConnectorClient": "autoplay_rag.connector.sync",
+        "DeadLetter": "autoplay_rag.ingest.journal_rows",
         "Filter": "autoplay_rag.stores.base",
+        "Hit": "autoplay_rag.search.hits",
         "IngestPipeline": "autoplay_rag.ingest.pipeline",
         "JournalReader": "autoplay_rag.ingest.journal_reader",
+        "Ledger": "autoplay_rag.ingest.ledger",
         "LiveSessions": "autoplay_rag.live",
+        "Payload": "autoplay_rag.payloads",
+        "Render": "autoplay_rag.content.render",
         "SlimAction": "autoplay_rag.payloads",
         "SummaryPayload": "autoplay_rag.payloads",
         "WebhookReceiver": "autoplay_rag.connector.webhook",

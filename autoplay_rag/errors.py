@@ -26,7 +26,8 @@
     │   ├── StoreUnavailableError                an outage: the same request may pass later
     │   │   └── StoreLockedError                 another process owns the store
     │   ├── StoreRejectedError (ValueError)      this input will never pass
-    │   ├── StoreMismatchError                   the collection holds another model's vectors
+    │   ├── StoreMismatchError                   another model's vectors, or not this journal's store
+    │   ├── MissingCapabilityError (NotImplementedError)  the store cannot do this at all
     │   └── UnsupportedFilterError (ValueError)  a filter the store cannot translate
     ├── JournalError
     │   ├── JournalLockedError                   another process writes it
@@ -62,6 +63,7 @@ __all__ = [
     "JournalError",
     "JournalLockedError",
     "JournalVersionError",
+    "MissingCapabilityError",
     "MissingExtraError",
     "NotAnEventStreamError",
     "NotStreamModeError",
@@ -241,7 +243,19 @@ class StoreRejectedError(StoreError, ValueError):
 
 
 class StoreMismatchError(StoreError):
-    """The collection holds vectors of another model or another dimension."""
+    """The store holds vectors of another model, or is not the one the journal belongs to."""
+
+
+class MissingCapabilityError(StoreError, NotImplementedError):
+    """The store cannot do this at all; see `autoplay_rag.stores.Capability`.
+
+    Attributes:
+        capability: What was asked for.
+    """
+
+    def __init__(self, store: str, capability: str) -> None:
+        super().__init__(f"{store} has no {capability!r}")
+        self.capability = capability
 
 
 class UnsupportedFilterError(StoreError, ValueError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoplay_rag.errors import MissingExtraError
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
-from autoplay_rag.stores.base import Hit
+from autoplay_rag.search.hits import Hit
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from autoplay_rag._html import table_html
+from autoplay_rag.content.identity import changes_hands, people_of
+from autoplay_rag.content.render import action_line
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.ingest.identity import changes_hands, people_of
-from autoplay_rag.ingest.render import action_line
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
 __all__ = ["LiveEvent", "LiveSession", "LiveSessions"]

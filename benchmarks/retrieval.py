@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 
 from autoplay_rag import ActionsPayload, SlimAction
+from autoplay_rag.content.chunks import Accepted, draft_chunks
+from autoplay_rag.content.render import render
 from autoplay_rag.embedders import LocalEmbedder
-from autoplay_rag.ingest.chunks import Accepted, draft_chunks
-from autoplay_rag.ingest.render import render
 from autoplay_rag.payloads import Payload, decode
 
 WINDOWS = {"payload": 0.0, "15 s": 15.0, "30 s": 30.0, "session": math.inf}

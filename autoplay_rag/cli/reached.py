@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import httpx
 
+from autoplay_rag._describe import describe
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.connection import display
 from autoplay_rag.errors import ConnectorError
-from autoplay_rag.ingest.plan import describe
 
 __all__ = ["require_reached"]
 

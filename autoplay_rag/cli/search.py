@@ -22,7 +22,8 @@ from autoplay_rag.cli.options import (
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import StoreError
 from autoplay_rag.ingest.search import search_store
-from autoplay_rag.stores.base import Filter, Hit
+from autoplay_rag.search.hits import Hit
+from autoplay_rag.stores.base import Filter
 from autoplay_rag.stores.chroma import ChromaStore
 
 __all__ = ["hits_table", "search"]

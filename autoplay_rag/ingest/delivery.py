@@ -9,13 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
+from autoplay_rag._describe import describe
 from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.batching import Batcher, Gathered
 from autoplay_rag.ingest.embedding import PROBE, PROBE_ID, Embedding
 from autoplay_rag.ingest.failures import is_rejection
 from autoplay_rag.ingest.journal import Journal
 from autoplay_rag.ingest.journal_db import JournalDb
-from autoplay_rag.ingest.plan import Batch, PlannedChunk, Planner, describe
+from autoplay_rag.ingest.plan import Batch, PlannedChunk, Planner
 from autoplay_rag.ingest.stage import Limits, Stage
 from autoplay_rag.stores.base import Chunk, Filter, TextStore, Vector, VectorStore
 

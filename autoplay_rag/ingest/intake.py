@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from autoplay_rag.ingest.chunks import is_empty
-from autoplay_rag.ingest.identity import lane_of, payload_key
+from autoplay_rag._describe import describe
+from autoplay_rag.content.chunks import is_empty
+from autoplay_rag.content.keys import lane_of, payload_key
 from autoplay_rag.ingest.journal_rows import Entry
-from autoplay_rag.ingest.plan import describe
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
 __all__ = ["Intake", "own"]

@@ -19,11 +19,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
+from autoplay_rag._describe import describe
 from autoplay_rag._filelock import FileLock
 from autoplay_rag.errors import AutoplayError, JournalError, JournalLockedError, PipelineClosedError
 from autoplay_rag.ingest.journal_db import JournalDb
 from autoplay_rag.ingest.journal_rows import Durability, Entry, Outcome
-from autoplay_rag.ingest.plan import describe
 
 __all__ = ["Journal"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from autoplay_rag.ingest.chunks import Accepted
-from autoplay_rag.ingest.identity import NOBODY, People
+from autoplay_rag.content.chunks import Accepted
+from autoplay_rag.content.identity import NOBODY, People
 from autoplay_rag.ingest.journal_file import JournalFile, to_json
 from autoplay_rag.ingest.journal_rows import (
     DeadLetter,

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
+from autoplay_rag.content.render import Render
+from autoplay_rag.content.render import render as default_render
 from autoplay_rag.embedders.base import Embedder, as_embedder
 from autoplay_rag.errors import (
     ConfigurationError,
@@ -17,18 +19,17 @@ from autoplay_rag.errors import (
     PipelineClosedError,
     PipelineError,
 )
-from autoplay_rag.ingest.chunks import Render
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.intake import own
 from autoplay_rag.ingest.journal_rows import Durability, Outcome
 from autoplay_rag.ingest.ledger import Ledger
-from autoplay_rag.ingest.render import render as default_render
 from autoplay_rag.ingest.run import Run
 from autoplay_rag.ingest.search import LoopThread, search_store
 from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
-from autoplay_rag.stores.base import Filter, Hit, TextStore, VectorStore
+from autoplay_rag.search.hits import Hit
+from autoplay_rag.stores.base import Filter, TextStore, VectorStore
 
 __all__ = ["BackgroundConnector", "Connector", "IngestPipeline"]
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import msgspec
 
-from autoplay_rag.ingest.chunks import Accepted, Render, draft_chunks, metadata_of
+from autoplay_rag._describe import describe
+from autoplay_rag.content.chunks import Accepted, draft_chunks, metadata_of
+from autoplay_rag.content.render import Render
 from autoplay_rag.stores.base import Chunk
 
-__all__ = ["Batch", "Planned", "PlannedChunk", "Planner", "describe"]
+__all__ = ["Batch", "Planned", "PlannedChunk", "Planner"]
 
 
 class PlannedChunk(msgspec.Struct, frozen=True):
@@ -134,9 +136,3 @@ class Planner:
             sources=[(source.seq, source.key) for source in sources],
             tokens=int(self.count_tokens(text)),
         )
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line for logs and dead letters: its type and the start of what it says."""
-    said = " ".join(str(error).split()).encode("utf-8", "replace").decode().replace("\0", "")
-    return f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__

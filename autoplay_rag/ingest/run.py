@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
+from autoplay_rag._describe import describe
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import AutoplayError, DrainTimeoutError, JournalError, PipelineError
 from autoplay_rag.ingest.batching import Batcher
@@ -19,7 +20,7 @@ from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.journal import Journal
 from autoplay_rag.ingest.journal_rows import Action, Entry, Outcome
 from autoplay_rag.ingest.ledger import Ledger
-from autoplay_rag.ingest.plan import Planner, describe
+from autoplay_rag.ingest.plan import Planner
 from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.ingest.stage import Limits
 from autoplay_rag.live import LiveSessions

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import ConfigurationError, PipelineClosedError
 from autoplay_rag.ingest.embedding import PROBE_ID
-from autoplay_rag.stores.base import Filter, Hit, TextStore, VectorStore
+from autoplay_rag.search.hits import Hit
+from autoplay_rag.stores.base import Filter, TextStore, VectorStore
 
 __all__ = ["LoopThread", "search_store"]
 
@@ -39,10 +40,10 @@ async def search_store(
         raise ConfigurationError(f"k is how many hits to return, at least 1, not {k}")
     if isinstance(store, VectorStore):
         assert embedder is not None
-        hits = await store.query(await embedder.embed_query(text), k, filter)
+        found = await store.query(await embedder.embed_query(text), k, filter)
     else:
-        hits = await store.search(text, k, filter)
-    return [hit for hit in hits if filter.matches(hit.metadata) and hit.id != PROBE_ID]
+        found = await store.search(text, k, filter)
+    return [Hit.of(m) for m in found if filter.matches(m.metadata) and m.id != PROBE_ID]
 
 
 class LoopThread:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoplay_rag.content.render import Render
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.ingest.chunks import Render
 from autoplay_rag.ingest.journal_rows import Durability
 from autoplay_rag.ingest.ledger import Ledger
 from autoplay_rag.payloads import Payload

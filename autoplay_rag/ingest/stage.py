@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from autoplay_rag._cancelled import is_cancelled
+from autoplay_rag._describe import describe
 from autoplay_rag.ingest.failures import Pause, is_rejection, retry_after
-from autoplay_rag.ingest.plan import describe
 
 __all__ = ["Limits", "Stage"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from autoplay_rag.ingest.identity import changes_hands, people_of
+from autoplay_rag.content.identity import changes_hands, people_of
 from autoplay_rag.loading.texts import Keyed
 from autoplay_rag.payloads import Payload
 

@@ -11,10 +11,11 @@ from contextlib import aclosing
 from typing import Any, Literal, TypeAlias, get_args
 
 from autoplay_rag._bridge import iterate
+from autoplay_rag.content.chunks import is_empty
+from autoplay_rag.content.keys import payload_key
+from autoplay_rag.content.render import Render
+from autoplay_rag.content.render import render as default_render
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.ingest.chunks import Render, is_empty
-from autoplay_rag.ingest.identity import payload_key
-from autoplay_rag.ingest.render import render as default_render
 from autoplay_rag.loading.grouping import SessionGroups
 from autoplay_rag.loading.limits import Limits
 from autoplay_rag.loading.pauses import with_pauses

@@ -12,11 +12,11 @@ from typing import Any, Protocol, Self
 
 import httpx
 
+from autoplay_rag._describe import describe
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.connection import display
 from autoplay_rag.connector.recording import next_lot, read_recording
 from autoplay_rag.errors import RecordingError
-from autoplay_rag.ingest.plan import describe
 from autoplay_rag.loading.limits import Limits
 from autoplay_rag.payloads import Payload
 

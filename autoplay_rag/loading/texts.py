@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from autoplay_rag.ingest.chunks import Render, metadata_of
-from autoplay_rag.ingest.identity import chunk_id
+from autoplay_rag.content.chunks import metadata_of
+from autoplay_rag.content.keys import chunk_id
+from autoplay_rag.content.render import Render
 from autoplay_rag.payloads import Payload
 
 __all__ = ["Keyed", "LoadedText", "Make", "TextMaker", "pieces"]

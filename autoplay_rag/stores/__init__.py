@@ -4,11 +4,15 @@ from typing import TYPE_CHECKING
 
 from autoplay_rag._lazy import lazy_exports
 from autoplay_rag.stores.base import (
+    Capability,
+    Changes,
     Chunk,
     Condition,
     Filter,
-    Hit,
+    Match,
     Metadata,
+    Store,
+    StoreIdentity,
     TextStore,
     Vector,
     VectorStore,
@@ -21,15 +25,19 @@ if TYPE_CHECKING:
     from autoplay_rag.stores.serial import SerialThread
 
 __all__ = [
+    "Capability",
+    "Changes",
     "ChromaStore",
     "Chunk",
     "Condition",
     "Filter",
-    "Hit",
+    "Match",
     "MemoryStore",
     "Metadata",
     "Rows",
     "SerialThread",
+    "Store",
+    "StoreIdentity",
     "TextStore",
     "Vector",
     "VectorStore",

@@ -1,79 +1,87 @@
-"""What a store is, and what is asked of one.
+"""What a store is, and what it may be able to do beyond storing and searching.
 
 A store is one of two kinds: a `VectorStore` takes the vectors the pipeline made, a `TextStore`
-embeds for itself. To add one, inherit from either and write its methods; nothing else in the
-package needs to know of it.
+embeds for itself. To add one, inherit from either and write its abstract methods; nothing else
+in the package needs to know of it. `autoplay_rag.testing` has the contract that a store passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from datetime import UTC, date, datetime, time
+from typing import Any, Literal, Self, TypeAlias, get_args
 
-from autoplay_rag._html import table_html
+from autoplay_rag.content.chunks import Chunk, Metadata
+from autoplay_rag.errors import ConfigurationError, MissingCapabilityError
 
-__all__ = ["Chunk", "Condition", "Filter", "Hit", "Metadata", "TextStore", "Vector", "VectorStore"]
+__all__ = [
+    "Capability",
+    "Changes",
+    "Chunk",
+    "Condition",
+    "Filter",
+    "Match",
+    "Metadata",
+    "Store",
+    "StoreIdentity",
+    "TextStore",
+    "Vector",
+    "VectorStore",
+]
 
 Vector: TypeAlias = Sequence[float]
-"""One embedding; `array.array("f")` is what the package itself makes."""
+"""One embedding; the package itself makes `array.array("f")`."""
 
-Metadata: TypeAlias = Mapping[str, str | int | float]
-"""Flat: no nesting, no None; an unknown value is absent."""
+Changes: TypeAlias = Mapping[str, str | int | float | None]
+"""Metadata to set on a chunk, by key; None removes the key."""
 
+Capability: TypeAlias = Literal[
+    "delete", "get", "scan", "update_metadata", "sibling", "drop", "identity"
+]
+"""What a store can do beyond storing and searching; each names the method of `Store` that does it."""
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """The text, id and metadata that become one vector.
-
-    Attributes:
-        id: Deterministic: the same payloads give the same id.
-        text: What is embedded and shown; never empty.
-        metadata: Flat. `product_id`, `session_id`, `user_id`, `conversation_id`, `kind`
-            ("actions", "summary" or "chat"), `started_at`, `ended_at`, `forwarded_at` (Unix
-            seconds), `action_count`, `urls` (one string, space-separated). Unknown ones are absent.
-    """
-
-    id: str
-    text: str
-    metadata: Metadata
+_PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """A chunk that a search found.
+class Match:
+    """A chunk that a store found.
 
     Attributes:
         id: The chunk's id.
-        session_id: The visit it belongs to; None where there is none.
-        text: What was embedded.
-        score: Cosine similarity to the question: 1 is the same, 0 unrelated.
+        text: What was stored as its text.
+        score: The store's own score, higher is better: for a `VectorStore` the cosine similarity.
         metadata: As in `Chunk`.
     """
 
     id: str
-    session_id: str | None
     text: str
     score: float
     metadata: Metadata = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, id: str, text: str, score: float, metadata: Metadata) -> Hit:
-        """Build a hit; the session comes from the metadata."""
-        session_id = metadata.get("session_id")
-        return cls(id, None if session_id is None else str(session_id), text, score, metadata)
 
-    def _repr_html_(self) -> str:
-        rows = [
-            ("score", f"{self.score:.3f}"),
-            ("session", self.session_id or ""),
-            ("text", self.text),
-        ]
-        return table_html(("field", "value"), rows)
+@dataclass(frozen=True, slots=True)
+class StoreIdentity:
+    """A note that a store keeps beside its chunks, so that an exchanged or older copy is noticed.
+
+    Attributes:
+        store_id: Names this store for good; chosen when a journal first uses it.
+        journal_id: The journal it belongs to.
+        batch: The journal's number of the last acknowledged batch, as of the last note.
+    """
+
+    store_id: str
+    journal_id: str
+    batch: int = 0
 
 
 Condition: TypeAlias = tuple[str, Literal["==", ">=", "<="], str | float]
 """Metadata key, comparison, value. A chunk without the key does not match."""
+
+Moment: TypeAlias = float | date
+"""A time: Unix seconds, a `datetime` with a time zone, or a `date` (midnight UTC)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,17 +89,24 @@ class Filter:
     """Which chunks a search may return: all conditions given must hold.
 
     Attributes:
-        session_id: One visit.
+        session_id: One session.
         user_id: One person.
         product_id: One product.
         conversation_id: One chat thread.
         kind: "actions", "summary" or "chat".
-        since: Unix seconds; chunks that ended at this time or later.
-        until: Unix seconds; chunks that started at this time or earlier.
+        since: Chunks that ended at this time or later: Unix seconds, a `datetime` with a time
+            zone, or a `date`, which means midnight UTC. Kept as Unix seconds.
+        until: Chunks that started at this time or earlier; otherwise as `since`.
+
+    Raises:
+        ConfigurationError: If a time cannot be used: a `datetime` without a time zone, NaN, or
+            something that is not a time.
 
     Example:
-        >>> Filter(user_id="u1", since=100.0).conditions()
+        >>> Filter(user_id="u1", since=100).conditions()
         [('user_id', '==', 'u1'), ('ended_at', '>=', 100.0)]
+        >>> Filter(since=date(1970, 1, 2)).since
+        86400.0
     """
 
     session_id: str | None = None
@@ -99,8 +114,13 @@ class Filter:
     product_id: str | None = None
     conversation_id: str | None = None
     kind: str | None = None
-    since: float | None = None
-    until: float | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("since", "until"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _seconds(name, value))
 
     def conditions(self) -> list[Condition]:
         """The filter as comparisons for a store to translate; empty where nothing is asked."""
@@ -110,14 +130,31 @@ class Filter:
             if f.name not in ("since", "until") and (value := getattr(self, f.name)) is not None
         ]
         if self.since is not None:
-            found.append(("ended_at", ">=", self.since))
+            found.append(("ended_at", ">=", _seconds("since", self.since)))
         if self.until is not None:
-            found.append(("started_at", "<=", self.until))
+            found.append(("started_at", "<=", _seconds("until", self.until)))
         return found
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         """Whether a chunk with this metadata passes."""
         return all(_holds(metadata.get(key), op, value) for key, op, value in self.conditions())
+
+
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ConfigurationError(
+                f"{name} is a datetime without a time zone, so nobody can say which moment it is: "
+                "give it one, as in datetime.now(timezone.utc)"
+            )
+        return value.timestamp()
+    if isinstance(value, date):
+        return datetime.combine(value, time(), UTC).timestamp()
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # noqa: PLR0124 - NaN
+        return float(value)
+    raise ConfigurationError(
+        f"{name} must be Unix seconds, a datetime with a time zone, or a date, not {value!r}"
+    )
 
 
 def _holds(found: Any, op: str, wanted: str | float) -> bool:
@@ -128,49 +165,105 @@ def _holds(found: Any, op: str, wanted: str | float) -> bool:
     return bool(found >= wanted if op == ">=" else found <= wanted)
 
 
-class _Store(Protocol):
-    """What both kinds of store share.
+class Store(ABC):
+    """What both kinds of store share; inherit from `VectorStore` or `TextStore`.
+
+    Beyond its abstract methods a store can do what it overrides: each method that raises
+    `MissingCapabilityError` here is one `Capability`. A feature that needs a capability says so
+    when it starts. A store whose abilities depend on what it wraps overrides `capabilities`.
+
+    Every method may be called from more than one event loop. Failures that may pass later are
+    raised as `StoreUnavailableError` (or an `OSError` or `TimeoutError`), input that will never
+    be accepted as `StoreRejectedError` (or a `ValueError`).
 
     Attributes:
         max_batch: The most chunks the pipeline hands over in one call.
+        persistent: Whether the chunks outlive the process. A store that does not is filled
+            again from the journal when it starts empty.
     """
 
     max_batch: int = 1000
+    persistent: bool = True
 
-    async def start(self, model: str) -> None:  # noqa: ARG002 - what the protocol offers
-        """Open what needs opening. Called once before the first use.
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What this store can do beyond storing and searching."""
+        return frozenset(
+            capability for capability in get_args(Capability) if _overrides(type(self), capability)
+        )
+
+    async def start(self, model: str) -> None:  # noqa: B027 - opening nothing is fine
+        """Open what needs opening. Called before the first use.
 
         Args:
-            model: Names the embedder and its settings. A store that keeps vectors refuses
-                to mix those of two models.
+            model: Names the embedder and its settings. A store that keeps vectors refuses to mix
+                those of two models.
 
         Raises:
-            StoreMismatchError: If the store holds another model's vectors.
+            StoreMismatchError: If the store holds vectors of another model.
         """
-        return None  # noqa: RET501 - an empty body would make it abstract
 
-    async def delete(self, ids: Sequence[str]) -> None:
-        """Delete chunks; an unknown id is no error."""
-        raise NotImplementedError
+    async def aclose(self) -> None:  # noqa: B027 - closing nothing is fine
+        """Release what `start` opened. May be called more than once."""
 
     async def count(self) -> int:
-        """The number of chunks stored."""
-        raise NotImplementedError
+        """The number of chunks stored.
 
-    async def aclose(self) -> None:
-        """Let go of what `start` opened. May be called more than once."""
-        return None  # noqa: RET501 - an empty body would make it abstract
+        Raises:
+            MissingCapabilityError: If the store cannot count.
+        """
+        raise _missing(self, "count")
+
+    async def delete(self, ids: Sequence[str]) -> None:
+        """Delete chunks; an unknown id is not an error."""
+        raise _missing(self, "delete")
+
+    async def get(self, ids: Sequence[str]) -> list[Chunk]:
+        """The chunks with these ids, in any order; unknown ids are left out."""
+        raise _missing(self, "get")
+
+    def scan(self, page: int = _PAGE) -> AsyncIterator[list[Chunk]]:
+        """All chunks, in pages. What is stored or deleted meanwhile may be missing or not.
+
+        Args:
+            page: The most chunks in one page.
+        """
+        raise _missing(self, "scan")
+
+    async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
+        """Change metadata without touching text and vector.
+
+        Args:
+            changes: By chunk id, the keys to set, or to remove by None. Other keys stay. At most
+                `max_batch` chunks; an unknown id is not an error.
+        """
+        raise _missing(self, "update_metadata")
+
+    def sibling(self, name: str) -> Self:
+        """Another collection beside this one, not started yet; for vectors of another model.
+
+        Args:
+            name: Names the collection. The same name gives the same collection again.
+        """
+        raise _missing(self, "sibling")
+
+    async def drop(self) -> None:
+        """Delete the whole collection, its identity and its model; `start` makes it anew."""
+        raise _missing(self, "drop")
+
+    async def identity(self) -> StoreIdentity | None:
+        """The note that `save_identity` left; None if there is none."""
+        raise _missing(self, "identity")
+
+    async def save_identity(self, identity: StoreIdentity) -> None:
+        """Keep a note in the store itself, where no search finds it. Needs `identity` as well."""
+        raise _missing(self, "identity")
 
 
-@runtime_checkable
-class VectorStore(_Store, Protocol):
-    """A store that takes vectors. Inherit from it to get its defaults.
+class VectorStore(Store):
+    """A store that takes vectors."""
 
-    Every method may be called from more than one event loop. Failures that may pass later are
-    raised as `StoreUnavailableError` (or an `OSError` or `TimeoutError`), input that never will
-    be taken as `StoreRejectedError` (or a `ValueError`).
-    """
-
+    @abstractmethod
     async def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
         """Store chunks, replacing those with the same id whole (text, metadata and vector).
 
@@ -178,36 +271,39 @@ class VectorStore(_Store, Protocol):
             chunks: At most `max_batch`, with different ids.
             vectors: One for each chunk, all of the same dimension.
         """
-        raise NotImplementedError
 
-    async def query(self, vector: Vector, k: int, filter: Filter) -> list[Hit]:
+    @abstractmethod
+    async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
         """The `k` nearest chunks that pass the filter, best first.
 
         Raises:
             UnsupportedFilterError: If the store cannot translate the filter.
         """
-        raise NotImplementedError
 
 
-@runtime_checkable
-class TextStore(_Store, Protocol):
-    """A store that embeds for itself. Inherit from it to get its defaults.
+class TextStore(Store):
+    """A store that embeds for itself."""
 
-    What is said of `VectorStore` about loops and failures holds here too.
-    """
-
+    @abstractmethod
     async def add(self, chunks: Sequence[Chunk]) -> None:
         """Embed and store chunks, replacing those with the same id whole.
 
         Args:
             chunks: At most `max_batch`, with different ids.
         """
-        raise NotImplementedError
 
-    async def search(self, text: str, k: int, filter: Filter) -> list[Hit]:
+    @abstractmethod
+    async def search(self, text: str, k: int, filter: Filter) -> list[Match]:
         """The `k` best chunks for `text` that pass the filter, best first.
 
         Raises:
             UnsupportedFilterError: If the store cannot translate the filter.
         """
-        raise NotImplementedError
+
+
+def _overrides(cls: type[Store], name: str) -> bool:
+    return getattr(cls, name) is not getattr(Store, name)
+
+
+def _missing(store: Store, capability: str) -> MissingCapabilityError:
+    return MissingCapabilityError(type(store).__name__, capability)

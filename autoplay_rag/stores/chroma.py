@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoplay_rag.errors import MissingExtraError, StoreRejectedError, UnsupportedFilterError
-from autoplay_rag.stores.base import Chunk, Filter, Hit, Vector, VectorStore
+from autoplay_rag.stores.base import Chunk, Filter, Match, Vector, VectorStore
 from autoplay_rag.stores.chroma_frames import (
     Count,
     Delete,
@@ -111,7 +111,7 @@ class ChromaStore(VectorStore):
             part = slice(start, start + self.max_batch)
             await self._ask(partial(self._upsert, chunks[part], vectors[part]))
 
-    async def query(self, vector: Vector, k: int, filter: Filter) -> list[Hit]:
+    async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
         """The `k` nearest chunks that pass the filter, best first.
 
         Raises:
@@ -122,7 +122,7 @@ class ChromaStore(VectorStore):
         """
         found = await self._ask(partial(self._query, vector, k, filter))
         assert isinstance(found, Found)
-        return [Hit.of(*hit) for hit in found.hits]
+        return [Match(*hit) for hit in found.hits]
 
     async def delete(self, ids: Sequence[str]) -> None:
         """Delete chunks; an unknown id is no error.

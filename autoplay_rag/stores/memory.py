@@ -8,7 +8,7 @@ from itertools import islice, starmap
 from typing import TYPE_CHECKING
 
 from autoplay_rag.errors import MissingExtraError, StoreMismatchError, StoreRejectedError
-from autoplay_rag.stores.base import Chunk, Filter, Hit, Vector, VectorStore
+from autoplay_rag.stores.base import Chunk, Filter, Match, Vector, VectorStore
 from autoplay_rag.stores.rows import Rows, pack, pack_vector
 from autoplay_rag.stores.serial import SerialThread
 
@@ -68,7 +68,7 @@ class MemoryStore(VectorStore):
         if len(chunks) or len(vectors):
             await self._thread.run(self._table.upsert, chunks, vectors)
 
-    async def query(self, vector: Vector, k: int, filter: Filter) -> list[Hit]:
+    async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
         """The `k` nearest chunks that pass the filter, best first.
 
         Raises:
@@ -119,7 +119,7 @@ class _Table:
                 self.chunks[row] = chunk
             matrix[row] = vector
 
-    def query(self, vector: Vector, k: int, filter: Filter) -> list[Hit]:
+    def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
         import numpy as np
 
         question = pack_vector(vector, "the question")
@@ -134,7 +134,7 @@ class _Table:
         ranking = np.argsort(-scores, kind="stable").tolist()
         passing = (row for row in ranking if filter.matches(self.chunks[row].metadata))
         return [
-            Hit.of(chunk.id, chunk.text, float(scores[row]), dict(chunk.metadata))
+            Match(chunk.id, chunk.text, float(scores[row]), dict(chunk.metadata))
             for row in islice(passing, k)
             for chunk in (self.chunks[row],)
         ]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from autoplay_rag.connector.recording import read_recording
+from autoplay_rag.content.render import render
 from autoplay_rag.devserver import questions, samples
 from autoplay_rag.embedders.local import LocalEmbedder
-from autoplay_rag.ingest.render import render
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_samples.py"
 

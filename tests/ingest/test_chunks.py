@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoplay_rag.ingest.chunks import Accepted, draft_chunks, is_empty, metadata_of
-from autoplay_rag.ingest.identity import People, people_of
+from autoplay_rag.content.chunks import Accepted, draft_chunks, is_empty, metadata_of
+from autoplay_rag.content.identity import People, people_of
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
 
 

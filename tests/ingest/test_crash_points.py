@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoplay_rag import IngestPipeline
-from autoplay_rag.ingest.identity import payload_key
+from autoplay_rag.content.keys import payload_key
 from autoplay_rag.ingest.journal_db import JournalDb
 from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
 from autoplay_rag.stores import MemoryStore

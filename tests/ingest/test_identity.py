@@ -3,7 +3,8 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoplay_rag.ingest.identity import People, chunk_id, lane_of, payload_key
+from autoplay_rag.content.identity import People
+from autoplay_rag.content.keys import chunk_id, lane_of, payload_key
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoplay_rag.ingest.render import action_line, render, render_actions
+from autoplay_rag.content.render import action_line, render, render_actions
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
 
 PAGE = "https://www.acme.test/reports/:id"

@@ -3,9 +3,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoplay_rag.ingest.chunks import draft_chunks
-from autoplay_rag.ingest.identity import payload_key
-from autoplay_rag.ingest.render import render
+from autoplay_rag.content.chunks import draft_chunks
+from autoplay_rag.content.keys import payload_key
+from autoplay_rag.content.render import render
 from autoplay_rag.loading.texts import TextMaker, pieces
 
 
@@ -26,7 +26,7 @@ def test_pieces_end_where_a_line_ends_or_else_a_word() -> None:
 
 
 def test_the_first_piece_has_the_id_of_the_pipelines_chunk(make_payload) -> None:
-    from autoplay_rag.ingest.chunks import Accepted
+    from autoplay_rag.content.chunks import Accepted
 
     payload = make_payload("Clicked Export")
     key = payload_key(payload)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeAlias
 
-from autoplay_rag import Filter, IngestPipeline
+from autoplay_rag import Filter, Hit, IngestPipeline
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.stores.base import Hit
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
     CallbackManagerForRetrieverRun,

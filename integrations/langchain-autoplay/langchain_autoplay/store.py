@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from autoplay_rag import Filter
 from autoplay_rag.errors import ConfigurationError, StoreRejectedError
-from autoplay_rag.stores.base import Chunk, Hit, TextStore
+from autoplay_rag.stores.base import Chunk, Match, TextStore
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
@@ -85,7 +85,7 @@ class LangChainStore(TextStore):
         if ids:
             await self._kind.delete(list(ids))
 
-    async def search(self, text: str, k: int, filter: Filter) -> list[Hit]:
+    async def search(self, text: str, k: int, filter: Filter) -> list[Match]:
         """The `k` best chunks for `text` that pass the filter, best first.
 
         Raises:
@@ -109,11 +109,11 @@ def _document(chunk: Chunk) -> Document:
     return Document(text, id=chunk.id, metadata={**chunk.metadata, "chunk_id": chunk.id})
 
 
-def _hit(document: Document, score: float) -> Hit:
+def _hit(document: Document, score: float) -> Match:
     metadata = {name: value for name, value in document.metadata.items() if value is not None}
     # A database may write an id in a form of its own.
     id_ = metadata.pop("chunk_id", document.id)
-    return Hit.of(str(id_), document.page_content, float(score), metadata)
+    return Match(str(id_), document.page_content, float(score), metadata)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import aclosing, closing
 from typing import Any, Self
 
+from autoplay_rag.content.render import Render
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.ingest.chunks import Render
 from autoplay_rag.loading import (
     CLIENT_OPTIONS,
     Limits,

@@ -8,7 +8,7 @@ from typing import Any
 
 from autoplay_rag import Filter
 from autoplay_rag.errors import StoreError, StoreRejectedError
-from autoplay_rag.stores.base import Hit, Vector
+from autoplay_rag.stores.base import Match, Vector
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 from llama_index.core.vector_stores import (
@@ -50,7 +50,7 @@ def metadata_filters(filter: Filter) -> MetadataFilters | None:
 
 async def find(
     calls: StoreCalls, docstore: BaseDocumentStore | None, vector: Vector, k: int, filter: Filter
-) -> list[Hit]:
+) -> list[Match]:
     """The `k` nearest nodes that pass the filter, the best of each document, best first.
 
     Args:
@@ -79,7 +79,7 @@ async def find(
             )
         nodes = [await docstore.aget_document(node, raise_error=False) for node in result.ids or []]
     cosine = _cosine(calls.vector_store)
-    hits: dict[str, Hit] = {}
+    hits: dict[str, Match] = {}
     for node, similarity in zip(nodes, result.similarities or [], strict=True):
         if node is not None:
             hit = _hit(node, cosine(float(similarity)))
@@ -87,9 +87,9 @@ async def find(
     return list(hits.values())
 
 
-def _hit(node: BaseNode, score: float) -> Hit:
+def _hit(node: BaseNode, score: float) -> Match:
     text = node.get_content(metadata_mode=MetadataMode.NONE)
-    return Hit.of(node.ref_doc_id or node.node_id, text, score, dict(node.metadata))
+    return Match(node.ref_doc_id or node.node_id, text, score, dict(node.metadata))
 
 
 def _cosine(vector_store: BasePydanticVectorStore) -> Callable[[float], float]:

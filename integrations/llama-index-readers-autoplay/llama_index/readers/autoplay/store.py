@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from autoplay_rag import Filter
-from autoplay_rag.stores import Chunk, Hit, Vector, VectorStore, pack, pack_vector
+from autoplay_rag.stores import Chunk, Match, Vector, VectorStore, pack, pack_vector
 from llama_index.core.schema import BaseNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.docstore.types import BaseDocumentStore
@@ -97,7 +97,7 @@ class LlamaIndexStore(VectorStore):
         if self._docstore:
             await self._docstore.async_add_documents(nodes)
 
-    async def query(self, vector: Vector, k: int, filter: Filter) -> list[Hit]:
+    async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
         """The `k` nearest chunks that pass the filter, best first.
 
         Raises:

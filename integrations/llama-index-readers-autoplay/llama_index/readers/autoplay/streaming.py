@@ -10,7 +10,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
-from autoplay_rag import Filter, IngestPipeline
+from autoplay_rag import Filter, Hit, IngestPipeline
 from autoplay_rag.errors import AutoplayError, ConfigurationError
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.ledger import Ledger
@@ -18,7 +18,6 @@ from autoplay_rag.ingest.pipeline import BackgroundConnector
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.loading import Limits
 from autoplay_rag.payloads import Payload
-from autoplay_rag.stores.base import Hit
 from llama_index.core import VectorStoreIndex
 from llama_index.core.ingestion import IngestionPipeline
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoplay_rag import Filter
-from autoplay_rag.stores.base import Chunk, Hit, TextStore
+from autoplay_rag.stores.base import Chunk, Match, TextStore
 
 from llama_index.readers.autoplay.embedder import LlamaIndexEmbedder
 from llama_index.readers.autoplay.nodes import make_document, settle
@@ -56,7 +56,7 @@ class TargetStore(TextStore):
         """
         return await self._target.calls.count()
 
-    async def search(self, text: str, k: int, filter: Filter) -> list[Hit]:
+    async def search(self, text: str, k: int, filter: Filter) -> list[Match]:
         """The `k` best nodes that pass the filter, the best of each chunk, best first."""
         vector = await LlamaIndexEmbedder(self._target.embed_model).embed_query(text)
         return await find(self._target.calls, self._target.docstore, vector, k, filter)

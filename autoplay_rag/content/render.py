@@ -9,13 +9,17 @@ repeated addresses are left out; to an embedding model they are noise.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from autoplay_rag.payloads import ActionsPayload, Payload, SlimAction
 
-__all__ = ["action_line", "render", "render_actions"]
+__all__ = ["Render", "action_line", "render", "render_actions"]
+
+Render: TypeAlias = Callable[[Sequence[Payload]], str]
+"""Makes a chunk's text from its payloads: all of one session, and of one kind."""
 
 _LINE_LENGTH = 300
 """Characters: one long description must not hide the others from a model that reads 256 tokens."""

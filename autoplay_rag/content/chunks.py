@@ -7,24 +7,42 @@ actions than a chunk may: then it fills several.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import msgspec
 
-from autoplay_rag.ingest.identity import NOBODY, People, changes_hands, chunk_id
+from autoplay_rag.content.identity import NOBODY, People, changes_hands
+from autoplay_rag.content.keys import chunk_id
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload
-from autoplay_rag.stores.base import Metadata
 
-__all__ = ["Accepted", "Draft", "Render", "draft_chunks", "is_empty", "metadata_of"]
+__all__ = ["Accepted", "Chunk", "Draft", "Metadata", "draft_chunks", "is_empty", "metadata_of"]
 
-Render = Callable[[Sequence[Payload]], str]
-"""Makes a chunk's text from its payloads: all of one session, and of one kind."""
+Metadata: TypeAlias = Mapping[str, str | int | float]
+"""Flat: no nesting, no None; an unknown value is absent."""
 
 _PEOPLE = ("user_id", "conversation_id", "email")
 
 _URLS_LENGTH = 1000
 """Characters of URLs kept in metadata: stores and splitters choke on long values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The text, id and metadata that become one vector.
+
+    Attributes:
+        id: Deterministic: the same payloads give the same id.
+        text: What is embedded and shown; never empty.
+        metadata: Flat. `product_id`, `session_id`, `user_id`, `conversation_id`, `kind`
+            ("actions", "summary" or "chat"), `started_at`, `ended_at`, `forwarded_at` (Unix
+            seconds), `action_count`, `urls` (one string, space-separated). Unknown ones are absent.
+    """
+
+    id: str
+    text: str
+    metadata: Metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +53,7 @@ class Accepted:
         seq: Its sequence number.
         key: Its `payload_key`.
         payload: As it is kept.
-        people: Whose its session is by then: a summary does not say.
+        people: Who its session belongs to by then; a summary does not say.
     """
 
     seq: int
@@ -46,7 +64,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A chunk to be: what will stand in it, under which id."""
+    """A chunk before rendering: its id and its payloads."""
 
     id: str
     payloads: Sequence[Payload]
@@ -123,7 +141,7 @@ def metadata_of(
 
     Args:
         payloads: Those of one chunk, in order.
-        people: Whose their session is; counts where they do not say.
+        people: Who their session belongs to; used where the payloads do not say.
         include_email: Whether a person's address may go into the store.
     """
     first = payloads[0]

@@ -1,0 +1,1 @@
+"""What ingest, live, search and loading share about payloads and chunks. Pure."""

@@ -1,0 +1,66 @@
+"""Who a session belongs to. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
+
+__all__ = ["NOBODY", "People", "changes_hands", "people_of"]
+
+
+def changes_hands(before: str | None, now: str | None) -> bool:
+    """Whether a session of one person now belongs to another; their data must not mix."""
+    return now is not None and before not in (None, now)
+
+
+class People(NamedTuple):
+    """Who something belongs to, as far as known.
+
+    Attributes:
+        user_id: The person.
+        conversation_id: Their chat thread.
+    """
+
+    user_id: str | None = None
+    conversation_id: str | None = None
+
+    def after(self, payload: Payload) -> People:
+        """Who the session belongs to once this payload of it has arrived.
+
+        A session that changes hands starts anew: the chat thread of the last person does not
+        pass to the next.
+
+        Example:
+            >>> from autoplay_rag.payloads import SummaryPayload
+            >>> ann = People().after(ActionsPayload("acme", "s1", "ann"))
+            >>> ann.after(SummaryPayload("acme", "s1", "Exported a report."))
+            People(user_id='ann', conversation_id=None)
+        """
+        user_id, conversation_id = people_of(payload)
+        if changes_hands(self.user_id, user_id):
+            return People(user_id, conversation_id)
+        return People(user_id or self.user_id, conversation_id or self.conversation_id)
+
+
+NOBODY = People()
+"""No known person and no known chat thread."""
+
+
+def people_of(payload: Payload) -> People:
+    """Person and chat thread, where a payload or one of its actions names them.
+
+    Example:
+        >>> from autoplay_rag.payloads import SlimAction
+        >>> people_of(ActionsPayload("acme", "s1", actions=[SlimAction(user_id="u1")]))
+        People(user_id='u1', conversation_id=None)
+    """
+    if isinstance(payload, SummaryPayload):
+        return NOBODY
+    user_id, conversation_id = payload.user_id, payload.conversation_id
+    if isinstance(payload, ActionsPayload):
+        user_id = user_id or next((a.user_id for a in payload.actions if a.user_id), None)
+        conversation_id = conversation_id or next(
+            (a.conversation_id for a in payload.actions if a.conversation_id), None
+        )
+    return People(user_id or None, conversation_id or None)

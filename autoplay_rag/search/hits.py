@@ -1,0 +1,50 @@
+"""What a search gives: hits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from autoplay_rag._html import table_html
+from autoplay_rag.content.chunks import Metadata
+from autoplay_rag.stores.base import Match
+
+__all__ = ["Hit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A chunk that a search found.
+
+    Attributes:
+        id: The chunk's id.
+        session_id: The session it belongs to; None where there is none.
+        text: What was embedded.
+        score: Cosine similarity to the question: 1 is the same, 0 unrelated.
+        metadata: As in `Chunk`.
+    """
+
+    id: str
+    session_id: str | None
+    text: str
+    score: float
+    metadata: Metadata = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, match: Match) -> Hit:
+        """Make a hit of what a store found; the session comes from the metadata."""
+        session_id = match.metadata.get("session_id")
+        return cls(
+            match.id,
+            None if session_id is None else str(session_id),
+            match.text,
+            match.score,
+            match.metadata,
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("score", f"{self.score:.3f}"),
+            ("session", self.session_id or ""),
+            ("text", self.text),
+        ]
+        return table_html(("field", "value"), rows)
