@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from autoplay_rag._html import table_html
 
-__all__ = ["Ledger"]
+__all__ = ["COUNTERS", "Counts", "Ledger"]
+
+Counts: TypeAlias = Mapping[str, int]
+"""A journal's counts by name, as in `COUNTERS`."""
+
+COUNTERS = (
+    "received", "stored", "pending", "duplicate", "dead", "discarded", "filtered", "refused",
+    "overflow",
+)  # fmt: skip
+"""What is counted durably, in the transaction that moves the payload."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
     """What became of the payloads a pipeline received, at one moment.
 
-    The first eight count payloads, are kept in the journal in the transaction that moves the
-    payload, and go on over restarts. The rest count work since this pipeline was started.
+    The first nine count payloads. They are kept in the journal, in the transaction that moves
+    the payload, and continue over restarts. The others count work since the pipeline started.
 
     Attributes:
         received: Handed to the pipeline.
@@ -24,7 +35,8 @@ class Ledger:
         dead: In the dead letters.
         discarded: Dropped from the dead letters by the user.
         filtered: `select` said no, or there was nothing in it.
-        overflow: Refused because the queue or the disk was full: these are lost.
+        refused: Belong to a person or session that was forgotten; 0 while nobody was.
+        overflow: Not accepted because the queue or the disk was full: these are lost.
         chunks: Chunks stored.
         embed_requests: Requests made to the embedder; this and the next three stay 0 where the
             store embeds for itself.
@@ -45,6 +57,7 @@ class Ledger:
     dead: int = 0
     discarded: int = 0
     filtered: int = 0
+    refused: int = 0
     overflow: int = 0
     chunks: int = 0
     embed_requests: int = 0
@@ -63,6 +76,7 @@ class Ledger:
             + self.dead
             + self.discarded
             + self.filtered
+            + self.refused
             + self.overflow
         )
 

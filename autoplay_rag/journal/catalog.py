@@ -1,0 +1,489 @@
+"""The catalog's tables: chunks, which payloads they hold, sessions, deletions, notes.
+
+Everything here blocks and runs inside a transaction of the writer's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from autoplay_rag.content.chunks import Chunk
+from autoplay_rag.content.identity import People
+from autoplay_rag.content.keys import session_lane
+from autoplay_rag.journal.base import Notes, PlannedChunk, QueuedChunk, Session
+from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
+from autoplay_rag.journal.schema import ChunkState, PayloadState
+
+__all__ = ["CatalogTables", "as_key"]
+
+_COLUMNS = (
+    "number", "id", "lane", "product", "session", "user", "conversation", "kind", "started",
+    "ended", "text", "metadata", "model", "state",
+)  # fmt: skip
+_IN_COLUMNS = {
+    "product_id": "product",
+    "session_id": "session",
+    "user_id": "user",
+    "conversation_id": "conversation",
+    "kind": "kind",
+    "started_at": "started",
+    "ended_at": "ended",
+}
+"""Metadata that has a column of its own, by its column."""
+_CHUNK = f"id, text, metadata, {', '.join(_IN_COLUMNS.values())}"
+_INSERT_SESSION = (
+    "session (lane, product, session, user, conversation, ambiguous, first, last, seen)"
+)
+_UPDATE_SESSION = (
+    "ON CONFLICT (lane) DO UPDATE SET user = excluded.user, conversation = excluded.conversation, "
+    "ambiguous = max(ambiguous, excluded.ambiguous), first = min(first, excluded.first), "
+    "last = max(last, excluded.last), seen = excluded.seen"
+)
+_KEY_DIGITS = 32
+_MEMORY_SESSIONS = 50_000
+"""The most sessions that a journal in memory remembers."""
+
+
+class CatalogTables:
+    """What is stored.
+
+    Args:
+        file: The journal's file.
+    """
+
+    def __init__(self, file: JournalFile) -> None:
+        self.file = file
+        self._connection = file.connection
+        self._next_number = 1 + file.scalar("SELECT coalesce(max(number), 0) FROM chunk")
+
+    # -- chunks -------------------------------------------------------------------------------
+
+    def insert_planned(self, chunks: Sequence[PlannedChunk], lane: int) -> list[int]:
+        """Add chunks of a plan; returns their numbers.
+
+        One that is known by its id keeps its number and is replaced.
+        """
+        ids = [planned.chunk.id for planned in chunks]
+        known = self._numbers(ids)
+        numbers = [known.get(id) or self._take_number() for id in ids]
+        delete_in(self._connection, "chunk_payload", "chunk", list(known.values()))
+        rows = [
+            self._row(number, planned.chunk, lane, None, ChunkState.PLANNED)
+            for number, planned in zip(numbers, chunks, strict=True)
+        ]
+        self._insert(rows)
+        insert(
+            self._connection,
+            "chunk_payload (seq, chunk)",
+            [
+                (seq, number)
+                for number, planned in zip(numbers, chunks, strict=True)
+                for seq in planned.seqs
+            ],
+            verb="INSERT OR IGNORE",
+        )
+        return numbers
+
+    def planned(self, numbers: Sequence[int]) -> list[PlannedChunk]:
+        """The chunks of a plan, in order; what embedding them costs is not known."""
+        given = json_list(numbers)
+        seqs: dict[int, list[int]] = {}
+        for number, seq in self._connection.execute(
+            "SELECT chunk, seq FROM chunk_payload WHERE chunk IN (SELECT value FROM json_each(?)) "
+            "ORDER BY seq",
+            (given,),
+        ):
+            seqs.setdefault(number, []).append(seq)
+        chunks = dict(self._chunks("WHERE number IN (SELECT value FROM json_each(?))", given))
+        return [
+            PlannedChunk(chunks[number], tuple(seqs.get(number, ())), 0)
+            for number in numbers
+            if number in chunks
+        ]
+
+    def set_stored(self, numbers: Sequence[int], model: str) -> None:
+        """Mark chunks as stored; deletions of theirs that are still open are obsolete."""
+        given = json_list(numbers)
+        self._connection.execute(
+            "UPDATE chunk SET state = ?, model = ? WHERE number IN (SELECT value FROM json_each(?))",
+            (ChunkState.STORED, self._model(model), given),
+        )
+        if self._has_deletions():
+            self._connection.execute(
+                "DELETE FROM deletion WHERE chunk IN (SELECT id FROM chunk WHERE number IN "
+                "(SELECT value FROM json_each(?)))",
+                (given,),
+            )
+
+    def remove(self, numbers: Sequence[int], reason: str | None = None) -> list[str]:
+        """Forget chunks.
+
+        Args:
+            numbers: Which.
+            reason: Puts them into the deletion outbox for this reason; None leaves the store alone.
+
+        Returns:
+            Their ids, if they are in the outbox now.
+        """
+        ids: list[str] = []
+        if reason is not None and numbers:
+            ids = [id for _, id in self._ids(numbers)]
+            now = time.time()
+            insert(
+                self._connection,
+                "deletion (chunk, reason, at)",
+                [(id, reason, now) for id in ids],
+                verb="INSERT OR REPLACE",
+            )
+        delete_in(self._connection, "chunk_payload", "chunk", numbers)
+        delete_in(self._connection, "chunk", "number", numbers)
+        return ids
+
+    def numbers_of(self, seqs: Sequence[int]) -> list[int]:
+        """The chunks that hold any of these payloads."""
+        return [
+            number
+            for (number,) in self._connection.execute(
+                "SELECT DISTINCT chunk FROM chunk_payload "
+                "WHERE seq IN (SELECT value FROM json_each(?))",
+                (json_list(seqs),),
+            )
+        ]
+
+    def seqs_of(self, number: int) -> list[int]:
+        """The payloads that a chunk holds."""
+        return [
+            seq
+            for (seq,) in self._connection.execute(
+                "SELECT seq FROM chunk_payload WHERE chunk = ?", (number,)
+            )
+        ]
+
+    def count(self) -> int:
+        """How many chunks are known."""
+        return self.file.scalar("SELECT count(*) FROM chunk")
+
+    def sample(self, count: int) -> list[str]:
+        """Ids of stored chunks, spread evenly over the catalog."""
+        first, last = self._connection.execute("SELECT min(number), max(number) FROM chunk").fetchone()
+        if first is None:
+            return []
+        step = max(1, (last - first) // max(1, count - 1))
+        found: dict[str, None] = {}
+        for number in range(first, last + 1, step):
+            row = self._connection.execute(
+                "SELECT id FROM chunk WHERE number >= ? AND state <> ? ORDER BY number LIMIT 1",
+                (number, ChunkState.PLANNED),
+            ).fetchone()
+            if row:
+                found[row[0]] = None
+        return list(found)
+
+    # -- stored again -------------------------------------------------------------------------
+
+    def queue_all(self) -> int:
+        """Have every stored chunk stored again, where its text is known."""
+        self._connection.execute(
+            "UPDATE chunk SET state = ? WHERE state = ? AND text IS NOT NULL",
+            (ChunkState.QUEUED, ChunkState.STORED),
+        )
+        return self.count_queued()
+
+    def queue(self, numbers: Sequence[int]) -> int:
+        """Have these stored again, if they are still stored; returns how many."""
+        return self._connection.execute(
+            "UPDATE chunk SET state = ? WHERE number IN (SELECT value FROM json_each(?)) "
+            "AND state = ? AND text IS NOT NULL",
+            (ChunkState.QUEUED, json_list(numbers), ChunkState.STORED),
+        ).rowcount
+
+    def queued(self, after: int, limit: int) -> list[QueuedChunk]:
+        """Chunks to be stored again, by number."""
+        found = self._chunks(
+            f"WHERE state = {ChunkState.QUEUED:d} AND number > ? ORDER BY number LIMIT ?",
+            after,
+            limit,
+        )
+        return [QueuedChunk(number, chunk) for number, chunk in found]
+
+    def count_queued(self) -> int:
+        """How many chunks are to be stored again."""
+        return self.file.scalar(
+            f"SELECT count(*) FROM chunk WHERE state = {ChunkState.QUEUED:d}"
+        )
+
+    # -- deletions ----------------------------------------------------------------------------
+
+    def deletions(self, limit: int) -> list[str]:
+        """Ids in the deletion outbox, oldest first."""
+        rows = self._connection.execute(
+            "SELECT chunk FROM deletion ORDER BY at LIMIT ?", (limit,)
+        )
+        return [id for (id,) in rows]
+
+    def deleted(self, ids: Sequence[str]) -> None:
+        """Take confirmed ids out of the outbox."""
+        delete_in(self._connection, "deletion", "chunk", ids)
+
+    def _has_deletions(self) -> bool:
+        return bool(self.file.scalar("SELECT EXISTS (SELECT 1 FROM deletion)"))
+
+    # -- from a store -------------------------------------------------------------------------
+
+    def missing_texts(self) -> int:
+        """How many chunks have no text."""
+        return self.file.scalar("SELECT count(*) FROM chunk WHERE text IS NULL")
+
+    def fill(self, chunks: Sequence[Chunk]) -> int:
+        """Take texts and metadata of chunks that have none; returns how many had none."""
+        missing = {
+            id: (number, model, state)
+            for number, id, model, state in read_all(
+                self._connection,
+                "number, id, model, state",
+                "FROM chunk WHERE text IS NULL AND id IN (SELECT value FROM json_each(?))",
+                json_list(chunk.id for chunk in chunks),
+            )
+        }
+        rows = []
+        sessions = []
+        for chunk in chunks:
+            if chunk.id in missing:
+                number, model, state = missing[chunk.id]
+                lane = _lane_of(chunk)
+                rows.append(self._row(number, chunk, lane, model, state))
+                sessions += _session_of(chunk, lane)
+        self._insert(rows)
+        self.set_sessions(sessions)
+        return len(rows)
+
+    def adopt(self, chunks: Sequence[Chunk], model: str) -> int:
+        """Take chunks of a store into the catalog; returns how many were not known.
+
+        Nothing says which payloads they hold. Each gets one that stands for the payload it begins
+        with, recognised by the chunk's id.
+        """
+        known = self._numbers([chunk.id for chunk in chunks])
+        fresh = {chunk.id: chunk for chunk in chunks if chunk.id not in known}
+        seq = min(0, self.file.scalar("SELECT coalesce(min(seq), 0) FROM payload"))
+        number_of_model = self._model(model)
+        rows, payloads, links, sessions = [], [], [], []
+        for chunk in fresh.values():
+            number, lane = self._take_number(), _lane_of(chunk)
+            rows.append(self._row(number, chunk, lane, number_of_model, ChunkState.STORED))
+            sessions += _session_of(chunk, lane)
+            if (key := as_key(chunk.id)) is None:
+                continue
+            seq -= 1
+            at = chunk.metadata.get("forwarded_at") or time.time()
+            payloads.append(
+                (seq, key, lane or seq, chunk.metadata.get("kind"), at, PayloadState.STORED, 0)
+            )
+            links.append((seq, number))
+        self._insert(rows)
+        insert(
+            self._connection,
+            "payload (seq, key, lane, kind, at, state, size)",
+            payloads,
+            verb="INSERT OR IGNORE",
+        )
+        insert(
+            self._connection, "chunk_payload (seq, chunk)", links, verb="INSERT OR IGNORE"
+        )
+        self.set_sessions(sessions)
+        self.file.set_meta("adopted", 1)
+        return len(rows)
+
+    # -- sessions -----------------------------------------------------------------------------
+
+    def sessions(self, lanes: Sequence[int]) -> dict[int, Session]:
+        """Who these lanes' sessions belong to, where that is known."""
+        rows = read_all(
+            self._connection,
+            "lane, product, session, user, conversation, ambiguous, first, last",
+            "FROM session WHERE lane IN (SELECT value FROM json_each(?))",
+            json_list(lanes),
+        )
+        return {
+            lane: Session(lane, product, session, People(user, chat), bool(ambiguous), first, last)
+            for lane, product, session, user, chat, ambiguous, first, last in rows
+        }
+
+    def set_sessions(self, sessions: Sequence[Session]) -> None:
+        """Keep who sessions belong to, and widen the time in which they were active."""
+        now = time.time()
+        insert(
+            self._connection,
+            _INSERT_SESSION,
+            [
+                (
+                    one.lane,
+                    _plain(one.product_id),
+                    _plain(one.session_id),
+                    _plain(one.people.user_id),
+                    _plain(one.people.conversation_id),
+                    one.ambiguous,
+                    one.first,
+                    one.last,
+                    now,
+                )
+                for one in sessions
+            ],
+            after=_UPDATE_SESSION,
+        )
+
+    # -- notes --------------------------------------------------------------------------------
+
+    def notes(self) -> Notes:
+        """What the journal notes about itself and its store."""
+        meta = self.file.meta
+        return Notes(
+            journal_id=meta("journal_id"),
+            store_id=meta("store_id") or "",
+            store_batch=meta("store_batch") or 0,
+            model=meta("model") or "",
+        )
+
+    def note_store(self, store_id: str, batch: int, model: str) -> None:
+        """Keep which store the journal belongs to, and the batch that the store confirmed."""
+        for name, value in (("store_id", store_id), ("store_batch", batch), ("model", model)):
+            if self.file.meta(name) != value:
+                self.file.set_meta(name, value)
+
+    # -- a journal in memory ------------------------------------------------------------------
+
+    def drop_stored(self, seqs: Sequence[int]) -> None:
+        """Forget stored payloads, and the chunks that hold nothing else."""
+        numbers = self.numbers_of(seqs)
+        delete_in(self._connection, "chunk_payload", "seq", seqs)
+        delete_in(self._connection, "payload", "seq", seqs)
+        self._connection.execute(
+            "DELETE FROM chunk WHERE number IN (SELECT value FROM json_each(?)) AND NOT EXISTS "
+            "(SELECT 1 FROM chunk_payload WHERE chunk = chunk.number)",
+            (json_list(numbers),),
+        )
+
+    def drop_sessions(self, seen_before: float) -> None:
+        """Forget sessions that were not active since, and the oldest of too many."""
+        self._connection.execute("DELETE FROM session WHERE seen < ?", (seen_before,))
+        over = self.file.scalar("SELECT count(*) FROM session") - _MEMORY_SESSIONS
+        if over > 0:
+            self._connection.execute(
+                "DELETE FROM session WHERE lane IN "
+                "(SELECT lane FROM session ORDER BY seen LIMIT ?)",
+                (over,),
+            )
+
+    # -- helpers ------------------------------------------------------------------------------
+
+    def _take_number(self) -> int:
+        self._next_number += 1
+        return self._next_number - 1
+
+    def _numbers(self, ids: Iterable[str]) -> dict[str, int]:
+        rows = read_all(
+            self._connection,
+            "id, number",
+            "FROM chunk WHERE id IN (SELECT value FROM json_each(?))",
+            json_list(ids),
+        )
+        return {id: number for id, number in rows}  # noqa: C416 - rows are lists
+
+    def _ids(self, numbers: Sequence[int]) -> list[tuple[int, str]]:
+        return self._connection.execute(
+            "SELECT number, id FROM chunk WHERE number IN (SELECT value FROM json_each(?))",
+            (json_list(numbers),),
+        ).fetchall()
+
+    def _model(self, name: str) -> int:
+        self._connection.execute("INSERT OR IGNORE INTO model (name) VALUES (?)", (name,))
+        return self.file.scalar("SELECT number FROM model WHERE name = ?", name)
+
+    def _insert(self, rows: Sequence[Sequence[Any]]) -> None:
+        into = f"chunk ({', '.join(_COLUMNS)})"
+        insert(self._connection, into, rows, verb="INSERT OR REPLACE")
+
+    def _row(
+        self, number: int, chunk: Chunk, lane: int | None, model: int | None, state: int
+    ) -> tuple[Any, ...]:
+        metadata = chunk.metadata
+        rest = {key: value for key, value in metadata.items() if key not in _IN_COLUMNS}
+        return (
+            number,
+            chunk.id,
+            lane,
+            *(metadata.get(key) for key in _IN_COLUMNS),
+            chunk.text,
+            msgspec.json.encode(rest).decode() if rest else None,
+            model,
+            int(state),
+        )
+
+    def _chunks(self, rest: str, *parameters: Any) -> list[tuple[int, Chunk]]:
+        rows = self._connection.execute(
+            f"SELECT number, {_CHUNK} FROM chunk {rest}",  # noqa: S608 - our own names
+            parameters,
+        )
+        return [(number, _chunk(*values)) for number, *values in rows]
+
+
+def as_key(chunk_id: str) -> bytes | None:
+    """A chunk's id in the form of a payload's key; None if it is not one of this package."""
+    if len(chunk_id) != _KEY_DIGITS:
+        return None
+    try:
+        return bytes.fromhex(chunk_id)
+    except ValueError:
+        return None
+
+
+def _chunk(id: str, text: str | None, rest: str | None, *columns: Any) -> Chunk:
+    found = {
+        key: value
+        for key, value in zip(_IN_COLUMNS, columns, strict=True)
+        if value is not None
+    }
+    metadata: Mapping[str, Any] = found | (msgspec.json.decode(rest) if rest else {})
+    return Chunk(id, text or "", metadata)
+
+
+def _lane_of(chunk: Chunk) -> int | None:
+    session = chunk.metadata.get("session_id")
+    if session is None:
+        return None
+    return session_lane(str(chunk.metadata.get("product_id", "")), str(session))
+
+
+def _session_of(chunk: Chunk, lane: int | None) -> list[Session]:
+    metadata = chunk.metadata
+    if lane is None:
+        return []
+    people = People(*(_text(metadata.get(name)) for name in People._fields))
+    if not any(people):
+        return []
+    started, ended = metadata.get("started_at"), metadata.get("ended_at")
+    return [
+        Session(
+            lane,
+            str(metadata.get("product_id", "")),
+            str(metadata["session_id"]),
+            people,
+            ambiguous=False,
+            first=float(started or 0.0),
+            last=float(ended or 0.0),
+        )
+    ]
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _plain(value: str | None) -> str | None:
+    # `read_all` would end a text at its first NUL.
+    return value.replace("\0", "\ufffd") if value else value

@@ -1,0 +1,274 @@
+"""The journal's file: opened, upgraded, refused or set aside; its transactions; its size.
+
+Everything here blocks; the writer's thread runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from autoplay_rag.errors import JournalDamagedError, JournalError, JournalVersionError
+from autoplay_rag.journal.base import Durability
+from autoplay_rag.journal.ledger import COUNTERS
+from autoplay_rag.journal.migration import OLDEST_VERSION, upgrade
+from autoplay_rag.journal.rows import lossy_text
+from autoplay_rag.journal.schema import APPLICATION_ID, PAGE_SIZE, SCHEMA, SCHEMA_VERSION
+
+__all__ = ["JournalFile", "other_version"]
+
+_LOCKED_SECONDS = 5.0
+"""How long one attempt waits for another program that holds the file's lock."""
+_CHECKPOINT_PAGES = 4096
+"""Pages of write-ahead log until they are copied into the file. A page that changes often is then
+copied once for many changes."""
+_SHRINK_EVERY = 50
+"""Commits. An idle pipeline makes one a second."""
+_SHRINK_PAGES = 1000
+"""Vacuuming so many pages takes about 10 ms, in which nothing is accepted."""
+_COUNTS: Final = (*COUNTERS, "bytes")
+_LOAD_COUNTS = f"SELECT {', '.join(_COUNTS)} FROM counts"  # noqa: S608 - our own names
+_SAVE_COUNTS = f"UPDATE counts SET {', '.join(f'{name} = ?' for name in _COUNTS)}"  # noqa: S608
+
+
+class JournalFile:
+    """A file with the journal's tables, its counts, and transactions that keep both together.
+
+    Args:
+        path: The file, made if there is none; None keeps the journal in memory.
+        durability: What a commit survives: "normal" any end of the process, "full" also a power
+            loss.
+        known: Whether the file is known to be a journal, should nothing in it say so any more.
+
+    Attributes:
+        connection: The database.
+        counts: The ledger's durable counts and `bytes`, as of the transaction under way.
+        committed: The same as of the last commit. Readable from any thread.
+        unclean: Whether the last run did not close the file.
+        upgraded_from: The older format that was upgraded just now; None if none.
+
+    Raises:
+        JournalDamagedError: If the file is damaged; it was renamed to the name in the message.
+        JournalVersionError: If a newer version of this package wrote it.
+        JournalError: If another program's file, or it cannot be opened.
+    """
+
+    def __init__(self, path: Path | None, durability: Durability, *, known: bool = True) -> None:
+        self.path = path
+        self._commits = 0
+        existed = path is not None and path.exists()
+        # Counted, but not saved yet because the disk was full.
+        self._unsaved = dict.fromkeys(_COUNTS, 0)
+        self.upgraded_from: int | None = None
+        try:
+            if path is not None and not existed:
+                _create_private(path)
+            self.connection = sqlite3.connect(
+                path or ":memory:",
+                isolation_level=None,
+                timeout=_LOCKED_SECONDS,
+                cached_statements=128,
+            )
+        except (sqlite3.Error, OSError) as error:
+            raise JournalError(f"the journal {path} cannot be opened: {error}") from error
+        self._damaged = False
+        self._sync_after_commit = False
+        try:
+            self._open(durability, known and existed)
+            self.counts = self._load_counts()
+        except sqlite3.DatabaseError as error:
+            self.connection.close()
+            if isinstance(error, sqlite3.OperationalError):
+                raise JournalError(f"the journal {path} cannot be opened: {error}") from error
+            if not known and not _is_marked(path):
+                raise JournalError(
+                    f"{path} is not a journal ({error}); name another file"
+                ) from error
+            raise self._set_aside(error) from error
+        except JournalError:
+            self.connection.close()
+            raise
+        # What other threads may read: never in the middle of a transaction.
+        self.committed = dict(self.counts)
+
+    # -- opening and closing ------------------------------------------------------------------
+
+    def _open(self, durability: Durability, was_in_use: bool) -> None:
+        # A flipped byte costs at most the one payload it stands in.
+        self.connection.text_factory = lossy_text
+        execute = self.connection.execute
+        application = execute("PRAGMA application_id").fetchone()[0]
+        version = execute("PRAGMA user_version").fetchone()[0]
+        tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and application != APPLICATION_ID:
+            raise JournalError(f"{self.path} is another program's database; name another file")
+        if tables and not OLDEST_VERSION <= version <= SCHEMA_VERSION:
+            raise other_version(self.path, version)
+        if not tables and was_in_use:
+            # They are made in one transaction: a file of ours without any was cut off.
+            raise sqlite3.DatabaseError("it is empty, but was in use before")
+        if not tables:
+            execute(f"PRAGMA page_size = {PAGE_SIZE}")
+            execute("PRAGMA auto_vacuum = INCREMENTAL")
+        execute("PRAGMA journal_mode = WAL")
+        execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        if not tables:
+            self._make_tables()
+        elif version < SCHEMA_VERSION:
+            self.upgraded_from = version
+            upgrade(self.connection, self.path, version)
+        self.unclean = self.meta("open") == 1
+        if self.unclean and (found := execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise sqlite3.DatabaseError(found)
+        self.set_meta("open", 1)
+
+    def _make_tables(self) -> None:
+        execute = self.connection.execute
+        execute("BEGIN IMMEDIATE")
+        for statement in SCHEMA.split(";\n"):
+            execute(statement)
+        execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self.set_meta("journal_id", os.urandom(16).hex())
+        execute("COMMIT")
+
+    def _set_aside(self, error: sqlite3.Error) -> JournalDamagedError:
+        assert self.path is not None
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}-{number}")
+        for suffix in ("", "-wal", "-shm"):
+            part = self.path.with_name(self.path.name + suffix)
+            if part.exists():
+                part.rename(aside.with_name(aside.name + suffix))
+        return JournalDamagedError(
+            f"the journal {self.path} is damaged ({error}) and was set aside as {aside}; the next "
+            "start makes a new one. What was waiting in the old one may be recovered with sqlite3's "
+            "`.recover`"
+        )
+
+    def close(self) -> None:
+        """Close in good order, so that the next start knows that nothing was cut off."""
+        # On a full disk this fails, and the next start checks the file: no harm is done.
+        with suppress(sqlite3.Error), self.transaction():
+            self.set_meta("open", int(self._damaged))
+        with suppress(sqlite3.Error):
+            self._shrink(0)  # all
+        self.connection.close()
+
+    # -- transactions -------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit everything inside together, counts included, or nothing."""
+        before = dict(self.counts)
+        changes = self.connection.total_changes
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+            yield
+            # Readers must be able to read while the disk is full.
+            written = self.connection.total_changes != changes
+            if written:
+                self.counts = _sum(self.counts, self._unsaved)
+            if self.counts != before:
+                self.connection.execute(_SAVE_COUNTS, [self.counts[name] for name in _COUNTS])
+            self.connection.execute("COMMIT")
+        except BaseException as error:
+            self.counts = before
+            self._damaged |= _is_damage(error)
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            raise
+        if written:
+            self._unsaved = dict.fromkeys(_COUNTS, 0)
+        self.committed = _sum(self.counts, self._unsaved)
+        self._commits += 1
+        if self._sync_after_commit:
+            self._sync_after_commit = False
+            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        # What was asked for is committed; the next transaction will see a disk that is full now.
+        with suppress(sqlite3.Error):
+            if self._commits % _SHRINK_EVERY == 0:
+                self._shrink(_SHRINK_PAGES)
+
+    def count_unsaved(self, name: str, count: int) -> None:
+        """Count what could not be written; saved as soon as something can be."""
+        self._unsaved[name] += count
+        self.committed = _sum(self.counts, self._unsaved)
+
+    def sync_after_commit(self) -> None:
+        """Have the transaction under way, and all before it, survive a power loss."""
+        self._sync_after_commit = self.path is not None
+
+    # -- helpers ------------------------------------------------------------------------------
+
+    def scalar(self, sql: str, *parameters: Any) -> int:
+        """The one number that a query gives."""
+        return int(self.connection.execute(sql, parameters).fetchone()[0])
+
+    def meta(self, name: str) -> Any:
+        """A single value kept under a name; None if there is none."""
+        row = self.connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else None
+
+    def set_meta(self, name: str, value: Any) -> None:
+        """Keep a single value under a name."""
+        self.connection.execute("REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def _load_counts(self) -> dict[str, int]:
+        found = self.connection.execute(_LOAD_COUNTS).fetchone()
+        if found is None:
+            raise sqlite3.DatabaseError("its counts are missing")
+        return dict(zip(_COUNTS, found, strict=True))
+
+    def _shrink(self, pages: int) -> None:
+        """Give unused pages back to the disk; a few are kept for what comes."""
+        if self.scalar("PRAGMA freelist_count") > _SHRINK_PAGES:
+            # `execute` would take one step, and each step gives one page back.
+            self.connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+
+
+def other_version(path: Path | None, version: int) -> JournalVersionError:
+    """The error for a file of a format that this version cannot read."""
+    if version > SCHEMA_VERSION:
+        return JournalVersionError(
+            f"the journal {path} has format {version}, and this version reads up to "
+            f"{SCHEMA_VERSION}: install the newer version of autoplay-rag that wrote it, or name "
+            "another file"
+        )
+    return JournalVersionError(
+        f"the journal {path} has format {version}, and this version upgrades from "
+        f"{OLDEST_VERSION} on: let the version that wrote it drain it, or name another file"
+    )
+
+
+def _create_private(path: Path) -> None:
+    """Make the file for this user alone; SQLite gives its companions the same mode."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+
+
+def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: one[name] + other[name] for name in _COUNTS}
+
+
+def _is_marked(path: Path | None) -> bool:
+    """Whether a file has our mark where SQLite keeps it, however damaged the rest is."""
+    if path is None:
+        return False
+    with path.open("rb") as file:
+        head = file.read(72)
+    return head[68:72] == APPLICATION_ID.to_bytes(4)
+
+
+def _is_damage(error: BaseException) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

@@ -1,0 +1,316 @@
+"""Upgrades of older journal files, in place.
+
+Format 2 (the first that was used) kept no payload once it was stored and no text of a chunk: only
+keys, each with the id of the chunk it went into. Texts are read from the store afterwards, where
+it can be scanned.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from autoplay_rag.content.identity import People
+from autoplay_rag.journal.bodies import decoded, pack
+from autoplay_rag.journal.rows import insert
+from autoplay_rag.journal.schema import SCHEMA, SCHEMA_VERSION, ChunkState, PayloadState
+from autoplay_rag.payloads import ActionsPayload
+
+__all__ = ["OLDEST_VERSION", "upgrade"]
+
+_log = logging.getLogger(__name__)
+
+OLDEST_VERSION: Final = 2
+_OLD_TABLES: Final = ("queue", "recent", "catalog", "batches", "dead", "requests", "counters", "sessions")
+_PAGE: Final = 1000
+
+
+class _OldChunk(msgspec.Struct):
+    id: str
+    text: str
+    metadata: dict[str, Any]
+    sources: list[tuple[int, str]]
+    tokens: int
+
+
+class _OldBatch(msgspec.Struct):
+    """A plan as format 2 recorded it."""
+
+    id: int
+    lane: int
+    model: str
+    chunks: list[_OldChunk]
+    unplanned: list[tuple[int, str]] = []
+    replayed: bool = False
+
+
+def upgrade(connection: sqlite3.Connection, path: Path | None, version: int) -> None:
+    """Bring a file of format 2 to the present one, in one transaction.
+
+    A copy is kept beside the file until that is done.
+
+    Args:
+        connection: The open file, outside any transaction.
+        path: The file.
+        version: Its format.
+
+    Raises:
+        sqlite3.Error: If it cannot be done; the file is as it was.
+    """
+    assert path is not None
+    copy = path.with_name(f"{path.name}.format-{version}")
+    _copy_to(connection, copy)
+    _log.warning("upgrading the journal %s from format %d to %d", path, version, SCHEMA_VERSION)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _Upgrade(connection).run()
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    with suppress(OSError):  # another user's file: it is no less private than it was
+        path.chmod(0o600)
+    copy.unlink(missing_ok=True)
+
+
+def _copy_to(connection: sqlite3.Connection, copy: Path) -> None:
+    copy.unlink(missing_ok=True)  # a broken-off one
+    os.close(os.open(copy, os.O_RDWR | os.O_CREAT, 0o600))
+    with closing(sqlite3.connect(copy)) as target:
+        connection.backup(target)
+
+
+class _Upgrade:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._model: dict[str, int] = {}
+        self._next_chunk = 1
+
+    def run(self) -> None:
+        execute = self._connection.execute
+        for table in _OLD_TABLES:
+            execute(f"ALTER TABLE {table} RENAME TO old_{table}")
+        for index in ("recent_at", "catalog_expires", "sessions_at"):
+            execute(f"DROP INDEX IF EXISTS {index}")
+        for statement in SCHEMA.split(";\n"):
+            # `meta` is as it was.
+            if "CREATE TABLE meta" not in statement:
+                execute(statement)
+        execute("REPLACE INTO meta VALUES ('journal_id', ?)", (os.urandom(16).hex(),))
+        self._counts()
+        self._sessions()
+        plans, acknowledged = self._batches()
+        self._waiting()
+        self._dead()
+        for batch in plans:
+            self._plan(batch, None)
+        for batch, at in acknowledged:
+            self._plan(batch, at)
+        self._stored()
+        execute("INSERT INTO request (action, seq) SELECT action, seq FROM old_requests ORDER BY id")
+        for table in _OLD_TABLES:
+            execute(f"DROP TABLE old_{table}")
+
+    def _counts(self) -> None:
+        for name, value in self._rows("SELECT name, value FROM old_counters"):
+            self._connection.execute(f"UPDATE counts SET {name} = ?", (value,))
+        self._connection.execute("DELETE FROM meta WHERE name IN ('health')")
+
+    def _sessions(self) -> None:
+        # Format 2 knew lanes and people, but not the ids that a lane stands for.
+        self._people = {
+            lane: People(user, conversation)
+            for lane, user, conversation in self._rows(
+                "SELECT lane, user, conversation FROM old_sessions"
+            )
+        }
+
+    def _batches(self) -> tuple[list[_OldBatch], list[tuple[_OldBatch, float]]]:
+        plans, acknowledged = [], []
+        for record, at in self._rows("SELECT record, acknowledged FROM old_batches ORDER BY id"):
+            batch = msgspec.msgpack.decode(record, type=_OldBatch)
+            if at is None:
+                plans.append(batch)
+            else:
+                acknowledged.append((batch, at))
+        return plans, acknowledged
+
+    def _waiting(self) -> None:
+        rows = self._rows(
+            "SELECT seq, key, lane, body, at FROM old_queue LEFT JOIN old_catalog USING (key) "
+            "ORDER BY seq"
+        )
+        size = self._payloads(
+            (seq, key, lane, body, at, PayloadState.WAITING, None, None, None)
+            for seq, key, lane, body, at in rows
+        )
+        self._connection.execute("UPDATE counts SET bytes = bytes + ?", (size,))
+
+    def _dead(self) -> None:
+        rows = self._rows(
+            "SELECT d.seq, d.key, d.lane, d.body, c.at, d.at, d.error, d.session FROM old_dead d "
+            "LEFT JOIN old_catalog c ON c.key = d.key ORDER BY d.seq"
+        )
+        size = self._payloads(
+            (seq, key, lane, body, at, PayloadState.DEAD, died, error, session)
+            for seq, key, lane, body, at, died, error, session in rows
+        )
+        self._connection.execute("UPDATE counts SET bytes = bytes + ?", (size,))
+
+    def _payloads(self, rows: Iterator[tuple[Any, ...]]) -> int:
+        total = 0
+        sessions: dict[int, tuple[Any, ...]] = {}
+        for seq, key, lane, body, at, state, ended, error, session in rows:
+            data = body.encode() if body is not None else None
+            payload = decoded(data)
+            total += len(data or b"")
+            insert(
+                self._connection,
+                "payload (seq, key, lane, kind, session, at, forwarded_at, actions, state, size, "
+                "ended, error, body)",
+                [
+                    (
+                        seq,
+                        bytes.fromhex(key),
+                        lane,
+                        payload.kind if payload else None,
+                        session,
+                        at or time.time(),
+                        payload.forwarded_at if payload else None,
+                        len(payload.actions) if isinstance(payload, ActionsPayload) else 0,
+                        int(state),
+                        len(data or b""),
+                        ended,
+                        error,
+                        pack(data) if data is not None else None,
+                    )
+                ],
+            )
+            if payload and payload.session_id and lane in self._people:
+                sessions[lane] = (lane, payload.product_id, payload.session_id)
+        self._keep_sessions(sessions)
+        return total
+
+    def _keep_sessions(self, sessions: dict[int, tuple[Any, ...]]) -> None:
+        now = time.time()
+        insert(
+            self._connection,
+            "session (lane, product, session, user, conversation, seen)",
+            [(*names, *self._people[lane], now) for lane, names in sessions.items()],
+            verb="INSERT OR IGNORE",
+        )
+
+    def _plan(self, batch: _OldBatch, acknowledged: float | None) -> None:
+        """Record a plan; what it acknowledged is in the catalog, with its text."""
+        state = ChunkState.PLANNED if acknowledged is None else ChunkState.STORED
+        numbers = []
+        for chunk in batch.chunks:
+            number = self._chunk(chunk.id, batch.lane, chunk.text, chunk.metadata, state, batch.model)
+            numbers.append(number)
+            if acknowledged is None:
+                links = [(seq, number) for seq, _ in chunk.sources]
+                insert(self._connection, "chunk_payload (seq, chunk)", links)
+        record = msgspec.msgpack.encode((numbers, dict(batch.unplanned)))
+        self._connection.execute(
+            "INSERT INTO plan VALUES (?, ?, ?, ?)", (batch.id, batch.lane, record, acknowledged)
+        )
+        if acknowledged is None:
+            metadata = batch.chunks[0].metadata if batch.chunks else {}
+            if batch.lane in self._people and metadata.get("session_id"):
+                names = (batch.lane, metadata.get("product_id", ""), metadata["session_id"])
+                self._keep_sessions({batch.lane: names})
+
+    def _stored(self) -> None:
+        """Keys of what was stored, or discarded: they get numbers below 0, oldest last."""
+        after = ""
+        seq = 0
+        while True:
+            rows = self._rows(
+                "SELECT key, chunk, session, at, expires FROM old_catalog WHERE key > ? "
+                "AND key NOT IN (SELECT key FROM old_queue) "
+                f"AND key NOT IN (SELECT key FROM old_dead) ORDER BY key LIMIT {_PAGE}",
+                after,
+            )
+            # A key without a chunk that is not in the queue was discarded.
+            payloads, links = [], []
+            for key, chunk, session, at, expires in rows:
+                seq -= 1
+                state = PayloadState.DISCARDED if chunk is None else PayloadState.STORED
+                ended = at if chunk is not None else (expires or time.time())
+                payloads.append((seq, bytes.fromhex(key), seq, at or 0.0, int(state), ended))
+                if chunk is not None:
+                    metadata = {"session_id": session} if session else {}
+                    links.append((seq, self._chunk(chunk, None, None, metadata, ChunkState.STORED, "")))
+                after = key
+            insert(self._connection, "payload (seq, key, lane, at, state, size, ended)", [
+                (seq, key, lane, at, state, 0, ended) for seq, key, lane, at, state, ended in payloads
+            ])
+            insert(self._connection, "chunk_payload (seq, chunk)", links, verb="INSERT OR IGNORE")
+            if len(rows) < _PAGE:
+                return
+
+    def _chunk(  # noqa: PLR0917 - a row
+        self,
+        id: str,
+        lane: int | None,
+        text: str | None,
+        metadata: dict[str, Any],
+        state: ChunkState,
+        model: str,
+    ) -> int:
+        known = self._connection.execute("SELECT number FROM chunk WHERE id = ?", (id,)).fetchone()
+        if known:
+            return int(known[0])
+        rest = {
+            key: value
+            for key, value in metadata.items()
+            if key
+            not in ("product_id", "session_id", "user_id", "conversation_id", "kind", "started_at", "ended_at")
+        }
+        number = self._next_chunk
+        self._next_chunk += 1
+        self._connection.execute(
+            "INSERT INTO chunk (number, id, lane, product, session, user, conversation, kind, "
+            "started, ended, text, metadata, model, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                number,
+                id,
+                lane,
+                metadata.get("product_id"),
+                metadata.get("session_id"),
+                metadata.get("user_id"),
+                metadata.get("conversation_id"),
+                metadata.get("kind"),
+                metadata.get("started_at"),
+                metadata.get("ended_at"),
+                text,
+                msgspec.json.encode(rest).decode() if rest else None,
+                self._number_of(model) if model else None,
+                int(state),
+            ),
+        )
+        return number
+
+    def _number_of(self, model: str) -> int:
+        if model not in self._model:
+            self._connection.execute("INSERT OR IGNORE INTO model (name) VALUES (?)", (model,))
+            row = self._connection.execute(
+                "SELECT number FROM model WHERE name = ?", (model,)
+            ).fetchone()
+            self._model[model] = row[0]
+        return self._model[model]
+
+    def _rows(self, sql: str, *parameters: Any) -> list[Any]:
+        return self._connection.execute(sql, parameters).fetchall()
+
+

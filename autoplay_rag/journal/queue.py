@@ -1,0 +1,560 @@
+"""The queue's tables: payloads, plans, dead letters, requests of other processes.
+
+Everything here blocks and runs inside a transaction of the writer's thread. Nothing is rendered,
+decoded or tokenised here: whoever plans does that in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from autoplay_rag.journal.base import (
+    Acknowledgement,
+    DeadLetter,
+    Durability,
+    Entry,
+    Health,
+    Known,
+    Outcome,
+    Plan,
+    Session,
+    Waiting,
+)
+from autoplay_rag.journal.bodies import decoded, unpack
+from autoplay_rag.journal.catalog import CatalogTables, as_key
+from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
+from autoplay_rag.journal.schema import PayloadState
+from autoplay_rag.payloads import ActionsPayload, Payload
+
+__all__ = ["FOLLOWED", "QueueTables", "first_since", "letters"]
+
+_KEEP_KEYS_SECONDS: Final = 24 * 3600.0
+"""How long the key of a discarded payload is known, and in memory that of a stored one."""
+_KEEP_ACKNOWLEDGED_SECONDS: Final = 600.0
+"""How long "full" durability keeps plans it acknowledged, to store them again after a power loss."""
+_MEMORY_PAYLOADS: Final = 100_000
+"""The most stored payloads that a journal in memory remembers."""
+_PART: Final = "part of a payload that died"
+_INSERT_PAYLOAD: Final = (
+    "payload (seq, key, lane, kind, session, at, forwarded_at, actions, state, size, ended, error, "
+    "body)"
+)
+_LETTER: Final = "seq, kind, session, error, ended, body"
+
+FOLLOWED: Final = f"body IS NOT NULL AND state IN ({PayloadState.WAITING:d}, {PayloadState.STORED:d})"
+"""Payloads that `live` shows, as a condition."""
+
+
+class QueueTables:
+    """What was received.
+
+    Args:
+        file: The journal's file.
+        catalog: The catalog in the same file.
+        durability: See `IngestPipeline`.
+        max_bytes: The most bytes of payloads that wait or are dead.
+        keep_payloads: Whether the bodies of stored payloads are kept.
+        model: Names the embedder of what is acknowledged.
+    """
+
+    def __init__(
+        self,
+        file: JournalFile,
+        catalog: CatalogTables,
+        durability: Durability,
+        *,
+        max_bytes: int,
+        keep_payloads: bool,
+        model: str,
+    ) -> None:
+        self.file = file
+        self.catalog = catalog
+        self._connection = file.connection
+        self._max_bytes = max_bytes
+        self._keep_payloads = keep_payloads
+        self._keep_acknowledged = durability == "full" and file.path is not None
+        self._model = model
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def accept(self, entries: Sequence[Entry]) -> list[Outcome]:
+        """Take payloads in; what became of each, in order."""
+        now = time.time()
+        wanted = [entry for entry in entries if entry.outcome != "filtered"]
+        size = sum(entry.size for entry in wanted)
+        adopted = bool(self.file.meta("adopted"))
+        fresh: set[int] | None = None
+        if not adopted and self.file.counts["bytes"] + size <= self._max_bytes:
+            fresh = self._insert_if_new(wanted, now)
+        outcomes: list[Outcome] = []
+        known = set() if fresh is not None else self._known(wanted, adopted=adopted)
+        rows = []
+        counts = self.file.counts
+        for entry in entries:
+            outcome: Outcome = entry.outcome
+            if outcome != "filtered":
+                key = bytes.fromhex(entry.key)
+                if fresh is not None:
+                    if entry.seq not in fresh:
+                        outcome = "duplicate"
+                elif key in known or (adopted and as_key(entry.first_chunk) in known):
+                    outcome = "duplicate"
+                elif counts["bytes"] + entry.size > self._max_bytes:
+                    outcome = "overflow"
+                else:
+                    known.add(key)
+                    rows.append(_row(entry, now))
+                if outcome == entry.outcome:
+                    counts["bytes"] += entry.size
+            outcomes.append(outcome)
+            counts["received"] += 1
+            counts["pending" if outcome == "accepted" else outcome] += 1
+        insert(self._connection, _INSERT_PAYLOAD, rows)
+        return outcomes
+
+    def _insert_if_new(self, entries: Sequence[Entry], now: float) -> set[int]:
+        """Insert all but known ones; nearly always that is all of them, and one statement."""
+        rows = [_row(entry, now) for entry in entries]
+        seqs = {entry.seq for entry in entries}
+        inserted = insert(
+            self._connection, _INSERT_PAYLOAD, rows, after="ON CONFLICT (key) DO NOTHING"
+        )
+        if inserted == len(rows):
+            return seqs
+        found = read_all(
+            self._connection,
+            "seq",
+            "FROM payload WHERE seq IN (SELECT value FROM json_each(?))",
+            json_list(seqs),
+        )
+        return {seq for (seq,) in found}
+
+    def _known(self, entries: Sequence[Entry], *, adopted: bool) -> set[bytes]:
+        keys = {bytes.fromhex(entry.key) for entry in entries}
+        if adopted:
+            keys |= {key for entry in entries if (key := as_key(entry.first_chunk))}
+        found: set[bytes] = set()
+        for key in keys:
+            if self._connection.execute("SELECT 1 FROM payload WHERE key = ?", (key,)).fetchone():
+                found.add(key)
+        return found
+
+    def overflow(self, entry: Entry) -> Outcome:  # noqa: ARG002 - it is only counted
+        """Count an entry that could not be written; the count is saved as soon as it can be."""
+        self.file.count_unsaved("received", 1)
+        self.file.count_unsaved("overflow", 1)
+        return "overflow"
+
+    # -- out ----------------------------------------------------------------------------------
+
+    def read(self, seqs: Sequence[int], most_bytes: int) -> list[Waiting]:
+        """Payloads that wait, in the order asked for; as many as `most_bytes` allow."""
+        sizes = dict(self._of("seq, size", seqs))
+        room, wanted = most_bytes, []
+        for seq in seqs:
+            room -= sizes.get(seq, 0)
+            if room < 0 and wanted:
+                break
+            if seq in sizes:
+                wanted.append(seq)
+        found = {
+            seq: Waiting(seq, key.lower(), lane, unpack(bytes.fromhex(body)) if body else None)
+            for seq, key, lane, body in self._of("seq, hex(key), lane, hex(body)", wanted)
+        }
+        return [found[seq] for seq in wanted]
+
+    def _of(self, columns: str, seqs: Sequence[int]) -> list[Any]:
+        return read_all(
+            self._connection,
+            columns,
+            f"FROM payload WHERE state = {PayloadState.WAITING:d} AND seq IN "
+            "(SELECT value FROM json_each(?))",
+            json_list(seqs),
+        )
+
+    def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> None:
+        """Record plans, and who their sessions belong to."""
+        insert(
+            self._connection,
+            "plan (number, lane, record)",
+            [(plan.number, plan.lane, self._record(plan)) for plan in plans],
+        )
+        self.catalog.set_sessions(sessions)
+
+    def replace_plan(self, plan: Plan) -> None:
+        """Record a plan anew; chunks that it no longer has are forgotten."""
+        (before,) = self._numbers_of([plan.number]).values()
+        self.catalog.remove(before)
+        self._connection.execute(
+            "UPDATE plan SET record = ? WHERE number = ?", (self._record(plan), plan.number)
+        )
+
+    def _record(self, plan: Plan) -> bytes:
+        numbers = self.catalog.insert_planned(plan.chunks, plan.lane)
+        return msgspec.msgpack.encode((numbers, plan.unplanned))
+
+    def _numbers_of(self, plans: Sequence[int]) -> dict[int, list[int]]:
+        """By plan, the numbers of its chunks, in the order in which it has them."""
+        rows = read_all(
+            self._connection,
+            "number, hex(record)",
+            "FROM plan WHERE number IN (SELECT value FROM json_each(?))",
+            json_list(plans),
+        )
+        return {number: _decode_record(bytes.fromhex(record))[0] for number, record in rows}
+
+    def plans(self) -> list[Plan]:
+        """Plans that were not acknowledged, oldest first."""
+        found = []
+        for number, lane, record in self._connection.execute(
+            "SELECT number, lane, record FROM plan WHERE acknowledged IS NULL ORDER BY number"
+        ).fetchall():
+            numbers, unplanned = _decode_record(record)
+            found.append(Plan(number, lane, self.catalog.planned(numbers), unplanned))
+        return found
+
+    def acknowledge(self, ended: Sequence[Acknowledgement]) -> list[str]:
+        """Settle the payloads of plans that were carried out; returns new deletions."""
+        now = time.time()
+        errors = {seq: error for one in ended for seq, error in one.dead.items()}
+        stored_chunks: list[int] = []
+        dead_chunks: list[int] = []
+        outbox: list[int] = []
+        numbers_of = self._numbers_of([one.plan.number for one in ended])
+        for one in ended:
+            parts = _parts(one)
+            numbers = numbers_of[one.plan.number]
+            for number, planned in zip(numbers, one.plan.chunks, strict=True):
+                if one.dead.keys().isdisjoint(planned.seqs):
+                    stored_chunks.append(number)
+                elif planned.seqs[0] in parts:
+                    outbox.append(number)
+                else:
+                    dead_chunks.append(number)
+        done = [seq for one in ended for seq in one.plan.seqs if seq not in errors]
+        self._set_stored(done, now)
+        self._set_dead(errors, now)
+        self.catalog.set_stored(stored_chunks, self._model)
+        self.catalog.remove(dead_chunks)
+        deleted = self.catalog.remove(outbox, _PART)
+        plans = [one.plan.number for one in ended]
+        if self._keep_acknowledged:
+            self._connection.execute(
+                "UPDATE plan SET acknowledged = ? WHERE number IN (SELECT value FROM json_each(?))",
+                (now, json_list(plans)),
+            )
+        else:
+            delete_in(self._connection, "plan", "number", plans)
+        if plans:
+            highest = max(plans)
+            if highest > (self.file.meta("acknowledged") or 0):
+                self.file.set_meta("acknowledged", highest)
+        counts = self.file.counts
+        counts["stored"] += len(done)
+        counts["dead"] += len(errors)
+        counts["pending"] -= len(done) + len(errors)
+        return deleted
+
+    def _set_stored(self, seqs: Sequence[int], now: float) -> None:
+        given = json_list(seqs)
+        self.file.counts["bytes"] -= self.file.scalar(
+            "SELECT coalesce(sum(size), 0) FROM payload WHERE seq IN (SELECT value FROM json_each(?))",
+            given,
+        )
+        body = "" if self._keep_payloads else ", body = NULL"
+        self._connection.execute(
+            f"UPDATE payload SET state = ?, ended = ?{body} "  # noqa: S608 - our own names
+            "WHERE seq IN (SELECT value FROM json_each(?))",
+            (PayloadState.STORED, now, given),
+        )
+
+    def _set_dead(self, errors: Mapping[int, str], now: float) -> None:
+        for seq, error in errors.items():
+            row = self._connection.execute(
+                "SELECT body FROM payload WHERE seq = ?", (seq,)
+            ).fetchone()
+            payload = decoded(unpack(row[0])) if row else None
+            self._connection.execute(
+                "UPDATE payload SET state = ?, ended = ?, error = ?, session = ? WHERE seq = ?",
+                (
+                    PayloadState.DEAD,
+                    now,
+                    error,
+                    payload.session_id if payload else None,
+                    seq,
+                ),
+            )
+
+    # -- dead letters and requests ------------------------------------------------------------
+
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """The dead letters, oldest first."""
+        rows = self._connection.execute(letters(limit))
+        return [dead_letter(*row) for row in rows]
+
+    def retry(self, ids: Sequence[int] | None) -> list[tuple[int, int]]:
+        """Put dead letters back; returns (lane, sequence number) of each."""
+        which, given = _which(ids)
+        back = self._connection.execute(
+            f"SELECT lane, seq FROM payload WHERE state = {PayloadState.DEAD:d} "  # noqa: S608
+            f"AND body IS NOT NULL{which} ORDER BY seq",
+            given,
+        ).fetchall()
+        self._connection.execute(
+            "UPDATE payload SET state = ?, retried = 1, error = NULL, ended = NULL "
+            "WHERE seq IN (SELECT value FROM json_each(?))",
+            (PayloadState.WAITING, json_list(seq for _, seq in back)),
+        )
+        self.file.counts["dead"] -= len(back)
+        self.file.counts["pending"] += len(back)
+        return back
+
+    def discard(self, ids: Sequence[int] | None) -> int:
+        """Drop dead letters for good; returns how many."""
+        which, given = _which(ids)
+        dead = f"state = {PayloadState.DEAD:d}{which}"
+        self.file.counts["bytes"] -= self.file.scalar(
+            f"SELECT coalesce(sum(size), 0) FROM payload WHERE {dead}",  # noqa: S608
+            *given,
+        )
+        count = self._connection.execute(
+            f"UPDATE payload SET state = ?, body = NULL, error = NULL, session = NULL, ended = ? "  # noqa: S608
+            f"WHERE {dead}",
+            (PayloadState.DISCARDED, time.time(), *given),
+        ).rowcount
+        self.file.counts["dead"] -= count
+        self.file.counts["discarded"] += count
+        return count
+
+    def carry_out_requests(self) -> list[tuple[int, int]]:
+        """Do what other processes asked for; returns what was put back."""
+        back = []
+        rows = self._connection.execute(
+            "SELECT action, seq FROM request ORDER BY number"
+        ).fetchall()
+        for action, seq in rows:
+            ids = None if seq is None else [seq]
+            if action == "retry":
+                back += self.retry(ids)
+            else:
+                self.discard(ids)
+        if rows:
+            self._connection.execute("DELETE FROM request")
+        return back
+
+    # -- stored again -------------------------------------------------------------------------
+
+    def queue_unconfirmed(self) -> int:
+        """After a crash: queue what "full" durability acknowledged in the last minutes."""
+        if not self.file.unclean or not self._keep_acknowledged:
+            return 0
+        records = self._connection.execute(
+            "SELECT record FROM plan WHERE acknowledged IS NOT NULL"
+        ).fetchall()
+        numbers = [number for (record,) in records for number in _decode_record(record)[0]]
+        count = self.catalog.queue(numbers)
+        self._connection.execute("DELETE FROM plan WHERE acknowledged IS NOT NULL")
+        return count
+
+    def stored_again(self, numbers: Sequence[int], refused: Mapping[int, str]) -> list[str]:
+        """Chunks were stored again; those refused take their payloads to the dead letters.
+
+        Returns:
+            New deletions: an older version of what was refused may be in the store.
+        """
+        self.catalog.set_stored(numbers, self._model)
+        errors: dict[int, str] = {}
+        for number, error in refused.items():
+            errors |= dict.fromkeys(self.catalog.seqs_of(number), error)
+        if not refused:
+            return []
+        found = read_all(
+            self._connection,
+            "seq, size",
+            f"FROM payload WHERE state = {PayloadState.STORED:d} AND seq IN "
+            "(SELECT value FROM json_each(?))",
+            json_list(errors),
+        )
+        errors = {seq: errors[seq] for seq, _ in found}
+        self._set_dead(errors, time.time())
+        counts = self.file.counts
+        counts["bytes"] += sum(size for _, size in found)
+        counts["stored"] -= len(errors)
+        counts["dead"] += len(errors)
+        return self.catalog.remove([*refused, *self.catalog.numbers_of(list(errors))], _PART)
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def known(self) -> Known:
+        """How far the journal has come."""
+        highest = self.file.scalar("SELECT coalesce(max(seq), 0) FROM payload")
+        acknowledged = self.file.meta("acknowledged") or 0
+        planned = self.file.scalar("SELECT coalesce(max(number), 0) FROM plan")
+        return Known(
+            seq=max(highest, self.file.meta("last_seq") or 0),
+            batch=max(planned, acknowledged),
+            acknowledged=acknowledged,
+            chunks=self.catalog.count(),
+        )
+
+    def acknowledged_for_good(self) -> int:
+        """The highest acknowledged batch; once this is committed, no power loss undoes it."""
+        self.file.sync_after_commit()
+        return self.file.meta("acknowledged") or 0
+
+    def settled_of(self, lane: int) -> int | None:
+        """The watermark of one lane; None if nothing of it waits."""
+        found = self._connection.execute(
+            f"SELECT min(seq) FROM payload WHERE lane = ? AND state = {PayloadState.WAITING:d} "  # noqa: S608
+            "AND retried = 0",
+            (lane,),
+        ).fetchone()[0]
+        return None if found is None else found - 1
+
+    def waiting(self, after: int, limit: int) -> list[tuple[int, int, bool]]:
+        """(seq, lane, whether it is a retried letter) of what waits, in order."""
+        rows = self._connection.execute(
+            f"SELECT seq, lane, retried FROM payload INDEXED BY payload_waiting "  # noqa: S608
+            f"WHERE state = {PayloadState.WAITING:d} AND seq > ? ORDER BY seq LIMIT ?",
+            (after, limit),
+        )
+        return [(seq, lane, bool(retried)) for seq, lane, retried in rows]
+
+    def recent(self, since: float, limit: int) -> list[tuple[float, Payload]]:
+        """Accepted payloads by time of arrival, oldest first."""
+        rows = self._connection.execute(
+            f"SELECT at, body FROM payload WHERE seq >= ? AND {FOLLOWED} "  # noqa: S608 - our own names
+            "ORDER BY seq DESC LIMIT ?",
+            (first_since(self._connection, since), limit),
+        ).fetchall()
+        found = [(at, decoded(unpack(body))) for at, body in reversed(rows)]
+        return [(at, payload) for at, payload in found if payload is not None]
+
+    def tokens(self, day: str) -> int:
+        """The tokens embedded on a day."""
+        kept_day, _, count = str(self.file.meta("tokens") or "").partition(" ")
+        return int(count) if kept_day == day else 0
+
+    def note_tokens(self, day: str, count: int) -> None:
+        """Keep the tokens embedded on a day; those of other days are dropped."""
+        self.file.set_meta("tokens", f"{day} {count}")
+
+    def note_health(self, health: Health) -> None:
+        """Keep how the pipeline is, for other processes."""
+        self.file.set_meta("health", msgspec.json.encode(health).decode())
+
+    # -- what expires -------------------------------------------------------------------------
+
+    def tidy(self) -> None:
+        """Drop what has expired."""
+        now = time.time()
+        # Followers rely on numbers that only grow: the highest is kept before its row may go.
+        self.file.set_meta("last_seq", self.known().seq)
+        self._connection.execute(
+            "DELETE FROM plan WHERE acknowledged < ?", (now - _KEEP_ACKNOWLEDGED_SECONDS,)
+        )
+        self._connection.execute(
+            f"DELETE FROM payload WHERE state = {PayloadState.DISCARDED:d} AND ended < ?",  # noqa: S608
+            (now - _KEEP_KEYS_SECONDS,),
+        )
+        if self.file.path is None:
+            self._tidy_memory(now - _KEEP_KEYS_SECONDS)
+
+    def _tidy_memory(self, ended_before: float) -> None:
+        """A catalog in memory that lived as long as its chunks would grow for ever."""
+        oldest = self.file.scalar("SELECT coalesce(max(seq), 0) FROM payload") - _MEMORY_PAYLOADS
+        found = read_all(
+            self._connection,
+            "seq",
+            f"FROM payload WHERE state = {PayloadState.STORED:d} AND (seq <= ? OR ended < ?)",
+            oldest,
+            ended_before,
+        )
+        self.catalog.drop_stored([seq for (seq,) in found])
+        self.catalog.drop_sessions(ended_before)
+
+
+def letters(limit: int) -> str:
+    """The statement that reads dead letters, oldest first."""
+    return (
+        f"SELECT {_LETTER} FROM payload WHERE state = {PayloadState.DEAD:d} "  # noqa: S608
+        f"ORDER BY seq LIMIT {int(limit)}"
+    )
+
+
+def dead_letter(  # noqa: PLR0917 - a row
+    seq: int,
+    kind: str | None,
+    session: str | None,
+    error: str | None,
+    ended: float | None,
+    body: bytes | None,
+) -> DeadLetter:
+    """A dead letter from a row of `letters`."""
+    payload = decoded(unpack(body))
+    return DeadLetter(seq, kind or "unknown", session, error or "", ended or 0.0, payload)
+
+
+def first_since(connection: Any, since: float) -> int:
+    """About the lowest sequence number that arrived at a time or later.
+
+    Payloads arrive in the order of their numbers, so a few look-ups find it without an index.
+    """
+    low, high = connection.execute(
+        "SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM payload"
+    ).fetchone()
+    low = max(low, 0)
+    while low < high:
+        middle = (low + high) // 2
+        at = connection.execute(
+            "SELECT at FROM payload WHERE seq >= ? ORDER BY seq LIMIT 1", (middle,)
+        ).fetchone()[0]
+        if at >= since:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _row(entry: Entry, now: float) -> tuple[Any, ...]:
+    payload = entry.payload
+    dead = entry.outcome == "dead"
+    return (
+        entry.seq,
+        bytes.fromhex(entry.key),
+        entry.lane,
+        payload.kind if payload is not None else None,
+        payload.session_id if dead and payload is not None else None,
+        now,
+        payload.forwarded_at if payload is not None else None,
+        len(payload.actions) if isinstance(payload, ActionsPayload) else 0,
+        int(PayloadState.DEAD if dead else PayloadState.WAITING),
+        entry.size,
+        now if dead else None,
+        entry.error,
+        entry.body,
+    )
+
+
+def _parts(one: Acknowledgement) -> set[int]:
+    """The dead payloads that fill several chunks: none of them may stay in the store."""
+    counts: dict[int, int] = {}
+    for planned in one.plan.chunks:
+        if planned.seqs[0] in one.dead:
+            counts[planned.seqs[0]] = counts.get(planned.seqs[0], 0) + 1
+    return {seq for seq, count in counts.items() if count > 1}
+
+
+def _decode_record(record: bytes) -> tuple[list[int], dict[int, str]]:
+    return msgspec.msgpack.decode(record, type=tuple[list[int], dict[int, str]])
+
+
+def _which(ids: Sequence[int] | None) -> tuple[str, tuple[str, ...]]:
+    if ids is None:
+        return "", ()
+    return " AND seq IN (SELECT value FROM json_each(?))", (json_list(ids),)

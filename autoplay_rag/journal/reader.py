@@ -1,0 +1,189 @@
+"""A journal seen from another process: what it holds, and what may be asked of its owner.
+
+Every look has a read-only connection of its own and never waits for the writer.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from autoplay_rag._filelock import FileLock
+from autoplay_rag.errors import JournalError, JournalVersionError
+from autoplay_rag.journal.base import Action, DeadLetter, Health
+from autoplay_rag.journal.bodies import decoded, unpack
+from autoplay_rag.journal.file import other_version
+from autoplay_rag.journal.ledger import COUNTERS, Ledger
+from autoplay_rag.journal.queue import FOLLOWED, dead_letter, first_since, letters
+from autoplay_rag.journal.rows import lossy_text
+from autoplay_rag.journal.schema import APPLICATION_ID, SCHEMA_VERSION, PayloadState
+from autoplay_rag.payloads import Payload
+
+__all__ = ["JournalReader", "JournalStatus"]
+
+_WAITING = f"state = {PayloadState.WAITING:d}"
+_PAGE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStatus:
+    """The state of a journal.
+
+    Attributes:
+        ledger: Its durable counts.
+        queue_bytes: Bytes of payloads that wait or are dead.
+        oldest_at: Unix seconds when the payload that waits longest arrived; None if none waits.
+        watermark: Everything received up to this sequence number is settled: stored, dead,
+            discarded, filtered, refused, lost to overflow, or a duplicate.
+        health: How the pipeline was when its owner last noted it.
+        running: Whether a pipeline has the journal open now; None if that cannot be known,
+            because its lock file belongs to another user.
+    """
+
+    ledger: Ledger
+    queue_bytes: int
+    oldest_at: float | None
+    watermark: int
+    health: Health
+    running: bool | None
+
+
+class JournalReader:
+    """Reads a journal beside the pipeline that writes it.
+
+    Args:
+        path: The journal's file.
+
+    Raises:
+        JournalError: If there is no such journal.
+        JournalVersionError: If another version of this package wrote it.
+
+    Example:
+        >>> JournalReader("nowhere.db")
+        Traceback (most recent call last):
+        autoplay_rag.errors.JournalError: there is no journal at nowhere.db
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        if not self._path.is_file():
+            raise JournalError(f"there is no journal at {self._path}")
+        with self._connected() as connection:
+            application = connection.execute("PRAGMA application_id").fetchone()[0]
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if application != APPLICATION_ID:
+            raise JournalError(f"{self._path} is not a journal of this package")
+        if version > SCHEMA_VERSION:
+            raise other_version(self._path, version)
+        if version < SCHEMA_VERSION:
+            raise JournalVersionError(
+                f"the journal {self._path} has format {version}, and this version reads "
+                f"{SCHEMA_VERSION}: start a pipeline on it once, which upgrades it"
+            )
+
+    def status(self) -> JournalStatus:
+        """The state of the journal, as of its last commit."""
+        with self._connected() as connection:
+            connection.execute("BEGIN")  # one moment for all that is read
+            names = (*COUNTERS, "bytes")
+            values = connection.execute(f"SELECT {', '.join(names)} FROM counts").fetchone()  # noqa: S608
+            counts = dict(zip(names, values, strict=True))
+            oldest = connection.execute(
+                f"SELECT min(at) FROM payload INDEXED BY payload_waiting WHERE {_WAITING}"  # noqa: S608
+            ).fetchone()[0]
+            watermark = _watermark(connection)
+            health = connection.execute("SELECT value FROM meta WHERE name = 'health'").fetchone()
+        return JournalStatus(
+            ledger=Ledger(**{name: counts[name] for name in COUNTERS}),
+            queue_bytes=counts["bytes"],
+            oldest_at=oldest,
+            watermark=watermark,
+            health=msgspec.json.decode(health[0], type=Health) if health else Health(),
+            running=self._is_running(),
+        )
+
+    def dead_letters(self, limit: int = 1000) -> list[DeadLetter]:
+        """The dead letters, oldest first, at most `limit`."""
+        with self._connected() as connection:
+            return [dead_letter(*row) for row in connection.execute(letters(limit))]
+
+    def dead_ids(self) -> list[int]:
+        """The ids of all dead letters, oldest first, however many there are."""
+        with self._connected() as connection:
+            rows = connection.execute(
+                f"SELECT seq FROM payload WHERE state = {PayloadState.DEAD:d} ORDER BY seq"  # noqa: S608
+            )
+            return [seq for (seq,) in rows]
+
+    def payloads(self, after: int, since: float) -> list[tuple[int, float, Payload]]:
+        """What was accepted lately, stored or waiting, in order.
+
+        Sequence numbers are committed in order and a retried dead letter keeps its own, so whoever
+        goes on after the last number it has seen misses nothing and sees nothing twice.
+
+        Args:
+            after: The sequence number up to which it is known already; 0 for none.
+            since: Unix seconds; nothing that arrived earlier.
+
+        Returns:
+            Sequence number, Unix seconds of arrival, payload; at most 10,000. Payloads of which
+            `keep_payloads=False` kept nothing are not among them.
+        """
+        with self._connected() as connection:
+            start = after + 1 if after > 0 else first_since(connection, since)
+            rows = connection.execute(
+                f"SELECT seq, at, body FROM payload WHERE seq >= ? AND at >= ? AND {FOLLOWED} "  # noqa: S608
+                "ORDER BY seq LIMIT ?",
+                (start, since, _PAGE),
+            ).fetchall()
+        found = [(seq, at, decoded(unpack(body))) for seq, at, body in rows]
+        return [(seq, at, payload) for seq, at, payload in found if payload is not None]
+
+    def ask(self, action: Action, ids: Sequence[int] | None) -> bool | None:
+        """Leave a request with the pipeline that owns the journal.
+
+        Args:
+            action: "retry" or "discard".
+            ids: Which dead letters; None for all.
+
+        Returns:
+            Whether a pipeline is running and will carry it out within a second or two; otherwise
+            the next one does when it starts. None if that cannot be known (see `JournalStatus`).
+        """
+        asked: list[int | None] = [None] if ids is None else [*ids]
+        with self._connected(write=True) as connection:
+            connection.executemany(
+                "INSERT INTO request (action, seq) VALUES (?, ?)", [(action, seq) for seq in asked]
+            )
+        return self._is_running()
+
+    @contextmanager
+    def _connected(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+        uri = f"{self._path.resolve().as_uri()}?mode={'rw' if write else 'ro'}"
+        try:
+            with closing(sqlite3.connect(uri, uri=True, timeout=30.0)) as connection, connection:
+                connection.text_factory = lossy_text
+                yield connection
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {self._path} cannot be read: {error}") from error
+
+    def _is_running(self) -> bool | None:
+        return FileLock(self._path.with_name(self._path.name + ".lock")).is_held()
+
+
+def _watermark(connection: sqlite3.Connection) -> int:
+    first = connection.execute(
+        f"SELECT min(seq) FROM payload INDEXED BY payload_waiting WHERE {_WAITING} AND retried = 0"  # noqa: S608
+    ).fetchone()[0]
+    if first is not None:
+        return int(first) - 1
+    last = connection.execute(
+        "SELECT max((SELECT coalesce(max(seq), 0) FROM payload), "
+        "coalesce((SELECT value FROM meta WHERE name = 'last_seq'), 0))"
+    ).fetchone()[0]
+    return int(last)

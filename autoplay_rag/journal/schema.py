@@ -1,0 +1,92 @@
+"""The tables of the journal's file."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+__all__ = ["APPLICATION_ID", "PAGE_SIZE", "SCHEMA", "SCHEMA_VERSION", "ChunkState", "PayloadState"]
+
+APPLICATION_ID: Final = 0x41505247
+"""Marks the file as ours ("APRG"), so that another program's database is never touched."""
+SCHEMA_VERSION: Final = 3
+PAGE_SIZE: Final = 4096
+
+
+class PayloadState(IntEnum):
+    """What became of a payload."""
+
+    WAITING = 0
+    """In the queue: not planned yet, or its plan is under way."""
+    STORED = 1
+    DEAD = 2
+    DISCARDED = 3
+
+
+class ChunkState(IntEnum):
+    """How far a chunk is."""
+
+    PLANNED = 0
+    """Part of a plan under way."""
+    STORED = 1
+    QUEUED = 2
+    """Was stored, and is to be embedded and stored again."""
+
+
+SCHEMA: Final = f"""
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+-- The ledger's durable counts, and `bytes`: the size of all bodies that wait or are dead.
+CREATE TABLE counts (
+    received INTEGER NOT NULL DEFAULT 0, stored INTEGER NOT NULL DEFAULT 0,
+    pending INTEGER NOT NULL DEFAULT 0, duplicate INTEGER NOT NULL DEFAULT 0,
+    dead INTEGER NOT NULL DEFAULT 0, discarded INTEGER NOT NULL DEFAULT 0,
+    filtered INTEGER NOT NULL DEFAULT 0, refused INTEGER NOT NULL DEFAULT 0,
+    overflow INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0
+);
+INSERT INTO counts DEFAULT VALUES;
+-- Every payload known, by sequence number: those of an older format are below 0. `size` is that
+-- of the JSON, `ended` when its state was settled.
+CREATE TABLE payload (
+    seq INTEGER PRIMARY KEY, key BLOB NOT NULL, lane INTEGER NOT NULL, kind TEXT, session TEXT,
+    at REAL NOT NULL, forwarded_at REAL, actions INTEGER, claimed INTEGER NOT NULL DEFAULT 0,
+    state INTEGER NOT NULL, retried INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL,
+    ended REAL, error TEXT, body BLOB
+);
+CREATE UNIQUE INDEX payload_key ON payload (key);
+CREATE INDEX payload_waiting ON payload (lane, seq) WHERE state = {PayloadState.WAITING:d};
+CREATE INDEX payload_dead ON payload (seq) WHERE state = {PayloadState.DEAD:d};
+CREATE INDEX payload_discarded ON payload (ended) WHERE state = {PayloadState.DISCARDED:d};
+-- `metadata` is JSON of what has no column here. `text` is NULL where an older format did not
+-- keep it and the store could not be read.
+CREATE TABLE chunk (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, lane INTEGER, product TEXT, session TEXT,
+    user TEXT, conversation TEXT, kind TEXT, started REAL, ended REAL, text TEXT, metadata TEXT,
+    model INTEGER, state INTEGER NOT NULL
+);
+CREATE INDEX chunk_lane ON chunk (lane);
+CREATE INDEX chunk_queued ON chunk (number) WHERE state = {ChunkState.QUEUED:d};
+CREATE TABLE chunk_payload (
+    seq INTEGER NOT NULL, chunk INTEGER NOT NULL, PRIMARY KEY (seq, chunk)
+) WITHOUT ROWID;
+CREATE INDEX chunk_payload_chunk ON chunk_payload (chunk, seq);
+-- Names of embedders, as `chunk.model` has them.
+CREATE TABLE model (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE session (
+    lane INTEGER PRIMARY KEY, product TEXT NOT NULL, session TEXT NOT NULL, user TEXT,
+    conversation TEXT, ambiguous INTEGER NOT NULL DEFAULT 0, first REAL, last REAL, seen REAL
+);
+CREATE INDEX session_user ON session (user) WHERE user IS NOT NULL;
+-- Plans under way and, with "full" durability, those acknowledged in the last minutes. The record
+-- names the chunks by number.
+CREATE TABLE plan (
+    number INTEGER PRIMARY KEY, lane INTEGER NOT NULL, record BLOB NOT NULL, acknowledged REAL
+);
+-- What the store has not confirmed to have deleted.
+CREATE TABLE deletion (chunk TEXT PRIMARY KEY, reason TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
+-- Scopes that were forgotten, as keyed hashes: what happened until then is refused.
+CREATE TABLE refused (
+    scope TEXT NOT NULL, hash BLOB NOT NULL, happened_until REAL NOT NULL, PRIMARY KEY (scope, hash)
+) WITHOUT ROWID;
+-- What other processes ask of the one that owns the journal.
+CREATE TABLE request (number INTEGER PRIMARY KEY, action TEXT NOT NULL, seq INTEGER)
+"""

@@ -1,0 +1,278 @@
+"""Queue and catalog in one SQLite file, or in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from autoplay_rag._filelock import FileLock
+from autoplay_rag.content.chunks import Chunk
+from autoplay_rag.errors import JournalError, JournalLockedError
+from autoplay_rag.journal.base import (
+    Acknowledgement,
+    Catalog,
+    DeadLetter,
+    Durability,
+    Entry,
+    Health,
+    Known,
+    Notes,
+    Outcome,
+    Plan,
+    Queue,
+    QueuedChunk,
+    Session,
+    Waiting,
+)
+from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.ledger import Counts
+from autoplay_rag.journal.queue import QueueTables
+from autoplay_rag.journal.writer import Writer
+from autoplay_rag.payloads import Payload
+
+__all__ = ["SqliteJournal"]
+
+Returned = Callable[[list[tuple[int, int]]], None]
+
+
+class SqliteJournal(Queue, Catalog):
+    """The journal of one pipeline.
+
+    Args:
+        path: The file; None keeps the journal in memory.
+        durability: See `IngestPipeline`.
+        max_bytes: The most bytes of payloads that wait or are dead.
+        keep_payloads: Whether the bodies of stored payloads are kept. Never in memory.
+        model: Names the embedder of what is acknowledged.
+        on_accepted: Called on the loop for each entry that was taken into the queue, in the order
+            in which they were handed over, before its `accept` ends.
+        on_returned: Called on the loop with (lane, sequence number) of each dead letter that was
+            put back, as soon as that is committed.
+
+    Attributes:
+        upgraded_from: The older format that opening upgraded; None if none.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        durability: Durability = "normal",
+        max_bytes: int = 2**30,
+        keep_payloads: bool = True,
+        model: str = "",
+        on_accepted: Callable[[Entry], None],
+        on_returned: Returned,
+    ) -> None:
+        self._path = path
+        self._durability: Durability = durability
+        self._max_bytes = max_bytes
+        self._keep_payloads = keep_payloads and path is not None
+        self._model = model
+        self._on_returned = on_returned
+        self._lock = FileLock(path.with_name(path.name + ".lock")) if path else None
+        self._writer = Writer(path, self._open_tables, self._close_tables, on_accepted)
+        self._tables: QueueTables
+        self.upgraded_from: int | None = None
+
+    async def open(self) -> None:
+        """Open or make the file, upgrade an older format, and start the writer.
+
+        Raises:
+            JournalLockedError: If another pipeline has this journal open.
+            JournalDamagedError: If the file is damaged; it was renamed to the name in the message.
+            JournalVersionError: If a newer version of this package wrote it.
+            JournalError: If it is another program's file or cannot be opened.
+        """
+        await self._writer.open()
+
+    async def close(self) -> None:
+        """Carry out what was handed over and close the file."""
+        await self._writer.close()
+
+    def _open_tables(self) -> QueueTables:
+        file = self._open_file()
+        catalog = CatalogTables(file)
+        self._tables = QueueTables(
+            file,
+            catalog,
+            self._durability,
+            max_bytes=self._max_bytes,
+            keep_payloads=self._keep_payloads,
+            model=self._model,
+        )
+        self._catalog = catalog
+        self.upgraded_from = file.upgraded_from
+        return self._tables
+
+    def _open_file(self) -> JournalFile:
+        if not self._path or not self._lock:
+            return JournalFile(None, self._durability)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # A lock file beside it shows that this was a journal, even if nothing in it does any more.
+        known = self._lock.path.exists()
+        if not self._lock.acquire():
+            raise JournalLockedError(
+                f"the journal {self._path} is in use by process {self._lock.holder()}: one "
+                "pipeline writes a journal at a time; stop that one or name another file"
+            )
+        try:
+            return JournalFile(self._path, self._durability, known=known)
+        except JournalError:
+            if not known:
+                self._lock.release(remove=True)
+            raise
+
+    def _close_tables(self, tables: QueueTables | None) -> None:
+        if tables is not None:
+            tables.file.close()
+        if self._lock:
+            self._lock.release()
+
+    # -- queue --------------------------------------------------------------------------------
+
+    @property
+    def counts(self) -> Counts:
+        """As in `Queue`."""
+        return self._tables.file.committed
+
+    @property
+    def problem(self) -> str | None:
+        """As in `Queue`."""
+        return self._writer.problem
+
+    def accept(self, entry: Entry) -> asyncio.Future[Outcome]:
+        """As in `Queue`."""
+        return self._writer.accept(entry)
+
+    async def known(self) -> Known:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.known)
+
+    async def settled_of(self, lane: int) -> int | None:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.settled_of, lane)
+
+    async def waiting(self, after: int, limit: int) -> list[tuple[int, int, bool]]:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.waiting, after, limit)
+
+    async def read(self, seqs: Sequence[int], most_bytes: int) -> list[Waiting]:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.read, seqs, most_bytes)
+
+    async def recent(self, since: float, limit: int) -> list[tuple[float, Payload]]:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.recent, since, limit)
+
+    async def plans(self) -> list[Plan]:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.plans)
+
+    async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> None:
+        """As in `Queue`."""
+        await self._writer.run(self._tables.record_plans, plans, sessions)
+
+    async def replace_plan(self, plan: Plan) -> None:
+        """As in `Queue`."""
+        await self._writer.run(self._tables.replace_plan, plan)
+
+    async def acknowledge(self, ended: Sequence[Acknowledgement]) -> list[str]:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.acknowledge, ended)
+
+    async def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.dead_letters, limit)
+
+    async def retry(self, ids: Sequence[int] | None) -> list[tuple[int, int]]:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.retry, ids, then=self._on_returned)
+
+    async def discard(self, ids: Sequence[int] | None) -> int:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.discard, ids)
+
+    async def carry_out_requests(self) -> list[tuple[int, int]]:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.carry_out_requests, then=self._on_returned)
+
+    async def note_health(self, health: Health) -> None:
+        """As in `Queue`."""
+        await self._writer.run(self._tables.note_health, health)
+
+    async def tokens(self, day: str) -> int:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.tokens, day)
+
+    async def note_tokens(self, day: str, count: int) -> None:
+        """As in `Queue`."""
+        await self._writer.run(self._tables.note_tokens, day, count)
+
+    # -- catalog ------------------------------------------------------------------------------
+
+    async def sessions(self, lanes: Sequence[int]) -> dict[int, Session]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.sessions, lanes)
+
+    async def notes(self) -> Notes:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.notes)
+
+    async def note_store(self, store_id: str, batch: int, model: str) -> None:
+        """As in `Catalog`."""
+        await self._writer.run(self._catalog.note_store, store_id, batch, model)
+
+    async def acknowledged_for_good(self) -> int:
+        """As in `Catalog`."""
+        return await self._writer.run(self._tables.acknowledged_for_good)
+
+    async def sample(self, count: int) -> list[str]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.sample, count)
+
+    async def queue_all(self) -> int:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.queue_all)
+
+    async def queue_unconfirmed(self) -> int:
+        """As in `Catalog`."""
+        return await self._writer.run(self._tables.queue_unconfirmed)
+
+    async def queued(self, after: int, limit: int) -> list[QueuedChunk]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.queued, after, limit)
+
+    async def count_queued(self) -> int:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.count_queued)
+
+    async def stored_again(self, numbers: Sequence[int], refused: Mapping[int, str]) -> list[str]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._tables.stored_again, numbers, refused)
+
+    async def deletions(self, limit: int) -> list[str]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.deletions, limit)
+
+    async def deleted(self, ids: Sequence[str]) -> None:
+        """As in `Catalog`."""
+        await self._writer.run(self._catalog.deleted, ids)
+
+    async def missing_texts(self) -> int:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.missing_texts)
+
+    async def fill(self, chunks: Sequence[Chunk]) -> int:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.fill, chunks)
+
+    async def adopt(self, chunks: Sequence[Chunk]) -> int:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.adopt, chunks, self._model)
+
+    async def tidy(self) -> None:
+        """As in `Catalog`."""
+        await self._writer.run(self._tables.tidy)
