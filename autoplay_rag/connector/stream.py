@@ -16,13 +16,14 @@ from autoplay_rag.connector.connection import Endpoint, bare, display, open_stre
 from autoplay_rag.connector.events import Event, EventParser
 from autoplay_rag.connector.framing import MAX_EVENT_BYTES
 from autoplay_rag.connector.metrics import Recorder
+from autoplay_rag.decoding import decode
 from autoplay_rag.errors import (
     DecodeError,
     RetriesExhaustedError,
     TransientError,
     UnknownPayloadError,
 )
-from autoplay_rag.payloads import Payload, decode
+from autoplay_rag.payloads import Payload
 
 __all__ = ["EventStream", "StreamState"]
 

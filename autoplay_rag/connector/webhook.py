@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, Self, TypeAlias
 
 from autoplay_rag.connector.callbacks import Callback, CallbackThreads
 from autoplay_rag.connector.framing import MAX_EVENT_BYTES
+from autoplay_rag.decoding import decode
 from autoplay_rag.errors import (
     BodyTooLargeError,
     ConfigurationError,
@@ -21,7 +22,7 @@ from autoplay_rag.errors import (
     SignatureError,
     UnknownPayloadError,
 )
-from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload, decode
+from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
 
 __all__ = ["ASGIApp", "Pipeline", "WebhookReceiver", "webhook_app"]
 
