@@ -18,11 +18,11 @@ from autoplay_rag.connector.buffer import PayloadBuffer
 from autoplay_rag.connector.callbacks import Callback, CallbackThreads
 from autoplay_rag.connector.connection import READ_TIMEOUT, TOKEN_VARIABLE, Endpoint, display
 from autoplay_rag.connector.dispatch import Dispatcher
-from autoplay_rag.connector.framing import MAX_EVENT_BYTES
 from autoplay_rag.connector.hooks import ConnectionHooks
 from autoplay_rag.connector.metrics import ConnectorCounts, ConnectorMetrics, Recorder
 from autoplay_rag.connector.overflow import Overflow
 from autoplay_rag.connector.run import Run
+from autoplay_rag.connector.sse import MAX_EVENT_BYTES
 from autoplay_rag.connector.stream import EventStream
 from autoplay_rag.errors import AutoplayError, ClientStateError, ConfigurationError
 from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload

@@ -13,9 +13,8 @@ import httpx
 
 from autoplay_rag.connector.backoff import Backoff, classify
 from autoplay_rag.connector.connection import Endpoint, bare, display, open_stream
-from autoplay_rag.connector.events import Event, EventParser
-from autoplay_rag.connector.framing import MAX_EVENT_BYTES
 from autoplay_rag.connector.metrics import Recorder
+from autoplay_rag.connector.sse import MAX_EVENT_BYTES, Event, EventParser
 from autoplay_rag.decoding import decode
 from autoplay_rag.errors import (
     DecodeError,
@@ -113,7 +112,6 @@ class EventStream:
                                     payload = self._read(event, backoff)
                                     if payload is not None:
                                         yield payload
-                                self.last_event_id = parser.last_event_id
                         failure: Exception = TransientError("the connector closed the stream")
                     except Exception as error:  # noqa: BLE001 - raised below, unless it may pass
                         failure = bare(error)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, Protocol, Self, TypeAlias
 
 from autoplay_rag.connector.callbacks import Callback, CallbackThreads
-from autoplay_rag.connector.framing import MAX_EVENT_BYTES
+from autoplay_rag.connector.sse import MAX_EVENT_BYTES
 from autoplay_rag.decoding import decode
 from autoplay_rag.errors import (
     BodyTooLargeError,
