@@ -31,14 +31,22 @@ def check_at_least(
         Traceback (most recent call last):
         autoplay_rag.errors.ConfigurationError: max_attempts must be at least 1, not 0
     """
-    _check(name, value, f"at least {least:g}", lambda number: number >= least, whole, optional)
+    _check(
+        name,
+        value,
+        f"at least {least:g}",
+        lambda number: number >= least,
+        whole=whole,
+        optional=optional,
+    )
 
 
 def check_above(
     name: str, value: Any, bound: float = 0, *, whole: bool = False, optional: bool = False
 ) -> None:
     """Refuse a number not above `bound`; otherwise as `check_at_least`."""
-    _check(name, value, f"above {bound:g}", lambda number: number > bound, whole, optional)
+    wanted = f"{'a whole number ' if whole else ''}above {bound:g}"
+    _check(name, value, wanted, lambda number: number > bound, whole=whole, optional=optional)
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -69,7 +77,7 @@ def check_function(name: str, value: Any, *, optional: bool = True) -> None:
         raise ConfigurationError(f"{name} must be a function, not {value!r}")
 
 
-def _check(name: str, value: Any, wanted: str, holds: Any, whole: bool, optional: bool) -> None:
+def _check(name: str, value: Any, wanted: str, holds: Any, *, whole: bool, optional: bool) -> None:
     if value is None and optional:
         return
     otherwise = " or None" if optional else ""

@@ -8,10 +8,10 @@ _MOST_CHARACTERS = 300
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line, for logs and dead letters: its type and the start of its message.
+    r"""An error in one line, for logs and dead letters: its type and the start of its message.
 
     Example:
-        >>> describe(ValueError("bad\\nvalue")), describe(TimeoutError())
+        >>> describe(ValueError("bad\nvalue")), describe(TimeoutError())
         ('ValueError: bad value', 'TimeoutError')
     """
     message = " ".join(str(error).split()).encode("utf-8", "replace").decode().replace("\0", "")

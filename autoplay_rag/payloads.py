@@ -1,8 +1,4 @@
-"""What the connector sends, as typed values.
-
-`decode` takes the bytes of one event. Its fast path is strict (msgspec, compiled); only an
-event that fails there is read a second time, value by value: a value of a wrong type costs
-itself (or the one action it stands in), never the payload around it.
+"""What the connector sends, as typed values. `autoplay_rag.decoding` reads them from bytes.
 
 The field names, defaults and text forms are those of the connector's wire format, which its
 public SDK (`autoplay-sdk`) has too: code written for those classes works with these.
@@ -11,15 +7,17 @@ public SDK (`autoplay-sdk`) has too: code written for those classes works with t
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import msgspec
 
 from autoplay_rag._html import payload_html
-from autoplay_rag.errors import DecodeError, UnknownPayloadError
+from autoplay_rag._lazy import lazy_exports
+from autoplay_rag._tolerant import Int64, read_tolerantly
+
+if TYPE_CHECKING:
+    from autoplay_rag.decoding import decode
 
 __all__ = [
     "ActionsPayload",
@@ -30,12 +28,6 @@ __all__ = [
     "SummaryPayload",
     "decode",
 ]
-
-Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-"""JSON has integers of any length; what is journalled again must fit a machine word."""
-
-OnRepair: TypeAlias = Callable[[str], None]
-"""Called with a short description of each value that was given up or made fit."""
 
 
 class _Wire(msgspec.Struct, gc=False):
@@ -57,7 +49,7 @@ class _Wire(msgspec.Struct, gc=False):
             The payload. It never fails for what the object holds.
 
         Raises:
-            TypeError: If `data` is no mapping.
+            TypeError: If `data` is not a mapping.
 
         Example:
             >>> SummaryPayload.from_dict({"session_id": "s1", "summary": "Exported a report."})
@@ -67,7 +59,7 @@ class _Wire(msgspec.Struct, gc=False):
             raise TypeError(
                 f"{cls.__name__}.from_dict() takes a mapping, not {type(data).__name__}"
             )
-        return _tolerant(cls, data, _ignore)
+        return read_tolerantly(cls, data, _ignore)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object the wire format has for this value, with every field.
@@ -295,189 +287,10 @@ Payload: TypeAlias = ActionsPayload | SummaryPayload | ChatTurn
 AnyPayload: TypeAlias = ActionsPayload | SummaryPayload
 """What a connector sends."""
 
-_TYPES: dict[str, type[ActionsPayload | SummaryPayload | ChatTurn]] = {
-    cls.kind: cls for cls in (ActionsPayload, SummaryPayload, ChatTurn)
-}
-_decode_strictly: Callable[[bytes | str], Payload] = msgspec.json.Decoder(
-    ActionsPayload | SummaryPayload | ChatTurn
-).decode
-
-
-def decode(data: bytes | str, *, on_repair: OnRepair | None = None) -> Payload:
-    """Read the payload in one event's data.
-
-    Args:
-        data: The JSON of one event.
-        on_repair: Called once for each value that had a wrong type and was given up, or made
-            fit, with where it stood and what was found there (never the value itself).
-
-    Returns:
-        The payload, complete but for the values given up.
-
-    Raises:
-        UnknownPayloadError: If the event is of a type this version does not know.
-        DecodeError: If the data is no JSON object.
-
-    Example:
-        >>> decode(b'{"type": "summary", "session_id": "s1", "summary": "Exported a report."}').kind
-        'summary'
-    """
-    try:
-        return _decode_strictly(data)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return _decode_tolerantly(data, on_repair or _ignore)
-
-
-def _decode_tolerantly(data: bytes | str, on_repair: OnRepair) -> Payload:
-    try:
-        text = data if isinstance(data, str) else data.decode("utf-8", "replace")
-        found = json.loads(text, parse_int=_parse_int)
-    except RecursionError:
-        raise DecodeError("an event's JSON is nested too deeply") from None
-    except ValueError as error:
-        # json's message quotes nothing of the text but a position.
-        raise DecodeError(f"an event is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise DecodeError(f"an event is a JSON {_name(found)}, not an object")
-    type_ = found.get("type")
-    if not isinstance(type_, str):
-        raise UnknownPayloadError("" if type_ is None else _name(type_))
-    cls = _TYPES.get(type_)
-    if cls is None:
-        raise UnknownPayloadError(type_)
-    return _tolerant(cls, found, on_repair)
-
-
-def _parse_int(digits: str) -> int | float:
-    """Python refuses to read very long integers; one such number is not worth the event."""
-    return int(digits) if len(digits) <= _INT64_DIGITS else math.inf
-
-
-_T = TypeVar("_T", bound=_Wire)
-
-
-def _tolerant(cls: type[_T], data: Mapping[str, Any], on_repair: OnRepair, at: str = "") -> _T:
-    """Build `cls` field by field; what does not fit is given up and reported."""
-    values: dict[str, Any] = {}
-    for field in _fields(cls):
-        value = data.get(field.encode_name)
-        if value is None:
-            continue
-        try:
-            values[field.name] = _READERS[cls, field.name](value, on_repair, f"{at}{field.name}")
-        except (TypeError, ValueError, OverflowError) as error:
-            on_repair(f"{at}{field.name}: {error}")
-    return cls(**values)
-
-
-def _text(value: Any, on_repair: OnRepair, at: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a string was expected, not a {_name(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        # A lone surrogate is legal in JSON, but no text a store or a model can take.
-        on_repair(f"{at}: a lone surrogate was replaced")
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value
-
-
-def _id(value: Any, on_repair: OnRepair, at: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        # Somebody's own key: without it nobody would know whose payload this is.
-        text = str(value)
-        on_repair(f"{at}: a number was read as a string")
-        return text
-    return _text(value, on_repair, at)
-
-
-def _number(value: Any, _on_repair: OnRepair, _at: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"a number was expected, not a {_name(value)}")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError("not a finite number")
-    return number
-
-
-def _integer(value: Any, on_repair: OnRepair, at: str) -> int:
-    number = _number(value, on_repair, at)
-    # An int is taken as it is: as a float, one near the limit would be another number.
-    whole = value if isinstance(value, int) else int(number)
-    if (isinstance(value, float) and number != whole) or not -_INT64 - 1 <= whole <= _INT64:
-        raise ValueError("a whole number of 64 bits was expected")
-    return whole
-
-
-def _actions(value: Any, on_repair: OnRepair, at: str) -> list[SlimAction]:
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"an array was expected, not a {_name(value)}")
-    actions: list[SlimAction] = []
-    for position, item in enumerate(value):
-        where = f"{at}[{position}]"
-        if isinstance(item, SlimAction):
-            actions.append(item)
-        elif isinstance(item, Mapping):
-            actions.append(_tolerant(SlimAction, item, on_repair, f"{where}."))
-        else:
-            on_repair(f"{where}: an object was expected, not a {_name(item)}")
-    return actions
-
-
-def _texts(value: Any, on_repair: OnRepair, at: str) -> list[str]:
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"an array was expected, not a {_name(value)}")
-    texts: list[str] = []
-    for position, item in enumerate(value):
-        if isinstance(item, str):
-            texts.append(_text(item, on_repair, f"{at}[{position}]"))
-        else:
-            on_repair(f"{at}[{position}]: a string was expected, not a {_name(item)}")
-    return texts
-
-
-_INT64 = 2**63 - 1
-_INT64_DIGITS = 20
-_BY_TYPE: dict[Any, Callable[[Any, OnRepair, str], Any]] = {
-    str: _text,
-    str | None: _text,
-    Int64: _integer,
-    float: _number,
-    list[SlimAction]: _actions,
-    list[str]: _texts,
-}
-
-
-def _fields(cls: type[_Wire]) -> tuple[msgspec.structs.FieldInfo, ...]:
-    fields = _FIELDS.get(cls)
-    if fields is None:
-        fields = _FIELDS[cls] = msgspec.structs.fields(cls)
-        _READERS.update({(cls, field.name): _reader(field) for field in fields})
-    return fields
-
-
-def _reader(field: msgspec.structs.FieldInfo) -> Callable[[Any, OnRepair, str], Any]:
-    return _id if field.name.endswith("_id") else _BY_TYPE[field.type]
-
-
-_FIELDS: dict[type[_Wire], tuple[msgspec.structs.FieldInfo, ...]] = {}
-_READERS: dict[tuple[type[_Wire], str], Callable[[Any, OnRepair, str], Any]] = {}
-
-
-def _name(value: Any) -> str:
-    """The JSON name of a value's type, for messages that must not quote the value."""
-    return _NAMES.get(type(value), type(value).__name__)
-
-
-_NAMES = {
-    bool: "boolean",
-    int: "number",
-    float: "number",
-    str: "string",
-    list: "array",
-    dict: "object",
-    type(None): "null",
-}
+if not TYPE_CHECKING:  # a module with `__getattr__` would have every name for a type checker
+    # `decode` used to be defined here, and programs import it from here. It is loaded on first use,
+    # so that this module does not depend on the one that depends on it.
+    __getattr__, __dir__ = lazy_exports(__name__, {"decode": "autoplay_rag.decoding"})
 
 
 def _first(values: Iterable[str | None]) -> str | None:
@@ -485,4 +298,4 @@ def _first(values: Iterable[str | None]) -> str | None:
 
 
 def _ignore(_: str) -> None:
-    """What `on_repair` is when nobody asked."""
+    """Report repairs to nobody."""

@@ -11,7 +11,7 @@ import tempfile
 import time
 from contextlib import aclosing
 
-from autoplay_rag.payloads import decode
+from autoplay_rag.decoding import decode
 from benchmarks.pipeline import DIMENSION, decoded, lag_of_the_loop, vector
 from benchmarks.streams import events, served
 from benchmarks.table import Figure, show

@@ -66,7 +66,7 @@ async def lag_of_the_loop():
 
 @contextmanager
 def decoded(count: int, sessions: int):
-    from autoplay_rag.payloads import decode
+    from autoplay_rag.decoding import decode
 
     yield [decode(json.dumps(event)) for event in events(count, sessions)]
 

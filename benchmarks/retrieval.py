@@ -25,8 +25,9 @@ import numpy as np
 from autoplay_rag import ActionsPayload, SlimAction
 from autoplay_rag.content.chunks import Accepted, draft_chunks
 from autoplay_rag.content.render import render
+from autoplay_rag.decoding import decode
 from autoplay_rag.embedders import LocalEmbedder
-from autoplay_rag.payloads import Payload, decode
+from autoplay_rag.payloads import Payload
 
 WINDOWS = {"payload": 0.0, "15 s": 15.0, "30 s": 30.0, "session": math.inf}
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoplay_rag.decoding import decode
 from autoplay_rag.errors import AutoplayError, DecodeError, UnknownPayloadError
 from autoplay_rag.live import LiveSessions
-from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload, decode
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 number = st.floats(allow_nan=False, allow_infinity=False)

@@ -7,6 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 import httpx
 
+from autoplay_rag._backoff import grown_delay
 from autoplay_rag.errors import NotAnEventStreamError, ProductNotFoundError, TransientError
 
 __all__ = [
@@ -104,8 +105,7 @@ class Backoff:
         Args:
             retry_after: The least the server asked for, in seconds.
         """
-        # 2.0**1024 would overflow; long before it the maximum decides.
-        grown = min(self._maximum, self._initial * 2.0 ** min(self.failures, 60))
+        grown = grown_delay(self.failures, self._initial, self._maximum, jitter=(1.0, 1.0))
         least = max(self._asked or 0.0, retry_after or 0.0)
         if self._asked is not None and self.failures == 0:
             grown = self._asked

@@ -59,7 +59,11 @@ class PayloadBuffer(BoundedSink):
         seconds: Close after so many seconds; None for never.
         idle: Close when so many seconds brought neither a payload nor a connection, and all is
             handed out; None for never.
-        limit: See `BoundedSink`; so for the rest.
+        wants: Whether a payload is to be handed out; the others are counted as skipped. None
+            wants all.
+        limit: See `BoundedSink`.
+        overflow: See `BoundedSink`.
+        on_drop: See `BoundedSink`.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class PayloadBuffer(BoundedSink):
         wanted: int | None = None,
         seconds: float | None = None,
         idle: float | None = None,
+        wants: Callable[[Payload], bool] | None = None,
         limit: int = 100_000,
         overflow: Overflow = "wait",
         on_drop: Callable[[Payload, int], Any] | None = None,
@@ -76,6 +81,7 @@ class PayloadBuffer(BoundedSink):
         super().__init__(limit, overflow, recorder, on_drop)
         self._payloads: deque[Payload] = deque()
         self._wanted = wanted
+        self._wants = wants
         self._patience = Patience(seconds, idle)
         self._on_close: Callable[[], None] | None = None
         self._taken = 0
@@ -90,8 +96,16 @@ class PayloadBuffer(BoundedSink):
         self._patience.begin(self._loop.time())
         self._watch()
 
+    def wants(self, payload: Payload) -> bool:
+        """Whether a payload is to be handed out."""
+        return self._wants is None or self._wants(payload)
+
     def put(self, payload: Payload) -> None:
         """Keep a payload until it is taken."""
+        if self._wants is not None and not self._wants(payload):
+            self._recorder.skipped("no_callback")
+            self._patience.quiet_since = self._loop.time()
+            return
         self._payloads.append(payload)
         self.pending += 1
         self._recorder.pending(self.pending)

@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from autoplay_rag._checks import check_function
 from autoplay_rag._threads import call
 from autoplay_rag.errors import ConfigurationError
 
-__all__ = ["Callback", "CallbackThreads"]
+__all__ = ["Callback", "CallbackThreads", "check_plain"]
 
 _THREADS: Final = 32
 
@@ -55,8 +56,7 @@ class Callback:
     __slots__ = ("_fn", "_threads", "call")
 
     def __init__(self, fn: Callable[..., Any], threads: CallbackThreads) -> None:
-        if not callable(fn):
-            raise ConfigurationError(f"a callback must be callable, not {type(fn).__name__}")
+        check_function("a callback", fn, optional=False)
         self._fn = fn
         self._threads = threads
         # Chosen once: the usual case is a direct call.
@@ -64,11 +64,6 @@ class Callback:
 
     def __repr__(self) -> str:
         return getattr(self._fn, "__qualname__", None) or type(self._fn).__name__
-
-    @property
-    def is_async(self) -> bool:
-        """Whether it is `async def`."""
-        return self.call is self._fn
 
     def call_now(self, *args: Any, runner: asyncio.Runner | None = None) -> None:
         """Call it here and wait for its end, for those who have no event loop.
@@ -94,6 +89,17 @@ class Callback:
         result = await self._threads.run(self._fn, *args)
         # A plain function may hand back a coroutine: `lambda payload: store.add(payload)`.
         return await result if inspect.isawaitable(result) else result
+
+
+def check_plain(name: str, fn: Callable[..., Any] | None) -> None:
+    """Refuse a function that is `async def`, where nothing can await it.
+
+    Raises:
+        ConfigurationError: If it is, or cannot be called at all.
+    """
+    check_function(name, fn)
+    if fn is not None and _is_async(fn):
+        raise ConfigurationError(f"{name} must be a plain function: nothing awaits it")
 
 
 async def _awaited(result: Awaitable[Any]) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import logging
-import math
 import os
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
@@ -14,17 +12,18 @@ from typing import Any, Final, Literal, Self, TypeAlias, get_args
 
 import httpx
 
+from autoplay_rag._checks import check_above, check_at_least, check_choice
 from autoplay_rag.connector.buffer import PayloadBuffer
-from autoplay_rag.connector.callbacks import Callback, CallbackThreads
+from autoplay_rag.connector.callbacks import Callback, CallbackThreads, check_plain
 from autoplay_rag.connector.connection import READ_TIMEOUT, TOKEN_VARIABLE, Endpoint, display
 from autoplay_rag.connector.dispatch import Dispatcher
-from autoplay_rag.connector.framing import MAX_EVENT_BYTES
 from autoplay_rag.connector.hooks import ConnectionHooks
 from autoplay_rag.connector.metrics import ConnectorCounts, ConnectorMetrics, Recorder
 from autoplay_rag.connector.overflow import Overflow
-from autoplay_rag.connector.run import Run
+from autoplay_rag.connector.run import ClientRun
+from autoplay_rag.connector.sse import MAX_EVENT_BYTES
 from autoplay_rag.connector.stream import EventStream
-from autoplay_rag.errors import AutoplayError, ClientStateError, ConfigurationError
+from autoplay_rag.errors import AutoplayError, ClientStateError
 from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
 
 __all__ = ["TOKEN_VARIABLE", "AsyncConnectorClient", "ClientState"]
@@ -113,27 +112,17 @@ class AsyncConnectorClient:
         on_drop: Callable[[Payload, int], Any] | None = None,
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
-        _check_positive(
-            session_concurrency=session_concurrency,
-            connect_timeout=connect_timeout,
-            read_timeout=read_timeout,
-            initial_backoff_s=initial_backoff_s,
-            max_pending=max_pending,
-            max_event_bytes=max_event_bytes,
-        )
-        if not max_backoff_s >= initial_backoff_s:
-            raise ConfigurationError(
-                f"max_backoff_s={max_backoff_s!r} must not be less than "
-                f"initial_backoff_s={initial_backoff_s!r}"
-            )
-        if max_retries is not None and max_retries < 0:
-            raise ConfigurationError(f"max_retries={max_retries!r} must be 0 or more, or None")
-        if not drain_timeout >= 0:
-            raise ConfigurationError(f"drain_timeout={drain_timeout!r} must be 0 or more")
-        if overflow not in get_args(Overflow):
-            raise ConfigurationError(f'overflow={overflow!r} must be "wait" or "drop_oldest"')
-        if inspect.iscoroutinefunction(on_drop):
-            raise ConfigurationError("on_drop must be a plain function: nothing waits for it")
+        check_above("connect_timeout", connect_timeout)
+        check_above("session_concurrency", session_concurrency)
+        check_above("initial_backoff_s", initial_backoff_s)
+        check_at_least("max_backoff_s", max_backoff_s, initial_backoff_s)
+        check_at_least("max_retries", max_retries, 0, optional=True)
+        check_above("read_timeout", read_timeout)
+        check_at_least("drain_timeout", drain_timeout, 0)
+        check_above("max_pending", max_pending)
+        check_choice("overflow", overflow, get_args(Overflow))
+        check_above("max_event_bytes", max_event_bytes)
+        check_plain("on_drop", on_drop)
         self._endpoint = Endpoint(
             url,
             token or os.environ.get(TOKEN_VARIABLE, ""),
@@ -165,12 +154,12 @@ class AsyncConnectorClient:
         self._drain_timeout = drain_timeout
         self._max_pending = max_pending
         self._overflow: Overflow = overflow
-        self._run: Run | None = None
-        self._abandoned: list[Run] = []
+        self._run: ClientRun | None = None
+        self._abandoned: list[ClientRun] = []
         self._background: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({display(self._endpoint.url)!r}, state={self.state!r})"
+        return f"{type(self).__name__}({self.url!r}, state={self.state!r})"
 
     def on_actions(self, fn: Callable[[ActionsPayload], Any]) -> Self:
         """Add a callback for batches of actions.
@@ -241,7 +230,7 @@ class AsyncConnectorClient:
         if self._run is not None and not self._run.over:
             await self._run.ended.wait()
 
-    async def stream(
+    def stream(
         self, limit: int | None = None, seconds: float | None = None, idle: float | None = None
     ) -> AsyncGenerator[Payload, None]:
         """The payloads themselves, without callbacks.
@@ -264,13 +253,33 @@ class AsyncConnectorClient:
             ConnectorError: As `run`.
         """
         for name, value in (("limit", limit), ("seconds", seconds), ("idle", idle)):
-            if value is not None and not value >= 0:
-                raise ConfigurationError(f"{name}={value!r} must be 0 or more, or None")
+            check_at_least(name, value, 0, optional=True)
+        return self._taken(self._recorder.delivered, limit=limit, seconds=seconds, idle=idle)
+
+    async def _taken(
+        self,
+        on_taken: Callable[[str], None] | None,
+        *,
+        limit: int | None = None,
+        seconds: float | None = None,
+        idle: float | None = None,
+        wants: Callable[[Payload], bool] | None = None,
+    ) -> AsyncGenerator[Payload, None]:
+        """As `stream`.
+
+        Args:
+            on_taken: Called with the kind of each payload when it is handed out.
+            limit: As `stream`.
+            seconds: As `stream`.
+            idle: As `stream`.
+            wants: See `PayloadBuffer`.
+        """
         buffer = PayloadBuffer(
             self._recorder,
             wanted=limit,
             seconds=seconds,
             idle=idle,
+            wants=wants,
             limit=self._max_pending,
             overflow=self._overflow,
             on_drop=self._on_drop,
@@ -287,7 +296,8 @@ class AsyncConnectorClient:
         error: BaseException | None = None
         try:
             while (payload := buffer.take_nowait() or await buffer.take()) is not None:
-                self._recorder.delivered(payload.kind)
+                if on_taken is not None:
+                    on_taken(payload.kind)
                 yield payload
             await asyncio.wait({reading})
             error = None if reading.cancelled() else reading.exception()
@@ -323,8 +333,17 @@ class AsyncConnectorClient:
             raise ClientStateError("the client was stopped")
 
     @property
+    def url(self) -> str:
+        """The stream's address as it may be shown: without user, password and query."""
+        return display(self._endpoint.url)
+
+    @property
     def state(self) -> ClientState:
-        """What it does now: "idle" before the first run, "waiting" for the next attempt, ..."""
+        """What it does now. Safe from any thread.
+
+        "idle" before the first run, "waiting" for the next attempt, "stopping" while it reads no
+        more and finishes what it has received, "failed" once a run ended by an error.
+        """
         run = self._run
         if run is None:
             return "idle"
@@ -341,8 +360,16 @@ class AsyncConnectorClient:
 
     @property
     def last_error(self) -> Exception | None:
-        """Why the last connection or attempt ended; None if none has."""
-        return self._stream.last_error
+        """Why the last connection or attempt ended; None if none has. Safe from any thread.
+
+        After a run that an error ended ("failed"), that is what ended it; where `max_retries` was
+        reached, the last attempt's error.
+        """
+        found = self._stream.last_error
+        run = self._run
+        if found is None and run is not None and isinstance(run.error, Exception):
+            return run.error  # it failed before its first attempt
+        return found
 
     @property
     def pending(self) -> int:
@@ -374,17 +401,17 @@ class AsyncConnectorClient:
             on_drop=self._on_drop,
         )
 
-    def _begin(self, sink: Dispatcher | PayloadBuffer) -> Run:
+    def _begin(self, sink: Dispatcher | PayloadBuffer) -> ClientRun:
         if self._run is not None and not self._run.over:
             raise ClientStateError("the client is running already; stop it first, or make another")
         if self._run is not None and self._run.loop.is_closed():
             # Kept: to destroy its tasks would run what they do at their end, amid the new run.
             self._abandoned.append(self._run)
         hooks = ConnectionHooks(self._on_connect, self._on_disconnect)
-        self._run = Run(self._stream, sink, hooks)
+        self._run = ClientRun(self._stream, sink, hooks)
         return self._run
 
-    async def _drive(self, run: Run, dispatcher: Dispatcher) -> None:
+    async def _drive(self, run: ClientRun, dispatcher: Dispatcher) -> None:
         error: Exception | None = None
         try:
             try:
@@ -403,7 +430,7 @@ class AsyncConnectorClient:
         finally:
             self._end(run, error)
 
-    def _end(self, run: Run, error: BaseException | None) -> None:
+    def _end(self, run: ClientRun, error: BaseException | None) -> None:
         for threads in (self._threads, self._hook_threads, self._error_threads):
             threads.close()
         if error is not None and run.in_background:
@@ -411,7 +438,7 @@ class AsyncConnectorClient:
             logger.error("the connector client ended: %s", error, exc_info=unexpected)
         run.finish(error)
 
-    def _background_ended(self, run: Run, task: asyncio.Task[None]) -> None:
+    def _background_ended(self, run: ClientRun, task: asyncio.Task[None]) -> None:
         if self._background is task:
             self._background = None
         if not run.over:
@@ -434,9 +461,3 @@ class AsyncConnectorClient:
 
 def _optional(fn: Callable[..., Any] | None, threads: CallbackThreads) -> Callback | None:
     return None if fn is None else Callback(fn, threads)
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0 or math.isnan(value):
-            raise ConfigurationError(f"{name}={value!r} must be more than 0")

@@ -61,6 +61,10 @@ class Dispatcher(BoundedSink):
         self._idle: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
 
+    def wants(self, payload: Payload) -> bool:
+        """Whether there is a callback for payloads of this kind."""
+        return bool(self._callbacks.get(payload.kind))
+
     def put(self, payload: Payload) -> None:
         """Start the payload's callbacks, or let it wait for room in its session's lane."""
         if not self._callbacks.get(payload.kind):

@@ -71,8 +71,15 @@ class BoundedSink(ABC):
     def _take_oldest(self) -> Payload | None:
         """Take out the payload that has waited longest; None if none waits."""
 
+    def wants(self, payload: Payload) -> bool:  # noqa: ARG002 - subclasses look at it
+        """Whether anybody wants this payload; one that nobody wants takes no place."""
+        return True
+
     async def put_when_full(self, payload: Payload) -> None:
         """Take a payload although the limit is reached, as `overflow` says."""
+        if not self.wants(payload):
+            self.put(payload)  # counts it, and keeps nothing
+            return
         if self._overflow == "wait":
             try:
                 await self._wait_for_room()

@@ -17,9 +17,10 @@ from typing import BinaryIO, Final, Literal, Self, TypeAlias, TypeVar
 
 import msgspec
 
-from autoplay_rag.connector.framing import MAX_EVENT_BYTES
+from autoplay_rag.connector.sse import MAX_EVENT_BYTES
+from autoplay_rag.decoding import decode
 from autoplay_rag.errors import DecodeError, RecordingError, UnknownPayloadError
-from autoplay_rag.payloads import Payload, decode
+from autoplay_rag.payloads import Payload
 
 __all__ = [
     "LOT",

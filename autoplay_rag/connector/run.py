@@ -9,10 +9,10 @@ from autoplay_rag.connector.hooks import ConnectionHooks
 from autoplay_rag.connector.overflow import BoundedSink
 from autoplay_rag.connector.stream import EventStream
 
-__all__ = ["Run"]
+__all__ = ["ClientRun"]
 
 
-class Run:
+class ClientRun:
     """Reads a stream into a sink, in a task of its own, until it is stopped or fails.
 
     Made on the event loop it belongs to; `stop` may be called from any thread, also before
@@ -20,7 +20,7 @@ class Run:
 
     Attributes:
         in_background: Whether nobody may be waiting for it.
-        stopping: Whether `stop` was called.
+        stopping: Whether it reads no more, or was told to stop.
         error: What ended it; None for a stop.
         ended: Set when none of its tasks runs any more.
         connected: Set while there is a connection, and when it is over.
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether all has ended, be it with the event loop: what a closed one held never goes on."""
+        """True once the run finished or its event loop was closed."""
         return self._finished or self.loop.is_closed()
 
     def stop(self) -> None:
@@ -65,13 +65,15 @@ class Run:
             self._reader.cancel()
             await asyncio.wait({self._reader})
             raise
+        finally:
+            self.stopping = True
         if not self._reader.cancelled():
             self._reader.result()
 
     def finish(self, error: BaseException | None = None) -> None:
         """Note that all has ended."""
-        self._finished = True
         self.error = error
+        self._finished = True  # after the error: other threads look at both
         self.connected.set()
         self.ended.set()
 

@@ -11,18 +11,19 @@ from typing import Final, Literal, TypeAlias
 
 import httpx
 
+from autoplay_rag._describe import describe
 from autoplay_rag.connector.backoff import Backoff, classify
 from autoplay_rag.connector.connection import Endpoint, bare, display, open_stream
-from autoplay_rag.connector.events import Event, EventParser
-from autoplay_rag.connector.framing import MAX_EVENT_BYTES
 from autoplay_rag.connector.metrics import Recorder
+from autoplay_rag.connector.sse import MAX_EVENT_BYTES, Event, EventParser
+from autoplay_rag.decoding import decode
 from autoplay_rag.errors import (
     DecodeError,
     RetriesExhaustedError,
     TransientError,
     UnknownPayloadError,
 )
-from autoplay_rag.payloads import Payload, decode
+from autoplay_rag.payloads import Payload
 
 __all__ = ["EventStream", "StreamState"]
 
@@ -112,7 +113,6 @@ class EventStream:
                                     payload = self._read(event, backoff)
                                     if payload is not None:
                                         yield payload
-                                self.last_event_id = parser.last_event_id
                         failure: Exception = TransientError("the connector closed the stream")
                     except Exception as error:  # noqa: BLE001 - raised below, unless it may pass
                         failure = bare(error)
@@ -197,19 +197,11 @@ class EventStream:
         if self._max_retries is not None and backoff.failures >= self._max_retries:
             raise RetriesExhaustedError(
                 f"gave up on {name} after {backoff.failures + 1} failed attempts in a row "
-                f"(max_retries={self._max_retries}); the last: {_describe(failure)}"
+                f"(max_retries={self._max_retries}); the last: {describe(failure)}"
             ) from failure
         asked = failure.retry_after if isinstance(failure, TransientError) else None
         delay = backoff.next_delay(asked)
         logger.warning(
-            "no stream from %s (%s); trying again in %.1f s", name, _describe(failure), delay
+            "no stream from %s (%s); trying again in %.1f s", name, describe(failure), delay
         )
         return delay
-
-
-def _describe(error: Exception) -> str:
-    """An error for a log line; many of httpx's have no text of their own."""
-    text = str(error)
-    if isinstance(error, TransientError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

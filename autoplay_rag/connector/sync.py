@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from autoplay_rag._bridge import iterate
-from autoplay_rag.connector.callbacks import Callback, CallbackThreads
-from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag._checks import check_above
+from autoplay_rag.connector.callbacks import Callback, CallbackThreads, check_plain
+from autoplay_rag.connector.client import AsyncConnectorClient, ClientState
 from autoplay_rag.connector.connection import READ_TIMEOUT
-from autoplay_rag.connector.metrics import ConnectorMetrics
-from autoplay_rag.errors import AutoplayError, ClientStateError, ConfigurationError
+from autoplay_rag.connector.metrics import ConnectorCounts, ConnectorMetrics
+from autoplay_rag.errors import AutoplayError, ClientStateError
 from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
 
 __all__ = ["ConnectorClient"]
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS: Final = 30.0
 _GRACE_SECONDS: Final = 5.0
+_RESTING: Final = ("idle", "stopped", "failed")
 
 
 class ConnectorClient:
@@ -73,8 +75,7 @@ class ConnectorClient:
         on_disconnect: Callable[[], Any] | None = None,
         metrics: ConnectorMetrics | None = None,
     ) -> None:
-        if not max_queue_size > 0:
-            raise ConfigurationError(f"max_queue_size={max_queue_size!r} must be more than 0")
+        check_above("max_queue_size", max_queue_size)
         self._client = AsyncConnectorClient(
             url,
             token,
@@ -130,10 +131,8 @@ class ConnectorClient:
         Raises:
             ConfigurationError: If it is `async def`, or cannot be called at all.
         """
-        callback = Callback(fn, self._threads)
-        if callback.is_async:
-            raise ConfigurationError("on_drop must be a plain function: nothing waits for it")
-        self._on_drop.append(callback)
+        check_plain("on_drop", fn)
+        self._on_drop.append(Callback(fn, self._threads))
         return self
 
     @property
@@ -145,6 +144,31 @@ class ConnectorClient:
     def queue_size(self) -> int:
         """How many payloads wait for their callbacks now."""
         return self._client.pending
+
+    @property
+    def counts(self) -> ConnectorCounts:
+        """All totals, over all runs."""
+        return self._client.counts
+
+    @property
+    def url(self) -> str:
+        """The stream's address as it may be shown: without user, password and query."""
+        return self._client.url
+
+    @property
+    def state(self) -> ClientState:
+        """What it does now, as `AsyncConnectorClient.state`. Safe from any thread."""
+        run, state = self._run, self._client.state
+        if run is None or state not in _RESTING:
+            return state
+        if run.ended.is_set():
+            return "stopped" if state == "idle" else state
+        return "stopping" if run.reading or run.stopping else "connecting"
+
+    @property
+    def last_error(self) -> Exception | None:
+        """Why the last connection or attempt ended, as `AsyncConnectorClient.last_error`."""
+        return self._client.last_error
 
     def run(self) -> None:
         """Read until `stop`, or until an error that no retry will change; calls back in this thread.
@@ -200,8 +224,11 @@ class ConnectorClient:
                 raise ClientStateError(
                     "the client is running already; stop it first, or make another"
                 )
-            self._run = _Run(self._client)
+            self._run = _Run(self._client, self._wants)
             return self._run
+
+    def _wants(self, payload: Payload) -> bool:
+        return payload.kind in self._callbacks
 
     def _work(self, run: _Run) -> None:
         run.worker = threading.current_thread()
@@ -212,8 +239,9 @@ class ConnectorClient:
                 closing(iterate(run.payloads, "autoplay-connector")) as payloads,
             ):
                 for payload in payloads:
-                    _call_each(self._callbacks.get(payload.kind, ()), payload, runner=runner)
-                    run.ask()
+                    run.ask(
+                        _call_each(self._callbacks.get(payload.kind, ()), payload, runner=runner)
+                    )
         finally:
             run.ended.set()
 
@@ -235,29 +263,46 @@ class _Run:
         worker: The thread that calls back; None until it begins.
         thread: The same, if it is ours to wait for.
         ended: Set when all has ended.
+        reading: Whether the client has begun to read.
+        stopping: Whether `stop` was called.
     """
 
-    def __init__(self, client: AsyncConnectorClient) -> None:
+    def __init__(self, client: AsyncConnectorClient, wants: Callable[[Payload], bool]) -> None:
         self.worker: threading.Thread | None = None
         self.thread: threading.Thread | None = None
         self.ended = threading.Event()
+        self.reading = False
+        self.stopping = False
         self._client = client
-        self._stopping = False
+        self._wants = wants
         self._deadline: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked = asyncio.Event()
+        self._well = True
 
     async def payloads(self) -> AsyncGenerator[Payload, None]:
         """What the client reads, each when it is asked for; the client's queue holds the rest."""
         self._loop = loop = asyncio.get_running_loop()
-        if self._stopping:
+        if self.stopping:
             return
         # From here to where the client runs the loop is ours alone, so no stop comes between.
-        async with aclosing(self._client.stream()) as payloads:
+        self.reading = True
+        client = self._client
+        async with aclosing(client._taken(None, wants=self._wants)) as payloads:  # noqa: SLF001 - the same client, behind a thread
+            recorder = client._recorder  # noqa: SLF001
             async for payload in payloads:
                 yield payload
-                await self._asked.wait()
+                # Counted here and not where the callbacks run: metrics belong to this thread.
+                try:
+                    await self._asked.wait()
+                except asyncio.CancelledError:  # a callback ended the run, by Ctrl-C say
+                    recorder.failed(payload.kind)
+                    raise
                 self._asked.clear()
+                if self._well:
+                    recorder.delivered(payload.kind)
+                else:
+                    recorder.failed(payload.kind)
                 if self._deadline is not None and loop.time() >= self._deadline:
                     logger.warning(
                         "%d payloads still waited %g s after the stop and are given up",
@@ -266,13 +311,18 @@ class _Run:
                     )
                     return
 
-    def ask(self) -> None:
-        """Have the next payload come."""
+    def ask(self, well: bool) -> None:
+        """Have the next payload come.
+
+        Args:
+            well: Whether the last one's callbacks all ended without an error.
+        """
+        self._well = well
         self._call(self._asked.set)
 
     def stop(self) -> None:
         """Read no more."""
-        self._stopping = True
+        self.stopping = True
         self._call(self._stop)
 
     def join(self) -> None:
@@ -297,9 +347,13 @@ class _Run:
 
 def _call_each(
     callbacks: Iterable[Callback], *args: Any, runner: asyncio.Runner | None = None
-) -> None:
+) -> bool:
+    """Call all, one after the other; gives whether none raised."""
+    well = True
     for callback in callbacks:
         try:
             callback.call_now(*args, runner=runner)
         except Exception:
+            well = False
             logger.exception("callback %r raised", callback)
+    return well

@@ -9,8 +9,11 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, Protocol, Self, TypeAlias
 
+from autoplay_rag._checks import check_above
+from autoplay_rag._describe import describe
 from autoplay_rag.connector.callbacks import Callback, CallbackThreads
-from autoplay_rag.connector.framing import MAX_EVENT_BYTES
+from autoplay_rag.connector.sse import MAX_EVENT_BYTES
+from autoplay_rag.decoding import decode
 from autoplay_rag.errors import (
     BodyTooLargeError,
     ConfigurationError,
@@ -21,7 +24,7 @@ from autoplay_rag.errors import (
     SignatureError,
     UnknownPayloadError,
 )
-from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload, decode
+from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
 
 __all__ = ["ASGIApp", "Pipeline", "WebhookReceiver", "webhook_app"]
 
@@ -86,8 +89,7 @@ class WebhookReceiver:
                 "the webhook's secret is empty, so anyone could post: give the secret the connector "
                 "signs with, or allow_unsigned=True where nobody else can reach the endpoint"
             )
-        if not max_body_bytes > 0:
-            raise ConfigurationError(f"max_body_bytes={max_body_bytes!r} must be more than 0")
+        check_above("max_body_bytes", max_body_bytes)
         self._secret = secret.encode() if isinstance(secret, str) else secret
         self.max_body_bytes = max_body_bytes
         self._threads = CallbackThreads()
@@ -265,8 +267,7 @@ def webhook_app(
         >>> from autoplay_rag.stores import MemoryStore
         >>> app = webhook_app(IngestPipeline(store=MemoryStore()), secret="whsec")
     """
-    if not timeout > 0:
-        raise ConfigurationError(f"timeout={timeout!r} must be more than 0")
+    check_above("timeout", timeout)
     receiver = WebhookReceiver(secret, allow_unsigned=allow_unsigned, max_body_bytes=max_body_bytes)
     return _WebhookApp(pipeline, receiver, timeout)
 
@@ -328,7 +329,7 @@ class _WebhookApp:
             try:
                 started = await self._start()
             except Exception as error:  # noqa: BLE001 - the server logs it and ends
-                await send({"type": "lifespan.startup.failed", "message": _say(error)})
+                await send({"type": "lifespan.startup.failed", "message": describe(error)})
                 return
             await send({"type": "lifespan.startup.complete"})
         assert message["type"] == "lifespan.shutdown"
@@ -336,7 +337,7 @@ class _WebhookApp:
             if started:
                 await self._pipeline.aclose()
         except Exception as error:  # noqa: BLE001 - the server logs it and ends
-            await send({"type": "lifespan.shutdown.failed", "message": _say(error)})
+            await send({"type": "lifespan.shutdown.failed", "message": describe(error)})
             return
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -392,10 +393,6 @@ async def _respond(send: Send, status: int, text: str, *headers: tuple[bytes, by
     ]
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})
-
-
-def _say(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _repaired(what: str) -> None:

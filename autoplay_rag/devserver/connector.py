@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
+from autoplay_rag._checks import check_above
 from autoplay_rag.devserver.pace import Pace
 from autoplay_rag.devserver.shipped import samples
 from autoplay_rag.devserver.source import Source, as_line, first_product, open_source
 from autoplay_rag.devserver.subscriber import Subscriber
-from autoplay_rag.errors import ClientStateError, ConfigurationError, MissingExtraError
+from autoplay_rag.errors import ClientStateError, MissingExtraError
 from autoplay_rag.payloads import Payload
 
 if TYPE_CHECKING:
@@ -78,9 +79,8 @@ class LocalConnector:
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        for name, value in (("rate", rate), ("heartbeat", heartbeat)):
-            if value is not None and not value > 0:
-                raise ConfigurationError(f"{name} must be above 0 or None, not {value!r}")
+        check_above("rate", rate, optional=True)
+        check_above("heartbeat", heartbeat, optional=True)
         self._source: Source = open_source(samples() if recording is None else recording)
         self._pace = Pace(rate)
         self._token = token

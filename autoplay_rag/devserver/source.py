@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from autoplay_rag.connector.recording import LOT, encode_line, next_lot, read_recording_lines
+from autoplay_rag.decoding import decode
 from autoplay_rag.errors import DecodeError, RecordingError
-from autoplay_rag.payloads import Payload, decode
+from autoplay_rag.payloads import Payload
 
 __all__ = ["FileSource", "MemorySource", "Source", "as_line", "first_product", "open_source"]
 

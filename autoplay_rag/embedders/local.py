@@ -22,6 +22,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from autoplay_rag._checks import check_at_least
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 
@@ -89,8 +90,7 @@ class LocalEmbedder(Embedder):
     max_request_tokens = max_inputs * MAX_TOKENS
 
     def __init__(self, *, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise ConfigurationError(f"threads must be 1 or more, or None, not {threads}")
+        check_at_least("threads", threads, 1, whole=True, optional=True)
         if any(importlib.util.find_spec(name) is None for name in _MODULES):
             raise MissingExtraError("LocalEmbedder", "local")
         self._path = _model_path()

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from autoplay_rag._checks import check_above, check_at_least
 from autoplay_rag._retry_after import LONGEST_PAUSE, parse_retry_after
+from autoplay_rag._statuses import REJECTING_STATUSES
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import (
     ConfigurationError,
@@ -36,7 +38,6 @@ __all__ = ["OpenAIEmbedder"]
 _SURE_BYTES = 8192
 # Prose has four bytes a token or more: a text of so many bytes may fit, a longer one hardly.
 _MOST_BYTES = 4 * _SURE_BYTES
-_REJECTED = {400, 413, 422}
 _HINTS = {
     401: "; check the API key",
     403: "; check what the API key may do",
@@ -107,10 +108,8 @@ class OpenAIEmbedder(Embedder):
             raise MissingExtraError("OpenAIEmbedder", "openai")
         if not model:
             raise ConfigurationError("model must name an embedding model, not be empty")
-        if dimensions is not None and dimensions < 1:
-            raise ConfigurationError(f"dimensions must be 1 or more, or None, not {dimensions}")
-        if timeout <= 0:
-            raise ConfigurationError(f"timeout must be more than 0 seconds, not {timeout}")
+        check_at_least("dimensions", dimensions, 1, whole=True, optional=True)
+        check_above("timeout", timeout)
         if base_url is not None and not re.match(r"https?://[^/]", base_url):
             raise ConfigurationError("base_url must start with http:// or https:// and a host")
         key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
@@ -309,7 +308,7 @@ def _error_of(error: APIStatusError, model: str, count: int) -> Exception:
     # The code is the service's own word ("insufficient_quota"); anything else is not repeated.
     code = f" ({error.code})" if re.fullmatch(r"[a-z0-9_]{1,64}", error.code or "") else ""
     said = f"the embedding service answered {status}{code} for {count} texts, model {model!r}"
-    if status in _REJECTED:
+    if status in REJECTING_STATUSES:
         return EmbedderRejectedError(said)
     retry_after = parse_retry_after(
         error.response.headers.get("retry-after"), longest=LONGEST_PAUSE

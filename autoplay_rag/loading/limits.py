@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
-from typing import Any
 
-from autoplay_rag.errors import ConfigurationError
+from autoplay_rag._checks import check_above
 
 __all__ = ["Limits"]
 
@@ -22,7 +20,7 @@ class Limits:
             recording is never idle.
 
     Raises:
-        ConfigurationError: If a limit is no number above 0.
+        ConfigurationError: If a limit is not a number above 0.
 
     Example:
         >>> bool(Limits()), bool(Limits(idle_seconds=5))
@@ -34,14 +32,9 @@ class Limits:
     idle_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value: Any = getattr(self, field.name)
-            kind = Integral if field.name == "max_documents" else Real
-            if value is not None and (not isinstance(value, kind) or not float(value) > 0):
-                what = "a whole number" if kind is Integral else "a number"
-                raise ConfigurationError(
-                    f"{field.name} must be {what} above 0, or None, not {value!r}"
-                )
+        check_above("max_documents", self.max_documents, whole=True, optional=True)
+        check_above("max_seconds", self.max_seconds, optional=True)
+        check_above("idle_seconds", self.idle_seconds, optional=True)
 
     def __bool__(self) -> bool:
         """Whether there is any limit."""

@@ -11,8 +11,10 @@ from contextlib import aclosing
 from typing import Any, Literal, TypeAlias, get_args
 
 from autoplay_rag._bridge import iterate
+from autoplay_rag._checks import check_above, check_choice
 from autoplay_rag.content.chunks import is_empty
 from autoplay_rag.content.keys import payload_key
+from autoplay_rag.content.redaction import RedactionError, redacted
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
 from autoplay_rag.errors import ConfigurationError
@@ -21,7 +23,7 @@ from autoplay_rag.loading.limits import Limits
 from autoplay_rag.loading.pauses import with_pauses
 from autoplay_rag.loading.sources import Source
 from autoplay_rag.loading.texts import Keyed, LoadedText, Make, TextMaker
-from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
+from autoplay_rag.payloads import Payload
 
 __all__ = ["GroupBy", "PayloadLoader"]
 
@@ -81,14 +83,9 @@ class PayloadLoader:
         include_email: bool = False,
         make: Make = LoadedText,
     ) -> None:
-        for name, value in (
-            ("session_idle_seconds", session_idle_seconds),
-            ("max_chars", max_chars),
-        ):
-            if not value > 0:
-                raise ConfigurationError(f"{name} must be above 0, not {value!r}")
-        if group_by not in get_args(GroupBy):
-            raise ConfigurationError(f'group_by is "payload" or "session", not {group_by!r}')
+        check_choice("group_by", group_by, get_args(GroupBy))
+        check_above("session_idle_seconds", session_idle_seconds)
+        check_above("max_chars", max_chars)
         kinds = frozenset((include,) if isinstance(include, str) else include)
         if not kinds or not kinds <= _KINDS:
             raise ConfigurationError(
@@ -190,8 +187,8 @@ class PayloadLoader:
         listened = f"listened to {name} for {time.monotonic() - started:.1f} s"
         if not self._source.live:
             message = f"{name} holds no {kinds} payload with something in it"
-        elif self._source.trouble:
-            message = f"{listened}, but it could not be reached: {self._source.trouble}"
+        elif self._source.last_failure:
+            message = f"{listened}, but it could not be reached: {self._source.last_failure}"
         else:
             message = (
                 f"{listened} and got no {kinds} payload. The connector sends no history, only "
@@ -238,14 +235,8 @@ class PayloadLoader:
         if payload.kind not in self._include or is_empty(payload):
             return None
         key = payload_key(payload)
-        if self._redact is None:
-            return key, payload
         try:
-            redacted = self._redact(payload)
-            if not isinstance(redacted, ActionsPayload | SummaryPayload | ChatTurn):
-                raise TypeError("it returned no payload")  # noqa: TRY301 - as one that raises
-        except Exception as error:  # noqa: BLE001 - the user's own code
-            # Its message may quote what it was to remove.
-            _log.error("redact failed (%s); a payload was left out", type(error).__name__)
+            return key, redacted(payload, self._redact)
+        except RedactionError as error:
+            _log.error("redact failed (%s); a payload was left out", error)
             return None
-        return (key, redacted)

@@ -32,13 +32,14 @@ class Source(Protocol):
         name: Stands in the documents' metadata.
         live: Whether it goes on for ever, and in real time.
         dropped: How many payloads were given up because a consumer was slow.
-        trouble: Why the latest reader got nothing, if the connector could not be reached.
+        last_failure: The error of the latest reader, in one line, if it never had a connection;
+            None otherwise.
     """
 
     name: str
     live: bool
     dropped: int
-    trouble: str | None
+    last_failure: str | None
 
     def stream(self, limits: Limits) -> AsyncGenerator[Payload, None]:
         """The payloads, within the limits of time."""
@@ -76,7 +77,7 @@ class LiveSource(Source):
         self._max_pending = max_pending
         self._options = options
         self.dropped = 0
-        self.trouble: str | None = None
+        self.last_failure: str | None = None
         self._client()  # what cannot work is told at once
         self.name = display(httpx.URL(url))
 
@@ -117,7 +118,7 @@ class LiveSource(Source):
             finally:
                 left = True
                 error = None if client.counts.connections else client.last_error
-                self.trouble = None if error is None else describe(error)
+                self.last_failure = None if error is None else describe(error)
 
     def _client(
         self, on_drop: Callable[[Payload, int], None] | None = None
@@ -144,7 +145,7 @@ class RecordingSource(Source):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
         self.dropped = 0
-        self.trouble = None
+        self.last_failure = None
 
     def __repr__(self) -> str:
         return repr(self.name)

@@ -418,6 +418,54 @@ async def test_what_was_received_before_a_failure_is_still_worked_on(
     assert len(collector.payloads) == 1
 
 
+async def test_state_and_last_error_are_read_from_other_threads(server, connect, event, until):
+    server.script(server.stream(event("s1", 1), then="close"), server.status(401))
+    client = connect()
+    go_on, seen = asyncio.Event(), []
+
+    async def slow(payload):
+        await go_on.wait()
+
+    stop = threading.Event()
+
+    def look():
+        while not stop.is_set():
+            state, error = client.state, client.last_error
+            if not seen or seen[-1][0] != state:
+                seen.append((state, error))
+        seen.append((client.state, client.last_error))
+
+    looking = asyncio.create_task(asyncio.to_thread(look))
+    task = client.on_actions(slow).run_in_background()
+    # Refused, and still at work on what it had received.
+    await until(lambda: client.state == "stopping")
+    assert isinstance(client.last_error, AuthenticationError)
+    go_on.set()
+    await asyncio.wait([task])
+    stop.set()
+    await looking
+    assert seen[-1][0] == "failed"
+    assert isinstance(seen[-1][1], AuthenticationError)
+    assert "stopped" not in {state for state, _ in seen}
+
+
+async def test_an_error_before_the_first_attempt_is_the_last_error(connect, monkeypatch):
+    def broken(_):
+        raise OSError("no certificates")
+
+    monkeypatch.setattr("autoplay_rag.connector.connection.Endpoint.http_client", broken)
+    client = connect()
+    with pytest.raises(OSError, match="no certificates"):
+        await client.run()
+    assert client.state == "failed"
+    assert isinstance(client.last_error, OSError)
+
+
+def test_the_url_shows_no_secret():
+    client = AsyncConnectorClient("https://user:pass@host.test/stream/acme?key=secret#top", "t")
+    assert client.url == "https://host.test/stream/acme"
+
+
 async def test_exhausted_retries_raise_a_runtime_error_with_its_cause(server, connect):
     server.script(server.status(503))
     client = connect(max_retries=2)

@@ -266,6 +266,24 @@ async def test_the_oldest_waiting_payload_of_all_is_dropped():
     assert nothing_left(made)
 
 
+@pytest.mark.parametrize("overflow", ["drop_oldest", "wait"])
+async def test_what_nobody_wants_takes_no_place_when_it_is_full(overflow):
+    dropped = []
+    made = dispatcher(
+        Work(),
+        session_concurrency=1,
+        limit=2,
+        overflow=overflow,
+        on_drop=lambda payload, _: dropped.append(payload),
+    )
+    made.put(summary("a"))
+    made.put(summary("a"))
+    await made.put_when_full(ActionsPayload(session_id="a"))
+    assert (dropped, made.pending) == ([], 2)
+    assert made._recorder.counts.skipped == 1
+    await made.cancel()
+
+
 async def test_where_nothing_waits_the_new_payload_is_dropped():
     work, dropped = Work(), []
     made = dispatcher(

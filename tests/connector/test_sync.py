@@ -188,6 +188,91 @@ def test_a_full_queue_drops_the_oldest_and_says_so(local_connector, connect):
     assert client.queue_size == 0
 
 
+def test_what_nobody_wants_evicts_nothing(local_connector, make_payload, connect):
+    connector = local_connector([])
+    go_on, began = threading.Event(), threading.Event()
+    inbox, dropped = Inbox(), Inbox()
+
+    def slow(payload):
+        began.set()
+        assert go_on.wait(5)
+        inbox(payload)
+
+    with connect(connector.url, "", 2).on_actions(slow).on_drop(dropped) as client:
+        client.run_in_background()
+        connector.wait_subscribers()
+        wanted = [make_payload(f"Clicked {n}") for n in range(3)]
+        connector.send(wanted[0])
+        assert began.wait(5)
+        for payload in (*wanted[1:], summary(1), summary(2), summary(3)):
+            connector.send(payload)
+        until(lambda: client.counts.received == 6)
+        assert client.queue_size == 2
+        go_on.set()
+        assert inbox.take(3) == [payload.to_text() for payload in wanted]
+    assert dropped.empty()
+    assert (client.counts.skipped, client.counts.dropped) == (3, 0)
+
+
+def test_a_callback_that_raises_is_counted(local_connector, connect, caplog):
+    inbox, threads = Inbox(), set()
+
+    def broken(payload):
+        threads.add(threading.current_thread())
+        if payload.to_text() == "1":
+            raise LookupError
+
+    client = connect(local_connector([summary(n) for n in range(3)]).url)
+    with client.on_summary(broken).on_summary(inbox):
+        thread = client.run_in_background()
+        assert inbox.take(3) == ["0", "1", "2"]
+    assert threads == {thread}
+    assert (client.counts.received, client.counts.delivered, client.counts.failed) == (3, 2, 1)
+
+
+def test_a_run_that_an_exception_ends_counts_its_payload(local_connector, connect):
+    def interrupted(payload):
+        raise KeyboardInterrupt
+
+    client = connect(local_connector([summary(1)]).url).on_summary(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        client.run()
+    assert (client.counts.received, client.counts.failed) == (1, 1)
+    assert client.state == "stopped"
+
+
+def test_state_and_last_error_of_a_run(local_connector, connect):
+    client = connect(local_connector([summary(1)]).url + "?key=secret", "")
+    assert (client.state, client.last_error) == ("idle", None)
+    assert "secret" not in client.url
+    assert client.url.startswith("http://127.0.0.1:")
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(payload):
+        began.set()
+        assert go_on.wait(5)
+
+    with client.on_summary(slow):
+        client.run_in_background()
+        assert client.state in ("connecting", "connected")
+        assert began.wait(5)
+        assert client.state == "connected"
+        client.stop()
+        until(lambda: client.state == "stopping")
+        go_on.set()
+    assert client.state == "stopped"
+    client.stop()
+
+
+def test_state_and_last_error_after_a_refusal(local_connector, connect):
+    client = connect(local_connector([summary(1)], token=TOKEN).url, "wrong")
+    client.run_in_background().join(5)
+    assert client.state == "failed"
+    assert isinstance(client.last_error, AuthenticationError)
+    client.run_in_background().join(5)
+    assert client.state == "failed"
+
+
 def test_the_reader_does_not_wait_for_a_callback(local_connector, connect):
     connector = local_connector([summary(n) for n in range(2000)])
     go_on = threading.Event()
@@ -443,7 +528,7 @@ def test_arguments_that_cannot_work_are_refused():
     with pytest.raises(ConfigurationError, match="plain function"):
         client.on_drop(coroutine)
     for register in (client.on_actions, client.on_summary, client.on_drop):
-        with pytest.raises(ConfigurationError, match="callable"):
+        with pytest.raises(ConfigurationError, match="must be a function"):
             register("print")
 
 

@@ -12,10 +12,11 @@ import httpx
 import pytest
 
 from autoplay_rag.connector.recording import RecordingWriter
+from autoplay_rag.decoding import decode
 from autoplay_rag.devserver import LocalConnector, samples
 from autoplay_rag.devserver.subscriber import HEARTBEAT
 from autoplay_rag.errors import ClientStateError, ConfigurationError, MissingExtraError
-from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload, decode
+from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
 
 
 def summaries(count, product_id="acme"):

@@ -187,7 +187,7 @@ def test_a_missing_extra_is_said_at_once(monkeypatch):
 
 
 def test_threads_below_one_are_refused():
-    with pytest.raises(ConfigurationError, match="threads must be 1 or more"):
+    with pytest.raises(ConfigurationError, match="threads must be at least 1"):
         LocalEmbedder(threads=0)
 
 

@@ -79,7 +79,7 @@ def test_a_source_shows_no_secret_of_its_address():
 def test_limits_are_true_where_there_is_one():
     assert not Limits()
     assert Limits(max_seconds=1)
-    with pytest.raises(ConfigurationError, match="idle_seconds must be a number above 0"):
+    with pytest.raises(ConfigurationError, match="idle_seconds must be above 0"):
         Limits(idle_seconds=-1)
 
 

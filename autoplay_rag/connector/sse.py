@@ -1,0 +1,194 @@
+"""Bytes to server-sent events, as the WHATWG format has them. No I/O.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html
+
+Beyond the format, for senders that are broken or hostile:
+
+- An event larger than the limit is skipped to its end and counted. Neither it nor an endless line
+  is kept in memory.
+- A CR ends its line at once, also where its LF comes only with the next read, so that an event is
+  complete with its last byte.
+- An event that was cut off does not appear, and neither does its id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final, TypeAlias
+
+from httpx_sse import ServerSentEvent
+
+__all__ = ["MAX_EVENT_BYTES", "Event", "EventParser"]
+
+MAX_EVENT_BYTES: Final = 8_388_608
+"""The largest event taken by default, by stream, by webhook and from a file."""
+
+Event: TypeAlias = bytes | ServerSentEvent
+"""An event that has one line of data and no other field is only that data, undecoded. Nearly every
+event of a connector is one, and a `ServerSentEvent` would cost as much as decoding the payload."""
+
+_BOM: Final = b"\xef\xbb\xbf"
+_COLON: Final = 0x3A
+
+
+class EventParser:
+    """Turns what is read from one connection into events.
+
+    Args:
+        last_event_id: The id the connection resumes after; an id outlives its connection.
+        max_event_bytes: The most bytes of one event, line ends included and comments not.
+        on_oversize: Called for each event that is skipped for its size.
+
+    Attributes:
+        last_event_id: The id of the last whole event that had one, events without data included.
+
+    Example:
+        >>> parser = EventParser("", max_event_bytes=1000, on_oversize=lambda: None)
+        >>> parser.feed(b"id: 7" + bytes([10]) + b"da"), parser.feed(b"ta: 1" + bytes([10, 10]))
+        ([], [ServerSentEvent(event='message', data='1', id='7')])
+        >>> parser.feed(b"data: 2" + bytes([10, 10]))
+        (b'2',)
+    """
+
+    def __init__(
+        self, last_event_id: str, *, max_event_bytes: int, on_oversize: Callable[[], None]
+    ) -> None:
+        self.last_event_id = last_event_id
+        self._limit = max_event_bytes
+        self._on_oversize = on_oversize
+        self._clean = False  # whether the next byte begins an event, and nothing before it is open
+        self._at_start = True
+        self._after_cr = False
+        self._line = bytearray()  # the start of a line whose end has not come
+        self._skipping = False  # the rest of an event that is too large
+        self._begin_event()
+
+    def feed(self, chunk: bytes) -> Sequence[Event]:
+        """Take the next bytes of the connection.
+
+        Returns:
+            The events that are now complete. Unlike a browser's, they include events without
+            data, which may hold an id or a `retry`.
+        """
+        if (  # a read that is one event of one line, as nearly every read is
+            self._clean
+            and chunk.startswith(b"data: ")
+            and chunk.find(b"\n") == len(chunk) - 2
+            and chunk.endswith(b"\n")
+            and b"\r" not in chunk
+            and len(chunk) <= self._limit
+        ):
+            return (chunk[6:-2],)
+        if self._at_start:
+            chunk = self._without_bom(chunk)
+        if self._after_cr or b"\r" in chunk:
+            chunk = self._with_lf(chunk)
+        *lines, rest = chunk.split(b"\n")
+        events: list[Event] = []
+        if lines:
+            if self._line:
+                lines[0] = bytes(self._line) + lines[0]
+                self._line.clear()
+            for line in lines:
+                if line:
+                    self._take_line(line)
+                elif (event := self._end_event()) is not None:
+                    events.append(event)
+        if rest:
+            self._hold(rest)
+        self._clean = not (
+            self._size or self._line or self._skipping or self._after_cr or self._at_start
+        )
+        return events
+
+    def _without_bom(self, chunk: bytes) -> bytes:
+        start = bytes(self._line) + chunk
+        self._line.clear()
+        if len(start) < len(_BOM) and _BOM.startswith(start):
+            self._line += start
+            return b""
+        self._at_start = False
+        return start.removeprefix(_BOM)
+
+    def _with_lf(self, chunk: bytes) -> bytes:
+        if not chunk:
+            return chunk
+        if self._after_cr:
+            chunk = chunk.removeprefix(b"\n")
+        self._after_cr = chunk.endswith(b"\r")
+        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    def _hold(self, rest: bytes) -> None:
+        """Keep the start of a line; of one that will not be used only that it is not empty."""
+        self._line += rest
+        if self._skipping or self._line[0] == _COLON:
+            del self._line[1:]
+        elif self._size + len(self._line) > self._limit:
+            self._skip()
+            del self._line[1:]
+
+    def _take_line(self, line: bytes) -> None:
+        if self._skipping or line[0] == _COLON:
+            return
+        self._size += len(line) + 1
+        if self._size > self._limit:
+            self._skip()
+            return
+        if line.startswith(b"data: "):
+            self._data.append(line[6:])
+            return
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._data.append(value)
+        elif name == b"event":
+            self._name = value
+        elif name == b"id":
+            if b"\0" not in value:
+                self._id = value.decode("utf-8", "replace")
+        elif name == b"retry" and value.isdigit():
+            with suppress(ValueError):  # Python refuses to read thousands of digits
+                self._retry = int(value)
+
+    def _end_event(self) -> Event | None:
+        """The event that a blank line ends; None if it has no field, or is skipped."""
+        if not self._size:  # nothing came, or comments alone, or the end of what is skipped
+            self._skipping = False
+            return None
+        if self._size + 1 > self._limit:
+            self._skip()
+            self._skipping = False
+            return None
+        if self._name is None and self._id is None and self._retry is None:
+            if len(self._data) == 1:
+                self._size = 0
+                return self._data.pop()
+            if not self._data:  # fields of other names alone
+                self._size = 0
+                return None
+        event = self._message()
+        self._begin_event()
+        return event
+
+    def _message(self) -> ServerSentEvent:
+        if self._id is not None:
+            self.last_event_id = self._id
+        return ServerSentEvent(
+            event=(self._name or b"").decode("utf-8", "replace"),
+            data=b"\n".join(self._data).decode("utf-8", "replace"),
+            id=self.last_event_id,
+            retry=self._retry,
+        )
+
+    def _skip(self) -> None:
+        self._on_oversize()
+        self._begin_event()
+        self._skipping = True
+
+    def _begin_event(self) -> None:
+        self._size = 0  # bytes of the lines so far
+        self._data: list[bytes] = []
+        self._name: bytes | None = None
+        self._id: str | None = None
+        self._retry: int | None = None
