@@ -1,4 +1,4 @@
-"""HTTP statuses that several rooms judge alike."""
+"""HTTP statuses that blame the request, not the service: the one rule for all retries."""
 
 from __future__ import annotations
 
@@ -7,5 +7,4 @@ from typing import Final
 __all__ = ["REJECTING_STATUSES"]
 
 REJECTING_STATUSES: Final = frozenset({400, 413, 422})
-"""A service answers with one of these because of the input: the same input will be refused again.
-Any other error status is an outage, which passes."""
+"""The same request gets the same answer again. Every other error status may pass later."""

@@ -1,4 +1,4 @@
-"""Chunks to vectors: one request for many sessions, nothing embedded twice, every vector checked."""
+"""Texts to vectors: one request for many sessions, no text embedded twice, every vector checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from hashlib import blake2b
 
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import EmbedderRejectedError, EmbedderUnavailableError
-from autoplay_rag.ingest.plan import PlannedChunk
 from autoplay_rag.stores.base import Vector
 
 __all__ = ["PROBE", "PROBE_ID", "Embedding", "TokenBudget"]
@@ -20,18 +19,26 @@ __all__ = ["PROBE", "PROBE_ID", "Embedding", "TokenBudget"]
 PROBE = "Is anybody there?"
 """A text that any healthy service takes."""
 PROBE_ID = blake2b(PROBE.encode(), digest_size=16).hexdigest()
-"""The id under which it is in a store for a moment; no search finds it."""
+"""The id of the probe while it is in a store; no search returns it."""
 _STEP = 64
-"""Vectors checked before the loop is let go for a moment."""
+"""Vectors checked before other tasks get a turn."""
 
 
 class TokenBudget:
-    """The most tokens embedded in one day (UTC).
+    """Limits the tokens embedded in one day (UTC).
 
     Args:
-        per_day: The budget; None is no limit.
-        spent: What the journal remembers of today.
-        save: Called with day and tokens after each request.
+        per_day: The most tokens in one day; None is no limit.
+        spent: Tokens already spent today.
+        save: Called with the day and its tokens after each request.
+
+    Example:
+        >>> async def save(day, tokens):
+        ...     pass
+        >>> budget = TokenBudget(1000, 0, save)
+        >>> _, tokens = budget.reserve(400)
+        >>> tokens
+        400
     """
 
     def __init__(
@@ -43,13 +50,17 @@ class TokenBudget:
         self._spent = spent
 
     def reserve(self, tokens: int) -> tuple[str, int]:
-        """Take tokens from the day's budget before a request; one request a day always passes.
+        """Take tokens from the day's budget before a request; the first request of a day passes.
+
+        Args:
+            tokens: The tokens that the request is expected to spend.
 
         Returns:
-            What `settle` is to be told.
+            The reservation: the day and its tokens. Pass it to `settle` or `release`.
 
         Raises:
-            EmbedderUnavailableError: Until midnight, UTC.
+            EmbedderUnavailableError: If the budget is used up; `retry_after` is the time until
+                midnight UTC.
         """
         if self._per_day is None:
             return self._day, 0
@@ -67,13 +78,18 @@ class TokenBudget:
         return self._day, tokens
 
     def release(self, reserved: tuple[str, int]) -> None:
-        """Give back what a request that failed did not spend."""
+        """Return the tokens of a request that failed."""
         day, tokens = reserved
         if day == self._day:
             self._spent -= tokens
 
     async def settle(self, reserved: tuple[str, int], tokens: int) -> None:
-        """Count what a request did spend."""
+        """Count what a request spent, in place of its reservation.
+
+        Args:
+            reserved: What `reserve` returned.
+            tokens: The tokens that were spent.
+        """
         if self._per_day is not None:
             self.release(reserved)
             self._spent += tokens
@@ -81,19 +97,39 @@ class TokenBudget:
 
 
 class Embedding:
-    """Calls the embedder for chunks.
+    """Calls the embedder, checks its vectors and counts its tokens.
 
     Args:
         embedder: Makes the vectors.
         budget: Limits the tokens of a day.
-        remembered: How many texts' vectors are kept for reuse.
+        remembered: How many vectors are kept for texts that come again.
+
+    Attributes:
+        requests: Requests made, probes not included.
+        texts: Texts sent in them.
+        tokens: Tokens sent in them: as the embedder counts, otherwise as estimated.
+        reused: Texts not sent, because the vector of an equal text was at hand.
+
+    Example:
+        >>> import asyncio
+        >>> class Lengths(Embedder):
+        ...     model = "lengths"
+        ...     async def embed(self, texts):
+        ...         return [[float(len(text)), 1.0] for text in texts]
+        >>> async def save(day, tokens):
+        ...     pass
+        >>> embedding = Embedding(Lengths(), TokenBudget(None, 0, save), remembered=100)
+        >>> asyncio.run(embedding.request([("one", 1), ("three", 1), ("one", 1)]))[1]
+        array('f', [5.0, 1.0])
+        >>> embedding.texts, embedding.reused
+        (2, 1)
     """
 
     def __init__(self, embedder: Embedder, budget: TokenBudget, remembered: int) -> None:
         self._embedder = embedder
         self._budget = budget
         self._remembered = remembered
-        # By the text's digest: what was embedded may be long, and need not stay in memory.
+        # By the text's digest: texts may be long and need not stay in memory.
         self._vectors: OrderedDict[bytes, Vector] = OrderedDict()
         self._dimension: int | None = None
         self._counted = embedder.tokens_used or 0
@@ -103,29 +139,36 @@ class Embedding:
         self.tokens = 0
         self.reused = 0
 
-    async def request(self, chunks: Sequence[PlannedChunk]) -> list[Vector]:
-        """One vector for each chunk; equal texts are embedded once.
+    async def request(self, items: Sequence[tuple[str, int]]) -> list[Vector]:
+        """Make one vector for each text; equal texts are embedded once.
+
+        Args:
+            items: Each text with what embedding it is expected to cost, in tokens.
 
         Raises:
-            EmbedderRejectedError: If what came back is no set of proper vectors.
+            EmbedderRejectedError: If the embedder did not return one proper vector for each text.
             EmbedderUnavailableError: If the day's budget is used up.
         """
         missing: dict[str, int] = {}
         found: dict[str, Vector] = {}
-        for chunk in chunks:
-            key = _digest(chunk.text)
+        for text, tokens in items:
+            key = _digest(text)
             if key in self._vectors:
                 self._vectors.move_to_end(key)
-                found[chunk.text] = self._vectors[key]
+                found[text] = self._vectors[key]
             else:
-                missing[chunk.text] = chunk.tokens
+                missing[text] = tokens
         if missing:
             found |= await self._embed(list(missing), sum(missing.values()))
-        self.reused += len(chunks) - len(missing)
-        return [found[chunk.text] for chunk in chunks]
+        self.reused += len(items) - len(missing)
+        return [found[text] for text, _ in items]
 
     async def probe(self) -> None:
-        """Embed a text that any healthy embedder takes."""
+        """Embed a text that any healthy embedder takes.
+
+        Raises:
+            EmbedderRejectedError: If the embedder did not return a proper vector.
+        """
         self._checked(await self._embedder.embed([PROBE]), 0)
 
     async def _embed(self, texts: list[str], tokens: int) -> dict[str, Vector]:
@@ -151,11 +194,11 @@ class Embedding:
         return found
 
     def _expected(self, estimate: int) -> int:
-        """What a request will cost, going by how far the estimates were off so far."""
+        """What a request will cost: the estimate, corrected by the error of the estimates so far."""
         return estimate * self.tokens // self._estimated if self._estimated else estimate
 
     def _spent(self, estimate: int) -> int:
-        """What was spent since the last call: as the embedder counted, else as estimated."""
+        """Tokens spent since the last call: as the embedder counted, otherwise as estimated."""
         self._estimated += estimate
         spent = estimate
         if self._embedder.tokens_used:  # 0 after a request: the service does not say
@@ -170,7 +213,7 @@ class Embedding:
             vector = given if isinstance(given, array) else array("f", given)
         except (TypeError, IndexError, OverflowError) as error:
             raise EmbedderRejectedError(
-                f"{self._embedder.model} returned something that is no vector of numbers"
+                f"{self._embedder.model} returned something that is not a vector of numbers"
             ) from error
         if not len(vector) or not math.isfinite(sum(vector)):
             raise EmbedderRejectedError(
@@ -196,5 +239,5 @@ def _digest(text: str) -> bytes:
 
 
 def today() -> str:
-    """The day of the token budget, "2026-01-31", in UTC."""
+    """The day of the token budget in UTC, like "2026-01-31"."""
     return datetime.now(UTC).strftime("%Y-%m-%d")

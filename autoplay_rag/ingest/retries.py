@@ -1,0 +1,397 @@
+"""What follows a failed request: retry, split, give up. Pure: time is an argument.
+
+An outage is retried for as long as it lasts and counts against no item. Only an item that a
+service refuses for its content may be given up.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Final, Generic, TypeVar
+
+from autoplay_rag._backoff import grown_delay
+from autoplay_rag._describe import describe
+from autoplay_rag._retry_after import LONGEST_PAUSE, parse_retry_after
+from autoplay_rag._statuses import REJECTING_STATUSES
+from autoplay_rag.errors import AutoplayError, EmbedderRejectedError, StoreRejectedError
+
+__all__ = ["Pause", "Request", "RequestLimits", "RetryQueue", "is_rejection", "retry_after"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_SHORTEST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 30.0
+_LONE_RETRY_SECONDS: Final = 0.2
+_LONGEST_LONE_RETRY_SECONDS: Final = 30.0
+
+_REJECTIONS: Final = (EmbedderRejectedError, StoreRejectedError, NotImplementedError)
+# Raised by code that fails on a value; any other error may not come again.
+_VALUE_ERRORS: Final = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+
+
+def is_rejection(error: BaseException) -> bool:
+    """Whether the input is to blame: 400, 413, 422, or an error like ValueError.
+
+    A capability that the store lacks (`NotImplementedError`) is a rejection too: a retry cannot
+    help. Everything else is an outage: connection errors, timeouts, 401, 403, 404, 408, 429,
+    5xx, a store of the wrong kind, and errors of unknown kind.
+
+    Example:
+        >>> is_rejection(ValueError("bad metadata")), is_rejection(ConnectionError())
+        (True, False)
+    """
+    if isinstance(error, _REJECTIONS):
+        return True
+    if isinstance(error, AutoplayError):
+        return False
+    status = _status(error)
+    if status is not None:
+        return status in REJECTING_STATUSES
+    return isinstance(error, _VALUE_ERRORS) and not isinstance(error, OSError)
+
+
+def retry_after(error: BaseException) -> float:
+    """Seconds that the service asked to wait; 0 if it did not say. At most an hour.
+
+    Example:
+        >>> from autoplay_rag.errors import EmbedderUnavailableError
+        >>> retry_after(EmbedderUnavailableError("rate limit", retry_after=7)), retry_after(OSError())
+        (7.0, 0.0)
+    """
+    asked: Any = getattr(error, "retry_after", None)
+    if isinstance(asked, int | float):
+        return min(max(float(asked), 0.0), LONGEST_PAUSE)
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    return parse_retry_after(headers.get("retry-after"), longest=LONGEST_PAUSE) or 0.0
+
+
+def _status(error: BaseException) -> int | None:
+    for holder in (error, getattr(error, "response", None)):
+        status = getattr(holder, "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+class Pause:
+    """How long all requests wait together while a service is out.
+
+    Args:
+        shortest: Seconds after the first failure.
+        longest: The most seconds; the wait doubles up to it.
+
+    Attributes:
+        failures: Failures in a row.
+        until: No request starts before this time.
+
+    Example:
+        >>> pause = Pause(shortest=1.0)
+        >>> pause.failed(started=10.0, now=11.0)
+        >>> 11.8 <= pause.until <= 12.2
+        True
+    """
+
+    def __init__(self, shortest: float = _SHORTEST_PAUSE, longest: float = _LONGEST_PAUSE) -> None:
+        self._shortest = shortest
+        self._longest = longest
+        self.failures = 0
+        self.until = 0.0
+        self._set_at = float("-inf")
+
+    def failed(self, started: float, now: float, asked: float = 0.0) -> None:
+        """Note that a request which began at `started` found the service out.
+
+        Several requests that hit the same rate limit are one failure: those that began before
+        the pause was set do not lengthen it.
+
+        Args:
+            started: When the request began.
+            now: When it failed.
+            asked: Seconds that the service asked to wait.
+        """
+        if started >= self._set_at:
+            wait = grown_delay(self.failures, self._shortest, self._longest, jitter=(0.8, 1.2))
+            self.failures += 1
+            self.until = now + wait
+            self._set_at = now
+        self.rest(now + asked)
+
+    def rest(self, until: float) -> None:
+        """Start no request before `until`, whatever the failures say."""
+        self.until = max(self.until, until)
+
+    def passed(self) -> None:
+        """Note that a request succeeded."""
+        self.failures = 0
+        self.until = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may hold.
+
+    Attributes:
+        count: The most items.
+        cost: The most cost (tokens) of all items together. One item that costs more goes alone.
+    """
+
+    count: int
+    cost: int
+
+
+@dataclass(slots=True)
+class _Record:
+    """What happened to an item that was refused alone."""
+
+    attempts: int = 0
+    tries: int = 0
+    seen_successes: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Request(Generic[T]):
+    """Items that go to the service together; `RetryQueue.take` returns it.
+
+    Attributes:
+        items: At least one.
+        started: When it began.
+        needs_probe: Whether the service must first be asked with input that any healthy service
+            takes: the item was refused alone, and nothing has succeeded since.
+    """
+
+    items: list[T]
+    started: float
+    needs_probe: bool = False
+    record: _Record | None = None
+
+
+class RetryQueue(Generic[T]):
+    """Decides which items go to a service next, and what happens to them after a failure.
+
+    An outage puts the items back and pauses all requests together; while it lasts, one request
+    at a time finds out whether the service is back. A rejection splits the request in halves
+    until one item stands alone. An item refused alone waits, longer each time, while others go
+    first. It is given up after `max_attempts` refusals with another success before each but the
+    first: only then is the item to blame and not the service.
+
+    Every request that `take` returns is ended by exactly one call of `succeeded`, `failed` or
+    `unhealthy` or `gave_up`.
+
+    Args:
+        name: The service in log lines and reasons, "embedder" or "store".
+        limits: What one request may hold.
+        max_attempts: Refusals of an item alone until it is given up.
+        cost: What an item costs, in the unit of `limits.cost`; by default nothing.
+        take_back: Called with an item that is refused alone. True means that its owner takes it
+            back: it has left the queue.
+        pause: How long all wait in an outage.
+
+    Attributes:
+        problem: What is wrong with the service, in one line; None while all is well.
+
+    Example:
+        >>> queue = RetryQueue("store", RequestLimits(count=10, cost=0), max_attempts=1)
+        >>> queue.put(["a", "b"])
+        >>> both = queue.take(now=0.0)
+        >>> queue.failed(both, ValueError("bad metadata"), now=1.0)  # split in halves
+        >>> queue.failed(queue.take(now=1.0), ValueError("bad metadata"), now=2.0)
+        'store: ValueError: bad metadata'
+        >>> queue.take(now=2.0).items
+        ['b']
+    """
+
+    def __init__(
+        self,
+        name: str,
+        limits: RequestLimits,
+        max_attempts: int,
+        *,
+        cost: Callable[[T], int] | None = None,
+        take_back: Callable[[T], bool] | None = None,
+        pause: Pause | None = None,
+    ) -> None:
+        self._name = name
+        self._limits = limits
+        self._max_attempts = max_attempts
+        self._cost = cost
+        self._take_back = take_back
+        self._pause = pause or Pause()
+        self._fresh: deque[T] = deque()
+        self._halves: deque[list[T]] = deque()
+        # Items refused alone: (due, number, item, record), the earliest first.
+        self._waiting: list[tuple[float, int, T, _Record]] = []
+        self._numbers = count()
+        self._in_flight = 0
+        self._successes = 0
+        self.problem: str | None = None
+
+    def put(self, items: Iterable[T]) -> None:
+        """Queue items behind those that are already here."""
+        self._fresh.extend(items)
+
+    def take(self, now: float) -> Request[T] | None:
+        """The next request; None if nothing may start now."""
+        pause = self._pause
+        if pause.until > now or (pause.failures and self._in_flight):
+            return None
+        if self._halves:
+            request = Request(self._halves.popleft(), now)
+        elif self._waiting and self._waiting[0][0] <= now and self._goes_next(self._waiting[0][3]):
+            _, _, item, record = heapq.heappop(self._waiting)
+            request = Request([item], now, self._needs_probe(record), record)
+        elif self._fresh:
+            request = Request(self._take_fresh(), now)
+        else:
+            return None
+        self._in_flight += 1
+        return request
+
+    def next_at(self, now: float) -> float | None:
+        """When `take` has something, unless anything changes before; None if only a change helps."""
+        if self._pause.failures and self._in_flight:
+            return None
+        if self._halves or self._fresh:
+            return max(now, self._pause.until)
+        if self._waiting:
+            return max(now, self._pause.until, self._waiting[0][0])
+        return None
+
+    def succeeded(self, request: Request[T]) -> None:  # noqa: ARG002 - as `failed`
+        """Note that the service took a request; its items have left the queue."""
+        self._in_flight -= 1
+        self._passed()
+
+    def probed(self) -> None:
+        """Note that the service took a probe: it counts as the success of another item."""
+        self._passed()
+
+    def failed(self, request: Request[T], error: BaseException, now: float) -> str | None:
+        """Decide what happens to the items of a request that failed.
+
+        Returns:
+            Why the request's only item is given up: it has left the queue. None if all items
+            are still here, or if the owner took the only item back.
+        """
+        self._in_flight -= 1
+        if is_rejection(error):
+            return self._rejected(request, error, now)
+        if request.record is None:
+            self._fresh.extendleft(reversed(request.items))
+        else:
+            self._wait(request.items[0], request.record, now)
+        self._out(request, error, now)
+        return None
+
+    def unhealthy(self, request: Request[T], error: BaseException, now: float) -> None:
+        """Note that the probe before a request failed: an outage, whatever the error is.
+
+        The item waits again and others go first, since the success of one of them says more
+        than a probe.
+        """
+        assert request.record is not None
+        self._in_flight -= 1
+        self._wait_longer(request.items[0], request.record, now)
+        self._out(request, error, now)
+
+    def gave_up(self, request: Request[T]) -> None:  # noqa: ARG002 - as `failed`
+        """Note that the caller ended all items of a request itself, without asking the service."""
+        self._in_flight -= 1
+
+    def rest(self, until: float) -> None:
+        """Start no request before `until`: the service asked for it in another queue."""
+        self._pause.rest(until)
+
+    def clear(self) -> None:
+        """Drop all items and forget all failures. No request may be in flight."""
+        self._fresh.clear()
+        self._halves.clear()
+        self._waiting.clear()
+        self._in_flight = 0
+        self._pause.passed()
+        self.problem = None
+
+    def _take_fresh(self) -> list[T]:
+        fresh, most = self._fresh, self._limits.count
+        if self._cost is None:
+            if len(fresh) <= most:
+                taken = list(fresh)
+                fresh.clear()
+                return taken
+            return [fresh.popleft() for _ in range(most)]
+        taken = []
+        cost = 0
+        while fresh and len(taken) < most:
+            cost += self._cost(fresh[0])
+            if taken and cost > self._limits.cost:
+                break
+            taken.append(fresh.popleft())
+        return taken
+
+    def _needs_probe(self, record: _Record) -> bool:
+        return record.seen_successes == self._successes
+
+    def _goes_next(self, record: _Record) -> bool:
+        # Any other item can bring the success that a probe stands for. This also keeps one bad
+        # item from stopping all others where the service refuses the probe.
+        return not (self._fresh and self._needs_probe(record))
+
+    def _rejected(self, request: Request[T], error: BaseException, now: float) -> str | None:
+        items = request.items
+        if len(items) > 1:
+            middle = len(items) // 2
+            self._halves.extend((items[:middle], items[middle:]))
+            return None
+        if self._take_back is not None and self._take_back(items[0]):
+            return None
+        record = request.record or _Record()
+        if not record.attempts or self._successes > record.seen_successes:
+            record.attempts += 1
+            record.seen_successes = self._successes
+        if record.attempts >= self._max_attempts:
+            _log.error("%s: an item was given up: %s", self._name, type(error).__name__)
+            self.problem = None
+            return f"{self._name}: {describe(error)}"
+        if record.attempts == record.tries == 1:
+            # Refused twice and nothing succeeded between: the service may refuse everything.
+            self.problem = describe(error)
+            _log.warning(
+                "the %s refuses an item and has taken nothing since (%s); it is retried",
+                self._name,
+                self.problem,
+            )
+        self._wait_longer(items[0], record, now)
+        return None
+
+    def _wait_longer(self, item: T, record: _Record, now: float) -> None:
+        delay = grown_delay(
+            record.tries, _LONE_RETRY_SECONDS, _LONGEST_LONE_RETRY_SECONDS, jitter=(1.0, 1.0)
+        )
+        record.tries += 1
+        self._wait(item, record, now + delay)
+
+    def _wait(self, item: T, record: _Record, until: float) -> None:
+        heapq.heappush(self._waiting, (until, next(self._numbers), item, record))
+
+    def _out(self, request: Request[T], error: BaseException, now: float) -> None:
+        self._pause.failed(request.started, now, retry_after(error))
+        self.problem = describe(error)
+        if self._pause.failures == 1:
+            _log.warning(
+                "the %s is not available (%s); nothing is lost, requests are retried until it is back",
+                self._name,
+                self.problem,
+            )
+
+    def _passed(self) -> None:
+        self._successes += 1
+        if self.problem is not None:
+            _log.warning("the %s is back", self._name)
+            self.problem = None
+        self._pause.passed()
