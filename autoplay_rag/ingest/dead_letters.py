@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
-from autoplay_rag.ingest.journal import Journal
-from autoplay_rag.ingest.journal_rows import Action, DeadLetter
+from autoplay_rag.journal.base import DeadLetter, Queue
 
 __all__ = ["DeadLetters"]
 
 
 class DeadLetters:
-    """Payloads that could not be stored: each with the error, and stopping nobody.
+    """Payloads that could not be stored: each with its error. None of them stops the others.
+
+    Args:
+        queue: Keeps them.
 
     Example:
         >>> import asyncio
@@ -26,15 +28,12 @@ class DeadLetters:
         0
     """
 
-    def __init__(
-        self, journal: Journal, request: Callable[[Action, Sequence[int] | None], Awaitable[int]]
-    ) -> None:
-        self._journal = journal
-        self._request = request
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
 
     async def list(self, limit: int = 1000) -> list[DeadLetter]:
         """The dead letters, oldest first, at most `limit`."""
-        return await self._journal.do(lambda db: db.dead_letters(limit))
+        return await self._queue.dead_letters(limit)
 
     async def retry(self, ids: Sequence[int] | None = None) -> int:
         """Put dead letters back into the queue.
@@ -47,7 +46,7 @@ class DeadLetters:
         Returns:
             How many were put back.
         """
-        return await self._request("retry", ids)
+        return len(await self._queue.retry(ids))
 
     async def discard(self, ids: Sequence[int] | None = None) -> int:
         """Drop dead letters for good.
@@ -58,4 +57,4 @@ class DeadLetters:
         Returns:
             How many were dropped.
         """
-        return await self._request("discard", ids)
+        return await self._queue.discard(ids)

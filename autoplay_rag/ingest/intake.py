@@ -11,8 +11,10 @@ import msgspec
 
 from autoplay_rag._describe import describe
 from autoplay_rag.content.chunks import is_empty
-from autoplay_rag.content.keys import lane_of, payload_key
-from autoplay_rag.ingest.journal_rows import Entry
+from autoplay_rag.content.keys import chunk_id, lane_of, payload_key
+from autoplay_rag.content.redaction import RedactionError, redacted, without_addresses
+from autoplay_rag.journal.base import Entry
+from autoplay_rag.journal.bodies import pack
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
 __all__ = ["Intake", "own"]
@@ -24,28 +26,37 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Intake:
-    """Applies the user's rules and finds out who a payload is.
+    """Applies the user's rules and identifies payloads.
 
     Args:
-        select: Says whether a payload is wanted at all.
+        select: Says whether a payload is wanted.
         redact: Gives the payload as it may be kept. Its key is taken before, so that a changed
             rule makes no duplicates.
+        include_email: Whether addresses may be kept.
+
+    Attributes:
+        names_first_chunks: Whether entries say which chunk begins with them. Needed only where
+            the journal holds chunks that were adopted from a store.
     """
 
     def __init__(
         self,
         select: Callable[[Payload], bool] | None,
-        redact: Callable[[Payload], Payload] | None,
+        redact: Callable[[Any], Payload] | None,
+        *,
+        include_email: bool = False,
     ) -> None:
         self._select = select
         self._redact = redact
+        self._include_email = include_email
+        self.names_first_chunks = False
 
     def entry(self, payload: Payload, seq: int) -> Entry:
         """What the journal is to do with a payload.
 
         A rule that raises never loses a payload: if `select` does, the payload becomes a dead
-        letter; if `redact` does, only the fact is kept that it came, since nobody can say what
-        of it may be kept.
+        letter; if `redact` does, only its receipt is recorded, since nobody can say what of it
+        may be kept.
         """
         try:
             body = _encode(payload)
@@ -53,34 +64,53 @@ class Intake:
             payload = type(payload).from_dict(payload.to_dict())
             body = _encode(payload)
         key, lane = payload_key(payload), lane_of(payload, seq)
+        first_chunk = chunk_id(payload, key) if self.names_first_chunks else ""
         error = None
         try:
             if is_empty(payload) or (self._select and not self._select(payload)):
-                return Entry(seq, key, lane, None, None, "filtered")
+                return Entry(seq, key, lane, None, None, outcome="filtered")
         except Exception as failure:  # noqa: BLE001 - the user's own code
-            # Its message may quote the payload: it is not logged, and kept only beside the whole.
+            # Its message may quote the payload: it is kept only where the whole payload is.
             name = type(failure).__name__
             _log.error("select failed (%s); the payload is in the dead letters", name)
             error = f"select failed: {name if self._redact else describe(failure)}"
-        if self._redact:
-            try:
-                payload = self._redact(payload)
-                if not isinstance(payload, ActionsPayload | SummaryPayload | ChatTurn):
-                    raise TypeError("it returned no payload")  # noqa: TRY301 - as one that raises
-                body = _encode(payload)
-            except Exception as failure:  # noqa: BLE001 - the user's own code
-                # Its message may quote what it was to remove.
-                name = type(failure).__name__
-                _log.error("redact failed (%s); the payload was not kept", name)
-                return Entry(seq, key, lane, None, None, "dead", f"redact failed: {name}")
-        return Entry(seq, key, lane, payload, body.decode(), "dead" if error else "accepted", error)
+        try:
+            kept = redacted(payload, self._redact)
+            if not self._include_email:
+                kept = without_addresses(kept)
+            if kept is not payload:
+                payload, body = kept, _encode(kept)
+        except (RedactionError, UnicodeEncodeError) as failure:
+            name = str(failure) if isinstance(failure, RedactionError) else type(failure).__name__
+            _log.error("redact failed (%s); the payload was not kept", name)
+            return Entry(
+                seq,
+                key,
+                lane,
+                None,
+                None,
+                first_chunk=first_chunk,
+                outcome="dead",
+                error=f"redact failed: {name}",
+            )
+        return Entry(
+            seq,
+            key,
+            lane,
+            payload,
+            pack(body),
+            len(body),
+            first_chunk,
+            "dead" if error else "accepted",
+            error,
+        )
 
 
 def own(payload: Any, cls: type[P]) -> P:
-    """A payload as this package's class; those of other clients need only the same fields.
+    """A payload as this package's class; one of another client needs only the same fields.
 
     Raises:
-        TypeError: If it is no payload of any kind.
+        TypeError: If it is not a payload of this kind.
     """
     if isinstance(payload, cls):
         return payload

@@ -8,54 +8,39 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
+from autoplay_rag._loop_thread import LoopThread
+from autoplay_rag.content.render import Render
+from autoplay_rag.content.render import render as default_render
 from autoplay_rag.embedders.base import Embedder, as_embedder
+from autoplay_rag._checks import check_at_least
 from autoplay_rag.errors import (
     ConfigurationError,
     DrainTimeoutError,
     PipelineClosedError,
     PipelineError,
 )
+from autoplay_rag.ingest.clients import BackgroundConnector, Clients, Connector
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.intake import own
-from autoplay_rag.ingest.journal_rows import Durability, Outcome
-from autoplay_rag.ingest.ledger import Ledger
-from autoplay_rag.ingest.run import Run
-from autoplay_rag.ingest.search import LoopThread, search_store
+from autoplay_rag.ingest.running import RunningPipeline
 from autoplay_rag.ingest.settings import Settings
+from autoplay_rag.journal.base import Durability, Health, Outcome
+from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.search.hits import Hit
-from autoplay_rag.stores.base import Filter, TextStore, VectorStore
+from autoplay_rag.search.searcher import Searcher, filter_of
+from autoplay_rag.stores.base import Filter, Moment, TextStore, VectorStore
 
 __all__ = ["BackgroundConnector", "Connector", "IngestPipeline"]
 
 _log = logging.getLogger(__name__)
 _LEAST_DRAIN_SECONDS = 1.0
-"""For `ingest`: it judges whether anything moves by spans of this length or longer."""
-
-
-class Connector(Protocol):
-    """What `attach` takes: this package's clients, and others with these methods."""
-
-    def on_actions(self, fn: Any, /) -> Any:
-        """Register a callback for batches of actions."""
-
-    def on_summary(self, fn: Any, /) -> Any:
-        """Register a callback for summaries."""
-
-
-class BackgroundConnector(Connector, Protocol):
-    """What `ingest` takes: a client that it can start and stop."""
-
-    def run_in_background(self) -> asyncio.Task[None]:
-        """Start reading."""
-
-    def stop(self) -> None:
-        """End reading."""
+"""`ingest` decides whether anything progresses by spans of this length or longer."""
 
 
 C = TypeVar("C", bound=Connector)
@@ -64,31 +49,33 @@ C = TypeVar("C", bound=Connector)
 class IngestPipeline:
     """Batches payloads per session, embeds them and keeps them in a vector store; loses nothing.
 
-    From the moment `on_actions` or `on_summary` has returned, a payload is stored, waiting in the
-    journal, known as a duplicate, filtered by your own rule, or in the dead letters with its
-    reason; `ledger` says how many of each. The one exception is a full queue or a full disk,
-    which is counted as `overflow` and logged.
+    Once `on_actions` or `on_summary` has returned, a payload is stored, waiting in the journal,
+    known as a duplicate, filtered by your own rule, or in the dead letters with its reason;
+    `ledger` says how many of each. The one exception is a full queue or a full disk, which is
+    counted as `overflow` and logged.
 
     Args:
-        store: Where chunks go: a `VectorStore` or a `TextStore`. Closed when the pipeline is.
+        store: Where chunks go: a `VectorStore` or a `TextStore`. Closed with the pipeline.
         embedder: An `Embedder` or any LangChain `Embeddings`; the bundled model if None. Not used
-            by stores that embed for themselves. Closed when the pipeline is.
+            by stores that embed for themselves. Closed with the pipeline.
         journal: A file that remembers what was received over restarts and crashes. None keeps
-            that in memory: what waits is lost when the process ends.
+            that in memory: what waits is lost when the process ends, and what was stored is
+            remembered for a day at most.
         durability: What survives once `on_actions` has returned. "normal": any end of the
             process, `kill -9` included. "full": also a power loss or a crash of the operating
             system, at about half the speed for a caller that awaits each payload; what was
             acknowledged in the last ten minutes is then stored once more, since the store may
             have lost it.
         journal_max_bytes: The most bytes of payloads that wait or are dead.
-        journal_recent_seconds: Seconds from its arrival that a stored payload stays in the journal
-            file, so that other processes can `follow_journal`; 0 keeps none.
+        keep_payloads: Whether the journal file keeps payloads once they are stored, compressed
+            and, unless `include_email`, without addresses: for rendering them anew, exports, and
+            for other processes that `follow_journal`. False drops each as soon as it is stored.
         batch_window: Seconds from a session's first payload until what it gathered goes to the
             store together. A connector forwards a session every 10 s or so while it is active:
             15 s puts neighbouring batches together, which finds more and costs less. 0 waits
             for nothing.
         max_batch_actions: The most actions in one chunk.
-        embed_concurrency: Embedding requests in flight at most.
+        embed_concurrency: The most embedding requests in flight.
         max_attempts: How often a payload is refused, alone and with another success in between,
             until it is a dead letter.
         select: Says whether a payload is wanted; those refused are counted as filtered. Called on
@@ -96,19 +83,24 @@ class IngestPipeline:
         redact: Gives a payload as it may be kept; a changed copy, since other callbacks may
             hold the same object. Sees everything before it is journalled. Called on the loop, too.
         render: Makes a chunk's text from payloads of one session; the package's own if None.
-            Called in the journal's thread, which takes nothing in meanwhile, and so is the
-            embedder's `count_tokens`.
-        include_email: Whether addresses go into the store's metadata.
+            Runs in a thread of its own, as the embedder's `count_tokens` does; payloads are taken
+            in meanwhile.
+        include_email: Whether addresses go into journal and store.
         max_embed_tokens_per_day: Pauses embedding, not journalling, for the rest of the day (UTC).
         remembered_vectors: How many texts' vectors are kept so that equal ones are not embedded
             again.
         drain_timeout: Seconds that leaving the pipeline waits for what is pending.
         on_progress: Called with the ledger whenever payloads were stored.
-        live: Keeps what each session did just now, of what was selected, redacted and no
-            duplicate; one with its defaults if None.
+        live: Keeps what each session did just now, of what was selected, redacted and not a
+            duplicate; one with its defaults if None. At start, one that is empty is filled with
+            what the journal holds of the last hour.
+        rebuild: Embed everything in the journal again and store it: after the store was emptied
+            or replaced, or for another model. Give it for one start.
+        adopt: Take a store over that belongs to another journal: its chunks are read into this
+            journal where the store can be scanned. Give it for one start.
 
     Attributes:
-        live: See there.
+        live: What each session did just now.
 
     Example:
         >>> from autoplay_rag import ActionsPayload, SlimAction
@@ -132,7 +124,7 @@ class IngestPipeline:
         journal: str | Path | None = None,
         durability: Durability = "normal",
         journal_max_bytes: int = 2**30,
-        journal_recent_seconds: float = 600.0,
+        keep_payloads: bool = True,
         batch_window: float = 15.0,
         max_batch_actions: int = 20,
         embed_concurrency: int = 2,
@@ -146,13 +138,17 @@ class IngestPipeline:
         drain_timeout: float = 30.0,
         on_progress: Callable[[Ledger], None] | None = None,
         live: LiveSessions | None = None,
+        rebuild: bool = False,
+        adopt: bool = False,
     ) -> None:
         self._settings = Settings(
             # Resolved, so that a link to a journal is known to be the same one.
             journal=Path(journal).resolve() if journal is not None else None,
             durability=durability,
             journal_max_bytes=journal_max_bytes,
-            journal_recent_seconds=journal_recent_seconds,
+            keep_payloads=keep_payloads,
+            rebuild=rebuild,
+            adopt=adopt,
             batch_window=batch_window,
             max_batch_actions=max_batch_actions,
             embed_concurrency=embed_concurrency,
@@ -170,19 +166,19 @@ class IngestPipeline:
             raise ConfigurationError(f"store is the class {store.__name__}: give an object of it")
         if not isinstance(store, VectorStore | TextStore):
             raise ConfigurationError(
-                f"{type(store).__name__} is no store: see autoplay_rag.stores.VectorStore for what it needs"
+                f"{type(store).__name__} is not a store: see autoplay_rag.stores.VectorStore for what it needs"
             )
         self.live = LiveSessions() if live is None else live
         self._store = store
         self._given_embedder = embedder
         self._embedder: Embedder | None = None
-        self._attached: list[Any] = []
-        self._run: Run | None = None
+        self._clients = Clients()
+        self._run: RunningPipeline | None = None
         self._running = False
         self._closing: asyncio.Task[None] | None = None
-        self._in_vain = False
-        self._searcher: LoopThread | None = None
-        self._searcher_lock = threading.Lock()
+        self._stuck = False
+        self._search_thread: LoopThread | None = None
+        self._search_lock = threading.Lock()
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -204,7 +200,9 @@ class IngestPipeline:
         Raises:
             PipelineError: If it is running already.
             JournalError: One of its kinds, if the journal cannot be used.
-            StoreError: One of its kinds, if the store cannot be used.
+            StoreMismatchError: If the store holds another model's vectors, or journal and store do
+                not belong together; the message says what to do.
+            StoreError: Another of its kinds, if the store cannot be used.
             MissingExtraError: If an optional package is not installed.
         """
         if self._closing is not None:
@@ -215,7 +213,9 @@ class IngestPipeline:
         try:
             if isinstance(self._store, VectorStore):
                 self._embedder = as_embedder(self._given_embedder or _bundled_embedder())
-            run = Run(self._settings, self._store, self._embedder, self.live)
+            run = RunningPipeline(
+                self._settings, self._store, self._embedder, self.live, self._clients
+            )
             await run.start()
         except BaseException:
             self._running = False
@@ -235,45 +235,34 @@ class IngestPipeline:
                 return
             run, journal = self._run, self._settings.journal
             try:
-                await self._leave_clients()
-                # What has just been waited for in vain is not waited for again.
-                in_vain = self._in_vain and journal and self.trouble
-                await run.drain(0.0 if in_vain else self._settings.drain_timeout)
+                await self._clients.leave(self._settings.drain_timeout)
+                # What did not progress just now is not waited for again.
+                stuck = self._stuck and journal and self.health.state != "ok"
+                await run.drain(0.0 if stuck else self._settings.drain_timeout)
             except PipelineError as error:
                 if journal:
                     _log.warning("%s; it stays in %s for the next start", error, journal)
                 else:
                     _log.error("%s; it is lost, since there is no journal file", error)
+            except Exception:
+                _log.exception("draining failed; the pipeline is closed all the same")
             finally:
                 self._running = False
                 if self._closing is None:
                     self._closing = asyncio.create_task(self._close(run), name="autoplay-close")
-        # Whoever is cancelled here leaves no lock and no connection behind.
+        # A cancelled caller leaves no lock and no connection behind.
         if self._closing is not None:
             await asyncio.shield(self._closing)
 
-    async def _close(self, run: Run) -> None:
+    async def _close(self, run: RunningPipeline) -> None:
         try:
             await run.close()
         finally:
-            with self._searcher_lock:
-                searcher, self._searcher = self._searcher, None
-            if searcher:
-                await asyncio.to_thread(searcher.close)
+            with self._search_lock:
+                thread, self._search_thread = self._search_thread, None
+            if thread:
+                await asyncio.to_thread(thread.close)
             self._closing = None
-
-    async def _leave_clients(self) -> None:
-        """Stop them, and let them hand over what they have received."""
-        for client in self._attached:
-            if callable(stop := getattr(client, "stop", None)):
-                stop()
-        try:
-            async with asyncio.timeout(self._settings.drain_timeout):
-                for client in self._attached:
-                    if callable(leave := getattr(client, "__aexit__", None)):
-                        await leave(None, None, None)
-        except TimeoutError:
-            _log.error("a client has not ended in time; what it still holds is refused")
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -281,17 +270,13 @@ class IngestPipeline:
         """Have a client hand everything it receives to this pipeline.
 
         Args:
-            client: An `AsyncConnectorClient` or anything with its `on_actions` and `on_summary`.
-                It is stopped when the pipeline closes.
+            client: An `AsyncConnectorClient`, a `ConnectorClient`, or anything with their
+                `on_actions` and `on_summary`. It is stopped when the pipeline closes.
 
         Returns:
             The client.
         """
-        if client not in self._attached:
-            client.on_actions(self.on_actions)
-            client.on_summary(self.on_summary)
-            self._attached.append(client)
-        return client
+        return self._clients.attach(client, self.on_actions, self.on_summary)
 
     async def ingest(
         self,
@@ -317,11 +302,8 @@ class IngestPipeline:
             ConfigurationError: If a limit is no number of seconds.
             ConnectorError: What ended the client, if it failed; what it had received is stored.
         """
-        for name, value in (("idle_seconds", idle_seconds), ("max_seconds", max_seconds)):
-            if value is not None and not value >= 0:
-                raise ConfigurationError(
-                    f"{name} must be 0 or more seconds, or None, not {value!r}"
-                )
+        check_at_least("idle_seconds", idle_seconds, 0, optional=True)
+        check_at_least("max_seconds", max_seconds, 0, optional=True)
         run = self._open_run()
         self.attach(client)
         started = run.last_received = run.loop.time()
@@ -337,25 +319,27 @@ class IngestPipeline:
         finally:
             client.stop()
             await asyncio.wait([task])
-        await self._drain_while_it_gets_on()
+        await self._drain_while_it_progresses()
         task.result()
         return self.ledger
 
-    async def _drain_while_it_gets_on(self) -> None:
-        self._in_vain = False
-        while not self._in_vain:
+    async def _drain_while_it_progresses(self) -> None:
+        self._stuck = False
+        while not self._stuck:
             before = self.ledger
             try:
                 return await self.drain(max(self._settings.drain_timeout, _LEAST_DRAIN_SECONDS))
             except DrainTimeoutError as error:
                 moved = (self.ledger.stored, self.ledger.dead) != (before.stored, before.dead)
-                self._in_vain = self.trouble is not None and not moved
-                if self._in_vain:
+                self._stuck = self.health.state != "ok" and not moved
+                if self._stuck:
                     _log.warning("%s; not waited for", error)
         return None
 
     async def on_actions(self, payload: ActionsPayload) -> None:
         """Take in a batch of actions; returns once it is in the journal.
+
+        Works on any event loop: another one than the pipeline's own waits for it.
 
         Args:
             payload: This package's class, or another client's with the same fields.
@@ -364,15 +348,15 @@ class IngestPipeline:
             PipelineClosedError: If the pipeline is not running.
             JournalError: If the journal cannot be written for another reason than a full disk.
         """
-        await self.accept(own(payload, ActionsPayload))
+        await self._take_in(own(payload, ActionsPayload))
 
     async def on_summary(self, payload: SummaryPayload) -> None:
         """Take in a summary; otherwise as `on_actions`."""
-        await self.accept(own(payload, SummaryPayload))
+        await self._take_in(own(payload, SummaryPayload))
 
     async def on_chat(self, turn: ChatTurn) -> None:
         """Take in an exchange with an assistant as part of its session; otherwise as `on_actions`."""
-        await self.accept(own(turn, ChatTurn))
+        await self._take_in(own(turn, ChatTurn))
 
     def accept(self, payload: Payload) -> asyncio.Future[Outcome]:
         """Hand over a payload of any kind; the future ends once it is in the journal.
@@ -386,6 +370,14 @@ class IngestPipeline:
             PipelineClosedError: If the pipeline is not running.
         """
         return self._open_run().accept(payload)
+
+    async def _take_in(self, payload: Payload) -> None:
+        run = self._open_run()
+        if asyncio.get_running_loop() is run.loop:
+            await run.accept(payload)
+        else:
+            handed_over = asyncio.run_coroutine_threadsafe(_accepted(run, payload), run.loop)
+            await asyncio.wrap_future(handed_over)
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -402,40 +394,92 @@ class IngestPipeline:
         await self._open_run().drain(timeout)
 
     async def search(
-        self, text: str, k: int = 5, *, filter: Filter | None = None, **conditions: Any
+        self,
+        text: str,
+        k: int = 5,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        conversation_id: str | None = None,
+        kind: str | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        filter: Filter | None = None,
     ) -> list[Hit]:
         """The stored chunks nearest in meaning to a question.
 
         Args:
             text: The question.
             k: How many hits at most.
-            filter: Which chunks may be found.
-            **conditions: A `Filter`'s fields, as a short form: `user_id="u1"`.
+            user_id: Only chunks of this person.
+            session_id: Only chunks of this session.
+            product_id: Only chunks of this product.
+            conversation_id: Only chunks of this chat thread.
+            kind: Only "actions", "summary" or "chat".
+            since: Only chunks that ended then or later: Unix seconds, a `datetime` with a time
+                zone, or a `date`.
+            until: Only chunks that started then or earlier; otherwise as `since`.
+            filter: All of these as one `Filter`, in their place.
 
         Returns:
             Hits, best first.
 
         Raises:
-            ConfigurationError: If the question is empty, `k` is below 1, or both `filter` and
-                conditions are given, or an unknown one.
+            ConfigurationError: If the question is empty, `k` is below 1, a time cannot be used, or
+                both `filter` and another condition are given.
             UnsupportedFilterError: If the store cannot translate the filter.
             EmbedderError: If the question cannot be embedded now.
             StoreError: If the store cannot be searched now.
             PipelineClosedError: If the pipeline is not running.
         """
         self._open_run()
-        return await search_store(self._store, self._embedder, text, k, _filter(filter, conditions))
+        wanted = filter_of(
+            filter,
+            user_id=user_id,
+            session_id=session_id,
+            product_id=product_id,
+            conversation_id=conversation_id,
+            kind=kind,
+            since=since,
+            until=until,
+        )
+        return await Searcher(self._store, self._embedder).search(text, k, wanted)
 
     def search_sync(
-        self, text: str, k: int = 5, *, filter: Filter | None = None, **conditions: Any
+        self,
+        text: str,
+        k: int = 5,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        conversation_id: str | None = None,
+        kind: str | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        filter: Filter | None = None,
     ) -> list[Hit]:
-        """As `search`, from any thread; also inside a running loop, which it holds up meanwhile."""
-        with self._searcher_lock:
+        """As `search`, from any thread; also inside a running loop, which it blocks meanwhile."""
+        with self._search_lock:
             self._open_run()
-            if self._searcher is None:
-                self._searcher = LoopThread("autoplay-search")
-            searcher = self._searcher
-        return searcher.run(self.search(text, k, filter=filter, **conditions))
+            if self._search_thread is None:
+                self._search_thread = LoopThread("autoplay-search")
+            thread = self._search_thread
+        return thread.run(
+            self.search(
+                text,
+                k,
+                user_id=user_id,
+                session_id=session_id,
+                product_id=product_id,
+                conversation_id=conversation_id,
+                kind=kind,
+                since=since,
+                until=until,
+                filter=filter,
+            )
+        )
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -467,16 +511,35 @@ class IngestPipeline:
         return self._open_run().loop
 
     @property
-    def trouble(self) -> str | None:
-        """What keeps payloads from the store now, in one line; None while all is well."""
-        return self._run.trouble if self._running and self._run else None
+    def health(self) -> Health:
+        """Whether payloads reach the store; readable from any thread.
+
+        "ok"; "degraded" while something fails that is retried or needs attention, a client that
+        has ended included; "failed" once the pipeline stores nothing more. Before the start and
+        after the end it is "ok".
+        """
+        return self._run.health if self._running and self._run else Health()
+
+    @property
+    def watermark(self) -> int:
+        """Everything received up to this sequence number is settled.
+
+        Settled is what is stored, dead, discarded, filtered, refused, lost to overflow, or known
+        as a duplicate.
+
+        Raises:
+            PipelineClosedError: If the pipeline was never started.
+        """
+        if self._run is None:
+            raise PipelineClosedError("the pipeline was not started: nothing was received")
+        return self._run.watermark.value
 
     @property
     def lag(self) -> float:
         """About how many seconds the payload that is kept longest has waited."""
         return self._run.lag if self._running and self._run else 0.0
 
-    def _open_run(self) -> Run:
+    def _open_run(self) -> RunningPipeline:
         if not self._running or self._run is None:
             raise PipelineClosedError(
                 "the pipeline is not running: call start() or use `async with`"
@@ -490,12 +553,5 @@ def _bundled_embedder() -> Embedder:
     return LocalEmbedder()
 
 
-def _filter(filter: Filter | None, conditions: dict[str, Any]) -> Filter:
-    if filter is not None and conditions:
-        raise ConfigurationError("give either filter=... or its fields, not both")
-    try:
-        return filter or Filter(**conditions)
-    except TypeError:
-        raise ConfigurationError(
-            f"a search can be limited by {', '.join(Filter.__slots__)}, not by {', '.join(conditions)}"
-        ) from None
+async def _accepted(run: RunningPipeline, payload: Payload) -> Outcome:
+    return await run.accept(payload)

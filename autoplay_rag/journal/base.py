@@ -28,6 +28,7 @@ __all__ = [
     "Durability",
     "Entry",
     "Health",
+    "Journal",
     "Known",
     "Notes",
     "Outcome",
@@ -229,12 +230,14 @@ class Notes:
         store_id: The store it belongs to; "" if none yet.
         store_batch: The batch number that the store confirmed last.
         model: The embedder of what is stored; "" if none is known.
+        adopted: Whether it holds chunks that were read from a store.
     """
 
     journal_id: str
     store_id: str = ""
     store_batch: int = 0
     model: str = ""
+    adopted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +248,7 @@ class Known:
         seq: The highest sequence number given out.
         batch: The highest number of a recorded plan.
         acknowledged: The highest number of an acknowledged one.
-        chunks: How many chunks the catalog knows, those under way included.
+        chunks: How many chunks were stored: those of plans under way are not counted.
     """
 
     seq: int
@@ -428,3 +431,25 @@ class Catalog(ABC):
     @abstractmethod
     async def tidy(self) -> None:
         """Drop what has expired."""
+
+
+class Journal(Queue, Catalog):
+    """A queue and a catalog that one transaction can change together.
+
+    Attributes:
+        upgraded_from: The older format that opening upgraded; None if none.
+    """
+
+    upgraded_from: int | None = None
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Open what is there, or make it.
+
+        Raises:
+            JournalError: One of its kinds, if it cannot be used.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Carry out what was handed over, and close."""

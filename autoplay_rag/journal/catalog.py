@@ -347,6 +347,7 @@ class CatalogTables:
             store_id=meta("store_id") or "",
             store_batch=meta("store_batch") or 0,
             model=meta("model") or "",
+            adopted=bool(meta("adopted")),
         )
 
     def note_store(self, store_id: str, batch: int, model: str) -> None:

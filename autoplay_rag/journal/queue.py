@@ -392,15 +392,19 @@ class QueueTables:
 
     def known(self) -> Known:
         """How far the journal has come."""
-        highest = self.file.scalar("SELECT coalesce(max(seq), 0) FROM payload")
         acknowledged = self.file.meta("acknowledged") or 0
         planned = self.file.scalar("SELECT coalesce(max(number), 0) FROM plan")
+        under_way = sum(len(planned.chunks) for planned in self.plans())
         return Known(
-            seq=max(highest, self.file.meta("last_seq") or 0),
+            seq=self._last_seq(),
             batch=max(planned, acknowledged),
             acknowledged=acknowledged,
-            chunks=self.catalog.count(),
+            chunks=self.catalog.count() - under_way,
         )
+
+    def _last_seq(self) -> int:
+        highest = self.file.scalar("SELECT coalesce(max(seq), 0) FROM payload")
+        return max(highest, self.file.meta("last_seq") or 0)
 
     def acknowledged_for_good(self) -> int:
         """The highest acknowledged batch; once this is committed, no power loss undoes it."""
@@ -454,7 +458,7 @@ class QueueTables:
         """Drop what has expired."""
         now = time.time()
         # Followers rely on numbers that only grow: the highest is kept before its row may go.
-        self.file.set_meta("last_seq", self.known().seq)
+        self.file.set_meta("last_seq", self._last_seq())
         self._connection.execute(
             "DELETE FROM plan WHERE acknowledged < ?", (now - _KEEP_ACKNOWLEDGED_SECONDS,)
         )

@@ -11,16 +11,15 @@ from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.errors import JournalError, JournalLockedError
 from autoplay_rag.journal.base import (
     Acknowledgement,
-    Catalog,
     DeadLetter,
     Durability,
     Entry,
     Health,
+    Journal,
     Known,
     Notes,
     Outcome,
     Plan,
-    Queue,
     QueuedChunk,
     Session,
     Waiting,
@@ -37,7 +36,7 @@ __all__ = ["SqliteJournal"]
 Returned = Callable[[list[tuple[int, int]]], None]
 
 
-class SqliteJournal(Queue, Catalog):
+class SqliteJournal(Journal):
     """The journal of one pipeline.
 
     Args:
@@ -50,9 +49,6 @@ class SqliteJournal(Queue, Catalog):
             in which they were handed over, before its `accept` ends.
         on_returned: Called on the loop with (lane, sequence number) of each dead letter that was
             put back, as soon as that is committed.
-
-    Attributes:
-        upgraded_from: The older format that opening upgraded; None if none.
     """
 
     def __init__(
@@ -75,7 +71,7 @@ class SqliteJournal(Queue, Catalog):
         self._lock = FileLock(path.with_name(path.name + ".lock")) if path else None
         self._writer = Writer(path, self._open_tables, self._close_tables, on_accepted)
         self._tables: QueueTables
-        self.upgraded_from: int | None = None
+        self._catalog: CatalogTables
 
     async def open(self) -> None:
         """Open or make the file, upgrade an older format, and start the writer.

@@ -1,10 +1,10 @@
-"""One run of a pipeline, from its start to its end: everything that lives and dies together."""
+"""One run of a pipeline, from its start to its end: everything that lives and ends together."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -12,45 +12,57 @@ from autoplay_rag._describe import describe
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import AutoplayError, DrainTimeoutError, JournalError, PipelineError
 from autoplay_rag.ingest.batching import Batcher
+from autoplay_rag.ingest.chunk_writer import ChunkWriter
+from autoplay_rag.ingest.clients import Clients
 from autoplay_rag.ingest.dead_letters import DeadLetters
-from autoplay_rag.ingest.delivery import Delivery
-from autoplay_rag.ingest.drain import Drains
 from autoplay_rag.ingest.embedding import Embedding, TokenBudget, today
 from autoplay_rag.ingest.intake import Intake
-from autoplay_rag.ingest.journal import Journal
-from autoplay_rag.ingest.journal_rows import Action, Entry, Outcome
-from autoplay_rag.ingest.ledger import Ledger
-from autoplay_rag.ingest.plan import Planner
+from autoplay_rag.ingest.pairing import Pairing
+from autoplay_rag.ingest.planner import Planner
+from autoplay_rag.ingest.retries import RequestLimits
 from autoplay_rag.ingest.settings import Settings
-from autoplay_rag.ingest.stage import Limits
+from autoplay_rag.ingest.upkeep import Upkeep
+from autoplay_rag.ingest.watermark import Watermark
+from autoplay_rag.ingest.worker import Worker
+from autoplay_rag.journal.base import Entry, Health, Outcome
+from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.payloads import Payload
 from autoplay_rag.stores.base import TextStore, VectorStore
 
-__all__ = ["Run"]
+__all__ = ["RunningPipeline"]
 
 _log = logging.getLogger(__name__)
+
 _REQUESTS_SECONDS = 1.0
-"""How often the journal is looked at for what other processes ask."""
+"""How often the journal is asked for requests of other processes."""
 _TIDY_EVERY = 60
-"""Looks between two tidyings, for a journal that has little to commit."""
+_NOTE_EVERY = 30
+"""Seconds between two runs of `tidy`, and between two notes of the store."""
 _GRACE_SECONDS = 5.0
 """How long requests that were cancelled may take to end."""
 _RESUME_PAGE = 50_000
+_LIVE_SECONDS = 3600.0
+_LIVE_PAYLOADS = 10_000
+"""How far back live sessions are filled at start."""
 
 
-class Run:
-    """Journal, batcher and delivery of one run, and the task that works on them.
+class RunningPipeline:
+    """Journal, worker and store of one run, and the task that works on them.
 
     Args:
         settings: How to work.
         store: Where chunks go.
         embedder: Makes vectors; None where the store embeds for itself.
         live: Is shown what was accepted.
+        clients: Whose failures are part of its health.
 
     Attributes:
         dead_letters: Payloads that could not be stored.
-        last_received: When the last payload came, in the loop's time.
+        last_received: When the last payload arrived, in the loop's time.
+        loop: The event loop it runs on.
+        watermark: Up to which sequence number everything is settled.
     """
 
     def __init__(
@@ -59,41 +71,52 @@ class Run:
         store: VectorStore | TextStore,
         embedder: Embedder | None,
         live: LiveSessions,
+        clients: Clients,
     ) -> None:
         self._settings = settings
         self._store = store
         self._embedder = embedder
         self._live = live
-        self._intake = Intake(settings.select, settings.redact)
+        self._clients = clients
+        self._intake = Intake(
+            settings.select, settings.redact, include_email=settings.include_email
+        )
         self._batcher = Batcher(settings.batch_window)
-        self._journal = Journal(
+        model = embedder.model if embedder else ""
+        self._journal = SqliteJournal(
             settings.journal,
             durability=settings.durability,
             max_bytes=settings.journal_max_bytes,
-            recent_seconds=settings.journal_recent_seconds,
+            keep_payloads=settings.keep_payloads,
+            model=model,
             on_accepted=self._accepted,
+            on_returned=self._returned,
         )
-        self._drains = Drains()
+        self._pairing = Pairing(
+            self._journal, store, model, rebuild=settings.rebuild, adopt=settings.adopt
+        )
         self._overflowing = False
         self._failure: str | None = None
-        self._last_seq = 0
         self.last_received = 0.0
-        self.dead_letters = DeadLetters(self._journal, self._carry_out)
+        self.dead_letters = DeadLetters(self._journal)
         self.loop = asyncio.get_running_loop()
-        self._seqs: itertools.count[int]
+        self.watermark: Watermark
         self._embedding: Embedding | None = None
-        self._delivery: Delivery
+        self._writer: ChunkWriter
+        self._upkeep: Upkeep
+        self._worker: Worker
         self._task: asyncio.Task[None]
 
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Open journal and store, take up what an earlier run left, and begin to work."""
-        model = self._embedder.model if self._embedder else ""
         await self._journal.open()
         try:
-            await self._store.start(model)
-            await self._build(model)
+            await self._pairing.open_store()
+            if self._settings.journal:
+                await self._pairing.check()
+            await self._build()
             await self._resume()
         except BaseException:
             await self._close_all()
@@ -101,63 +124,76 @@ class Run:
         self._task = self.loop.create_task(self._work(), name="autoplay-ingest")
         self._task.add_done_callback(_report)
 
-    async def _build(self, model: str) -> None:
+    async def _build(self) -> None:
         settings, embedder, day = self._settings, self._embedder, today()
-        self._last_seq, last_batch = await self._journal.do(lambda db: db.last_numbers())
-        self._seqs = itertools.count(self._last_seq + 1)
+        known, notes = await self._journal.known(), await self._journal.notes()
+        self._intake.names_first_chunks = notes.adopted
+        self.watermark = Watermark(self._journal, known.seq)
+        limits = None
         if embedder:
-            spent = await self._journal.do(lambda db: db.tokens(day))
+            spent = await self._journal.tokens(day)
             budget = TokenBudget(settings.max_embed_tokens_per_day, spent, self._save_tokens)
             self._embedding = Embedding(embedder, budget, settings.remembered_vectors)
-        self._planner = Planner(
+            limits = _limits(embedder, settings.max_embed_tokens_per_day)
+        planner = Planner(
             render=settings.render,
             count_tokens=embedder.count_tokens if embedder else lambda _: 0,
             max_actions=settings.max_batch_actions,
             include_email=settings.include_email,
-            model=model,
         )
-        self._delivery = Delivery(
+        self._writer = ChunkWriter(
+            self._store,
+            self._embedding,
+            embed_concurrency=settings.embed_concurrency,
+            limits=limits,
+            max_attempts=settings.max_attempts,
+        )
+        self._upkeep = Upkeep(self._journal, self._writer, planner)
+        self._worker = Worker(
             self._journal,
             self._batcher,
-            self._planner,
-            self._embedding,
-            self._store,
-            embed_concurrency=settings.embed_concurrency,
-            limits=_limits(embedder, settings.max_embed_tokens_per_day) if embedder else None,
-            max_attempts=settings.max_attempts,
-            batch_numbers=itertools.count(last_batch + 1),
-            on_ended=self._ended,
+            planner,
+            self._writer,
+            self._upkeep,
+            last_batch=known.batch,
+            on_settled=self._settled,
         )
 
     async def _resume(self) -> None:
-        batches = await self._journal.do(lambda db: db.unfinished(self._planner))
-        # Those acknowledged before hold numbers that may have been given anew since.
-        planned = {seq for batch in batches if not batch.replayed for seq in batch.seqs}
-        self._delivery.resume(batches)
+        await self._journal.queue_unconfirmed()
+        # Deletions first: a plan may store a chunk anew that is still to be deleted.
+        await self._upkeep.resume()
+        plans = await self._worker.resume()
+        planned = {seq for plan in plans for seq in plan.seqs}
         now = self.loop.time()
-        page = await self._waiting_after(0)
+        waiting: list[tuple[int, bool]] = []
+        page = await self._journal.waiting(0, _RESUME_PAGE)
         while page:
-            for seq, lane in page:
+            for seq, lane, retried in page:
+                waiting.append((seq, retried))
                 if seq not in planned:
                     self._batcher.add(lane, seq, now)
-            page = await self._waiting_after(page[-1][0])
+            page = await self._journal.waiting(page[-1][0], _RESUME_PAGE)
+        self.watermark.resume(waiting)
         self._batcher.close_windows(now)
-
-    async def _waiting_after(self, seq: int) -> list[tuple[int, int]]:
-        return await self._journal.do(lambda db: db.waiting(seq, _RESUME_PAGE))
+        if not len(self._live):
+            since = time.time() - _LIVE_SECONDS
+            for at, payload in await self._journal.recent(since, _LIVE_PAYLOADS):
+                self._show(payload, at)
 
     async def _work(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._delivery.run())
-                if self._settings.journal:
-                    group.create_task(self._serve_requests())
+                group.create_task(self._writer.run())
+                group.create_task(self._worker.run())
+                group.create_task(self._upkeep.run())
+                group.create_task(self._look_after())
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             self._failure = f"the pipeline failed: {describe(_first_of(error))}"
             with suppress(AutoplayError):
-                await self._note_health(self._failure)
+                await self._journal.note_health(self.health)
             raise
 
     async def close(self) -> None:
@@ -166,6 +202,7 @@ class Run:
         _, busy = await asyncio.wait([self._task], timeout=_GRACE_SECONDS)
         if busy:
             _log.error("an embedder or a store does not let itself be cancelled: not waited for")
+        await self._pairing.note_last()
         await self._close_all()
 
     async def _close_all(self) -> None:
@@ -181,21 +218,28 @@ class Run:
     # -- in -----------------------------------------------------------------------------------
 
     def accept(self, payload: Payload) -> asyncio.Future[Outcome]:
-        """Hand a payload to the journal; its place in the order is taken at once."""
-        self._last_seq = seq = next(self._seqs)
+        """Hand a payload to the journal; it takes its sequence number at once."""
+        seq = self.watermark.take()
         self.last_received = self.loop.time()
-        future = self._journal.accept(self._intake.entry(payload, seq))
+        try:
+            future = self._journal.accept(self._intake.entry(payload, seq))
+        except BaseException:
+            self.watermark.settle((seq,))
+            raise
         future.add_done_callback(self._watch_overflow)
         return future
 
     def _accepted(self, entry: Entry) -> None:
         self._batcher.add(entry.lane, entry.seq, self.loop.time())
-        self._delivery.wake()
+        self._worker.wake()
         if entry.payload is not None:
-            try:
-                self._live.add(entry.payload)
-            except Exception as error:  # noqa: BLE001 - a redacted payload may hold anything
-                _log.error("a payload is stored, but not shown live: %s", type(error).__name__)
+            self._show(entry.payload, None)
+
+    def _show(self, payload: Payload, at: float | None) -> None:
+        try:
+            self._live.add(payload, at=at)
+        except Exception as error:  # noqa: BLE001 - a redacted payload may hold anything
+            _log.error("a payload is stored, but not shown live: %s", type(error).__name__)
 
     def _watch_overflow(self, future: asyncio.Future[Outcome]) -> None:
         if future.cancelled():
@@ -214,61 +258,71 @@ class Run:
 
     # -- out ----------------------------------------------------------------------------------
 
-    async def drain(self, timeout: float | None) -> None:  # noqa: ASYNC109 - the error tells what is left
+    async def drain(self, timeout: float | None) -> None:  # noqa: ASYNC109 - the error says what is left
         """Close all windows and wait for what was accepted so far; see `IngestPipeline.drain`."""
-        mark = self._last_seq
         try:
             async with asyncio.timeout(timeout):
-                left = await self._journal.do(lambda db: db.count_waiting(mark))
-                with self._drains.begin(mark, left) as drain:
-                    self._batcher.close_windows(self.loop.time())
-                    self._delivery.wake()
-                    if await self._ends_before_work(drain.done):
-                        return
+                self._batcher.close_windows(self.loop.time())
+                self._worker.wake()
+                if await self._ends_before_work():
+                    return
         except TimeoutError:
-            if not self.ledger.pending:
+            if not self.ledger.pending and self._upkeep.idle:
                 return
         else:
-            raise PipelineError(f"{self.trouble}; it stores nothing more, see the log")
+            raise PipelineError(f"{self.health}; it stores nothing more, see the log")
+        reasons = self.health.reasons
         raise DrainTimeoutError(
             f"{self.ledger.pending:,} payloads are not stored after {timeout:g} s"
-            + (f" ({self.trouble})" if self.trouble else "")
+            + (f" ({'; '.join(reasons)})" if reasons else "")
         )
 
-    async def _ends_before_work(self, done: asyncio.Event) -> bool:
-        drained = asyncio.create_task(done.wait())
+    async def _ends_before_work(self) -> bool:
+        drained = asyncio.create_task(self._drained())
         try:
             await asyncio.wait([drained, self._task], return_when=asyncio.FIRST_COMPLETED)
         finally:
             drained.cancel()
-        return done.is_set()
+        return drained.done() and not drained.cancelled()
 
-    def _ended(self, seqs: list[int]) -> None:
-        self._drains.ended(seqs)
+    async def _drained(self) -> None:
+        await self.watermark.wait()
+        await self._upkeep.wait()
+
+    def _settled(self, seqs: Sequence[int]) -> None:
+        self.watermark.settle(seqs)
         if self._settings.on_progress:
             try:
                 self._settings.on_progress(self.ledger)
-            except Exception:  # noqa: BLE001 - the user's own code
+            except Exception:
                 _log.exception("on_progress failed")
 
     @property
     def ledger(self) -> Ledger:
         """The counts as of the last commit."""
         embedding = self._embedding
+        counts = {n: v for n, v in self._journal.counts.items() if n != "bytes"}
         return Ledger(
-            **self._journal.counters,
-            chunks=self._delivery.chunks,
+            **counts,
+            chunks=self._writer.chunks,
             embed_requests=embedding.requests if embedding else 0,
             embed_texts=embedding.texts if embedding else 0,
             embed_tokens=embedding.tokens if embedding else 0,
             embed_reused=embedding.reused if embedding else 0,
-            retries=self._delivery.retries,
+            retries=self._writer.retries,
         )
 
     @property
-    def trouble(self) -> str | None:
-        """What keeps payloads from the store now, in one line."""
-        return self._failure or self._journal.trouble or self._delivery.trouble
+    def health(self) -> Health:
+        """Whether payloads reach the store. Readable from any thread."""
+        if self._failure:
+            return Health("failed", (self._failure,))
+        reasons = [self._journal.problem] if self._journal.problem else []
+        if self._overflowing:
+            reasons.append("overflow: the journal takes no more, payloads are lost")
+        reasons += self._writer.problems + self._worker.problems + self._upkeep.problems
+        reasons += self._clients.problems
+        return Health("degraded", tuple(reasons)) if reasons else Health()
 
     @property
     def lag(self) -> float:
@@ -278,48 +332,46 @@ class Run:
 
     # -- dead letters and other processes -----------------------------------------------------
 
-    async def _carry_out(self, action: Action, ids: Sequence[int] | None) -> int:
-        if action == "discard":
-            return await self._journal.do(lambda db: db.discard(ids))
-        back = await self._journal.do(lambda db: db.retry(ids, self._seqs), self._put_back)
-        return len(back)
-
-    def _put_back(self, back: list[tuple[int, int]]) -> None:
+    def _returned(self, back: list[tuple[int, int]]) -> None:
         now = self.loop.time()
+        self.watermark.reopen(seq for _, seq in back)
         for lane, seq in back:
-            self._last_seq = max(self._last_seq, seq)
             self._batcher.add(lane, seq, now)
-        self._delivery.wake()
+        self._worker.wake()
 
-    async def _serve_requests(self) -> None:
-        said = ""
-        for second in itertools.count():
-            health = self.trouble or ("overflow" if self._overflowing else "ok")
+    async def _look_after(self) -> None:
+        """What is done now and then: requests of other processes, notes, tidying."""
+        noted: Health | None = None
+        second = 0
+        while True:
             try:
-                await self._journal.do(lambda db: db.carry_out_requests(self._seqs), self._put_back)
-                if health != said:
-                    await self._note_health(health)
-                    said = health
+                if self._settings.journal:
+                    await self._journal.carry_out_requests()
+                    if (health := self.health) != noted:
+                        await self._journal.note_health(health)
+                        noted = health
                 if second % _TIDY_EVERY == 0:
-                    await self._journal.do(lambda db: db.forget())
+                    await self._journal.tidy()
+                if second % _NOTE_EVERY == _NOTE_EVERY - 1:
+                    await self._pairing.note()
             except JournalError as error:
                 _log.error("requests of other processes have to wait: %s", error)
+            except (AutoplayError, OSError) as error:
+                _log.warning("the store could not note how far the journal is: %s", error)
+            second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
-
-    async def _note_health(self, health: str) -> None:
-        await self._journal.do(lambda db: db.set_health(health))
 
     async def _save_tokens(self, day: str, tokens: int) -> None:
         try:
-            await self._journal.do(lambda db: db.set_tokens(day, tokens))
+            await self._journal.note_tokens(day, tokens)
         except JournalError as error:
-            _log.error("the day's tokens could not be noted: %s", error)
+            _log.error("the day's tokens could not be kept: %s", error)
 
 
-def _limits(embedder: Embedder, tokens_per_day: int | None) -> Limits:
+def _limits(embedder: Embedder, tokens_per_day: int | None) -> RequestLimits:
     # A request larger than the day's budget would use up that of several days.
     most = min(embedder.max_request_tokens, tokens_per_day or embedder.max_request_tokens)
-    return Limits(embedder.max_inputs, most)
+    return RequestLimits(embedder.max_inputs, most)
 
 
 def _first_of(error: BaseException) -> BaseException:

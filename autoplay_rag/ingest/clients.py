@@ -1,0 +1,99 @@
+"""The clients of a pipeline: attached, watched, and left at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from autoplay_rag._describe import describe
+
+__all__ = ["BackgroundConnector", "Clients", "Connector"]
+
+_log = logging.getLogger(__name__)
+
+
+class Connector(Protocol):
+    """What `attach` takes: this package's clients, and others with these methods."""
+
+    def on_actions(self, fn: Any, /) -> Any:
+        """Register a callback for batches of actions."""
+
+    def on_summary(self, fn: Any, /) -> Any:
+        """Register a callback for summaries."""
+
+
+class BackgroundConnector(Connector, Protocol):
+    """What `ingest` takes: a client that it can start and stop."""
+
+    def run_in_background(self) -> asyncio.Task[None]:
+        """Start reading."""
+
+    def stop(self) -> None:
+        """End reading."""
+
+
+C = TypeVar("C", bound=Connector)
+
+
+class Clients:
+    """Clients that hand over what they receive."""
+
+    def __init__(self) -> None:
+        self._attached: list[Any] = []
+
+    def attach(
+        self,
+        client: C,
+        on_actions: Callable[..., Any],
+        on_summary: Callable[..., Any],
+    ) -> C:
+        """Register the callbacks with a client, once."""
+        if not any(client is other for other in self._attached):
+            client.on_actions(on_actions)
+            client.on_summary(on_summary)
+            self._attached.append(client)
+        return client
+
+    @property
+    def problems(self) -> list[str]:
+        """Clients that ended with an error, one line each. Readable from any thread."""
+        found = []
+        for client in list(self._attached):
+            if getattr(client, "state", None) == "failed":
+                error = getattr(client, "last_error", None)
+                why = describe(error) if isinstance(error, BaseException) else "it failed"
+                found.append(f"the client {client!r} has ended: {why}")
+        return found
+
+    async def leave(self, within: float) -> None:
+        """Stop them all, and let them hand over what they have received.
+
+        A client that fails at this is logged; the others are left all the same.
+
+        Args:
+            within: Seconds for all of them.
+        """
+        for client in self._attached:
+            try:
+                if callable(stop := getattr(client, "stop", None)):
+                    stop()
+            except Exception:
+                _log.exception("a client could not be stopped")
+        try:
+            async with asyncio.timeout(within):
+                await asyncio.gather(*(_leave(client) for client in self._attached))
+        except TimeoutError:
+            _log.error("a client has not ended in time; what it still holds is refused")
+
+
+async def _leave(client: Any) -> None:
+    try:
+        if callable(leave := getattr(client, "__aexit__", None)):
+            await leave(None, None, None)
+        elif callable(leave := getattr(client, "__exit__", None)):
+            # It waits for its thread, whose callbacks wait for this loop.
+            await asyncio.to_thread(leave, None, None, None)
+    except Exception:
+        _log.exception("a client failed as it was left")

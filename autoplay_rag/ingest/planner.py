@@ -1,0 +1,152 @@
+"""From the payloads of a batch to its plan: which chunks, with which text and metadata. Pure.
+
+The plan is recorded in the journal before anything is embedded. It runs in a thread of its own:
+rendering is the user's code, and both rendering and counting tokens take time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from autoplay_rag._describe import describe
+from autoplay_rag.content.chunks import Accepted, Chunk, draft_chunks, metadata_of
+from autoplay_rag.content.identity import NOBODY, People, changes_hands
+from autoplay_rag.content.render import Render
+from autoplay_rag.journal.base import Plan, PlannedChunk, Session, Waiting
+from autoplay_rag.journal.bodies import decoded
+from autoplay_rag.payloads import Payload
+
+__all__ = ["Planner"]
+
+_DAMAGED = "the journal's copy of it is damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """How payloads become planned chunks.
+
+    Attributes:
+        render: Makes a chunk's text.
+        count_tokens: What embedding a text costs.
+        max_actions: The most actions in one chunk.
+        include_email: Whether addresses go into the store.
+    """
+
+    render: Render
+    count_tokens: Callable[[str], int]
+    max_actions: int
+    include_email: bool
+
+    def plan(
+        self, number: int, waiting: Sequence[Waiting], session: Session | None
+    ) -> tuple[Plan, Session | None]:
+        """Plan a batch.
+
+        A payload that cannot be rendered costs only itself: it is left out, with the error.
+
+        Args:
+            number: The batch's number.
+            waiting: Its payloads: at least one, all of one lane, in order.
+            session: What is known of the session; None if nothing is.
+
+        Returns:
+            The plan, and what is known of the session now; None for payloads without a session.
+        """
+        plan = Plan(number, waiting[0].lane, [])
+        people, ambiguous = (session.people, session.ambiguous) if session else (NOBODY, False)
+        accepted = []
+        for item in waiting:
+            payload = decoded(item.body)
+            if payload is None:
+                plan.unplanned[item.seq] = _DAMAGED
+                continue
+            before, people = people, people.after(payload)
+            ambiguous = ambiguous or changes_hands(before.user_id, people.user_id)
+            accepted.append(Accepted(item.seq, item.key, payload, people))
+        self._add(plan, accepted)
+        plan.chunks.sort(key=_first_seq)
+        if not accepted or plan.lane < 0:
+            return plan, None
+        return plan, _session(plan, accepted[-1].payload, people, ambiguous=ambiguous)
+
+    def divide(self, plan: Plan, chunk: PlannedChunk, waiting: Sequence[Waiting]) -> Plan:
+        """The same plan with each payload of one chunk in a chunk of its own.
+
+        Args:
+            plan: As it was recorded last.
+            chunk: The chunk to divide.
+            waiting: Its payloads.
+        """
+        others = [other for other in plan.chunks if other is not chunk]
+        divided = Plan(plan.number, plan.lane, others, dict(plan.unplanned))
+        people = _people_of(chunk)
+        for item in waiting:
+            payload = decoded(item.body)
+            if payload is None:
+                divided.unplanned[item.seq] = _DAMAGED
+            else:
+                alone = Accepted(item.seq, item.key, payload, people.after(payload))
+                self._add(divided, [alone])
+        divided.chunks.sort(key=_first_seq)
+        return divided
+
+    def count(self, chunks: Sequence[Chunk]) -> list[int]:
+        """What embedding each of these chunks costs."""
+        return [int(self.count_tokens(chunk.text)) for chunk in chunks]
+
+    def _add(self, plan: Plan, accepted: Sequence[Accepted]) -> None:
+        chunks: list[PlannedChunk] = []
+        for draft in draft_chunks(accepted, self.max_actions):
+            try:
+                chunks.append(self._planned(draft.id, draft.payloads, draft.sources))
+            except BaseException as error:  # noqa: BLE001 - `render` is the user's own code, in a thread
+                if len(draft.sources) > 1:
+                    for source in draft.sources:
+                        self._add(plan, [source])
+                else:
+                    plan.unplanned[draft.sources[0].seq] = f"render failed: {describe(error)}"
+            # Lets the event loop have Python's lock now, instead of after the usual 5 ms.
+            time.sleep(0)
+        # A payload of several chunks fails as a whole.
+        plan.chunks += [chunk for chunk in chunks if chunk.seqs[0] not in plan.unplanned]
+
+    def _planned(
+        self, id: str, payloads: Sequence[Payload], sources: Sequence[Accepted]
+    ) -> PlannedChunk:
+        text = self.render(payloads)
+        if not text.strip():
+            raise ValueError("it returned an empty text")
+        text.encode()  # a lone surrogate cannot be kept
+        metadata = metadata_of(
+            payloads, people=sources[-1].people, include_email=self.include_email
+        )
+        return PlannedChunk(
+            Chunk(id, text, metadata),
+            tuple(source.seq for source in sources),
+            int(self.count_tokens(text)),
+        )
+
+
+def _first_seq(planned: PlannedChunk) -> int:
+    return planned.seqs[0]
+
+
+def _session(plan: Plan, payload: Payload, people: People, *, ambiguous: bool) -> Session:
+    started = [value for chunk in plan.chunks if (value := chunk.chunk.metadata.get("started_at"))]
+    ended = [value for chunk in plan.chunks if (value := chunk.chunk.metadata.get("ended_at"))]
+    return Session(
+        lane=plan.lane,
+        product_id=payload.product_id,
+        session_id=payload.session_id or "",
+        people=people,
+        ambiguous=ambiguous,
+        first=min(map(float, started), default=payload.forwarded_at),
+        last=max(map(float, ended), default=payload.forwarded_at),
+    )
+
+
+def _people_of(chunk: PlannedChunk) -> People:
+    found = (chunk.chunk.metadata.get(name) for name in People._fields)
+    return People(*(value if isinstance(value, str) else None for value in found))

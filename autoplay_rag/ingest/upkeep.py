@@ -1,0 +1,188 @@
+"""What a store needs beside new chunks: chunks stored again, and deletions until it confirms them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+
+from autoplay_rag._backoff import grown_delay
+from autoplay_rag.errors import JournalError
+from autoplay_rag.ingest.chunk_writer import ChunkWriter, Delete, Operation, Upsert
+from autoplay_rag.ingest.planner import Planner
+from autoplay_rag.journal.base import Journal, QueuedChunk
+from autoplay_rag.stores.serial import SerialThread
+
+__all__ = ["Upkeep"]
+
+_log = logging.getLogger(__name__)
+
+_PAGE = 200
+_JOURNAL_RETRY_SECONDS = 1.0
+_FIRST_REPEAT_SECONDS = 5.0
+_LONGEST_REPEAT_SECONDS = 600.0
+"""Between two attempts at deletions that the store refuses."""
+
+
+class Upkeep:
+    """Embeds and stores queued chunks of the catalog again, and empties the deletion outbox.
+
+    Neither delays anything else: new chunks share the writer with it.
+
+    Args:
+        journal: Knows what is queued and what is to be deleted.
+        writer: Embeds and stores.
+        planner: Counts tokens.
+    """
+
+    def __init__(self, journal: Journal, writer: ChunkWriter, planner: Planner) -> None:
+        self._journal = journal
+        self._writer = writer
+        self._planner = planner
+        self._thread = SerialThread("autoplay-upkeep")
+        self._queued = 0
+        self._deleting: set[str] = set()
+        self._deleted: list[str] = []
+        self._refused: dict[str, str] = {}
+        self._changed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._problem: str | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """What fails or is not done yet, one line each. Readable from any thread."""
+        found = [self._problem] if self._problem else []
+        if self._queued:
+            found.append(f"{self._queued:,} stored chunks are still to be embedded again")
+        if refused := len(self._refused):
+            error = next(iter(self._refused.values()), "")
+            found.append(f"{refused:,} chunks cannot be deleted from the store: {error}")
+        return found
+
+    async def resume(self) -> None:
+        """Take up what an earlier run left."""
+        self._queued = await self._journal.count_queued()
+        self._note_idle()
+        self.delete(await self._journal.deletions(-1))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete chunks that are in the outbox."""
+        fresh = [id for id in ids if id not in self._deleting]
+        self._deleting.update(fresh)
+        self._note_idle()
+        self._writer.put([Delete(id) for id in fresh], self._delete_ended)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued and no deletion is under way; refused ones do not count."""
+        return self._idle.is_set()
+
+    async def wait(self) -> None:
+        """Wait until `idle`."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._store_again())
+            group.create_task(self._confirm_deletions())
+            group.create_task(self._repeat_deletions())
+
+    def _note_idle(self) -> None:
+        if self._queued or self._deleting or self._deleted:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    # -- stored again -------------------------------------------------------------------------
+
+    async def _store_again(self) -> None:
+        after = 0
+        while self._queued:
+            try:
+                page = await self._journal.queued(after, _PAGE)
+                if not page:
+                    # Counted before a deletion took some: there is nothing left.
+                    self._queued = await self._journal.count_queued() if after else 0
+                    after = 0
+                    continue
+                await self._store_page(page)
+                after = page[-1].number
+                self._problem = None
+            except JournalError as error:
+                self._problem = f"storing chunks again failed: {error}"
+                await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
+        self._note_idle()
+
+    async def _store_page(self, page: Sequence[QueuedChunk]) -> None:
+        tokens = await self._thread.run(self._planner.count, [queued.chunk for queued in page])
+        number_of = {queued.chunk.id: queued.number for queued in page}
+        refused: dict[int, str] = {}
+        stored: list[int] = []
+        ended = asyncio.Event()
+
+        def chunk_ended(operation: Operation, error: str | None) -> None:
+            assert isinstance(operation, Upsert)
+            number = number_of[operation.chunk.id]
+            if error is None:
+                stored.append(number)
+            else:
+                refused[number] = error
+            if len(stored) + len(refused) == len(page):
+                ended.set()
+
+        self._writer.put(
+            [Upsert(queued.chunk, cost) for queued, cost in zip(page, tokens, strict=True)],
+            chunk_ended,
+        )
+        await ended.wait()
+        self.delete(await self._journal.stored_again(stored, refused))
+        self._queued = max(0, self._queued - len(page))
+
+    # -- deletions ----------------------------------------------------------------------------
+
+    def _delete_ended(self, operation: Operation, error: str | None) -> None:
+        assert isinstance(operation, Delete)
+        self._deleting.discard(operation.id)
+        if error is None:
+            self._refused.pop(operation.id, None)
+            self._deleted.append(operation.id)
+            self._changed.set()
+        else:
+            if not self._refused:
+                _log.error(
+                    "chunks of dead or replaced payloads stay in the store, which does not delete "
+                    "them (%s); they are tried again",
+                    error,
+                )
+            self._refused[operation.id] = error
+        self._note_idle()
+
+    async def _confirm_deletions(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            ids = list(self._deleted)
+            try:
+                await self._journal.deleted(ids)
+            except JournalError:
+                self._changed.set()  # deleting twice does no harm, losing the note does none either
+                await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
+                continue
+            del self._deleted[: len(ids)]
+            self._note_idle()
+
+    async def _repeat_deletions(self) -> None:
+        failures = 0
+        while True:
+            await asyncio.sleep(
+                grown_delay(failures, _FIRST_REPEAT_SECONDS, _LONGEST_REPEAT_SECONDS)
+            )
+            failures = failures + 1 if self._refused else 0
+            with suppress(JournalError):
+                outbox = set(await self._journal.deletions(-1)) if self._refused else set()
+                # What was stored anew meanwhile has left the outbox.
+                self._refused = {id: why for id, why in self._refused.items() if id in outbox}
+                self.delete(list(self._refused))

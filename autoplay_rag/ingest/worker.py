@@ -1,0 +1,307 @@
+"""Take what is due, plan it, have it written, acknowledge it: in that order and never back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
+
+from autoplay_rag._describe import describe
+from autoplay_rag.errors import JournalError
+from autoplay_rag.ingest.batching import Batcher, Gathered
+from autoplay_rag.ingest.chunk_writer import ChunkWriter, Operation, Upsert
+from autoplay_rag.ingest.planner import Planner
+from autoplay_rag.ingest.upkeep import Upkeep
+from autoplay_rag.journal.base import (
+    Acknowledgement,
+    Journal,
+    Plan,
+    PlannedChunk,
+    Session,
+    Waiting,
+)
+from autoplay_rag.stores.serial import SerialThread
+
+__all__ = ["Worker"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_PLAN_PAYLOADS = 500
+"""The most payloads planned at once."""
+_PLAN_BYTES = 16 * 2**20
+"""About the most bytes of payloads planned at once: they are all in memory, more than once."""
+_MOST_OPERATIONS = 2_000
+_MOST_CHARACTERS = 32 * 2**20
+"""Chunks under way at most, and their text; the rest waits in the journal, not in memory."""
+_JOURNAL_RETRY_SECONDS = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class _UnderWay:
+    """A plan that is being carried out."""
+
+    plan: Plan
+    chunks: dict[str, PlannedChunk]
+    remaining: set[str]
+    dead: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: Plan) -> _UnderWay:
+        chunks = {planned.chunk.id: planned for planned in plan.chunks}
+        return cls(plan, chunks, set(chunks), dict(plan.unplanned))
+
+
+class Worker:
+    """Carries what the batcher has gathered to the store.
+
+    Args:
+        journal: Where payloads wait and plans are kept.
+        batcher: Says what is due.
+        planner: How payloads become chunks.
+        writer: Embeds and stores.
+        upkeep: Gets the deletions that acknowledging finds.
+        last_batch: The highest number of a batch so far.
+        on_settled: Called with the sequence numbers of payloads that are stored or dead now.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        batcher: Batcher,
+        planner: Planner,
+        writer: ChunkWriter,
+        upkeep: Upkeep,
+        *,
+        last_batch: int,
+        on_settled: Callable[[Sequence[int]], None],
+    ) -> None:
+        self._journal = journal
+        self._batcher = batcher
+        self._planner = planner
+        self._writer = writer
+        self._upkeep = upkeep
+        self._last_batch = last_batch
+        self._on_settled = on_settled
+        self._thread = SerialThread("autoplay-plan")
+        self._wake = asyncio.Event()
+        self._ended: list[_UnderWay] = []
+        self._to_divide: list[tuple[_UnderWay, PlannedChunk]] = []
+        self._settle = asyncio.Event()
+        self._planning: str | None = None
+        self._settling: str | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """What fails now, one line each. Readable from any thread."""
+        found = (self._planning, self._settling)
+        return [problem for problem in found if problem is not None]
+
+    def wake(self) -> None:
+        """Look at the batcher again: something arrived, or is due earlier than it was."""
+        self._wake.set()
+
+    async def resume(self) -> list[Plan]:
+        """Carry out plans that an earlier run recorded; returns them."""
+        plans = await self._journal.plans()
+        await self._thread.run(_count_all, self._planner, plans)
+        now = asyncio.get_running_loop().time()
+        for plan in plans:
+            self._batcher.hold(plan.lane, now)
+            self._begin(plan)
+        return plans
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._plan_what_is_due())
+            group.create_task(self._settle_what_ended())
+
+    # -- plan ---------------------------------------------------------------------------------
+
+    async def _plan_what_is_due(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
+            due = None
+            if self._has_room():
+                if gathered := self._batcher.take(loop.time(), _PLAN_PAYLOADS):
+                    await self._plan(gathered)
+                    continue
+                due = self._batcher.next_due()
+            try:
+                async with asyncio.timeout_at(due):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _has_room(self) -> bool:
+        writer = self._writer
+        return writer.operations < _MOST_OPERATIONS and writer.characters < _MOST_CHARACTERS
+
+    async def _plan(self, gathered: list[Gathered]) -> None:
+        """Read the payloads, plan them in the planning thread, record the plans, begin."""
+        try:
+            asked = [seq for item in gathered for seq in item.seqs]
+            waiting = await self._read(asked)
+            sessions = await self._journal.sessions([item.lane for item in gathered])
+            batches = list(_batches(gathered, waiting))
+            numbers = range(self._last_batch + 1, self._last_batch + 1 + len(batches))
+            made = await self._thread.run(
+                _plan_all, self._planner, list(zip(numbers, batches, strict=True)), sessions
+            )
+            plans = [plan for plan, _ in made]
+            known = [session for _, session in made if session is not None]
+            await self._journal.record_plans(plans, known)
+        except JournalError as error:
+            if len(gathered) > 1:
+                # One of them may have failed for all.
+                for item in gathered:
+                    await self._plan([item])
+                return
+            self._planning = _noted("planning", error)
+            self._batcher.give_back(gathered[0], asyncio.get_running_loop().time())
+            await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
+            return
+        self._planning = None
+        self._last_batch += len(plans)
+        beyond = asked[asked.index(waiting[-1].seq) + 1 :] if waiting else []
+        self._give_back_rest(gathered, {batch[0].lane for batch in batches}, set(beyond))
+        for plan in plans:
+            self._begin(plan)
+
+    async def _read(self, seqs: Sequence[int]) -> list[Waiting]:
+        return await self._journal.read(seqs, _PLAN_BYTES)
+
+    def _give_back_rest(
+        self, gathered: list[Gathered], planned: set[int], beyond: set[int]
+    ) -> None:
+        """What was too much to be planned at once is due again at once."""
+        now = asyncio.get_running_loop().time()
+        for item in gathered:
+            if rest := [seq for seq in item.seqs if seq in beyond]:
+                back = Gathered(item.lane, rest)
+                self._batcher.give_back(back, now, under_way=item.lane in planned)
+            elif item.lane not in planned:
+                self._batcher.done(item.lane)  # none of it waits any more
+
+    def _begin(self, plan: Plan) -> None:
+        owner = _UnderWay.of(plan)
+        self._write(owner, plan.chunks)
+
+    def _write(self, owner: _UnderWay, chunks: Iterable[PlannedChunk]) -> None:
+        operations = [
+            Upsert(
+                planned.chunk,
+                planned.tokens,
+                partial(self._divide, owner, planned) if len(planned.seqs) > 1 else None,
+            )
+            for planned in chunks
+        ]
+        self._writer.put(operations, partial(self._chunk_ended, owner))
+        if not owner.remaining:
+            self._end(owner)
+
+    def _chunk_ended(self, owner: _UnderWay, operation: Operation, error: str | None) -> None:
+        assert isinstance(operation, Upsert)
+        id = operation.chunk.id
+        if error is not None:
+            owner.dead |= dict.fromkeys(owner.chunks[id].seqs, error)
+        owner.remaining.discard(id)
+        if not owner.remaining:
+            self._end(owner)
+        self._wake.set()
+
+    def _divide(self, owner: _UnderWay, planned: PlannedChunk) -> bool:
+        """Take a chunk of several payloads back, so that only the one at fault dies."""
+        self._to_divide.append((owner, planned))
+        self._settle.set()
+        return True
+
+    # -- acknowledge --------------------------------------------------------------------------
+
+    def _end(self, owner: _UnderWay) -> None:
+        self._ended.append(owner)
+        self._settle.set()
+
+    async def _settle_what_ended(self) -> None:
+        while True:
+            await self._settle.wait()
+            self._settle.clear()
+            try:
+                while self._to_divide:
+                    await self._plan_apart(*self._to_divide[0])
+                    del self._to_divide[0]
+                while ended := list(self._ended):
+                    await self._acknowledge(ended)
+            except JournalError as error:
+                # What is stored is stored; only the note of it has to wait.
+                self._settling = _noted("acknowledging", error)
+                self._settle.set()
+                await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
+
+    async def _acknowledge(self, ended: list[_UnderWay]) -> None:
+        deletions = await self._journal.acknowledge(
+            [Acknowledgement(owner.plan, owner.dead) for owner in ended]
+        )
+        self._settling = None
+        del self._ended[: len(ended)]
+        self._upkeep.delete(deletions)
+        for owner in ended:
+            self._batcher.done(owner.plan.lane)
+        self._on_settled(sorted(seq for owner in ended for seq in owner.plan.seqs))
+        self._wake.set()
+
+    async def _plan_apart(self, owner: _UnderWay, planned: PlannedChunk) -> None:
+        """Give each payload of a refused chunk a chunk of its own."""
+        waiting: list[Waiting] = []
+        for seq in planned.seqs:  # one by one: they may be more than memory holds at once
+            waiting += await self._read([seq])
+        plan = await self._thread.run(self._planner.divide, owner.plan, planned, waiting)
+        await self._journal.replace_plan(plan)
+        before = owner.chunks
+        owner.plan = plan
+        owner.chunks = {one.chunk.id: one for one in plan.chunks}
+        owner.dead.update(plan.unplanned)
+        apart = [
+            one for one in plan.chunks if one.chunk.id == planned.chunk.id or one.chunk.id not in before
+        ]
+        owner.remaining.discard(planned.chunk.id)
+        owner.remaining.update(one.chunk.id for one in apart)
+        self._write(owner, apart)
+
+
+def _batches(gathered: list[Gathered], waiting: list[Waiting]) -> Iterable[list[Waiting]]:
+    """What was read, by lane."""
+    found = {item.seq: item for item in waiting}
+    for item in gathered:
+        if batch := [found[seq] for seq in item.seqs if seq in found]:
+            yield batch
+
+
+def _plan_all(
+    planner: Planner,
+    batches: list[tuple[int, list[Waiting]]],
+    sessions: dict[int, Session],
+) -> list[tuple[Plan, Session | None]]:
+    return [
+        planner.plan(number, waiting, sessions.get(waiting[0].lane)) for number, waiting in batches
+    ]
+
+
+def _count_all(planner: Planner, plans: list[Plan]) -> None:
+    """Count tokens anew: the embedder may be another one by now."""
+    for plan in plans:
+        costs = planner.count([planned.chunk for planned in plan.chunks])
+        plan.chunks = [
+            replace(planned, tokens=cost) for planned, cost in zip(plan.chunks, costs, strict=True)
+        ]
+
+
+def _noted(what: str, error: Exception) -> str:
+    _log.error("%s failed; retrying in %g s: %s", what, _JOURNAL_RETRY_SECONDS, error)
+    return f"{what} failed: {describe(error)}"
