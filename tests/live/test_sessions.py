@@ -255,6 +255,93 @@ def test_it_may_be_read_from_another_thread_meanwhile(clock: Clock) -> None:
     assert failed == []
 
 
+# -- history -----------------------------------------------------------------------------------
+
+
+def test_it_is_filled_from_a_history(clock: Clock) -> None:
+    live = LiveSessions(max_age=600, clock=clock)
+    for age, session in ((700, "old"), (500, "s1"), (300, "s2"), (100, "s1"), (50, "s3")):
+        payload = clicks(f"{age} ago", session=session, user=f"u-{session}")
+        live.add(payload, at=clock.now - age)
+    assert [session.session_id for session in live.sessions()] == ["s3", "s1", "s2"]
+    assert texts(live.get(session_id="s1")) == ["500 ago", "100 ago"]
+    assert live.get(session_id="old") is None
+    assert len(live) == 3
+    clock.now += 200
+    assert texts(live.get(session_id="s1")) == ["100 ago"]
+    live.add(clicks("now", session="s2", user="u-s2"))
+    assert [session.session_id for session in live.sessions()] == ["s2", "s3", "s1"]
+
+
+@given(st.permutations(range(8)), st.integers(0, 8))
+def test_the_order_in_which_a_history_comes_makes_no_difference(order: list[int], new: int) -> None:
+    clock = Clock()
+    live = LiveSessions(clock=clock)
+    for position, step in enumerate(order):
+        if position == new:
+            live.add(clicks("now", session="s0"))
+        live.add(clicks(f"{step}", session=f"s{step % 3}"), at=clock.now - 100 + step)
+    active = [session.session_id for session in live.sessions()]
+    if new < len(order):
+        assert active == ["s0", "s1", "s2"]
+        assert texts(live.get(session_id="s0")) == ["0", "3", "6", "now"]
+    else:
+        assert active == ["s1", "s0", "s2"]
+    assert texts(live.get(session_id="s1")) == ["1", "4", "7"]
+    found = live.get(user_id="u1")
+    assert found is not None
+    assert found.session_id == active[0]
+
+
+def test_a_late_payload_shows_nothing_of_another_person(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("hers", user="u2", conversation="c2"))
+    before = clock.now - 10
+    live.add(clicks("his", user="u1", conversation="c1"), at=before)
+    live.add(clicks("whose?", user=None), at=before + 1)
+    live.add(SummaryPayload("acme", "s1", "His, too."), at=before + 2)
+    live.add(clicks("hers before", user="u2", conversation="c1"), at=before + 3)
+    assert texts(live.get(session_id="s1")) == ["hers before", "hers"]
+    assert live.get(user_id="u1") is None
+    assert live.get(conversation_id="c1") is None
+    assert live.get(conversation_id="c2") is not None
+
+
+def test_a_late_payload_may_name_the_person(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("then", user=None))
+    live.add(clicks("before", user="u1", conversation="c1"), at=clock.now - 10)
+    assert texts(live.get(user_id="u1", conversation_id="c1")) == ["before", "then"]
+
+
+def test_a_late_payload_stays_within_the_bounds(clock: Clock) -> None:
+    live = LiveSessions(max_sessions=2, max_actions=3, clock=clock)
+    live.add(clicks("a", "b", session="s1"))
+    live.add(clicks("c", session="s2"))
+    live.add(clicks("x", "y", "z", session="s1"), at=clock.now - 10)
+    live.add(clicks("early", session="s3"), at=clock.now - 20)
+    assert texts(live.get(session_id="s1")) == ["z", "a", "b"]
+    assert {session.session_id for session in live.sessions()} == {"s1", "s2"}
+
+
+def test_a_time_in_the_future_counts_as_now(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("skewed", session="s1"), at=clock.now + 10_000)
+    live.add(clicks("later", session="s2"))
+    assert [session.session_id for session in live.sessions()] == ["s2", "s1"]
+    live.add(clicks("never"), at=float("nan"))
+    assert texts(live.get(session_id="s1")) == ["skewed"]
+
+
+def test_a_clock_that_is_set_back_loses_nothing(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("first", user="u1"))
+    clock.now -= 30
+    live.add(clicks("second", user=None))
+    live.add(SummaryPayload("acme", "s1", "Third."))
+    assert texts(live.get(session_id="s1")) == ["first", "second", "Third."]
+
+
 # -- times -------------------------------------------------------------------------------------
 
 

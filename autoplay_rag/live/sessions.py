@@ -1,18 +1,20 @@
 """What each session did just now, in bounded memory.
 
-Fed by a pipeline (`IngestPipeline.live`) or by a client alone; read wherever an answer should
+A pipeline (`IngestPipeline.live`) or a client alone fills it; read it wherever an answer should
 know what the person who asks was doing. Nothing here waits, and time is injected.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from autoplay_rag._checks import check_above
 from autoplay_rag._html import table_html
 from autoplay_rag.content.identity import changes_hands, people_of
 from autoplay_rag.content.render import action_line
@@ -129,26 +131,28 @@ class _Entry:
         self.events: deque[LiveEvent] = deque(maxlen=max_actions)
         self.user_id: str | None = None
         self.conversation_id: str | None = None
-        self.last = 0.0
+        self.last = (0.0, 0)
+        """When its last payload came, and the number of that payload: of two that came at the same
+        time the one added later counts as the later one."""
 
 
-_Key = tuple[str, str]
-_Index = dict[tuple[str, str], OrderedDict[_Key, None]]
+_Key: TypeAlias = tuple[str, str]
+_Index: TypeAlias = dict[tuple[str, str], set[_Key]]
 
 
 class LiveSessions:
     """Keeps what each session did just now: the latest sessions, their latest actions.
 
     `add` may be called on the event loop: it takes microseconds. All methods may be called from
-    any thread. Payloads without a session id belong to nobody and are passed over.
+    any thread. Payloads without a session id are ignored.
 
     A session that changes hands starts anew: once another `user_id` comes under the same session
-    id, nothing of the first person is left to be shown as the second's.
+    id, nothing of the first person is shown as the second's.
 
     Args:
-        max_sessions: The most sessions; those silent for longest go first.
+        max_sessions: The most sessions; those inactive for longest are dropped first.
         max_actions: The most actions of one session, summaries and chat turns included.
-        max_age: Seconds after which an action is forgotten.
+        max_age: Seconds after which an action is no longer shown.
         clock: Gives the time in Unix seconds.
 
     Raises:
@@ -170,19 +174,16 @@ class LiveSessions:
         max_age: float = 3_600.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        for name, value in (
-            ("max_sessions", max_sessions),
-            ("max_actions", max_actions),
-            ("max_age", max_age),
-        ):
-            if not value > 0:
-                raise ConfigurationError(f"{name} must be above 0, not {value!r}")
+        check_above("max_sessions", max_sessions)
+        check_above("max_actions", max_actions, whole=True)
+        check_above("max_age", max_age)
         self._max_sessions = max_sessions
         self._max_actions = max_actions
         self._max_age = max_age
         self._clock = clock
         self._lock = threading.Lock()
-        # Both in the order of the last sign of life, the latest at the end.
+        self._numbers = itertools.count()
+        # In the order of `_Entry.last`.
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._index: _Index = {}
 
@@ -196,19 +197,31 @@ class LiveSessions:
     def add(self, payload: Payload, *, at: float | None = None) -> None:
         """Take in a payload of any kind.
 
+        With `at` it takes payloads of the past too, to fill it from a history: best in their
+        order, and before new ones come. One that is older than what its session already shows
+        is put in its place, unless it may belong to another person than the session does now
+        (it names another, or nobody where the session's person is known): then it is left out.
+
         Args:
             payload: What came.
-            at: Unix seconds when it came; None is now.
+            at: Unix seconds when it came; None is now, and a time in the future counts as now.
+                A payload older than `max_age` is left out.
         """
         if not payload.session_id:
             return
-        now = self._clock() if at is None else at
+        now = self._clock()
+        came = now if at is None else min(at, now)
+        if not came >= now - self._max_age:
+            return
         key = (payload.product_id, payload.session_id)
         with self._lock:
-            entry = self._entry(key, payload)
-            entry.last = now
-            entry.events.extend(_events(payload, now, self._max_actions))
-            self._forget(now)
+            known = self._entries.get(key)
+            if at is not None and known is not None and came < known.last[0]:
+                self._add_late(key, known, payload, came)
+            else:
+                entry = self._entry(key, payload, came)
+                entry.events.extend(_events(payload, came, self._max_actions))
+            self._drop_stale(now)
 
     async def on_actions(self, payload: ActionsPayload) -> None:
         """As `add`: fits `AsyncConnectorClient.on_actions`."""
@@ -251,13 +264,13 @@ class LiveSessions:
             raise ConfigurationError("get() needs a session_id, a user_id or a conversation_id")
         now = self._clock()
         with self._lock:
-            for key in reversed(self._index.get(given[0], ())):
-                if product_id not in (None, key[0]):
-                    continue
-                if all(key in self._index.get(pair, ()) for pair in given[1:]):
-                    found = self._snapshot(key, now)
-                    return found if found.events else None
-        return None
+            keys = set.intersection(*(self._index.get(pair, set()) for pair in given))
+            if product_id is not None:
+                keys = {key for key in keys if key[0] == product_id}
+            if not keys:
+                return None
+            found = self._snapshot(max(keys, key=lambda key: self._entries[key].last), now)
+        return found if found.events else None
 
     def sessions(self) -> list[LiveSession]:
         """All sessions with something to show, the one active last first."""
@@ -283,7 +296,8 @@ class LiveSessions:
             room -= len(parts[-1]) + 2
         return "\n\n".join(parts)
 
-    def _entry(self, key: _Key, payload: Payload) -> _Entry:
+    def _entry(self, key: _Key, payload: Payload, came: float) -> _Entry:
+        """The session's entry, now the one active last, with what the payload says of its people."""
         user_id, conversation_id = people_of(payload)
         entry = self._entries.get(key)
         if entry is not None and changes_hands(entry.user_id, user_id):
@@ -295,20 +309,42 @@ class LiveSessions:
             self._unlink(("conversation_id", entry.conversation_id), key)
             entry.conversation_id = conversation_id
         entry.user_id = user_id or entry.user_id
+        self._link(key, entry)
+        entry.last = (came, next(self._numbers))
+        self._entries.move_to_end(
+            key, last=False
+        )  # so that the last one is another, if there is one
+        latest = self._entries[next(reversed(self._entries))].last
         self._entries.move_to_end(key)
-        for pair in _pairs(key, entry):
-            keys = self._index.setdefault(pair, OrderedDict())
-            keys[key] = None
-            keys.move_to_end(key)
+        if entry.last < latest:  # a payload of the past, out of order
+            by_last = sorted(self._entries.items(), key=lambda item: item[1].last)
+            self._entries = OrderedDict(by_last)
         return entry
 
-    def _forget(self, now: float) -> None:
-        """Let go of sessions that are too many or have been silent for too long."""
+    def _add_late(self, key: _Key, entry: _Entry, payload: Payload, came: float) -> None:
+        """Add a payload that is older than the session's last one."""
+        user_id, conversation_id = people_of(payload)
+        if entry.user_id not in (None, user_id):
+            return  # it may be of the person before
+        entry.user_id = user_id
+        entry.conversation_id = entry.conversation_id or conversation_id
+        self._link(key, entry)
+        events = [*_events(payload, came, self._max_actions), *entry.events]
+        events.sort(key=lambda event: event.at)
+        entry.events.clear()
+        entry.events.extend(events)
+
+    def _link(self, key: _Key, entry: _Entry) -> None:
+        for pair in _pairs(key, entry):
+            self._index.setdefault(pair, set()).add(key)
+
+    def _drop_stale(self, now: float) -> None:
+        """Drop sessions that are too many or have been inactive for too long."""
         while self._entries:
             key = next(iter(self._entries))
             if (
                 len(self._entries) <= self._max_sessions
-                and self._entries[key].last >= now - self._max_age
+                and self._entries[key].last[0] >= now - self._max_age
             ):
                 return
             self._drop(key)
@@ -321,7 +357,7 @@ class LiveSessions:
         name, value = pair
         keys = self._index.get((name, value)) if value else None
         if value and keys:
-            keys.pop(key, None)
+            keys.discard(key)
             if not keys:
                 del self._index[name, value]
 
