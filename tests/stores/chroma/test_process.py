@@ -280,7 +280,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 async def test_a_stuck_worker_does_not_outlive_a_killed_parent(tmp_path):
     body = """
 from pathlib import Path
-import autoplay_rag.stores.chroma_worker as worker
+import autoplay_rag.stores.chroma.worker as worker
 class Stuck:
     def __init__(self, path):
         pass
@@ -289,7 +289,7 @@ class Stuck:
 worker.Folder = Stuck
 worker.main(Path(sys.argv[1]), 1)
 """
-    from autoplay_rag.stores.chroma_frames import Count, encode
+    from autoplay_rag.stores.chroma.frames import Count, encode
 
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", PRELUDE + body, str(tmp_path),

@@ -24,7 +24,7 @@ from autoplay_rag.errors import (
 )
 from autoplay_rag.stores import ChromaStore, Chunk, Filter
 from autoplay_rag.stores.chroma import where_of
-from autoplay_rag.stores.chroma_shared import SharedWorker
+from autoplay_rag.stores.chroma.shared import SharedWorker
 
 NUMBERS = count()
 

@@ -160,8 +160,8 @@ def test_nothing_is_written_on_a_disk_that_is_nearly_full(tmp_path):
 import shutil, sys
 from pathlib import Path
 from types import SimpleNamespace
-from autoplay_rag.stores.chroma_folder import Folder
-from autoplay_rag.stores.chroma_frames import Count, Upsert
+from autoplay_rag.stores.chroma.folder import Folder
+from autoplay_rag.stores.chroma.frames import Count, Upsert
 
 to = {"collection": "sessions", "model": "m", "timeout": 60.0}
 upsert = Upsert(**to, ids=["a"], texts=["t"], metadatas=[{}], vectors=bytes(16), dimension=4)
