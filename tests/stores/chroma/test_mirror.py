@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoplay_rag.errors import StoreUnavailableError
-from autoplay_rag.stores import ChromaStore, Chunk, Filter, chroma_mirror
+from autoplay_rag.stores import ChromaStore, Chunk, Filter
+from autoplay_rag.stores.chroma import mirror
 
 SIZE = 16
 BATCH = 250
@@ -188,11 +189,11 @@ print(folder.answer(upsert))
     rest=st.integers(0, 5),
 )
 def test_a_copy_is_equal_whatever_was_there_before(tmp_path, monkeypatch, before, after, rest):
-    monkeypatch.setattr(chroma_mirror, "_SLAB", 12)
-    monkeypatch.setattr(chroma_mirror, "_PAGE", 4)
+    monkeypatch.setattr(mirror, "_SLAB", 12)
+    monkeypatch.setattr(mirror, "_PAGE", 4)
     source, copy = tmp_path / "source", tmp_path / "copy"
     copy.write_bytes(b"".join(part * 4 for part in before))
     source.write_bytes(b"".join(part * 4 for part in after) + b"c" * rest)
-    chroma_mirror._copy_changed(source, copy)
+    mirror._copy_changed(source, copy)
     assert copy.read_bytes() == source.read_bytes()
     assert copy.stat().st_mtime_ns == source.stat().st_mtime_ns
