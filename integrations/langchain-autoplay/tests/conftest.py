@@ -13,8 +13,6 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 
-pytest.register_assert_rewrite("autoplay_rag.loading.testing")
-
 
 class WordEmbeddings(Embeddings):
     """Counts words into 64 buckets: texts that share words are near, and nothing is loaded."""
