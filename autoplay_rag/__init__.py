@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from autoplay_rag.content.render import Render
     from autoplay_rag.frames import to_frame
     from autoplay_rag.ingest.follow import follow_journal
-    from autoplay_rag.ingest.journal_reader import JournalReader
-    from autoplay_rag.ingest.journal_rows import DeadLetter
-    from autoplay_rag.ingest.ledger import Ledger
     from autoplay_rag.ingest.pipeline import IngestPipeline
+    from autoplay_rag.journal.base import DeadLetter
+    from autoplay_rag.journal.ledger import Ledger
+    from autoplay_rag.journal.reader import JournalReader
     from autoplay_rag.live import LiveSessions
     from autoplay_rag.payloads import (
         ActionsPayload,
@@ -68,12 +68,12 @@ __getattr__, __dir__ = lazy_exports(
         "ChatTurn": "autoplay_rag.payloads",
         "Chunk": "autoplay_rag.content.chunks",
         "ConnectorClient": "autoplay_rag.connector.sync",
-        "DeadLetter": "autoplay_rag.ingest.journal_rows",
+        "DeadLetter": "autoplay_rag.journal.base",
         "Filter": "autoplay_rag.stores.base",
         "Hit": "autoplay_rag.search.hits",
         "IngestPipeline": "autoplay_rag.ingest.pipeline",
-        "JournalReader": "autoplay_rag.ingest.journal_reader",
-        "Ledger": "autoplay_rag.ingest.ledger",
+        "JournalReader": "autoplay_rag.journal.reader",
+        "Ledger": "autoplay_rag.journal.ledger",
         "LiveSessions": "autoplay_rag.live",
         "Payload": "autoplay_rag.payloads",
         "Render": "autoplay_rag.content.render",

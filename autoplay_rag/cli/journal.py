@@ -11,8 +11,9 @@ import typer
 from autoplay_rag.cli.console import clean, note, say, say_json, table
 from autoplay_rag.cli.options import help_if_alone
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.ingest.journal_reader import JournalReader
-from autoplay_rag.ingest.journal_rows import COUNTERS, Action
+from autoplay_rag.journal.base import Action
+from autoplay_rag.journal.ledger import COUNTERS
+from autoplay_rag.journal.reader import JournalReader
 
 __all__ = ["dead_letters", "status"]
 

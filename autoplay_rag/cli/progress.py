@@ -16,7 +16,7 @@ from rich.text import Text
 
 from autoplay_rag.cli.console import clean, err, note
 from autoplay_rag.connector.client import AsyncConnectorClient
-from autoplay_rag.ingest.ledger import Ledger
+from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.ingest.pipeline import IngestPipeline
 
 __all__ = ["Meter", "counts", "showing_progress"]
@@ -105,8 +105,8 @@ async def _draw(
         if total is not None:
             lines.add_row(ProgressBar(total, pipeline.ledger.stored, width=_BAR_WIDTH))
         lines.add_row(Text(line(), "bold"))
-        if trouble := pipeline.trouble:
-            lines.add_row(Text(clean(trouble), "yellow"))
+        for reason in pipeline.health.reasons:
+            lines.add_row(Text(clean(reason), "yellow"))
         return lines
 
     with Live(drawn(), console=err, auto_refresh=False, transient=True) as live:

@@ -21,8 +21,8 @@ from autoplay_rag.cli.options import (
 )
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import StoreError
-from autoplay_rag.ingest.search import search_store
 from autoplay_rag.search.hits import Hit
+from autoplay_rag.search.searcher import Searcher
 from autoplay_rag.stores.base import Filter
 from autoplay_rag.stores.chroma import ChromaStore
 
@@ -64,7 +64,7 @@ async def _search(
     with Interrupts():
         try:
             await store.start(embedder.model)
-            return await search_store(store, embedder, question, k, limits)
+            return await Searcher(store, embedder).search(question, k, limits)
         finally:
             await store.aclose()
             await embedder.aclose()

@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 from autoplay_rag._cancelled import is_cancelled
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._describe import describe
-from autoplay_rag.errors import ConfigurationError, MissingCapabilityError
 from autoplay_rag.content.probe import PROBE, PROBE_ID
+from autoplay_rag.errors import ConfigurationError, MissingCapabilityError
 from autoplay_rag.ingest.embedding import Embedding
 from autoplay_rag.ingest.retries import (
     Request,

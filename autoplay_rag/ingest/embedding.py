@@ -10,16 +10,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 
+from autoplay_rag.content.probe import PROBE
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import EmbedderRejectedError, EmbedderUnavailableError
 from autoplay_rag.stores.base import Vector
 
-__all__ = ["PROBE", "PROBE_ID", "Embedding", "TokenBudget"]
+__all__ = ["Embedding", "TokenBudget"]
 
-PROBE = "Is anybody there?"
-"""A text that any healthy service takes."""
-PROBE_ID = blake2b(PROBE.encode(), digest_size=16).hexdigest()
-"""The id of the probe while it is in a store; no search returns it."""
 _STEP = 64
 """Vectors checked before other tasks get a turn."""
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.ingest.journal_reader import JournalReader
+from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.live import LiveSessions
 
 __all__ = ["follow_journal"]

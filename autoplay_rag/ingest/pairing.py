@@ -34,9 +34,7 @@ _REBUILD = (
     "to embed everything again from the journal's texts, start once with "
     "IngestPipeline(rebuild=True) (`--rebuild`)"
 )
-_ADOPT = (
-    "to take over what the store holds, start once with IngestPipeline(adopt=True) (`--adopt`)"
-)
+_ADOPT = "to take over what the store holds, start once with IngestPipeline(adopt=True) (`--adopt`)"
 _SAID: dict[Verdict, tuple[str, str]] = {
     "emptied": ("the store is empty or another one: it has none of the {chunks:,} chunks that the "
                 "journal stored", _REBUILD),

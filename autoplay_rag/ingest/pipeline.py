@@ -10,13 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from autoplay_rag.content.render import Render
-from autoplay_rag.content.render import render as default_render
-from autoplay_rag._loop_thread import LoopThread
+from autoplay_rag._checks import check_at_least
+from autoplay_rag._loop_thread import LoopClosedError, LoopThread
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
 from autoplay_rag.embedders.base import Embedder, as_embedder
-from autoplay_rag._checks import check_at_least
 from autoplay_rag.errors import (
     ConfigurationError,
     DrainTimeoutError,
@@ -466,20 +464,23 @@ class IngestPipeline:
             if self._search_thread is None:
                 self._search_thread = LoopThread("autoplay-search")
             thread = self._search_thread
-        return thread.run(
-            self.search(
-                text,
-                k,
-                user_id=user_id,
-                session_id=session_id,
-                product_id=product_id,
-                conversation_id=conversation_id,
-                kind=kind,
-                since=since,
-                until=until,
-                filter=filter,
+        try:
+            return thread.run(
+                self.search(
+                    text,
+                    k,
+                    user_id=user_id,
+                    session_id=session_id,
+                    product_id=product_id,
+                    conversation_id=conversation_id,
+                    kind=kind,
+                    since=since,
+                    until=until,
+                    filter=filter,
+                )
             )
-        )
+        except LoopClosedError:
+            raise PipelineClosedError("the pipeline was closed during the search") from None
 
     @property
     def dead_letters(self) -> DeadLetters:

@@ -202,7 +202,10 @@ class RunningPipeline:
         _, busy = await asyncio.wait([self._task], timeout=_GRACE_SECONDS)
         if busy:
             _log.error("an embedder or a store does not let itself be cancelled: not waited for")
-        await self._pairing.note_last()
+        if self._settings.journal:
+            with suppress(AutoplayError):
+                await self._journal.note_health(self.health)
+            await self._pairing.note_last()
         await self._close_all()
 
     async def _close_all(self) -> None:

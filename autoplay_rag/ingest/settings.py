@@ -65,6 +65,4 @@ class Settings:
         for name in ("select", "redact", "render", "on_progress"):
             check_function(name, getattr(self, name))
         check_choice("durability", self.durability, get_args(Durability))
-        check_options(
-            has_file=self.journal is not None, rebuild=self.rebuild, adopt=self.adopt
-        )
+        check_options(has_file=self.journal is not None, rebuild=self.rebuild, adopt=self.adopt)

@@ -69,10 +69,10 @@ class Upkeep:
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete chunks that are in the outbox."""
-        fresh = [id for id in ids if id not in self._deleting]
+        fresh = [one for one in ids if one not in self._deleting]
         self._deleting.update(fresh)
         self._note_idle()
-        self._writer.put([Delete(id) for id in fresh], self._delete_ended)
+        self._writer.put([Delete(one) for one in fresh], self._delete_ended)
 
     @property
     def idle(self) -> bool:
@@ -184,5 +184,5 @@ class Upkeep:
             with suppress(JournalError):
                 outbox = set(await self._journal.deletions(-1)) if self._refused else set()
                 # What was stored anew meanwhile has left the outbox.
-                self._refused = {id: why for id, why in self._refused.items() if id in outbox}
+                self._refused = {one: why for one, why in self._refused.items() if one in outbox}
                 self.delete(list(self._refused))

@@ -208,10 +208,10 @@ class Worker:
 
     def _chunk_ended(self, owner: _UnderWay, operation: Operation, error: str | None) -> None:
         assert isinstance(operation, Upsert)
-        id = operation.chunk.id
+        found = operation.chunk.id
         if error is not None:
-            owner.dead |= dict.fromkeys(owner.chunks[id].seqs, error)
-        owner.remaining.discard(id)
+            owner.dead |= dict.fromkeys(owner.chunks[found].seqs, error)
+        owner.remaining.discard(found)
         if not owner.remaining:
             self._end(owner)
         self._wake.set()
@@ -268,7 +268,9 @@ class Worker:
         owner.chunks = {one.chunk.id: one for one in plan.chunks}
         owner.dead.update(plan.unplanned)
         apart = [
-            one for one in plan.chunks if one.chunk.id == planned.chunk.id or one.chunk.id not in before
+            one
+            for one in plan.chunks
+            if one.chunk.id == planned.chunk.id or one.chunk.id not in before
         ]
         owner.remaining.discard(planned.chunk.id)
         owner.remaining.update(one.chunk.id for one in apart)

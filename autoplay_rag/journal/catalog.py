@@ -70,7 +70,7 @@ class CatalogTables:
         """
         ids = [planned.chunk.id for planned in chunks]
         known = self._numbers(ids)
-        numbers = [known.get(id) or self._take_number() for id in ids]
+        numbers = [known.get(one) or self._take_number() for one in ids]
         delete_in(self._connection, "chunk_payload", "chunk", list(known.values()))
         rows = [
             self._row(number, planned.chunk, lane, None, ChunkState.PLANNED)
@@ -132,12 +132,12 @@ class CatalogTables:
         """
         ids: list[str] = []
         if reason is not None and numbers:
-            ids = [id for _, id in self._ids(numbers)]
+            ids = [found for _, found in self._ids(numbers)]
             now = time.time()
             insert(
                 self._connection,
                 "deletion (chunk, reason, at)",
-                [(id, reason, now) for id in ids],
+                [(found, reason, now) for found in ids],
                 verb="INSERT OR REPLACE",
             )
         delete_in(self._connection, "chunk_payload", "chunk", numbers)
@@ -170,7 +170,9 @@ class CatalogTables:
 
     def sample(self, count: int) -> list[str]:
         """Ids of stored chunks, spread evenly over the catalog."""
-        first, last = self._connection.execute("SELECT min(number), max(number) FROM chunk").fetchone()
+        first, last = self._connection.execute(
+            "SELECT min(number), max(number) FROM chunk"
+        ).fetchone()
         if first is None:
             return []
         step = max(1, (last - first) // max(1, count - 1))
@@ -213,18 +215,14 @@ class CatalogTables:
 
     def count_queued(self) -> int:
         """How many chunks are to be stored again."""
-        return self.file.scalar(
-            f"SELECT count(*) FROM chunk WHERE state = {ChunkState.QUEUED:d}"
-        )
+        return self.file.scalar(f"SELECT count(*) FROM chunk WHERE state = {ChunkState.QUEUED:d}")
 
     # -- deletions ----------------------------------------------------------------------------
 
     def deletions(self, limit: int) -> list[str]:
         """Ids in the deletion outbox, oldest first."""
-        rows = self._connection.execute(
-            "SELECT chunk FROM deletion ORDER BY at LIMIT ?", (limit,)
-        )
-        return [id for (id,) in rows]
+        rows = self._connection.execute("SELECT chunk FROM deletion ORDER BY at LIMIT ?", (limit,))
+        return [found for (found,) in rows]
 
     def deleted(self, ids: Sequence[str]) -> None:
         """Take confirmed ids out of the outbox."""
@@ -242,8 +240,8 @@ class CatalogTables:
     def fill(self, chunks: Sequence[Chunk]) -> int:
         """Take texts and metadata of chunks that have none; returns how many had none."""
         missing = {
-            id: (number, model, state)
-            for number, id, model, state in read_all(
+            found: (number, model, state)
+            for number, found, model, state in read_all(
                 self._connection,
                 "number, id, model, state",
                 "FROM chunk WHERE text IS NULL AND id IN (SELECT value FROM json_each(?))",
@@ -292,9 +290,7 @@ class CatalogTables:
             payloads,
             verb="INSERT OR IGNORE",
         )
-        insert(
-            self._connection, "chunk_payload (seq, chunk)", links, verb="INSERT OR IGNORE"
-        )
+        insert(self._connection, "chunk_payload (seq, chunk)", links, verb="INSERT OR IGNORE")
         self.set_sessions(sessions)
         self.file.set_meta("adopted", 1)
         return len(rows)
@@ -393,7 +389,7 @@ class CatalogTables:
             "FROM chunk WHERE id IN (SELECT value FROM json_each(?))",
             json_list(ids),
         )
-        return {id: number for id, number in rows}  # noqa: C416 - rows are lists
+        return {found: number for found, number in rows}  # noqa: C416 - rows are lists
 
     def _ids(self, numbers: Sequence[int]) -> list[tuple[int, str]]:
         return self._connection.execute(
@@ -427,7 +423,7 @@ class CatalogTables:
 
     def _chunks(self, rest: str, *parameters: Any) -> list[tuple[int, Chunk]]:
         rows = self._connection.execute(
-            f"SELECT number, {_CHUNK} FROM chunk {rest}",  # noqa: S608 - our own names
+            f"SELECT number, {_CHUNK} FROM chunk {rest}",
             parameters,
         )
         return [(number, _chunk(*values)) for number, *values in rows]
@@ -445,9 +441,7 @@ def as_key(chunk_id: str) -> bytes | None:
 
 def _chunk(id: str, text: str | None, rest: str | None, *columns: Any) -> Chunk:
     found = {
-        key: value
-        for key, value in zip(_IN_COLUMNS, columns, strict=True)
-        if value is not None
+        key: value for key, value in zip(_IN_COLUMNS, columns, strict=True) if value is not None
     }
     metadata: Mapping[str, Any] = found | (msgspec.json.decode(rest) if rest else {})
     return Chunk(id, text or "", metadata)

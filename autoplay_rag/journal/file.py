@@ -32,8 +32,8 @@ _SHRINK_EVERY = 50
 _SHRINK_PAGES = 1000
 """Vacuuming so many pages takes about 10 ms, in which nothing is accepted."""
 _COUNTS: Final = (*COUNTERS, "bytes")
-_LOAD_COUNTS = f"SELECT {', '.join(_COUNTS)} FROM counts"  # noqa: S608 - our own names
-_SAVE_COUNTS = f"UPDATE counts SET {', '.join(f'{name} = ?' for name in _COUNTS)}"  # noqa: S608
+_LOAD_COUNTS = f"SELECT {', '.join(_COUNTS)} FROM counts"
+_SAVE_COUNTS = f"UPDATE counts SET {', '.join(f'{name} = ?' for name in _COUNTS)}"
 
 
 class JournalFile:

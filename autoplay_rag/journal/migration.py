@@ -29,7 +29,16 @@ __all__ = ["OLDEST_VERSION", "upgrade"]
 _log = logging.getLogger(__name__)
 
 OLDEST_VERSION: Final = 2
-_OLD_TABLES: Final = ("queue", "recent", "catalog", "batches", "dead", "requests", "counters", "sessions")
+_OLD_TABLES: Final = (
+    "queue",
+    "recent",
+    "catalog",
+    "batches",
+    "dead",
+    "requests",
+    "counters",
+    "sessions",
+)
 _PAGE: Final = 1000
 
 
@@ -117,7 +126,9 @@ class _Upgrade:
         for batch, at in acknowledged:
             self._plan(batch, at)
         self._stored()
-        execute("INSERT INTO request (action, seq) SELECT action, seq FROM old_requests ORDER BY id")
+        execute(
+            "INSERT INTO request (action, seq) SELECT action, seq FROM old_requests ORDER BY id"
+        )
         for table in _OLD_TABLES:
             execute(f"DROP TABLE old_{table}")
 
@@ -215,7 +226,9 @@ class _Upgrade:
         state = ChunkState.PLANNED if acknowledged is None else ChunkState.STORED
         numbers = []
         for chunk in batch.chunks:
-            number = self._chunk(chunk.id, batch.lane, chunk.text, chunk.metadata, state, batch.model)
+            number = self._chunk(
+                chunk.id, batch.lane, chunk.text, chunk.metadata, state, batch.model
+            )
             numbers.append(number)
             if acknowledged is None:
                 links = [(seq, number) for seq, _ in chunk.sources]
@@ -250,11 +263,18 @@ class _Upgrade:
                 payloads.append((seq, bytes.fromhex(key), seq, at or 0.0, int(state), ended))
                 if chunk is not None:
                     metadata = {"session_id": session} if session else {}
-                    links.append((seq, self._chunk(chunk, None, None, metadata, ChunkState.STORED, "")))
+                    links.append(
+                        (seq, self._chunk(chunk, None, None, metadata, ChunkState.STORED, ""))
+                    )
                 after = key
-            insert(self._connection, "payload (seq, key, lane, at, state, size, ended)", [
-                (seq, key, lane, at, state, 0, ended) for seq, key, lane, at, state, ended in payloads
-            ])
+            insert(
+                self._connection,
+                "payload (seq, key, lane, at, state, size, ended)",
+                [
+                    (seq, key, lane, at, state, 0, ended)
+                    for seq, key, lane, at, state, ended in payloads
+                ],
+            )
             insert(self._connection, "chunk_payload (seq, chunk)", links, verb="INSERT OR IGNORE")
             if len(rows) < _PAGE:
                 return
@@ -275,7 +295,15 @@ class _Upgrade:
             key: value
             for key, value in metadata.items()
             if key
-            not in ("product_id", "session_id", "user_id", "conversation_id", "kind", "started_at", "ended_at")
+            not in (
+                "product_id",
+                "session_id",
+                "user_id",
+                "conversation_id",
+                "kind",
+                "started_at",
+                "ended_at",
+            )
         }
         number = self._next_chunk
         self._next_chunk += 1
@@ -312,5 +340,3 @@ class _Upgrade:
 
     def _rows(self, sql: str, *parameters: Any) -> list[Any]:
         return self._connection.execute(sql, parameters).fetchall()
-
-

@@ -46,7 +46,9 @@ _INSERT_PAYLOAD: Final = (
 )
 _LETTER: Final = "seq, kind, session, error, ended, body"
 
-FOLLOWED: Final = f"body IS NOT NULL AND state IN ({PayloadState.WAITING:d}, {PayloadState.STORED:d})"
+FOLLOWED: Final = (
+    f"body IS NOT NULL AND state IN ({PayloadState.WAITING:d}, {PayloadState.STORED:d})"
+)
 """Payloads that `live` shows, as a condition."""
 
 
@@ -268,7 +270,7 @@ class QueueTables:
         )
         body = "" if self._keep_payloads else ", body = NULL"
         self._connection.execute(
-            f"UPDATE payload SET state = ?, ended = ?{body} "  # noqa: S608 - our own names
+            f"UPDATE payload SET state = ?, ended = ?{body} "
             "WHERE seq IN (SELECT value FROM json_each(?))",
             (PayloadState.STORED, now, given),
         )
@@ -301,7 +303,7 @@ class QueueTables:
         """Put dead letters back; returns (lane, sequence number) of each."""
         which, given = _which(ids)
         back = self._connection.execute(
-            f"SELECT lane, seq FROM payload WHERE state = {PayloadState.DEAD:d} "  # noqa: S608
+            f"SELECT lane, seq FROM payload WHERE state = {PayloadState.DEAD:d} "
             f"AND body IS NOT NULL{which} ORDER BY seq",
             given,
         ).fetchall()
@@ -319,11 +321,11 @@ class QueueTables:
         which, given = _which(ids)
         dead = f"state = {PayloadState.DEAD:d}{which}"
         self.file.counts["bytes"] -= self.file.scalar(
-            f"SELECT coalesce(sum(size), 0) FROM payload WHERE {dead}",  # noqa: S608
+            f"SELECT coalesce(sum(size), 0) FROM payload WHERE {dead}",
             *given,
         )
         count = self._connection.execute(
-            f"UPDATE payload SET state = ?, body = NULL, error = NULL, session = NULL, ended = ? "  # noqa: S608
+            f"UPDATE payload SET state = ?, body = NULL, error = NULL, session = NULL, ended = ? "
             f"WHERE {dead}",
             (PayloadState.DISCARDED, time.time(), *given),
         ).rowcount
@@ -414,7 +416,7 @@ class QueueTables:
     def settled_of(self, lane: int) -> int | None:
         """The watermark of one lane; None if nothing of it waits."""
         found = self._connection.execute(
-            f"SELECT min(seq) FROM payload WHERE lane = ? AND state = {PayloadState.WAITING:d} "  # noqa: S608
+            f"SELECT min(seq) FROM payload WHERE lane = ? AND state = {PayloadState.WAITING:d} "
             "AND retried = 0",
             (lane,),
         ).fetchone()[0]
@@ -423,7 +425,7 @@ class QueueTables:
     def waiting(self, after: int, limit: int) -> list[tuple[int, int, bool]]:
         """(seq, lane, whether it is a retried letter) of what waits, in order."""
         rows = self._connection.execute(
-            f"SELECT seq, lane, retried FROM payload INDEXED BY payload_waiting "  # noqa: S608
+            f"SELECT seq, lane, retried FROM payload INDEXED BY payload_waiting "
             f"WHERE state = {PayloadState.WAITING:d} AND seq > ? ORDER BY seq LIMIT ?",
             (after, limit),
         )
@@ -432,7 +434,7 @@ class QueueTables:
     def recent(self, since: float, limit: int) -> list[tuple[float, Payload]]:
         """Accepted payloads by time of arrival, oldest first."""
         rows = self._connection.execute(
-            f"SELECT at, body FROM payload WHERE seq >= ? AND {FOLLOWED} "  # noqa: S608 - our own names
+            f"SELECT at, body FROM payload WHERE seq >= ? AND {FOLLOWED} "
             "ORDER BY seq DESC LIMIT ?",
             (first_since(self._connection, since), limit),
         ).fetchall()
@@ -463,7 +465,7 @@ class QueueTables:
             "DELETE FROM plan WHERE acknowledged < ?", (now - _KEEP_ACKNOWLEDGED_SECONDS,)
         )
         self._connection.execute(
-            f"DELETE FROM payload WHERE state = {PayloadState.DISCARDED:d} AND ended < ?",  # noqa: S608
+            f"DELETE FROM payload WHERE state = {PayloadState.DISCARDED:d} AND ended < ?",
             (now - _KEEP_KEYS_SECONDS,),
         )
         if self.file.path is None:
@@ -486,7 +488,7 @@ class QueueTables:
 def letters(limit: int) -> str:
     """The statement that reads dead letters, oldest first."""
     return (
-        f"SELECT {_LETTER} FROM payload WHERE state = {PayloadState.DEAD:d} "  # noqa: S608
+        f"SELECT {_LETTER} FROM payload WHERE state = {PayloadState.DEAD:d} "
         f"ORDER BY seq LIMIT {int(limit)}"
     )
 

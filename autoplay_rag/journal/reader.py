@@ -91,10 +91,10 @@ class JournalReader:
         with self._connected() as connection:
             connection.execute("BEGIN")  # one moment for all that is read
             names = (*COUNTERS, "bytes")
-            values = connection.execute(f"SELECT {', '.join(names)} FROM counts").fetchone()  # noqa: S608
+            values = connection.execute(f"SELECT {', '.join(names)} FROM counts").fetchone()
             counts = dict(zip(names, values, strict=True))
             oldest = connection.execute(
-                f"SELECT min(at) FROM payload INDEXED BY payload_waiting WHERE {_WAITING}"  # noqa: S608
+                f"SELECT min(at) FROM payload INDEXED BY payload_waiting WHERE {_WAITING}"
             ).fetchone()[0]
             watermark = _watermark(connection)
             health = connection.execute("SELECT value FROM meta WHERE name = 'health'").fetchone()
@@ -116,7 +116,7 @@ class JournalReader:
         """The ids of all dead letters, oldest first, however many there are."""
         with self._connected() as connection:
             rows = connection.execute(
-                f"SELECT seq FROM payload WHERE state = {PayloadState.DEAD:d} ORDER BY seq"  # noqa: S608
+                f"SELECT seq FROM payload WHERE state = {PayloadState.DEAD:d} ORDER BY seq"
             )
             return [seq for (seq,) in rows]
 
@@ -137,7 +137,7 @@ class JournalReader:
         with self._connected() as connection:
             start = after + 1 if after > 0 else first_since(connection, since)
             rows = connection.execute(
-                f"SELECT seq, at, body FROM payload WHERE seq >= ? AND at >= ? AND {FOLLOWED} "  # noqa: S608
+                f"SELECT seq, at, body FROM payload WHERE seq >= ? AND at >= ? AND {FOLLOWED} "
                 "ORDER BY seq LIMIT ?",
                 (start, since, _PAGE),
             ).fetchall()
@@ -178,7 +178,7 @@ class JournalReader:
 
 def _watermark(connection: sqlite3.Connection) -> int:
     first = connection.execute(
-        f"SELECT min(seq) FROM payload INDEXED BY payload_waiting WHERE {_WAITING} AND retried = 0"  # noqa: S608
+        f"SELECT min(seq) FROM payload INDEXED BY payload_waiting WHERE {_WAITING} AND retried = 0"
     ).fetchone()[0]
     if first is not None:
         return int(first) - 1

@@ -45,7 +45,7 @@ def insert(
             row = f"({', '.join('?' * len(part[0]))})"
             values = ", ".join([row] * size)
             inserted += connection.execute(
-                f"{verb} INTO {into} VALUES {values} {after}",  # noqa: S608 - our own names
+                f"{verb} INTO {into} VALUES {values} {after}",
                 [value for one in part for value in one],
             ).rowcount
             done += size
@@ -64,7 +64,7 @@ def delete_in(
     if not values:
         return 0
     return connection.execute(
-        f"DELETE FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))",  # noqa: S608 - our own names
+        f"DELETE FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))",
         (json_list(values),),
     ).rowcount
 
@@ -84,7 +84,7 @@ def read_all(
         A list for each row, in no order.
     """
     found = connection.execute(
-        f"SELECT json_group_array(json_array({columns})) {rest}",  # noqa: S608 - our own names
+        f"SELECT json_group_array(json_array({columns})) {rest}",
         parameters,
     ).fetchone()[0]
     rows: list[Any] = msgspec.json.decode(found)

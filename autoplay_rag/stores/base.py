@@ -25,6 +25,7 @@ __all__ = [
     "Filter",
     "Match",
     "Metadata",
+    "Moment",
     "Store",
     "StoreIdentity",
     "TextStore",
