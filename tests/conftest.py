@@ -8,16 +8,23 @@ import sqlite3
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from autoplay_rag.ingest.journal_db import JournalDb
-from autoplay_rag.ingest.ledger import Ledger
-from autoplay_rag.ingest.plan import Batch
+from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.ledger import COUNTERS, Ledger
+from autoplay_rag.journal.schema import ChunkState, PayloadState
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts nothing on the path
 
 from embedding_server import embedding_server  # noqa: F401 - a fixture for all
+from pipelines import (  # noqa: F401 - fixtures for all
+    embedder,
+    eventually,
+    make_actions_fixture,
+    make_pipeline,
+    scripted_embedder,
+    titles_fixture,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -41,49 +48,53 @@ async def no_leaked_tasks():
 @pytest.fixture(autouse=True)
 def _ledgers_are_checked(monkeypatch):
     """Fails a test in which a journal was closed whose counts are not what its tables hold."""
-    close = JournalDb.close
+    close = JournalFile.close
     wrong: list[str] = []
 
-    def checked_close(db):
+    def checked_close(file):
         try:
-            wrong.extend(faults_of(db))
+            wrong.extend(faults_of(file))
         except sqlite3.DatabaseError as error:
             if "malformed" not in str(error):  # a test may damage a journal
                 wrong.append(str(error))
-        close(db)
+        close(file)
 
-    monkeypatch.setattr(JournalDb, "close", checked_close)
+    monkeypatch.setattr(JournalFile, "close", checked_close)
     yield
     assert not wrong
 
 
-def faults_of(db: JournalDb) -> list[str]:
+def faults_of(file: JournalFile) -> list[str]:
     """What in a journal contradicts itself."""
-    counts = db.counters
+    counts = file.counts
     held = {
-        "pending": db._scalar("SELECT count(*) FROM queue"),
-        "dead": db._scalar("SELECT count(*) FROM dead"),
+        state.name: file.scalar("SELECT count(*) FROM payload WHERE state = ?", state)
+        for state in PayloadState
     }
-    known = counts["pending"] + counts["dead"] + counts["stored"] + counts["discarded"]
-    planned = {
-        seq
-        for (record,) in db._connection.execute(
-            "SELECT record FROM batches WHERE acknowledged IS NULL"
-        )
-        for chunk in msgspec.msgpack.decode(record, type=Batch).chunks
-        for seq, _ in chunk.sources
-    }
-    waiting = {seq for seq, _ in db.waiting(0, 2**62)}
-    catalogued = db._scalar(
-        "SELECT count(*) FROM catalog WHERE key IN (SELECT key FROM queue UNION ALL SELECT key FROM dead)"
+    size = file.scalar(
+        "SELECT coalesce(sum(size), 0) FROM payload WHERE state IN (?, ?)",
+        PayloadState.WAITING,
+        PayloadState.DEAD,
+    )
+    planned = file.scalar(
+        "SELECT count(*) FROM payload WHERE state <> ? AND seq IN (SELECT seq FROM chunk_payload "
+        "JOIN chunk ON number = chunk WHERE chunk.state = ?)",
+        PayloadState.WAITING,
+        ChunkState.PLANNED,
+    )
+    # What was adopted, or stored before the present format, or forgotten in memory has no number
+    # of this ledger.
+    stored = file.scalar("SELECT count(*) FROM payload WHERE state = ? AND seq > 0", 1)
+    orphans = file.scalar(
+        "SELECT count(*) FROM chunk_payload WHERE chunk NOT IN (SELECT number FROM chunk)"
     )
     claims = {
-        "the ledger balances": Ledger(**counts).balanced,
-        "what is pending stands in the queue": held["pending"] == counts["pending"],
-        "what is dead stands among the dead": held["dead"] == counts["dead"],
-        "every key waiting or dead is known": catalogued == held["pending"] + held["dead"],
-        "no key was forgotten": db._scalar("SELECT count(*) FROM catalog") == known,
-        "no plan is for what does not wait": planned <= waiting,
-        "the bytes are counted right": db._bytes == db._count_bytes(),
+        "the ledger balances": Ledger(**{name: counts[name] for name in COUNTERS}).balanced,
+        "what is pending waits": held["WAITING"] == counts["pending"],
+        "what is dead stands among the dead": held["DEAD"] == counts["dead"],
+        "no stored payload is invented": stored <= counts["stored"],
+        "no plan is for what does not wait": planned == 0,
+        "no chunk is missing": orphans == 0,
+        "the bytes are counted right": size == counts["bytes"],
     }
     return [f"not so: {claim} ({counts}, {held})" for claim, holds in claims.items() if not holds]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.content.keys import payload_key
-from autoplay_rag.ingest.journal_db import JournalDb
+from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
 from autoplay_rag.stores import MemoryStore
 from autoplay_rag.stores.base import Filter
@@ -73,20 +73,20 @@ class Crashes:
 
     @contextmanager
     def watching(self):
-        original = JournalDb.transaction
+        original = JournalFile.transaction
 
         @contextmanager
         def transaction(db):
             with original(db):
                 yield
-            if db._path == self.path:
+            if db.path == self.path:
                 self.committed()
 
-        JournalDb.transaction = transaction
+        JournalFile.transaction = transaction
         try:
             yield
         finally:
-            JournalDb.transaction = original
+            JournalFile.transaction = original
 
 
 class WatchedStore(MemoryStore):

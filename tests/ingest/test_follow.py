@@ -5,7 +5,7 @@ import pytest
 from autoplay_rag import IngestPipeline
 from autoplay_rag.errors import ConfigurationError, JournalError
 from autoplay_rag.ingest.follow import follow_journal
-from autoplay_rag.ingest.journal_reader import JournalReader
+from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.stores import MemoryStore
 
 
@@ -36,7 +36,7 @@ async def test_another_process_sees_what_is_stored_what_waits_and_what_comes(
 
 async def test_numbers_only_grow_so_that_a_restart_is_followed(tmp_path, embedder, make_actions):
     path = tmp_path / "journal.db"
-    options = {"journal": path, "journal_recent_seconds": 1e-6}
+    options = {"journal": path, "keep_payloads": False}
     async with IngestPipeline(MemoryStore(), embedder, **options) as pipeline:
         await pipeline.on_actions(make_actions("a", "Opened reports"))
         await pipeline.drain()
@@ -44,7 +44,7 @@ async def test_numbers_only_grow_so_that_a_restart_is_followed(tmp_path, embedde
             await pipeline.on_actions(make_actions("b", "Clicked export"))
             await until(lambda: live.get(session_id="b"))
             await pipeline.drain()
-            await pipeline._run._journal.do(lambda db: db.forget())
+            await pipeline._run._journal.tidy()
             await pipeline.aclose()
             await pipeline.start()
             await pipeline.on_actions(make_actions("c", "Came back"))
@@ -62,7 +62,7 @@ async def test_nothing_older_than_asked_for_is_shown(tmp_path, embedder, make_ac
 async def test_a_journal_that_keeps_nothing_shows_only_what_waits(tmp_path, embedder, make_actions):
     path = tmp_path / "journal.db"
     async with IngestPipeline(
-        MemoryStore(), embedder, journal=path, journal_recent_seconds=0
+        MemoryStore(), embedder, journal=path, keep_payloads=False
     ) as pipeline:
         await pipeline.on_actions(make_actions("a", "Opened reports"))
         await pipeline.drain()

@@ -22,7 +22,7 @@ from autoplay_rag.ingest import delivery, embedding, journal_db, stage
 from autoplay_rag.ingest import pipeline as pipelines
 from autoplay_rag.ingest import run as runs
 from autoplay_rag.ingest.failures import Pause
-from autoplay_rag.ingest.journal_reader import JournalReader
+from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.stores import ChromaStore, MemoryStore
 from autoplay_rag.stores.base import Filter
 

@@ -9,7 +9,7 @@ import pytest
 
 from autoplay_rag import Filter
 from autoplay_rag.errors import ConfigurationError, PipelineClosedError
-from autoplay_rag.stores.base import Hit, VectorStore
+from autoplay_rag.stores import Match, VectorStore
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -33,7 +33,7 @@ async def test_search_is_limited_by_what_is_known_of_a_chunk(make_pipeline, make
         assert (hit.session_id, hit.metadata["user_id"]) == ("s1", "u1")
         with pytest.raises(ConfigurationError, match="not both"):
             await pipeline.search("x", filter=Filter(), user_id="u1")
-        with pytest.raises(ConfigurationError, match="not by user"):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'user'"):
             await pipeline.search("x", user="u1")
         with pytest.raises(ConfigurationError, match="empty"):
             await pipeline.search(" ")
@@ -52,8 +52,8 @@ async def test_a_store_that_filters_wrongly_shows_nobody_elses_session(make_pipe
 
         async def query(self, vector, k, filter):
             return [
-                Hit.of("1", "mine", 0.9, {"user_id": "u1"}),
-                Hit.of("2", "yours", 0.8, {"user_id": "u2"}),
+                Match("1", "mine", 0.9, {"user_id": "u1"}),
+                Match("2", "yours", 0.8, {"user_id": "u2"}),
             ]
 
     async with make_pipeline(Careless()) as pipeline:
