@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, settings
 
 from autoplay_rag.ingest.journal_db import JournalDb
 from autoplay_rag.ingest.ledger import Ledger
@@ -18,6 +19,12 @@ from autoplay_rag.ingest.plan import Batch
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts nothing on the path
 
 from embedding_server import embedding_server  # noqa: F401 - a fixture for all
+
+# No deadline and no check for slow generation: both measure the load of the machine.
+ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=30, **ANY_SPEED)
+settings.register_profile("thorough", max_examples=500, **ANY_SPEED)
+settings.load_profile("quick")  # `--hypothesis-profile=thorough` replaces it
 
 
 @pytest.fixture(autouse=True)
