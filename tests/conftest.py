@@ -22,7 +22,7 @@ from embedding_server import embedding_server  # noqa: F401 - a fixture for all
 
 # No deadline and no check for slow generation: both measure the load of the machine.
 ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("quick", max_examples=30, **ANY_SPEED)
+settings.register_profile("quick", max_examples=50, **ANY_SPEED)
 settings.register_profile("thorough", max_examples=500, **ANY_SPEED)
 settings.load_profile("quick")  # `--hypothesis-profile=thorough` replaces it
 
