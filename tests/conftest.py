@@ -41,7 +41,7 @@ async def no_leaked_tasks():
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     if tasks:
         # Those that are ending anyway (a server's connections, say) get a moment.
-        _, tasks = await asyncio.wait(tasks, timeout=2)
+        _, tasks = await asyncio.wait(tasks, timeout=10)
     assert not tasks, f"tasks left running: {tasks}"
 
 

@@ -143,5 +143,5 @@ async def no_leaked_tasks() -> AsyncIterator[None]:
     yield
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     if tasks:
-        _, tasks = await asyncio.wait(tasks, timeout=2)  # some are ending anyway
+        _, tasks = await asyncio.wait(tasks, timeout=10)  # some are ending anyway
     assert not tasks, f"tasks left running: {tasks}"
