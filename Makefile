@@ -1,5 +1,5 @@
-# Every target sets up what it needs, from nothing: a virtual environment of its own in
-# .venv with the versions that constraints.txt names. Nothing is installed elsewhere.
+# Every target installs what it needs into a virtual environment in .venv, with the versions
+# that constraints.txt names. Nothing is installed elsewhere.
 
 VENV  ?= .venv
 # The first of these that runs and is 3.11 or later; `make PYTHON=/path/to/python` overrides.
@@ -10,69 +10,82 @@ PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PACKAGES = --editable ".[all]" $(foreach package,$(INTEGRATIONS),--editable $(package))
 INPUT := pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
 INTEGRATIONS := integrations/langchain-autoplay integrations/llama-index-readers-autoplay
-# langgraph's parts ask more of langchain-core and of each other than their metadata says.
+# How many test processes run at the same time: one per core.
+WORKERS ?= logical
+# langgraph's packages need newer versions of langchain-core and of each other than their
+# metadata says.
 OLDEST_LANGCHAIN := langchain-core==1.2.0 langchain==1.1.0 langgraph==1.0.4 \
 	langgraph-prebuilt==1.0.5 langgraph-checkpoint==3.0.1
 OLDEST_LLAMA_INDEX := llama-index-core==0.13.0 llama-index-vector-stores-chroma==0.5.5
 ALL_VERSIONS := 3.11 3.12 3.13
 
-.PHONY: help demo test test-all test-oldest test-newest lint format bench notebooks soak pins clean
+# $(call pytest,OPTIONS) runs the three suites in turn, each with its own settings.
+define pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(1)
+	@for suite in $(INTEGRATIONS); do \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(1) $$suite/tests || exit 1; \
+	done
+endef
+
+.PHONY: help demo test test-slow test-all test-oldest test-newest lint format bench notebooks soak pins clean
 .DEFAULT_GOAL := help
 
-help:  ## list the targets
+help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
-demo: $(VENV)/.demo  ## a live stream into Chroma, then questions; needs no key and no service
+demo: $(VENV)/.demo  ## Stream sample sessions into Chroma and search them; needs no key and no service
 	@$(BIN)/autoplay-rag demo
 
-test: $(VENV)/.dev  ## every test, with warnings as errors
-	$(BIN)/python -m pytest
-	@for suite in $(INTEGRATIONS); do $(BIN)/python -m pytest $$suite/tests || exit 1; done
+test: $(VENV)/.dev  ## Run all tests but the slow ones
+	$(call pytest,-m "not slow")
 
-test-all:  ## the tests on each of Python 3.11, 3.12 and 3.13 that this machine has
+test-slow: $(VENV)/.dev  ## Run the slow tests, and the property tests with more examples
+	$(call pytest,-m "slow or hypothesis" --hypothesis-profile=thorough --timeout=300)
+
+test-all:  ## Run `make test` on each of Python 3.11, 3.12 and 3.13 that is installed
 	@set -e; for v in $(ALL_VERSIONS); do \
-		python=$$(sh tools/find_python.sh $$v) || { echo "-- Python $$v: not on this machine"; continue; }; \
+		python=$$(sh tools/find_python.sh $$v) || { echo "-- Python $$v: not installed"; continue; }; \
 		echo "-- Python $$v: $$python"; \
 		$(MAKE) --no-print-directory test PYTHON="$$python" VENV=.venv-$$v; \
 	done
 
-test-oldest:  ## the integrations with the oldest LangChain and LlamaIndex they allow
+test-oldest:  ## Test the integrations with the oldest LangChain and LlamaIndex they allow
 	PYTHON="$(PYTHON)" sh tools/test_versions.sh langchain-autoplay $(OLDEST_LANGCHAIN)
 	PYTHON="$(PYTHON)" sh tools/test_versions.sh llama-index-readers-autoplay $(OLDEST_LLAMA_INDEX)
 
-test-newest:  ## the integrations with the newest ones, whatever the pins say
+test-newest:  ## Test the integrations with the newest versions, without the pins
 	@for suite in $(INTEGRATIONS); do \
 		PYTHON="$(PYTHON)" sh tools/test_versions.sh $$(basename $$suite) || exit 1; \
 	done
 
-lint: $(VENV)/.dev  ## ruff and strict mypy
+lint: $(VENV)/.dev  ## Check style and types with ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy tests/typing/api.py
 	@for package in $(INTEGRATIONS); do (cd $$package && ../../$(BIN)/python -m mypy) || exit 1; done
 
-format: $(VENV)/.dev  ## put the code into shape
+format: $(VENV)/.dev  ## Fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## the figures of the README, as ratios against a baseline in the same run
+bench: $(VENV)/.bench  ## Measure the figures of the README, each as a ratio to a baseline of the same run
 	$(BIN)/python -m benchmarks
 
-notebooks: $(VENV)/.dev  ## run the notebooks and write their outputs
+notebooks: $(VENV)/.dev  ## Run the notebooks and save their outputs
 	$(BIN)/python tools/run_notebooks.py
 
-soak: $(VENV)/.dev  ## ten minutes at 500 events a second, with faults
+soak: $(VENV)/.dev  ## Run the pipeline for ten minutes at 500 events a second, with injected faults
 	$(BIN)/python -m benchmarks.soak
 
-pins:  ## constraints.txt anew, from the newest versions that the packages allow
+pins:  ## Write constraints.txt with the newest versions that the packages allow
 	@rm -rf .venv-pins && $(PYTHON) -m venv .venv-pins && .venv-pins/bin/python -m pip install --quiet --upgrade pip
 	@.venv-pins/bin/python -m pip install --quiet $(PACKAGES) --group dev \
 		$(foreach package,$(INTEGRATIONS),--group $(package)/pyproject.toml:test)
 	@.venv-pins/bin/python -m pip list --format=freeze --exclude-editable | grep -v '^setuptools==' > constraints.txt
 	@rm -rf .venv-pins
 
-clean:  ## remove the virtual environments
+clean:  ## Remove the virtual environments
 	rm -rf .venv .venv-*
 
 $(VENV)/.pip: constraints.txt

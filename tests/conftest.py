@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.ledger import COUNTERS, Ledger
@@ -26,6 +27,12 @@ from pipelines import (  # noqa: F401 - fixtures for all
     titles_fixture,
 )
 
+# No deadline and no check for slow generation: both measure the load of the machine.
+ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=50, **ANY_SPEED)
+settings.register_profile("thorough", max_examples=500, **ANY_SPEED)
+settings.load_profile("quick")  # `--hypothesis-profile=thorough` replaces it
+
 
 @pytest.fixture(autouse=True)
 def _tasks_are_checked(request):
@@ -41,7 +48,7 @@ async def no_leaked_tasks():
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     if tasks:
         # Those that are ending anyway (a server's connections, say) get a moment.
-        _, tasks = await asyncio.wait(tasks, timeout=2)
+        _, tasks = await asyncio.wait(tasks, timeout=10)
     assert not tasks, f"tasks left running: {tasks}"
 
 

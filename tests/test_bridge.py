@@ -122,6 +122,6 @@ def test_the_garbage_collector_may_close_it_from_its_own_thread():
     next(holder["items"])
     [thread] = [thread for thread in threading.enumerate() if thread.name == NAME]
     go.set()
-    assert collected.wait(10)
-    thread.join(10)
+    assert collected.wait(30)
+    thread.join(30)
     assert alive() == []

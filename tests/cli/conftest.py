@@ -11,7 +11,18 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-COMMAND = [sys.executable, "-W", "error", "-c", "from autoplay_rag.cli import main; main()"]
+# A process inherits ignored signals, so under `nohup` the command would never see a SIGHUP.
+MAIN = """
+import signal
+signal.signal(signal.SIGHUP, signal.{hangup})
+from autoplay_rag.cli import main
+main()
+"""
+
+
+def command(*args, hangup="SIG_DFL"):
+    """The command line; `hangup="SIG_IGN"` starts the command as `nohup` does."""
+    return [sys.executable, "-W", "error", "-c", MAIN.format(hangup=hangup), *map(str, args)]
 
 
 class Running:
@@ -49,7 +60,7 @@ def cli(tmp_path):
 
     def run(*args, **env):
         return subprocess.run(
-            [*COMMAND, *map(str, args)],
+            command(*args),
             cwd=tmp_path,
             env=environment(**env),
             stdin=subprocess.DEVNULL,
@@ -67,10 +78,9 @@ def started(tmp_path):
     """Starts a command and leaves it running for a while."""
 
     @asynccontextmanager
-    async def start(*args, **env):
+    async def start(*args, hangup="SIG_DFL", **env):
         process = await asyncio.create_subprocess_exec(
-            *COMMAND,
-            *map(str, args),
+            *command(*args, hangup=hangup),
             cwd=tmp_path,
             env=environment(**env),
             stdin=asyncio.subprocess.DEVNULL,
@@ -105,7 +115,7 @@ def started_on_terminal(tmp_path):
     def start(*args, **env):
         master, slave = pty.openpty()
         process = subprocess.Popen(
-            [*COMMAND, *map(str, args)],
+            command(*args),
             cwd=tmp_path,
             env=environment(TERM="xterm-256color", COLUMNS="120", **env),
             stdin=slave,

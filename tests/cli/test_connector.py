@@ -37,6 +37,17 @@ async def test_a_recording_a_token_and_other_signals(started, tmp_path, number):
     assert "uk_secret" not in out + err
 
 
+async def test_started_with_nohup_it_survives_a_hangup(started):
+    async with started("connector", "--port", "0", hangup="SIG_IGN") as running:
+        await running.line("serving")
+        running.interrupt(signal.SIGHUP)
+        running.interrupt()
+        code, _, err = await running.end()
+    # A hangup that counted would make the Ctrl-C the second one, which exits with 1.
+    assert code == 0
+    assert "left at once" not in err
+
+
 async def test_a_port_in_use_is_said_in_one_line(ended):
     async with LocalConnector([]) as connector:
         port = httpx.URL(connector.url).port

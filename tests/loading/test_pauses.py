@@ -24,7 +24,7 @@ async def test_a_time_that_has_come_is_told_and_loses_no_item():
     queue: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     due = [loop.time() + 0.01]
-    async with asyncio.timeout(10), aclosing(with_pauses(queued(queue), lambda: due[0])) as items:
+    async with asyncio.timeout(30), aclosing(with_pauses(queued(queue), lambda: due[0])) as items:
         assert await anext(items) is None
         due[0] = None
         queue.put_nowait("a")
@@ -50,7 +50,7 @@ async def test_closing_leaves_no_task():
 
     before = asyncio.all_tasks()
     items = with_pauses(hanging(), asyncio.get_running_loop().time)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await anext(items) is not None:
             pass
         while await anext(items) is not None:

@@ -7,11 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
+
+
+# No deadline and no check for slow generation: both measure the load of the machine.
+ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=50, **ANY_SPEED)
+settings.register_profile("thorough", max_examples=500, **ANY_SPEED)
+settings.load_profile("quick")  # `--hypothesis-profile=thorough` replaces it
 
 
 class WordEmbeddings(Embeddings):

@@ -14,11 +14,18 @@ import chromadb
 import pytest
 from autoplay_rag.connector.recording import RecordingWriter
 from autoplay_rag.payloads import Payload
+from hypothesis import HealthCheck, settings
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from llama_index.vector_stores.chroma import ChromaVectorStore
+
+# No deadline and no check for slow generation: both measure the load of the machine.
+ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=50, **ANY_SPEED)
+settings.register_profile("thorough", max_examples=500, **ANY_SPEED)
+settings.load_profile("quick")  # `--hypothesis-profile=thorough` replaces it
 
 DIMENSIONS = 64
 
@@ -136,5 +143,5 @@ async def no_leaked_tasks() -> AsyncIterator[None]:
     yield
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     if tasks:
-        _, tasks = await asyncio.wait(tasks, timeout=2)  # some are ending anyway
+        _, tasks = await asyncio.wait(tasks, timeout=10)  # some are ending anyway
     assert not tasks, f"tasks left running: {tasks}"

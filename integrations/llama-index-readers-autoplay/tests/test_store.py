@@ -113,7 +113,7 @@ async def test_an_empty_store_finds_nothing_and_takes_nothing(store: LlamaIndexS
         (Filter(since=15, until=15), {"b"}),
         (Filter(session_id="s1", since=15, kind="summary"), {"b"}),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, Filter) else "",
 )
 async def test_filters(store: LlamaIndexStore, filter: Filter, expected: set[str]):
     await store.upsert(

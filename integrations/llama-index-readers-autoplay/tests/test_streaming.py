@@ -92,16 +92,17 @@ def visits(make_payload, count: int) -> list[Any]:
     ]
 
 
-async def test_a_recording_of_2000_events_ingested_twice_leaves_exactly_the_same_nodes(
-    target: Target, record, make_payload
+@pytest.mark.parametrize("count", [200, pytest.param(2_000, marks=pytest.mark.slow)])
+async def test_a_recording_ingested_twice_leaves_exactly_the_same_nodes(
+    target: Target, record, make_payload, count
 ):
-    path = record(visits(make_payload, 2_000))
+    path = record(visits(make_payload, count))
     ledger = await ingest(target, path)
-    assert (ledger.received, ledger.stored) == (2_000, 2_000)
+    assert (ledger.received, ledger.stored) == (count, count)
     first = stored(target)
-    assert len(first) > 500
+    assert len(first) > count / 4
     again = await ingest(target, path)
-    assert again.stored == 2_000
+    assert again.stored == count
     assert stored(target) == first
 
 
@@ -417,7 +418,7 @@ async def test_whoever_waits_learns_of_the_end(index: VectorStoreIndex, local_co
         await asyncio.wait([given_up])
         assert not waiting.done()
         await live.aclose()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await waiting
 
 
