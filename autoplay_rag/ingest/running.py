@@ -89,7 +89,7 @@ class RunningPipeline:
             max_bytes=settings.journal_max_bytes,
             keep_payloads=settings.keep_payloads,
             model=model,
-            on_accepted=self._accepted,
+            on_entry=self._committed,
             on_returned=self._returned,
         )
         self._pairing = Pairing(
@@ -225,14 +225,16 @@ class RunningPipeline:
         seq = self.watermark.take()
         self.last_received = self.loop.time()
         try:
-            future = self._journal.accept(self._intake.entry(payload, seq))
+            return self._journal.accept(self._intake.entry(payload, seq))
         except BaseException:
             self.watermark.settle((seq,))
             raise
-        future.add_done_callback(self._watch_overflow)
-        return future
 
-    def _accepted(self, entry: Entry) -> None:
+    def _committed(self, entry: Entry, outcome: Outcome | None) -> None:
+        self._watch_overflow(outcome)
+        if outcome != "accepted":
+            self.watermark.settle((entry.seq,))
+            return
         self._batcher.add(entry.lane, entry.seq, self.loop.time())
         self._worker.wake()
         if entry.payload is not None:
@@ -244,18 +246,15 @@ class RunningPipeline:
         except Exception as error:  # noqa: BLE001 - a redacted payload may hold anything
             _log.error("a payload is stored, but not shown live: %s", type(error).__name__)
 
-    def _watch_overflow(self, future: asyncio.Future[Outcome]) -> None:
-        if future.cancelled():
-            return
-        error = future.exception()
-        if error is None and future.result() in ("duplicate", "filtered"):
+    def _watch_overflow(self, outcome: Outcome | None) -> None:
+        if outcome in ("duplicate", "filtered"):
             return  # says nothing about room
-        overflow = isinstance(error, JournalError) if error else future.result() == "overflow"
+        overflow = outcome in (None, "overflow")
         if overflow and not self._overflowing:
             _log.error(
-                "the journal takes no more (%s): payloads are being LOST and counted as overflow; "
-                "raise journal_max_bytes, make room, or see why the store does not keep up",
-                error or "it or its disk is full",
+                "the journal takes no more: it or its disk is full, or it cannot be written. "
+                "Payloads are being LOST and counted as overflow; raise journal_max_bytes, make "
+                "room, or see why the store does not keep up"
             )
         self._overflowing = overflow
 

@@ -10,7 +10,6 @@ from functools import partial
 from typing import TypeVar
 
 from autoplay_rag._describe import describe
-from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.batching import Batcher, Gathered
 from autoplay_rag.ingest.chunk_writer import ChunkWriter, Operation, Upsert
 from autoplay_rag.ingest.planner import Planner
@@ -157,7 +156,7 @@ class Worker:
             plans = [plan for plan, _ in made]
             known = [session for _, session in made if session is not None]
             await self._journal.record_plans(plans, known)
-        except JournalError as error:
+        except Exception as error:  # noqa: BLE001 - the journal, or memory: either may be back later
             if len(gathered) > 1:
                 # One of them may have failed for all.
                 for item in gathered:
@@ -238,7 +237,7 @@ class Worker:
                     del self._to_divide[0]
                 while ended := list(self._ended):
                     await self._acknowledge(ended)
-            except JournalError as error:
+            except Exception as error:  # noqa: BLE001 - the journal, or memory: either may be back
                 # What is stored is stored; only the note of it has to wait.
                 self._settling = _noted("acknowledging", error)
                 self._settle.set()

@@ -28,7 +28,7 @@ from autoplay_rag.journal.catalog import CatalogTables
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.ledger import Counts
 from autoplay_rag.journal.queue import QueueTables
-from autoplay_rag.journal.writer import Writer
+from autoplay_rag.journal.writer import OnEntry, Writer
 from autoplay_rag.payloads import Payload
 
 __all__ = ["SqliteJournal"]
@@ -45,8 +45,8 @@ class SqliteJournal(Journal):
         max_bytes: The most bytes of payloads that wait or are dead.
         keep_payloads: Whether the bodies of stored payloads are kept. Never in memory.
         model: Names the embedder of what is acknowledged.
-        on_accepted: Called on the loop for each entry that was taken into the queue, in the order
-            in which they were handed over, before its `accept` ends.
+        on_entry: Called on the loop for each entry with what became of it, in the order in which
+            they were handed over, before its `accept` ends; None if it could not be written.
         on_returned: Called on the loop with (lane, sequence number) of each dead letter that was
             put back, as soon as that is committed.
     """
@@ -59,7 +59,7 @@ class SqliteJournal(Journal):
         max_bytes: int = 2**30,
         keep_payloads: bool = True,
         model: str = "",
-        on_accepted: Callable[[Entry], None],
+        on_entry: OnEntry,
         on_returned: Returned,
     ) -> None:
         self._path = path
@@ -69,7 +69,7 @@ class SqliteJournal(Journal):
         self._model = model
         self._on_returned = on_returned
         self._lock = FileLock(path.with_name(path.name + ".lock")) if path else None
-        self._writer = Writer(path, self._open_tables, self._close_tables, on_accepted)
+        self._writer = Writer(path, self._open_tables, self._close_tables, on_entry)
         self._tables: QueueTables
         self._catalog: CatalogTables
 

@@ -24,11 +24,13 @@ from autoplay_rag.errors import AutoplayError, JournalError, PipelineClosedError
 from autoplay_rag.journal.base import Entry, Outcome
 from autoplay_rag.journal.file import JournalFile
 
-__all__ = ["Tables", "Writer"]
+__all__ = ["OnEntry", "Tables", "Writer"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+OnEntry: TypeAlias = Callable[[Entry, Outcome | None], None]
 
 _GROUP = 256
 """The most entries in one commit: more would delay whoever waits behind them."""
@@ -81,8 +83,8 @@ class Writer:
         open_tables: Opens the tables; runs in the writer's thread.
         close_tables: Runs in the writer's thread at the end, also if opening failed; told whether
             it did.
-        on_accepted: Called on the loop for each entry that was taken into the queue, in the order
-            in which they were handed over, before its future ends.
+        on_entry: Called on the loop for each entry with what became of it, in the order in which
+            they were handed over, before its future ends; None if it could not be written.
 
     Attributes:
         problem: What prevents writing, in one line; None while all is well.
@@ -93,12 +95,12 @@ class Writer:
         name: Path | None,
         open_tables: Callable[[], Tables],
         close_tables: Callable[[Tables | None], None],
-        on_accepted: Callable[[Entry], None],
+        on_entry: OnEntry,
     ) -> None:
         self._name = name
         self._open_tables = open_tables
         self._close_tables = close_tables
-        self._on_accepted = on_accepted
+        self._on_entry = on_entry
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._closed = False
         self.problem: str | None = None
@@ -282,8 +284,8 @@ class Writer:
             if isinstance(item, _Work):
                 if item.then and not isinstance(result, _Failure):
                     item.then(result)
-            elif result == "accepted":
-                self._on_accepted(item.entry)
+            else:
+                self._on_entry(item.entry, None if isinstance(result, _Failure) else result)
             _settle(item.future, result)
 
 

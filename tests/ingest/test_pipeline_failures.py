@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import socket
 from collections import Counter
@@ -18,10 +19,10 @@ from starlette.responses import HTMLResponse, JSONResponse
 from autoplay_rag import AsyncConnectorClient, IngestPipeline
 from autoplay_rag.embedders import OpenAIEmbedder
 from autoplay_rag.errors import JournalLockedError, PipelineError
-from autoplay_rag.ingest import delivery, embedding, journal_db, stage
+from autoplay_rag.content.probe import PROBE
+from autoplay_rag.ingest import chunk_writer, embedding, planner, retries, worker
 from autoplay_rag.ingest import pipeline as pipelines
-from autoplay_rag.ingest import run as runs
-from autoplay_rag.ingest.failures import Pause
+from autoplay_rag.ingest import running as running_pipelines
 from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.stores import ChromaStore, MemoryStore
 from autoplay_rag.stores.base import Filter
@@ -32,8 +33,9 @@ pytestmark = pytest.mark.timeout(40)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """The same waits, shorter."""
-    monkeypatch.setattr(stage, "_LONE_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(stage, "Pause", lambda: Pause(0.02, 0.1))
+    monkeypatch.setattr(retries, "_LONE_RETRY_SECONDS", 0.01)
+    pause = retries.Pause
+    monkeypatch.setattr(retries, "Pause", lambda: pause(0.02, 0.1))
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ async def test_an_answer_that_is_an_outage_costs_nothing(
         ledger = pipeline.ledger
         assert (ledger.stored, ledger.dead) == (4, 0)
         assert ledger.retries >= 5
-        assert pipeline.trouble is None
+        assert pipeline.health.state == "ok"
     warnings = [r.message for r in caplog.records if r.name.startswith("autoplay_rag")]
     assert sum("is not available" in message for message in warnings) == 1
     assert sum("embedder is back" in message for message in warnings) == 1
@@ -133,8 +135,8 @@ async def test_a_rate_limit_is_waited_out_once_by_all(
     embedding_server.answer = answer
     async with running(embed_concurrency=4) as pipeline:
         await send(pipeline, make_actions, "first", session="first")
-        await eventually(lambda: pipeline.trouble)
-        assert "429" in pipeline.trouble
+        await eventually(lambda: pipeline.health.reasons)
+        assert "429" in str(pipeline.health)
         for i in range(4):  # they come while all wait
             await send(pipeline, make_actions, f"{i}", session=f"s{i}")
         await pipeline.drain()
@@ -150,7 +152,7 @@ async def test_a_service_that_does_not_answer_is_an_outage(running, embedding_se
         while len(embedding_server.requests) < 2:
             await embedding_server.asked.wait()
             embedding_server.asked.clear()
-        assert "did not answer within 0.1 s" in pipeline.trouble
+        assert "did not answer within 0.1 s" in str(pipeline.health)
         embedding_server.hang.set()
         await pipeline.drain()
         assert await stored(pipeline) == Counter("ab")
@@ -163,7 +165,7 @@ async def test_a_service_that_is_not_there_yet_is_an_outage(running, make_action
         async with running(url=url) as pipeline:
             await send(pipeline, make_actions, "a", "b")
             await eventually(lambda: pipeline.ledger.retries >= 3)
-            assert "could not be reached" in pipeline.trouble
+            assert "could not be reached" in str(pipeline.health)
             bound.listen()
             async with serving(bound):
                 await pipeline.drain()
@@ -208,7 +210,7 @@ async def test_a_service_that_answers_wrongly_to_everything_kills_nothing(
         await pipeline.drain()
         embedding_server.answer = spoil
         await send(pipeline, make_actions, "a", "b", "c")
-        await eventually(lambda: pipeline.trouble)  # not even the probe went through
+        await eventually(lambda: pipeline.health.reasons)  # not even the probe went through
         retries = pipeline.ledger.retries
         await eventually(lambda: pipeline.ledger.retries > retries + 5)
         assert (pipeline.ledger.pending, pipeline.ledger.dead) == (3, 0)
@@ -325,12 +327,12 @@ async def test_a_store_that_dies_and_comes_back_loses_nothing(running, make_acti
         store.failure = lambda chunks: ConnectionResetError("gone")
         await send(pipeline, make_actions, "b", "c")
         await eventually(lambda: store.upserts > 10)
-        assert pipeline.trouble == "store: ConnectionResetError: gone"
+        assert pipeline.health.reasons == ("store: ConnectionResetError: gone",)
         assert pipeline.ledger.dead == 0
         store.failure = lambda chunks: None
         await pipeline.drain()
         assert await stored(pipeline) == Counter("abc")
-        assert pipeline.trouble is None
+        assert pipeline.health.state == "ok"
 
 
 async def test_what_a_store_refuses_dies_alone(running, make_actions):
@@ -358,7 +360,7 @@ async def test_the_last_payload_is_given_up_too_if_the_store_refuses_it(running,
         await pipeline.drain(10.0)
         assert (pipeline.ledger.stored, pipeline.ledger.dead) == (1, 1)
         assert await stored(pipeline) == Counter(["a"])
-        assert pipeline.trouble is None
+        assert pipeline.health.state == "ok"
 
 
 async def test_what_shows_that_a_store_is_well_leaves_nothing_in_it(running, make_actions):
@@ -381,7 +383,7 @@ async def test_what_shows_that_a_store_is_well_leaves_nothing_in_it(running, mak
 async def test_of_a_payload_in_several_chunks_that_dies_no_part_stays(
     running, make_actions, monkeypatch
 ):
-    monkeypatch.setattr(delivery, "_JOURNAL_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "_JOURNAL_RETRY_SECONDS", 0.01)
     store = FlakyStore()
     store.failure = lambda chunks: (
         ValueError("bad metadata") if any("poison" in c.text for c in chunks) else None
@@ -402,7 +404,7 @@ async def test_of_a_payload_in_several_chunks_that_dies_no_part_stays(
         await pipeline.drain(10.0)
         assert (pipeline.ledger.stored, pipeline.ledger.dead) == (2, 1)
         assert await stored(pipeline) == Counter(["before", "after"])
-        assert pipeline.trouble is None
+        assert pipeline.health.state == "ok"
 
 
 async def test_a_store_that_cannot_delete_holds_nobody_up(running, make_actions, caplog):
@@ -419,7 +421,7 @@ async def test_a_store_that_cannot_delete_holds_nobody_up(running, make_actions,
         await pipeline.on_actions(make_actions("t", "a", "b", "poison", "d"))
         await pipeline.drain(10.0)
         assert pipeline.ledger.dead == 1
-        assert all(hit.text != embedding.PROBE for hit in await pipeline.search("?", 10))
+        assert all(hit.text != PROBE for hit in await pipeline.search("?", 10))
         assert "stay in the store" in caplog.text
 
 
@@ -430,23 +432,23 @@ async def test_a_store_that_refuses_everything_is_said_to(
     store.failure = lambda chunks: AttributeError("no such method")
     async with running(store, journal=tmp_path / "j.db") as pipeline:
         await send(pipeline, make_actions, "a", "b")
-        await eventually(lambda: pipeline.trouble)
-        assert pipeline.trouble == "store: AttributeError: no such method"
-        assert "the store refuses a payload and has taken nothing since" in caplog.text
+        await eventually(lambda: pipeline.health.reasons)
+        assert pipeline.health.reasons == ("store: AttributeError: no such method",)
+        assert "the store refuses an item and has taken nothing since" in caplog.text
         assert pipeline.ledger.dead == 0
         status = JournalReader(tmp_path / "j.db").status
-        await eventually(lambda: status().health == pipeline.trouble)
+        await eventually(lambda: status().health == pipeline.health)
         store.failure = lambda chunks: None
         await pipeline.drain(10.0)
-        assert pipeline.trouble is None
+        assert pipeline.health.state == "ok"
         assert pipeline.ledger.stored == 2
 
 
 async def test_a_backlog_of_large_payloads_is_stored_a_few_at_a_time(
     running, make_actions, monkeypatch, caplog
 ):
-    monkeypatch.setattr(journal_db, "_PLAN_BYTES", 300_000)
-    monkeypatch.setattr(delivery, "_MOST_CHARACTERS", 300_000)
+    monkeypatch.setattr(worker, "_PLAN_BYTES", 300_000)
+    monkeypatch.setattr(worker, "_MOST_CHARACTERS", 300_000)
     most = 0
     names = [f"{n} " + "x" * 100_000 for n in range(12)]
     async with running(MemoryStore(), batch_window=60.0) as pipeline:
@@ -455,13 +457,13 @@ async def test_a_backlog_of_large_payloads_is_stored_a_few_at_a_time(
 
         def watched(self, chunks, vectors, upsert=MemoryStore.upsert):
             nonlocal most
-            most = max(most, pipeline._run._delivery._characters)
+            most = max(most, pipeline._run._writer.characters)
             return upsert(self, chunks, vectors)
 
         monkeypatch.setattr(MemoryStore, "upsert", watched)
         await pipeline.drain(20.0)
         assert await stored(pipeline) == Counter(names)
-        assert pipeline._run._delivery._characters == 0
+        assert pipeline._run._writer.characters == 0
     assert 0 < most < 700_000
     assert not caplog.records
 
@@ -470,26 +472,26 @@ async def test_what_cannot_be_planned_waits_and_is_said(
     running, make_actions, monkeypatch, eventually
 ):
     """As when memory does not suffice: others are planned, and it is tried again."""
-    monkeypatch.setattr(delivery, "_JOURNAL_RETRY_SECONDS", 0.01)
-    decoded, short = journal_db.decoded, True
+    monkeypatch.setattr(worker, "_JOURNAL_RETRY_SECONDS", 0.01)
+    decoded, short = planner.decoded, True
 
     def decode(body):
-        if short and "large" in body:
+        if short and b"large" in body:
             raise MemoryError
         return decoded(body)
 
-    monkeypatch.setattr(journal_db, "decoded", decode)
+    monkeypatch.setattr(planner, "decoded", decode)
     async with running(MemoryStore()) as pipeline:
         await send(pipeline, make_actions, "large", session="s")
-        await eventually(lambda: pipeline.trouble)
-        assert "MemoryError" in pipeline.trouble
+        await eventually(lambda: pipeline.health.reasons)
+        assert "MemoryError" in str(pipeline.health)
         await send(pipeline, make_actions, "a", session="t")
         await eventually(lambda: pipeline.ledger.stored == 1)
         assert pipeline.ledger.pending == 1
         short = False
         await pipeline.drain(10.0)
         assert await stored(pipeline) == Counter(["large", "a"])
-        assert pipeline.trouble is None
+        assert pipeline.health.state == "ok"
 
 
 async def test_a_pipeline_that_failed_says_so(running, make_actions, monkeypatch, tmp_path, caplog):
@@ -499,12 +501,12 @@ async def test_a_pipeline_that_failed_says_so(running, make_actions, monkeypatch
         def broken(*_args):
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(pipeline._run._delivery, "_begin", broken)
+        monkeypatch.setattr(pipeline._run._worker, "_begin", broken)
         await send(pipeline, make_actions, "a")
         with pytest.raises(PipelineError, match="RuntimeError: a bug"):
             await pipeline.drain(10.0)
-        assert pipeline.trouble == "the pipeline failed: RuntimeError: a bug"
-        assert JournalReader(tmp_path / "j.db").status().health == pipeline.trouble
+        assert pipeline.health.reasons == ("the pipeline failed: RuntimeError: a bug",)
+        assert JournalReader(tmp_path / "j.db").status().health == pipeline.health
         assert pipeline.ledger.pending == 1
     assert "stores nothing more" in caplog.text
     async with running(MemoryStore(), journal=tmp_path / "j.db") as pipeline:
@@ -613,7 +615,7 @@ async def test_a_cancelled_end_leaves_no_lock_behind(running, make_actions, embe
 async def test_an_embedder_that_cannot_be_cancelled_is_not_waited_for(
     running, make_actions, embedder, monkeypatch, caplog
 ):
-    monkeypatch.setattr(runs, "_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(running_pipelines, "_GRACE_SECONDS", 0.05)
     let_go = asyncio.Event()
 
     async def embed(_texts):
@@ -651,7 +653,7 @@ async def test_ingest_gives_up_on_an_outage_that_lasts(  # noqa: PLR0917 - fixtu
 async def test_a_request_without_an_answer_is_said(
     running, make_actions, embedder, monkeypatch, eventually
 ):
-    monkeypatch.setattr(stage, "_SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(chunk_writer, "_SLOW_SECONDS", 0.05)
     gate = asyncio.Event()
 
     async def wait(_texts):
@@ -660,12 +662,12 @@ async def test_a_request_without_an_answer_is_said(
     embedder.script = wait
     async with running(embedder=embedder) as pipeline:
         await send(pipeline, make_actions, "a")
-        await eventually(lambda: pipeline.trouble)
-        assert pipeline.trouble == "embedder: a request has had no answer for 0 s"
+        await eventually(lambda: pipeline.health.reasons)
+        assert pipeline.health.reasons == ("embedder: a request has had no answer for 0 s",)
         embedder.script = lambda texts: None
         gate.set()
         await pipeline.drain(10.0)
-        assert pipeline.trouble is None
+        assert pipeline.health.state == "ok"
 
 
 async def test_a_link_to_a_journal_is_that_journal(running, tmp_path):
@@ -692,13 +694,13 @@ async def test_the_days_budget_pauses_embedding_and_nothing_else(  # noqa: PLR09
         await send(pipeline, make_actions, "a" * 80)
         await pipeline.drain()
         await send(pipeline, make_actions, "b" * 50)
-        await eventually(lambda: pipeline.trouble)
-        assert "max_embed_tokens_per_day=100 is used up" in pipeline.trouble
+        await eventually(lambda: pipeline.health.reasons)
+        assert "max_embed_tokens_per_day=100 is used up" in str(pipeline.health)
         assert "max_embed_tokens_per_day" in caplog.text
         await send(pipeline, make_actions, "c" * 50)
         assert (pipeline.ledger.stored, pipeline.ledger.pending) == (1, 2)
     async with running(**options) as pipeline:  # a restart is no new day
-        await eventually(lambda: pipeline.trouble)
+        await eventually(lambda: pipeline.health.reasons)
         assert pipeline.ledger.embed_requests == 0
         status = JournalReader(tmp_path / "j.db").status()
         assert status.ledger.pending == 2
@@ -730,7 +732,7 @@ async def test_requests_at_once_do_not_spend_the_budget_several_times(
     async with running(embedder=embedder, **options) as pipeline:
         for i in range(8):
             await send(pipeline, make_actions, f"{i:050}", session=f"s{i}")
-        await eventually(lambda: len(embedder.requests) == 2 and pipeline.trouble)
+        await eventually(lambda: len(embedder.requests) == 2 and pipeline.health.reasons)
         embedder.script = lambda texts: None
         gate.set()
         await eventually(lambda: pipeline.ledger.stored == 2)
@@ -747,7 +749,7 @@ async def test_a_service_that_counts_no_tokens_is_taken_at_the_estimate(
         await send(pipeline, make_actions, "a" * 80)
         await pipeline.drain(10.0)
         await send(pipeline, make_actions, "b" * 50)
-        await eventually(lambda: pipeline.trouble)
+        await eventually(lambda: pipeline.health.reasons)
         assert pipeline.ledger.embed_tokens == 80
 
 
@@ -770,15 +772,18 @@ async def test_a_full_disk_loses_only_what_came_meanwhile_and_says_so(
     async with running(journal=tmp_path / "j.db", drain_timeout=5.0) as pipeline:
 
         async def limit(pages=None):
-            def change(db):
-                most = pages or db._scalar("PRAGMA page_count")
-                db._connection.execute(f"PRAGMA max_page_count = {most}")
+            journal = pipeline._run._journal
 
-            await pipeline._run._journal.do(change)
+            def change():
+                file = journal._tables.file
+                most = pages or file.scalar("PRAGMA page_count")
+                file.connection.execute(f"PRAGMA max_page_count = {most}")
+
+            await journal._writer.run(change)
 
         await send(pipeline, make_actions, "before")
         await limit()
-        lost = ["x" * 50_000 + str(i) for i in range(5)]
+        lost = [random.Random(i).randbytes(50_000).hex() for i in range(5)]
         await send(pipeline, make_actions, *lost)
         assert pipeline.ledger.overflow == 5
         assert pipeline.ledger.balanced
