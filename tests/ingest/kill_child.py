@@ -21,11 +21,12 @@ from pathlib import Path
 
 from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
 from autoplay_rag.embedders.base import Embedder
-from autoplay_rag.ingest.journal_db import JournalDb
+from autoplay_rag.journal.queue import QueueTables
 from autoplay_rag.stores import ChromaStore
 
 SESSIONS = 100
 SENDERS = 8
+STEPS = {"record_plans": "plan"}
 
 
 def say(line: str) -> None:
@@ -61,16 +62,16 @@ class TalkingStore(ChromaStore):
 
 def talk(name: str) -> None:
     """Have a method of the journal say when it begins and ends."""
-    method = getattr(JournalDb, name)
+    method = getattr(QueueTables, name)
 
     def talking(*args):
-        with step(name):
+        with step(STEPS.get(name, name)):
             time.sleep(0.001)  # a kill takes about as long to come: let it find some before,
             result = method(*args)
             time.sleep(0.001)  # and some after
             return result
 
-    setattr(JournalDb, name, talking)
+    setattr(QueueTables, name, talking)
 
 
 def payload(number: int) -> ActionsPayload:
@@ -91,7 +92,7 @@ async def send(pipeline: IngestPipeline, numbers) -> None:
 
 
 async def main(folder: Path, events: int) -> None:
-    for name in ("plan", "replan", "acknowledge", "accept"):
+    for name in ("record_plans", "acknowledge", "accept"):
         talk(name)
     store = TalkingStore(folder / "chroma")
     reported = set((folder / "reported").read_text().split())

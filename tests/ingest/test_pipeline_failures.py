@@ -685,12 +685,13 @@ async def test_the_days_budget_pauses_embedding_and_nothing_else(  # noqa: PLR09
     running, make_actions, tmp_path, monkeypatch, caplog, embedder, eventually
 ):
     embedder.count_tokens = len
+    store = MemoryStore()
     options = {
         "embedder": embedder,
         "journal": tmp_path / "j.db",
         "max_embed_tokens_per_day": 100,
     }
-    async with running(**options) as pipeline:
+    async with running(store, **options) as pipeline:
         await send(pipeline, make_actions, "a" * 80)
         await pipeline.drain()
         await send(pipeline, make_actions, "b" * 50)
@@ -699,14 +700,14 @@ async def test_the_days_budget_pauses_embedding_and_nothing_else(  # noqa: PLR09
         assert "max_embed_tokens_per_day" in caplog.text
         await send(pipeline, make_actions, "c" * 50)
         assert (pipeline.ledger.stored, pipeline.ledger.pending) == (1, 2)
-    async with running(**options) as pipeline:  # a restart is no new day
+    async with running(store, **options) as pipeline:  # a restart is no new day
         await eventually(lambda: pipeline.health.reasons)
         assert pipeline.ledger.embed_requests == 0
         status = JournalReader(tmp_path / "j.db").status()
         assert status.ledger.pending == 2
     monkeypatch.setattr(embedding, "today", lambda: "2999-01-01")
     monkeypatch.setattr(embedding, "datetime", _Later)
-    async with running(**options) as pipeline:
+    async with running(store, **options) as pipeline:
         await pipeline.drain(5.0)
         assert pipeline.ledger.stored == 3
 
