@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import autoplay_rag.payloads
 from autoplay_rag.decoding import decode
 from autoplay_rag.errors import AutoplayError, DecodeError, UnknownPayloadError
 from autoplay_rag.live import LiveSessions
@@ -93,6 +94,13 @@ def test_what_is_written_is_read_again(payload):
     assert repairs(written.encode()) == (payload, [])
     assert type(payload).from_dict(payload.to_dict()) == payload
     assert payload.to_dict()["type"] == payload.kind
+
+
+def test_decode_is_found_beside_the_types_too():
+    assert autoplay_rag.payloads.decode is decode
+    assert "decode" in dir(autoplay_rag.payloads)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = autoplay_rag.payloads.nothing
 
 
 @given(payloads)
