@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from autoplay_rag import Filter
-from autoplay_rag.errors import ConfigurationError, StoreRejectedError
-from autoplay_rag.stores.base import Chunk, Match, TextStore
+from autoplay_rag import Chunk, Filter
+from autoplay_rag.errors import ConfigurationError, MissingCapabilityError, StoreRejectedError
+from autoplay_rag.stores import Capability, Changes, Match, StoreIdentity, TextStore
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
@@ -30,6 +30,20 @@ class LangChainStore(TextStore):
     never searches everyone instead. A hit's score is the cosine similarity for those five,
     where their vectors have length 1; otherwise what the store gives.
 
+    What else it can do depends on the vector store, and `capabilities` says it:
+
+    - `InMemoryVectorStore`, `FAISS`, `PGVector`: delete, get, scan, update_metadata, drop. A FAISS
+      whose index cannot remove vectors (HNSW) can neither delete nor drop.
+    - `Chroma`: the same, and identity, which stands in the metadata of the collection.
+    - `PGVectorStore` and all others: delete and get, where the class overrides those methods of
+      LangChain's base class.
+
+    Documents that others keep in the same vector store are neither scanned nor dropped.
+
+    Attributes:
+        persistent: False for `InMemoryVectorStore`, `FAISS` and a Chroma in memory: a pipeline
+            with a journal fills them again when they start empty. It may be set.
+
     Args:
         vectorstore: Any LangChain vector store that replaces documents with the same id.
         filter_builder: Makes what the store takes as `filter=` out of an `autoplay_rag.Filter`;
@@ -38,7 +52,7 @@ class LangChainStore(TextStore):
             longer where the vector store does (`langchain-chroma`).
 
     Raises:
-        ConfigurationError: If it is no vector store.
+        ConfigurationError: If it is not a vector store.
 
     Example:
         >>> import asyncio
@@ -71,6 +85,12 @@ class LangChainStore(TextStore):
             raise ConfigurationError(f"max_batch must be above 0, not {max_batch!r}")
         self.max_batch = max_batch
         self._kind = kind_of(vectorstore, filter_builder)
+        self.persistent = self._kind.persistent
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What the vector store can do beyond storing and searching."""
+        return self._kind.capabilities
 
     def __repr__(self) -> str:
         return f"<LangChainStore of {type(self._kind.store).__name__}>"
@@ -81,9 +101,83 @@ class LangChainStore(TextStore):
             await self._kind.add([_document(chunk) for chunk in chunks])
 
     async def delete(self, ids: Sequence[str]) -> None:
-        """Delete chunks; an unknown id is no error."""
+        """Delete chunks; an unknown id is not an error.
+
+        Raises:
+            MissingCapabilityError: If the vector store cannot delete.
+        """
+        self._need("delete")
         if ids:
             await self._kind.delete(list(ids))
+
+    async def get(self, ids: Sequence[str]) -> list[Chunk]:
+        """The chunks with these ids, in any order; unknown ids are left out.
+
+        Raises:
+            MissingCapabilityError: If the vector store cannot find documents by id.
+        """
+        self._need("get")
+        if not ids:
+            return []
+        found = await self._kind.get(list(dict.fromkeys(ids)))
+        return [_chunk(document) for document in found]
+
+    def scan(self, page: int = 500) -> AsyncIterator[list[Chunk]]:
+        """All chunks, in pages; documents of others are left out.
+
+        Args:
+            page: The most chunks in one page.
+
+        Raises:
+            MissingCapabilityError: If the vector store cannot list its documents.
+        """
+        self._need("scan")
+        return self._scan(page)
+
+    async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
+        """Change metadata without embedding anew; an unknown id is not an error.
+
+        Args:
+            changes: By chunk id, the keys to set, or to remove by None. Other keys stay.
+
+        Raises:
+            MissingCapabilityError: If the vector store cannot do that.
+        """
+        self._need("update_metadata")
+        if changes:
+            with _rejections():
+                await self._kind.update_metadata(changes)
+
+    async def drop(self) -> None:
+        """Delete all chunks and the identity. Documents of others stay.
+
+        Raises:
+            MissingCapabilityError: If the vector store cannot list or delete documents.
+        """
+        self._need("drop")
+        ids = [chunk.id async for chunks in self._scan(500) for chunk in chunks]
+        for start in range(0, len(ids), 500):
+            await self._kind.delete(ids[start : start + 500])
+        if "identity" in self.capabilities:
+            await self._kind.forget_identity()
+
+    async def identity(self) -> StoreIdentity | None:
+        """The note that `save_identity` left; None if there is none.
+
+        Raises:
+            MissingCapabilityError: If the vector store has no metadata of its own.
+        """
+        self._need("identity")
+        return await self._kind.identity()
+
+    async def save_identity(self, identity: StoreIdentity) -> None:
+        """Keep a note beside the documents, where no search finds it.
+
+        Raises:
+            MissingCapabilityError: If the vector store has no metadata of its own.
+        """
+        self._need("identity")
+        await self._kind.save_identity(identity)
 
     async def search(self, text: str, k: int, filter: Filter) -> list[Match]:
         """The `k` best chunks for `text` that pass the filter, best first.
@@ -102,6 +196,18 @@ class LangChainStore(TextStore):
         """
         return await self._kind.count()
 
+    async def _scan(self, page: int) -> AsyncIterator[list[Chunk]]:
+        ids = await self._kind.ids()
+        for start in range(0, len(ids), page):
+            found = await self._kind.get(ids[start : start + page])
+            if chunks := [_chunk(d) for d in found if "chunk_id" in d.metadata]:
+                yield chunks
+
+    def _need(self, capability: Capability) -> None:
+        if capability not in self.capabilities:
+            name = f"LangChainStore over {type(self._kind.store).__name__}"
+            raise MissingCapabilityError(name, capability)
+
 
 def _document(chunk: Chunk) -> Document:
     # PostgreSQL and others refuse text with a NUL in it.
@@ -110,10 +216,15 @@ def _document(chunk: Chunk) -> Document:
 
 
 def _hit(document: Document, score: float) -> Match:
+    chunk = _chunk(document)
+    return Match(chunk.id, chunk.text, float(score), chunk.metadata)
+
+
+def _chunk(document: Document) -> Chunk:
     metadata = {name: value for name, value in document.metadata.items() if value is not None}
     # A database may write an id in a form of its own.
     id_ = metadata.pop("chunk_id", document.id)
-    return Match(str(id_), document.page_content, float(score), metadata)
+    return Chunk(str(id_), document.page_content, metadata)
 
 
 @contextmanager

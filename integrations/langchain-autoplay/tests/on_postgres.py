@@ -10,10 +10,9 @@ import uuid
 
 import pgserver
 import pytest
-from autoplay_rag import Filter, IngestPipeline
+from autoplay_rag import Chunk, Filter, IngestPipeline
 from autoplay_rag.connector.recording import read_recording
 from autoplay_rag.devserver import samples
-from autoplay_rag.stores.base import Chunk
 from langchain_postgres import Column, PGEngine, PGVector, PGVectorStore
 from langchain_postgres.vectorstores import DistanceStrategy
 
