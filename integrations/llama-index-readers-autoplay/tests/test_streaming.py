@@ -153,10 +153,11 @@ async def test_while_embedding_fails_the_old_vectors_stay(
     reader = AutoplayReader.from_recording(path)
     async with stream_into(index, reader, render=lambda _: "new") as live:
         await embed_model.has_failed()
-        assert "the service is down" in live.trouble
+        assert live.health.state == "degraded"
+        assert any("the service is down" in reason for reason in live.health.reasons)
         assert texts(index) == ["old"] * 5
         await live.drain()
-        assert live.trouble is None
+        assert live.health.state == "ok"
         assert texts(index) == ["new"] * 5
         assert (live.ledger.stored, live.ledger.dead, live.ledger.pending) == (5, 0, 0)
 
@@ -235,7 +236,7 @@ async def test_a_live_client(index: VectorStoreIndex, local_connector, make_payl
             [hit] = await live.search("password", 5, **limit)
             assert hit.session_id == "s1"
     assert client.state == "stopped"
-    assert (live.running, live.trouble) == (False, None)
+    assert (live.running, live.health.state) == (False, "ok")
 
 
 async def test_a_live_reader_with_its_limits_kinds_and_redaction(
@@ -268,13 +269,16 @@ async def test_what_ends_the_source_is_raised_where_it_is_awaited(
     ):
         async with stream_into(index, source) as live:
             assert live.running
-            assert live.trouble is None
+            assert live.health.state == "ok"
             with pytest.raises(AuthenticationError):
                 await live.wait()
             assert live.ledger.received == 0
             assert not live.running
-            assert live.trouble.startswith("the stream has ended: AuthenticationError: 401")
-            assert "wrong" not in live.trouble.replace("missing, wrong, or", "")
+            assert live.health.state == "failed"
+            first = live.health.reasons[0]
+            assert first.startswith("the stream has ended: AuthenticationError: 401")
+            said = " ".join(live.health.reasons)
+            assert "wrong" not in said.replace("missing, wrong, or", "")
     assert "uk_bad" not in caplog.text
 
 
