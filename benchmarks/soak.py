@@ -85,7 +85,7 @@ def chromas_pid() -> int | None:
     for children in Path("/proc/self/task").glob("*/children"):
         for pid in children.read_text().split():
             with suppress(OSError):
-                if b"chroma_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"stores.chroma.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     return int(pid)
     return None
 

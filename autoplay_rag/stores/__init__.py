@@ -21,7 +21,7 @@ from autoplay_rag.stores.base import (
 if TYPE_CHECKING:
     from autoplay_rag.stores.chroma import ChromaStore
     from autoplay_rag.stores.memory import MemoryStore
-    from autoplay_rag.stores.rows import Rows, pack, pack_vector
+    from autoplay_rag.stores.rows import Rows, checked_changes, pack, pack_vector
     from autoplay_rag.stores.serial import SerialThread
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "TextStore",
     "Vector",
     "VectorStore",
+    "checked_changes",
     "pack",
     "pack_vector",
 ]
@@ -50,9 +51,10 @@ __getattr__, __dir__ = lazy_exports(
     {
         "ChromaStore": "autoplay_rag.stores.chroma",
         "MemoryStore": "autoplay_rag.stores.memory",
-        # What a store of one's own may need: checked, packed batches, and a thread to write in.
+        # For stores of one's own: checked and packed batches, and a thread to write in.
         "Rows": "autoplay_rag.stores.rows",
         "SerialThread": "autoplay_rag.stores.serial",
+        "checked_changes": "autoplay_rag.stores.rows",
         "pack": "autoplay_rag.stores.rows",
         "pack_vector": "autoplay_rag.stores.rows",
     },

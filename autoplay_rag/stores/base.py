@@ -7,6 +7,7 @@ in the package needs to know of it. `autoplay_rag.testing` has the contract that
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -99,8 +100,8 @@ class Filter:
         until: Chunks that started at this time or earlier; otherwise as `since`.
 
     Raises:
-        ConfigurationError: If a time cannot be used: a `datetime` without a time zone, NaN, or
-            something that is not a time.
+        ConfigurationError: If a time cannot be used: a `datetime` without a time zone, a number that
+            is not finite, or something that is not a time.
 
     Example:
         >>> Filter(user_id="u1", since=100).conditions()
@@ -150,8 +151,12 @@ def _seconds(name: str, value: Any) -> float:
         return value.timestamp()
     if isinstance(value, date):
         return datetime.combine(value, time(), UTC).timestamp()
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # noqa: PLR0124 - NaN
-        return float(value)
+    try:
+        seconds = math.nan if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if math.isfinite(seconds):
+        return seconds
     raise ConfigurationError(
         f"{name} must be Unix seconds, a datetime with a time zone, or a date, not {value!r}"
     )
@@ -168,9 +173,10 @@ def _holds(found: Any, op: str, wanted: str | float) -> bool:
 class Store(ABC):
     """What both kinds of store share; inherit from `VectorStore` or `TextStore`.
 
-    Beyond its abstract methods a store can do what it overrides: each method that raises
-    `MissingCapabilityError` here is one `Capability`. A feature that needs a capability says so
-    when it starts. A store whose abilities depend on what it wraps overrides `capabilities`.
+    A store declares a capability by overriding its method: each method that raises
+    `MissingCapabilityError` here is one `Capability` (`identity` needs `save_identity` as well). A
+    feature that needs a capability says so when it starts. A store whose capabilities depend on
+    what it wraps overrides `capabilities` too.
 
     Every method may be called from more than one event loop. Failures that may pass later are
     raised as `StoreUnavailableError` (or an `OSError` or `TimeoutError`), input that will never

@@ -1,15 +1,24 @@
-"""A store in memory: for notebooks, for tests, and for what need not outlive the process."""
+"""A store in memory: for notebooks, for tests, and for data that may end with the process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import islice, starmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from autoplay_rag._checks import check_at_least
 from autoplay_rag.errors import MissingExtraError, StoreMismatchError, StoreRejectedError
-from autoplay_rag.stores.base import Chunk, Filter, Match, Vector, VectorStore
-from autoplay_rag.stores.rows import Rows, pack, pack_vector
+from autoplay_rag.stores.base import (
+    Changes,
+    Chunk,
+    Filter,
+    Match,
+    StoreIdentity,
+    Vector,
+    VectorStore,
+)
+from autoplay_rag.stores.rows import Rows, checked_changes, pack, pack_vector
 from autoplay_rag.stores.serial import SerialThread
 
 if TYPE_CHECKING:
@@ -19,13 +28,17 @@ if TYPE_CHECKING:
 __all__ = ["MemoryStore"]
 
 _FIRST_CAPACITY = 256
+_REMEDY = (
+    "start once with IngestPipeline(rebuild=True) (command: --rebuild) to embed everything again "
+    "with the new model, or use that model, or another MemoryStore"
+)
 
 
 class MemoryStore(VectorStore):
     """Keeps chunks in memory and searches all of them, exactly, by cosine similarity.
 
-    A chunk takes 4 bytes for each dimension beside its text and metadata. Closing the store
-    keeps what it holds: a notebook can go on searching after its pipeline has ended.
+    A chunk takes 4 bytes per dimension, and its text and metadata. `aclose` keeps the chunks: a
+    notebook can search after its pipeline has ended.
 
     Raises:
         MissingExtraError: If NumPy is not installed.
@@ -41,17 +54,23 @@ class MemoryStore(VectorStore):
         'c1'
     """
 
+    persistent = False
+
     def __init__(self) -> None:
         if find_spec("numpy") is None:
             raise MissingExtraError("MemoryStore", "local")
         self._thread = SerialThread("autoplay-memory-store")
         self._table = _Table()
+        self._siblings: dict[str, Self] = {}
 
     def __repr__(self) -> str:
         return f"<MemoryStore: {len(self._table.chunks)} chunks>"
 
     async def start(self, model: str) -> None:
-        """Note whose vectors these are.
+        """Note the model of the vectors.
+
+        Args:
+            model: Names the embedder and its settings.
 
         Raises:
             StoreMismatchError: If the store holds vectors of another model.
@@ -60,6 +79,10 @@ class MemoryStore(VectorStore):
 
     async def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
         """Store chunks, replacing those with the same id whole.
+
+        Args:
+            chunks: Any number.
+            vectors: One for each chunk, all of the same dimension.
 
         Raises:
             StoreRejectedError: If the batch cannot be stored by any store.
@@ -71,30 +94,95 @@ class MemoryStore(VectorStore):
     async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
         """The `k` nearest chunks that pass the filter, best first.
 
+        Args:
+            vector: The question, of the dimension stored.
+            k: The most matches; at least 1.
+            filter: Which chunks may match.
+
         Raises:
-            StoreRejectedError: If `k` is less than 1, or the vector is no vector.
+            StoreRejectedError: If `k` is less than 1, or the vector is not one.
             StoreMismatchError: If the store holds vectors of another dimension.
         """
         return await self._thread.run(self._table.query, vector, k, filter)
-
-    async def delete(self, ids: Sequence[str]) -> None:
-        """Delete chunks; an unknown id is no error."""
-        await self._thread.run(self._table.delete, ids)
 
     async def count(self) -> int:
         """The number of chunks stored."""
         return len(self._table.chunks)
 
+    async def delete(self, ids: Sequence[str]) -> None:
+        """Delete chunks; an unknown id is not an error."""
+        await self._thread.run(self._table.delete, ids)
+
+    async def get(self, ids: Sequence[str]) -> list[Chunk]:
+        """The chunks with these ids; unknown ids are left out."""
+        return await self._thread.run(self._table.get, ids)
+
+    async def scan(self, page: int = 500) -> AsyncIterator[list[Chunk]]:
+        """All chunks stored when the scan starts, in pages, without those deleted meanwhile.
+
+        Args:
+            page: The most chunks in one page.
+
+        Raises:
+            ConfigurationError: If `page` is less than 1.
+        """
+        check_at_least("page", page, 1, whole=True)
+        # Rows move when others are deleted; ids do not.
+        ids = await self._thread.run(self._table.ids)
+        for start in range(0, len(ids), page):
+            if chunks := await self.get(ids[start : start + page]):
+                yield chunks
+
+    async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
+        """Change metadata without touching text and vector.
+
+        Args:
+            changes: By chunk id, the keys to set, or to remove by None. Other keys stay; an
+                unknown id is not an error.
+
+        Raises:
+            StoreRejectedError: If no store could keep a key or a value.
+        """
+        await self._thread.run(self._table.update_metadata, changes)
+
+    def sibling(self, name: str) -> Self:
+        """Another store, kept by this one: the same name gives the same object again.
+
+        Example:
+            >>> store = MemoryStore()
+            >>> store.sibling("large") is store.sibling("large")
+            True
+        """
+        if name not in self._siblings:
+            self._siblings[name] = type(self)()
+        return self._siblings[name]
+
+    async def drop(self) -> None:
+        """Delete all chunks, the identity and the model. Siblings stay."""
+        await self._thread.run(self._table.clear)
+
+    async def identity(self) -> StoreIdentity | None:
+        """The note that `save_identity` left; None if there is none."""
+        return self._table.identity
+
+    async def save_identity(self, identity: StoreIdentity) -> None:
+        """Keep a note, as long as this object lives."""
+        await self._thread.run(setattr, self._table, "identity", identity)
+
 
 class _Table:
     """Unit vectors as the first rows of a matrix that grows by doubling.
 
-    A deleted row is overwritten by the last one, so rows stay dense and neither storing nor
-    deleting ever moves more than a row (but for the doubling).
+    The last row overwrites a deleted one, so rows stay dense and no call moves more than one row
+    (except for the doubling).
     """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         self.model: str | None = None
+        self.identity: StoreIdentity | None = None
         self.chunks: list[Chunk] = []
         self._row_of: dict[str, int] = {}
         self._matrix: NDArray[np.float32] | None = None
@@ -103,7 +191,7 @@ class _Table:
         if self.chunks and self.model not in (None, model):
             raise StoreMismatchError(
                 f"this MemoryStore holds {len(self.chunks)} vectors of the model {self.model!r}, "
-                f"but {model!r} was asked for; use one MemoryStore for each model"
+                f"but {model!r} was asked for; {_REMEDY}"
             )
         self.model = model
 
@@ -151,6 +239,24 @@ class _Table:
                 self._matrix[row] = self._matrix[len(self.chunks)]
                 self._row_of[last.id] = row
 
+    def ids(self) -> list[str]:
+        return [chunk.id for chunk in self.chunks]
+
+    def get(self, ids: Sequence[str]) -> list[Chunk]:
+        rows = map(self._row_of.get, dict.fromkeys(ids))
+        found = [self.chunks[row] for row in rows if row is not None]
+        return [Chunk(chunk.id, chunk.text, dict(chunk.metadata)) for chunk in found]
+
+    def update_metadata(self, changes: Mapping[str, Changes]) -> None:
+        for chunk_id, wanted in checked_changes(changes).items():
+            row = self._row_of.get(chunk_id)
+            if row is None:
+                continue
+            chunk = self.chunks[row]
+            merged = {**chunk.metadata, **wanted}
+            metadata = {key: value for key, value in merged.items() if value is not None}
+            self.chunks[row] = Chunk(chunk.id, chunk.text, metadata)
+
     def _room_for(self, rows: Rows) -> NDArray[np.float32]:
         import numpy as np
 
@@ -171,7 +277,7 @@ class _Table:
         if dimension != held:
             raise StoreMismatchError(
                 f"this MemoryStore holds vectors of dimension {held}, but one of {dimension} came; "
-                "use one MemoryStore for each model and dimension"
+                f"{_REMEDY}"
             )
 
 

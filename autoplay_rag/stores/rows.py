@@ -1,20 +1,20 @@
-"""Chunks and their vectors, checked and packed for a store (pure).
+"""Checks of what goes into a store, and its packing into columns (pure).
 
-A pipeline may hand over what a user's own code rendered and embedded. What no store could take
-is refused here, before anything of the batch is stored, in words that name the chunk.
+A pipeline may hand over texts and vectors of a user's own code. Values that no store can keep are
+refused here, before any part of the batch is stored; the message names the chunk.
 """
 
 from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autoplay_rag.errors import StoreRejectedError
-from autoplay_rag.stores.base import Chunk, Metadata, Vector
+from autoplay_rag.stores.base import Changes, Chunk, Metadata, Vector
 
-__all__ = ["Rows", "pack", "pack_vector"]
+__all__ = ["Rows", "checked_changes", "pack", "pack_vector"]
 
 _INT64 = 2**63
 _FLOAT32 = array("f").itemsize
@@ -27,7 +27,7 @@ class Rows:
     Attributes:
         ids: All different.
         texts: What was embedded.
-        metadatas: Copies, so that a caller may go on using its own.
+        metadatas: Copies; the caller may change its own afterwards.
         vectors: float32 values in the machine's byte order, row after row.
         dimension: Values in a row.
     """
@@ -40,7 +40,7 @@ class Rows:
 
 
 def pack(chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> Rows:
-    """Check a batch and turn it into columns. Of chunks with the same id the last one stays.
+    """Check a batch and turn it into columns. Of chunks with the same id the last one is kept.
 
     Args:
         chunks: At least one.
@@ -60,8 +60,7 @@ def pack(chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> Rows:
             f"{len(chunks)} chunks came with {len(vectors)} vectors; each needs one of its own"
         )
     for chunk in chunks:
-        if not _is_name(chunk.id):
-            raise StoreRejectedError(f"the id of a chunk is {chunk.id!r}, which is no name")
+        _check_id(chunk.id)
     kept = {chunk.id: (chunk, vector) for chunk, vector in zip(chunks, vectors, strict=True)}
     packed = [pack_vector(vector, f"chunk {chunk.id!r}") for chunk, vector in kept.values()]
     width = len(packed[0])
@@ -85,16 +84,16 @@ def pack_vector(vector: Vector, owner: str) -> bytes:
 
     Args:
         vector: Any sequence of numbers.
-        owner: Whose it is, for the error.
+        owner: What it belongs to, for the error message.
 
     Raises:
-        StoreRejectedError: If it is empty, holds what is no number, or is not finite.
+        StoreRejectedError: If it is empty, or holds a value that is not a finite number.
     """
     try:
         row = vector if isinstance(vector, array) and vector.typecode == "f" else array("f", vector)
     except (TypeError, ValueError, OverflowError) as error:
         raise StoreRejectedError(
-            f"the vector of {owner} is no sequence of numbers: {error}"
+            f"the vector of {owner} is not a sequence of numbers: {error}"
         ) from None
     if not row:
         raise StoreRejectedError(f"the vector of {owner} is empty")
@@ -102,6 +101,29 @@ def pack_vector(vector: Vector, owner: str) -> bytes:
     if not math.isfinite(sum(row)):
         raise StoreRejectedError(f"the vector of {owner} holds NaN or infinity")
     return row.tobytes()
+
+
+def checked_changes(
+    changes: Mapping[str, Changes],
+) -> dict[str, dict[str, str | int | float | None]]:
+    """Check changes of metadata and copy them; chunks without a change are left out.
+
+    Raises:
+        StoreRejectedError: If an id or a key is not a name, or a value is of a wrong type.
+
+    Example:
+        >>> checked_changes({"c1": {"user_id": "u1", "email": None}, "c2": {}})
+        {'c1': {'user_id': 'u1', 'email': None}}
+    """
+    for chunk_id, wanted in changes.items():
+        _check_id(chunk_id)
+        _check_metadata(chunk_id, wanted, removable=True)
+    return {chunk_id: dict(wanted) for chunk_id, wanted in changes.items() if wanted}
+
+
+def _check_id(id: object) -> None:
+    if not _is_name(id):
+        raise StoreRejectedError(f"the id of a chunk is {id!r}, which is not a name")
 
 
 def _checked_text(chunk: Chunk) -> str:
@@ -113,16 +135,24 @@ def _checked_text(chunk: Chunk) -> str:
 
 
 def _checked_metadata(id: str, metadata: Metadata) -> dict[str, str | int | float]:
-    for key, value in metadata.items():
-        if not _is_name(key):
-            raise StoreRejectedError(f"a metadata key of chunk {id!r} is {key!r}, which is no name")
-        if problem := _problem_of(value):
-            raise StoreRejectedError(f"metadata {key!r} of chunk {id!r} {problem}")
+    _check_metadata(id, metadata)
     return dict(metadata)
 
 
+def _check_metadata(id: str, metadata: Mapping[str, object], *, removable: bool = False) -> None:
+    for key, value in metadata.items():
+        if not _is_name(key):
+            raise StoreRejectedError(
+                f"a metadata key of chunk {id!r} is {key!r}, which is not a name"
+            )
+        if removable and value is None:
+            continue
+        if problem := _problem_of(value):
+            raise StoreRejectedError(f"metadata {key!r} of chunk {id!r} {problem}")
+
+
 def _problem_of(value: object) -> str | None:
-    """Why a store cannot keep this value, if so; the value itself is not told."""
+    """Why a store cannot keep this value, or None. The value itself is left out: it is private."""
     if isinstance(value, str):
         return None if _is_unicode(value) else "holds a lone surrogate"
     if isinstance(value, int):

@@ -17,8 +17,8 @@ T = TypeVar("T")
 class SerialThread:
     """Runs functions one after another, off the event loop.
 
-    What only this thread touches needs no lock. The thread starts with the first call and ends
-    once the object is no longer referenced. Asyncio's own pool would do neither: it is small,
+    Data that only this thread uses needs no lock. The thread starts with the first call and ends
+    once the object is no longer referenced. Asyncio's own pool is no replacement: it is small,
     shared by the whole process, and keeps no order.
 
     Args:
@@ -37,19 +37,19 @@ class SerialThread:
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Await `work(*args, **kwargs)`.
 
-        A cancelled caller leaves at once. Work that has begun goes on to its end, so that what
-        it keeps is whole; work that has not begun is dropped.
+        A cancelled caller returns at once. Work that has started runs to its end, so its data
+        stays consistent; work that has not started is dropped.
         """
         return await asyncio.wrap_future(self._submit(work, *args, **kwargs))
 
     async def finish(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Await `work(*args, **kwargs)`, which is done even if the caller is cancelled."""
+        """Await `work(*args, **kwargs)`, which runs even if the caller is cancelled."""
         future = asyncio.wrap_future(self._submit(work, *args, **kwargs))
         return await asyncio.shield(future)
 
     def _submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         if self._pid != os.getpid():
-            # A forked child inherits the executor, but not its thread.
+            # A forked child inherits the executor without its thread.
             self._new_executor()
         return self._executor.submit(work, *args, **kwargs)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from autoplay_rag.loading import Limits, LiveSource, LoadedText, PayloadLoader, RecordingSource
-from autoplay_rag.loading.testing import LoaderContract
+from autoplay_rag.testing import LoaderContract
 
 LIMITS = ("max_documents", "max_seconds", "idle_seconds")
 SHARED = (

@@ -3,28 +3,60 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from store_contract import ALL, EAST, StoreContract, chunk, ids
+from store_helpers import ALL, EAST, chunk, ids
 
-from autoplay_rag.errors import MissingExtraError
-from autoplay_rag.stores import Filter, MemoryStore
+from autoplay_rag.errors import ConfigurationError, MissingExtraError, StoreMismatchError
+from autoplay_rag.stores import Capability, Filter, MemoryStore
 from autoplay_rag.stores.memory import _Table
+from autoplay_rag.testing import VectorStoreContract
 
 
-class TestContract(StoreContract):
+class TestContract(VectorStoreContract):
     @pytest.fixture
     def make_store(self):
         return MemoryStore
 
 
-async def test_it_keeps_its_chunks_when_closed():
+async def test_it_keeps_its_chunks_when_closed_but_not_for_another_process():
     store = MemoryStore()
     await store.upsert([chunk("a")], [EAST])
     await store.aclose()
     assert ids(await store.query(EAST, 1, ALL)) == ["a"]
+    assert not store.persistent
+
+
+async def test_it_declares_every_capability():
+    assert MemoryStore().capabilities == set(get_args(Capability))
+
+
+async def test_a_sibling_is_kept_by_the_first():
+    store = MemoryStore()
+    sibling = store.sibling("large")
+    assert store.sibling("large") is sibling
+    assert store.sibling("other") is not sibling
+    await store.drop()
+    assert store.sibling("large") is sibling
+
+
+async def test_it_names_the_way_out_of_another_model_and_dimension():
+    store = MemoryStore()
+    await store.start("model-a")
+    await store.upsert([chunk("a")], [EAST])
+    way_out = r"rebuild=True\).*--rebuild"
+    with pytest.raises(StoreMismatchError, match=f"'model-a'.*'model-b'.*{way_out}"):
+        await store.start("model-b")
+    with pytest.raises(StoreMismatchError, match=f"dimension 3, .* 2 came.*{way_out}"):
+        await store.query([1.0, 0.0], 1, ALL)
+
+
+async def test_a_page_of_less_than_one_chunk_is_refused():
+    with pytest.raises(ConfigurationError, match="page must be at least 1"):
+        await anext(MemoryStore().scan(0))
 
 
 async def test_it_grows_past_its_first_capacity():

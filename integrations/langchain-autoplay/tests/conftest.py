@@ -15,8 +15,6 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
-pytest.register_assert_rewrite("autoplay_rag.loading.testing")
-
 
 class WordEmbeddings(Embeddings):
     """Counts words into 64 buckets: texts that share words are near, and nothing is loaded."""

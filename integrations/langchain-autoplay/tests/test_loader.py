@@ -7,7 +7,7 @@ import pytest
 from autoplay_rag.connector.recording import RecordingWriter
 from autoplay_rag.devserver import samples
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.loading.testing import LoaderContract
+from autoplay_rag.testing import LoaderContract
 from langchain_chroma import Chroma
 from langchain_community.docstore.in_memory import InMemoryDocstore
 from langchain_community.vectorstores import FAISS

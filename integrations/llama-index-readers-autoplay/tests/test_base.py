@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from autoplay_rag.devserver import samples
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.loading.testing import LoaderContract
+from autoplay_rag.testing import LoaderContract
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.readers.base import ReaderConfig

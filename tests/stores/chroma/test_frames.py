@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoplay_rag.stores.chroma_frames import (
+from autoplay_rag.stores.chroma.frames import (
     Done,
     Found,
     Query,

@@ -1,7 +1,6 @@
-"""What every loader of connector streams must do, as tests: inherit, and write the hooks.
+"""The contract of loaders of connector streams, for those who bring the stream to one more library.
 
-For those who bring the stream to one more library. Needs pytest with pytest-asyncio
-(`asyncio_mode = "auto"`) and the extra "devserver"; the fixtures are those of
+It needs the extra "devserver" besides pytest and pytest-asyncio, and uses the fixtures of
 `autoplay_rag.testing`.
 
 Example:
@@ -14,8 +13,6 @@ Example:
             def make_from_recording(self, path, **options):
                 return MyLoader.from_recording(path, **options)
 """
-
-# ruff: noqa: PLR2004 - numbers of a test mean what they say
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ from autoplay_rag.errors import (
     ProductNotFoundError,
 )
 from autoplay_rag.payloads import Payload
-from autoplay_rag.testing import MakePayload, RunningConnector, StartConnector
+from autoplay_rag.testing.fixtures import MakePayload, RunningConnector, StartConnector
 
 __all__ = ["LoaderContract"]
 

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoplay_rag.errors import StoreUnavailableError
-from autoplay_rag.stores import ChromaStore, Chunk, Filter, chroma_mirror
+from autoplay_rag.stores import ChromaStore, Chunk, Filter
+from autoplay_rag.stores.chroma import mirror
 
 SIZE = 16
 BATCH = 250
@@ -160,8 +161,8 @@ def test_nothing_is_written_on_a_disk_that_is_nearly_full(tmp_path):
 import shutil, sys
 from pathlib import Path
 from types import SimpleNamespace
-from autoplay_rag.stores.chroma_folder import Folder
-from autoplay_rag.stores.chroma_frames import Count, Upsert
+from autoplay_rag.stores.chroma.folder import Folder
+from autoplay_rag.stores.chroma.frames import Count, Upsert
 
 to = {"collection": "sessions", "model": "m", "timeout": 60.0}
 upsert = Upsert(**to, ids=["a"], texts=["t"], metadatas=[{}], vectors=bytes(16), dimension=4)
@@ -188,11 +189,11 @@ print(folder.answer(upsert))
     rest=st.integers(0, 5),
 )
 def test_a_copy_is_equal_whatever_was_there_before(tmp_path, monkeypatch, before, after, rest):
-    monkeypatch.setattr(chroma_mirror, "_SLAB", 12)
-    monkeypatch.setattr(chroma_mirror, "_PAGE", 4)
+    monkeypatch.setattr(mirror, "_SLAB", 12)
+    monkeypatch.setattr(mirror, "_PAGE", 4)
     source, copy = tmp_path / "source", tmp_path / "copy"
     copy.write_bytes(b"".join(part * 4 for part in before))
     source.write_bytes(b"".join(part * 4 for part in after) + b"c" * rest)
-    chroma_mirror._copy_changed(source, copy)
+    mirror._copy_changed(source, copy)
     assert copy.read_bytes() == source.read_bytes()
     assert copy.stat().st_mtime_ns == source.stat().st_mtime_ns

@@ -19,8 +19,8 @@ from pathlib import Path
 import msgspec
 
 from autoplay_rag._filelock import FileLock
-from autoplay_rag.stores.chroma_folder import Folder
-from autoplay_rag.stores.chroma_frames import Done, Failed, Request, encode, read, write
+from autoplay_rag.stores.chroma.folder import Folder
+from autoplay_rag.stores.chroma.frames import Done, Failed, Request, encode, read, write
 
 __all__ = ["main"]
 

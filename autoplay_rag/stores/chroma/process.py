@@ -1,4 +1,4 @@
-"""One run of the Chroma worker, seen from its parent: start it, ask it, end it. All of it blocks."""
+"""One run of the Chroma worker, seen from its parent: start, ask, end. All calls block."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from autoplay_rag.errors import (
     StoreRejectedError,
     StoreUnavailableError,
 )
-from autoplay_rag.stores.chroma_frames import Done, Failed, Found, Reply, read, write
+from autoplay_rag.stores.chroma.frames import Answer, Failed, Reply, read, write
 
 __all__ = ["ChromaProcess"]
 
-_PATIENCE_S = 10.0
-"""How long the worker may take to end by itself."""
+_END_TIMEOUT_S = 10.0
+"""Seconds the worker may take to end by itself."""
 _decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 class ChromaProcess:
     """A worker process; constructing one starts it and waits until it is ready.
 
-    It is ended by `end`, with this object, with the interpreter, or by the operating system,
-    which closes its standard input, whatever happens to this process.
+    It ends by `end`, with this object, or with this process: the operating system then closes
+    its standard input.
 
     Args:
-        folder: Chroma's folder, absolute; it is made if need be.
+        folder: Chroma's folder, absolute. A missing folder is made, for its owner alone (mode 0700).
         timeout: Seconds to wait.
 
     Raises:
@@ -49,7 +49,8 @@ class ChromaProcess:
     def __init__(self, folder: Path, timeout: float) -> None:
         self._folder = folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            # It will hold what people did. The mode of an existing folder is its owner's choice.
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._popen = _spawn(folder)
         except OSError as error:
             raise StoreUnavailableError(f"Chroma cannot be started in {folder}: {error}") from error
@@ -66,12 +67,12 @@ class ChromaProcess:
         """Whether it can be asked."""
         return self._finalizer.alive and self._popen.poll() is None
 
-    def ask(self, frame: bytes, timeout: float) -> Done | Found:
+    def ask(self, frame: bytes, timeout: float) -> Answer:
         """Send a frame and wait for the reply.
 
         Raises:
-            StoreError: As the worker says. A `StoreUnavailableError` also if it died or did not
-                answer in time; it is ended then.
+            StoreError: As the worker says. A `StoreUnavailableError` also if it died, or did not
+                answer in time and was killed.
         """
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
@@ -147,7 +148,7 @@ def _spawn(folder: Path) -> subprocess.Popen[bytes]:
     # The worker imports what this process would. `-P` keeps its working folder off that path,
     # which is Chroma's own: Chroma reads settings from any `.env` file where it runs.
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "autoplay_rag.stores.chroma_worker"]
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "autoplay_rag.stores.chroma.worker"]
     if sys.platform == "win32":
         group: dict[str, int] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     else:
@@ -169,7 +170,7 @@ def _end(popen: subprocess.Popen[bytes]) -> None:
     with suppress(OSError):
         popen.stdin.close()
     try:
-        popen.wait(_PATIENCE_S)
+        popen.wait(_END_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         popen.kill()
         popen.wait()

@@ -1,4 +1,4 @@
-"""One Chroma worker to a folder: shared by all stores of this process, started anew if it dies."""
+"""One Chroma worker per folder: shared by all stores of this process, restarted if it dies."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoplay_rag.errors import StoreRejectedError
-from autoplay_rag.stores.chroma_frames import Done, Found, Request, encode
-from autoplay_rag.stores.chroma_process import ChromaProcess
+from autoplay_rag.stores.chroma.frames import Answer, Request, encode
+from autoplay_rag.stores.chroma.process import ChromaProcess
 from autoplay_rag.stores.serial import SerialThread
 
 __all__ = ["SharedWorker"]
 
-_PATIENCE_S = 10.0
-"""How long the last user waits for a worker that is busy."""
+_RELEASE_TIMEOUT_S = 10.0
+"""Seconds the last user waits for a busy worker."""
 
 
 class SharedWorker:
     """The worker of one folder and the one thread that talks to it.
 
-    Requests never overtake one another. The worker starts with the first of them.
+    Requests keep their order. The worker starts with the first request.
 
     Args:
         folder: Absolute and resolved, so that one folder has one name.
@@ -36,7 +36,7 @@ class SharedWorker:
 
     @classmethod
     def acquire(cls, folder: Path) -> SharedWorker:
-        """The worker of this folder. Whoever acquires it releases it."""
+        """The worker of this folder. Each caller must `release` it."""
         with _lock:
             worker = _by_folder.get(folder)
             if worker is None:
@@ -45,22 +45,21 @@ class SharedWorker:
             return worker
 
     async def release(self) -> None:
-        """Give it back; with its last user it ends, after what was asked before.
+        """Release the worker; it ends with its last user, after all earlier requests.
 
-        One that is stuck is killed: whoever still waits for it gets an error, and what it was
-        writing can be written again.
+        A stuck worker is killed: pending calls raise `StoreUnavailableError` and can be repeated.
         """
         with _lock:
             self._users -= 1
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(_RELEASE_TIMEOUT_S):
                 await self._thread.finish(self._end_if_unused)
         except TimeoutError:
             self._kill_if_unused()
             await self._thread.finish(self._end_if_unused)
 
-    async def ask(self, make_request: Callable[[], Request]) -> Done | Found:
-        """Have a request answered.
+    async def ask(self, make_request: Callable[[], Request]) -> Answer:
+        """Send a request and await the reply.
 
         Args:
             make_request: Makes the request, in the worker's thread: packing is work too.
@@ -74,12 +73,14 @@ class SharedWorker:
         """
         return await self._thread.run(self._ask, make_request)
 
-    def _ask(self, make_request: Callable[[], Request]) -> Done | Found:
+    def _ask(self, make_request: Callable[[], Request]) -> Answer:
         try:
             request = make_request()
             frame = encode(request)
         except UnicodeEncodeError:
-            raise StoreRejectedError("an id or a filter holds a lone surrogate") from None
+            raise StoreRejectedError(
+                "an id, a filter or an identity holds a lone surrogate; replace it"
+            ) from None
         if self._process is None or not self._process.is_alive:
             self._end()
             self._process = ChromaProcess(self._folder, request.timeout)

@@ -11,10 +11,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from store_contract import ALL, EAST, chunk, ids
+from store_helpers import ALL, EAST, chunk, ids
 
 from autoplay_rag.errors import StoreLockedError, StoreUnavailableError
-from autoplay_rag.stores import ChromaStore, chroma_shared
+from autoplay_rag.stores import ChromaStore
+from autoplay_rag.stores.chroma import shared
 
 PRELUDE = """
 import asyncio, os, signal, sys
@@ -154,7 +155,7 @@ async def test_a_cancelled_close_ends_the_worker_all_the_same(tmp_path):
 
 
 async def test_closing_does_not_wait_for_a_worker_that_is_stuck(tmp_path, monkeypatch):
-    monkeypatch.setattr(chroma_shared, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(shared, "_RELEASE_TIMEOUT_S", 0.1)
     store = ChromaStore(tmp_path)
     await store.start("model-a")
     os.kill(popen_of(store).pid, signal.SIGSTOP)
@@ -280,7 +281,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 async def test_a_stuck_worker_does_not_outlive_a_killed_parent(tmp_path):
     body = """
 from pathlib import Path
-import autoplay_rag.stores.chroma_worker as worker
+import autoplay_rag.stores.chroma.worker as worker
 class Stuck:
     def __init__(self, path):
         pass
@@ -289,7 +290,7 @@ class Stuck:
 worker.Folder = Stuck
 worker.main(Path(sys.argv[1]), 1)
 """
-    from autoplay_rag.stores.chroma_frames import Count, encode
+    from autoplay_rag.stores.chroma.frames import Count, encode
 
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", PRELUDE + body, str(tmp_path),

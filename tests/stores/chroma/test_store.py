@@ -7,26 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import stat
 import subprocess
 import sys
 from itertools import count
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from store_contract import ALL, EAST, NORTH, StoreContract, chunk, ids
+from store_helpers import ALL, EAST, NORTH, chunk, ids
 
 from autoplay_rag.errors import (
+    ConfigurationError,
     MissingExtraError,
     StoreMismatchError,
     StoreRejectedError,
     StoreUnavailableError,
     UnsupportedFilterError,
 )
-from autoplay_rag.stores import ChromaStore, Chunk, Filter
-from autoplay_rag.stores.chroma import where_of
-from autoplay_rag.stores.chroma_shared import SharedWorker
+from autoplay_rag.stores import Capability, ChromaStore, Chunk, Filter, StoreIdentity
+from autoplay_rag.stores.chroma.shared import SharedWorker
+from autoplay_rag.stores.chroma.store import where_of
+from autoplay_rag.testing import VectorStoreContract
 
 NUMBERS = count()
+IDENTITY = StoreIdentity("store-1", "journal-1", 7)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +58,9 @@ async def store(make_store):
     await store.aclose()
 
 
-class TestContract(StoreContract):
-    pass
+class TestContract(VectorStoreContract):
+    def reopened(self, store):
+        return ChromaStore(store._folder, store._collection)
 
 
 def with_chromadb(script: str, folder: Path) -> object:
@@ -119,12 +126,29 @@ old.add(ids=["no-text"], embeddings=[[1, 0, 0]])
     await fit.delete(["bare"])
     await fit.upsert([chunk("ours")], [NORTH])
     hits = await fit.query(EAST, 5, ALL)
-    assert [(hit.id, hit.session_id) for hit in hits] == [("theirs", "s1"), ("ours", None)]
+    assert [(hit.id, hit.metadata) for hit in hits] == [
+        ("theirs", {"session_id": "s1"}),
+        ("ours", {}),
+    ]
     await old.start("model-a")
     [hit] = await old.query(EAST, 5, ALL)
     assert (hit.id, hit.text, hit.metadata) == ("no-text", "", {})
+    assert await old.get(["no-text"]) == [Chunk("no-text", "", {})]
+    for store in (fit, old):
+        assert await store.identity() is None
+        await store.save_identity(IDENTITY)
+        assert await store.identity() == IDENTITY
     for store in (unfit, fit, old):
+        with pytest.raises(StoreMismatchError, match=r"made elsewhere.* not deleted"):
+            await store.drop()
         await store.aclose()
+    assert with_chromadb(
+        """
+old = client.get_collection("old")
+print(json.dumps([old.metadata["hnsw:space"], old.configuration["hnsw"]["space"], old.count()]))
+""",
+        tmp_path,
+    ) == ["cosine", "cosine", 1]
 
 
 async def test_what_was_stored_is_there_after_a_restart_and_still_of_its_model(tmp_path):
@@ -133,8 +157,13 @@ async def test_what_was_stored_is_there_after_a_restart_and_still_of_its_model(t
     await store.upsert([chunk("a", user_id="u1")], [EAST])
     await store.aclose()
     again = ChromaStore(str(tmp_path / "made" / "if missing"))
-    with pytest.raises(StoreMismatchError, match=r"1 vectors of the model 'model-a'.*'model-b'"):
+    with pytest.raises(StoreMismatchError) as refused:
         await again.start("model-b")
+    assert str(refused.value) == (
+        "the Chroma collection 'autoplay' holds 1 vectors of the model 'model-a', but 'model-b' was "
+        "asked for; start once with IngestPipeline(rebuild=True) (command: --rebuild) to embed "
+        "everything again with the new model, or use that model, or another collection name"
+    )
     await again.start("model-a")
     assert ids(await again.query(EAST, 5, Filter(user_id="u1"))) == ["a"]
     await again.aclose()
@@ -188,11 +217,13 @@ async def test_a_collection_name_chroma_refuses(folder):
     await store.aclose()
 
 
-async def test_without_start_the_model_is_open(make_store):
+async def test_without_start_the_model_is_open_and_the_first_start_names_it(make_store):
     store = make_store()
     await store.upsert([chunk("a")], [EAST])
     await store.start("model-a")
     assert await store.count() == 1
+    with pytest.raises(StoreMismatchError, match=r"'model-a'.*'model-b'"):
+        await store.start("model-b")
     await store.aclose()
 
 
@@ -200,8 +231,177 @@ async def test_an_empty_collection_of_ours_is_made_anew_for_another_dimension_al
     await store.upsert([chunk("a")], [EAST])
     await store.delete(["a"])
     assert await store.query([1.0, 0.0], 5, ALL) == []
+    await store.save_identity(IDENTITY)
     await store.upsert([chunk("b")], [[1.0, 0.0]])
     assert ids(await store.query([1.0, 0.0], 5, ALL)) == ["b"]
+    assert await store.identity() == IDENTITY
+
+
+async def test_it_declares_every_capability(make_store):
+    assert make_store().capabilities == set(get_args(Capability))
+
+
+async def test_the_identity_stands_beside_the_model_and_the_index_stays_as_it_is(tmp_path):
+    store = ChromaStore(tmp_path)
+    await store.start("model-a")
+    await store.upsert([chunk("a")], [EAST])
+    await store.save_identity(IDENTITY)
+    await store.aclose()
+    script = """
+collection = client.get_collection("autoplay")
+print(json.dumps([collection.metadata, collection.configuration["hnsw"]["space"],
+                  collection.configuration["hnsw"]["ef_search"], collection.count()]))
+"""
+    assert with_chromadb(script, tmp_path) == [
+        {
+            "autoplay_model": "model-a",
+            "autoplay_store_id": "store-1",
+            "autoplay_journal_id": "journal-1",
+            "autoplay_batch": 7,
+        },
+        "cosine",
+        400,
+        1,
+    ]
+
+
+async def test_asking_for_the_identity_or_dropping_makes_no_collection(tmp_path):
+    store = ChromaStore(tmp_path)
+    assert await store.identity() is None
+    await store.drop()
+    await store.aclose()
+    assert with_chromadb("print(json.dumps(len(client.list_collections())))", tmp_path) == 0
+
+
+async def test_a_sibling_is_another_collection_of_the_same_worker(tmp_path):
+    store = ChromaStore(tmp_path, "sessions", timeout=50)
+    sibling = store.sibling("large")
+    assert sibling == ChromaStore(tmp_path, "sessions-large")
+    assert hash(sibling) == hash(store.sibling("large"))
+    assert sibling != store
+    assert sibling != "sessions-large"
+    assert sibling._timeout == 50
+    await store.start("model-a")
+    await sibling.start("model-b")
+    assert sibling._worker is store._worker
+    await store.aclose()
+    await sibling.upsert([chunk("a")], [EAST])
+    await sibling.aclose()
+
+
+@pytest.mark.slow
+async def test_a_drop_takes_index_files_and_their_copy_with_it(tmp_path):
+    store = ChromaStore(tmp_path)
+    other = store.sibling("other")
+    many = [chunk(f"c{i}") for i in range(1100)]
+    vectors = [[1.0, i / 100, 0.0] for i in range(len(many))]
+    for each in (store, other):
+        await each.start("model-a")
+        await each.upsert(many, vectors)
+    before = {path.parent for path in tmp_path.rglob("header.bin")}
+    assert len(before) == 4, "two indexes and their copies"
+    await store.drop()
+    assert len({path for path in before if path.exists()}) == 2
+    assert await other.count() == len(many)
+    await store.start("model-b")
+    await store.upsert(many, [[y, x] for x, y, _ in vectors])
+    assert await store.count() == len(many)
+    assert ids(await other.query(vectors[5], 1, ALL)) == ["c5"]
+    await store.aclose()
+    await other.aclose()
+    assert {path.parent for path in tmp_path.rglob("header.bin")} > {
+        path for path in before if path.exists()
+    }
+
+
+async def test_a_scan_of_one_collection_passes_over_the_rows_of_another(make_store):
+    one, two = make_store(), make_store()
+    for number in range(4):
+        for store in (one, two):
+            batch = [chunk(f"{number}-{i}") for i in range(5)]
+            await store.upsert(batch, [EAST] * 5)
+    found = [ids(page) async for page in one.scan(7)]
+    assert [len(page) for page in found] == [7, 7, 6]
+    assert [found_id for page in found for found_id in page] == [
+        f"{n}-{i}" for n in range(4) for i in range(5)
+    ]
+    assert [len(page) async for page in one.scan(10**9)] == [20]
+    await one.aclose()
+    await two.aclose()
+
+
+async def test_a_page_of_less_than_one_chunk_is_refused(store):
+    with pytest.raises(ConfigurationError, match="page must be at least 1"):
+        await anext(store.scan(0))
+
+
+async def test_a_scan_right_after_a_kill_has_all_that_was_stored(tmp_path):
+    store = ChromaStore(tmp_path)
+    await store.start("model-a")
+    await store.upsert([chunk(f"c{i}") for i in range(200)], [EAST] * 200)
+    store._worker._process._popen.kill()
+    assert store._worker._process._popen.wait(20) != 0
+    assert sorted([found async for page in store.scan(33) for found in ids(page)]) == sorted(
+        f"c{i}" for i in range(200)
+    )
+    await store.aclose()
+
+
+async def test_metadata_that_is_so_already_is_not_written_again(store, folder):
+    def written() -> int:
+        return (folder / "chroma.sqlite3").stat().st_mtime_ns
+
+    await store.upsert([chunk("a", user_id="u1", number=1), chunk("b")], [EAST, NORTH])
+    before = written()
+    await store.update_metadata({"a": {"user_id": "u1", "email": None}, "c": {"user_id": "u9"}})
+    assert written() == before
+    await store.update_metadata({"a": {"number": 1.0}})
+    assert written() > before
+    [found] = await store.get(["a"])
+    assert type(found.metadata["number"]) is float
+
+
+async def test_more_than_a_batch_is_updated_and_read(store):
+    many = [chunk(f"c{i}") for i in range(store.max_batch + 1)]
+    await store.upsert(many, [EAST] * len(many))
+    await store.update_metadata({c.id: {"user_id": "u1"} for c in many})
+    found = await store.get([c.id for c in many])
+    assert len(found) == len(many)
+    assert all(c.metadata == {"user_id": "u1"} for c in found)
+
+
+async def test_a_chunks_metadata_never_holds_none(store):
+    with pytest.raises(StoreRejectedError, match="'user_id' of chunk 'a' is a NoneType"):
+        await store.upsert([Chunk("a", "text", {"user_id": None})], [EAST])
+    await store.upsert([chunk("a", user_id="u1", email="e")], [EAST])
+    await store.upsert([chunk("a", user_id="u1")], [EAST])
+    await store.update_metadata({"a": {"kind": None}})
+    assert await store.get(["a"]) == [chunk("a", user_id="u1")]
+    assert (await store.query(EAST, 1, ALL))[0].metadata == {"user_id": "u1"}
+
+
+async def test_a_folder_it_makes_is_for_its_owner_alone(tmp_path):
+    store = ChromaStore(tmp_path / "parent" / "made")
+    await store.start("model-a")
+    await store.aclose()
+    assert stat.S_IMODE((tmp_path / "parent" / "made").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "parent").stat().st_mode) == stat.S_IMODE(0o777 & ~umask())
+
+
+async def test_the_mode_of_an_existing_folder_is_its_owners_choice(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o755)
+    store = ChromaStore(tmp_path / "shared")
+    for _ in range(2):
+        await store.start("model-a")
+        await store.aclose()
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o755
+
+
+def umask() -> int:
+    found = os.umask(0)
+    os.umask(found)
+    return found
 
 
 async def test_a_path_that_is_a_file(tmp_path):
@@ -243,7 +443,7 @@ async def test_a_filter_it_cannot_translate_never_searches_unfiltered(store):
 @pytest.mark.parametrize("missing", ["chromadb", "numpy"])
 def test_a_missing_package_is_named(monkeypatch, tmp_path, missing):
     monkeypatch.setattr(
-        "autoplay_rag.stores.chroma.find_spec", lambda name: name != missing or None
+        "autoplay_rag.stores.chroma.store.find_spec", lambda name: name != missing or None
     )
     with pytest.raises(MissingExtraError, match=r"pip install 'autoplay-rag\[chroma\]'"):
         ChromaStore(tmp_path)

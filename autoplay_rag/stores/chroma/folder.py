@@ -1,31 +1,43 @@
-"""A Chroma folder and its collections: the part of `ChromaStore` that knows Chroma.
+"""A Chroma folder and its collections: the only module that imports Chroma.
 
-It runs in the worker process only. What is said of Chroma here holds for chromadb 1.5.9.
+It runs in the worker process. Statements about Chroma hold for chromadb 1.5.9.
 """
 
 from __future__ import annotations
 
 import errno
 import shutil
+import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoplay_rag.errors import StoreMismatchError
-from autoplay_rag.stores.chroma_frames import (
+from autoplay_rag.stores.base import StoreIdentity
+from autoplay_rag.stores.chroma.frames import (
+    Chunks,
     Count,
     Delete,
     Done,
+    Drop,
     Failed,
     Found,
     FoundChunk,
+    Get,
+    Identity,
+    Kept,
     Open,
     Query,
     Reply,
     Request,
+    SaveIdentity,
+    Scan,
+    StoredChunk,
+    UpdateMetadata,
     Upsert,
 )
-from autoplay_rag.stores.chroma_mirror import IndexMirror
+from autoplay_rag.stores.chroma.mirror import IndexMirror
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +48,9 @@ if TYPE_CHECKING:
 __all__ = ["Folder"]
 
 _MODEL = "autoplay_model"
-"""Where the collection's own metadata says whose vectors it holds."""
+"""The key of the collection's own metadata that names the model of its vectors."""
+_STORE_ID, _JOURNAL_ID, _BATCH = "autoplay_store_id", "autoplay_journal_id", "autoplay_batch"
+"""The keys of its identity."""
 _ROUNDING = 1e-6
 _EF_SEARCH = 400
 """How widely the index is searched. Chroma's 100 gets lost among chunks that are alike: of 50,000,
@@ -47,7 +61,10 @@ a filtered search of the index: of 50,000, the 25 of one user in 8 ms instead of
 _ROOM = 64 << 20
 """Bytes of disk that must be free to write, besides half of what the indexes take: one that is full
 grows by a fifth, and its copy with it."""
-_REMEDY = "use that model, or another collection name, or delete the collection and ingest again"
+_REMEDY = (
+    "start once with IngestPipeline(rebuild=True) (command: --rebuild) to embed everything again "
+    "with the new model, or use that model, or another collection name"
+)
 
 
 class Folder:
@@ -83,7 +100,7 @@ class Folder:
         )
 
     def answer(self, request: Request) -> Reply:
-        """Do what is asked; a failure is an answer too."""
+        """Do what the request says; a failure is a reply too."""
         try:
             return self._answer(request)
         except StoreMismatchError as error:
@@ -91,13 +108,20 @@ class Folder:
         except self._refusals as error:
             return Failed("rejected", f"Chroma refused it: {error}")
         except Exception as error:  # noqa: BLE001 - the rest are outages: disk, database, index
-            # Whatever was known of the collection may have changed.
+            # What is cached of the collection may be out of date.
             self._collections.pop(request.collection, None)
             return Failed("unavailable", f"Chroma failed: {type(error).__name__}: {error}")
         finally:
             self._mirror.refresh()
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: Request) -> Reply:  # noqa: C901, PLR0911 - one case per request
+        match request:
+            case Drop():
+                self._drop(request.collection)
+                return Done()
+            case Identity():
+                found = self._find(request.collection)
+                return Kept(None if found is None else _identity_of(found.metadata))
         collection = self._collection(request.collection, request.model)
         match request:
             case Open():
@@ -113,52 +137,85 @@ class Folder:
                 return Found(collection.query(request))
             case Count():
                 return Done(collection.count())
+            case Get():
+                return Chunks(collection.get(request.ids))
+            case Scan():
+                return collection.scan(request.after, request.limit)
+            case UpdateMetadata():
+                self._check_room()
+                collection.update_metadata(request)
+                return Done()
+            case SaveIdentity():
+                collection.save_identity(request.identity)
+                return Done()
+
+    def _find(self, name: str) -> Collection | None:
+        from chromadb.errors import NotFoundError
+
+        try:
+            # Left out, the embedding function would be Chroma's own, which downloads a model.
+            return self._client.get_collection(name, embedding_function=None)
+        except NotFoundError:
+            return None
+
+    def _drop(self, name: str) -> None:
+        """Delete a collection that this package made, without a look at its model."""
+        self._collections.pop(name, None)
+        found = self._find(name)
+        if found is None:
+            return
+        if _MODEL not in (found.metadata or {}):
+            raise StoreMismatchError(
+                f"the Chroma collection {name!r} was made elsewhere, so it is not deleted here; "
+                "delete it with Chroma, or choose another collection name"
+            )
+        _delete_collection(self._client, self._path, found)
 
     def _check_room(self) -> None:
-        """Chroma does not notice when the disk is full as it writes an index: vectors would be lost."""
+        """Refuse to write on a full disk: Chroma ignores a failed write of an index and loses vectors."""
         free = shutil.disk_usage(self._path).free
         needed = _ROOM + self._mirror.size // 2
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
                 f"{free >> 20} MB are free where {self._path} is, and {needed >> 20} MB are needed "
-                "to write safely; make room, and what waits is stored",
+                "to write safely; free some, and the pipeline stores what is pending",
             )
 
     def _collection(self, name: str, model: str | None) -> _Collection:
         held = self._collections.get(name)
         if held is None or model not in (None, held.model):
-            held = self._collections[name] = _Collection(self._client, name, model)
+            found = self._find(name)
+            held = self._collections[name] = _Collection(
+                self._client, self._path, name, model, found
+            )
         return held
 
 
 class _Collection:
     """A collection of explicit vectors, compared by cosine.
 
-    Chroma fixes a collection's dimension for good with its first vector, and we fix its model.
-    One that is empty and was made here is made anew where another is wanted.
+    Chroma fixes a collection's dimension with the first vector, and this package its model. An
+    empty collection that this package made is made anew for another dimension or model.
 
     Raises:
-        StoreMismatchError: If it holds another model's vectors, or compares otherwise.
+        StoreMismatchError: If it holds another model's vectors, or compares differently.
     """
 
-    def __init__(self, client: ClientAPI, name: str, model: str | None) -> None:
-        from chromadb.errors import NotFoundError
-
+    def __init__(
+        self, client: ClientAPI, path: Path, name: str, model: str | None, found: Collection | None
+    ) -> None:
         self._client = client
+        self._path = path
         self._name = name
         self.model = model
-        try:
-            # Left out, the embedding function would be Chroma's own, which downloads a model.
-            self._chroma = client.get_collection(name, embedding_function=None)
-        except NotFoundError:
-            self._chroma = self._create()
+        self._chroma = self._create({}) if found is None else found
         self._check_space()
         self._check_model()
         self._dimension = self._stored_dimension()
 
     def upsert(self, request: Upsert) -> None:
-        """Store a batch; chunks with known ids are replaced whole."""
+        """Store a batch; a chunk with a known id is replaced whole."""
         import numpy as np
 
         if self._dimension not in (None, request.dimension):
@@ -229,21 +286,94 @@ class _Collection:
         return dict(zip(found["ids"], scores.tolist(), strict=True))
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Delete what is there of these."""
+        """Delete the chunks with these ids."""
         self._chroma.delete(ids=list(ids))
 
     def count(self) -> int:
-        """How many chunks there are."""
+        """The number of chunks."""
         return self._chroma.count()
 
+    def get(self, ids: Sequence[str]) -> list[StoredChunk]:
+        """The chunks with these ids; unknown ids are left out."""
+        if not ids:
+            return []  # Chroma would return every chunk
+        found: Any = self._chroma.get(ids=list(ids), include=["documents", "metadatas"])
+        columns = (found["ids"], found["documents"], found["metadatas"])
+        return [
+            (chunk_id, text or "", dict(metadata or {}))
+            for chunk_id, text, metadata in zip(*columns, strict=True)
+        ]
+
+    def scan(self, after: int, limit: int) -> Chunks:
+        """The next page of all chunks.
+
+        Chroma's own pages are found by counting rows: page 200 takes 40 times as long as the
+        first, and a delete in between shifts chunks out of sight. Row numbers do neither.
+        """
+        if after == 0:
+            self.count()  # makes Chroma catch up with its log after a kill
+        page = self._rows_after(after, limit)
+        return Chunks(
+            self.get([chunk_id for _, chunk_id in page]),
+            page[-1][0] if len(page) == limit else None,
+        )
+
+    def _rows_after(self, after: int, limit: int) -> list[tuple[int, str]]:
+        # The plus keeps SQLite off the index by id, after which it would sort all rows per page.
+        query = (
+            "SELECT id, embedding_id FROM embeddings WHERE id > ? AND +segment_id ="
+            " (SELECT id FROM segments WHERE scope = 'METADATA' AND collection = ?)"
+            " ORDER BY id LIMIT ?"
+        )
+        return _select(self._path, query, (after, str(self._chroma.id), limit))
+
+    def update_metadata(self, request: UpdateMetadata) -> None:
+        """Set and remove metadata keys, of the chunks that are stored and not so yet.
+
+        Chroma's `update` keeps the other keys, and removes one that is None.
+        """
+        changes = dict(zip(request.ids, request.metadatas, strict=True))
+        if not changes:
+            return
+        stored: Any = self._chroma.get(ids=list(changes), include=["metadatas"])
+        wanted = {
+            chunk_id: differing
+            for chunk_id, old in zip(stored["ids"], stored["metadatas"], strict=True)
+            if (differing := _differing(old or {}, changes[chunk_id]))
+        }
+        if wanted:
+            self._chroma.update(ids=list(wanted), metadatas=list(wanted.values()))
+
+    def save_identity(self, identity: StoreIdentity) -> None:
+        """Keep an identity in the collection's own metadata."""
+        self._annotate(
+            {
+                _STORE_ID: identity.store_id,
+                _JOURNAL_ID: identity.journal_id,
+                _BATCH: identity.batch,
+            }
+        )
+
+    def _annotate(self, notes: Mapping[str, str | int]) -> None:
+        """Set keys of the collection's own metadata. The index's configuration stays."""
+        # `modify` replaces the metadata whole.
+        metadata: dict[str, Any] = {**(self._chroma.metadata or {}), **notes}
+        if "hnsw:space" not in metadata:
+            self._chroma.modify(metadata=metadata)
+            return
+        # A collection of an older Chroma: `modify` refuses this key even if it stays the same,
+        # and without it such a collection would forget how it compares.
+        self._client._modify(id=self._chroma.id, new_metadata=metadata)  # noqa: SLF001
+        self._chroma = self._client.get_collection(self._name, embedding_function=None)
+
     def _rows_to_write(self, request: Upsert, vectors: NDArray[np.float32]) -> list[int]:
-        """The rows that are not stored yet just as they are.
+        """The rows that differ from what is stored.
 
-        Overwriting a chunk costs Chroma five times what a new one does, and a batch that is
-        offered again after a crash is mostly stored already: it is cheaper to look.
+        Overwriting a chunk costs Chroma five times as much as adding one, and after a crash most
+        of a repeated batch is stored already: a look is cheaper.
 
-        Where a chunk is overwritten, Chroma would keep the metadata keys it had and has no
-        more; in the request they are set to None, which removes them.
+        Chroma keeps the old metadata keys of a chunk that is overwritten. The request sets them
+        to None, which removes them.
         """
         import numpy as np
 
@@ -255,7 +385,7 @@ class _Collection:
         row_of = {chunk_id: row for row, chunk_id in enumerate(request.ids)}
         rows = [row_of[chunk_id] for chunk_id in stored["ids"]]
         wanted = vectors[rows]
-        # Chroma keeps directions and lengths apart, so vectors come back with rounding errors.
+        # Chroma keeps direction and length apart, so vectors come back with rounding errors.
         error = np.abs(np.asarray(stored["embeddings"]) - wanted).max(axis=1)
         same_vector = error <= _ROUNDING * np.abs(wanted).max(axis=1)
         unchanged = set()
@@ -269,20 +399,21 @@ class _Collection:
                 new.update(dict.fromkeys((old or {}).keys() - new.keys()))
         return [row for row in range(len(request.ids)) if row not in unchanged]
 
-    def _create(self) -> Collection:
+    def _create(self, identity: Mapping[str, Any]) -> Collection:
         return self._client.create_collection(
             self._name,
             embedding_function=None,
-            metadata={_MODEL: self.model or ""},
+            metadata={**identity, _MODEL: self.model or ""},
             configuration={"hnsw": {"space": "cosine", "ef_search": _EF_SEARCH}},
         )
 
     def _make_anew(self) -> bool:
-        """Start over, if there is nothing to lose: no chunk, and no collection of someone else."""
-        if _MODEL not in (self._chroma.metadata or {}) or self.count() > 0:
+        """Start over, if the collection is empty and this package made it. Its identity stays."""
+        metadata = self._chroma.metadata or {}
+        if _MODEL not in metadata or self.count() > 0:
             return False
-        self._client.delete_collection(self._name)
-        self._chroma = self._create()
+        _delete_collection(self._client, self._path, self._chroma)
+        self._chroma = self._create(metadata)
         return True
 
     def _stored_dimension(self) -> int | None:
@@ -295,12 +426,17 @@ class _Collection:
         if space != "cosine":
             raise StoreMismatchError(
                 f"the Chroma collection {self._name!r} was made elsewhere and compares vectors by "
-                f"{space!r}, where 'cosine' is needed; choose another collection name"
+                f"{space!r} instead of 'cosine'; choose another collection name"
             )
 
     def _check_model(self) -> None:
         held = (self._chroma.metadata or {}).get(_MODEL)
-        if not held or self.model in (None, held) or self._make_anew():
+        if self.model in (None, held) or held is None:
+            return
+        if held == "":  # used before its first `start`
+            self._annotate({_MODEL: self.model or ""})
+            return
+        if self._make_anew():
             return
         raise StoreMismatchError(
             f"the Chroma collection {self._name!r} holds {self.count()} vectors of the model "
@@ -314,13 +450,48 @@ class _Collection:
         )
 
 
+def _select(folder: Path, query: str, arguments: tuple[Any, ...]) -> list[Any]:
+    """Read Chroma's database, between its own calls."""
+    uri = f"{(folder / 'chroma.sqlite3').as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        return connection.execute(query, arguments).fetchall()
+
+
+def _delete_collection(client: ClientAPI, folder: Path, collection: Collection) -> None:
+    """Delete a collection and its index files, which Chroma leaves; the mirror drops its copy."""
+    indexes = _select(
+        folder,
+        "SELECT id FROM segments WHERE scope = 'VECTOR' AND collection = ?",
+        (str(collection.id),),
+    )
+    client.delete_collection(collection.name)
+    for (index,) in indexes:
+        shutil.rmtree(folder / index, ignore_errors=True)
+
+
+def _identity_of(metadata: Mapping[str, Any] | None) -> StoreIdentity | None:
+    if not metadata or _STORE_ID not in metadata:
+        return None
+    return StoreIdentity(metadata[_STORE_ID], metadata[_JOURNAL_ID], metadata[_BATCH])
+
+
 def _found(
     chunk_id: str, text: str | None, metadata: Mapping[str, Any] | None, score: float
 ) -> FoundChunk:
-    """What was stored by others may have no text or no metadata."""
+    """A match; a chunk that others stored may have no text or no metadata."""
     return chunk_id, text or "", score, dict(metadata or {})
 
 
 def _typed(metadata: Mapping[str, Any]) -> dict[str, tuple[type, Any]]:
-    """For comparing: to Python 1, 1.0 and True are equal."""
+    """Metadata with types, for comparing: to Python 1, 1.0 and True are equal."""
     return {key: (type(value), value) for key, value in metadata.items()}
+
+
+def _differing(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes that are not made yet. A removed key is None."""
+    typed = _typed(old)
+    return {
+        key: value
+        for key, value in changes.items()
+        if typed.get(key, (type(None), None)) != (type(value), value)
+    }

@@ -1,8 +1,7 @@
-"""Pytest fixtures for those who build on this package; pytest finds them by itself.
+"""Fixtures that start connectors and make payloads.
 
-`local_connector` starts connectors for a test, `make_payload` makes payloads for them. Both fit
-tests that are plain functions and coroutines, whatever plugin runs those: the connectors run in
-a thread of their own.
+They work in tests that are plain functions and in coroutines, with any plugin: the connectors run
+in a thread of their own.
 
 Example:
     A test of what your callback does with what users did::
@@ -14,8 +13,7 @@ Example:
                 await asyncio.wait_for(noticed.wait(), 5)
 """
 
-# pytest loads this file at its start wherever the package is installed: what is not needed
-# then is imported where it is used.
+# Pytest loads this module whenever it starts: other imports are made where they are used.
 from __future__ import annotations
 
 import itertools
@@ -65,14 +63,14 @@ class RunningConnector:
 
     @property
     def subscribers(self) -> int:
-        """How many streams are open."""
+        """The number of open streams."""
         return self._connector.subscribers
 
     def send(self, payload: Payload | bytes) -> int:
         """Push one event to every open stream; see `LocalConnector.send`.
 
         Returns:
-            How many subscribers it was given to.
+            The number of subscribers that got it.
 
         Raises:
             TimeoutError: If a subscriber did not read for 10 seconds.
@@ -83,7 +81,7 @@ class RunningConnector:
         """Wait until exactly `count` streams are open.
 
         Raises:
-            TimeoutError: If there were not after 10 seconds.
+            TimeoutError: If it takes more than 10 seconds.
         """
         self._wait(self._connector.wait_subscribers(count))
 
@@ -113,7 +111,7 @@ class RunningConnector:
 
 
 class StartConnector:
-    """What the fixture `local_connector` is: call it to start a connector."""
+    """The value of the fixture `local_connector`: call it to start a connector."""
 
     def __init__(self) -> None:
         self._running: list[RunningConnector] = []
@@ -127,7 +125,7 @@ class StartConnector:
 
         Args:
             recording: A file of JSON Lines or payloads; None serves the package's samples.
-            options: What else `LocalConnector` takes.
+            options: Other arguments of `LocalConnector`.
         """
         from autoplay_rag.devserver import LocalConnector
 
@@ -136,16 +134,16 @@ class StartConnector:
         return running
 
     def close(self) -> None:
-        """Close all that were started."""
+        """Close all connectors that were started."""
         for running in self._running:
             running.close()
 
 
 class MakePayload:
-    """What the fixture `make_payload` is: call it to make a payload.
+    """The value of the fixture `make_payload`: call it to make a payload.
 
-    Each payload was forwarded 10 s after the one before, so that no two are the same; the
-    times are the same in each run.
+    Each payload is forwarded 10 s after the previous one, so all payloads differ. The times are
+    the same in each run.
     """
 
     def __init__(self) -> None:
@@ -181,12 +179,12 @@ class MakePayload:
         product_id: str = "acme",
         url: str = "https://app.acme.example/",
     ) -> ActionsPayload | SummaryPayload:
-        """Make a payload of a click for each description, or of a summary.
+        """Make a payload with one click per description, or a summary.
 
         Args:
-            descriptions: What was done, an action each; one click where there is none.
-            summary: Makes a summary of this text instead.
-            replaces: How many actions the summary condenses.
+            descriptions: The descriptions of the actions; without any, there is one click.
+            summary: The text of a summary to make instead.
+            replaces: The number of actions that the summary replaces.
             session_id: The visit.
             user_id: The person.
             product_id: The product.

@@ -1,0 +1,238 @@
+"""The requests of `ChromaStore`, the replies of its worker process, and their bytes on a pipe.
+
+A frame is a length (four bytes, little-endian) and a MessagePack body. The worker sends the first
+frame: `Done` when it is ready, or `Failed`. Then each request gets one reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+import msgspec
+
+from autoplay_rag.stores.base import StoreIdentity
+
+__all__ = [
+    "Answer",
+    "Chunks",
+    "Count",
+    "Delete",
+    "Done",
+    "Drop",
+    "Failed",
+    "Found",
+    "FoundChunk",
+    "Get",
+    "Identity",
+    "Kept",
+    "Open",
+    "Query",
+    "Reply",
+    "Request",
+    "SaveIdentity",
+    "Scan",
+    "StoredChunk",
+    "UpdateMetadata",
+    "Upsert",
+    "encode",
+    "read",
+    "write",
+]
+
+
+class _Request(msgspec.Struct, tag=True, kw_only=True):
+    """Each request names its collection and model, so a restarted worker needs no history.
+
+    After `timeout` seconds the worker counts as stuck.
+    """
+
+    collection: str
+    model: str | None
+    timeout: float
+
+
+class Open(_Request, tag=True, kw_only=True):
+    """Make the collection if there is none, and check which model its vectors are of."""
+
+
+class Upsert(_Request, tag=True, kw_only=True):
+    """Columns of a batch; `vectors` are float32 values in the machine's byte order."""
+
+    ids: list[str]
+    texts: list[str]
+    metadatas: list[dict[str, Any]]
+    vectors: bytes
+    dimension: int
+
+
+class Delete(_Request, tag=True, kw_only=True):
+    """Delete the chunks with these ids; unknown ids are ignored."""
+
+    ids: Sequence[str]
+
+
+class Query(_Request, tag=True, kw_only=True):
+    """The `k` nearest; `where` is in Chroma's own form."""
+
+    vector: bytes
+    k: int
+    where: dict[str, Any] | None
+
+
+class Count(_Request, tag=True, kw_only=True):
+    """Ask for the number of chunks."""
+
+
+class Get(_Request, tag=True, kw_only=True):
+    """Ask for the chunks with these ids."""
+
+    ids: Sequence[str]
+
+
+class Scan(_Request, tag=True, kw_only=True):
+    """Ask for the next chunks, in the order of Chroma's row numbers.
+
+    `after` is 0 for the first page, and from then on that of the last reply.
+    """
+
+    after: int
+    limit: int
+
+
+class UpdateMetadata(_Request, tag=True, kw_only=True):
+    """Set metadata keys, or remove them by None; unknown ids are ignored."""
+
+    ids: Sequence[str]
+    metadatas: Sequence[dict[str, Any]]
+
+
+class Drop(_Request, tag=True, kw_only=True):
+    """Delete the collection, whichever model its vectors are of."""
+
+
+class Identity(_Request, tag=True, kw_only=True):
+    """Ask for the identity, without making the collection."""
+
+
+class SaveIdentity(_Request, tag=True, kw_only=True):
+    """Keep an identity in the collection's own metadata."""
+
+    identity: StoreIdentity
+
+
+Request: TypeAlias = (
+    Open
+    | Upsert
+    | Delete
+    | Query
+    | Count
+    | Get
+    | Scan
+    | UpdateMetadata
+    | Drop
+    | Identity
+    | SaveIdentity
+)
+
+
+StoredChunk: TypeAlias = tuple[str, str, dict[str, Any]]
+"""Id, text, metadata."""
+
+FoundChunk: TypeAlias = tuple[str, str, float, dict[str, Any]]
+"""Id, text, score, metadata."""
+
+
+class Done(msgspec.Struct, tag=True):
+    """The request is done. `count` answers `Count`."""
+
+    count: int = 0
+
+
+class Found(msgspec.Struct, tag=True):
+    """The matches, best first."""
+
+    hits: list[FoundChunk]
+
+
+class Chunks(msgspec.Struct, tag=True):
+    """The chunks asked for; `after` is where the next page of a scan starts, None at the end."""
+
+    chunks: list[StoredChunk]
+    after: int | None = None
+
+
+class Kept(msgspec.Struct, tag=True):
+    """The identity that the collection keeps."""
+
+    identity: StoreIdentity | None
+
+
+class Failed(msgspec.Struct, tag=True):
+    """The request failed; `kind` says which error of the package it becomes."""
+
+    kind: Literal["locked", "mismatch", "missing", "rejected", "unavailable"]
+    message: str
+
+
+Answer: TypeAlias = Done | Found | Chunks | Kept
+Reply: TypeAlias = Answer | Failed
+
+_LENGTH = 4
+_encoder = msgspec.msgpack.Encoder()
+T = TypeVar("T")
+
+
+class RawPipe(Protocol):
+    """An unbuffered end of a pipe; it may read or write less than it was asked to."""
+
+    def read(self, size: int, /) -> bytes | None: ...
+    def write(self, data: memoryview, /) -> int | None: ...
+
+
+def encode(message: Request | Reply) -> bytes:
+    """Encode a message as one frame.
+
+    Raises:
+        UnicodeEncodeError: If a string in it holds a lone surrogate.
+
+    Example:
+        >>> list(encode(Done(count=3))[:4])
+        [18, 0, 0, 0]
+    """
+    frame = bytearray(_LENGTH)
+    _encoder.encode_into(message, frame, _LENGTH)
+    frame[:_LENGTH] = (len(frame) - _LENGTH).to_bytes(_LENGTH, "little")
+    return bytes(frame)
+
+
+def write(pipe: RawPipe, frame: bytes) -> None:
+    """Write one whole frame.
+
+    Raises:
+        OSError: If the other end is closed.
+    """
+    rest = memoryview(frame)
+    while rest:
+        rest = rest[pipe.write(rest) or 0 :]
+
+
+def read(pipe: RawPipe, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    """Read one whole frame.
+
+    Raises:
+        EOFError: If the other end is closed.
+        msgspec.DecodeError: If the frame is not such a message.
+    """
+    length = int.from_bytes(_read_exactly(pipe, _LENGTH), "little")
+    return decoder.decode(_read_exactly(pipe, length))
+
+
+def _read_exactly(pipe: RawPipe, size: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < size:
+        part = pipe.read(size - len(parts))
+        if not part:
+            raise EOFError("the pipe was closed")
+        parts += part
+    return bytes(parts)

@@ -1,0 +1,366 @@
+"""`ChromaStore`: chunks in a Chroma folder on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+from autoplay_rag._checks import check_at_least
+from autoplay_rag.errors import MissingExtraError, StoreRejectedError, UnsupportedFilterError
+from autoplay_rag.stores.base import (
+    Changes,
+    Chunk,
+    Filter,
+    Match,
+    StoreIdentity,
+    Vector,
+    VectorStore,
+)
+from autoplay_rag.stores.chroma.frames import (
+    Answer,
+    Chunks,
+    Count,
+    Delete,
+    Done,
+    Drop,
+    Found,
+    Get,
+    Identity,
+    Kept,
+    Open,
+    Query,
+    Request,
+    SaveIdentity,
+    Scan,
+    UpdateMetadata,
+    Upsert,
+)
+from autoplay_rag.stores.chroma.shared import SharedWorker
+from autoplay_rag.stores.rows import checked_changes, pack, pack_vector
+
+__all__ = ["ChromaStore", "where_of"]
+
+_OPERATORS = {"==": "$eq", ">=": "$gte", "<=": "$lte"}
+
+
+class ChromaStore(VectorStore):
+    """Keeps chunks in a Chroma folder on this machine.
+
+    Chroma runs in a worker process. The worker starts with the first call (this takes some
+    seconds, mostly to import Chroma), is restarted if it dies, and ends with `aclose` or with
+    this process. Stores of one process may share a folder. Another process may use the folder
+    only after the store is closed; then any Chroma client can open it.
+
+    A kill while Chroma writes its index would make the collection unreadable. The index is then
+    restored from a copy in the folder, and no stored chunk is lost. On a nearly full disk a write
+    raises `StoreUnavailableError` before Chroma begins.
+
+    Vectors are compared by cosine. Nothing is fetched from or sent to a network.
+
+    Two stores are equal if they name the same collection of the same folder.
+
+    Args:
+        path: The folder. A missing folder is made, readable by its owner alone.
+        collection: The name of the collection; 3 to 512 of `a-zA-Z0-9._-`.
+        timeout: Seconds a call may take in the worker. After that the worker counts as stuck and
+            is killed, and the call raises `StoreUnavailableError`.
+
+    Raises:
+        MissingExtraError: If chromadb is not installed.
+
+    Example:
+        >>> import asyncio, tempfile
+        >>> async def main(folder):
+        ...     store = ChromaStore(folder)
+        ...     await store.start("example-model")
+        ...     await store.upsert([Chunk("c1", "Opened billing", {})], [[0.6, 0.8]])
+        ...     found = await store.query([0.6, 0.8], k=1, filter=Filter())
+        ...     await store.aclose()
+        ...     return found
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     asyncio.run(main(folder))[0].id
+        'c1'
+    """
+
+    # Chroma takes larger batches, but no faster, and a search would wait for them.
+    max_batch = 500
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        collection: str = "autoplay",
+        *,
+        timeout: float = 60.0,
+    ) -> None:
+        if not (find_spec("chromadb") and find_spec("numpy")):
+            raise MissingExtraError("ChromaStore", "chroma")
+        self._folder = Path(path).expanduser().resolve()
+        self._collection = collection
+        self._timeout = timeout
+        self._model: str | None = None
+        self._worker: SharedWorker | None = None
+
+    def __repr__(self) -> str:
+        return f"<ChromaStore: collection {self._collection!r} in {self._folder}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ChromaStore):
+            return NotImplemented
+        return (self._folder, self._collection) == (other._folder, other._collection)
+
+    def __hash__(self) -> int:
+        return hash((self._folder, self._collection))
+
+    async def start(self, model: str) -> None:
+        """Start the worker, and make the collection if there is none.
+
+        Args:
+            model: Names the embedder and its settings.
+
+        Raises:
+            StoreLockedError: If another process uses the folder.
+            StoreMismatchError: If the collection holds vectors of another model, or does not
+                compare them by cosine.
+            StoreUnavailableError: If Chroma cannot open the folder.
+        """
+        await self._ask(partial(Open, **self._to(model)))
+        self._model = model
+
+    async def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
+        """Store chunks, replacing those with the same id whole.
+
+        Args:
+            chunks: Any number; each `max_batch` of them make one request.
+            vectors: One for each chunk, all of the same dimension.
+
+        Raises:
+            StoreRejectedError: If Chroma will never take the batch.
+            StoreMismatchError: If the collection holds vectors of another dimension.
+            StoreUnavailableError: If it may pass later.
+        """
+        for start in range(0, max(len(chunks), len(vectors)), self.max_batch):
+            part = slice(start, start + self.max_batch)
+            await self._ask(partial(self._upsert, chunks[part], vectors[part]))
+
+    async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
+        """The `k` nearest chunks that pass the filter, best first.
+
+        Args:
+            vector: The question, of the dimension stored.
+            k: The most matches; at least 1.
+            filter: Which chunks may match.
+
+        Raises:
+            StoreRejectedError: If `k` is less than 1, or the vector is not one.
+            StoreMismatchError: If the collection holds vectors of another dimension.
+            StoreUnavailableError: If it may pass later.
+            UnsupportedFilterError: If Chroma has no such comparison.
+        """
+        found = await self._ask(partial(self._query, vector, k, filter))
+        assert isinstance(found, Found)
+        return [Match(*hit) for hit in found.hits]
+
+    async def count(self) -> int:
+        """The number of chunks stored.
+
+        Raises:
+            StoreUnavailableError: If it may pass later.
+        """
+        done = await self._ask(partial(Count, **self._to(self._model)))
+        assert isinstance(done, Done)
+        return done.count
+
+    async def delete(self, ids: Sequence[str]) -> None:
+        """Delete chunks; an unknown id is not an error.
+
+        Raises:
+            StoreUnavailableError: If it may pass later.
+        """
+        for part in self._parts(ids):
+            await self._ask(partial(Delete, **self._to(self._model), ids=part))
+
+    async def get(self, ids: Sequence[str]) -> list[Chunk]:
+        """The chunks with these ids, in any order; unknown ids are left out.
+
+        Raises:
+            StoreUnavailableError: If it may pass later.
+        """
+        found: list[Chunk] = []
+        # Chroma refuses an id that is asked for twice.
+        for part in self._parts(list(dict.fromkeys(ids))):
+            reply = await self._ask(partial(Get, **self._to(self._model), ids=part))
+            assert isinstance(reply, Chunks)
+            found += [Chunk(*chunk) for chunk in reply.chunks]
+        return found
+
+    async def scan(self, page: int = max_batch) -> AsyncIterator[list[Chunk]]:
+        """All chunks, in pages, in the order in which they were first stored.
+
+        One page is in memory at a time. A chunk that is stored during the whole scan comes once;
+        what is stored or deleted meanwhile may be missing or not.
+
+        Args:
+            page: The most chunks in one page; never more than `max_batch` come.
+
+        Raises:
+            ConfigurationError: If `page` is less than 1.
+            StoreUnavailableError: If it may pass later.
+        """
+        check_at_least("page", page, 1, whole=True)
+        after: int | None = 0
+        while after is not None:
+            to = self._to(self._model)
+            reply = await self._ask(
+                partial(Scan, **to, after=after, limit=min(page, self.max_batch))
+            )
+            assert isinstance(reply, Chunks)
+            if reply.chunks:
+                yield [Chunk(*chunk) for chunk in reply.chunks]
+            after = reply.after
+
+    async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
+        """Change metadata without touching text and vector.
+
+        Chroma takes three times as long as to store the same number of new chunks. Changes that
+        are made already cost a look only.
+
+        Args:
+            changes: By chunk id, the keys to set, or to remove by None. Other keys stay; an
+                unknown id is not an error. Each `max_batch` of them make one request.
+
+        Raises:
+            StoreRejectedError: If a key or a value cannot be stored.
+            StoreUnavailableError: If it may pass later.
+        """
+        wanted = checked_changes(changes)
+        for part in self._parts(list(wanted)):
+            await self._ask(
+                partial(
+                    UpdateMetadata,
+                    **self._to(self._model),
+                    ids=part,
+                    metadatas=[wanted[chunk_id] for chunk_id in part],
+                )
+            )
+
+    def sibling(self, name: str) -> Self:
+        """Another collection in the same folder, served by the same worker; not started yet.
+
+        Args:
+            name: Goes after the name of this collection and a hyphen.
+
+        Example:
+            >>> ChromaStore("folder", "autoplay").sibling("large") == ChromaStore(
+            ...     "folder", "autoplay-large"
+            ... )
+            True
+        """
+        return type(self)(self._folder, f"{self._collection}-{name}", timeout=self._timeout)
+
+    async def drop(self) -> None:
+        """Delete the collection with its index files, its identity and its model.
+
+        It works for vectors of any model, before `start` too. Siblings stay.
+
+        Raises:
+            StoreLockedError: If another process uses the folder.
+            StoreMismatchError: If this package did not make the collection.
+            StoreUnavailableError: If it may pass later.
+        """
+        await self._ask(partial(Drop, **self._to(None)))
+        self._model = None
+
+    async def identity(self) -> StoreIdentity | None:
+        """The note that `save_identity` left; None if there is none, or no collection.
+
+        It works before `start`, and for vectors of any model.
+
+        Raises:
+            StoreLockedError: If another process uses the folder.
+            StoreUnavailableError: If it may pass later.
+        """
+        kept = await self._ask(partial(Identity, **self._to(None)))
+        assert isinstance(kept, Kept)
+        return kept.identity
+
+    async def save_identity(self, identity: StoreIdentity) -> None:
+        """Keep a note in the collection's own metadata, where no search finds it.
+
+        Each call is a transaction of SQLite and writes some 30 KB.
+
+        Raises:
+            StoreUnavailableError: If it may pass later.
+        """
+        await self._ask(partial(SaveIdentity, **self._to(self._model), identity=identity))
+
+    async def aclose(self) -> None:
+        """Release the worker, which ends with the last store that uses it.
+
+        May be called more than once. A later call of another method starts the worker again.
+        """
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.release()
+
+    async def _ask(self, make_request: Callable[[], Request]) -> Answer:
+        if self._worker is None:
+            self._worker = SharedWorker.acquire(self._folder)
+        return await self._worker.ask(make_request)
+
+    def _to(self, model: str | None) -> dict[str, Any]:
+        return {"collection": self._collection, "model": model, "timeout": self._timeout}
+
+    def _parts(self, ids: Sequence[str]) -> list[list[str]]:
+        return [
+            list(ids[start : start + self.max_batch])
+            for start in range(0, len(ids), self.max_batch)
+        ]
+
+    def _upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> Upsert:
+        rows = pack(chunks, vectors)
+        return Upsert(
+            **self._to(self._model),
+            ids=rows.ids,
+            texts=rows.texts,
+            metadatas=rows.metadatas,
+            vectors=rows.vectors,
+            dimension=rows.dimension,
+        )
+
+    def _query(self, vector: Vector, k: int, filter: Filter) -> Query:
+        if k < 1:
+            raise StoreRejectedError(f"k is {k}; a search asks for at least 1 hit")
+        return Query(
+            **self._to(self._model),
+            vector=pack_vector(vector, "the question"),
+            k=k,
+            where=where_of(filter),
+        )
+
+
+def where_of(filter: Filter) -> dict[str, Any] | None:
+    """Translate a filter into Chroma's form; None if it has no condition.
+
+    Raises:
+        UnsupportedFilterError: If Chroma has no such comparison.
+
+    Example:
+        >>> where_of(Filter(user_id="u1", since=100.0))
+        {'$and': [{'user_id': {'$eq': 'u1'}}, {'ended_at': {'$gte': 100.0}}]}
+    """
+    conditions: list[dict[str, Any]] = []
+    for key, comparison, value in filter.conditions():
+        operator = _OPERATORS.get(comparison)
+        if operator is None or not isinstance(value, str | int | float):
+            raise UnsupportedFilterError(
+                f"Chroma cannot compare {key!r} by {comparison!r} with a {type(value).__name__}"
+            )
+        conditions.append({key: {operator: value}})
+    # Chroma takes `$and` only of two or more.
+    if len(conditions) > 1:
+        return {"$and": conditions}
+    return conditions[0] if conditions else None

@@ -1,0 +1,74 @@
+"""Pytest fixtures and contracts for code that builds on this package.
+
+Pytest finds the fixtures by itself wherever the package is installed: `local_connector` starts
+connectors for a test, `make_payload` makes payloads.
+
+A contract is a class of tests. Inherit from it, give it what it tests, and pytest runs it; it
+needs pytest-asyncio with `asyncio_mode = "auto"`.
+
+| contract | tests | give it |
+|---|---|---|
+| `VectorStoreContract` | a `VectorStore` | a fixture `make_store` |
+| `TextStoreContract` | a `TextStore` | a fixture `make_store` |
+| `EmbedderContract` | an `Embedder` | a fixture `make_embedder` |
+| `LoaderContract` | a loader of streams | the methods `make` and `make_from_recording` |
+
+Example:
+    The whole test file of a store of your own::
+
+        class TestMyStore(VectorStoreContract):
+            @pytest.fixture
+            def make_store(self, tmp_path):
+                return lambda: MyStore(tmp_path / "store.db")
+"""
+
+# Pytest loads this module whenever it starts, wherever the package is installed: it imports
+# nothing heavy, and the contracts only when they are asked for. There is no `__dir__`: pytest
+# reads every name that `dir()` lists.
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from autoplay_rag.testing.fixtures import (
+    MakePayload,
+    RunningConnector,
+    StartConnector,
+    local_connector,
+    make_payload,
+)
+
+if TYPE_CHECKING:
+    from autoplay_rag.testing.embedders import EmbedderContract
+    from autoplay_rag.testing.loaders import LoaderContract
+    from autoplay_rag.testing.stores import TextStoreContract, VectorStoreContract
+
+__all__ = [
+    "EmbedderContract",
+    "LoaderContract",
+    "MakePayload",
+    "RunningConnector",
+    "StartConnector",
+    "TextStoreContract",
+    "VectorStoreContract",
+    "local_connector",
+    "make_payload",
+]
+
+_CONTRACTS = {
+    "EmbedderContract": "autoplay_rag.testing.embedders",
+    "LoaderContract": "autoplay_rag.testing.loaders",
+    "TextStoreContract": "autoplay_rag.testing.stores",
+    "VectorStoreContract": "autoplay_rag.testing.stores",
+}
+
+# A failed assertion of a contract then shows its values, as in a test of one's own.
+pytest.register_assert_rewrite(*sorted(set(_CONTRACTS.values())))
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CONTRACTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_CONTRACTS[name]), name)
