@@ -7,7 +7,14 @@ from contextlib import contextmanager
 
 from autoplay_rag import Chunk, Filter
 from autoplay_rag.errors import ConfigurationError, MissingCapabilityError, StoreRejectedError
-from autoplay_rag.stores import Capability, Changes, Match, StoreIdentity, TextStore
+from autoplay_rag.stores import (
+    Capability,
+    Changes,
+    Match,
+    StoreIdentity,
+    TextStore,
+    checked_changes,
+)
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
@@ -97,6 +104,8 @@ class LangChainStore(TextStore):
 
     async def add(self, chunks: Sequence[Chunk]) -> None:
         """Embed and store chunks, replacing those with the same id."""
+        if not chunks:
+            return
         with _rejections():
             await self._kind.add([_document(chunk) for chunk in chunks])
 
@@ -142,14 +151,18 @@ class LangChainStore(TextStore):
 
         Raises:
             MissingCapabilityError: If the vector store cannot do that.
+            StoreRejectedError: If a value is of a type that no store keeps.
         """
         self._need("update_metadata")
-        if changes:
+        if wanted := checked_changes(changes):
             with _rejections():
-                await self._kind.update_metadata(changes)
+                await self._kind.update_metadata(wanted)
 
     async def drop(self) -> None:
         """Delete all chunks and the identity. Documents of others stay.
+
+        A Chroma collection with nothing else in it is made anew, for vectors of any dimension:
+        other `Chroma` objects of it have to be opened again.
 
         Raises:
             MissingCapabilityError: If the vector store cannot list or delete documents.
@@ -158,8 +171,7 @@ class LangChainStore(TextStore):
         ids = [chunk.id async for chunks in self._scan(500) for chunk in chunks]
         for start in range(0, len(ids), 500):
             await self._kind.delete(ids[start : start + 500])
-        if "identity" in self.capabilities:
-            await self._kind.forget_identity()
+        await self._kind.reset()
 
     async def identity(self) -> StoreIdentity | None:
         """The note that `save_identity` left; None if there is none.
@@ -183,8 +195,11 @@ class LangChainStore(TextStore):
         """The `k` best chunks for `text` that pass the filter, best first.
 
         Raises:
+            StoreRejectedError: If `k` is less than 1.
             UnsupportedFilterError: If there is a filter, and no way known to translate it.
         """
+        if k < 1:
+            raise StoreRejectedError(f"k is {k}; a search asks for at least 1 match")
         found = await self._kind.search(text, k, filter)
         return [_hit(document, score) for document, score in found]
 

@@ -76,7 +76,7 @@ def test_the_package_uses_public_names_of_the_core_alone(path):
 
 def test_the_readme_uses_public_names_of_the_core_alone():
     found = list(core_imports(examples(ROOT / "README.md")))
-    assert len(found) > 5
+    assert found
     for module, name in found:
         assert module in PUBLIC
         assert name in import_module(module).__all__

@@ -83,9 +83,8 @@ class Kind:
         """Keep a note in the store itself, where no search finds it."""
         raise NotImplementedError
 
-    async def forget_identity(self) -> None:
-        """Remove the note."""
-        raise NotImplementedError
+    async def reset(self) -> None:
+        """Forget the identity, and the dimension if nothing is stored."""
 
     def similarity(self, score: float) -> float:
         """The cosine similarity that the store's own score means."""

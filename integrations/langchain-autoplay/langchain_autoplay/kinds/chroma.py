@@ -72,10 +72,9 @@ class Chroma(Kind):
 
     async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
         """As in `Kind`. Chroma merges, removes a key by a None, and ignores unknown ids."""
-        if changes := {id_: dict(new) for id_, new in changes.items() if new}:
-            await asyncio.to_thread(
-                self._collection.update, ids=list(changes), metadatas=list(changes.values())
-            )
+        await asyncio.to_thread(
+            self._collection.update, ids=list(changes), metadatas=list(changes.values())
+        )
 
     async def identity(self) -> StoreIdentity | None:
         """As in `Kind`."""
@@ -93,9 +92,9 @@ class Chroma(Kind):
         }
         await asyncio.to_thread(self._set_note, note)
 
-    async def forget_identity(self) -> None:
-        """As in `Kind`."""
-        await asyncio.to_thread(self._set_note, {})
+    async def reset(self) -> None:
+        """As in `Kind`. A collection keeps its dimension even when it is empty: it is made anew."""
+        await asyncio.to_thread(self._reset)
 
     def similarity(self, score: float) -> float:
         """Chroma's distance is squared where it is Euclidean, which is its default."""
@@ -115,26 +114,48 @@ class Chroma(Kind):
         """The collection's metadata as of now: the collection's own copy may be old."""
         collection = self._collection
         server = collection._client  # noqa: SLF001 - no other way
-        model = server.get_collection(
-            name=collection.name, tenant=collection.tenant, database=collection.database
+        return dict(
+            server.get_collection(name=collection.name, **_where(collection)).metadata or {}
         )
-        return dict(model.metadata or {})
 
     def _set_note(self, note: Mapping[str, str | int]) -> None:
-        collection = self._collection
         before = self._notes()
-        ours = (_STORE_ID, _JOURNAL_ID, _BATCH)
-        metadata = {key: value for key, value in before.items() if key not in ours} | dict(note)
-        if metadata == before:
+        if (metadata := _without_note(before) | dict(note)) == before:
             return
+        collection = self._collection
         # `Collection.modify` refuses metadata with "hnsw:space" in it, even unchanged.
         collection._client._modify(  # noqa: SLF001 - see above
             id=collection.id,
             # Chroma takes no empty metadata.
             new_metadata=metadata or {_STORE_ID: ""},
-            tenant=collection.tenant,
-            database=collection.database,
+            **_where(collection),
         )
+
+    def _reset(self) -> None:
+        collection = self._collection
+        if collection.count():
+            self._set_note({})
+            return
+        metadata = _without_note(self._notes())
+        configuration = {key: value for key, value in collection.configuration.items() if value}
+        server = collection._client  # noqa: SLF001 - no other way
+        server.delete_collection(name=collection.name, **_where(collection))
+        # Whoever holds this object holds the new collection.
+        collection._model = server.create_collection(  # noqa: SLF001 - see above
+            name=collection.name,
+            configuration=configuration,
+            metadata=metadata or None,
+            **_where(collection),
+        )
+
+
+def _where(collection: Any) -> dict[str, str]:
+    return {"tenant": collection.tenant, "database": collection.database}
+
+
+def _without_note(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    ours = (_STORE_ID, _JOURNAL_ID, _BATCH)
+    return {key: value for key, value in metadata.items() if key not in ours}
 
 
 def _is_ephemeral(collection: Any) -> bool:

@@ -33,6 +33,8 @@ class Contents:
             and "identity". Nothing else may be called.
         persistent: Whether the nodes outlive the process. False only where they surely do not
             and the store can count.
+        refuses_zeros: Whether a vector of zeros would break searches: `SimpleVectorStore` divides
+            by its length.
 
     Args:
         calls: The store.
@@ -40,6 +42,7 @@ class Contents:
     """
 
     persistent: bool = True
+    refuses_zeros: bool = False
 
     def __init__(self, calls: StoreCalls, docstore: BaseDocumentStore | None) -> None:
         self._calls = calls
@@ -87,6 +90,13 @@ class Contents:
     async def save_model(self, model: str) -> None:
         """Note whose vectors the store holds, if it can."""
 
+    async def dimension(self) -> int | None:
+        """The dimension of the vectors stored; None if it is not known."""
+        return None
+
+    async def renew(self) -> None:
+        """Forget the dimension if nothing is stored."""
+
     async def reset(self) -> None:
         """Forget identity and model, and the dimension if nothing is stored."""
 
@@ -106,6 +116,7 @@ class _InMemory(Contents):
     """`SimpleVectorStore`: vectors and metadata; the nodes are in a docstore, if anywhere."""
 
     persistent = False
+    refuses_zeros = True
 
     async def node_ids(self) -> list[str]:
         return list(self._store.data.embedding_dict)
@@ -121,6 +132,10 @@ class _InMemory(Contents):
             metadata.pop("_node_content", None)
             self._store.data.metadata_dict[node.node_id] = metadata
         await super().update(nodes)
+
+    async def dimension(self) -> int | None:
+        vectors = self._store.data.embedding_dict.values()
+        return next((len(vector) for vector in vectors), None)
 
     def _find_capabilities(self) -> frozenset[Capability]:
         if self._docstore is None:
@@ -143,6 +158,7 @@ class _Chroma(Contents):
         settings = self._server.get_settings()
         remote = "fastapi" in settings.chroma_api_impl.lower()
         self.persistent = remote or bool(settings.is_persistent)
+        self._dimension: tuple[Any, int] | None = None
 
     async def node_ids(self) -> list[str]:
         # All at once, 0.2 s for 100,000: pages by offset would skip nodes when others are
@@ -178,8 +194,18 @@ class _Chroma(Contents):
     async def save_model(self, model: str) -> None:
         await self._calls.run(self._save_note, {_MODEL: model})
 
+    async def dimension(self) -> int | None:
+        # A collection's dimension never changes, once it is there.
+        if self._dimension is None or self._dimension[0] != self._collection.id:
+            found = (await self._calls.run(self._current)).dimension
+            self._dimension = None if found is None else (self._collection.id, found)
+        return self._dimension[1] if self._dimension else None
+
+    async def renew(self) -> None:
+        await self._calls.run(self._renew, False)
+
     async def reset(self) -> None:
-        await self._calls.run(self._reset)
+        await self._calls.run(self._renew, True)
 
     def _find_capabilities(self) -> frozenset[Capability]:
         return frozenset({"get", "scan", "update_metadata", "identity"})
@@ -224,13 +250,12 @@ class _Chroma(Contents):
         if metadatas:
             self._collection.update(ids=list(metadatas), metadatas=list(metadatas.values()))
 
+    def _current(self) -> Any:
+        """The collection as of now: its object's own copy of the metadata may be old."""
+        return self._server.get_collection(name=self._collection.name, **self._where)
+
     def _notes(self) -> dict[str, Any]:
-        """The collection's metadata as of now: the collection's own copy may be old."""
-        collection = self._collection
-        model = self._server.get_collection(
-            name=collection.name, tenant=collection.tenant, database=collection.database
-        )
-        return dict(model.metadata or {})
+        return dict(self._current().metadata or {})
 
     def _save_note(self, note: Mapping[str, str | int]) -> None:
         before = self._notes()
@@ -239,30 +264,33 @@ class _Chroma(Contents):
 
     def _set_notes(self, metadata: dict[str, Any]) -> None:
         # `Collection.modify` refuses metadata with "hnsw:space" in it, even unchanged.
-        collection = self._collection
         self._server._modify(  # noqa: SLF001 - see above
-            id=collection.id,
+            id=self._collection.id,
             # Chroma takes no empty metadata.
             new_metadata=metadata or {_STORE_ID: ""},
-            tenant=collection.tenant,
-            database=collection.database,
+            **self._where,
         )
 
-    def _reset(self) -> None:
-        collection = self._collection
+    def _renew(self, forget: bool) -> None:
+        collection, current = self._collection, self._current()
+        before = dict(current.metadata or {})
         ours = (_STORE_ID, _JOURNAL_ID, _BATCH, _MODEL)
-        metadata = {key: value for key, value in self._notes().items() if key not in ours}
-        if collection.count():
-            self._set_notes(metadata)
+        kept = {key: value for key, value in before.items() if not (forget and key in ours)}
+        if collection.count() or current.dimension is None:
+            if kept != before:
+                self._set_notes(kept)
             return
         # A collection keeps its dimension even when it is empty, so it is made anew. Whoever holds
         # this object holds the new one.
-        where = {"tenant": collection.tenant, "database": collection.database}
-        configuration = collection.configuration
-        self._server.delete_collection(name=collection.name, **where)
+        configuration = {key: value for key, value in collection.configuration.items() if value}
+        self._server.delete_collection(name=collection.name, **self._where)
         collection._model = self._server.create_collection(  # noqa: SLF001 - see above
-            name=collection.name, configuration=configuration, metadata=metadata or None, **where
+            name=collection.name, configuration=configuration, metadata=kept or None, **self._where
         )
+
+    @property
+    def _where(self) -> dict[str, str]:
+        return {"tenant": self._collection.tenant, "database": self._collection.database}
 
 
 def contents_of(calls: StoreCalls, docstore: BaseDocumentStore | None) -> Contents:

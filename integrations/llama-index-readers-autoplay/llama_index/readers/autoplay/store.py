@@ -7,7 +7,7 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from autoplay_rag import Chunk, Filter
-from autoplay_rag.errors import MissingCapabilityError, StoreMismatchError
+from autoplay_rag.errors import MissingCapabilityError, StoreMismatchError, StoreRejectedError
 from autoplay_rag.stores import (
     Capability,
     Changes,
@@ -15,6 +15,7 @@ from autoplay_rag.stores import (
     StoreIdentity,
     Vector,
     VectorStore,
+    checked_changes,
     pack,
     pack_vector,
 )
@@ -30,6 +31,9 @@ from llama_index.readers.autoplay.searching import find
 
 __all__ = ["LlamaIndexStore"]
 
+_WAY_OUT = (
+    "use a collection for each model, or embed everything again by IngestPipeline(rebuild=True)"
+)
 _STEP = 8
 """Nodes made before the loop is let go for a moment: LlamaIndex checks each, which takes time."""
 
@@ -114,22 +118,27 @@ class LlamaIndexStore(VectorStore):
         """
         if not model or (known := await self._contents.model()) == model:
             return
-        if known and await self.count():
-            raise StoreMismatchError(
-                f"{self!r} holds vectors of the model {known!r}, but {model!r} was asked for; use "
-                "a collection for each model"
-            )
+        if known:
+            if await self.count():
+                raise StoreMismatchError(
+                    f"{self!r} holds vectors of the model {known!r}, but {model!r} was asked for: "
+                    f"{_WAY_OUT}"
+                )
+            await self._contents.renew()
         await self._contents.save_model(model)
 
     async def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
         """Store chunks, replacing those with the same id whole.
 
         Raises:
-            StoreRejectedError: If the batch cannot be stored by any store.
+            StoreRejectedError: If the batch cannot be stored by any store, or has a vector of
+                zeros and the store is a `SimpleVectorStore`, whose searches that would break.
+            StoreMismatchError: If the store holds vectors of another dimension.
         """
         if not chunks and not vectors:
             return
         rows = pack(chunks, vectors)
+        await self._check_dimension(rows.dimension)
         values = memoryview(rows.vectors).cast("f")
         starts = range(0, len(values), rows.dimension)
         nodes: list[BaseNode] = []
@@ -137,6 +146,8 @@ class LlamaIndexStore(VectorStore):
             rows.ids, rows.texts, rows.metadatas, starts, strict=True
         ):
             vector = _unit(values[start : start + rows.dimension])
+            if self._contents.refuses_zeros and not any(vector):
+                raise StoreRejectedError(f"the vector of chunk {chunk_id!r} holds zeros alone")
             nodes.append(make_node(chunk_id, text, metadata, vector))
             if len(nodes) % _STEP == 0:
                 await asyncio.sleep(0)
@@ -149,9 +160,13 @@ class LlamaIndexStore(VectorStore):
         """The `k` nearest chunks that pass the filter, best first.
 
         Raises:
-            StoreRejectedError: If `k` is less than 1, or the vector is no vector.
+            StoreRejectedError: If `k` is less than 1, or the vector is not a vector.
+            StoreMismatchError: If the store holds vectors of another dimension.
         """
         values = memoryview(pack_vector(vector, "the question")).cast("f")
+        await self._check_dimension(len(values))
+        if k > 0 and not any(values):
+            return []  # zeros are similar to nothing
         return await find(self._calls, self._docstore, _unit(values), k, filter)
 
     async def delete(self, ids: Sequence[str]) -> None:
@@ -198,9 +213,10 @@ class LlamaIndexStore(VectorStore):
 
         Raises:
             MissingCapabilityError: If how to change the store's nodes is not known.
+            StoreRejectedError: If a value is of a type that no store keeps.
         """
         self._need("update_metadata")
-        by_node = {node_id(chunk_id): new for chunk_id, new in changes.items() if new}
+        by_node = {node_id(chunk_id): new for chunk_id, new in checked_changes(changes).items()}
         nodes = await self._contents.nodes(list(by_node))
         for node in nodes:
             change_metadata(node, by_node[node.node_id])
@@ -252,6 +268,13 @@ class LlamaIndexStore(VectorStore):
             nodes = await self._contents.nodes(ids[start : start + page])
             if chunks := [_chunk(node) for node in nodes if _is_chunk(node)]:
                 yield chunks
+
+    async def _check_dimension(self, dimension: int) -> None:
+        held = await self._contents.dimension()
+        if held not in (None, dimension):
+            raise StoreMismatchError(
+                f"{self!r} holds vectors of dimension {held}, but one of {dimension} came: {_WAY_OUT}"
+            )
 
     def _need(self, capability: Capability) -> None:
         if capability not in self.capabilities:

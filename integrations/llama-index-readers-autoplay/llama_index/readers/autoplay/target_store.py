@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from autoplay_rag import Chunk, Filter
 from autoplay_rag.errors import MissingCapabilityError
-from autoplay_rag.stores import Capability, Changes, Match, StoreIdentity, TextStore
+from autoplay_rag.stores import (
+    Capability,
+    Changes,
+    Match,
+    StoreIdentity,
+    TextStore,
+    checked_changes,
+)
 
 from llama_index.readers.autoplay.contents import contents_of
 from llama_index.readers.autoplay.embedder import LlamaIndexEmbedder
@@ -69,16 +76,16 @@ class TargetStore(TextStore):
 
         Raises:
             MissingCapabilityError: If how to change the vector store's nodes is not known.
+            StoreRejectedError: If a value is of a type that no store keeps.
         """
         self._need("update_metadata")
-        changes = {document_id: new for document_id, new in changes.items() if new}
-        if not changes:
+        if not (wanted := checked_changes(changes)):
             return
-        nodes = await self._contents.nodes(await self._contents.node_ids_of(list(changes)))
+        nodes = await self._contents.nodes(await self._contents.node_ids_of(list(wanted)))
         for node in nodes:
-            change_metadata(node, changes[str(node.ref_doc_id)])
+            change_metadata(node, wanted[str(node.ref_doc_id)])
         await self._contents.update(nodes)
-        await self._target.note_changes(changes)
+        await self._target.note_changes(wanted)
 
     async def identity(self) -> StoreIdentity | None:
         """The note that `save_identity` left; None if there is none.
