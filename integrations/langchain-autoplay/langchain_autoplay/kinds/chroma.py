@@ -137,7 +137,11 @@ class Chroma(Kind):
             self._set_note({})
             return
         metadata = _without_note(self._notes())
-        configuration = {key: value for key, value in collection.configuration.items() if value}
+        configuration = {
+            **collection.configuration_json,
+            "embedding_function": collection._embedding_function,  # noqa: SLF001 - as it was given
+        }
+        configuration = {key: value for key, value in configuration.items() if value is not None}
         server = collection._client  # noqa: SLF001 - no other way
         server.delete_collection(name=collection.name, **_where(collection))
         # Whoever holds this object holds the new collection.

@@ -282,7 +282,11 @@ class _Chroma(Contents):
             return
         # A collection keeps its dimension even when it is empty, so it is made anew. Whoever holds
         # this object holds the new one.
-        configuration = {key: value for key, value in collection.configuration.items() if value}
+        configuration = {
+            **collection.configuration_json,
+            "embedding_function": collection._embedding_function,  # noqa: SLF001 - as it was given
+        }
+        configuration = {key: value for key, value in configuration.items() if value is not None}
         self._server.delete_collection(name=collection.name, **self._where)
         collection._model = self._server.create_collection(  # noqa: SLF001 - see above
             name=collection.name, configuration=configuration, metadata=kept or None, **self._where
