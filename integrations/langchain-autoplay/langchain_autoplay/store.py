@@ -24,6 +24,8 @@ __all__ = ["LangChainStore"]
 
 # What databases raise, through SQLAlchemy or plainly, for values they will never take.
 _REJECTIONS = frozenset(("DataError", "IntegrityError"))
+# Ids in one call: SQL has a limit of parameters.
+_PAGE = 500
 
 
 class LangChainStore(TextStore):
@@ -126,12 +128,14 @@ class LangChainStore(TextStore):
             MissingCapabilityError: If the vector store cannot find documents by id.
         """
         self._need("get")
-        if not ids:
-            return []
-        found = await self._kind.get(list(dict.fromkeys(ids)))
-        return [_chunk(document) for document in found]
+        wanted = list(dict.fromkeys(ids))
+        return [
+            _chunk(document)
+            for start in range(0, len(wanted), _PAGE)
+            for document in await self._kind.get(wanted[start : start + _PAGE])
+        ]
 
-    def scan(self, page: int = 500) -> AsyncIterator[list[Chunk]]:
+    def scan(self, page: int = _PAGE) -> AsyncIterator[list[Chunk]]:
         """All chunks, in pages; documents of others are left out.
 
         Args:
@@ -141,7 +145,7 @@ class LangChainStore(TextStore):
             MissingCapabilityError: If the vector store cannot list its documents.
         """
         self._need("scan")
-        return self._scan(page)
+        return self._scan(min(page, _PAGE))
 
     async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
         """Change metadata without embedding anew; an unknown id is not an error.
@@ -168,9 +172,9 @@ class LangChainStore(TextStore):
             MissingCapabilityError: If the vector store cannot list or delete documents.
         """
         self._need("drop")
-        ids = [chunk.id async for chunks in self._scan(500) for chunk in chunks]
-        for start in range(0, len(ids), 500):
-            await self._kind.delete(ids[start : start + 500])
+        ids = [chunk.id async for chunks in self._scan(_PAGE) for chunk in chunks]
+        for start in range(0, len(ids), _PAGE):
+            await self._kind.delete(ids[start : start + _PAGE])
         await self._kind.reset()
 
     async def identity(self) -> StoreIdentity | None:

@@ -11,6 +11,7 @@ from autoplay_rag.errors import MissingCapabilityError
 from autoplay_rag.stores import StoreIdentity
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
 from langchain_autoplay import LangChainStore
@@ -66,6 +67,14 @@ async def test_a_scan_gives_every_chunk_once_in_pages_of_the_size_asked_for(stor
     pages = [page async for page in store.scan(10)]
     assert [len(page) for page in pages] == [10, 10, 5]
     assert by_id([chunk for page in pages for chunk in page]) == by_id(chunks)
+
+
+async def test_any_number_of_ids_may_be_asked_for(store):
+    chunks = [Chunk(f"c{n}", f"word{n}", {}) for n in range(1_200)]
+    await store.add(chunks)
+    asked = [f"c{n}" for n in range(60_000)]
+    assert by_id(await store.get(asked)) == by_id(chunks)
+    assert by_id(await scanned(store, 60_000)) == by_id(chunks)
 
 
 async def test_a_scan_of_an_empty_store_gives_no_page(store):
@@ -290,3 +299,15 @@ async def test_a_store_that_cannot_delete_takes_a_pipelines_chunks(embeddings):
         await pipeline.drain()
         assert (pipeline.ledger.stored, pipeline.ledger.pending) == (5, 0)
     assert len(vectorstore.inner.store) == 5
+
+
+async def test_a_dropped_chroma_takes_the_vectors_of_another_model(embeddings, tmp_path):
+    def opened(model) -> LangChainStore:
+        return LangChainStore(Chroma("visits", model, persist_directory=str(tmp_path)))
+
+    store = opened(embeddings)
+    await store.add([Chunk("a", "one", {})])
+    await store.drop()
+    again = opened(DeterministicFakeEmbedding(size=8))
+    await again.add([Chunk("a", "one", {})])
+    assert await again.count() == 1

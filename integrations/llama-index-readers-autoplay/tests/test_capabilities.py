@@ -70,6 +70,14 @@ async def test_a_scan_gives_every_chunk_once_in_pages_of_the_size_asked_for(stor
     assert by_id([chunk for page in pages for chunk in page]) == by_id(chunks)
 
 
+async def test_any_number_of_ids_may_be_asked_for(store):
+    chunks = [Chunk(f"c{n}", f"word{n}", {}) for n in range(1_200)]
+    await fill(store, chunks)
+    asked = [f"c{n}" for n in range(60_000)]
+    assert by_id(await store.get(asked)) == by_id(chunks)
+    assert by_id(await scanned(store, 60_000)) == by_id(chunks)
+
+
 async def test_a_scan_of_an_empty_store_gives_no_page(store: LlamaIndexStore):
     assert [page async for page in store.scan()] == []
 

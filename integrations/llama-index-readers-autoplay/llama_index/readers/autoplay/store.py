@@ -34,6 +34,8 @@ __all__ = ["LlamaIndexStore"]
 _WAY_OUT = (
     "use a collection for each model, or embed everything again by IngestPipeline(rebuild=True)"
 )
+_PAGE = 500
+"""Ids in one call: SQL has a limit of parameters."""
 _STEP = 8
 """Nodes made before the loop is let go for a moment: LlamaIndex checks each, which takes time."""
 
@@ -190,10 +192,14 @@ class LlamaIndexStore(VectorStore):
             MissingCapabilityError: If the store has no `get_nodes`.
         """
         self._need("get")
-        nodes = await self._contents.nodes([node_id(chunk_id) for chunk_id in dict.fromkeys(ids)])
-        return [_chunk(node) for node in nodes]
+        node_ids = [node_id(chunk_id) for chunk_id in dict.fromkeys(ids)]
+        return [
+            _chunk(node)
+            for start in range(0, len(node_ids), _PAGE)
+            for node in await self._contents.nodes(node_ids[start : start + _PAGE])
+        ]
 
-    def scan(self, page: int = 500) -> AsyncIterator[list[Chunk]]:
+    def scan(self, page: int = _PAGE) -> AsyncIterator[list[Chunk]]:
         """All chunks, in pages; nodes of others are left out.
 
         Args:
@@ -203,7 +209,7 @@ class LlamaIndexStore(VectorStore):
             MissingCapabilityError: If how to list the store's nodes is not known.
         """
         self._need("scan")
-        return self._scan(page)
+        return self._scan(min(page, _PAGE))
 
     async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
         """Change metadata without touching text and vector; an unknown id is not an error.
@@ -232,7 +238,7 @@ class LlamaIndexStore(VectorStore):
             MissingCapabilityError: If how to list the store's nodes is not known.
         """
         self._need("drop")
-        async for chunks in self._scan(500):
+        async for chunks in self._scan(_PAGE):
             await self.delete([chunk.id for chunk in chunks])
         await self._contents.reset()
 
