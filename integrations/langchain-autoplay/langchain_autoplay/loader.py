@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 from typing import Any, Self
 
+from autoplay_rag import Payload
 from autoplay_rag.loading import (
     CLIENT_OPTIONS,
     LOADER_OPTIONS,
@@ -16,7 +17,6 @@ from autoplay_rag.loading import (
     RecordingSource,
     refuse_unknown,
 )
-from autoplay_rag.payloads import Payload
 from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 from pydantic import SecretStr

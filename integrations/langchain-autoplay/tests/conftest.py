@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
+from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
 
 # No deadline and no check for slow generation: both measure the load of the machine.
@@ -41,6 +43,50 @@ class WordEmbeddings(Embeddings):
 @pytest.fixture
 def embeddings() -> WordEmbeddings:
     return WordEmbeddings()
+
+
+@pytest.fixture
+def new_vectorstore(embeddings) -> Callable[..., VectorStore]:
+    """Makes a real vector store: `new_vectorstore("chroma-cosine")`."""
+
+    def new(name: str, embeddings: Any = embeddings) -> VectorStore:
+        kind, _, detail = name.partition("-")
+        return {"memory": InMemoryVectorStore, "chroma": _chroma, "faiss": _faiss}[kind](
+            embeddings, *filter(None, [detail])
+        )
+
+    return new
+
+
+def _chroma(embeddings: Embeddings, space: str = "") -> VectorStore:
+    from langchain_chroma import Chroma
+
+    return Chroma(
+        f"store-{uuid.uuid4()}",
+        embedding_function=embeddings,
+        collection_configuration={"hnsw": {"space": space}} if space else None,
+    )
+
+
+def _faiss(embeddings: Any, index: str = "") -> VectorStore:
+    import faiss
+    from langchain_community.docstore.in_memory import InMemoryDocstore
+    from langchain_community.vectorstores import FAISS
+    from langchain_community.vectorstores.utils import DistanceStrategy
+
+    product, distance = DistanceStrategy.MAX_INNER_PRODUCT, DistanceStrategy.EUCLIDEAN_DISTANCE
+    indexes: dict[str, Any] = {
+        "": faiss.IndexFlatL2,
+        "ip": faiss.IndexFlatIP,
+        "hnsw": lambda size: faiss.IndexHNSWFlat(size, 16),
+    }
+    return FAISS(
+        embeddings,
+        indexes[index](64),
+        InMemoryDocstore(),
+        {},
+        distance_strategy=product if index == "ip" else distance,
+    )
 
 
 class ScriptedModel(BaseChatModel):

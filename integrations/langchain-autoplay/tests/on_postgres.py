@@ -10,10 +10,11 @@ import uuid
 
 import pgserver
 import pytest
-from autoplay_rag import Filter, IngestPipeline
+from autoplay_rag import Chunk, Filter, IngestPipeline
 from autoplay_rag.connector.recording import read_recording
 from autoplay_rag.devserver import samples
-from autoplay_rag.stores.base import Chunk
+from autoplay_rag.errors import MissingCapabilityError
+from langchain_core.documents import Document
 from langchain_postgres import Column, PGEngine, PGVector, PGVectorStore
 from langchain_postgres.vectorstores import DistanceStrategy
 
@@ -107,3 +108,40 @@ async def test_a_pipeline_fills_it(store):
         assert {hit.metadata["user_id"] for hit in hits} == {"u_002"}
         if not getattr(store._kind.store, "async_mode", False):
             assert pipeline.search_sync("opened the page", 3, user_id="u_002") == hits
+
+
+async def test_it_declares_what_it_can_do(store):
+    assert store.persistent
+    known = {"delete", "get", "scan", "update_metadata", "drop"}
+    of_table = type(store._kind.store).__name__ == "PGVectorStore"
+    assert store.capabilities == ({"delete", "get"} if of_table else known)
+
+
+async def test_it_gets_scans_updates_and_drops_what_it_declares(store):
+    chunks = [Chunk(f"c{n}", f"word{n}", {"kind": "chat", "started_at": n / 2}) for n in range(25)]
+    await store.add(chunks)
+    assert await store.get(["c3", "unknown", "c3"]) == [chunks[3]]
+    assert await store.get(["unknown"]) == []
+    if "scan" not in store.capabilities:
+        with pytest.raises(MissingCapabilityError, match="PGVectorStore has no 'scan'"):
+            store.scan()
+        return
+    assert await store.count() == 25
+    pages = [page async for page in store.scan(10)]
+    assert [len(page) for page in pages] == [10, 10, 5]
+    assert sorted((c for page in pages for c in page), key=chunks.index) == chunks
+
+    await store.update_metadata(
+        {"c3": {"user_id": "u1", "kind": None}, "unknown": {"user_id": "u1"}}
+    )
+    [hit] = await store.search("word3", 5, Filter(user_id="u1"))
+    assert (hit.id, hit.text, hit.metadata) == ("c3", "word3", {"user_id": "u1", "started_at": 1.5})
+    assert hit.score == pytest.approx(1, abs=1e-3)
+    assert await store.get(["c4"]) == [chunks[4]]
+
+    await store._kind.add([Document("a manual", id="manual")])
+    assert len([chunk async for page in store.scan() for chunk in page]) == 25
+    await store.drop()
+    assert await store.count() == 1
+    await store.add(chunks[:2])
+    assert await store.count() == 3

@@ -1,23 +1,71 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 import langchain_autoplay as package
 
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(Path(package.__file__).parent.rglob("*.py"))
+PUBLIC = {
+    "autoplay_rag",
+    "autoplay_rag.devserver",
+    "autoplay_rag.embedders",
+    "autoplay_rag.errors",
+    "autoplay_rag.loading",
+    "autoplay_rag.stores",
+}
 
-def test_it_uses_the_cores_public_names_alone():
-    used = 0
-    for path in Path(package.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                assert not any(name.name.startswith("autoplay_rag") for name in node.names), path
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                "autoplay_rag"
-            ):
-                assert "._" not in str(node.module), path
-                public = import_module(str(node.module)).__all__
-                assert {name.name for name in node.names} <= set(public), f"{path}:{node.lineno}"
-                used += 1
-    assert used > 10
+
+def core_imports(code: str) -> Iterator[tuple[str, str]]:
+    """Module and name of everything that code imports from the core."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from ((name.name, "") for name in node.names if _is_core(name.name))
+        elif isinstance(node, ast.ImportFrom) and _is_core(node.module or ""):
+            yield from ((str(node.module), name.name) for name in node.names)
+
+
+def _is_core(module: str) -> bool:
+    return module.partition(".")[0] == "autoplay_rag"
+
+
+def examples(path: Path) -> str:
+    """The import statements in a page or in docstrings: their first lines are enough."""
+    found = re.findall(
+        r"^(?:\s*>>> )?(from autoplay_rag\S* import [\w, ]+)$", path.read_text(), re.MULTILINE
+    )
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_the_package_uses_public_names_of_the_core_alone(path):
+    for code in (path.read_text(), examples(path)):
+        for module, name in core_imports(code):
+            assert module in PUBLIC, f"{path} imports {module}"
+            assert name in import_module(module).__all__, f"{module}.{name} is not public"
+
+
+def test_the_readme_uses_public_names_of_the_core_alone():
+    found = list(core_imports(examples(ROOT / "README.md")))
+    assert found
+    for module, name in found:
+        assert module in PUBLIC
+        assert name in import_module(module).__all__
+
+
+def test_the_check_sees_imports_at_every_depth():
+    code = (
+        "import autoplay_rag.live\nif 1:\n def f():\n  from autoplay_rag.content.render import a, b"
+    )
+    assert list(core_imports(code)) == [
+        ("autoplay_rag.live", ""),
+        ("autoplay_rag.content.render", "a"),
+        ("autoplay_rag.content.render", "b"),
+    ]
+    assert sum(len(list(core_imports(path.read_text()))) for path in SOURCES) > 20

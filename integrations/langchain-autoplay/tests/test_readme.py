@@ -44,7 +44,7 @@ async def test_each_block_runs(title, names, capsys):
     found = await run(BLOCKS[title], names)
     if app := found.get("app"):
         with TestClient(app):
-            assert app.state.pipeline.trouble is None
+            assert app.state.pipeline.health.state == "ok"
     else:
         assert len(capsys.readouterr().out) > 10
 

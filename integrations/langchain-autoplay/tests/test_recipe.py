@@ -45,9 +45,10 @@ def store_all(browser: TestClient, count: int) -> None:
     """Wait until so many were received, and spare the test the windows in which they gather."""
     pipeline = browser.app.state.pipeline
     while pipeline.ledger.received < count:
-        assert browser.get("/health").json()["trouble"] is None
+        assert browser.get("/health").json()["state"] == "ok"
     browser.portal.call(pipeline.drain)
-    assert browser.get("/health").json() == {"stored": count, "pending": 0, "trouble": None}
+    healthy = {"state": "ok", "reasons": [], "stored": count, "pending": 0}
+    assert browser.get("/health").json() == healthy
 
 
 def test_one_application_ingests_knows_who_asks_searches_and_remembers(app, model):

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import Callable
 
-import faiss
 import pytest
-from autoplay_rag import ActionsPayload, Filter, IngestPipeline, SlimAction
+from autoplay_rag import ActionsPayload, Chunk, Filter, IngestPipeline, SlimAction
 from autoplay_rag.connector.recording import read_recording
 from autoplay_rag.devserver import samples
 from autoplay_rag.errors import (
@@ -15,11 +12,7 @@ from autoplay_rag.errors import (
     StoreRejectedError,
     UnsupportedFilterError,
 )
-from autoplay_rag.stores.base import Chunk, TextStore
-from langchain_chroma import Chroma
-from langchain_community.docstore.in_memory import InMemoryDocstore
-from langchain_community.vectorstores import FAISS
-from langchain_community.vectorstores.utils import DistanceStrategy
+from autoplay_rag.stores import TextStore
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
@@ -28,32 +21,12 @@ from langchain_autoplay import LangChainStore
 ALL = Filter()
 
 
-def faiss_of(embeddings, index, strategy=DistanceStrategy.EUCLIDEAN_DISTANCE):
-    return FAISS(embeddings, index, InMemoryDocstore(), {}, distance_strategy=strategy)
+STORES = ["memory", "chroma", "chroma-cosine", "chroma-ip", "faiss", "faiss-ip"]
 
 
-def chroma_of(embeddings, space=None):
-    configuration = {"hnsw": {"space": space}} if space else None
-    return Chroma(
-        f"store-{uuid.uuid4()}",
-        embedding_function=embeddings,
-        collection_configuration=configuration,
-    )
-
-
-STORES: dict[str, Callable[..., VectorStore]] = {
-    "memory": InMemoryVectorStore,
-    "chroma": chroma_of,
-    "chroma-cosine": lambda e: chroma_of(e, "cosine"),
-    "chroma-ip": lambda e: chroma_of(e, "ip"),
-    "faiss": lambda e: faiss_of(e, faiss.IndexFlatL2(64)),
-    "faiss-ip": lambda e: faiss_of(e, faiss.IndexFlatIP(64), DistanceStrategy.MAX_INNER_PRODUCT),
-}
-
-
-@pytest.fixture(params=list(STORES))
-def store(request, embeddings) -> LangChainStore:
-    return LangChainStore(STORES[request.param](embeddings))
+@pytest.fixture(params=STORES)
+def store(request, new_vectorstore) -> LangChainStore:
+    return LangChainStore(new_vectorstore(request.param))
 
 
 def chunk(id: str, text: str, **metadata: str | float) -> Chunk:
@@ -87,7 +60,7 @@ async def test_a_hit_has_all_that_was_stored(store):
     given = {"session_id": "s1", "kind": "summary", "started_at": 1.5, "action_count": 3}
     await store.add([Chunk("a", "Opened billing — ☃", given)])
     [hit] = await store.search("billing", 1, ALL)
-    assert (hit.id, hit.session_id, hit.text) == ("a", "s1", "Opened billing — ☃")
+    assert (hit.id, hit.text) == ("a", "Opened billing — ☃")
     assert hit.metadata == given
 
 
@@ -319,9 +292,8 @@ def test_what_is_no_vector_store_is_refused(embeddings):
         LangChainStore(InMemoryVectorStore(embeddings), max_batch=0)
 
 
-async def test_a_faiss_without_embeddings_is_refused(embeddings):
-    vectorstore = faiss_of(embeddings.embed_query, faiss.IndexFlatL2(64))
-    store = LangChainStore(vectorstore)
+async def test_a_faiss_without_embeddings_is_refused(embeddings, new_vectorstore):
+    store = LangChainStore(new_vectorstore("faiss", embeddings.embed_query))
     with pytest.raises(StoreError, match="plain function"):
         await store.add([chunk("a", "one")])
     with pytest.raises(StoreError, match="plain function"):
@@ -347,4 +319,4 @@ async def test_documents_of_others_in_the_same_store_are_found_without_a_filter(
     await vectorstore.aadd_documents([Document("a manual about exports", id="manual")])
     store = LangChainStore(vectorstore)
     [hit] = await store.search("exports", 1, ALL)
-    assert (hit.id, hit.session_id) == ("manual", None)
+    assert (hit.id, hit.metadata) == ("manual", {})

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import chromadb
 import pytest
+from autoplay_rag import Payload
 from autoplay_rag.connector.recording import RecordingWriter
-from autoplay_rag.payloads import Payload
 from hypothesis import HealthCheck, settings
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr

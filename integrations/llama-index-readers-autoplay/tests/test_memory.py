@@ -4,9 +4,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
-from autoplay_rag import ChatTurn, SummaryPayload
+from autoplay_rag import ChatTurn, LiveSessions, SummaryPayload
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.live import LiveSessions
 from llama_index.core import VectorStoreIndex
 from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.bridge.pydantic import PrivateAttr

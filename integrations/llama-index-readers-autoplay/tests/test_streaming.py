@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 from autoplay_rag import ActionsPayload, AsyncConnectorClient, Filter, SlimAction
+from autoplay_rag.devserver import samples
 from autoplay_rag.errors import (
     AuthenticationError,
     ConfigurationError,
+    MissingCapabilityError,
     PipelineClosedError,
     PipelineError,
 )
+from autoplay_rag.stores import StoreIdentity
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.llms import MockLLM
@@ -154,10 +157,11 @@ async def test_while_embedding_fails_the_old_vectors_stay(
     reader = AutoplayReader.from_recording(path)
     async with stream_into(index, reader, render=lambda _: "new") as live:
         await embed_model.has_failed()
-        assert "the service is down" in live.trouble
+        assert live.health.state == "degraded"
+        assert any("the service is down" in reason for reason in live.health.reasons)
         assert texts(index) == ["old"] * 5
         await live.drain()
-        assert live.trouble is None
+        assert live.health.state == "ok"
         assert texts(index) == ["new"] * 5
         assert (live.ledger.stored, live.ledger.dead, live.ledger.pending) == (5, 0, 0)
 
@@ -236,7 +240,7 @@ async def test_a_live_client(index: VectorStoreIndex, local_connector, make_payl
             [hit] = await live.search("password", 5, **limit)
             assert hit.session_id == "s1"
     assert client.state == "stopped"
-    assert (live.running, live.trouble) == (False, None)
+    assert (live.running, live.health.state) == (False, "ok")
 
 
 async def test_a_live_reader_with_its_limits_kinds_and_redaction(
@@ -269,13 +273,16 @@ async def test_what_ends_the_source_is_raised_where_it_is_awaited(
     ):
         async with stream_into(index, source) as live:
             assert live.running
-            assert live.trouble is None
+            assert live.health.state == "ok"
             with pytest.raises(AuthenticationError):
                 await live.wait()
             assert live.ledger.received == 0
             assert not live.running
-            assert live.trouble.startswith("the stream has ended: AuthenticationError: 401")
-            assert "wrong" not in live.trouble.replace("missing, wrong, or", "")
+            assert live.health.state == "failed"
+            first = live.health.reasons[0]
+            assert first.startswith("the stream has ended: AuthenticationError: 401")
+            said = " ".join(live.health.reasons)
+            assert "wrong" not in said.replace("missing, wrong, or", "")
     assert "uk_bad" not in caplog.text
 
 
@@ -315,6 +322,104 @@ async def test_chunks_can_be_deleted_again(target: Target, record, make_payload)
         await store.delete(["unknown"])
         assert await store.count() == 2
         assert first not in stored(target)
+
+
+async def test_metadata_of_all_nodes_changes_without_embedding_anew(
+    target: Target, record, make_payload, embed_model
+):
+    words = " ".join(f"word{n}" for n in range(30))
+    long = make_payload(*(f"Opened page {n} {words}" for n in range(4)), session_id="s1")
+    path = record([long, make_payload("clicked", session_id="s2", user_id="u2")])
+    async with stream_into(target, AutoplayReader.from_recording(path)) as live:
+        await live.wait()
+        before, embedded = stored(target), len(embed_model.texts)
+        [other] = await live.search("clicked", 5, user_id="u2")
+        assert await live.search("opened page", 5, user_id="u1") == []
+        [changed] = _document_ids(target) - {other.id}
+        store = live.pipeline._store
+        await store.update_metadata(
+            {
+                changed: {"user_id": "u1", "session_id": None},
+                other.id: {},
+                "unknown": {"user_id": "u1"},
+            }
+        )
+        [hit] = await live.search("opened page", 5, user_id="u1")
+        assert (hit.id, hit.session_id) == (changed, None)
+        assert len(embed_model.texts) == embedded, "something was embedded again"
+    after = stored(target)
+    assert after.keys() == before.keys()
+    assert len(after) > 2
+    assert {node for node in after if after[node] != before[node]} == {
+        node for node in after if _owner(after[node]) == changed
+    }
+    for node in after:
+        assert [part for part in after[node] if not isinstance(part, dict)] == [
+            part for part in before[node] if not isinstance(part, dict)
+        ]
+    # Nothing of what was removed stays, nor is the new key shown to a model.
+    docs = target.docstore.docs.values() if isinstance(target, VectorStoreIndex) else []
+    for node in [node for node in docs if node.ref_doc_id == changed]:
+        assert "s1" not in node.to_json()
+        assert "user_id" in node.excluded_llm_metadata_keys
+
+
+async def test_a_pipelines_docstore_learns_changed_metadata(
+    chroma, record, make_payload, embed_model
+):
+    docstore = SimpleDocumentStore()
+    pipeline = IngestionPipeline(
+        transformations=[_splitter(), embed_model], vector_store=chroma, docstore=docstore
+    )
+    path = record([make_payload("clicked", session_id="s1")])
+    async with stream_into(pipeline, AutoplayReader.from_recording(path)) as live:
+        await live.wait()
+        [document_id] = docstore.get_all_document_hashes().values()
+        await live.pipeline._store.update_metadata({document_id: {"user_id": "u1"}})
+    [document] = docstore.docs.values()
+    assert document.metadata["user_id"] == "u1"
+    assert docstore.get_document_hash(document_id) == document.hash
+
+
+async def test_a_document_that_the_vector_store_lost_is_stored_again(
+    record, make_payload, embed_model
+):
+    docstore = SimpleDocumentStore()
+    path = record([make_payload("clicked", session_id=f"s{n}") for n in range(3)])
+    for _ in range(2):
+        pipeline = IngestionPipeline(
+            transformations=[_splitter(), embed_model],
+            vector_store=SimpleVectorStore(),
+            docstore=docstore,
+        )
+        await ingest(pipeline, path)
+        assert len(stored(pipeline)) == 3
+
+
+async def test_a_target_declares_what_its_vector_store_can_do(target: Target, embed_model):
+    reader = AutoplayReader.from_recording(samples())
+    store = stream_into(target, reader).pipeline._store
+    in_memory = isinstance(target.vector_store, SimpleVectorStore)
+    assert store.persistent is False
+    assert store.capabilities == (
+        {"delete", "update_metadata"} | (set() if in_memory else {"identity"})
+    )
+    for call in (lambda: store.get(["a"]), store.drop):
+        with pytest.raises(MissingCapabilityError, match="TargetStore"):
+            await call()
+    with pytest.raises(MissingCapabilityError, match="'scan'"):
+        store.scan()
+    if in_memory:
+        with pytest.raises(MissingCapabilityError, match="'identity'"):
+            await store.identity()
+    else:
+        assert await store.identity() is None
+        await store.save_identity(StoreIdentity("s1", "j1", 3))
+        assert await store.identity() == StoreIdentity("s1", "j1", 3)
+
+
+def _owner(parts: Any) -> str:
+    return next(part["ref_doc_id"] for part in parts if isinstance(part, dict))
 
 
 def _document_ids(target: Target) -> set[str]:

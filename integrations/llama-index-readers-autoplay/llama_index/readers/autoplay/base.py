@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import aclosing, closing
 from typing import Any, Self
 
-from autoplay_rag.content.render import Render
+from autoplay_rag import Payload, Render
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.loading import (
     CLIENT_OPTIONS,
@@ -18,7 +18,6 @@ from autoplay_rag.loading import (
     RecordingSource,
     refuse_unknown,
 )
-from autoplay_rag.payloads import Payload
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document

@@ -92,13 +92,20 @@ class StoreCalls:
         """Which of these nodes are stored; None if the store cannot tell."""
         if isinstance(self.vector_store, SimpleVectorStore):
             return self.vector_store.data.embedding_dict.keys() & set(node_ids)
-        if await self._is_unmade():
-            return set()
+        nodes = await self.get_nodes(node_ids)
+        return None if nodes is None else {node.node_id for node in nodes}
+
+    async def get_nodes(self, node_ids: Sequence[str]) -> list[BaseNode] | None:
+        """The nodes with these ids; None if the store has no such method."""
+        # Chroma's store takes no ids for all of them.
+        if not node_ids or await self._is_unmade():
+            return []
         try:
-            nodes = await self.call("get_nodes", "aget_nodes", list(node_ids))
+            nodes = await self.call("get_nodes", "aget_nodes", list(dict.fromkeys(node_ids)))
         except NotImplementedError:
             return None
-        return {node.node_id for node in nodes} & set(node_ids)
+        wanted = set(node_ids)
+        return [node for node in nodes if node.node_id in wanted]
 
     async def query(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
         """Search."""

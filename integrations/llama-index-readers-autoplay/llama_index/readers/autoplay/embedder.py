@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from autoplay_rag.embedders.base import Embedder
-from autoplay_rag.stores.base import Vector
+from autoplay_rag.embedders import Embedder
+from autoplay_rag.stores import Vector
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 __all__ = ["LlamaIndexEmbedder"]

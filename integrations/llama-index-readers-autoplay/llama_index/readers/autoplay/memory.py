@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from autoplay_rag import LiveSessions
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.live import LiveSessions
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import BaseMemoryBlock

@@ -7,9 +7,10 @@ stored twice. Here a node's id follows from its document's id and its place in i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from uuid import UUID, uuid5
 
-from autoplay_rag.stores.base import Metadata
+from autoplay_rag.stores import Changes, Metadata
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -19,7 +20,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 
-__all__ = ["make_document", "make_node", "node_id", "settle"]
+__all__ = ["change_metadata", "make_document", "make_node", "node_id", "settle"]
 
 # Some stores (Qdrant, Weaviate) take nothing but UUIDs as ids.
 _NAMESPACE = UUID("6d1a2f0e-95c1-5b0c-9c55-5d0a7a4f6f3b")
@@ -65,6 +66,35 @@ def make_node(id: str, text: str, metadata: Metadata, embedding: Sequence[float]
         excluded_llm_metadata_keys=list(metadata),
         relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=id)},
     )
+
+
+def change_metadata(node: BaseNode, changes: Changes) -> None:
+    """Change a node's metadata, also where it stands in the node's relationships.
+
+    A new key is neither embedded nor shown to a model, as in `make_document`.
+
+    Args:
+        node: The node, which is changed in place.
+        changes: The keys to set, or to remove by None.
+
+    Example:
+        >>> node = make_node("c1", "Opened billing", {"email": "a@b.example"}, [0.6, 0.8])
+        >>> change_metadata(node, {"user_id": "u1", "email": None})
+        >>> node.metadata, node.excluded_llm_metadata_keys
+        ({'user_id': 'u1'}, ['email', 'user_id'])
+    """
+    node.metadata = _changed(node.metadata, changes)
+    for keys in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys):
+        keys.extend(key for key in changes if key not in keys)
+    for related in node.relationships.values():
+        for info in [related] if isinstance(related, RelatedNodeInfo) else related:
+            if info.metadata:
+                info.metadata = _changed(info.metadata, changes)
+
+
+def _changed(metadata: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
+    merged = {**metadata, **changes}
+    return {key: value for key, value in merged.items() if value is not None}
 
 
 def settle(nodes: Iterable[BaseNode]) -> list[BaseNode]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from autoplay_rag import Filter
 from autoplay_rag.errors import StoreError, StoreRejectedError
-from autoplay_rag.stores.base import Match, Vector
-from llama_index.core.schema import BaseNode, MetadataMode
+from autoplay_rag.stores import Match, Vector
+from llama_index.core.schema import BaseNode
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 from llama_index.core.vector_stores import (
     FilterOperator,
@@ -20,6 +20,7 @@ from llama_index.core.vector_stores import (
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from llama_index.readers.autoplay.calls import CHROMA, StoreCalls
+from llama_index.readers.autoplay.contents import text_of
 
 __all__ = ["find", "metadata_filters"]
 
@@ -88,8 +89,8 @@ async def find(
 
 
 def _hit(node: BaseNode, score: float) -> Match:
-    text = node.get_content(metadata_mode=MetadataMode.NONE)
-    return Match(node.ref_doc_id or node.node_id, text, score, dict(node.metadata))
+    owner = node.ref_doc_id or node.node_id
+    return Match(owner, text_of(node), score, dict(node.metadata))
 
 
 def _cosine(vector_store: BasePydanticVectorStore) -> Callable[[float], float]:

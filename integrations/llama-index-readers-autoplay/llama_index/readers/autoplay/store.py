@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
-from autoplay_rag import Filter
-from autoplay_rag.stores import Chunk, Match, Vector, VectorStore, pack, pack_vector
+from autoplay_rag import Chunk, Filter
+from autoplay_rag.errors import MissingCapabilityError, StoreMismatchError, StoreRejectedError
+from autoplay_rag.stores import (
+    Capability,
+    Changes,
+    Match,
+    StoreIdentity,
+    Vector,
+    VectorStore,
+    checked_changes,
+    pack,
+    pack_vector,
+)
 from llama_index.core.schema import BaseNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from llama_index.readers.autoplay.calls import StoreCalls
-from llama_index.readers.autoplay.nodes import make_node, node_id
+from llama_index.readers.autoplay.contents import contents_of, text_of
+from llama_index.readers.autoplay.nodes import change_metadata, make_node, node_id
 from llama_index.readers.autoplay.searching import find
 
 __all__ = ["LlamaIndexStore"]
 
+_WAY_OUT = (
+    "use a collection for each model, or embed everything again by IngestPipeline(rebuild=True)"
+)
+_PAGE = 500
+"""Ids in one call: SQL has a limit of parameters."""
 _STEP = 8
 """Nodes made before the loop is let go for a moment: LlamaIndex checks each, which takes time."""
 
@@ -34,7 +51,19 @@ class LlamaIndexStore(VectorStore):
     distance, its order is that of cosine similarity. A hit's `score` is the cosine similarity
     for Chroma and the in-memory store, else what the store reports.
 
-    LlamaIndex's stores do not know whose vectors they hold: use a collection for each model.
+    All of them can delete. What else can be done depends on the store, and `capabilities` says it:
+
+    - `SimpleVectorStore`: get, scan, update_metadata, drop.
+    - `ChromaVectorStore`: the same, and identity. Identity and model stand in the metadata of the
+      collection, so vectors of another model are refused.
+    - All others: get, where the class implements `get_nodes`. They do not know whose vectors they
+      hold: use a collection for each model.
+
+    Nodes that others keep in the same store are neither scanned nor dropped.
+
+    Attributes:
+        persistent: False for `SimpleVectorStore` and a Chroma in memory: a pipeline with a
+            journal fills them again when they start empty. It may be set.
 
     Args:
         vector_store: The store. It is not closed.
@@ -69,19 +98,49 @@ class LlamaIndexStore(VectorStore):
         self._docstore = None
         if not vector_store.stores_text:
             self._docstore = docstore or SimpleDocumentStore()
+        self._contents = contents_of(self._calls, self._docstore)
+        self.persistent = self._contents.persistent
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What the vector store can do beyond storing and searching."""
+        found: set[Capability] = {"delete", *self._contents.capabilities}
+        if "scan" in found:
+            found.add("drop")
+        return frozenset(found)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self._calls.vector_store).__name__})"
+
+    async def start(self, model: str) -> None:
+        """Note whose vectors these are, where the store has metadata of its own.
+
+        Raises:
+            StoreMismatchError: If the store holds vectors of another model.
+        """
+        if not model or (known := await self._contents.model()) == model:
+            return
+        if known:
+            if await self.count():
+                raise StoreMismatchError(
+                    f"{self!r} holds vectors of the model {known!r}, but {model!r} was asked for: "
+                    f"{_WAY_OUT}"
+                )
+            await self._contents.renew()
+        await self._contents.save_model(model)
 
     async def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
         """Store chunks, replacing those with the same id whole.
 
         Raises:
-            StoreRejectedError: If the batch cannot be stored by any store.
+            StoreRejectedError: If the batch cannot be stored by any store, or has a vector of
+                zeros and the store is a `SimpleVectorStore`, whose searches that would break.
+            StoreMismatchError: If the store holds vectors of another dimension.
         """
         if not chunks and not vectors:
             return
         rows = pack(chunks, vectors)
+        await self._check_dimension(rows.dimension)
         values = memoryview(rows.vectors).cast("f")
         starts = range(0, len(values), rows.dimension)
         nodes: list[BaseNode] = []
@@ -89,6 +148,8 @@ class LlamaIndexStore(VectorStore):
             rows.ids, rows.texts, rows.metadatas, starts, strict=True
         ):
             vector = _unit(values[start : start + rows.dimension])
+            if self._contents.refuses_zeros and not any(vector):
+                raise StoreRejectedError(f"the vector of chunk {chunk_id!r} holds zeros alone")
             nodes.append(make_node(chunk_id, text, metadata, vector))
             if len(nodes) % _STEP == 0:
                 await asyncio.sleep(0)
@@ -101,13 +162,19 @@ class LlamaIndexStore(VectorStore):
         """The `k` nearest chunks that pass the filter, best first.
 
         Raises:
-            StoreRejectedError: If `k` is less than 1, or the vector is no vector.
+            StoreRejectedError: If `k` is less than 1, or the vector is not a vector.
+            StoreMismatchError: If the store holds vectors of another dimension.
         """
         values = memoryview(pack_vector(vector, "the question")).cast("f")
+        await self._check_dimension(len(values))
+        if k > 0 and not any(values):
+            return []  # zeros are similar to nothing
         return await find(self._calls, self._docstore, _unit(values), k, filter)
 
     async def delete(self, ids: Sequence[str]) -> None:
-        """Delete chunks; an unknown id is no error."""
+        """Delete chunks; an unknown id is not an error."""
+        if not ids:
+            return
         node_ids = [node_id(chunk_id) for chunk_id in ids]
         stored = await self._calls.stored(node_ids)
         if stored is not None:
@@ -118,6 +185,81 @@ class LlamaIndexStore(VectorStore):
             for node in node_ids:
                 await self._docstore.adelete_document(node, raise_error=False)
 
+    async def get(self, ids: Sequence[str]) -> list[Chunk]:
+        """The chunks with these ids, in any order; unknown ids are left out.
+
+        Raises:
+            MissingCapabilityError: If the store has no `get_nodes`.
+        """
+        self._need("get")
+        node_ids = [node_id(chunk_id) for chunk_id in dict.fromkeys(ids)]
+        return [
+            _chunk(node)
+            for start in range(0, len(node_ids), _PAGE)
+            for node in await self._contents.nodes(node_ids[start : start + _PAGE])
+        ]
+
+    def scan(self, page: int = _PAGE) -> AsyncIterator[list[Chunk]]:
+        """All chunks, in pages; nodes of others are left out.
+
+        Args:
+            page: The most chunks in one page.
+
+        Raises:
+            MissingCapabilityError: If how to list the store's nodes is not known.
+        """
+        self._need("scan")
+        return self._scan(min(page, _PAGE))
+
+    async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
+        """Change metadata without touching text and vector; an unknown id is not an error.
+
+        Args:
+            changes: By chunk id, the keys to set, or to remove by None. Other keys stay.
+
+        Raises:
+            MissingCapabilityError: If how to change the store's nodes is not known.
+            StoreRejectedError: If a value is of a type that no store keeps.
+        """
+        self._need("update_metadata")
+        by_node = {node_id(chunk_id): new for chunk_id, new in checked_changes(changes).items()}
+        nodes = await self._contents.nodes(list(by_node))
+        for node in nodes:
+            change_metadata(node, by_node[node.node_id])
+        await self._contents.update(nodes)
+
+    async def drop(self) -> None:
+        """Delete all chunks, the identity and the model. Nodes of others stay.
+
+        A Chroma collection with nothing else in it is made anew, for vectors of any dimension:
+        other `Collection` objects of it have to be opened again.
+
+        Raises:
+            MissingCapabilityError: If how to list the store's nodes is not known.
+        """
+        self._need("drop")
+        async for chunks in self._scan(_PAGE):
+            await self.delete([chunk.id for chunk in chunks])
+        await self._contents.reset()
+
+    async def identity(self) -> StoreIdentity | None:
+        """The note that `save_identity` left; None if there is none.
+
+        Raises:
+            MissingCapabilityError: If the store has no metadata of its own.
+        """
+        self._need("identity")
+        return await self._contents.identity()
+
+    async def save_identity(self, identity: StoreIdentity) -> None:
+        """Keep a note beside the nodes, where no search finds it.
+
+        Raises:
+            MissingCapabilityError: If the store has no metadata of its own.
+        """
+        self._need("identity")
+        await self._contents.save_identity(identity)
+
     async def count(self) -> int:
         """The number of chunks stored.
 
@@ -125,6 +267,32 @@ class LlamaIndexStore(VectorStore):
             StoreError: If the store cannot tell: LlamaIndex has no common way to ask.
         """
         return await self._calls.count()
+
+    async def _scan(self, page: int) -> AsyncIterator[list[Chunk]]:
+        ids = await self._contents.node_ids()
+        for start in range(0, len(ids), page):
+            nodes = await self._contents.nodes(ids[start : start + page])
+            if chunks := [_chunk(node) for node in nodes if _is_chunk(node)]:
+                yield chunks
+
+    async def _check_dimension(self, dimension: int) -> None:
+        held = await self._contents.dimension()
+        if held not in (None, dimension):
+            raise StoreMismatchError(
+                f"{self!r} holds vectors of dimension {held}, but one of {dimension} came: {_WAY_OUT}"
+            )
+
+    def _need(self, capability: Capability) -> None:
+        if capability not in self.capabilities:
+            raise MissingCapabilityError(repr(self), capability)
+
+
+def _is_chunk(node: BaseNode) -> bool:
+    return bool(node.ref_doc_id) and node.node_id == node_id(str(node.ref_doc_id))
+
+
+def _chunk(node: BaseNode) -> Chunk:
+    return Chunk(str(node.ref_doc_id), text_of(node), dict(node.metadata))
 
 
 def _unit(vector: Sequence[float]) -> list[float]:

@@ -7,23 +7,30 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from autoplay_rag import Filter, Hit, IngestPipeline
+from autoplay_rag import (
+    AsyncConnectorClient,
+    Filter,
+    Hit,
+    IngestPipeline,
+    Ledger,
+    LiveSessions,
+    Payload,
+)
 from autoplay_rag.errors import AutoplayError, ConfigurationError
-from autoplay_rag.ingest.dead_letters import DeadLetters
-from autoplay_rag.ingest.ledger import Ledger
-from autoplay_rag.ingest.pipeline import BackgroundConnector
-from autoplay_rag.live import LiveSessions
 from autoplay_rag.loading import Limits
-from autoplay_rag.payloads import Payload
 from llama_index.core import VectorStoreIndex
 from llama_index.core.ingestion import IngestionPipeline
 
 from llama_index.readers.autoplay.base import AutoplayReader
 from llama_index.readers.autoplay.target_store import TargetStore
 from llama_index.readers.autoplay.targets import target_of
+
+if TYPE_CHECKING:
+    from autoplay_rag import DeadLetters, Health
 
 __all__ = ["LiveIngestion", "stream_into"]
 
@@ -38,7 +45,7 @@ _NEVER = 86_400.0
 
 def stream_into(
     target: IngestionPipeline | VectorStoreIndex,
-    source: AutoplayReader | BackgroundConnector,
+    source: AutoplayReader | AsyncConnectorClient,
     *,
     journal: str | os.PathLike[str] | None = None,
     use_async: bool | None = None,
@@ -129,7 +136,7 @@ class LiveIngestion:
     """
 
     def __init__(
-        self, pipeline: IngestPipeline, source: AutoplayReader | BackgroundConnector
+        self, pipeline: IngestPipeline, source: AutoplayReader | AsyncConnectorClient
     ) -> None:
         self.pipeline = pipeline
         self._source = source
@@ -229,12 +236,14 @@ class LiveIngestion:
         return self._task is not None and not self._task.done()
 
     @property
-    def trouble(self) -> str | None:
-        """What keeps payloads from the store, or ended the stream, in a line; None if all is well."""
+    def health(self) -> Health:
+        """The pipeline's health; "failed", with the reason, once the stream has ended by an error."""
+        health = self.pipeline.health
         task = self._task
-        if task is not None and task.done() and not task.cancelled() and task.exception():
-            return f"the stream has ended: {_said(task.exception())}"
-        return self.pipeline.trouble
+        if task is None or not task.done() or task.cancelled() or not task.exception():
+            return health
+        ended = f"the stream has ended: {_said(task.exception())}"
+        return replace(health, state="failed", reasons=(ended, *health.reasons))
 
     async def _read(self, reader: AutoplayReader) -> None:
         limits = Limits(max_seconds=reader.max_seconds, idle_seconds=reader.idle_seconds)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from autoplay_rag import Filter
-from autoplay_rag.stores.base import Chunk, Match, TextStore
+from autoplay_rag import Chunk, Filter
+from autoplay_rag.errors import MissingCapabilityError
+from autoplay_rag.stores import (
+    Capability,
+    Changes,
+    Match,
+    StoreIdentity,
+    TextStore,
+    checked_changes,
+)
 
+from llama_index.readers.autoplay.contents import contents_of
 from llama_index.readers.autoplay.embedder import LlamaIndexEmbedder
-from llama_index.readers.autoplay.nodes import make_document, settle
+from llama_index.readers.autoplay.nodes import change_metadata, make_document, settle
 from llama_index.readers.autoplay.searching import find
 from llama_index.readers.autoplay.targets import Target
 from llama_index.readers.autoplay.transforming import check_embedded, embed, transform
@@ -19,6 +28,9 @@ __all__ = ["TargetStore"]
 class TargetStore(TextStore):
     """Writes chunks as documents into an `IngestionPipeline` or a `VectorStoreIndex`.
 
+    It can delete, and change metadata and keep an identity where `Contents` says so. It can neither
+    get nor scan: a splitter's nodes do not give back the text that they were made of.
+
     Args:
         target: Which of them, and how.
     """
@@ -28,6 +40,17 @@ class TargetStore(TextStore):
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._contents = contents_of(target.calls, target.docstore)
+        self.persistent = self._contents.persistent
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What the target can do beyond storing and searching."""
+        found: set[Capability] = {"delete", *self._contents.capabilities}
+        return frozenset(found - {"get", "scan"})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self._target.calls.vector_store).__name__})"
 
     async def add(self, chunks: Sequence[Chunk]) -> None:
         """Split, embed and store, in this order: nothing old goes before the new is at hand.
@@ -45,8 +68,42 @@ class TargetStore(TextStore):
         await target.replace(documents, nodes)
 
     async def delete(self, ids: Sequence[str]) -> None:
-        """Delete documents; an unknown id is no error."""
+        """Delete documents; an unknown id is not an error."""
         await self._target.delete(ids)
+
+    async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
+        """Change the metadata of documents and of all their nodes, without embedding anew.
+
+        Raises:
+            MissingCapabilityError: If how to change the vector store's nodes is not known.
+            StoreRejectedError: If a value is of a type that no store keeps.
+        """
+        self._need("update_metadata")
+        if not (wanted := checked_changes(changes)):
+            return
+        nodes = await self._contents.nodes(await self._contents.node_ids_of(list(wanted)))
+        for node in nodes:
+            change_metadata(node, wanted[str(node.ref_doc_id)])
+        await self._contents.update(nodes)
+        await self._target.note_changes(wanted)
+
+    async def identity(self) -> StoreIdentity | None:
+        """The note that `save_identity` left; None if there is none.
+
+        Raises:
+            MissingCapabilityError: If the vector store has no metadata of its own.
+        """
+        self._need("identity")
+        return await self._contents.identity()
+
+    async def save_identity(self, identity: StoreIdentity) -> None:
+        """Keep a note beside the nodes, where no search finds it.
+
+        Raises:
+            MissingCapabilityError: If the vector store has no metadata of its own.
+        """
+        self._need("identity")
+        await self._contents.save_identity(identity)
 
     async def count(self) -> int:
         """The number of nodes stored.
@@ -60,3 +117,7 @@ class TargetStore(TextStore):
         """The `k` best nodes that pass the filter, the best of each chunk, best first."""
         vector = await LlamaIndexEmbedder(self._target.embed_model).embed_query(text)
         return await find(self._target.calls, self._target.docstore, vector, k, filter)
+
+    def _need(self, capability: Capability) -> None:
+        if capability not in self.capabilities:
+            raise MissingCapabilityError(repr(self), capability)

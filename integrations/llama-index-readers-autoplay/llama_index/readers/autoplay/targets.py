@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.stores import Changes
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.ingestion import IngestionPipeline
@@ -14,6 +15,7 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 
 from llama_index.readers.autoplay.calls import StoreCalls
+from llama_index.readers.autoplay.nodes import change_metadata, node_id
 
 __all__ = ["IndexTarget", "PipelineTarget", "Target", "target_of"]
 
@@ -40,7 +42,10 @@ class Target(Protocol):
         """Store nodes in place of all that was stored of their documents."""
 
     async def delete(self, document_ids: Sequence[str]) -> None:
-        """Delete all nodes of documents; an unknown id is no error."""
+        """Delete all nodes of documents; an unknown id is not an error."""
+
+    async def note_changes(self, changes: Mapping[str, Changes]) -> None:
+        """Note changed metadata of documents, whose nodes have it already."""
 
 
 def target_of(found: IngestionPipeline | VectorStoreIndex, *, use_async: bool | None) -> Target:
@@ -88,11 +93,18 @@ class PipelineTarget:
         self.embed_model = embed_model
 
     async def new(self, documents: Sequence[Document]) -> Sequence[Document]:
-        """Those documents of which the docstore does not know the very hash."""
+        """Those documents of which the docstore does not know the very hash.
+
+        A document that it knows is new all the same if the vector store has lost its nodes.
+        """
         known = self._pipeline.docstore
         if known is None:
             return documents
-        return [d for d in documents if await known.aget_document_hash(d.id_) != d.hash]
+        same = {d.id_ for d in documents if await known.aget_document_hash(d.id_) == d.hash}
+        stored = await self.calls.stored([node_id(document_id) for document_id in same])
+        if stored is not None:
+            same = {document_id for document_id in same if node_id(document_id) in stored}
+        return [d for d in documents if d.id_ not in same]
 
     async def replace(self, documents: Sequence[Document], nodes: Sequence[BaseNode]) -> None:
         """Store nodes in place of all that was stored of their documents."""
@@ -106,13 +118,24 @@ class PipelineTarget:
                 await known.aset_document_hash(document.id_, document.hash)
 
     async def delete(self, document_ids: Sequence[str]) -> None:
-        """Delete all nodes of documents; an unknown id is no error."""
+        """Delete all nodes of documents; an unknown id is not an error."""
         await self.calls.delete_documents(document_ids)
         for document_id in document_ids:
             if self.docstore:
                 await self.docstore.adelete_ref_doc(document_id, raise_error=False)
             if known := self._pipeline.docstore:
                 await known.adelete_document(document_id, raise_error=False)
+
+    async def note_changes(self, changes: Mapping[str, Changes]) -> None:
+        """Note changed metadata of documents, whose nodes have it already."""
+        if (known := self._pipeline.docstore) is None:
+            return
+        for document_id, new in changes.items():
+            document = await known.aget_document(document_id, raise_error=False)
+            if document is not None:
+                change_metadata(document, new)
+                await known.async_add_documents([document])
+                await known.aset_document_hash(document_id, document.hash)
 
 
 class IndexTarget:
@@ -145,13 +168,16 @@ class IndexTarget:
         await self.calls.run(self._index.insert_nodes, list(nodes))
 
     async def delete(self, document_ids: Sequence[str]) -> None:
-        """Delete all nodes of documents; an unknown id is no error."""
+        """Delete all nodes of documents; an unknown id is not an error."""
         if self.docstore is None:
             await self.calls.delete_documents(document_ids)
             return
         stored = [node for document in document_ids for node in await self._nodes_of(document)]
         if stored:
             await self.calls.run(self._delete_from_index, stored)
+
+    async def note_changes(self, changes: Mapping[str, Changes]) -> None:
+        """Do nothing: an index keeps nodes, not documents."""
 
     async def _nodes_of(self, document_id: str) -> Iterable[str]:
         assert self.docstore is not None
