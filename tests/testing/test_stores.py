@@ -79,54 +79,86 @@ class TestAStoreThatWrapsAnother(VectorStoreContract):
 
 
 FAULTS = {
-    "forgets to delete": "async def delete(self, ids): pass",
-    "merges metadata on upsert": """
+    "forgets to delete": (
+        "test_deleted_chunks_are_gone_and_unknown_ids_are_fine",
+        "async def delete(self, ids): pass",
+    ),
+    "merges metadata on upsert": (
+        "test_a_chunk_with_the_same_id_is_replaced_whole",
+        """
         async def upsert(self, chunks, vectors):
             old = {c.id: c.metadata for c in await self.get([c.id for c in chunks])}
             merged = [Chunk(c.id, c.text, {**old.get(c.id, {}), **c.metadata}) for c in chunks]
             await super().upsert(merged, vectors)
     """,
-    "searches unfiltered": """
+    ),
+    "searches unfiltered": (
+        "test_a_filter_passes_far_chunks_too",
+        """
         async def query(self, vector, k, filter):
             return await super().query(vector, k, Filter())
     """,
-    "filters after the top k": """
+    ),
+    "filters after the top k": (
+        "test_a_filter_is_applied_before_the_top_k_are_taken",
+        """
         async def query(self, vector, k, filter):
             found = await super().query(vector, k, Filter())
             return [match for match in found if filter.matches(match.metadata)]
     """,
-    "keeps its identity among the chunks": """
+    ),
+    "keeps its identity among the chunks": (
+        "test_an_identity_is_kept_and_found_by_no_search",
+        """
         async def save_identity(self, identity):
             await super().save_identity(identity)
             await self.upsert([Chunk("identity", "identity", {})], [[1.0, 0.0, 0.0]])
     """,
-    "shares its siblings' chunks": "def sibling(self, name): return self",
-    "replaces metadata instead of merging it": """
+    ),
+    "shares its siblings' chunks": (
+        "test_a_sibling_shares_nothing",
+        "def sibling(self, name): return self",
+    ),
+    "replaces metadata instead of merging it": (
+        "test_updated_metadata_is_merged_and_found",
+        """
         async def update_metadata(self, changes):
             for chunk in await self.get(list(changes)):
                 gone = dict.fromkeys(chunk.metadata)
                 await super().update_metadata({chunk.id: {**gone, **changes[chunk.id]}})
     """,
-    "scans by position": """
+    ),
+    "scans by position": (
+        "test_a_scan_misses_nothing_while_others_come_and_are_deleted",
+        """
         async def scan(self, page=500):
             start = 0
             while chunks := self._table.chunks[start : start + page]:
                 yield list(chunks)
                 start += page
     """,
-    "keeps the identity when dropped": """
+    ),
+    "keeps the identity when dropped": (
+        "test_a_dropped_store_is_empty_and_takes_another_model",
+        """
         async def drop(self):
             kept = await self.identity()
             await super().drop()
             if kept:
                 await self.save_identity(kept)
     """,
-    "declares what it cannot do": """
+    ),
+    "declares what it cannot do": (
+        "test_it_can_do_what_it_declares_and_nothing_else",
+        """
         async def get(self, ids):
-            from autoplay_rag.errors import MissingCapabilityError
             raise MissingCapabilityError("Store", "get")
     """,
-    "mixes two models": "async def start(self, model): pass",
+    ),
+    "mixes two models": (
+        "test_another_model_is_refused",
+        "async def start(self, model): pass",
+    ),
 }
 
 
@@ -135,28 +167,32 @@ INI = """
 asyncio_mode = auto
 asyncio_default_fixture_loop_scope = function
 """
-BEFORE = """
+IMPORTS = """
 import pytest
+from autoplay_rag.errors import MissingCapabilityError
 from autoplay_rag.stores import Chunk, Filter, MemoryStore
 from autoplay_rag.testing import VectorStoreContract
-
-class Faulty(MemoryStore):
 """
-AFTER = """
+CLASSES = """
+class Faulty{number}(MemoryStore):
+{body}
 
-class TestFaulty(VectorStoreContract):
+class Test{number}(VectorStoreContract):
     @pytest.fixture
     def make_store(self):
-        return Faulty
+        return Faulty{number}
 """
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_found(pytester, fault):
+def test_each_fault_is_found_by_the_test_that_is_named_for_it(pytester):
     pytester.makeini(INI)
-    pytester.makepyfile(BEFORE + indent(dedent(FAULTS[fault]), "    ") + AFTER)
-    result = pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider")
-    outcomes = result.parseoutcomes()
-    assert outcomes.get("failed", 0) >= 1, fault
-    assert outcomes["passed"] > 50
-    assert "errors" not in outcomes
+    code, expressions = IMPORTS, []
+    for number, (test, body) in enumerate(FAULTS.values()):
+        code += CLASSES.format(number=number, body=indent(dedent(body), "    "))
+        expressions.append(f"(Test{number} and {test})")
+    pytester.makepyfile(code)
+    # All in one run: to start one takes seconds.
+    result = pytester.inline_run("-q", "-p", "no:cacheprovider", "-k", " or ".join(expressions))
+    failed = {report.nodeid.split("::")[1] for report in result.listoutcomes()[2]}
+    for number, fault in enumerate(FAULTS):
+        assert f"Test{number}" in failed, fault
