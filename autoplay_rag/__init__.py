@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from autoplay_rag.content.chunks import Chunk
     from autoplay_rag.content.render import Render
     from autoplay_rag.frames import to_frame
+    from autoplay_rag.ingest.dead_letters import DeadLetters
     from autoplay_rag.ingest.follow import follow_journal
     from autoplay_rag.ingest.pipeline import IngestPipeline
-    from autoplay_rag.journal.base import DeadLetter
+    from autoplay_rag.journal.base import DeadLetter, Health
     from autoplay_rag.journal.ledger import Ledger
     from autoplay_rag.journal.reader import JournalReader
     from autoplay_rag.live import LiveSessions
@@ -42,7 +43,9 @@ __all__ = [
     "Chunk",
     "ConnectorClient",
     "DeadLetter",
+    "DeadLetters",
     "Filter",
+    "Health",
     "Hit",
     "IngestPipeline",
     "JournalReader",
@@ -69,7 +72,9 @@ __getattr__, __dir__ = lazy_exports(
         "Chunk": "autoplay_rag.content.chunks",
         "ConnectorClient": "autoplay_rag.connector.sync",
         "DeadLetter": "autoplay_rag.journal.base",
+        "DeadLetters": "autoplay_rag.ingest.dead_letters",
         "Filter": "autoplay_rag.stores.base",
+        "Health": "autoplay_rag.journal.base",
         "Hit": "autoplay_rag.search.hits",
         "IngestPipeline": "autoplay_rag.ingest.pipeline",
         "JournalReader": "autoplay_rag.journal.reader",

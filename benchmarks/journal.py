@@ -21,8 +21,9 @@ ROUNDS = 3
 
 async def _together(durability: str) -> dict:
     """Payloads handed over 200 at once, from decoded to committed."""
-    from autoplay_rag.ingest.intake import Intake
     from autoplay_rag.ingest.journal import Journal
+
+    from autoplay_rag.ingest.intake import Intake
 
     intake = Intake(None, None)
     with tempfile.TemporaryDirectory() as folder, decoded(TOGETHER, 100) as payloads:

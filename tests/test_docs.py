@@ -51,6 +51,27 @@ async def test_it_runs(code, tmp_path):
     assert b"never retrieved" not in out + err
 
 
+CONTRACT = re.compile(r"^```python test\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["store", "embedder"])
+async def test_the_example_of_a_recipe_passes_its_contract(name, tmp_path):
+    text = (ROOT / "docs" / "recipes" / f"own-{name}.md").read_text()
+    (example,), (test,) = BLOCK.findall(text), CONTRACT.findall(text)
+    (tmp_path / f"my_{name}.py").write_text(example)
+    (tmp_path / f"test_my_{name}.py").write_text(test)
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
+        "filterwarnings = error\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "pytest", "-q", cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 50)
+    assert process.returncode == 0, out.decode()
+
+
 def test_links_lead_somewhere():
     for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

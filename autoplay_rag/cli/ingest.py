@@ -24,8 +24,8 @@ from autoplay_rag.cli.options import (
 from autoplay_rag.cli.progress import counts, showing_progress
 from autoplay_rag.cli.reached import require_reached
 from autoplay_rag.connector.client import AsyncConnectorClient
-from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.journal.ledger import Ledger
 
 __all__ = ["default_journal", "ingest"]
 

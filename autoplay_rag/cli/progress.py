@@ -16,8 +16,8 @@ from rich.text import Text
 
 from autoplay_rag.cli.console import clean, err, note
 from autoplay_rag.connector.client import AsyncConnectorClient
-from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.journal.ledger import Ledger
 
 __all__ = ["Meter", "counts", "showing_progress"]
 

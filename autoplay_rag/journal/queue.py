@@ -434,8 +434,7 @@ class QueueTables:
     def recent(self, since: float, limit: int) -> list[tuple[float, Payload]]:
         """Accepted payloads by time of arrival, oldest first."""
         rows = self._connection.execute(
-            f"SELECT at, body FROM payload WHERE seq >= ? AND {FOLLOWED} "
-            "ORDER BY seq DESC LIMIT ?",
+            f"SELECT at, body FROM payload WHERE seq >= ? AND {FOLLOWED} ORDER BY seq DESC LIMIT ?",
             (first_since(self._connection, since), limit),
         ).fetchall()
         found = [(at, decoded(unpack(body))) for at, body in reversed(rows)]

@@ -52,20 +52,24 @@ _ALLOWED_GROWTH = 3_000_000
 
 
 class LoaderContract(ABC):
-    """The contract. Options have the names that `PayloadLoader`, `Limits` and `LiveSource` give."""
+    """What every loader of connector streams must do.
+
+    Write `make` and `make_from_recording`; override the other hooks if the library has other names
+    than LangChain. Options have the names of the arguments of `PayloadLoader` and its parts.
+    """
 
     # -- hooks --------------------------------------------------------------------------------
 
     @abstractmethod
     def make(self, url: str, **options: Any) -> Any:
-        """A loader of a live stream."""
+        """Make a loader of a live stream."""
 
     @abstractmethod
     def make_from_recording(self, path: Path, **options: Any) -> Any:
-        """A loader of a file."""
+        """Make a loader of a recording."""
 
     def lazy(self, loader: Any) -> Iterator[Any]:
-        """Its documents as they come."""
+        """Iterate over its documents as they arrive."""
         found: Iterator[Any] = loader.lazy_load()
         return found
 
@@ -75,7 +79,7 @@ class LoaderContract(ABC):
         return found
 
     def load(self, loader: Any) -> list[Any]:
-        """All its documents."""
+        """Load all its documents."""
         found: list[Any] = loader.load()
         return found
 
@@ -89,7 +93,7 @@ class LoaderContract(ABC):
         return document.id, document.page_content, document.metadata
 
     def dropped(self, loader: Any) -> int:
-        """How many payloads were given up because the consumer was slow."""
+        """The number of payloads dropped because the consumer was slow."""
         count: int = loader.dropped
         return count
 
@@ -98,7 +102,7 @@ class LoaderContract(ABC):
     async def test_all_four_ways_give_the_same_documents(
         self, local_connector: StartConnector
     ) -> None:
-        """Samples, whole: sync and async, lazily and at once."""
+        """The samples: sync and async, lazily and at once."""
         connector = local_connector()
         loader = self.make(connector.url, idle_seconds=_IDLE)
         found = await self.aload(loader)
@@ -110,7 +114,7 @@ class LoaderContract(ABC):
     def test_a_document_has_text_an_id_and_flat_metadata(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """As any vector store takes it."""
+        """Any vector store can keep it."""
         connector = local_connector([make_payload("Clicked Export", user_id="u1")])
         [document] = self.load(self.make(connector.url, max_documents=1))
         id_, text, metadata = self.read(document)
@@ -124,7 +128,7 @@ class LoaderContract(ABC):
     def test_long_texts_come_in_pieces(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """Each with an id of its own, and nothing lost between them."""
+        """Each part has its own id, and no text is lost between parts."""
         words = [f"clicked item {n}" for n in range(200)]
         connector = local_connector([make_payload(*words)])
         found = self.load(self.make(connector.url, max_chars=500, idle_seconds=_IDLE))
@@ -147,7 +151,7 @@ class LoaderContract(ABC):
     def test_what_is_redacted_does_not_come_out(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """Nor does a payload for which the rule fails; the others do."""
+        """A payload whose redaction fails is left out too; the others are not."""
         events: list[Payload] = [
             make_payload(summary="Paid with 4242."),
             make_payload(summary="unreadable"),
@@ -202,7 +206,7 @@ class LoaderContract(ABC):
     def test_all_sessions_come_at_the_end(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """Those that were neither summarised nor idle."""
+        """Also sessions without a summary that were never idle."""
         events = [make_payload("Clicked Save", session_id=f"s{n % 3}") for n in range(9)]
         loader = self.make(local_connector(events).url, group_by="session", idle_seconds=_IDLE)
         counts = [self.read(document)[2]["action_count"] for document in self.load(loader)]
@@ -213,7 +217,7 @@ class LoaderContract(ABC):
     async def test_a_load_that_would_never_end_is_refused(
         self, local_connector: StartConnector
     ) -> None:
-        """At once, without connecting, and with what to give instead."""
+        """Before connecting; the message names the limits."""
         connector = local_connector()
         loader = self.make(connector.url)
         with pytest.raises(ConfigurationError, match="max_documents, max_seconds or idle_seconds"):
@@ -241,7 +245,7 @@ class LoaderContract(ABC):
         assert self.load(loader)
 
     async def test_an_empty_load_says_why(self, local_connector: StartConnector) -> None:
-        """How long it listened, and that there is no history."""
+        """The message says how long it listened, and that a stream has no history."""
         loader = self.make(local_connector([]).url, max_seconds=0.1)
         with pytest.warns(UserWarning, match=r"for 0\.\d s .* no history"):
             assert self.load(loader) == []
@@ -256,7 +260,7 @@ class LoaderContract(ABC):
     async def test_sync_methods_work_inside_a_running_loop(
         self, local_connector: StartConnector
     ) -> None:
-        """As in a notebook's cell."""
+        """For example in a notebook's cell."""
         loader = self.make(local_connector().url, max_documents=5)
         assert len(self.load(loader)) == 5
         assert len(list(self.lazy(loader))) == 5
@@ -264,7 +268,7 @@ class LoaderContract(ABC):
     def test_sync_methods_work_in_several_threads_at_once(
         self, local_connector: StartConnector
     ) -> None:
-        """With one loader."""
+        """One loader is enough."""
         loader = self.make(local_connector().url, max_documents=50)
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda _: self.load(loader), range(4)))
@@ -282,7 +286,7 @@ class LoaderContract(ABC):
     def test_a_consumer_that_raises_leaves_nothing_behind(
         self, local_connector: StartConnector
     ) -> None:
-        """Also while its traceback is kept."""
+        """Even while the exception's traceback is kept."""
         connector = local_connector(loop=True)
         before = _threads()
 
@@ -298,7 +302,7 @@ class LoaderContract(ABC):
     def test_an_iterator_that_was_never_asked_leaves_nothing_behind(
         self, local_connector: StartConnector
     ) -> None:
-        """It has not even connected."""
+        """It has not connected yet."""
         connector = local_connector()
         before = _threads()
         documents = self.lazy(self.make(connector.url))
@@ -309,7 +313,7 @@ class LoaderContract(ABC):
     async def test_closing_the_async_generator_closes_the_connection(
         self, local_connector: StartConnector
     ) -> None:
-        """At once, also in the middle of waiting."""
+        """Even while it waits for the next event."""
         connector = local_connector(loop=True)
         for group_by in ("payload", "session"):
             options = {"group_by": group_by, "session_idle_seconds": 0.01}
@@ -353,7 +357,7 @@ class LoaderContract(ABC):
         token: str,
         expected: type[AutoplayError],
     ) -> None:
-        """As the core's own error, in every way to load, and nothing is left behind."""
+        """As the core's own error, in each of the four ways; no task or thread stays."""
         connector = local_connector([], product_id="acme", token=_TOKEN, push_only=["pushed"])
         url = connector.url.replace("acme", product)
         before = _threads()
@@ -373,7 +377,7 @@ class LoaderContract(ABC):
     def test_the_token_is_shown_nowhere(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """Not in the loader's repr, not in its pickle, not in a document."""
+        """Not in the repr of the loader, its pickle or a document."""
         connector = local_connector([make_payload("Clicked Save")], token=_TOKEN)
         loader = self.make(connector.url, token=_TOKEN, max_documents=1)
         found = self.load(loader)
@@ -386,7 +390,7 @@ class LoaderContract(ABC):
         make_payload: MakePayload,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """So that it can go to a worker process."""
+        """A worker process needs this."""
         connector = local_connector([make_payload("Clicked Save")], token=_TOKEN)
         loader = self.make(connector.url, token=_TOKEN, max_documents=1)
         again = pickle.loads(pickle.dumps(loader))  # noqa: S301 - our own bytes
@@ -399,7 +403,7 @@ class LoaderContract(ABC):
         make_payload: MakePayload,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A copy stays in the process, unlike a pickle."""
+        """A copy stays in this process, so it may keep the token."""
         connector = local_connector([make_payload("Clicked Save")], token=_TOKEN)
         monkeypatch.delenv("AUTOPLAY_APP_UNKEY_TOKEN", raising=False)
         loader = self.make(connector.url, token=_TOKEN, max_documents=1)
@@ -412,7 +416,7 @@ class LoaderContract(ABC):
     async def test_a_slow_consumer_loses_the_oldest_and_knows_it(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """The reader goes on at the network's speed; what waits is bounded."""
+        """Reading continues at network speed; the buffer is bounded."""
         events = [make_payload(f"Clicked item {n}") for n in range(2_000)]
         last = make_payload(summary="The end.")
         for lazily in (self.alazy, lambda loader: _threaded(self.lazy(loader))):
@@ -435,7 +439,7 @@ class LoaderContract(ABC):
             assert len(read) + self.dropped(loader) == len(events) + 1
 
     def test_a_recording_gives_what_its_stream_gives(self, local_connector: StartConnector) -> None:
-        """The same documents, but for their source."""
+        """Only `source` differs."""
         from autoplay_rag.devserver import samples
 
         live = self.load(self.make(local_connector(samples()).url, idle_seconds=_IDLE))
@@ -464,14 +468,14 @@ class LoaderContract(ABC):
             assert self.load(self.make_from_recording(path, include=("chat",))) == []
 
     def test_a_missing_recording_is_an_error(self, tmp_path: Path) -> None:
-        """As for any file."""
+        """With the error of any missing file."""
         with pytest.raises(FileNotFoundError):
             self.load(self.make_from_recording(tmp_path / "none.jsonl"))
 
     def test_lines_that_cannot_be_read_cost_only_themselves(
         self, tmp_path: Path, make_payload: MakePayload
     ) -> None:
-        """What stands beside them is loaded."""
+        """The other lines are loaded."""
         path = tmp_path / "visits.jsonl"
         with RecordingWriter(path) as recording:
             recording.write(make_payload(summary="before"))
@@ -485,7 +489,7 @@ class LoaderContract(ABC):
     def test_memory_stays_flat_however_long_it_runs(
         self, tmp_path: Path, make_payload: MakePayload, local_connector: StartConnector
     ) -> None:
-        """A stream, and a recording, much larger than what they may take."""
+        """Of a stream and of a recording much larger than the memory allowed."""
         path = tmp_path / "long.jsonl"
         with RecordingWriter(path) as recording:
             for n in range(_HUGE):
@@ -529,7 +533,7 @@ def _closing(documents: AsyncIterator[Any]) -> aclosing[AsyncGenerator[Any, None
 
 
 async def _threaded(documents: Any) -> AsyncGenerator[Any, None]:
-    """A plain iterator, consumed in threads, so that the loop of the test goes on."""
+    """Consume a plain iterator in threads, so the event loop of the test stays free."""
     done = object()
     step: Callable[[], Any] = lambda: next(documents, done)  # noqa: E731 - short, and named
     try:

@@ -4,8 +4,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from autoplay_rag.errors import JournalLockedError
 from autoplay_rag.ingest.journal import Journal
+
+from autoplay_rag.errors import JournalLockedError
 
 
 async def main(path: Path) -> None:

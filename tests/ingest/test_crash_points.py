@@ -137,10 +137,7 @@ def render(payloads) -> str:
 def expected(payloads) -> Counter:
     distinct = {payload_key(payload): payload for payload in payloads}
     return Counter(
-        line
-        for payload in distinct.values()
-        for line in lines_of(payload)
-        if "poison" not in line
+        line for payload in distinct.values() for line in lines_of(payload) if "poison" not in line
     )
 
 

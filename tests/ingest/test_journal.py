@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
+from autoplay_rag.ingest.journal import Journal
+from autoplay_rag.ingest.journal_db import JournalDb
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.errors import JournalError, JournalLockedError, PipelineClosedError
 from autoplay_rag.ingest import journal_file
 from autoplay_rag.ingest.intake import Intake
-from autoplay_rag.ingest.journal import Journal
-from autoplay_rag.ingest.journal_db import JournalDb
 from autoplay_rag.stores import MemoryStore
 
 HOLDER = Path(__file__).with_name("journal_holder.py")

@@ -9,13 +9,13 @@ import time
 from itertools import count
 
 import pytest
+from autoplay_rag.ingest.journal_db import JournalDb
+from autoplay_rag.ingest.journal_rows import COUNTERS
+from autoplay_rag.ingest.plan import Planner
 
 from autoplay_rag.errors import JournalDamagedError, JournalError, JournalVersionError
 from autoplay_rag.ingest import journal_db
 from autoplay_rag.ingest.intake import Intake
-from autoplay_rag.ingest.journal_db import JournalDb
-from autoplay_rag.ingest.journal_rows import COUNTERS
-from autoplay_rag.ingest.plan import Planner
 from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload, decode
 
 MANY = 2**30

@@ -6,11 +6,11 @@ import asyncio
 import sqlite3
 
 import pytest
+from autoplay_rag.ingest.journal_reader import JournalReader
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.errors import JournalError, JournalVersionError
 from autoplay_rag.ingest import journal_rows
-from autoplay_rag.ingest.journal_reader import JournalReader
 from autoplay_rag.stores import MemoryStore
 
 

@@ -17,9 +17,9 @@ from embedding_server import error, serving, vector_of
 from starlette.responses import HTMLResponse, JSONResponse
 
 from autoplay_rag import AsyncConnectorClient, IngestPipeline
+from autoplay_rag.content.probe import PROBE
 from autoplay_rag.embedders import OpenAIEmbedder
 from autoplay_rag.errors import JournalLockedError, PipelineError
-from autoplay_rag.content.probe import PROBE
 from autoplay_rag.ingest import chunk_writer, embedding, planner, retries, worker
 from autoplay_rag.ingest import pipeline as pipelines
 from autoplay_rag.ingest import running as running_pipelines

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from unittest.mock import ANY
 
 import httpx
 import pytest
 
+import autoplay_rag.testing
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.payloads import ActionsPayload, SummaryPayload, decode
 
@@ -80,9 +82,43 @@ def test_pytest_offers_the_fixtures_wherever_the_package_is_installed(pytester):
     result.assert_outcomes(passed=1)
 
 
-def test_loading_it_loads_no_server():
-    code = (
-        "import sys, autoplay_rag.testing; "
-        "sys.exit(bool({'starlette', 'uvicorn', 'autoplay_rag.devserver'} & set(sys.modules)))"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_loading_the_plugin_loads_neither_a_server_nor_a_contract():
+    code = """
+import sys
+import autoplay_rag.testing
+for name in dir(autoplay_rag.testing):  # as pytest does
+    getattr(autoplay_rag.testing, name)
+print(*sorted(name for name in sys.modules if name.startswith(("autoplay_rag", "starlette", "httpx"))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        "autoplay_rag",
+        "autoplay_rag._lazy",
+        "autoplay_rag.testing",
+        "autoplay_rag.testing.fixtures",
+    ]
+
+
+def test_a_failed_assertion_of_a_contract_shows_its_values(pytester):
+    pytester.makeini("[pytest]\nasyncio_mode = auto\n")
+    pytester.makepyfile("""
+        import pytest
+        from autoplay_rag.stores import MemoryStore
+        from autoplay_rag.testing import VectorStoreContract
+
+        class Odd(MemoryStore):
+            max_batch = -7
+
+        class TestOdd(VectorStoreContract):
+            @pytest.fixture
+            def make_store(self):
+                return Odd
+    """)
+    result = pytester.runpytest_subprocess("-k", "test_its_attributes")
+    result.assert_outcomes(failed=1, deselected=ANY)
+    result.stdout.fnmatch_lines(["*assert -7 >= 1*"])
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'NothingContract'"):
+        _ = autoplay_rag.testing.NothingContract

@@ -4,6 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import assert_type
 
+from autoplay_rag.ingest.journal_rows import DeadLetter
+from autoplay_rag.ingest.ledger import Ledger
+
 from autoplay_rag import (
     ActionsPayload,
     AsyncConnectorClient,
@@ -20,8 +23,6 @@ from autoplay_rag import (
 )
 from autoplay_rag.embedders import Embedder, LocalEmbedder, OpenAIEmbedder
 from autoplay_rag.ingest.dead_letters import DeadLetters
-from autoplay_rag.ingest.journal_rows import DeadLetter
-from autoplay_rag.ingest.ledger import Ledger
 from autoplay_rag.live import LiveSession
 from autoplay_rag.payloads import Payload, decode
 from autoplay_rag.stores import ChromaStore, Hit, MemoryStore, VectorStore

@@ -7,12 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoplay_rag.stores import StoreIdentity
 from autoplay_rag.stores.chroma.frames import (
+    Chunks,
+    Count,
+    Delete,
     Done,
+    Drop,
+    Failed,
     Found,
+    Get,
+    Identity,
+    Kept,
+    Open,
     Query,
     Reply,
     Request,
+    SaveIdentity,
+    Scan,
+    UpdateMetadata,
     Upsert,
     encode,
     read,
@@ -65,6 +78,36 @@ def test_whatever_the_pipe_cuts_frames_arrive_whole(metadata, vectors, sizes):
     assert [read(pipe, REQUESTS), read(pipe, REQUESTS)] == sent
     with pytest.raises(EOFError):
         read(pipe, REQUESTS)
+
+
+@given(
+    st.dictionaries(st.text(max_size=5), VALUES),
+    st.text(max_size=5),
+    st.none() | st.integers(1, 2**62),
+)
+def test_every_request_and_reply_comes_back_as_it_was(metadata, text, after):
+    to = {"collection": "c", "model": None, "timeout": 1.0}
+    identity = StoreIdentity(text, "journal", 2**40)
+    requests = [
+        Open(**to),
+        Delete(**to, ids=[text]),
+        Count(**to),
+        Get(**to, ids=[text, "b"]),
+        Scan(**to, after=after or 0, limit=500),
+        UpdateMetadata(**to, ids=[text], metadatas=[{**metadata, "gone": None}]),
+        Drop(**to),
+        Identity(**to),
+        SaveIdentity(**to, identity=identity),
+    ]
+    replies = [
+        Done(3),
+        Chunks([(text, "text", metadata)], after),
+        Kept(identity),
+        Kept(None),
+        Failed("mismatch", text),
+    ]
+    for messages, decoder in ((requests, REQUESTS), (replies, REPLIES)):
+        assert [read(BytesIO(encode(message)), decoder) for message in messages] == messages
 
 
 @given(st.integers(0, 40))

@@ -1,0 +1,198 @@
+"""The contracts themselves: they pass stores that are right and fail those that are not."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from textwrap import dedent, indent
+
+import pytest
+
+from autoplay_rag.errors import MissingCapabilityError, StoreMismatchError, UnsupportedFilterError
+from autoplay_rag.stores import Match, MemoryStore, TextStore
+from autoplay_rag.testing import TextStoreContract, VectorStoreContract
+
+pytest_plugins = ["pytester"]
+
+
+class WordStore(TextStore):
+    """Ranks by the share of a question's words that a chunk has; can do nothing else."""
+
+    def __init__(self):
+        self.chunks = {}
+        self.model = None
+
+    async def start(self, model):
+        if self.chunks and self.model not in (None, model):
+            raise StoreMismatchError(f"holds {self.model}, not {model}: start with --rebuild")
+        self.model = model
+
+    async def add(self, chunks):
+        await asyncio.sleep(0)  # as any store suspends that is not in memory
+        found = {c.id: Match(c.id, c.text, 0.0, dict(c.metadata)) for c in chunks}
+        self.chunks.update(found)
+
+    async def search(self, text, k, filter):
+        if k < 1:
+            raise ValueError(f"k is {k}")
+        asked = set(re.findall(r"\w+", text.lower()))
+        found = [
+            Match(c.id, c.text, len(asked & set(re.findall(r"\w+", c.text.lower()))) / len(asked), c.metadata)
+            for c in self.chunks.values()
+            if filter.matches(c.metadata)
+        ]  # fmt: skip
+        return sorted(found, key=lambda match: -match.score)[:k]
+
+
+class TestATextStoreWithoutCapabilities(TextStoreContract):
+    @pytest.fixture
+    def make_store(self):
+        return WordStore
+
+
+class ProductStore(MemoryStore):
+    """Filters by equality alone, and keeps no model."""
+
+    async def start(self, model):
+        pass
+
+    async def query(self, vector, k, filter):
+        if filter.since is not None or filter.until is not None:
+            raise UnsupportedFilterError("it knows no times")
+        return await super().query(vector, k, filter)
+
+    @property
+    def capabilities(self):
+        return super().capabilities - {"sibling"}
+
+    def sibling(self, name):
+        raise MissingCapabilityError("ProductStore", "sibling")
+
+
+class TestAStoreThatWrapsAnother(VectorStoreContract):
+    keeps_model = False
+    translates_all_filters = False
+
+    @pytest.fixture
+    def make_store(self):
+        return ProductStore
+
+
+FAULTS = {
+    "forgets to delete": (
+        "test_deleted_chunks_are_gone_and_unknown_ids_are_fine",
+        "async def delete(self, ids): pass",
+    ),
+    "merges metadata on upsert": (
+        "test_a_chunk_with_the_same_id_is_replaced_whole",
+        """
+        async def upsert(self, chunks, vectors):
+            old = {c.id: c.metadata for c in await self.get([c.id for c in chunks])}
+            merged = [Chunk(c.id, c.text, {**old.get(c.id, {}), **c.metadata}) for c in chunks]
+            await super().upsert(merged, vectors)
+    """,
+    ),
+    "searches unfiltered": (
+        "test_a_filter_passes_far_chunks_too",
+        """
+        async def query(self, vector, k, filter):
+            return await super().query(vector, k, Filter())
+    """,
+    ),
+    "filters after the top k": (
+        "test_a_filter_is_applied_before_the_top_k_are_taken",
+        """
+        async def query(self, vector, k, filter):
+            found = await super().query(vector, k, Filter())
+            return [match for match in found if filter.matches(match.metadata)]
+    """,
+    ),
+    "keeps its identity among the chunks": (
+        "test_an_identity_is_kept_and_found_by_no_search",
+        """
+        async def save_identity(self, identity):
+            await super().save_identity(identity)
+            await self.upsert([Chunk("identity", "identity", {})], [[1.0, 0.0, 0.0]])
+    """,
+    ),
+    "shares its siblings' chunks": (
+        "test_a_sibling_shares_nothing",
+        "def sibling(self, name): return self",
+    ),
+    "replaces metadata instead of merging it": (
+        "test_updated_metadata_is_merged_and_found",
+        """
+        async def update_metadata(self, changes):
+            for chunk in await self.get(list(changes)):
+                gone = dict.fromkeys(chunk.metadata)
+                await super().update_metadata({chunk.id: {**gone, **changes[chunk.id]}})
+    """,
+    ),
+    "scans by position": (
+        "test_a_scan_misses_nothing_while_others_come_and_are_deleted",
+        """
+        async def scan(self, page=500):
+            start = 0
+            while chunks := self._table.chunks[start : start + page]:
+                yield list(chunks)
+                start += page
+    """,
+    ),
+    "keeps the identity when dropped": (
+        "test_a_dropped_store_is_empty_and_takes_another_model",
+        """
+        async def drop(self):
+            kept = await self.identity()
+            await super().drop()
+            if kept:
+                await self.save_identity(kept)
+    """,
+    ),
+    "declares what it cannot do": (
+        "test_it_can_do_what_it_declares_and_nothing_else",
+        """
+        async def get(self, ids):
+            raise MissingCapabilityError("Store", "get")
+    """,
+    ),
+    "mixes two models": (
+        "test_another_model_is_refused",
+        "async def start(self, model): pass",
+    ),
+}
+
+
+INI = """
+[pytest]
+asyncio_mode = auto
+asyncio_default_fixture_loop_scope = function
+"""
+IMPORTS = """
+import pytest
+from autoplay_rag.errors import MissingCapabilityError
+from autoplay_rag.stores import Chunk, Filter, MemoryStore
+from autoplay_rag.testing import VectorStoreContract
+"""
+CLASSES = """
+class Faulty{number}(MemoryStore):
+{body}
+
+class Test{number}(VectorStoreContract):
+    @pytest.fixture
+    def make_store(self):
+        return Faulty{number}
+"""
+
+
+def test_each_fault_is_found_by_the_test_that_is_named_for_it(pytester):
+    pytester.makeini(INI)
+    code, expressions = IMPORTS, []
+    for number, (test, body) in enumerate(FAULTS.values()):
+        code += CLASSES.format(number=number, body=indent(dedent(body), "    "))
+        expressions.append(f"(Test{number} and {test})")
+    pytester.makepyfile(code)
+    # All in one run: to start one takes seconds.
+    result = pytester.inline_run("-q", "-p", "no:cacheprovider", "-k", " or ".join(expressions))
+    failed = {report.nodeid.split("::")[1] for report in result.listoutcomes()[2]}
+    for number, fault in enumerate(FAULTS):
+        assert f"Test{number}" in failed, fault
