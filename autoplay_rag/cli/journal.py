@@ -50,7 +50,7 @@ def status(journal: JournalArgument, json: JsonOption = False) -> None:
     if found.oldest_at is not None:
         rows.append(("waiting s", f"{max(0.0, time.time() - found.oldest_at):,.0f}"))
     rows.append(("pipeline", _PIPELINE[found.running]))
-    rows.append(("health", clean(found.health)))
+    rows.append(("health", clean(str(found.health))))
     for name, value in rows:
         say(f"{name:<12}{value:>12}")
 

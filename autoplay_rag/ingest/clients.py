@@ -79,7 +79,7 @@ class Clients:
             try:
                 if callable(stop := getattr(client, "stop", None)):
                     stop()
-            except Exception:
+            except Exception:  # noqa: BLE001 - other people's code
                 _log.exception("a client could not be stopped")
         try:
             async with asyncio.timeout(within):
@@ -95,5 +95,5 @@ async def _leave(client: Any) -> None:
         elif callable(leave := getattr(client, "__exit__", None)):
             # It waits for its thread, whose callbacks wait for this loop.
             await asyncio.to_thread(leave, None, None, None)
-    except Exception:
+    except Exception:  # noqa: BLE001 - other people's code
         _log.exception("a client failed as it was left")

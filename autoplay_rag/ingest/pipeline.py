@@ -242,7 +242,7 @@ class IngestPipeline:
                     _log.warning("%s; it stays in %s for the next start", error, journal)
                 else:
                     _log.error("%s; it is lost, since there is no journal file", error)
-            except Exception:
+            except Exception:  # noqa: BLE001 - other people's code
                 _log.exception("draining failed; the pipeline is closed all the same")
             finally:
                 self._running = False

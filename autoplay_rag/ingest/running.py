@@ -296,7 +296,7 @@ class RunningPipeline:
         if self._settings.on_progress:
             try:
                 self._settings.on_progress(self.ledger)
-            except Exception:
+            except Exception:  # noqa: BLE001 - other people's code
                 _log.exception("on_progress failed")
 
     @property

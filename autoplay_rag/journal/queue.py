@@ -6,6 +6,7 @@ decoded or tokenised here: whoever plans does that in a thread of its own.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -157,7 +158,8 @@ class QueueTables:
     def read(self, seqs: Sequence[int], most_bytes: int) -> list[Waiting]:
         """Payloads that wait, in the order asked for; as many as `most_bytes` allow."""
         sizes = dict(self._of("seq, size", seqs))
-        room, wanted = most_bytes, []
+        room = most_bytes
+        wanted: list[int] = []
         for seq in seqs:
             room -= sizes.get(seq, 0)
             if room < 0 and wanted:
@@ -505,7 +507,7 @@ def dead_letter(  # noqa: PLR0917 - a row
     return DeadLetter(seq, kind or "unknown", session, error or "", ended or 0.0, payload)
 
 
-def first_since(connection: Any, since: float) -> int:
+def first_since(connection: sqlite3.Connection, since: float) -> int:
     """About the lowest sequence number that arrived at a time or later.
 
     Payloads arrive in the order of their numbers, so a few look-ups find it without an index.
@@ -513,7 +515,7 @@ def first_since(connection: Any, since: float) -> int:
     low, high = connection.execute(
         "SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM payload"
     ).fetchone()
-    low = max(low, 0)
+    low, high = max(int(low), 0), int(high)
     while low < high:
         middle = (low + high) // 2
         at = connection.execute(
