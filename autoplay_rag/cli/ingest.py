@@ -44,6 +44,20 @@ def ingest(
         ),
     ] = None,
     idle_seconds: IdleOption = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Embed everything in the journal again: the store was emptied or replaced, or the "
+            "embedder is another one.",
+        ),
+    ] = False,
+    adopt: Annotated[
+        bool,
+        typer.Option(
+            "--adopt", help="Take over what the store of another journal holds, into this one."
+        ),
+    ] = False,
 ) -> None:
     """Take a stream into a vector store.
 
@@ -52,7 +66,13 @@ def ingest(
     """
     journal = journal or default_journal(chroma_path(store))
     client = AsyncConnectorClient(url, token)
-    pipeline = IngestPipeline(make_store(store), make_embedder(embedder), journal=journal)
+    pipeline = IngestPipeline(
+        make_store(store),
+        make_embedder(embedder),
+        journal=journal,
+        rebuild=rebuild,
+        adopt=adopt,
+    )
     ledger = asyncio.run(_ingest(pipeline, client, url, journal, idle_seconds))
     if ledger.stored:
         note(f'ask: autoplay-rag search "..." --store {store}')

@@ -42,8 +42,17 @@ def status(journal: JournalArgument, json: JsonOption = False) -> None:
     found = JournalReader(journal).status()
     if json:
         counters = {name: getattr(found.ledger, name) for name in COUNTERS}
-        rest = {"queue_bytes": found.queue_bytes, "oldest_at": found.oldest_at}
-        say_json({**counters, **rest, "health": found.health, "running": found.running})
+        say_json(
+            {
+                **counters,
+                "queue_bytes": found.queue_bytes,
+                "oldest_at": found.oldest_at,
+                "watermark": found.watermark,
+                "health": found.health.state,
+                "reasons": found.health.reasons,
+                "running": found.running,
+            }
+        )
         return
     rows = [(name, f"{getattr(found.ledger, name):,}") for name in COUNTERS]
     rows.append(("queue bytes", f"{found.queue_bytes:,}"))
