@@ -28,11 +28,15 @@ _ACTION: Final = (
 # Later bytes are cheaper to refer to, so what is most frequent comes last.
 _DICTIONARY: Final = b"".join(
     (
-        b'{"type":"chat","product_id":"","session_id":"","user_id":"","conversation_id":"",'
-        b'"question":"How do I ","answer":"","tools":[],"forwarded_at":17123456.0}',
+        (
+            b'{"type":"chat","product_id":"","session_id":"","user_id":"","conversation_id":"",'
+            b'"question":"How do I ","answer":"","tools":[],"forwarded_at":17123456.0}'
+        ),
         b'{"type":"summary","product_id":"","session_id":"","summary":"The user ","replaces":12,',
-        b"settings billing account login signup dashboard reports products search checkout cart "
-        b"profile users admin orders invoices projects pricing docs help support home index.html ",
+        (
+            b"settings billing account login signup dashboard reports products search checkout cart "
+            b"profile users admin orders invoices projects pricing docs help support home index.html "
+        ),
         b'User selected \\"\\" from \\"User scrolled \\"User pressed Enter in User hovered over ',
         b'User focused the \\"User opened the \\"User submitted the \\" form\\"',
         b'User typed \\"\\" into the \\" field\\"User visited the \\"\\" page',
@@ -46,8 +50,10 @@ _DICTIONARY: Final = b"".join(
         b'},{"title":"","description":"User clicked the \\"","canonical_url":"https://app.',
         _ACTION % (b"click", 60, 61),
         b'],"count":3,"forwarded_at":17123456.0,"conversation_id":null}',
-        b'{"type":"actions","product_id":"","session_id":"","user_id":"","email":null,"actions":'
-        b'[{"title":"","description":"User ","canonical_url":"https://',
+        (
+            b'{"type":"actions","product_id":"","session_id":"","user_id":"","email":null,"actions":'
+            b'[{"title":"","description":"User ","canonical_url":"https://'
+        ),
     )
 )
 _fresh = zlib.compressobj(

@@ -156,7 +156,8 @@ class QueueTables:
     def read(self, seqs: Sequence[int], most_bytes: int) -> list[Waiting]:
         """Payloads that wait, in the order asked for; as many as `most_bytes` allow."""
         sizes = dict(self._of("seq, size", seqs))
-        room, wanted = most_bytes, []
+        room = most_bytes
+        wanted: list[int] = []
         for seq in seqs:
             room -= sizes.get(seq, 0)
             if room < 0 and wanted:
@@ -410,7 +411,7 @@ class QueueTables:
             "AND retried = 0",
             (lane,),
         ).fetchone()[0]
-        return None if found is None else found - 1
+        return None if found is None else int(found) - 1
 
     def waiting(self, after: int, limit: int) -> list[tuple[int, int, bool]]:
         """(seq, lane, whether it is a retried letter) of what waits, in order."""
@@ -516,7 +517,7 @@ def first_since(connection: Any, since: float) -> int:
             high = middle
         else:
             low = middle + 1
-    return low
+    return int(low)
 
 
 def _row(entry: Entry, now: float) -> tuple[Any, ...]:

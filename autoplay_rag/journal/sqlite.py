@@ -28,7 +28,7 @@ from autoplay_rag.journal.catalog import CatalogTables
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.ledger import Counts
 from autoplay_rag.journal.queue import QueueTables
-from autoplay_rag.journal.writer import Writer
+from autoplay_rag.journal.writer import Tables, Writer
 from autoplay_rag.payloads import Payload
 
 __all__ = ["SqliteJournal"]
@@ -130,7 +130,7 @@ class SqliteJournal(Journal):
                 self._lock.release(remove=True)
             raise
 
-    def _close_tables(self, tables: QueueTables | None) -> None:
+    def _close_tables(self, tables: Tables | None) -> None:
         if tables is not None:
             tables.file.close()
         if self._lock:

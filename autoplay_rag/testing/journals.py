@@ -303,7 +303,7 @@ class JournalContract:
 
     async def test_payloads_are_read_as_they_were_handed_over(self, journal: Journal) -> None:
         odd = SlimAction("a\0b", "half \ufffd a pair \U0001f600", "https://app.example.com/\0")
-        payloads = [
+        payloads: list[Payload] = [
             ActionsPayload("p\0", "s\0", "u\0", None, [odd], 1, 5.0),
             SummaryPayload("acme", "s", "x" * 3_000_000, 1, 5.0),
             _actions(None, "alone"),
@@ -704,7 +704,7 @@ class DurableJournalContract(JournalContract):
         plan = _plan(8, _planned(payloads[0], 1, 2), seq3="render failed: a bug")
         await journal.record_plans([_plan(7, _planned(payloads[3], 4)), plan], [])
         await journal.replace_plan(
-            _plan(8, _planned(payloads[0], 1), _planned(payloads[1], 2), **{"seq3": "a bug"})
+            _plan(8, _planned(payloads[0], 1), _planned(payloads[1], 2), seq3="a bug")
         )
         plans = await journal.plans()
         journal = await reopened(journal)
