@@ -87,6 +87,7 @@ class RunningPipeline:
             settings.journal,
             durability=settings.durability,
             max_bytes=settings.journal_max_bytes,
+            keep_addresses=settings.include_email,
             keep_payloads=settings.keep_payloads,
             model=model,
             on_entry=self._committed,

@@ -77,10 +77,12 @@ def unpack(packed: bytes | None) -> bytes | None:
     """A payload's JSON; None where nothing was kept, or the copy is damaged."""
     if packed is None:
         return None
+    state = zlib.decompressobj(_WINDOW, _DICTIONARY)
     try:
-        return zlib.decompressobj(_WINDOW, _DICTIONARY).decompress(packed)
+        body = state.decompress(packed)
     except zlib.error:
         return None
+    return body if state.eof else None
 
 
 def decoded(body: bytes | None) -> Payload | None:

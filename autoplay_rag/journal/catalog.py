@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from autoplay_rag.content.chunks import Chunk
-from autoplay_rag.content.identity import People
+from autoplay_rag.content.identity import People, changes_hands
 from autoplay_rag.content.keys import session_lane
 from autoplay_rag.journal.base import Notes, PlannedChunk, QueuedChunk, Session
 from autoplay_rag.journal.file import JournalFile
@@ -40,10 +41,19 @@ _INSERT_SESSION = (
     "session (lane, product, session, user, conversation, ambiguous, first, last, seen)"
 )
 _UPDATE_SESSION = (
-    "ON CONFLICT (lane) DO UPDATE SET user = excluded.user, conversation = excluded.conversation, "
-    "ambiguous = max(ambiguous, excluded.ambiguous), first = min(first, excluded.first), "
-    "last = max(last, excluded.last), seen = excluded.seen"
+    "ON CONFLICT (lane) DO UPDATE SET product = excluded.product, session = excluded.session, "
+    "{people}, ambiguous = max(ambiguous, excluded.ambiguous), "
+    # `min` and `max` of something unknown are unknown.
+    "first = coalesce(min(first, excluded.first), first, excluded.first), "
+    "last = coalesce(max(last, excluded.last), last, excluded.last), seen = excluded.seen"
 )
+_NEW_PEOPLE = "user = excluded.user, conversation = excluded.conversation"
+_KNOWN_PEOPLE = (
+    "conversation = CASE WHEN user IS NULL OR user = excluded.user "
+    "THEN coalesce(conversation, excluded.conversation) ELSE conversation END, "
+    "user = coalesce(user, excluded.user)"
+)
+"""What the journal knows of a session is newer than what the chunks of a store say."""
 _KEY_DIGITS = 32
 _MEMORY_SESSIONS = 50_000
 """The most sessions that a journal in memory remembers."""
@@ -175,7 +185,7 @@ class CatalogTables:
         ).fetchone()
         if first is None:
             return []
-        step = max(1, (last - first) // max(1, count - 1))
+        step = -(-(last - first + 1) // max(1, count))  # rounded up: no more than `count`
         found: dict[str, None] = {}
         for number in range(first, last + 1, step):
             row = self._connection.execute(
@@ -257,7 +267,7 @@ class CatalogTables:
                 rows.append(self._row(number, chunk, lane, model, state))
                 sessions += _session_of(chunk, lane)
         self._insert(rows)
-        self.set_sessions(sessions)
+        self._add_sessions(sessions)
         return len(rows)
 
     def adopt(self, chunks: Sequence[Chunk], model: str) -> int:
@@ -280,7 +290,7 @@ class CatalogTables:
             seq -= 1
             at = chunk.metadata.get("forwarded_at") or time.time()
             payloads.append(
-                (seq, key, lane or seq, chunk.metadata.get("kind"), at, PayloadState.STORED, 0)
+                (seq, key, lane or seq, chunk.metadata.get("kind"), at, PayloadState.ADOPTED, 0)
             )
             links.append((seq, number))
         self._insert(rows)
@@ -291,7 +301,7 @@ class CatalogTables:
             verb="INSERT OR IGNORE",
         )
         insert(self._connection, "chunk_payload (seq, chunk)", links, verb="INSERT OR IGNORE")
-        self.set_sessions(sessions)
+        self._add_sessions(sessions)
         self.file.set_meta("adopted", 1)
         return len(rows)
 
@@ -306,12 +316,31 @@ class CatalogTables:
             json_list(lanes),
         )
         return {
-            lane: Session(lane, product, session, People(user, chat), bool(ambiguous), first, last)
+            lane: Session(
+                lane,
+                product,
+                session,
+                People(user, chat),
+                bool(ambiguous),
+                first or 0.0,
+                last or 0.0,
+            )
             for lane, product, session, user, chat, ambiguous, first, last in rows
         }
 
     def set_sessions(self, sessions: Sequence[Session]) -> None:
         """Keep who sessions belong to, and widen the time in which they were active."""
+        self._keep_sessions(sessions, _NEW_PEOPLE)
+
+    def _add_sessions(self, sessions: Sequence[Session]) -> None:
+        """Keep who sessions belong to as far as the journal does not know it."""
+        merged: dict[int, Session] = {}
+        for one in sorted(sessions, key=attrgetter("last")):
+            before = merged.get(one.lane)
+            merged[one.lane] = _followed(before, one) if before else one
+        self._keep_sessions(list(merged.values()), _KNOWN_PEOPLE)
+
+    def _keep_sessions(self, sessions: Sequence[Session], people: str) -> None:
         now = time.time()
         insert(
             self._connection,
@@ -324,13 +353,13 @@ class CatalogTables:
                     _plain(one.people.user_id),
                     _plain(one.people.conversation_id),
                     one.ambiguous,
-                    one.first,
-                    one.last,
+                    one.first or None,
+                    one.last or None,
                     now,
                 )
                 for one in sessions
             ],
-            after=_UPDATE_SESSION,
+            after=_UPDATE_SESSION.format(people=people),
         )
 
     # -- notes --------------------------------------------------------------------------------
@@ -352,7 +381,14 @@ class CatalogTables:
             if self.file.meta(name) != value:
                 self.file.set_meta(name, value)
 
-    # -- a journal in memory ------------------------------------------------------------------
+    # -- what is forgotten --------------------------------------------------------------------
+
+    def drop_adopted(self, seqs: Sequence[int]) -> None:
+        """Forget what stands for unknown payloads, so that they are stored when delivered again."""
+        self._connection.execute(
+            "DELETE FROM payload WHERE state = ? AND seq IN (SELECT value FROM json_each(?))",
+            (PayloadState.ADOPTED, json_list(seqs)),
+        )
 
     def drop_stored(self, seqs: Sequence[int]) -> None:
         """Forget stored payloads, and the chunks that hold nothing else."""
@@ -452,6 +488,19 @@ def _lane_of(chunk: Chunk) -> int | None:
     if session is None:
         return None
     return session_lane(str(chunk.metadata.get("product_id", "")), str(session))
+
+
+def _followed(before: Session, after: Session) -> Session:
+    """What two chunks of one session say of it, the later one last."""
+    hands_over = changes_hands(before.people.user_id, after.people.user_id)
+    people = after.people
+    if not hands_over:
+        people = People(*(new or old for old, new in zip(before.people, people, strict=True)))
+    return after._replace(
+        people=people,
+        ambiguous=before.ambiguous or hands_over,
+        first=min((at for at in (before.first, after.first) if at), default=0.0),
+    )
 
 
 def _session_of(chunk: Chunk, lane: int | None) -> list[Session]:

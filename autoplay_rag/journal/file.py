@@ -44,6 +44,7 @@ class JournalFile:
         durability: What a commit survives: "normal" any end of the process, "full" also a power
             loss.
         known: Whether the file is known to be a journal, should nothing in it say so any more.
+        keep_addresses: Whether payloads of an older format keep the e-mail addresses in them.
 
     Attributes:
         connection: The database.
@@ -58,8 +59,16 @@ class JournalFile:
         JournalError: If another program's file, or it cannot be opened.
     """
 
-    def __init__(self, path: Path | None, durability: Durability, *, known: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        durability: Durability,
+        *,
+        known: bool = True,
+        keep_addresses: bool = True,
+    ) -> None:
         self.path = path
+        self._keep_addresses = keep_addresses
         self._commits = 0
         existed = path is not None and path.exists()
         # Counted, but not saved yet because the disk was full.
@@ -90,7 +99,7 @@ class JournalFile:
                     f"{path} is not a journal ({error}); name another file"
                 ) from error
             raise self._set_aside(error) from error
-        except JournalError:
+        except BaseException:
             self.connection.close()
             raise
         # What other threads may read: never in the middle of a transaction.
@@ -122,7 +131,7 @@ class JournalFile:
             self._make_tables()
         elif version < SCHEMA_VERSION:
             self.upgraded_from = version
-            upgrade(self.connection, self.path, version)
+            upgrade(self.connection, self.path, version, keep_addresses=self._keep_addresses)
         self.unclean = self.meta("open") == 1
         if self.unclean and (found := execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(found)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from autoplay_rag.content.identity import People
+from autoplay_rag.content.redaction import without_addresses
 from autoplay_rag.journal.bodies import decoded, pack
 from autoplay_rag.journal.rows import insert
 from autoplay_rag.journal.schema import SCHEMA, SCHEMA_VERSION, ChunkState, PayloadState
@@ -40,6 +40,8 @@ _OLD_TABLES: Final = (
     "sessions",
 )
 _PAGE: Final = 1000
+_KEPT_SECONDS: Final = 24 * 3600.0
+"""How long format 2 knew the key of a discarded payload: until `expires`."""
 
 
 class _OldChunk(msgspec.Struct):
@@ -61,7 +63,9 @@ class _OldBatch(msgspec.Struct):
     replayed: bool = False
 
 
-def upgrade(connection: sqlite3.Connection, path: Path | None, version: int) -> None:
+def upgrade(
+    connection: sqlite3.Connection, path: Path | None, version: int, *, keep_addresses: bool = True
+) -> None:
     """Bring a file of format 2 to the present one, in one transaction.
 
     A copy is kept beside the file until that is done.
@@ -70,25 +74,30 @@ def upgrade(connection: sqlite3.Connection, path: Path | None, version: int) -> 
         connection: The open file, outside any transaction.
         path: The file.
         version: Its format.
+        keep_addresses: Whether payloads keep the e-mail addresses in them.
 
     Raises:
         sqlite3.Error: If it cannot be done; the file is as it was.
     """
     assert path is not None
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(OSError):  # another user's file: it is no less private than it was
+            path.with_name(path.name + suffix).chmod(0o600)
+    # Format 2 kept payloads as plain text: nothing of it stays in pages that are free now.
+    connection.execute("PRAGMA secure_delete = ON").fetchone()
     copy = path.with_name(f"{path.name}.format-{version}")
     _copy_to(connection, copy)
     _log.warning("upgrading the journal %s from format %d to %d", path, version, SCHEMA_VERSION)
     connection.execute("BEGIN IMMEDIATE")
     try:
-        _Upgrade(connection).run()
+        _Upgrade(connection, keep_addresses=keep_addresses).run()
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    with suppress(OSError):  # another user's file: it is no less private than it was
-        path.chmod(0o600)
+    connection.execute("PRAGMA secure_delete = OFF").fetchone()
     copy.unlink(missing_ok=True)
 
 
@@ -100,8 +109,9 @@ def _copy_to(connection: sqlite3.Connection, copy: Path) -> None:
 
 
 class _Upgrade:
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, *, keep_addresses: bool) -> None:
         self._connection = connection
+        self._keep_addresses = keep_addresses
         self._model: dict[str, int] = {}
         self._next_chunk = 1
 
@@ -138,18 +148,21 @@ class _Upgrade:
         self._connection.execute("DELETE FROM meta WHERE name IN ('health')")
 
     def _sessions(self) -> None:
-        # Format 2 knew lanes and people, but not the ids that a lane stands for.
-        self._people = {
-            lane: People(user, conversation)
-            for lane, user, conversation in self._rows(
-                "SELECT lane, user, conversation FROM old_sessions"
-            )
-        }
+        # Format 2 knew lanes and people, but not the ids that a lane stands for: they are empty
+        # until a payload of the session says them.
+        self._connection.execute(
+            "INSERT INTO session (lane, product, session, user, conversation, seen) "
+            "SELECT lane, '', '', user, conversation, at FROM old_sessions"
+        )
 
     def _batches(self) -> tuple[list[_OldBatch], list[tuple[_OldBatch, float]]]:
         plans, acknowledged = [], []
         for record, at in self._rows("SELECT record, acknowledged FROM old_batches ORDER BY id"):
-            batch = msgspec.msgpack.decode(record, type=_OldBatch)
+            try:
+                batch = msgspec.msgpack.decode(record, type=_OldBatch)
+            except msgspec.DecodeError:
+                _log.warning("a damaged plan is dropped: its payloads are planned anew")
+                continue
             if at is None:
                 plans.append(batch)
             else:
@@ -180,10 +193,14 @@ class _Upgrade:
 
     def _payloads(self, rows: Iterator[tuple[Any, ...]]) -> int:
         total = 0
-        sessions: dict[int, tuple[Any, ...]] = {}
+        names: dict[int, tuple[str, str]] = {}
         for seq, key, lane, body, at, state, ended, error, session in rows:
             data = body.encode() if body is not None else None
             payload = decoded(data)
+            if payload is not None and not self._keep_addresses:
+                bare = without_addresses(payload)
+                if bare is not payload:
+                    payload, data = bare, msgspec.json.encode(bare)
             total += len(data or b"")
             insert(
                 self._connection,
@@ -207,18 +224,15 @@ class _Upgrade:
                     )
                 ],
             )
-            if payload and payload.session_id and lane in self._people:
-                sessions[lane] = (lane, payload.product_id, payload.session_id)
-        self._keep_sessions(sessions)
+            if payload and payload.session_id:
+                names[lane] = (payload.product_id, payload.session_id)
+        self._name_sessions(names)
         return total
 
-    def _keep_sessions(self, sessions: dict[int, tuple[Any, ...]]) -> None:
-        now = time.time()
-        insert(
-            self._connection,
-            "session (lane, product, session, user, conversation, seen)",
-            [(*names, *self._people[lane], now) for lane, names in sessions.items()],
-            verb="INSERT OR IGNORE",
+    def _name_sessions(self, names: dict[int, tuple[str, str]]) -> None:
+        self._connection.executemany(
+            "UPDATE session SET product = ?, session = ? WHERE lane = ?",
+            [(*given, lane) for lane, given in names.items()],
         )
 
     def _plan(self, batch: _OldBatch, acknowledged: float | None) -> None:
@@ -239,27 +253,26 @@ class _Upgrade:
         )
         if acknowledged is None:
             metadata = batch.chunks[0].metadata if batch.chunks else {}
-            if batch.lane in self._people and metadata.get("session_id"):
-                names = (batch.lane, metadata.get("product_id", ""), metadata["session_id"])
-                self._keep_sessions({batch.lane: names})
+            if session := metadata.get("session_id"):
+                self._name_sessions({batch.lane: (metadata.get("product_id", ""), session)})
 
     def _stored(self) -> None:
         """Keys of what was stored, or discarded: they get numbers below 0, oldest last."""
         after = ""
         seq = 0
         while True:
-            rows = self._rows(
+            rows = self._connection.execute(
                 "SELECT key, chunk, session, at, expires FROM old_catalog WHERE key > ? "
                 "AND key NOT IN (SELECT key FROM old_queue) "
                 f"AND key NOT IN (SELECT key FROM old_dead) ORDER BY key LIMIT {_PAGE}",
-                after,
-            )
+                (after,),
+            ).fetchall()
             # A key without a chunk that is not in the queue was discarded.
             payloads, links = [], []
             for key, chunk, session, at, expires in rows:
                 seq -= 1
                 state = PayloadState.DISCARDED if chunk is None else PayloadState.STORED
-                ended = at if chunk is not None else (expires or time.time())
+                ended = at if chunk is not None else (expires or time.time()) - _KEPT_SECONDS
                 payloads.append((seq, bytes.fromhex(key), seq, at or 0.0, int(state), ended))
                 if chunk is not None:
                     metadata = {"session_id": session} if session else {}
@@ -338,5 +351,6 @@ class _Upgrade:
             self._model[model] = row[0]
         return self._model[model]
 
-    def _rows(self, sql: str, *parameters: Any) -> list[Any]:
-        return self._connection.execute(sql, parameters).fetchall()
+    def _rows(self, sql: str, *parameters: Any) -> Iterator[Any]:
+        """Read row by row: the bodies of a queue may be more than memory holds."""
+        return iter(self._connection.execute(sql, parameters))

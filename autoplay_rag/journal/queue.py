@@ -42,8 +42,7 @@ _MEMORY_PAYLOADS: Final = 100_000
 """The most stored payloads that a journal in memory remembers."""
 _PART: Final = "part of a payload that died"
 _INSERT_PAYLOAD: Final = (
-    "payload (seq, key, lane, kind, session, at, forwarded_at, actions, state, size, ended, error, "
-    "body)"
+    "payload (seq, key, lane, kind, at, forwarded_at, actions, state, size, ended, error, body)"
 )
 _LETTER: Final = "seq, kind, session, error, ended, body"
 
@@ -278,21 +277,10 @@ class QueueTables:
         )
 
     def _set_dead(self, errors: Mapping[int, str], now: float) -> None:
-        for seq, error in errors.items():
-            row = self._connection.execute(
-                "SELECT body FROM payload WHERE seq = ?", (seq,)
-            ).fetchone()
-            payload = decoded(unpack(row[0])) if row else None
-            self._connection.execute(
-                "UPDATE payload SET state = ?, ended = ?, error = ?, session = ? WHERE seq = ?",
-                (
-                    PayloadState.DEAD,
-                    now,
-                    error,
-                    payload.session_id if payload else None,
-                    seq,
-                ),
-            )
+        self._connection.executemany(
+            "UPDATE payload SET state = ?, ended = ?, error = ? WHERE seq = ?",
+            [(PayloadState.DEAD, now, error, seq) for seq, error in errors.items()],
+        )
 
     # -- dead letters and requests ------------------------------------------------------------
 
@@ -384,12 +372,14 @@ class QueueTables:
             "(SELECT value FROM json_each(?))",
             json_list(errors),
         )
+        unknown = [*errors]
         errors = {seq: errors[seq] for seq, _ in found}
         self._set_dead(errors, time.time())
         counts = self.file.counts
         counts["bytes"] += sum(size for _, size in found)
         counts["stored"] -= len(errors)
         counts["dead"] += len(errors)
+        self.catalog.drop_adopted(unknown)
         return self.catalog.remove([*refused, *self.catalog.numbers_of(list(errors))], _PART)
 
     # -- reading ------------------------------------------------------------------------------
@@ -422,7 +412,7 @@ class QueueTables:
             "AND retried = 0",
             (lane,),
         ).fetchone()[0]
-        return None if found is None else found - 1
+        return None if found is None else int(found) - 1
 
     def waiting(self, after: int, limit: int) -> list[tuple[int, int, bool]]:
         """(seq, lane, whether it is a retried letter) of what waits, in order."""
@@ -436,8 +426,9 @@ class QueueTables:
     def recent(self, since: float, limit: int) -> list[tuple[float, Payload]]:
         """Accepted payloads by time of arrival, oldest first."""
         rows = self._connection.execute(
-            f"SELECT at, body FROM payload WHERE seq >= ? AND {FOLLOWED} ORDER BY seq DESC LIMIT ?",
-            (first_since(self._connection, since), limit),
+            f"SELECT at, body FROM payload WHERE seq >= ? AND at >= ? AND {FOLLOWED} "
+            "ORDER BY seq DESC LIMIT ?",
+            (first_since(self._connection, since), since, limit),
         ).fetchall()
         found = [(at, decoded(unpack(body))) for at, body in reversed(rows)]
         return [(at, payload) for at, payload in found if payload is not None]
@@ -504,6 +495,8 @@ def dead_letter(  # noqa: PLR0917 - a row
 ) -> DeadLetter:
     """A dead letter from a row of `letters`."""
     payload = decoded(unpack(body))
+    if session is None and payload is not None:
+        session = payload.session_id
     return DeadLetter(seq, kind or "unknown", session, error or "", ended or 0.0, payload)
 
 
@@ -525,7 +518,7 @@ def first_since(connection: sqlite3.Connection, since: float) -> int:
             high = middle
         else:
             low = middle + 1
-    return low
+    return int(low)
 
 
 def _row(entry: Entry, now: float) -> tuple[Any, ...]:
@@ -536,7 +529,6 @@ def _row(entry: Entry, now: float) -> tuple[Any, ...]:
         bytes.fromhex(entry.key),
         entry.lane,
         payload.kind if payload is not None else None,
-        payload.session_id if dead and payload is not None else None,
         now,
         payload.forwarded_at if payload is not None else None,
         len(payload.actions) if isinstance(payload, ActionsPayload) else 0,

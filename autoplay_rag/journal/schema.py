@@ -21,6 +21,8 @@ class PayloadState(IntEnum):
     STORED = 1
     DEAD = 2
     DISCARDED = 3
+    ADOPTED = 4
+    """Stands for the unknown payload that a chunk of an adopted store begins with. Not counted."""
 
 
 class ChunkState(IntEnum):

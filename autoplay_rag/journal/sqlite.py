@@ -42,6 +42,7 @@ class SqliteJournal(Journal):
     Args:
         path: The file; None keeps the journal in memory.
         durability: See `IngestPipeline`.
+        keep_addresses: Whether payloads of an older format keep the e-mail addresses in them.
         max_bytes: The most bytes of payloads that wait or are dead.
         keep_payloads: Whether the bodies of stored payloads are kept. Never in memory.
         model: Names the embedder of what is acknowledged.
@@ -56,6 +57,7 @@ class SqliteJournal(Journal):
         path: Path | None,
         *,
         durability: Durability = "normal",
+        keep_addresses: bool = True,
         max_bytes: int = 2**30,
         keep_payloads: bool = True,
         model: str = "",
@@ -64,6 +66,7 @@ class SqliteJournal(Journal):
     ) -> None:
         self._path = path
         self._durability: Durability = durability
+        self._keep_addresses = keep_addresses
         self._max_bytes = max_bytes
         self._keep_payloads = keep_payloads and path is not None
         self._model = model
@@ -90,7 +93,11 @@ class SqliteJournal(Journal):
 
     def _open_tables(self) -> QueueTables:
         file = self._open_file()
-        catalog = CatalogTables(file)
+        try:
+            catalog = CatalogTables(file)
+        except BaseException:
+            file.close()
+            raise
         self._tables = QueueTables(
             file,
             catalog,
@@ -115,7 +122,9 @@ class SqliteJournal(Journal):
                 "pipeline writes a journal at a time; stop that one or name another file"
             )
         try:
-            return JournalFile(self._path, self._durability, known=known)
+            return JournalFile(
+                self._path, self._durability, known=known, keep_addresses=self._keep_addresses
+            )
         except JournalError:
             if not known:
                 self._lock.release(remove=True)

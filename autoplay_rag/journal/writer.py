@@ -181,7 +181,7 @@ class Writer:
             self._tables = self._open_tables()
         except BaseException as error:  # noqa: BLE001 - raised again in `open`
             self._close_tables(None)
-            if isinstance(error, OSError):
+            if isinstance(error, (OSError, sqlite3.Error)):
                 error = JournalError(f"the journal {self._name} cannot be opened: {error}")
             self._call_soon(_settle, opened, _Failure(error))
             return

@@ -11,6 +11,7 @@ needs pytest-asyncio with `asyncio_mode = "auto"`.
 | `VectorStoreContract` | a `VectorStore` | a fixture `make_store` |
 | `TextStoreContract` | a `TextStore` | a fixture `make_store` |
 | `EmbedderContract` | an `Embedder` | a fixture `make_embedder` |
+| `JournalContract`, `DurableJournalContract` | a `Journal` | a fixture `make_journal` |
 | `LoaderContract` | a loader of streams | the methods `make` and `make_from_recording` |
 
 Example:
@@ -42,11 +43,14 @@ from autoplay_rag.testing.fixtures import (
 
 if TYPE_CHECKING:
     from autoplay_rag.testing.embedders import EmbedderContract
+    from autoplay_rag.testing.journals import DurableJournalContract, JournalContract
     from autoplay_rag.testing.loaders import LoaderContract
     from autoplay_rag.testing.stores import TextStoreContract, VectorStoreContract
 
 __all__ = [
+    "DurableJournalContract",
     "EmbedderContract",
+    "JournalContract",
     "LoaderContract",
     "MakePayload",
     "RunningConnector",
@@ -58,7 +62,9 @@ __all__ = [
 ]
 
 _CONTRACTS = {
+    "DurableJournalContract": "autoplay_rag.testing.journals",
     "EmbedderContract": "autoplay_rag.testing.embedders",
+    "JournalContract": "autoplay_rag.testing.journals",
     "LoaderContract": "autoplay_rag.testing.loaders",
     "TextStoreContract": "autoplay_rag.testing.stores",
     "VectorStoreContract": "autoplay_rag.testing.stores",
