@@ -21,17 +21,17 @@ ROUNDS = 3
 
 async def _together(durability: str) -> dict:
     """Payloads handed over 200 at once, from decoded to committed."""
-    from autoplay_rag.ingest.journal import Journal
-
     from autoplay_rag.ingest.intake import Intake
+    from autoplay_rag.journal.sqlite import SqliteJournal
 
     intake = Intake(None, None)
     with tempfile.TemporaryDirectory() as folder, decoded(TOGETHER, 100) as payloads:
-        journal = Journal(
+        journal = SqliteJournal(
             Path(folder) / "journal.db",
             durability=durability,
             max_bytes=2**30,
-            on_accepted=lambda _: None,
+            on_entry=lambda *_: None,
+            on_returned=lambda _: None,
         )
         await journal.open()
         started = time.perf_counter()
@@ -39,7 +39,7 @@ async def _together(durability: str) -> dict:
             given = enumerate(payloads[start : start + 200], start + 1)
             await asyncio.gather(*(journal.accept(intake.entry(p, seq)) for seq, p in given))
         took = time.perf_counter() - started
-        assert journal.counters["pending"] == TOGETHER
+        assert journal.counts["pending"] == TOGETHER
         await journal.close()
     return {"per_second": TOGETHER / took}
 

@@ -47,7 +47,7 @@ def _parts():
     class Stores(VectorStore):
         async def upsert(self, chunks, vectors): ...
 
-        async def query(self, vector, k, filter):
+        async def query(self, vector, k, filter):  # noqa: ARG002 - finds nothing
             return []
 
         async def delete(self, ids): ...
@@ -131,7 +131,7 @@ async def _million(journal: str) -> dict:
         "cpu_us": (time.process_time() - cpu) / BULK * 1e6,
         "bytes": (_written() - before) / BULK,
         "start_seconds": start_seconds,
-        "file_bytes": Path(journal).stat().st_size,
+        "file_bytes": Path(journal).stat().st_size,  # noqa: ASYNC240 - nothing else runs
         "known": pipeline.ledger.stored,
     }
     await pipeline.aclose()
@@ -153,7 +153,13 @@ _RUNS = {"bulk": (_bulk, BULK), "paced": (_paced, PACED)}
 
 
 def _run(name: str, journal: bool) -> dict:
-    command = [sys.executable, "-m", "benchmarks.journal_cost", name, "file" if journal else "memory"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.journal_cost",
+        name,
+        "file" if journal else "memory",
+    ]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(found.stdout.splitlines()[-1])
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoplay_rag import Hit
 from autoplay_rag.errors import MissingExtraError
 from autoplay_rag.frames import to_frame
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
-from autoplay_rag.stores.base import Hit
 
 ACTIONS = ActionsPayload(
     product_id="acme",

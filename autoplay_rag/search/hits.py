@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from autoplay_rag._html import table_html
 from autoplay_rag.content.chunks import Metadata
-from autoplay_rag.stores.base import Match
 
 __all__ = ["Hit"]
 
@@ -30,16 +29,10 @@ class Hit:
     metadata: Metadata = field(default_factory=dict)
 
     @classmethod
-    def of(cls, match: Match) -> Hit:
-        """Make a hit of what a store found; the session comes from the metadata."""
-        session_id = match.metadata.get("session_id")
-        return cls(
-            match.id,
-            None if session_id is None else str(session_id),
-            match.text,
-            match.score,
-            match.metadata,
-        )
+    def of(cls, id: str, text: str, score: float, metadata: Metadata) -> Hit:
+        """Make a hit; the session comes from the metadata."""
+        session_id = metadata.get("session_id")
+        return cls(id, None if session_id is None else str(session_id), text, score, metadata)
 
     def _repr_html_(self) -> str:
         rows = [

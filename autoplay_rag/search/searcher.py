@@ -46,7 +46,7 @@ class Searcher:
         else:
             found = await self.store.search(text, k, filter)
         return [
-            Hit.of(match)
+            Hit.of(match.id, match.text, match.score, match.metadata)
             for match in found
             if filter.matches(match.metadata) and match.id != PROBE_ID
         ]

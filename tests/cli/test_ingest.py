@@ -7,11 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from autoplay_rag.ingest.journal_reader import JournalReader
 
 from autoplay_rag.cli.ingest import default_journal
 from autoplay_rag.devserver import LocalConnector
 from autoplay_rag.errors import JournalError
+from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
 
 

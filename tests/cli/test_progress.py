@@ -1,11 +1,11 @@
 """What is shown while an ingest runs, without one."""
 
 import pytest
-from autoplay_rag.ingest.ledger import Ledger
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autoplay_rag.cli.progress import Meter, counts
+from autoplay_rag.journal.ledger import Ledger
 
 
 def test_a_meter_forgets_what_was_long_ago():

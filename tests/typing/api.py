@@ -4,28 +4,30 @@ import asyncio
 from collections.abc import Sequence
 from typing import assert_type
 
-from autoplay_rag.ingest.journal_rows import DeadLetter
-from autoplay_rag.ingest.ledger import Ledger
-
 from autoplay_rag import (
     ActionsPayload,
     AsyncConnectorClient,
     ChatTurn,
     ConnectorClient,
+    DeadLetter,
+    DeadLetters,
     Filter,
+    Health,
+    Hit,
     IngestPipeline,
+    Ledger,
     LiveSessions,
+    Payload,
     SlimAction,
     SummaryPayload,
     WebhookReceiver,
     follow_journal,
     webhook_app,
 )
+from autoplay_rag.decoding import decode
 from autoplay_rag.embedders import Embedder, LocalEmbedder, OpenAIEmbedder
-from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.live import LiveSession
-from autoplay_rag.payloads import Payload, decode
-from autoplay_rag.stores import ChromaStore, Hit, MemoryStore, VectorStore
+from autoplay_rag.stores import ChromaStore, MemoryStore, VectorStore
 
 assert_type(decode(b"{}"), ActionsPayload | SummaryPayload | ChatTurn)
 assert_type(ActionsPayload.from_dict({}), ActionsPayload)
@@ -61,6 +63,8 @@ async def pipeline() -> None:
         assert_type(found.search_sync("q", filter=Filter(session_id="s1")), list[Hit])
         assert_type(found.dead_letters, DeadLetters)
         assert_type(await found.dead_letters.list(), list[DeadLetter])
+        assert_type(found.health, Health)
+        assert_type(found.watermark, int)
         assert_type(found.live, LiveSessions)
         assert_type(found.live.get(user_id="u1"), LiveSession | None)
         assert_type(found.ledger.balanced, bool)
