@@ -1,11 +1,11 @@
-"""A copy of Chroma's vector indexes, for when a kill leaves one half written.
+"""A copy of Chroma's vector indexes, in case a kill leaves one half written.
 
-Chroma rewrites an index in place, file after file, once in a thousand chunks. Killed meanwhile, it
-refuses the collection from then on (https://github.com/chroma-core/chroma/issues/7678 has such a
-case). What was written before is safe: texts and metadata are in SQLite, and so is a log of every
-chunk since the index was last written. An old index and the log make the collection whole.
+Chroma rewrites an index in place, file after file, once per thousand chunks. After a kill in between
+it refuses the collection (as in https://github.com/chroma-core/chroma/issues/7678). The data is
+safe: SQLite has texts, metadata, and a log of every chunk since the index was last written. An old
+index and the log together are the whole collection.
 
-What is said of Chroma here holds for chromadb 1.5.9.
+Statements about Chroma hold for chromadb 1.5.9.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _STATE = "state.json"
 _SLAB = 4 * 2**20
 _PAGE = 4096
 _Files = dict[str, tuple[int, int]]
-"""Size and time of the last change, in ns, of each file of an index."""
+"""Size and time of the last change (in ns) of each file of an index."""
 
 
 class _State(msgspec.Struct):
-    """What a copy was taken of."""
+    """The state of an index when it was copied."""
 
     written_to: int
-    """The last entry of Chroma's log that the index holds, as Chroma itself notes it."""
+    """The last entry of Chroma's log that the index contains, as noted by Chroma."""
     files: _Files
 
 
 class IndexMirror:
     """Copies of the indexes of a Chroma folder, each as Chroma last finished writing it.
 
-    Chroma notes in SQLite how far an index goes, after it has written it. So an index whose files
-    are not those that were copied, while the note is the same as then, was not finished.
+    Chroma writes an index, then notes in SQLite how far it goes. If the files differ from the copy
+    and the note does not, the index was not finished.
 
-    Only the process that has the folder may use this, and between its calls to Chroma: an index is
-    written within a call. The copies take as much disk as the indexes: 1.7 KB a chunk of
-    384 dimensions.
+    Only the process that owns the folder may use this, between its calls to Chroma: Chroma writes
+    an index within a call. The copies take as much disk as the indexes: 1.7 KB per chunk of 384
+    dimensions.
 
     Args:
         folder: Chroma's folder.
@@ -57,11 +57,11 @@ class IndexMirror:
 
     @property
     def size(self) -> int:
-        """Bytes that the indexes took, when last looked at."""
+        """Bytes that the indexes took at the last `refresh`."""
         return sum(size for files in self._seen.values() for size, _ in files.values())
 
     def restore(self) -> None:
-        """Put back what Chroma did not finish writing. To be called before Chroma opens the folder.
+        """Restore indexes that Chroma did not finish. Call it before Chroma opens the folder.
 
         Raises:
             OSError: If files cannot be read or written.
@@ -77,16 +77,16 @@ class IndexMirror:
             if _files(self._folder / index) != state.files:
                 self._put_back(index)
                 _logger.warning(
-                    "Chroma was killed while it wrote the index %s in %s: put back the copy from "
-                    "before; Chroma adds the chunks since from its own log",
+                    "Chroma was killed while it wrote the index %s in %s: restored the last copy; "
+                    "Chroma adds later chunks from its own log",
                     index,
                     self._folder,
                 )
 
     def refresh(self) -> None:
-        """Copy what Chroma has written since the last call, and drop copies of what is gone.
+        """Copy indexes written since the last call, and delete copies of deleted indexes.
 
-        A copy that fails is logged: chunks are stored without it, too.
+        A failed copy is logged; chunks are stored all the same.
         """
         try:
             self._refresh()
@@ -105,12 +105,12 @@ class IndexMirror:
             if (end := written_to.get(index)) is not None:
                 self._copy(index, _State(end, files))
         for path in self._mirror.glob("*"):
-            # Chroma itself leaves the files of a deleted collection where they are.
+            # Chroma itself leaves the files of a deleted collection.
             if path.name not in written_to:
                 shutil.rmtree(path)
 
     def _written_to(self) -> dict[str, int | None]:
-        """How far each vector index goes; None for one that was never written."""
+        """How far each vector index goes; None if it was never written."""
         database = self._folder / "chroma.sqlite3"
         if not database.exists():
             return {}
@@ -131,9 +131,9 @@ class IndexMirror:
     def _copy(self, index: str, taken: _State) -> None:
         held = self._state(index)
         if held is not None and held.written_to == taken.written_to:
-            return  # it is this one already, or Chroma did not finish and `restore` will need it
+            return  # the copy is current, or Chroma did not finish and `restore` will need it
         copy = self._mirror / index
-        # Without its state it is no copy: one that a kill leaves unfinished is never put back.
+        # Without its state file a copy is never restored: a kill may leave it unfinished.
         copy.mkdir(parents=True, exist_ok=True)
         (copy / _STATE).unlink(missing_ok=True)
         for name in taken.files:
@@ -141,14 +141,14 @@ class IndexMirror:
         (copy / _STATE).write_bytes(msgspec.json.encode(taken))
 
     def _begin_anew(self, index: str) -> None:
-        """An index that was never finished is made from the log, which holds all of it still."""
-        # With this file, the last to be written, it may be finished and only not be noted, or be
-        # of an older Chroma, which noted that in the file.
+        """Delete an index that was never finished: the log still has all of its chunks."""
+        # This file is written last. If it exists, the index may be finished and only the note be
+        # missing, or it is of an older Chroma, which kept the note in the file.
         if not (self._folder / index / "index_metadata.pickle").exists():
             shutil.rmtree(self._folder / index, ignore_errors=True)
 
     def _put_back(self, index: str) -> None:
-        # Broken off, this leaves other files than were copied, and is done again the next time.
+        # If this is interrupted, the files differ from the copy, and the next start repeats it.
         shutil.rmtree(self._folder / index, ignore_errors=True)
         shutil.copytree(self._mirror / index, self._folder / index, ignore=lambda *_: [_STATE])
 
@@ -156,9 +156,8 @@ class IndexMirror:
 def _copy_changed(source: Path, copy: Path) -> None:
     """Make `copy` equal to `source`, times included; write only the pages that differ.
 
-    Written whole each time, the copies of a growing index would add up to its square. A thousand
-    chunks more change little more of a large one than of a small one: 22 MB of 39 were measured,
-    and 25 of 47.
+    Whole copies of a growing index would write the square of its size. A thousand chunks change
+    about as much of a large index as of a small one: 22 MB of 39 were measured, and 25 of 47.
     """
     copy.touch()
     with source.open("rb") as new, copy.open("r+b") as old:

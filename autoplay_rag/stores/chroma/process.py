@@ -64,7 +64,7 @@ class ChromaProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it can answer."""
         return self._finalizer.alive and self._popen.poll() is None
 
     def ask(self, frame: bytes, timeout: float) -> Answer:
@@ -98,16 +98,16 @@ class ChromaProcess:
         return reply
 
     def kill(self) -> None:
-        """End it at once, from any thread; a call under way raises `StoreUnavailableError`."""
+        """Kill it, from any thread; a pending call raises `StoreUnavailableError`."""
         self._popen.kill()
 
     def end(self) -> None:
-        """Let it finish, and wait until it has ended. May be called more than once."""
+        """Close its input and wait until it has ended. May be called more than once."""
         self._finalizer()
 
     @contextmanager
     def _deadline(self, seconds: float) -> Iterator[threading.Event]:
-        """Kill the worker after a while: that alone gets a thread out of a pipe everywhere."""
+        """Kill the worker after a while: no other way interrupts a read of a pipe everywhere."""
         expired = threading.Event()
 
         def expire() -> None:
@@ -124,7 +124,7 @@ class ChromaProcess:
             timer.join()
 
     def disown(self) -> None:
-        """In a forked child: the worker is the parent's, and must end with the parent."""
+        """In a forked child: leave the worker to the parent, and end with the parent."""
         self._finalizer.detach()
         for pipe in (self._popen.stdin, self._popen.stdout):
             if pipe is not None:
@@ -145,8 +145,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _spawn(folder: Path) -> subprocess.Popen[bytes]:
-    # The worker imports what this process would. `-P` keeps its working folder off that path,
-    # which is Chroma's own: Chroma reads settings from any `.env` file where it runs.
+    # The worker has this process's import path. `-P` keeps its working folder off that path. The
+    # working folder is Chroma's own: Chroma reads settings from a `.env` file where it runs.
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     command = [sys.executable, "-P", "-W", "ignore", "-m", "autoplay_rag.stores.chroma.worker"]
     if sys.platform == "win32":

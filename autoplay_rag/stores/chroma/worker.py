@@ -1,8 +1,8 @@
 """The process that runs Chroma for `ChromaStore`: `python -m` this module, FOLDER, PARENT'S ID.
 
-It is a process of its own because Chroma holds the interpreter's lock while it writes. It owns
-the folder by a lock that the operating system frees however the process ends, and it lives as
-long as its standard input is open, which is as long as its parent does.
+Chroma holds the interpreter's lock while it writes, so it runs in a process of its own. The process
+owns the folder by a file lock, which the operating system frees in any case. It ends when its
+standard input is closed, at the latest when its parent ends.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from autoplay_rag.stores.chroma.frames import Done, Failed, Request, encode, rea
 __all__ = ["main"]
 
 _LOCK_NAME = "autoplay-rag.lock"
-_LOCK_PATIENCE_S = 3.0
-"""How long the worker of a killed parent may take to finish its last request."""
+_LOCK_TIMEOUT_S = 3.0
+"""Seconds the worker of a killed parent may take to finish its last request."""
 _LOCK_POLL_S = 0.05
 
 
@@ -35,7 +35,7 @@ def main(path: Path, owner: int) -> None:
 
     Args:
         path: The folder; it must exist.
-        owner: The parent's process id, which others are told while the folder is locked.
+        owner: The parent's process id, named to others while the folder is locked.
     """
     _ignore_signals()
     replies = _claim_stdout()
@@ -50,7 +50,7 @@ def main(path: Path, owner: int) -> None:
                 reply = opened.answer(request)
             write(replies, encode(reply))
     except BrokenPipeError:
-        pass  # the parent is gone, and with it whoever wanted the reply
+        pass  # the parent is gone, and nobody needs the reply
 
 
 def _requests() -> Iterator[Request]:
@@ -62,14 +62,14 @@ def _requests() -> Iterator[Request]:
 
 
 def _ignore_signals() -> None:
-    """What ends the parent must leave it the time to drain; this process ends when it does."""
+    """Ignore signals that end the parent: it may still drain, and this process ends with it."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _claim_stdout() -> FileIO:
-    """Keep the pipe for replies; what others print goes to standard error from now on."""
+    """Keep the pipe for replies; other output goes to standard error from now on."""
     replies = FileIO(os.dup(1), "wb")
     os.dup2(2, 1)
     return replies
@@ -79,17 +79,17 @@ def _open(path: Path, lock: FileLock, owner: int) -> Folder | Failed:
     try:
         if not _take(lock):
             return Failed("locked", _locked_message(path, lock.holder()))
-        # A message that named this process would have it ended, only to be started again.
+        # The parent's id: if users ended this process, the parent would only start another.
         lock.path.write_text(str(owner))
         return Folder(path)
     except ModuleNotFoundError as error:
         return Failed("missing", str(error))
-    except Exception as error:  # noqa: BLE001 - whatever keeps Chroma from starting is to be told
+    except Exception as error:  # noqa: BLE001 - any reason why Chroma does not start is reported
         return Failed("unavailable", f"Chroma could not open {path}: {error}")
 
 
 def _take(lock: FileLock) -> bool:
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while not lock.acquire():
         if time.monotonic() > deadline:
             return False
@@ -101,16 +101,16 @@ def _locked_message(path: Path, holder: str) -> str:
     return (
         f"the Chroma folder {path} is in use by process {holder}, and Chroma allows one process "
         "at a time, also for searching alone: close the store there, end that process, or use "
-        "a folder of its own here"
+        "another folder here"
     )
 
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Be killed by the operating system after a while, where it can do so.
+    """Let the operating system kill this process after a while, where it can.
 
-    A parent that lives sees to that itself; this is for when it has been killed. Code that is
-    stuck may hold the interpreter's lock, so nothing in Python would do.
+    A living parent kills it itself; this is for a parent that was killed. Stuck code may hold the
+    interpreter's lock, so a timer in Python would not run.
     """
     if not hasattr(signal, "setitimer"):
         yield

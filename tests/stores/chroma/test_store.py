@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import stat
 import subprocess
@@ -368,6 +369,24 @@ async def test_more_than_a_batch_is_updated_and_read(store):
     found = await store.get([c.id for c in many])
     assert len(found) == len(many)
     assert all(c.metadata == {"user_id": "u1"} for c in found)
+
+
+@pytest.mark.slow
+async def test_an_update_of_metadata_leaves_the_index_whole(tmp_path):
+    """Chroma logs it without a vector, and writes the index once per thousand log entries."""
+    store = ChromaStore(tmp_path)
+    await store.start("model-a")
+    many = [chunk(f"c{i}") for i in range(1100)]
+    vectors = [[math.cos(i / 400), math.sin(i / 400), 0.5] for i in range(len(many))]
+    await store.upsert(many, vectors)
+    for name in ("u1", "u2"):
+        await store.update_metadata({c.id: {"user_id": name} for c in many})
+    for _ in range(2):
+        for number in range(0, len(many), 100):
+            [match] = await store.query(vectors[number], 1, ALL)
+            assert (match.id, match.metadata) == (f"c{number}", {"user_id": "u2"})
+            assert match.score == pytest.approx(1, abs=1e-5)
+        await store.aclose()
 
 
 async def test_a_chunks_metadata_never_holds_none(store):
