@@ -76,9 +76,10 @@ async def test_thousands_are_counted_and_reached_to_the_last(ended, tmp_path):
     (first,) = await fill(tmp_path / "journal.db", count=1)
     with closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
         connection.executemany(
-            "INSERT INTO dead SELECT ?, ? || key, lane, kind, session, error, at, body FROM dead"
+            "INSERT INTO payload (seq, key, lane, kind, at, state, size, ended, error, body)"
+            " SELECT ?, ?, lane, kind, at, state, size, ended, error, body FROM payload"
             " WHERE seq = ?",
-            [(first + n, n, first) for n in range(1, 10_002)],
+            [(first + n, n.to_bytes(16), first) for n in range(1, 10_002)],
         )
     last = first + 10_001
     code, out, err = await ended("dead-letters", "list", "journal.db")
