@@ -24,7 +24,7 @@ __all__ = ["JournalFile", "other_version"]
 
 _LOCKED_SECONDS = 5.0
 """How long one attempt waits for another program that holds the file's lock."""
-_CHECKPOINT_PAGES = 4096
+_CHECKPOINT_PAGES = 8192
 """Pages of write-ahead log until they are copied into the file. A page that changes often is then
 copied once for many changes."""
 _SHRINK_EVERY = 50

@@ -10,7 +10,10 @@ __all__ = ["APPLICATION_ID", "PAGE_SIZE", "SCHEMA", "SCHEMA_VERSION", "ChunkStat
 APPLICATION_ID: Final = 0x41505247
 """Marks the file as ours ("APRG"), so that another program's database is never touched."""
 SCHEMA_VERSION: Final = 3
-PAGE_SIZE: Final = 4096
+PAGE_SIZE: Final = 2048
+"""Bytes. Small pages write less: keys are spread at random over their index, and each commit writes
+whole pages. Of 4096, 2048 and 1024 bytes, 200 events a second wrote 21, 13 and 8 KB an event, at the
+same CPU; 2048 still holds most chunks in one page."""
 
 
 class PayloadState(IntEnum):
