@@ -6,6 +6,7 @@ It hands over events 0 to EVENTS - 1, but for those that FOLDER/reported names, 
 
     accepted 17      `on_actions` has returned for event 17
     > embed, < embed a step on the way to the store begins, ends
+    refused 47       the store takes no part of event 47
     worker 4711      the Chroma worker's process
     end              all is stored, and closed
 """
@@ -26,6 +27,8 @@ from autoplay_rag.stores import ChromaStore
 
 SESSIONS = 100
 SENDERS = 8
+POISON = "poison"
+REFUSED_EVERY = 40
 STEPS = {"record_plans": "plan"}
 
 
@@ -57,7 +60,13 @@ class QuickEmbedder(Embedder):
 class TalkingStore(ChromaStore):
     async def upsert(self, chunks, vectors):
         with step("upsert"):
+            if any(POISON in chunk.text for chunk in chunks):
+                raise ValueError(POISON)
             await super().upsert(chunks, vectors)
+
+    async def delete(self, ids):
+        with step("delete"):
+            await super().delete(ids)
 
 
 def talk(name: str) -> None:
@@ -75,9 +84,18 @@ def talk(name: str) -> None:
 
 
 def payload(number: int) -> ActionsPayload:
+    """One action; every `REFUSED_EVERY`th fills three chunks, of which the store refuses one."""
     at = 1_700_000_000.0 + number
-    action = SlimAction(str(number), timestamp_start=at, timestamp_end=at)
-    return ActionsPayload("p", f"s{number % SESSIONS}", actions=[action], count=1, forwarded_at=at)
+    parts = [str(number)]
+    if number % REFUSED_EVERY == 1:
+        parts = [str(number)] * 5 + [POISON] + [str(number)] * 5
+    actions = [
+        SlimAction(title, timestamp_start=at + i, timestamp_end=at + i)
+        for i, title in enumerate(parts)
+    ]
+    return ActionsPayload(
+        "p", f"s{number % SESSIONS}", actions=actions, count=len(actions), forwarded_at=at
+    )
 
 
 def titles(payloads) -> str:
@@ -102,6 +120,7 @@ async def main(folder: Path, events: int) -> None:
         journal=folder / "journal.db",
         batch_window=0.05,
         max_batch_actions=4,
+        max_attempts=1,
         render=titles,
     ) as pipeline:
         say(f"worker {store._worker._process._popen.pid}")
@@ -112,7 +131,11 @@ async def main(folder: Path, events: int) -> None:
                 group.create_task(send(pipeline, mine))
         await pipeline.drain()
         assert pipeline.ledger.balanced
-        assert pipeline.ledger.pending == pipeline.ledger.dead == 0
+        assert pipeline.ledger.pending == 0
+        refused = [number for number in range(events) if number % REFUSED_EVERY == 1]
+        assert pipeline.ledger.dead == len(refused)
+        for number in refused:
+            say(f"refused {number}")
     say("end")
 
 

@@ -16,7 +16,7 @@ from autoplay_rag.stores import ChromaStore
 from autoplay_rag.stores.base import Filter
 
 CHILD = Path(__file__).with_name("kill_child.py")
-STEPS = {"accept": 4, "plan": 16, "embed": 16, "upsert": 60, "acknowledge": 60}
+STEPS = {"accept": 4, "plan": 16, "embed": 16, "upsert": 60, "acknowledge": 60, "delete": 300}
 """The steps of the way, with about how many events each of their turns takes."""
 _KILLS_OF_ONE = 5
 _BY_TIME = 0.3
@@ -33,7 +33,7 @@ class Outcome:
         rounds: How many ingests that were.
         during: How many kills found each step under way.
         reported: Events whose `on_actions` had returned.
-        lost: Events that were reported and are not stored.
+        lost: Events that were reported and are not stored, though the store takes them.
         doubled: Events stored more than once.
     """
 
@@ -57,8 +57,11 @@ async def kill_again_and_again(folder: Path, kills: int, events: int, seed: int)
         outcome.kills += ingest.kills
         outcome.during += ingest.during
         outcome.reported += len(ingest.reported)
-        outcome.lost += sorted(ingest.reported - stored.keys())
-        outcome.doubled += sorted(number for number, times in stored.items() if times > 1)
+        outcome.lost += sorted(ingest.reported - ingest.refused - stored.keys())
+        # Of an event that the store refuses nothing may stay, however many chunks it filled.
+        outcome.doubled += sorted(
+            number for number, times in stored.items() if times > 1 or number in ingest.refused
+        )
     return outcome
 
 
@@ -69,6 +72,7 @@ class _Ingest:
         folder.mkdir()
         self.folder = folder
         self.reported: set[str] = set()
+        self.refused: set[str] = set()
         self.kills = 0
         self.during: Counter[str] = Counter()
         self._events = events
@@ -78,6 +82,7 @@ class _Ingest:
         """Kill it so many times, unless it ends before; then let it go on to its end."""
         while self.kills < kills:
             if (child := await self._process(self._moment())).ended:
+                self.refused = child.refused
                 return
             assert child.status == -signal.SIGKILL, f"it ended by itself: {child.status}"
             if self._chance.random() < _KILL_CHROMA_TOO:
@@ -87,6 +92,7 @@ class _Ingest:
                 {step for step, count in child.steps.items() if count} or {"between"}
             )
         child = await self._process(None)
+        self.refused = child.refused
         assert child.ended, f"the last run did not come to its end: {child.status}"
 
     async def _process(self, moment: _Moment | None) -> _Child:
@@ -128,6 +134,7 @@ class _Child:
 
     def __init__(self, pid: int, reported: set[str], moment: _Moment | None) -> None:
         self.steps: Counter[str] = Counter()
+        self.refused: set[str] = set()
         self.worker = 0
         self.ended = False
         self.status: int | None = None
@@ -144,6 +151,8 @@ class _Child:
         match line.split():
             case ["accepted", number]:
                 self._reported.add(number)
+            case ["refused", number]:
+                self.refused.add(number)
             case ["worker", pid]:
                 self.worker = int(pid)
             case [">", step]:
