@@ -375,7 +375,6 @@ class ChunkWriter:
                 await self._carry_out(service, worker, kind, request)
             finally:
                 service.started[worker] = math.inf
-                service.wake.set()
             if is_cancelled():
                 raise asyncio.CancelledError  # the request swallowed it
 
@@ -389,8 +388,11 @@ class ChunkWriter:
                     service.order.append(kind)
                     return kind, request
             times = [at for kind in service.kinds if (at := kind.queue.next_at(now)) is not None]
+            if not times:
+                await service.wake.wait()
+                continue
             try:
-                async with asyncio.timeout(min(times) - now if times else None):
+                async with asyncio.timeout(min(times) - now):
                     await service.wake.wait()
             except TimeoutError:
                 pass
@@ -405,7 +407,7 @@ class ChunkWriter:
             lacking = kind.capability and kind.capability not in self._store.capabilities
             if probing:
                 service.started[worker] = time.monotonic()
-                await self._prove_healthy(kind)
+                await self._prove_healthy(service, kind)
                 probing = False
             if not lacking:
                 request.started = service.started[worker] = time.monotonic()
@@ -420,10 +422,12 @@ class ChunkWriter:
             self._failed(service, kind, request, error, probing)
         else:
             if lacking:
-                self._refuse(kind, request)
-            else:
-                queue.succeeded(request)
-                kind.done(request.items, result)
+                self._refuse(service, kind, request)
+                return
+            if queue.is_out:
+                service.wake.set()  # the other workers may go on
+            queue.succeeded(request)
+            kind.done(request.items, result)
 
     def _failed(
         self,
@@ -434,6 +438,7 @@ class ChunkWriter:
         probing: bool,
     ) -> None:
         now = time.monotonic()
+        service.wake.set()
         if probing:
             kind.queue.unhealthy(request, error, now)
         elif reason := kind.queue.failed(request, error, now):
@@ -444,14 +449,16 @@ class ChunkWriter:
             for other in service.kinds:
                 other.queue.rest(now + asked)
 
-    async def _prove_healthy(self, kind: _Kind) -> None:
+    async def _prove_healthy(self, service: _Service, kind: _Kind) -> None:
         """Before a lone operation is retried: find out whether the service is to blame."""
         assert kind.probe is not None
         if await kind.probe():
             kind.queue.probed()
+            service.wake.set()
 
-    def _refuse(self, kind: _Kind, request: Request[_Job]) -> None:
+    def _refuse(self, service: _Service, kind: _Kind, request: Request[_Job]) -> None:
         kind.queue.gave_up(request)
+        service.wake.set()
         error = describe(MissingCapabilityError(type(self._store).__name__, str(kind.capability)))
         for job in request.items:
             self._end(job, f"store: {error}")

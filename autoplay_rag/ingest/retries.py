@@ -232,6 +232,11 @@ class RetryQueue(Generic[T]):
         self._successes = 0
         self.problem: str | None = None
 
+    @property
+    def is_out(self) -> bool:
+        """Whether the last request found the service out; one request at a time may start."""
+        return self._pause.failures > 0
+
     def put(self, items: Iterable[T]) -> None:
         """Queue items behind those that are already here."""
         self._fresh.extend(items)
