@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from array import array
@@ -35,6 +36,8 @@ from autoplay_rag.stores.base import (
 )
 
 __all__ = ["ChunkWriter", "Delete", "Operation", "UpdateMetadata", "Upsert"]
+
+_log = logging.getLogger(__name__)
 
 _SLOW_SECONDS = 60.0
 """A request without an answer for this long is a problem."""
@@ -287,9 +290,10 @@ class ChunkWriter:
 
         Args:
             operations: In the order in which those on the same id are to happen.
-            ended: Called on the event loop with each operation that ended: with None if it was
-                carried out, otherwise with the reason in one line ("store: ValueError: ...").
-                It may put more operations. What it raises ends `run`.
+            ended: Called with each operation that ended: with None if it was carried out,
+                otherwise with the reason in one line ("store: ValueError: ..."). It is called on
+                the event loop, never from within `put`. It may put more operations. What it
+                raises ends `run`.
         """
         ready: list[_Job] = []
         under_way = self._under_way
@@ -442,7 +446,11 @@ class ChunkWriter:
         if probing:
             kind.queue.unhealthy(request, error, now)
         elif reason := kind.queue.failed(request, error, now):
-            self._end(request.items[0], reason)
+            job = request.items[0]
+            if isinstance(job.operation, Upsert):
+                # The message may hold the text; the owner has it.
+                _log.error("%s: a chunk was given up: %s", service.name, type(error).__name__)
+            self._end(job, reason)
         asked = 0.0 if is_rejection(error) else retry_after(error)
         if asked:
             # A rate limit holds for all kinds of requests.

@@ -360,7 +360,6 @@ class RetryQueue(Generic[T]):
             record.attempts += 1
             record.seen_successes = self._successes
         if record.attempts >= self._max_attempts:
-            _log.error("%s: an item was given up: %s", self._name, type(error).__name__)
             self.problem = None
             return f"{self._name}: {describe(error)}"
         if record.attempts == record.tries == 1:
