@@ -366,7 +366,7 @@ class RetryQueue(Generic[T]):
             # Refused twice and nothing succeeded between: the service may refuse everything.
             self.problem = describe(error)
             _log.warning(
-                "the %s refuses an item and has taken nothing since (%s); it is retried",
+                "the %s refuses a payload and has taken nothing since (%s); it is retried",
                 self._name,
                 self.problem,
             )

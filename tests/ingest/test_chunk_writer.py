@@ -414,6 +414,21 @@ async def test_a_store_that_does_not_delete_does_not_fail_the_probe(make_owner, 
         assert owner.writer.operations == 0  # the probe is not counted
 
 
+async def test_a_refused_delete_of_the_probe_is_not_repeated(make_owner):
+    owner = make_owner()
+    owner.store.fail = lambda kind, ids: (
+        ValueError("no") if kind == "delete" else refusing("c")(kind, ids)
+    )
+    owner.put(*map(upsert, "abc"))
+    async with owner.running():
+        await owner.until(3)
+        owner.put(upsert("d"), UpdateMetadata("a", {}))  # all kinds get a turn
+        await owner.until(5)
+    probes = owner.store.made("upsert").count([PROBE_ID])
+    assert probes >= 1
+    assert owner.store.made("delete") == [[PROBE_ID]] * probes
+
+
 async def test_a_store_without_deletes_is_not_asked_to_delete_the_probe(make_owner):
     owner = make_owner(UpsertOnly())
     owner.store.fail = refusing("c")
@@ -690,6 +705,74 @@ async def test_waiting_for_a_turn_is_not_waiting_for_an_answer(make_owner, clock
         await owner.until(2)
 
 
+class Together:
+    """Requests that end only once so many of them are in flight."""
+
+    def __init__(self, count):
+        self.count = count
+        self.all_there = asyncio.Event()
+
+    async def meet(self):
+        self.count -= 1
+        if not self.count:
+            self.all_there.set()
+        await self.all_there.wait()
+
+
+async def test_after_an_outage_all_workers_go_on(make_owner, embedder):
+    together = Together(3)
+
+    def script(texts):
+        if len(embedder.requests) == 1:
+            raise ConnectionError("down")
+        return together.meet() if len(embedder.requests) > 2 else None
+
+    embedder.script = script
+    owner = make_owner(embed_concurrency=3, limits=RequestLimits(1, 100))
+    async with owner.running():
+        owner.put(upsert("a"))
+        await embedder.requested.wait()
+        owner.put(*map(upsert, "bcd"))
+        await owner.until(4)
+
+
+async def test_the_halves_of_a_request_go_to_several_workers(make_owner, embedder):
+    together = Together(2)
+
+    def script(texts):
+        if len(texts) == 2:
+            raise ValueError("too long")
+        return together.meet()
+
+    embedder.script = script
+    owner = make_owner()
+    async with owner.running():
+        owner.put(*map(upsert, "ab"))
+        await owner.until(2)
+
+
+async def test_after_a_probe_all_workers_go_on(make_owner, embedder):
+    probes = iter([ConnectionError("down")])
+    together = Together(2)
+
+    def script(texts):
+        if texts == [PROBE]:
+            if error := next(probes, None):
+                raise error
+            return None
+        if len(embedder.requests) <= 2:
+            raise ValueError("no")
+        return together.meet()
+
+    embedder.script = script
+    owner = make_owner(limits=RequestLimits(1, 100))
+    owner.put(*map(upsert, "ab"))
+    async with owner.running():
+        await owner.until(2)
+    assert owner.errors == {"a": None, "b": None}
+    assert embedder.requests.count([PROBE]) == 2
+
+
 # -- the end ----------------------------------------------------------------------------------
 
 
@@ -743,6 +826,31 @@ async def test_it_can_run_again(make_owner, embedder):
     async with owner.running():
         await owner.until(2)
     assert sorted(owner.store.rows) == ["a", "b"]
+
+
+def test_it_can_run_again_in_another_loop(scripted_embedder):
+    owner = Owner(scripted_embedder())
+
+    async def run(chunk_id):
+        owner.changed = asyncio.Event()
+        async with owner.running():
+            await asyncio.sleep(0)  # it waits
+            owner.put(upsert(chunk_id))
+            await owner.until(len(owner.ended) + 1)
+
+    asyncio.run(run("a"))
+    asyncio.run(run("b"))
+    assert sorted(owner.store.rows) == ["a", "b"]
+
+
+async def test_its_own_cancellation_is_not_an_outage(make_owner, embedder, caplog):
+    embedder.script = lambda texts: wait_for(asyncio.Event())
+    owner = make_owner()
+    owner.put(upsert("a"))
+    async with owner.running():
+        await embedder.requested.wait()
+    assert owner.writer.retries == 0
+    assert caplog.messages == []
 
 
 async def test_a_request_that_swallows_its_cancellation_does_not_go_on(make_owner, embedder):

@@ -314,6 +314,18 @@ def test_others_go_before_an_item_that_was_refused():
     assert service.probes == 0
 
 
+def test_others_go_before_a_probe_too():
+    service = Service(limits=RequestLimits(1, 100))
+    service.fail = poison("a")
+    service.queue.put("a")
+    service.work(1)
+    service.now += 60.0  # it has waited long enough
+    service.queue.put("b")
+    service.work(2)
+    assert service.requests == [["a"], ["b"], ["a"]]
+    assert service.probes == 0  # b was as good as one
+
+
 def test_a_lone_item_dies_only_while_the_service_is_proven_well():
     service = Service()
     service.fail = poison("a")
