@@ -291,9 +291,10 @@ class ChunkWriter:
         Args:
             operations: In the order in which those on the same id are to happen.
             ended: Called with each operation that ended: with None if it was carried out,
-                otherwise with the reason in one line ("store: ValueError: ..."). It is called on
-                the event loop, never from within `put`. It may put more operations. What it
-                raises ends `run`.
+                otherwise with the reason in one line ("store: ValueError: ..."). The store may
+                have carried out an operation that ended with a reason, if an earlier request for
+                it got no answer. Called on the event loop, never from within `put`. It may put
+                more operations. What it raises ends `run`.
         """
         ready: list[_Job] = []
         under_way = self._under_way

@@ -936,8 +936,14 @@ def test_the_store_holds_what_the_operations_say_in_their_order(  # noqa: PLR091
         store = (FakeVectors if embeds else FakeTexts)(max_batch)
         limits = RequestLimits(max_batch, 1000)
         owner = Owner(embedder, store, embed_concurrency=concurrency, limits=limits, max_attempts=2)
-        fail_by_number(store, store_failures, embedder, embed_failures)
-        put = []
+        put, unanswered = [], set()
+
+        def note_unanswered(chunk_id):
+            """Note the operation that the store has just carried out without an answer."""
+            number = sum(id_of(operation) == chunk_id for operation, _ in owner.ended)
+            unanswered.add([op for op in put if id_of(op) == chunk_id][number])
+
+        fail_by_number(store, store_failures, embedder, embed_failures, note_unanswered)
         async with owner.running():
             for part in slices:
                 made = [make_operation(len(put) + n, *drawn) for n, drawn in enumerate(part)]
@@ -948,17 +954,18 @@ def test_the_store_holds_what_the_operations_say_in_their_order(  # noqa: PLR091
             await owner.until(len(put))
             assert owner.writer.operations == owner.writer.characters == 0
             assert len(owner.ended) == len(put)
-        return put, owner
+        return put, owner, unanswered
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(retries, "_LONE_RETRY_SECONDS", 0.0005)
         patched.setattr(retries, "Pause", lambda: Pause(0.0005, 0.001))
-        put, owner = asyncio.run(run())
+        put, owner, unanswered = asyncio.run(run())
 
     for chunk_id in "abc":
         ended = [operation for operation, _ in owner.ended if id_of(operation) == chunk_id]
         assert ended == [operation for operation in put if id_of(operation) == chunk_id]
-    done = {operation for operation, error in owner.ended if error is None}
+    # What was carried out without an answer may be refused when it comes again, and stays done.
+    done = unanswered | {operation for operation, error in owner.ended if error is None}
     owner.store.rows.pop(PROBE_ID, None)  # an outage may have kept it from being deleted
     assert owner.store.rows == carried_out([operation for operation in put if operation in done])
 
@@ -969,7 +976,7 @@ def make_operation(number, kind, chunk_id, n):
     return Delete(chunk_id) if kind == "delete" else UpdateMetadata(chunk_id, {"n": n, "m": number})
 
 
-def fail_by_number(store, store_failures, embedder, embed_failures):
+def fail_by_number(store, store_failures, embedder, embed_failures, note_unanswered):
     """Let the requests with these numbers fail."""
 
     def fail(kind, ids):
@@ -977,8 +984,12 @@ def fail_by_number(store, store_failures, embedder, embed_failures):
         return error and error("store")
 
     def fail_after(kind, ids):
-        late = store_failures.get(len(store.calls) - 1) == "late outage"
-        return TimeoutError() if late else None
+        if store_failures.get(len(store.calls) - 1) != "late outage":
+            return None
+        if kind != "search":
+            for chunk_id in set(ids) - {PROBE_ID}:
+                note_unanswered(chunk_id)
+        return TimeoutError()
 
     def script(texts):
         if error := ERRORS.get(embed_failures.get(len(embedder.requests) - 1)):
