@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from array import array
@@ -36,6 +37,8 @@ from autoplay_rag.stores.base import (
 )
 
 __all__ = ["ChunkWriter", "Delete", "Operation", "UpdateMetadata", "Upsert"]
+
+_log = logging.getLogger(__name__)
 
 _SLOW_SECONDS = 60.0
 """A request without an answer for this long is a problem."""
@@ -288,9 +291,11 @@ class ChunkWriter:
 
         Args:
             operations: In the order in which those on the same id are to happen.
-            ended: Called on the event loop with each operation that ended: with None if it was
-                carried out, otherwise with the reason in one line ("store: ValueError: ...").
-                It may put more operations. What it raises ends `run`.
+            ended: Called with each operation that ended: with None if it was carried out,
+                otherwise with the reason in one line ("store: ValueError: ..."). The store may
+                have carried out an operation that ended with a reason, if an earlier request for
+                it got no answer. Called on the event loop, never from within `put`. It may put
+                more operations. What it raises ends `run`.
         """
         ready: list[_Job] = []
         under_way = self._under_way
@@ -376,7 +381,6 @@ class ChunkWriter:
                 await self._carry_out(service, worker, kind, request)
             finally:
                 service.started[worker] = math.inf
-                service.wake.set()
             if is_cancelled():
                 raise asyncio.CancelledError  # the request swallowed it
 
@@ -390,8 +394,11 @@ class ChunkWriter:
                     service.order.append(kind)
                     return kind, request
             times = [at for kind in service.kinds if (at := kind.queue.next_at(now)) is not None]
+            if not times:
+                await service.wake.wait()
+                continue
             try:
-                async with asyncio.timeout(min(times) - now if times else None):
+                async with asyncio.timeout(min(times) - now):
                     await service.wake.wait()
             except TimeoutError:
                 pass
@@ -406,7 +413,7 @@ class ChunkWriter:
             lacking = kind.capability and kind.capability not in self._store.capabilities
             if probing:
                 service.started[worker] = time.monotonic()
-                await self._prove_healthy(kind)
+                await self._prove_healthy(service, kind)
                 probing = False
             if not lacking:
                 request.started = service.started[worker] = time.monotonic()
@@ -421,10 +428,12 @@ class ChunkWriter:
             self._failed(service, kind, request, error, probing)
         else:
             if lacking:
-                self._refuse(kind, request)
-            else:
-                queue.succeeded(request)
-                kind.done(request.items, result)
+                self._refuse(service, kind, request)
+                return
+            if queue.is_out:
+                service.wake.set()  # the other workers may go on
+            queue.succeeded(request)
+            kind.done(request.items, result)
 
     def _failed(
         self,
@@ -435,24 +444,31 @@ class ChunkWriter:
         probing: bool,
     ) -> None:
         now = time.monotonic()
+        service.wake.set()
         if probing:
             kind.queue.unhealthy(request, error, now)
         elif reason := kind.queue.failed(request, error, now):
-            self._end(request.items[0], reason)
+            job = request.items[0]
+            if isinstance(job.operation, Upsert):
+                # The message may hold the text; the owner has it.
+                _log.error("%s: a chunk was given up: %s", service.name, type(error).__name__)
+            self._end(job, reason)
         asked = 0.0 if is_rejection(error) else retry_after(error)
         if asked:
             # A rate limit holds for all kinds of requests.
             for other in service.kinds:
                 other.queue.rest(now + asked)
 
-    async def _prove_healthy(self, kind: _Kind) -> None:
+    async def _prove_healthy(self, service: _Service, kind: _Kind) -> None:
         """Before a lone operation is retried: find out whether the service is to blame."""
         assert kind.probe is not None
         if await kind.probe():
             kind.queue.probed()
+            service.wake.set()
 
-    def _refuse(self, kind: _Kind, request: Request[_Job]) -> None:
+    def _refuse(self, service: _Service, kind: _Kind, request: Request[_Job]) -> None:
         kind.queue.gave_up(request)
+        service.wake.set()
         error = describe(MissingCapabilityError(type(self._store).__name__, str(kind.capability)))
         for job in request.items:
             self._end(job, f"store: {error}")

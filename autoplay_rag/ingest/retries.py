@@ -232,6 +232,11 @@ class RetryQueue(Generic[T]):
         self._successes = 0
         self.problem: str | None = None
 
+    @property
+    def is_out(self) -> bool:
+        """Whether the last request found the service out; one request at a time may start."""
+        return self._pause.failures > 0
+
     def put(self, items: Iterable[T]) -> None:
         """Queue items behind those that are already here."""
         self._fresh.extend(items)
@@ -355,14 +360,13 @@ class RetryQueue(Generic[T]):
             record.attempts += 1
             record.seen_successes = self._successes
         if record.attempts >= self._max_attempts:
-            _log.error("%s: an item was given up: %s", self._name, type(error).__name__)
             self.problem = None
             return f"{self._name}: {describe(error)}"
         if record.attempts == record.tries == 1:
             # Refused twice and nothing succeeded between: the service may refuse everything.
             self.problem = describe(error)
             _log.warning(
-                "the %s refuses an item and has taken nothing since (%s); it is retried",
+                "the %s refuses a payload and has taken nothing since (%s); it is retried",
                 self._name,
                 self.problem,
             )
