@@ -434,7 +434,7 @@ async def test_a_store_that_refuses_everything_is_said_to(
         await send(pipeline, make_actions, "a", "b")
         await eventually(lambda: pipeline.health.reasons)
         assert pipeline.health.reasons == ("store: AttributeError: no such method",)
-        assert "the store refuses an item and has taken nothing since" in caplog.text
+        assert "the store refuses a payload and has taken nothing since" in caplog.text
         assert pipeline.ledger.dead == 0
         status = JournalReader(tmp_path / "j.db").status
         await eventually(lambda: status().health == pipeline.health)
