@@ -33,8 +33,8 @@ async def test_it_runs(code, tmp_path):
     path = tmp_path / "block.py"
     async with LocalConnector() as connector:
         # Waiting a minute for silence is for the reader's stream; the local one ends sooner.
-        code = code.replace(PLACEHOLDER, connector.url).replace("idle_seconds=60", "idle_seconds=1")
-        path.write_text(code.replace("idle=60", "idle=1"))
+        code = code.replace(PLACEHOLDER, connector.url).replace("idle_seconds=60", "idle_seconds=3")
+        path.write_text(code.replace("idle=60", "idle=3"))
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-W",

@@ -12,11 +12,13 @@ ACTION = SlimAction("Export", "Clicked\x1b]0;owned\x07 Export\nnow", "https://a.
 
 
 async def test_what_it_prints_as_jsonl_is_the_recording_that_was_served(ended):
+    recording = samples().read_text()
+    count = len(recording.splitlines())
     async with LocalConnector() as connector:
-        code, out, err = await ended("tail", connector.url, "--jsonl", "--idle-seconds", "1")
+        code, out, err = await ended("tail", connector.url, "--jsonl", "--limit", count)
     assert code == 0
-    assert out == samples().read_text()
-    assert err == f"{len(out.splitlines())} payloads\n"
+    assert out == recording
+    assert err == f"{count} payloads\n"
 
 
 async def test_without_a_terminal_it_prints_plain_lines(ended):
@@ -71,7 +73,7 @@ async def test_the_token_may_come_from_the_environment(ended):
 async def test_a_connector_that_never_answered_is_an_error(ended, silent_port):
     url = f"http://127.0.0.1:{silent_port}/stream/x"
     secret = "?key=uk_secret"
-    code, out, err = await ended("tail", url + secret, "--idle-seconds", "1")
+    code, out, err = await ended("tail", url + secret, "--idle-seconds", "3")
     assert (code, out) == (1, "")
     error = err.splitlines()[-1]
     assert error.startswith(f"error: nobody answered with a stream at {url}: the last error was ")
@@ -80,7 +82,7 @@ async def test_a_connector_that_never_answered_is_an_error(ended, silent_port):
 
 
 async def test_a_connector_that_only_listens_is_an_error_unless_the_user_left(started):
-    async with listening() as url, started("tail", url, "--idle-seconds", "1") as running:
+    async with listening() as url, started("tail", url, "--idle-seconds", "0.2") as running:
         code, _, err = await running.end()
     assert (code, err.count("\n")) == (1, 1)
     assert "no attempt was over" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import chromadb
@@ -42,8 +43,13 @@ async def pipeline(local_connector, vectorstore):
     connector = local_connector(samples(), token=TOKEN)
     async with IngestPipeline(LangChainStore(vectorstore), batch_window=0) as running:
         client = AsyncConnectorClient(connector.url, TOKEN)
-        ledger = await running.ingest(client, idle_seconds=0.5, max_seconds=30)
-        assert ledger.received == ledger.stored == sum(1 for _ in read_recording(samples()))
+        count = sum(1 for _ in read_recording(samples()))
+        ingesting = asyncio.create_task(running.ingest(client, max_seconds=30))
+        while running.ledger.received < count and not ingesting.done():
+            await asyncio.wait({ingesting}, timeout=0.01)
+        client.stop()
+        ledger = await ingesting
+        assert ledger.received == ledger.stored == count
         yield running
 
 
@@ -107,7 +113,7 @@ async def test_an_agent_knows_who_asks_searches_and_is_remembered(pipeline, scri
 
 
 async def test_loaded_documents_go_straight_into_the_store(local_connector, vectorstore):
-    loader = AutoplayLoader(local_connector(samples()).url, group_by="session", idle_seconds=0.5)
+    loader = AutoplayLoader(local_connector(samples()).url, group_by="session", idle_seconds=2)
     for _ in range(2):
         documents = await loader.aload()
         await vectorstore.aadd_documents(documents, ids=[document.id for document in documents])

@@ -57,7 +57,7 @@ def test_limits_are_arguments_of_the_load_methods_too(local_connector):
     assert len(list(reader.lazy_load_data(max_documents=5))) == 5
     assert len(reader.load_data()) == 50
     endless = AutoplayReader(local_connector().url)
-    assert len(endless.load_data(idle_seconds=0.3)) > 300
+    assert len(endless.load_data(idle_seconds=2)) > 300
     with pytest.raises(ConfigurationError, match="max_documents must be a whole number above 0"):
         endless.load_data(max_documents=0)
 

@@ -254,7 +254,7 @@ async def test_a_live_reader_with_its_limits_kinds_and_redaction(
         )
 
     connector = local_connector([make_payload("Clicked 4242"), make_payload(summary="Paid.")])
-    reader = AutoplayReader(connector.url, idle_seconds=0.3, include=("actions",), redact=redact)
+    reader = AutoplayReader(connector.url, idle_seconds=2, include=("actions",), redact=redact)
     live = await stream_into(index, reader)
     await live.wait()
     await live.drain()
