@@ -17,7 +17,19 @@ from autoplay_rag.content.identity import NOBODY, People, changes_hands
 from autoplay_rag.content.keys import chunk_id
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload
 
-__all__ = ["Accepted", "Chunk", "Draft", "Metadata", "draft_chunks", "is_empty", "metadata_of"]
+__all__ = [
+    "Accepted",
+    "Chunk",
+    "Draft",
+    "Metadata",
+    "Vector",
+    "draft_chunks",
+    "is_empty",
+    "metadata_of",
+]
+
+Vector: TypeAlias = Sequence[float]
+"""One embedding; the package itself makes `array.array("f")`."""
 
 Metadata: TypeAlias = Mapping[str, str | int | float]
 """Flat: no nesting, no None; an unknown value is absent."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from autoplay_rag._threads import call_in_thread
+from autoplay_rag.content.chunks import Vector
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.stores.base import Vector
 
 __all__ = ["Embedder", "as_embedder"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, time
 from typing import Any, Literal, Self, TypeAlias, get_args
 
-from autoplay_rag.content.chunks import Chunk, Metadata
+from autoplay_rag.content.chunks import Chunk, Metadata, Vector
 from autoplay_rag.errors import ConfigurationError, MissingCapabilityError
 
 __all__ = [
@@ -32,9 +32,6 @@ __all__ = [
     "Vector",
     "VectorStore",
 ]
-
-Vector: TypeAlias = Sequence[float]
-"""One embedding; the package itself makes `array.array("f")`."""
 
 Changes: TypeAlias = Mapping[str, str | int | float | None]
 """Metadata to set on a chunk, by key; None removes the key."""

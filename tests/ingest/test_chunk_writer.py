@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoplay_rag.content.chunks import Chunk
+from autoplay_rag.content.probe import PROBE, PROBE_ID
 from autoplay_rag.errors import ConfigurationError, MissingCapabilityError, StoreRejectedError
 from autoplay_rag.ingest import chunk_writer as writers
 from autoplay_rag.ingest import retries
 from autoplay_rag.ingest.chunk_writer import ChunkWriter, Delete, UpdateMetadata, Upsert
-from autoplay_rag.ingest.embedding import PROBE, PROBE_ID, Embedding, TokenBudget
+from autoplay_rag.ingest.embedding import Embedding, TokenBudget
 from autoplay_rag.ingest.retries import Pause, RequestLimits
 from autoplay_rag.stores.base import TextStore, VectorStore
 
@@ -919,7 +920,7 @@ FAILURES = st.dictionaries(
 ERRORS = {"outage": ConnectionError, "refusal": ValueError, "panic": PanicError}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=3 * settings.default.max_examples)
 @given(
     slices=st.lists(st.lists(OPERATIONS, max_size=6), max_size=5),
     store_failures=FAILURES,

@@ -177,7 +177,7 @@ def check_order(texts: list[str], payloads) -> None:
 
 
 @settings(
-    max_examples=40,
+    max_examples=settings.default.max_examples // 5,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
