@@ -30,7 +30,6 @@ from autoplay_rag.errors import JournalError, JournalVersionError, StoreMismatch
 from autoplay_rag.journal import migration
 from autoplay_rag.journal.bodies import decoded
 from autoplay_rag.journal.reader import JournalReader
-from autoplay_rag.journal.schema import SCHEMA_VERSION
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
 from autoplay_rag.stores import MemoryStore
@@ -138,8 +137,8 @@ async def old_store(embedder):
 async def filled(store, embedder, model="scripted"):
     await store.start(model)
     chunks = [
-        Chunk(id, text, metadata_of(SESSION_OF[id], started=1000.0 + i))
-        for i, (id, text) in enumerate(TEXTS.items())
+        Chunk(one, text, metadata_of(SESSION_OF[one], started=1000.0 + i))
+        for i, (one, text) in enumerate(TEXTS.items())
     ]
     await store.upsert(chunks, [embedder.vector(text) for text in TEXTS.values()])
     return store
@@ -405,7 +404,9 @@ NEW_TEXTS = {
 
 
 @pytest.mark.parametrize("durability", ["normal", "full"])
-async def test_the_store_is_adopted_and_what_waited_is_stored(run, old_store, durability):
+async def test_the_store_is_adopted_and_what_waited_is_stored(
+    run, old_store, durability, eventually
+):
     async with asyncio.timeout(30):
         pipeline = run(old_store, durability=durability)
         async with pipeline:
@@ -416,8 +417,7 @@ async def test_the_store_is_adopted_and_what_waited_is_stored(run, old_store, du
                     else pipeline.on_actions(payload)
                 )
             # The request for "rule" is carried out within a second.
-            while pipeline.ledger.dead != 2:
-                await asyncio.sleep(0.01)
+            await eventually(lambda: pipeline.ledger.dead == 2)
             await pipeline.drain()
             ledger = pipeline.ledger
             assert (ledger.received, ledger.duplicate) == (19 + 7, 1 + 7)
@@ -425,7 +425,7 @@ async def test_the_store_is_adopted_and_what_waited_is_stored(run, old_store, du
             assert str(pipeline.health) == "ok"
     texts = await texts_of(old_store)
     assert texts.items() >= TEXTS.items()
-    assert {text for id, text in texts.items() if id not in TEXTS} == NEW_TEXTS
+    assert {text for one, text in texts.items() if one not in TEXTS} == NEW_TEXTS
     identity = await old_store.identity()
     with closing(sqlite3.connect(pipeline._settings.journal)) as connection:
         notes = dict(connection.execute("SELECT name, value FROM meta"))
@@ -441,7 +441,7 @@ async def test_texts_are_filled_from_the_store(run, aged, old_store, opened_jour
     await journal.queue_all()
     queued = {one.chunk.id: one.chunk for one in await journal.queued(0, 99)}
     known = TEXTS.keys() - {"31e4f844172f495da0e5d6d911904e44"}
-    assert {id: queued[id].text for id in known} == {id: TEXTS[id] for id in known}
+    assert {one: queued[one].text for one in known} == {one: TEXTS[one] for one in known}
     assert queued["0b75504ab06aab1fe15d5df926fe8b32"].metadata["kind"] == "actions"
     four = queued["2bef624b97085c26f822a95c923fb6b7"].metadata
     assert (four["session_id"], four["user_id"]) == ("s4", "user of s4")
