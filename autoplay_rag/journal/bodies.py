@@ -80,7 +80,7 @@ def unpack(packed: bytes | None) -> bytes | None:
     state = zlib.decompressobj(_WINDOW, _DICTIONARY)
     try:
         body = state.decompress(packed)
-    except zlib.error:
+    except (zlib.error, TypeError):  # a flipped byte may make a text of it
         return None
     return body if state.eof else None
 

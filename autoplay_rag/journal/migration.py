@@ -114,6 +114,8 @@ class _Upgrade:
         self._keep_addresses = keep_addresses
         self._model: dict[str, int] = {}
         self._next_chunk = 1
+        # Chunks of batches that were acknowledged lately, by the key of a payload in them.
+        self._chunks_of: dict[str, set[int]] = {}
 
     def run(self) -> None:
         execute = self._connection.execute
@@ -239,7 +241,7 @@ class _Upgrade:
         """Record a plan; what it acknowledged is in the catalog, with its text."""
         state = ChunkState.PLANNED if acknowledged is None else ChunkState.STORED
         numbers = []
-        for chunk in batch.chunks:
+        for chunk in batch.chunks if acknowledged is None else self._stored_of(batch):
             number = self._chunk(
                 chunk.id, batch.lane, chunk.text, chunk.metadata, state, batch.model
             )
@@ -247,6 +249,8 @@ class _Upgrade:
             if acknowledged is None:
                 links = [(seq, number) for seq, _ in chunk.sources]
                 insert(self._connection, "chunk_payload (seq, chunk)", links)
+            for _, key in chunk.sources if acknowledged is not None else ():
+                self._chunks_of.setdefault(key, set()).add(number)
         record = msgspec.msgpack.encode((numbers, dict(batch.unplanned)))
         self._connection.execute(
             "INSERT INTO plan VALUES (?, ?, ?, ?)", (batch.id, batch.lane, record, acknowledged)
@@ -255,6 +259,17 @@ class _Upgrade:
             metadata = batch.chunks[0].metadata if batch.chunks else {}
             if session := metadata.get("session_id"):
                 self._name_sessions({batch.lane: (metadata.get("product_id", ""), session)})
+
+    def _stored_of(self, batch: _OldBatch) -> list[_OldChunk]:
+        """The chunks of an acknowledged batch, without those of payloads that died."""
+        return [
+            chunk
+            for chunk in batch.chunks
+            if self._connection.execute(
+                "SELECT chunk FROM old_catalog WHERE key = ?", (chunk.sources[0][1],)
+            ).fetchone()
+            not in {None, (None,)}
+        ]
 
     def _stored(self) -> None:
         """Keys of what was stored, or discarded: they get numbers below 0, oldest last."""
@@ -276,9 +291,8 @@ class _Upgrade:
                 payloads.append((seq, bytes.fromhex(key), seq, at or 0.0, int(state), ended))
                 if chunk is not None:
                     metadata = {"session_id": session} if session else {}
-                    links.append(
-                        (seq, self._chunk(chunk, None, None, metadata, ChunkState.STORED, ""))
-                    )
+                    number = self._chunk(chunk, None, None, metadata, ChunkState.STORED, "")
+                    links += [(seq, one) for one in {number} | self._chunks_of.pop(key, set())]
                 after = key
             insert(
                 self._connection,

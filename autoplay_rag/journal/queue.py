@@ -40,9 +40,15 @@ _KEEP_ACKNOWLEDGED_SECONDS: Final = 600.0
 """How long "full" durability keeps plans it acknowledged, to store them again after a power loss."""
 _MEMORY_PAYLOADS: Final = 100_000
 """The most stored payloads that a journal in memory remembers."""
+_LARGE_BYTES: Final = 4096
+"""Rows of larger payloads are written anew when their bodies are dropped."""
 _PART: Final = "part of a payload that died"
 _INSERT_PAYLOAD: Final = (
     "payload (seq, key, lane, kind, at, forwarded_at, actions, state, size, ended, error, body)"
+)
+_WITHOUT_BODY: Final = (
+    "seq, key, lane, kind, session, at, forwarded_at, actions, claimed, state, retried, size, "
+    "ended, error"
 )
 _LETTER: Final = "seq, kind, session, error, ended, body"
 
@@ -275,6 +281,18 @@ class QueueTables:
             "WHERE seq IN (SELECT value FROM json_each(?))",
             (PayloadState.STORED, now, given),
         )
+        if not self._keep_payloads:
+            self._compact(given)
+
+    def _compact(self, given: str) -> None:
+        """Write rows anew whose large bodies were dropped: an update leaves each on its page."""
+        large = f"size > {_LARGE_BYTES} AND seq IN (SELECT value FROM json_each(?))"
+        rows = self._connection.execute(
+            f"SELECT {_WITHOUT_BODY} FROM payload WHERE {large}", (given,)
+        ).fetchall()
+        if rows:
+            self._connection.execute(f"DELETE FROM payload WHERE {large}", (given,))
+            insert(self._connection, f"payload ({_WITHOUT_BODY})", rows)
 
     def _set_dead(self, errors: Mapping[int, str], now: float) -> None:
         self._connection.executemany(
@@ -310,18 +328,19 @@ class QueueTables:
         """Drop dead letters for good; returns how many."""
         which, given = _which(ids)
         dead = f"state = {PayloadState.DEAD:d}{which}"
-        self.file.counts["bytes"] -= self.file.scalar(
-            f"SELECT coalesce(sum(size), 0) FROM payload WHERE {dead}",
-            *given,
+        rows = read_all(self._connection, "seq, size", f"FROM payload WHERE {dead}", *given)
+        seqs = json_list(seq for seq, _ in rows)
+        self._connection.execute(
+            "UPDATE payload SET state = ?, body = NULL, error = NULL, session = NULL, ended = ? "
+            "WHERE seq IN (SELECT value FROM json_each(?))",
+            (PayloadState.DISCARDED, time.time(), seqs),
         )
-        count = self._connection.execute(
-            f"UPDATE payload SET state = ?, body = NULL, error = NULL, session = NULL, ended = ? "
-            f"WHERE {dead}",
-            (PayloadState.DISCARDED, time.time(), *given),
-        ).rowcount
-        self.file.counts["dead"] -= count
-        self.file.counts["discarded"] += count
-        return count
+        self._compact(seqs)
+        counts = self.file.counts
+        counts["bytes"] -= sum(size for _, size in rows)
+        counts["dead"] -= len(rows)
+        counts["discarded"] += len(rows)
+        return len(rows)
 
     def carry_out_requests(self) -> list[tuple[int, int]]:
         """Do what other processes asked for; returns what was put back."""

@@ -125,11 +125,15 @@ class _Seen:
     """What a journal reported through its callbacks."""
 
     def __init__(self) -> None:
-        self.accepted: list[int] = []
+        self.entries: list[tuple[int, Outcome | None]] = []
         self.returned: list[tuple[int, int]] = []
 
-    def on_accepted(self, entry: Entry) -> None:
-        self.accepted.append(entry.seq)
+    @property
+    def accepted(self) -> list[int]:
+        return [seq for seq, outcome in self.entries if outcome == "accepted"]
+
+    def on_entry(self, entry: Entry, outcome: Outcome | None) -> None:
+        self.entries.append((entry.seq, outcome))
 
     def on_returned(self, back: list[tuple[int, int]]) -> None:
         self.returned += back
@@ -138,7 +142,7 @@ class _Seen:
 class JournalContract:
     """What every journal must do.
 
-    Give it a fixture `make_journal`: a function that takes `on_accepted`, `on_returned`,
+    Give it a fixture `make_journal`: a function that takes `on_entry`, `on_returned`,
     `max_bytes` and `model` as keywords (see `SqliteJournal`) and returns a journal, not open yet.
     Within one test all its journals are the same one, opened again.
     """
@@ -157,9 +161,7 @@ class JournalContract:
 
         async def open_(**options: object) -> Journal:
             given = {"max_bytes": _MUCH, "model": "model-a", **options}
-            journal = make_journal(
-                on_accepted=seen.on_accepted, on_returned=seen.on_returned, **given
-            )
+            journal = make_journal(on_entry=seen.on_entry, on_returned=seen.on_returned, **given)
             await journal.open()
             opened.append(journal)
             return journal
@@ -211,7 +213,7 @@ class JournalContract:
         assert _counts(journal) == {
             "received": 5, "pending": 1, "filtered": 1, "dead": 2, "duplicate": 1
         }  # fmt: skip
-        assert seen.accepted == [1]
+        assert seen.entries == list(enumerate(outcomes, 1))
         kept, unknown = await journal.dead_letters(9)
         assert (kept.id, kept.kind, kept.session_id) == (3, "actions", "s")
         assert (kept.error, kept.payload) == ("select failed: a bug", broken)

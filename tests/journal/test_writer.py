@@ -1,10 +1,12 @@
-"""The journal beside the event loop: who may write it, what goes together, what callers see."""
+"""The one writer: who may write, what is committed together, what callers see."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import os
+import random
 import sqlite3
 import sys
 import threading
@@ -12,13 +14,15 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
-from autoplay_rag.ingest.journal import Journal
-from autoplay_rag.ingest.journal_db import JournalDb
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.errors import JournalError, JournalLockedError, PipelineClosedError
-from autoplay_rag.ingest import journal_file
-from autoplay_rag.ingest.intake import Intake
+from autoplay_rag.journal import file as journal_file
+from autoplay_rag.journal.base import Health
+from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.queue import QueueTables
+from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.stores import MemoryStore
 
 HOLDER = Path(__file__).with_name("journal_holder.py")
@@ -29,8 +33,15 @@ async def opened(tmp_path):
     """Opens journals at one path; closes those a test leaves open."""
     journals = []
 
-    async def open_(path=tmp_path / "journal.db", on_accepted=lambda entry: None, max_bytes=2**30):
-        journal = Journal(path, durability="normal", max_bytes=max_bytes, on_accepted=on_accepted)
+    async def open_(
+        path=tmp_path / "journal.db",
+        on_entry=lambda entry, outcome: None,
+        on_returned=lambda back: None,
+        max_bytes=2**30,
+    ):
+        journal = SqliteJournal(
+            path, max_bytes=max_bytes, on_entry=on_entry, on_returned=on_returned
+        )
         async with asyncio.timeout(10):
             await journal.open()
         journals.append(journal)
@@ -46,13 +57,13 @@ async def opened(tmp_path):
 def commits(monkeypatch):
     """The number of commits so far, as a list that grows."""
     found = []
-    transaction = JournalDb.transaction
+    transaction = JournalFile.transaction
 
-    def counted(db):
+    def counted(file):
         found.append(1)
-        return transaction(db)
+        return transaction(file)
 
-    monkeypatch.setattr(JournalDb, "transaction", counted)
+    monkeypatch.setattr(JournalFile, "transaction", counted)
     return found
 
 
@@ -62,9 +73,9 @@ class Held:
     def __init__(self, journal):
         self._go = threading.Event()
         self._busy = threading.Event()
-        self._work = asyncio.ensure_future(journal.do(self._wait))
+        self._work = asyncio.ensure_future(run(journal, self._wait))
 
-    def _wait(self, _db):
+    def _wait(self):
         self._busy.set()
         self._go.wait(10)
 
@@ -76,12 +87,25 @@ class Held:
         await self._work
 
 
-def entries(make_actions, count, first=1, size=1):
-    intake = Intake(None, None)
-    return [
-        intake.entry(make_actions(f"s{seq}", "x" * size), seq)
-        for seq in range(first, first + count)
-    ]
+def run(journal, operation, *arguments, **options):
+    """Have something carried out in the writer's thread, in a transaction."""
+    return journal._writer.run(operation, *arguments, **options)
+
+
+def limit_pages(journal, pages):
+    journal._tables.file.connection.execute(f"PRAGMA max_page_count = {pages}")
+
+
+@pytest.fixture
+def many(make_actions, entry):
+    """Makes entries of sessions of their own."""
+
+    def make(count, first=1, size=1):
+        return [
+            entry(make_actions(f"s{seq}", "x" * size), seq) for seq in range(first, first + count)
+        ]
+
+    return make
 
 
 @asynccontextmanager
@@ -106,97 +130,99 @@ async def holder(path):
 # -- commits ----------------------------------------------------------------------------------
 
 
-async def test_a_caller_that_awaits_each_has_each_committed(opened, commits, make_actions):
+async def test_a_caller_that_awaits_each_has_each_committed(opened, commits, many):
     journal = await opened()
-    for entry in entries(make_actions, 20):
+    for entry in many(20):
         assert await journal.accept(entry) == "accepted"
     assert len(commits) == 20
-    assert journal.counters["received"] == 20
+    assert journal.counts["received"] == 20
 
 
-async def test_what_gathers_while_the_writer_is_busy_is_committed_together(
-    opened, commits, make_actions
-):
+async def test_what_gathers_while_the_writer_is_busy_is_committed_together(opened, commits, many):
     journal = await opened()
     async with Held(journal):
-        futures = [journal.accept(entry) for entry in entries(make_actions, 600)]
+        futures = [journal.accept(entry) for entry in many(600)]
     assert await asyncio.gather(*futures) == ["accepted"] * 600
     assert len(commits) == 1 + 3  # at most 256 together
 
 
-async def test_large_payloads_do_not_gather_without_end(opened, commits, make_actions):
+async def test_large_payloads_do_not_gather_without_end(opened, commits, many):
     journal = await opened()
     async with Held(journal):
-        futures = [journal.accept(e) for e in entries(make_actions, 6, size=1_100_000)]
+        futures = [journal.accept(e) for e in many(6, size=1_100_000)]
     await asyncio.gather(*futures)
     assert len(commits) == 1 + 3  # title and description: two of them are 4 MB
 
 
-async def test_accepted_entries_are_told_in_order_before_their_futures_end(opened, make_actions):
+async def test_entries_are_reported_in_order_before_their_futures_end(opened, many):
     told = []
-    journal = await opened(on_accepted=lambda entry: told.append(entry.seq))
-    made = entries(make_actions, 300)
+    journal = await opened(on_entry=lambda entry, outcome: told.append((entry.seq, outcome)))
+    made = many(300)
+    again = [dataclasses.replace(one, seq=301 + i) for i, one in enumerate(made[:5])]
     ended = []
-    futures = [journal.accept(entry) for entry in [*made, *made[:5]]]
+    futures = [journal.accept(entry) for entry in [*made, *again]]
     for seq, future in enumerate(futures, 1):
-        future.add_done_callback(lambda _, seq=seq: ended.append((seq, seq in told)))
+        future.add_done_callback(lambda _, seq=seq: ended.append((seq, len(told) >= seq)))
     outcomes = await asyncio.gather(*futures)
     await asyncio.sleep(0)
     assert outcomes == ["accepted"] * 300 + ["duplicate"] * 5
-    assert told == list(range(1, 301))
+    assert told == [
+        *((seq, "accepted") for seq in range(1, 301)),
+        *((seq, "duplicate") for seq in range(301, 306)),
+    ]
     assert ended[:300] == [(seq, True) for seq in range(1, 301)]
 
 
-async def test_cancelled_callers_lose_nothing(opened, make_actions):
+async def test_cancelled_callers_lose_nothing(opened, many):
     told = []
-    journal = await opened(on_accepted=lambda entry: told.append(entry.seq))
+    journal = await opened(on_entry=lambda entry, outcome: told.append(entry.seq))
 
     async def call(entry):
         await journal.accept(entry)
 
     async with Held(journal):
-        tasks = [asyncio.create_task(call(entry)) for entry in entries(make_actions, 50)]
+        tasks = [asyncio.create_task(call(entry)) for entry in many(50)]
         await asyncio.sleep(0)
         for task in tasks[::2]:
             task.cancel()
         await asyncio.wait(tasks[::2])
     await asyncio.gather(*tasks[1::2])
     assert told == list(range(1, 51))
-    assert await journal.do(lambda db: db.count_waiting(99)) == 50
+    assert len(await journal.waiting(0, 99)) == 50
 
 
 async def test_what_follows_work_happens_also_if_its_caller_was_cancelled(opened):
     journal = await opened()
     followed = []
     async with Held(journal):
-        task = asyncio.create_task(journal.do(lambda db: 42, followed.append))
+        task = asyncio.create_task(run(journal, lambda: 42, then=followed.append))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
-    await journal.do(lambda db: None)
+    await journal.known()
     assert task.cancelled()
     assert followed == [42]
 
 
-async def test_one_that_fails_fails_alone(opened, make_actions):
+async def test_one_that_fails_fails_alone(opened, many):
     journal = await opened()
 
-    def fail(_db):
+    def fail():
         raise RuntimeError("a bug")
 
     async with Held(journal):
-        before = journal.accept(entries(make_actions, 1)[0])
-        bug = asyncio.ensure_future(journal.do(fail))
-        after = journal.accept(entries(make_actions, 1, first=2)[0])
+        before = journal.accept(many(1)[0])
+        bug = asyncio.ensure_future(run(journal, fail))
+        after = journal.accept(many(1, first=2)[0])
         await asyncio.sleep(0)
     with pytest.raises(JournalError, match="RuntimeError: a bug") as caught:
         await bug
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert [await before, await after] == ["accepted", "accepted"]
-    assert journal.counters["received"] == 2
+    assert journal.counts["received"] == 2
 
 
-async def test_what_is_no_exception_ends_no_writer(opened, make_actions):
+async def test_what_is_no_exception_ends_no_writer(opened, many):
     """As extensions written in Rust raise it."""
 
     class Panic(BaseException):
@@ -204,71 +230,74 @@ async def test_what_is_no_exception_ends_no_writer(opened, make_actions):
 
     journal = await opened()
 
-    def fail(_db):
+    def fail():
         raise Panic
 
     with pytest.raises(JournalError, match="Panic"):
-        await journal.do(fail)
-    assert await journal.accept(entries(make_actions, 1)[0]) == "accepted"
+        await run(journal, fail)
+    assert await journal.accept(many(1)[0]) == "accepted"
 
 
 async def test_while_another_program_holds_the_file_everybody_waits(  # noqa: PLR0917 - fixtures
-    opened, make_actions, tmp_path, monkeypatch, eventually, caplog
+    opened, many, tmp_path, monkeypatch, eventually, caplog
 ):
     monkeypatch.setattr(journal_file, "_LOCKED_SECONDS", 0.01)
     journal = await opened()
     with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        futures = [journal.accept(entry) for entry in entries(make_actions, 20)]
-        await eventually(lambda: journal.trouble)
-        assert "holds the lock" in journal.trouble
+        futures = [journal.accept(entry) for entry in many(20)]
+        await eventually(lambda: journal.problem)
+        assert "holds the lock" in journal.problem
         assert not any(future.done() for future in futures)
         other.execute("ROLLBACK")
     assert await asyncio.gather(*futures) == ["accepted"] * 20
-    assert journal.trouble is None
+    assert journal.problem is None
     assert caplog.text.count("holds the lock") == 1
 
 
-async def test_closing_does_not_wait_for_another_program(
-    opened, make_actions, tmp_path, monkeypatch
-):
+async def test_closing_does_not_wait_for_another_program(opened, many, tmp_path, monkeypatch):
     monkeypatch.setattr(journal_file, "_LOCKED_SECONDS", 0.01)
     journal = await opened()
     with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        future = journal.accept(entries(make_actions, 1)[0])
+        future = journal.accept(many(1)[0])
         await journal.close()
         with pytest.raises(JournalError, match="locked"):
             await future
-    assert journal.counters["overflow"] == 1
+    assert journal.counts["overflow"] == 1
 
 
 # -- limits -----------------------------------------------------------------------------------
 
 
-async def test_a_full_disk_is_overflow_for_payloads_and_an_error_for_the_rest(opened, make_actions):
+async def test_a_full_disk_is_overflow_for_payloads_and_an_error_for_the_rest(
+    opened, make_actions, entry
+):
     journal = await opened()
-    small, large, later = (*entries(make_actions, 1), *entries(make_actions, 2, 2, 100_000))
+    noise = random.Random(1).randbytes  # what cannot be compressed
+    small = entry(make_actions("s1", "x"), 1)
+    large, later = (entry(make_actions(f"s{i}", noise(50_000).hex()), i) for i in (2, 3))
+    again = dataclasses.replace(small, seq=4)
     assert await journal.accept(small) == "accepted"
 
     def limit(pages):
-        return journal.do(lambda db: db._connection.execute(f"PRAGMA max_page_count = {pages}"))
+        return run(journal, limit_pages, journal, pages)
 
-    await limit(await journal.do(lambda db: db._scalar("PRAGMA page_count")))
+    await limit(await run(journal, journal._tables.file.scalar, "PRAGMA page_count"))
     async with Held(journal):
-        futures = [journal.accept(large), journal.accept(small)]
+        futures = [journal.accept(large), journal.accept(again)]
     assert await asyncio.gather(*futures) == ["overflow", "duplicate"]
-    assert journal.counters["overflow"] == 1
+    assert journal.counts["overflow"] == 1
     with pytest.raises(JournalError, match=r"could not be used: .* full"):
-        await journal.do(lambda db: db.set_health("x" * 100_000))
+        await journal.note_health(Health("degraded", ("x" * 100_000,)))
     await limit(1_000_000)
     assert await journal.accept(large) == "accepted"
     assert await journal.accept(later) == "accepted"
-    assert (journal.counters["received"], journal.counters["overflow"]) == (5, 1)
+    assert (journal.counts["received"], journal.counts["overflow"]) == (5, 1)
 
 
 async def test_what_the_disk_refuses_for_another_reason_is_counted_and_raised(
-    opened, make_actions, monkeypatch
+    opened, many, monkeypatch
 ):
     """A quota or a limit of the file's size is no full disk to SQLite."""
     journal = await opened()
@@ -279,17 +308,17 @@ async def test_what_the_disk_refuses_for_another_reason_is_counted_and_raised(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(JournalDb, "accept", refuse)
+        patched.setattr(QueueTables, "accept", refuse)
         with pytest.raises(JournalError, match="disk I/O error"):
-            await journal.accept(entries(make_actions, 1)[0])
-    assert (journal.counters["received"], journal.counters["overflow"]) == (1, 1)
-    assert await journal.accept(entries(make_actions, 1)[0]) == "accepted"
-    assert (journal.counters["received"], journal.counters["overflow"]) == (2, 1)
+            await journal.accept(many(1)[0])
+    assert (journal.counts["received"], journal.counts["overflow"]) == (1, 1)
+    assert await journal.accept(many(1)[0]) == "accepted"
+    assert (journal.counts["received"], journal.counts["overflow"]) == (2, 1)
 
 
-async def test_a_journal_in_memory_works_as_one_on_disk(opened, make_actions):
+async def test_a_journal_in_memory_works_as_one_on_disk(opened, many):
     journal = await opened(path=None, max_bytes=700)
-    outcomes = [await journal.accept(entry) for entry in entries(make_actions, 3)]
+    outcomes = [await journal.accept(entry) for entry in many(3)]
     assert outcomes == ["accepted", "overflow", "overflow"]
 
 
@@ -318,7 +347,7 @@ async def test_a_killed_owner_holds_up_nobody(opened, tmp_path):
         process.kill()
         await process.wait()
         journal = await opened()
-        assert await journal.do(lambda db: db.unclean)
+        assert journal._tables.file.unclean
 
 
 async def test_an_owner_that_ends_in_good_order_leaves_a_clean_journal(opened, tmp_path):
@@ -327,37 +356,37 @@ async def test_an_owner_that_ends_in_good_order_leaves_a_clean_journal(opened, t
         process.stdin.close()
         await process.wait()
     journal = await opened()
-    assert not await journal.do(lambda db: db.unclean)
+    assert not journal._tables.file.unclean
     assert not (tmp_path / "journal.db.damaged").exists()
 
 
 # -- opening and closing ----------------------------------------------------------------------
 
 
-async def test_what_was_handed_over_before_closing_is_carried_out(opened, tmp_path, make_actions):
+async def test_what_was_handed_over_before_closing_is_carried_out(opened, tmp_path, many):
     journal = await opened()
     async with Held(journal):
-        futures = [journal.accept(entry) for entry in entries(make_actions, 400)]
+        futures = [journal.accept(entry) for entry in many(400)]
         closing = asyncio.create_task(journal.close())
         await asyncio.sleep(0)
     await closing
     assert [future.result() for future in futures] == ["accepted"] * 400
     again = await opened()
-    assert again.counters["pending"] == 400
+    assert again.counts["pending"] == 400
 
 
-async def test_a_closed_journal_refuses_instead_of_never_answering(opened, make_actions):
+async def test_a_closed_journal_refuses_instead_of_never_answering(opened, many):
     journal = await opened()
     await journal.close()
     with pytest.raises(PipelineClosedError):
-        await journal.do(lambda db: db.dead_letters(1))
+        await journal.dead_letters(1)
     with pytest.raises(PipelineClosedError):
-        journal.accept(entries(make_actions, 1)[0])
+        journal.accept(many(1)[0])
 
 
 async def test_opening_that_is_cancelled_leaves_no_lock(opened, monkeypatch):
     opening, go = threading.Event(), threading.Event()
-    original = JournalDb.__init__
+    original = JournalFile.__init__
 
     def slow(self, *args, **options):
         opening.set()
@@ -365,7 +394,7 @@ async def test_opening_that_is_cancelled_leaves_no_lock(opened, monkeypatch):
         original(self, *args, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(JournalDb, "__init__", slow)
+        patched.setattr(JournalFile, "__init__", slow)
         task = asyncio.create_task(opened())
         await asyncio.to_thread(opening.wait, 10)
         task.cancel()
@@ -404,7 +433,70 @@ async def test_a_file_that_never_was_a_journal_is_refused_and_left_alone(
     path.write_bytes(content)
     for _ in range(2):  # the first refusal leaves no trace that makes it one
         pipeline = IngestPipeline(MemoryStore(), embedder, journal=path)
-        with pytest.raises(JournalError, match="is no journal"):
+        with pytest.raises(JournalError, match="is not a journal"):
             await pipeline.start()
     assert [found.name for found in tmp_path.iterdir()] == ["notes.txt"]
     assert path.read_bytes() == content
+
+
+# -- one that fails ---------------------------------------------------------------------------
+
+
+async def test_a_failing_operation_of_a_group_is_rolled_back_alone(opened, many, monkeypatch):
+    journal = await opened()
+    set_meta = JournalFile.set_meta
+
+    def fail_half_way(file, name, value):
+        set_meta(file, name, value)
+        if value == "store-bad":
+            raise RuntimeError("a bug")
+
+    monkeypatch.setattr(JournalFile, "set_meta", fail_half_way)
+    async with Held(journal):
+        before = journal.accept(many(1)[0])
+        good = asyncio.ensure_future(journal.note_tokens("2026-01-31", 5))
+        bad = asyncio.ensure_future(journal.note_store("store-bad", 1, "m"))
+        after = journal.accept(many(1, first=2)[0])
+        await asyncio.sleep(0)
+    with pytest.raises(JournalError, match="RuntimeError: a bug"):
+        await bad
+    await good
+    assert [await before, await after] == ["accepted", "accepted"]
+    assert await journal.tokens("2026-01-31") == 5
+    assert (await journal.notes()).store_id == ""
+    assert (journal.counts["received"], journal.counts["pending"]) == (2, 2)
+
+
+async def test_counts_of_a_failing_operation_are_taken_back(opened, many, monkeypatch):
+    journal = await opened()
+    made = many(6)
+    insert = QueueTables._insert_if_new
+
+    def fail_on_the_fourth(tables, entries, now):
+        fresh = insert(tables, entries, now)
+        tables.file.counts["received"] += 1000
+        if any(entry.seq == 4 for entry in entries):
+            raise RuntimeError("a bug")
+        tables.file.counts["received"] -= 1000
+        return fresh
+
+    monkeypatch.setattr(QueueTables, "_insert_if_new", fail_on_the_fourth)
+    async with Held(journal):
+        futures = [journal.accept(one) for one in made]
+    outcomes = await asyncio.gather(*futures, return_exceptions=True)
+    assert outcomes[:3] + outcomes[4:] == ["accepted"] * 5
+    assert isinstance(outcomes[3], JournalError)
+    assert (journal.counts["received"], journal.counts["pending"]) == (5, 5)
+    assert [seq for seq, _, _ in await journal.waiting(0, 9)] == [1, 2, 3, 5, 6]
+
+
+async def test_tables_that_cannot_be_read_are_an_error_that_leaves_no_lock(opened, monkeypatch):
+    def fail(catalog, file):
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CatalogTables, "__init__", fail)
+        with pytest.raises(JournalError, match=r"journal\.db cannot be opened: .*malformed"):
+            await opened()
+    gc.collect()  # a connection left open would warn
+    await opened()

@@ -4,13 +4,14 @@ import asyncio
 import sys
 from pathlib import Path
 
-from autoplay_rag.ingest.journal import Journal
-
 from autoplay_rag.errors import JournalLockedError
+from autoplay_rag.journal.sqlite import SqliteJournal
 
 
 async def main(path: Path) -> None:
-    journal = Journal(path, durability="normal", max_bytes=2**30, on_accepted=lambda entry: None)
+    journal = SqliteJournal(
+        path, on_entry=lambda entry, outcome: None, on_returned=lambda back: None
+    )
     try:
         await journal.open()
     except JournalLockedError as error:

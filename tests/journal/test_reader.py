@@ -6,17 +6,13 @@ import asyncio
 import sqlite3
 
 import pytest
-from autoplay_rag.ingest.journal_reader import JournalReader
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.errors import JournalError, JournalVersionError
-from autoplay_rag.ingest import journal_rows
+from autoplay_rag.journal import reader as reader_module
+from autoplay_rag.journal.base import Health
+from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.stores import MemoryStore
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "journal.db"
 
 
 @pytest.fixture
@@ -71,11 +67,11 @@ async def test_a_reader_in_the_middle_of_reading_holds_up_no_commit(
         await pipeline.on_actions(make_actions("good", "a"))
         beside = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         beside.execute("BEGIN")
-        before = beside.execute("SELECT value FROM counters WHERE name = 'received'").fetchone()
+        before = beside.execute("SELECT received FROM counts").fetchone()
         await pipeline.on_actions(make_actions("good", "b"))
         await pipeline.drain()
         assert pipeline.ledger.stored == 2
-        again = beside.execute("SELECT value FROM counters WHERE name = 'received'").fetchone()
+        again = beside.execute("SELECT received FROM counts").fetchone()
         assert before == again == (1,)  # its moment stands still
         beside.close()
 
@@ -101,7 +97,7 @@ async def test_ids_are_learnt_without_reading_what_they_name(
             await pipeline.on_actions(make_actions("bad", title))
     reader = JournalReader(path)
     letters = reader.dead_letters()
-    monkeypatch.setattr(journal_rows, "decode", lambda _: pytest.fail("a body was read"))
+    monkeypatch.setattr(reader_module, "dead_letter", lambda *_: pytest.fail("a body was read"))
     assert reader.dead_ids() == [letter.id for letter in letters]
     assert len(letters) == 3
 
@@ -134,11 +130,13 @@ async def test_health_is_told_in_the_owners_words(
     async with asyncio.timeout(30):
         async with pipeline:
             reader = JournalReader(path)
-            assert reader.status().health == "ok"
+            await eventually(lambda: reader.status().health == Health())
             await pipeline.on_actions(make_actions("good", "a"))
             await embedder.requested.wait()
-            await eventually(lambda: reader.status().health != "ok")
-            assert reader.status().health == "embedder: ConnectionRefusedError: nobody there"
+            await eventually(lambda: reader.status().health.state != "ok")
+            health = reader.status().health
+            assert health.state == "degraded"
+            assert health.reasons == ("embedder: ConnectionRefusedError: nobody there",)
             embedder.script = lambda texts: None
 
 
@@ -154,7 +152,7 @@ def test_another_programs_database_is_refused(path):
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE theirs (x)")
     other.close()
-    with pytest.raises(JournalError, match="no journal of this package"):
+    with pytest.raises(JournalError, match="not a journal of this package"):
         JournalReader(path)
 
 
@@ -164,7 +162,12 @@ async def test_an_unknown_format_is_refused(path, pipeline):
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 7")
     other.close()
-    with pytest.raises(JournalVersionError, match="format 7"):
+    with pytest.raises(JournalVersionError, match="format 7, .* install the newer version"):
+        JournalReader(path)
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA user_version = 2")
+    other.close()
+    with pytest.raises(JournalVersionError, match="format 2, .* start a pipeline on it once"):
         JournalReader(path)
 
 
@@ -172,3 +175,88 @@ def test_no_file_is_an_error_and_makes_none(path):
     with pytest.raises(JournalError, match="there is no journal"):
         JournalReader(path)
     assert not path.exists()
+
+
+# -- beside the writer ------------------------------------------------------------------------
+
+
+def test_it_never_waits_for_the_writer(opened, path, make_actions, entries, store):
+    db = opened()
+    db.accept(entries(*(make_actions("s", title) for title in "abc")))
+    store(db, 1, 2, dead={2: "store: no"})
+    before = JournalReader(path).status()
+    with db.file.transaction():  # open, with changes in it, in another connection
+        db.queue.accept(entries(make_actions("s", "d"), first=4))
+        reader = JournalReader(path)
+        assert reader.status() == before
+        assert [letter.id for letter in reader.dead_letters()] == [2]
+        assert reader.dead_ids() == [2]
+        assert [seq for seq, _, _ in reader.payloads(0, 0.0)] == [1, 3]
+    after = JournalReader(path).status()
+    assert (before.ledger.received, after.ledger.received) == (3, 4)
+
+
+def test_it_changes_nothing(opened, path, make_actions, entries):
+    db = opened()
+    db.accept(entries(make_actions("s", "a")))
+    db.close()
+    before = path.read_bytes()
+    reader = JournalReader(path)
+    reader.status()
+    reader.dead_letters()
+    reader.payloads(0, 0.0)
+    assert path.read_bytes() == before
+
+
+def test_the_watermark_is_below_what_waits(opened, path, make_actions, entries, store):
+    db = opened()
+    reader = JournalReader(path)
+    assert reader.status().watermark == 0
+    db.accept(entries(*(make_actions("s", title) for title in "abcd")))
+    assert reader.status().watermark == 0
+    store(db, 1, dead={1: "store: no"})
+    store(db, 3, number=2)
+    assert reader.status().watermark == 1
+    db.retry([1])
+    assert reader.status().watermark == 1  # a retried letter never moves it back
+    store(db, 2, 4, number=3)
+    assert reader.status().watermark == 4
+    store(db, 1, number=4)
+    assert reader.status().watermark == 4
+
+
+def test_payloads_are_followed_once_each_in_order(opened, path, make_actions, entries, store):
+    db = opened()
+    payloads = [make_actions("s", title) for title in "abcd"]
+    reader = JournalReader(path)
+    assert reader.payloads(0, 0.0) == []
+    db.accept(entries(*payloads[:3]))
+    store(db, 1)
+    store(db, 2, number=2, dead={2: "store: no"})
+    found = reader.payloads(0, 0.0)
+    assert [(seq, payload) for seq, _, payload in found] == [(1, payloads[0]), (3, payloads[2])]
+    db.accept(entries(payloads[3], first=4))
+    assert [seq for seq, _, _ in reader.payloads(3, 0.0)] == [4]
+    db.retry(None)
+    # It keeps its number: who was past it does not see it again.
+    assert reader.payloads(4, 0.0) == []
+    assert [seq for seq, _, _ in reader.payloads(0, 0.0)] == [1, 2, 3, 4]
+    at = found[0][1]
+    assert len(reader.payloads(0, at)) == 4
+    assert reader.payloads(0, at + 3600) == []
+
+
+def test_payloads_that_were_not_kept_are_left_out(opened, path, make_actions, entries, store):
+    db = opened(keep_payloads=False)
+    db.accept(entries(make_actions("s", "a"), make_actions("s", "b")))
+    store(db, 1)
+    assert [seq for seq, _, _ in JournalReader(path).payloads(0, 0.0)] == [2]
+
+
+def test_a_damaged_body_costs_that_payload_only(opened, path, make_actions, entries):
+    db = opened()
+    db.accept(entries(*(make_actions("s", title) for title in "abc")))
+    (body,) = db.connection.execute("SELECT body FROM payload WHERE seq = 2").fetchone()
+    damaged = bytes([body[0] ^ 0xFF]) + body[1:]
+    db.connection.execute("UPDATE payload SET body = ? WHERE seq = 2", (damaged,))
+    assert [seq for seq, _, _ in JournalReader(path).payloads(0, 0.0)] == [1, 3]
