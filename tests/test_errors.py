@@ -15,6 +15,7 @@ RESPONSE = httpx.Response(401, request=httpx.Request("GET", "https://a.test/stre
 ARGUMENTS = {
     errors.MissingExtraError: (("Chroma", "chroma"), {"package": "other"}),
     errors.BodyTooLargeError: ((5,), {}),
+    errors.MissingCapabilityError: (("SomeStore", "scan"), {}),
     errors.UnknownPayloadError: (("usertour",), {}),
     errors.TransientError: (("busy",), {"retry_after": 3.0}),
     errors.EmbedderUnavailableError: (("busy",), {"retry_after": 3.0}),

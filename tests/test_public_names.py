@@ -59,7 +59,9 @@ NAMES = {
     ],
     "autoplay_rag.stores.chroma": ["ChromaStore"],
     "autoplay_rag.testing": [
+        "DurableJournalContract",
         "EmbedderContract",
+        "JournalContract",
         "LoaderContract",
         "MakePayload",
         "RunningConnector",

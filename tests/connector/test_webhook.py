@@ -28,6 +28,7 @@ from autoplay_rag.errors import (
     DecodeError,
     SignatureError,
 )
+from autoplay_rag.journal.bodies import unpack
 from autoplay_rag.payloads import ActionsPayload, SummaryPayload
 from autoplay_rag.stores import MemoryStore
 
@@ -302,9 +303,9 @@ async def test_200_means_that_the_journal_has_committed(pipeline, tmp_path, embe
     async with serving(webhook_app(pipeline, SECRET)) as http:
         assert (await post(http, SUMMARY)).status_code == 200
         with sqlite3.connect(f"file:{tmp_path}/journal.db?mode=ro", uri=True) as reader:
-            (body,) = reader.execute("SELECT body FROM queue").fetchone()
+            (body,) = reader.execute("SELECT body FROM payload").fetchone()
         reader.close()
-    assert json.loads(body)["summary"] == "Exported a report."
+    assert json.loads(unpack(body))["summary"] == "Exported a report."
     embedder.open.set()
 
 
@@ -454,12 +455,12 @@ async def test_a_journal_that_fails_is_503_until_it_is_well(pipeline, tmp_path, 
         connection.close()
 
     async with serving(webhook_app(pipeline, SECRET)) as http:
-        rename("queue", "gone")
+        rename("payload", "gone")
         answer = await post(http, SUMMARY)
         assert answer.status_code == 503
         assert str(tmp_path) not in answer.text
         assert "could not be used" in caplog.text
-        rename("gone", "queue")
+        rename("gone", "payload")
         assert (await post(http, SUMMARY)).json()["detail"] == "accepted"
     # What was refused is counted: not every sender comes again.
     assert (pipeline.ledger.received, pipeline.ledger.overflow) == (2, 1)

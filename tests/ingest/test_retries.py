@@ -348,12 +348,13 @@ def test_a_service_that_refuses_the_probe_still_gets_all_others():
     service.probe = lambda: ValueError("no metadata")
     service.queue.put("a")
     service.work(10)
-    service.queue.put("bcd")
+    service.queue.put("b")
     service.work(15)
-    assert service.done == list("bcd")
-    assert service.dead == []  # refused twice: the first of the others proved the second
-    service.queue.put("e")
+    assert service.done == ["b"]
+    assert service.dead == []  # refused twice: the success of the other proved the second
+    service.queue.put("cde")
     service.work(15)
+    assert service.done == list("bcde")
     assert [item for item, _ in service.dead] == ["a"]
 
 

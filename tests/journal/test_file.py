@@ -16,6 +16,7 @@ from autoplay_rag.journal import bodies as journal_bodies
 from autoplay_rag.journal import file as journal_file
 from autoplay_rag.journal.base import Acknowledgement, Plan, PlannedChunk
 from autoplay_rag.journal.bodies import decoded
+from autoplay_rag.journal.schema import PAGE_SIZE
 from autoplay_rag.payloads import ActionsPayload, SlimAction
 
 MANY = 2**30
@@ -197,7 +198,7 @@ def test_damage_met_while_running_is_looked_for_at_the_next_start(opened, path, 
         (root,) = table.execute(
             "SELECT rootpage FROM sqlite_master WHERE name = 'request'"
         ).fetchone()
-    data[4096 * (root - 1)] = 0xFF
+    data[PAGE_SIZE * (root - 1)] = 0xFF
     path.write_bytes(data)
     db = opened()  # a clean end: nothing is checked, nothing of it read yet
     with pytest.raises(sqlite3.DatabaseError, match="malformed"):
