@@ -180,7 +180,7 @@ class RunningPipeline:
         if not len(self._live):
             since = time.time() - _LIVE_SECONDS
             for at, payload in await self._journal.recent(since, _LIVE_PAYLOADS):
-                self._show(payload, at)
+                self._show(payload, at=at)
 
     async def _work(self) -> None:
         try:
@@ -239,11 +239,11 @@ class RunningPipeline:
         self._batcher.add(entry.lane, entry.seq, self.loop.time())
         self._worker.wake()
         if entry.payload is not None:
-            self._show(entry.payload, None)
+            self._show(entry.payload)
 
-    def _show(self, payload: Payload, at: float | None) -> None:
+    def _show(self, payload: Payload, **arrived: float) -> None:
         try:
-            self._live.add(payload, at=at)
+            self._live.add(payload, **arrived)
         except Exception as error:  # noqa: BLE001 - a redacted payload may hold anything
             _log.error("a payload is stored, but not shown live: %s", type(error).__name__)
 
