@@ -162,12 +162,12 @@ async def test_an_unknown_format_is_refused(path, pipeline):
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 7")
     other.close()
-    with pytest.raises(JournalVersionError, match="format 7, .* install the newer version"):
+    with pytest.raises(JournalVersionError, match=r"format 7, .* install the newer version"):
         JournalReader(path)
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 2")
     other.close()
-    with pytest.raises(JournalVersionError, match="format 2, .* start a pipeline on it once"):
+    with pytest.raises(JournalVersionError, match=r"format 2, .* start a pipeline on it once"):
         JournalReader(path)
 
 
