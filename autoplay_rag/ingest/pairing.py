@@ -36,16 +36,16 @@ _REBUILD = (
 )
 _ADOPT = "to take over what the store holds, start once with IngestPipeline(adopt=True) (`--adopt`)"
 _SAID: dict[Verdict, tuple[str, str]] = {
-    "emptied": ("the store is empty or another one: it has none of the {chunks:,} chunks that the "
-                "journal stored", _REBUILD),
+    "emptied": (("the store is empty or another one: it has none of the {chunks:,} chunks that the "
+                "journal stored"), _REBUILD),
     "exchanged": ("the journal belongs to another store", _REBUILD),
     "older store": ("the store is an older copy: it lacks batches that it had confirmed", _REBUILD),
     "other model": ("the store holds vectors of the model {held!r}, and the embedder is {model!r}",
                     f"use that model, or {_REBUILD}"),
     "older journal": ("the journal is an older copy: the store holds batches that it does not know",
                       _ADOPT),
-    "foreign": ("the store belongs to another journal: check the path of the journal and of the "
-                "store", _ADOPT),
+    "foreign": (("the store belongs to another journal: check the path of the journal and of the "
+                "store"), _ADOPT),
 }  # fmt: skip
 _REBUILT: frozenset[Verdict] = frozenset(("emptied", "exchanged", "older store", "other model"))
 _ADOPTED: frozenset[Verdict] = frozenset(("older journal", "foreign"))
@@ -220,8 +220,9 @@ class Pairing:
                 type(self.store).__name__,
             )
             return
-        async for page in self.store.scan(_ADOPT_PAGE):
-            missing -= await self.journal.fill(page)
+        for _ in range(2):  # later parts of a payload are known by its first one
+            async for page in self.store.scan(_ADOPT_PAGE):
+                missing -= await self.journal.fill(page)
         if missing:
             _log.warning("the store does not have %d chunks that the journal stored", missing)
 

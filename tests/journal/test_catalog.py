@@ -224,6 +224,33 @@ def test_what_the_journal_knows_of_a_session_is_newer_than_what_a_store_says(bar
     assert (found.people, found.first, found.last) == (People("bob", "t2"), 5.0, 70.0)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_later_parts_of_a_long_payload_are_found_by_the_first(opened, make_actions, entries, order):
+    """An older format kept the first chunk of a payload only."""
+    long, other = make_actions("s", "a"), make_actions("s", "b")
+    metadata = {**said(user="ann"), "kind": "actions"}
+    parts = [
+        chunk(chunk_id(long, payload_key(long), part), f"part {part}", **metadata)
+        for part in range(3)
+    ]
+    foreign = chunk("0" * 32, "theirs", **metadata)
+    db = opened()
+    db.accept(entries(long, other))
+    plan = Plan(1, LANE, [PlannedChunk(parts[0], (1,), 0)])
+    db.record_plans([plan], [])
+    db.acknowledge([Acknowledgement(plan, {})])
+    db.connection.execute(
+        "UPDATE chunk SET text = NULL, lane = NULL, session = NULL, product = NULL, kind = NULL"
+    )
+    pages = [[foreign], *([part] for part in parts)][::order]
+    assert sum(db.fill(page) for page in pages * 2) == 1
+    db.queue_all()
+    queued = db.queued(0, 9)
+    assert {one.chunk.text for one in queued} == {"part 0", "part 1", "part 2"}
+    assert [db.seqs_of(one.number) for one in queued] == [[1], [1], [1]]
+    assert db.counts == {"received": 2, "stored": 1, "pending": 1}
+
+
 def test_adopted_chunks_are_known_after_a_restart(opened, make_actions, entries):
     payload = make_actions("s", "a")
     db = opened()

@@ -440,8 +440,8 @@ async def test_texts_are_filled_from_the_store(run, aged, old_store, opened_jour
     assert await journal.missing_texts() == 0
     await journal.queue_all()
     queued = {one.chunk.id: one.chunk for one in await journal.queued(0, 99)}
-    known = TEXTS.keys() - {"31e4f844172f495da0e5d6d911904e44"}
-    assert {one: queued[one].text for one in known} == {one: TEXTS[one] for one in known}
+    # Format 2 did not know the second chunk of the 25 actions.
+    assert {one: queued[one].text for one in TEXTS} == TEXTS
     assert queued["0b75504ab06aab1fe15d5df926fe8b32"].metadata["kind"] == "actions"
     four = queued["2bef624b97085c26f822a95c923fb6b7"].metadata
     assert (four["session_id"], four["user_id"]) == ("s4", "user of s4")
