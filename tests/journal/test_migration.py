@@ -111,7 +111,7 @@ async def opened_journal(path):
     """Opens the journal at `path`; closes what a test leaves open."""
     journals = []
 
-    async def open_(**options):
+    async def open_(path=path, **options):
         journal = SqliteJournal(
             path,
             model="scripted",
@@ -313,6 +313,28 @@ async def test_an_upgrade_that_fails_leaves_the_file_as_it_was(old, opened_journ
     journal = await opened_journal()
     assert held(journal.counts) == COUNTS
     assert not copy_of(old).exists()
+
+
+async def test_a_crash_in_the_middle_of_an_upgrade_undoes_it(
+    old, opened_journal, copied, monkeypatch
+):
+    run = migration._Upgrade.run
+    left = []
+
+    def crash(upgrade):
+        run(upgrade)
+        left.append(copied(old))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(migration._Upgrade, "run", crash)
+        await opened_journal()
+    (copy,) = left
+    assert copy_of(copy).exists()
+    assert version_of(copy) == 2
+    journal = await opened_journal(path=copy)
+    assert journal.upgraded_from == 2
+    assert held(journal.counts) == COUNTS
+    assert not copy_of(copy).exists()
 
 
 async def test_a_bug_in_the_upgrade_leaves_no_lock(old, opened_journal, monkeypatch):
