@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 )
 
 from autoplay_rag.content.chunks import Chunk
+from autoplay_rag.journal import queue as queue_module
 from autoplay_rag.journal.base import Acknowledgement, Plan, PlannedChunk
 from autoplay_rag.journal.ledger import COUNTERS, Ledger
 from autoplay_rag.journal.schema import ChunkState, PayloadState
@@ -323,5 +324,8 @@ def machine(opened, entry, make_actions):
     return Machine
 
 
-def test_nothing_is_lost_and_every_count_is_true(machine):
+@pytest.mark.parametrize("large_bytes", [0, 4096])
+def test_nothing_is_lost_and_every_count_is_true(machine, monkeypatch, large_bytes):
+    """Where 0 bytes are large, all rows are written anew when their bodies are dropped."""
+    monkeypatch.setattr(queue_module, "_LARGE_BYTES", large_bytes)
     run_state_machine_as_test(machine)
