@@ -220,8 +220,9 @@ class Pairing:
                 type(self.store).__name__,
             )
             return
-        async for page in self.store.scan(_ADOPT_PAGE):
-            missing -= await self.journal.fill(page)
+        for _ in range(2):  # later parts of a payload are known by its first one
+            async for page in self.store.scan(_ADOPT_PAGE):
+                missing -= await self.journal.fill(page)
         if missing:
             _log.warning("the store does not have %d chunks that the journal stored", missing)
 

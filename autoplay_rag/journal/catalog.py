@@ -6,7 +6,7 @@ Everything here blocks and runs inside a transaction of the writer's thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -14,11 +14,12 @@ import msgspec
 
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.identity import People, changes_hands
-from autoplay_rag.content.keys import session_lane
+from autoplay_rag.content.keys import chunk_id, session_lane
 from autoplay_rag.journal.base import Notes, PlannedChunk, QueuedChunk, Session
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
 from autoplay_rag.journal.schema import ChunkState, PayloadState
+from autoplay_rag.payloads import ActionsPayload
 
 __all__ = ["CatalogTables", "as_key"]
 
@@ -55,6 +56,8 @@ _KNOWN_PEOPLE = (
 )
 """What the journal knows of a session is newer than what the chunks of a store say."""
 _KEY_DIGITS = 32
+_MOST_PARTS = 64
+"""How many chunks of one payload are recognised in a store that an older format filled."""
 _MEMORY_SESSIONS = 50_000
 """The most sessions that a journal in memory remembers."""
 
@@ -248,7 +251,11 @@ class CatalogTables:
         return self.file.scalar("SELECT count(*) FROM chunk WHERE text IS NULL")
 
     def fill(self, chunks: Sequence[Chunk]) -> int:
-        """Take texts and metadata of chunks that have none; returns how many had none."""
+        """Take texts and metadata of chunks that have none; returns how many had none.
+
+        Later parts of payloads that fill several chunks are added, once the first part is filled:
+        an older format did not know them.
+        """
         missing = {
             found: (number, model, state)
             for number, found, model, state in read_all(
@@ -268,7 +275,30 @@ class CatalogTables:
                 sessions += _session_of(chunk, lane)
         self._insert(rows)
         self._add_sessions(sessions)
+        self._add_parts(chunks)
         return len(rows)
+
+    def _add_parts(self, chunks: Sequence[Chunk]) -> None:
+        known = self._numbers(chunk.id for chunk in chunks)
+        rows, links = [], []
+        for chunk in chunks:
+            lane = _lane_of(chunk)
+            if lane is None or chunk.id in known or chunk.metadata.get("kind") != "actions":
+                continue
+            found = self._connection.execute(
+                "SELECT payload.seq, hex(key), model FROM chunk JOIN chunk_payload ON chunk = number "
+                "JOIN payload USING (seq) WHERE chunk.lane = ? AND chunk.state <> ? "
+                "AND chunk.kind = 'actions'",
+                (lane, ChunkState.PLANNED),
+            )
+            for seq, key, model in found.fetchall():
+                if chunk.id in _later_parts(chunk, key.lower()):
+                    number = self._take_number()
+                    rows.append(self._row(number, chunk, lane, model, ChunkState.STORED))
+                    links.append((seq, number))
+                    break
+        self._insert(rows)
+        insert(self._connection, "chunk_payload (seq, chunk)", links)
 
     def adopt(self, chunks: Sequence[Chunk], model: str) -> int:
         """Take chunks of a store into the catalog; returns how many were not known.
@@ -488,6 +518,13 @@ def _lane_of(chunk: Chunk) -> int | None:
     if session is None:
         return None
     return session_lane(str(chunk.metadata.get("product_id", "")), str(session))
+
+
+def _later_parts(chunk: Chunk, key: str) -> Iterator[str]:
+    """Ids of the chunks after the first one, of a payload of the session of `chunk`."""
+    metadata = chunk.metadata
+    payload = ActionsPayload(str(metadata.get("product_id", "")), str(metadata["session_id"]))
+    return (chunk_id(payload, key, part) for part in range(1, _MOST_PARTS))
 
 
 def _followed(before: Session, after: Session) -> Session:

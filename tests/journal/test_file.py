@@ -13,7 +13,6 @@ import pytest
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.errors import JournalDamagedError, JournalError, JournalVersionError
 from autoplay_rag.journal import bodies as journal_bodies
-from autoplay_rag.journal import file as journal_file
 from autoplay_rag.journal.base import Acknowledgement, Plan, PlannedChunk
 from autoplay_rag.journal.bodies import decoded
 from autoplay_rag.journal.schema import PAGE_SIZE
@@ -182,7 +181,7 @@ def test_a_garbage_header_is_set_aside_and_never_overwritten(opened, path, fill)
 def test_flipped_bytes_in_the_middle_are_found_after_an_unclean_end(opened, path, fill):
     fill("kill")
     data = bytearray(path.read_bytes())
-    for page in range(4096 * 3, len(data), 4096 * 5):
+    for page in range(PAGE_SIZE * 3, len(data), PAGE_SIZE * 5):
         data[page : page + 40] = bytes(b ^ 0xFF for b in data[page : page + 40])
     path.write_bytes(data)
     with pytest.raises(JournalDamagedError, match="damaged"):
@@ -270,7 +269,7 @@ def test_the_file_gives_space_back_and_is_marked_as_ours(opened):
     db = opened("normal")
     assert db.scalar("PRAGMA synchronous") == 1
     assert db.scalar("PRAGMA application_id") == int.from_bytes(b"APRG")
-    assert db.scalar("PRAGMA page_size") == journal_file.PAGE_SIZE
+    assert db.scalar("PRAGMA page_size") == PAGE_SIZE
 
 
 def test_each_journal_has_a_name_of_its_own(opened, tmp_path):
