@@ -445,6 +445,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.successes = 0
         self.counted = {}  # by item: refusals alone that count, and the successes at the last
         self.out = False
+        self.out_since = -1.0
 
     @rule(costs=st.lists(st.integers(1, 6), max_size=6))
     def put(self, costs):
@@ -471,7 +472,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert request.needs_probe == (len(items) == 1 and seen == self.successes)
         if request.needs_probe and probe is None:
             self.queue.unhealthy(request, ValueError("refused"), self.now)
-            self.out = True
+            self.note_outage(request)
             return
         if request.needs_probe and probe:
             self.queue.probed()
@@ -488,7 +489,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.note_success(request)
         elif how == "outage":
             assert self.queue.failed(request, ConnectionError(), self.now) is None
-            self.out = True
+            self.note_outage(request)
         else:
             reason = self.queue.failed(request, ValueError("no"), self.now)
             if len(request.items) > 1:
@@ -502,6 +503,12 @@ class AnyOrder(RuleBasedStateMachine):
             assert (reason is not None) == (attempts >= self.max_attempts)
             if reason is not None:
                 self.note_end(item, "given up")
+
+    def note_outage(self, request):
+        # A request from before the last outage says nothing of what is now.
+        if request.started >= self.out_since:
+            self.out = True
+            self.out_since = self.now
 
     def note_success(self, request):
         self.successes += 1
