@@ -189,8 +189,9 @@ class CatalogTables:
         found: dict[str, None] = {}
         for number in range(first, last + 1, step):
             row = self._connection.execute(
-                "SELECT id FROM chunk WHERE number >= ? AND state <> ? ORDER BY number LIMIT 1",
-                (number, ChunkState.PLANNED),
+                "SELECT id FROM chunk WHERE number >= ? AND number < ? AND state = ? "
+                "ORDER BY number LIMIT 1",
+                (number, number + step, ChunkState.STORED),
             ).fetchone()
             if row:
                 found[row[0]] = None
@@ -238,6 +239,13 @@ class CatalogTables:
         """Take confirmed ids out of the outbox."""
         delete_in(self._connection, "deletion", "chunk", ids)
 
+    def _to_delete(self, ids: Sequence[str]) -> set[str]:
+        rows = self._connection.execute(
+            "SELECT chunk FROM deletion WHERE chunk IN (SELECT value FROM json_each(?))",
+            (json_list(ids),),
+        )
+        return {found for (found,) in rows}
+
     def _has_deletions(self) -> bool:
         return bool(self.file.scalar("SELECT EXISTS (SELECT 1 FROM deletion)"))
 
@@ -276,8 +284,12 @@ class CatalogTables:
         Nothing says which payloads they hold. Each gets one that stands for the payload it begins
         with, recognised by the chunk's id.
         """
-        known = self._numbers([chunk.id for chunk in chunks])
+        ids = [chunk.id for chunk in chunks]
+        # What is to be deleted from the store is not taken back.
+        known = self._numbers(ids).keys() | self._to_delete(ids)
         fresh = {chunk.id: chunk for chunk in chunks if chunk.id not in known}
+        if not fresh:
+            return 0
         seq = min(0, self.file.scalar("SELECT coalesce(min(seq), 0) FROM payload"))
         number_of_model = self._model(model)
         rows, payloads, links, sessions = [], [], [], []
