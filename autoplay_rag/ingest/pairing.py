@@ -287,9 +287,11 @@ class Pairing:
         if not (self.rebuild or interrupted):
             raise error
         if identity is None and not await self._has_ours():
-            raise self._kept(f"the journal {self.path} does not know them") from error
+            raise self._kept("the journal {journal} does not know them") from error
+        if "drop" not in self.store.capabilities:
+            raise self._kept("the store cannot do that (no 'drop')") from error
         if not await self._may_drop():
-            raise self._kept("the store can only be emptied by yourself") from error
+            raise self._kept("the journal {journal} does not have all of their texts") from error
         if verdict in _ADOPTED:
             await self._take_over(verdict)
         await self._queue_all(filled_again=False)
@@ -297,8 +299,9 @@ class Pairing:
 
     def _kept(self, why: str) -> StoreMismatchError:
         return StoreMismatchError(
-            f"{_named(self.store)} holds vectors of another model, and they are not deleted: "
-            f"{why}. What to do: name another collection or folder, or check the path of the journal"
+            f"{_named(self.store)} holds vectors of another model than {self.model!r}, and they "
+            f"are not deleted: {why.format(journal=self.path)}. What to do: use their model, name "
+            "another collection or folder, or check the path of the journal"
         )
 
     async def _may_drop(self) -> bool:
