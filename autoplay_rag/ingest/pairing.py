@@ -37,50 +37,49 @@ _SAMPLE = 100
 _ADOPT_PAGE = 500
 _NOTE_SECONDS = 5.0
 """How long one note may take: nobody waits for it but the end of the pipeline."""
-_REBUILD = (
-    "to embed everything again from the journal's texts, start once with "
-    "IngestPipeline(rebuild=True) (command: --rebuild)"
+_ONCE = "start once with IngestPipeline({0}=True) (command: --{0})"
+_REBUILD = f"{_ONCE.format('rebuild')}, which embeds everything again from the journal's texts"
+_MAKE_ANEW = (
+    f"{_ONCE.format('rebuild')}, which deletes what this store holds and embeds everything again "
+    "from the journal's texts"
 )
-_ADOPT = (
-    "to take over what the store holds, start once with IngestPipeline(adopt=True) "
-    "(command: --adopt)"
-)
+_ADOPT = f"{_ONCE.format('adopt')}, which takes over what the store holds"
 _SAID: dict[Verdict, tuple[str, str]] = {
     "emptied": (
         (
-            "{store} has none of the {chunks:,} chunks that the journal {journal} stored: the store is "
-            "empty or another one"
+            "{store} has none of the {chunks:,} chunks that the journal {journal} stored: it is "
+            "empty, or another store"
         ),
-        f"name the store that has them, or restore it; {_REBUILD}",
+        f"name the store that has them or restore it, or {_REBUILD}",
     ),
     "exchanged": (
         "{store} is not the store that the journal {journal} was last used with",
-        f"name that store; {_REBUILD} in this one",
+        f"name that store, or {_MAKE_ANEW}",
     ),
     "older store": (
         (
-            "{store} is an older copy: it lacks batches that it had confirmed to the journal {journal} "
-            "(it is at batch {held}, the journal at {noted})"
+            "{store} is an older copy: it lacks batches that it had confirmed to the journal "
+            "{journal} (the store is at batch {held}, the journal at {noted})"
         ),
-        f"use the newer copy; {_REBUILD}",
+        f"use the newer copy, or {_MAKE_ANEW}",
     ),
     "other model": (
         (
-            "{store} holds vectors of the model {old!r} for the journal {journal}, and the embedder "
-            "is {new!r}"
+            "{store} holds vectors of the model {old!r} for the journal {journal}, and the "
+            "embedder is {new!r}"
         ),
-        f"use the model {{old!r}}; {_REBUILD} with {{new!r}}",
+        f"use the model {{old!r}}, or {_MAKE_ANEW}",
     ),
     "older journal": (
         (
-            "the journal {journal} is an older copy: {store} holds batches that it does not know (the "
-            "store is at batch {held}, the journal at {acknowledged})"
+            "the journal {journal} is an older copy: {store} holds batches that it does not know "
+            "(the store is at batch {held}, the journal at {acknowledged})"
         ),
-        f"use the newer copy; {_ADOPT}",
+        f"use the newer copy, or {_ADOPT}",
     ),
     "foreign": (
         "{store} belongs to another journal than {journal}",
-        f"check the path of the journal and of the store; {_ADOPT}",
+        f"check the path of the journal and of the store, or {_ADOPT}",
     ),
 }
 _REBUILT: frozenset[Verdict] = frozenset(("emptied", "exchanged", "older store", "other model"))
@@ -282,10 +281,19 @@ class Pairing:
         interrupted = interrupted and await self.journal.count_queued() > 0
         self._identity = identity = await self._stored_identity()
         verdict = judge(notes, known, identity)
-        if verdict in _ADOPTED and not (self.adopt and self.rebuild):
+        if verdict in _ADOPTED and not self.adopt:
             raise self._mismatch(verdict, notes, known) from error
+        if verdict in _ADOPTED and not self.rebuild:
+            raise StoreMismatchError(
+                f"{_named(self.store)} holds vectors of another model than {self.model!r}, and "
+                f"chunks that the journal {self.path} does not know. What to do: use their model, "
+                "or start once with IngestPipeline(adopt=True, rebuild=True) (command: --adopt "
+                "--rebuild), which takes over what the store holds and embeds everything again"
+            ) from error
         if not (self.rebuild or interrupted):
-            raise error
+            if identity is None or notes.model in ("", self.model):
+                raise error
+            raise self._mismatch("other model", notes, known) from error
         if identity is None and not await self._has_ours():
             raise self._kept("the journal {journal} does not know them") from error
         if "drop" not in self.store.capabilities:

@@ -216,6 +216,17 @@ async def test_an_older_copy_of_the_journal_is_refused_and_adopts(journal, disk)
     assert await held_by(DiskStore(disk)) == lines_of(*range(26))
 
 
+async def test_an_older_journal_does_not_drop_what_it_does_not_know(journal, disk):
+    await ingest(DiskStore(disk), journal, *range(3))
+    older = copy_journal(journal, journal.parent / "older" / "journal.db")
+    await ingest(DiskStore(disk), journal, 3)
+    other = {"model": "model-b", "dimension": 12}
+    await refused(DiskStore(disk), older, "older copy", rebuild=True, **other)
+    assert await held_by(DiskStore(disk)) == lines_of(*range(4))
+    await ingest(DiskStore(disk), older, rebuild=True, adopt=True, **other)
+    assert await held_by(DiskStore(disk), "model-b") == lines_of(*range(4))
+
+
 async def test_a_store_of_before_the_last_one_is_refused(journal, disk):
     await ingest(DiskStore(disk, "one"), journal, *range(3))
     await ingest(DiskStore(disk, "two"), journal, *range(3, 6), rebuild=True)
@@ -263,6 +274,9 @@ async def test_a_foreign_store_of_another_model_is_never_dropped(journal, disk, 
     assert await held_by(DiskStore(disk, "theirs")) == lines_of(*range(10))
     await ingest(DiskStore(disk, "theirs"), theirs)
 
+    with pytest.raises(StoreMismatchError, match="--adopt --rebuild"):
+        await ingest(DiskStore(disk, "theirs"), journal, model="model-b", adopt=True)
+    assert await held_by(DiskStore(disk, "theirs")) == lines_of(*range(10))
     both = {"rebuild": True, "adopt": True}
     await ingest(DiskStore(disk, "theirs"), journal, model="model-b", dimension=12, **both)
     expected = lines_of(*range(10), *([11] if journal_knows else []))
