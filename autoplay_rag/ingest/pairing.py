@@ -139,6 +139,9 @@ class Pairing:
     _identity: StoreIdentity | None = None
     _rebuilding: bool = False
     _noting_fails: bool = False
+    _unnamed: bool = False
+    """Whether the store holds chunks of this journal, and neither has named the other yet: an older
+    version did not know all chunks of a payload, so what the journal lacks is taken from the store."""
 
     async def open_store(self) -> None:
         """Start the store; with `rebuild`, one that holds another model's vectors is made anew.
@@ -236,11 +239,12 @@ class Pairing:
         ids = await self.journal.sample(_SAMPLE)
         if not ids or "get" not in self.store.capabilities:
             return None
-        if "identity" in self.store.capabilities:
-            return bool(await self.store.get(ids))
+        can_name = "identity" in self.store.capabilities
         try:
-            return bool(await self.store.get(ids))
-        except Exception as error:  # noqa: BLE001 - a store may raise anything
+            found = bool(await self.store.get(ids))
+        except Exception as error:
+            if can_name:
+                raise
             # Such a store may be in an outage, which must not keep payloads out of the journal.
             _log.warning(
                 "%s could not be compared with the journal %s: %s",
@@ -249,6 +253,9 @@ class Pairing:
                 describe(error),
             )
             return None
+        upgraded = self.journal.upgraded_from is not None
+        self._unnamed = found and self._identity is None and (can_name or upgraded)
+        return found
 
     def _mismatch(self, verdict: Verdict, notes: Notes, known: Known) -> StoreMismatchError:
         what, remedy = (
@@ -363,18 +370,24 @@ class Pairing:
             How many chunks are still without a text.
         """
         missing = await self.journal.missing_texts()
-        if not missing:
+        if not missing and not self._unnamed:
             return 0
         if "scan" not in self.store.capabilities:
-            _log.warning(
-                "the texts of %d chunks are in the store alone, and %s cannot be scanned: a "
-                "rebuild does not embed them again",
-                missing,
-                _named(self.store),
-            )
+            if missing:
+                _log.warning(
+                    "the texts of %d chunks are in the store alone, and %s cannot be scanned: a "
+                    "rebuild does not embed them again",
+                    missing,
+                    _named(self.store),
+                )
             return missing
+        unknown = 0
         async for page in self.store.scan(_ADOPT_PAGE):
             missing -= await self.journal.fill(page)
+            if self._unnamed:
+                unknown += await self.journal.adopt(page)
+        if unknown:
+            _log.info("%d chunks of the store were not in the journal and are now", unknown)
         if missing:
             _log.warning("the store does not have %d chunks that the journal stored", missing)
         return missing

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -517,22 +518,28 @@ async def without_texts(journal):
     await opened.close()
 
 
-async def test_texts_are_read_from_the_store_after_an_upgrade(journal, disk):
+async def upgraded(journal, disk):
+    """A store and a journal of an older version, which knew the first chunk of a payload alone."""
     await ingest(DiskStore(disk), journal, *range(5))
     await without_texts(journal)
     disk["autoplay"].identity = None
+    part = Chunk("e" * 32, "part 2", {"product_id": "acme", "session_id": "s1"})
+    disk["autoplay"].upsert([part], [[1.0] * 8])
+
+
+async def test_texts_are_read_from_the_store_after_an_upgrade(journal, disk):
+    await upgraded(journal, disk)
     await ingest(DiskStore(disk), journal)
     disk.clear()
     await ingest(DiskStore(disk), journal, rebuild=True)
-    assert await held_by(DiskStore(disk)) == lines_of(*range(5))
+    assert await held_by(DiskStore(disk)) == lines_of(*range(5)) + Counter(["part 2"])
 
 
 async def test_texts_are_read_before_the_store_is_dropped(journal, disk):
-    await ingest(DiskStore(disk), journal, *range(5))
-    await without_texts(journal)
-    disk["autoplay"].identity = None
+    await upgraded(journal, disk)
     await ingest(DiskStore(disk), journal, model="model-b", dimension=12, rebuild=True)
-    assert await held_by(DiskStore(disk), "model-b") == lines_of(*range(5))
+    held = await held_by(DiskStore(disk), "model-b")
+    assert held == lines_of(*range(5)) + Counter(["part 2"])
 
 
 async def test_texts_that_are_in_the_store_alone_are_not_dropped(journal, disk):
