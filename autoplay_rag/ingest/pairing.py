@@ -386,6 +386,7 @@ class Pairing:
             missing -= await self.journal.fill(page)
             if self._unnamed:
                 unknown += await self.journal.adopt(page)
+        self._unnamed = False
         if unknown:
             _log.info("%d chunks of the store were not in the journal and are now", unknown)
         if missing:
