@@ -3,17 +3,24 @@
 Each keeps the other's id and the number of the last acknowledged batch. So an emptied, exchanged or
 older copy of either is noticed at start. A crash explains a store that is ahead of its own note;
 nothing explains one that is behind what it confirmed.
+
+Every step is ordered so that a kill or a power loss after it leaves no mismatch: the journal first
+gives up the store it noted, then the store names the journal, then the journal notes the store.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeAlias
 
-from autoplay_rag.errors import AutoplayError, ConfigurationError, StoreMismatchError
+from autoplay_rag._describe import describe
+from autoplay_rag.errors import ConfigurationError, StoreMismatchError
 from autoplay_rag.journal.base import Journal, Known, Notes
 from autoplay_rag.stores.base import StoreIdentity, TextStore, VectorStore
 
@@ -29,26 +36,57 @@ Verdict: TypeAlias = Literal[
 _SAMPLE = 100
 _ADOPT_PAGE = 500
 _NOTE_SECONDS = 5.0
-"""How long the last note may take while the store is closed."""
-_REBUILD = (
-    "to embed everything again from the journal's texts, start once with "
-    "IngestPipeline(rebuild=True) (`--rebuild`)"
+"""How long one note may take: nobody waits for it but the end of the pipeline."""
+_ONCE = "start once with IngestPipeline({0}=True) (command: --{0})"
+_REBUILD = f"{_ONCE.format('rebuild')}, which embeds everything again from the journal's texts"
+_MAKE_ANEW = (
+    f"{_ONCE.format('rebuild')}, which deletes what this store holds and embeds everything again "
+    "from the journal's texts"
 )
-_ADOPT = "to take over what the store holds, start once with IngestPipeline(adopt=True) (`--adopt`)"
+_ADOPT = f"{_ONCE.format('adopt')}, which takes over what the store holds"
 _SAID: dict[Verdict, tuple[str, str]] = {
-    "emptied": (("the store is empty or another one: it has none of the {chunks:,} chunks that the "
-                "journal stored"), _REBUILD),
-    "exchanged": ("the journal belongs to another store", _REBUILD),
-    "older store": ("the store is an older copy: it lacks batches that it had confirmed", _REBUILD),
-    "other model": ("the store holds vectors of the model {held!r}, and the embedder is {model!r}",
-                    f"use that model, or {_REBUILD}"),
-    "older journal": ("the journal is an older copy: the store holds batches that it does not know",
-                      _ADOPT),
-    "foreign": (("the store belongs to another journal: check the path of the journal and of the "
-                "store"), _ADOPT),
-}  # fmt: skip
+    "emptied": (
+        (
+            "{store} has none of the {chunks:,} chunks that the journal {journal} stored: it is "
+            "empty, or another store"
+        ),
+        f"name the store that has them or restore it, or {_REBUILD}",
+    ),
+    "exchanged": (
+        "{store} is not the store that the journal {journal} was last used with",
+        f"name that store, or {_MAKE_ANEW}",
+    ),
+    "older store": (
+        (
+            "{store} is an older copy: it lacks batches that it had confirmed to the journal "
+            "{journal} (the store is at batch {held}, the journal at {noted})"
+        ),
+        f"use the newer copy, or {_MAKE_ANEW}",
+    ),
+    "other model": (
+        (
+            "{store} holds vectors of the model {old!r} for the journal {journal}, and the "
+            "embedder is {new!r}"
+        ),
+        f"use the model {{old!r}}, or {_MAKE_ANEW}",
+    ),
+    "older journal": (
+        (
+            "the journal {journal} is an older copy: {store} holds batches that it does not know "
+            "(the store is at batch {held}, the journal at {acknowledged})"
+        ),
+        f"use the newer copy, or {_ADOPT}",
+    ),
+    "foreign": (
+        "{store} belongs to another journal than {journal}",
+        f"check the path of the journal and of the store, or {_ADOPT}",
+    ),
+}
 _REBUILT: frozenset[Verdict] = frozenset(("emptied", "exchanged", "older store", "other model"))
 _ADOPTED: frozenset[Verdict] = frozenset(("older journal", "foreign"))
+_DROPPED: frozenset[Verdict] = frozenset(("exchanged", "older store", "other model"))
+"""Where a rebuild first drops what the store holds: another model's vectors, and chunks that were
+deleted since, must not stay."""
 
 
 def judge(notes: Notes, known: Known, identity: StoreIdentity | None) -> Verdict:
@@ -56,7 +94,7 @@ def judge(notes: Notes, known: Known, identity: StoreIdentity | None) -> Verdict
 
     Args:
         notes: What the journal notes.
-        known: How far the journal has come.
+        known: How far the journal has come; `chunks` without those that are to be stored again.
         identity: What the store notes; None if nothing.
 
     Example:
@@ -89,6 +127,7 @@ class Pairing:
         model: Names the embedder; "" where the store embeds for itself.
         rebuild: Whether to embed everything again.
         adopt: Whether to take over what the store holds.
+        path: The journal's file, for messages; None if it is in memory.
     """
 
     journal: Journal
@@ -96,7 +135,13 @@ class Pairing:
     model: str
     rebuild: bool = False
     adopt: bool = False
+    path: Path | None = None
     _identity: StoreIdentity | None = None
+    _rebuilding: bool = False
+    _noting_fails: bool = False
+    _unnamed: bool = False
+    """Whether the store holds chunks of this journal, and neither has named the other yet: an older
+    version did not know all chunks of a payload, so what the journal lacks is taken from the store."""
 
     async def open_store(self) -> None:
         """Start the store; with `rebuild`, one that holds another model's vectors is made anew.
@@ -106,15 +151,10 @@ class Pairing:
         """
         try:
             await self.store.start(self.model)
-        except StoreMismatchError:
-            if not self.rebuild or "drop" not in self.store.capabilities:
+        except StoreMismatchError as error:
+            if self.path is None:
                 raise
-            notes = await self.journal.notes()
-            identity = await self._stored_identity()
-            if identity is not None and identity.journal_id != notes.journal_id:
-                raise
-            await self.store.drop()
-            await self.store.start(self.model)
+            await self._make_anew(error)
 
     async def check(self) -> None:
         """Compare both, and rebuild or adopt where that was asked for.
@@ -122,41 +162,58 @@ class Pairing:
         Raises:
             StoreMismatchError: If they do not belong together; the message says what to do.
         """
-        notes, known = await self.journal.notes(), await self.journal.known()
+        notes, known = await self._state()
         self._identity = await self._stored_identity()
         verdict = await self._verdict(notes, known)
         _log.debug("journal and store: %s", verdict)
-        if verdict in _ADOPTED:
-            if not self.adopt:
-                raise self._mismatch(verdict, notes, known)
-            await self._take_over()
-        elif self.rebuild or (verdict == "emptied" and not self.store.persistent):
-            await self._queue_all()
-        elif verdict in _REBUILT:
+        if verdict in _ADOPTED and not self.adopt:
             raise self._mismatch(verdict, notes, known)
-        await self._fill()
-        await self._claim(notes, known)
+        filled_again = verdict in _REBUILT and not self.store.persistent
+        if verdict in _REBUILT and not (self.rebuild or filled_again):
+            raise self._mismatch(verdict, notes, known)
+        if self.adopt and verdict not in _REBUILT:
+            await self._take_over(verdict)
+        if (self.rebuild or filled_again) and not self._rebuilding:
+            await self._queue_all(filled_again=filled_again)
+            if verdict in _DROPPED and await self._may_drop():
+                await self._drop()
+        elif not notes.store_id or self.journal.upgraded_from is not None:
+            await self._fill()
+        await self._claim(anew=verdict == "older journal")
 
     async def note(self) -> None:
-        """Have the store note how far the journal has come, and the journal that it has."""
+        """Have the store note how far the journal has come, and the journal that it has.
+
+        A store that cannot note it is only compared less exactly at the next start.
+
+        Raises:
+            JournalError: If the journal cannot be written.
+        """
         if self._identity is None:
             return
         batch = await self.journal.acknowledged_for_good()
-        if batch != self._identity.batch:
-            identity = replace(self._identity, batch=batch)
-            await self.store.save_identity(identity)
-            self._identity = identity
-            await self.journal.note_store(identity.store_id, batch, self.model)
-
-    async def note_last(self) -> None:
-        """As `note`, at the end: what fails now is only noticed later."""
+        if batch == self._identity.batch:
+            return
+        identity = replace(self._identity, batch=batch)
         try:
             async with asyncio.timeout(_NOTE_SECONDS):
-                await self.note()
-        except (AutoplayError, OSError, TimeoutError) as error:
-            _log.debug("the store could not note how far the journal is: %s", error)
+                await self.store.save_identity(identity)
+        except Exception as error:  # noqa: BLE001 - a store may raise anything
+            level = logging.DEBUG if self._noting_fails else logging.WARNING
+            self._noting_fails = True
+            _log.log(level, "the store could not note how far the journal is: %s", describe(error))
+            return
+        self._noting_fails = False
+        self._identity = identity
+        await self.journal.note_store(identity.store_id, batch, self.model)
 
     # -- what they say ------------------------------------------------------------------------
+
+    async def _state(self) -> tuple[Notes, Known]:
+        """The journal's notes, and how far it is: `chunks` are those that the store must have."""
+        notes, known = await self.journal.notes(), await self.journal.known()
+        queued = await self.journal.count_queued()
+        return notes, replace(known, chunks=known.chunks - queued)
 
     async def _stored_identity(self) -> StoreIdentity | None:
         if "identity" not in self.store.capabilities:
@@ -164,78 +221,201 @@ class Pairing:
         return await self.store.identity()
 
     async def _verdict(self, notes: Notes, known: Known) -> Verdict:
-        if notes.model and notes.model != self.model and known.chunks:
-            return "other model"
+        verdict: Verdict = "new"
         if "identity" in self.store.capabilities:
             verdict = judge(notes, known, self._identity)
-            if verdict != "new" or not known.chunks:
-                return verdict
-            # The first start after an upgrade: neither names the other.
-        return "emptied" if await self._has_none_of_ours(known) else "match"
+        if verdict not in ("new", "match") or not known.chunks:
+            return verdict
+        # Neither names the other: the first start after an upgrade, or a store without identity.
+        # Or the store was emptied by other means than deleting it.
+        if await self._has_ours() is False:
+            return "emptied"
+        if notes.model and notes.model != self.model:
+            return "other model"
+        return "match"
 
-    async def _has_none_of_ours(self, known: Known) -> bool:
-        if not known.chunks or "get" not in self.store.capabilities:
-            return False
+    async def _has_ours(self) -> bool | None:
+        """Whether the store has any chunk of a sample; None if that cannot be known."""
         ids = await self.journal.sample(_SAMPLE)
-        return bool(ids) and not await self.store.get(ids)
+        if not ids or "get" not in self.store.capabilities:
+            return None
+        can_name = "identity" in self.store.capabilities
+        try:
+            found = bool(await self.store.get(ids))
+        except Exception as error:
+            if can_name:
+                raise
+            # Such a store may be in an outage, which must not keep payloads out of the journal.
+            _log.warning(
+                "%s could not be compared with the journal %s: %s",
+                _named(self.store),
+                self.path,
+                describe(error),
+            )
+            return None
+        upgraded = self.journal.upgraded_from is not None
+        self._unnamed = found and self._identity is None and (can_name or upgraded)
+        return found
 
     def _mismatch(self, verdict: Verdict, notes: Notes, known: Known) -> StoreMismatchError:
-        what, remedy = _SAID[verdict]
-        what = what.format(chunks=known.chunks, held=notes.model, model=self.model)
-        return StoreMismatchError(f"{what}; {remedy}")
+        what, remedy = (
+            text.format(
+                store=_named(self.store),
+                journal=self.path,
+                chunks=known.chunks,
+                held=self._identity.batch if self._identity else 0,
+                noted=notes.store_batch,
+                acknowledged=known.acknowledged,
+                old=notes.model or "the store's own",
+                new=self.model or "the store's own",
+            )
+            for text in _SAID[verdict]
+        )
+        return StoreMismatchError(f"{what}. What to do: {remedy}")
 
     # -- what is done -------------------------------------------------------------------------
 
-    async def _queue_all(self) -> None:
-        count = await self.journal.queue_all()
-        _log.warning("%d chunks are embedded and stored again from the journal's texts", count)
+    async def _make_anew(self, error: StoreMismatchError) -> None:
+        """Drop a store that refused to start with this model, if a rebuild may do that.
 
-    async def _take_over(self) -> None:
+        Raises:
+            StoreMismatchError: If it may not.
+        """
+        notes, known = await self._state()
+        # Killed after everything was queued and before the store was dropped: nothing is in the
+        # store that the queue would not store again.
+        interrupted = notes.model == self.model and not known.chunks
+        interrupted = interrupted and await self.journal.count_queued() > 0
+        self._identity = identity = await self._stored_identity()
+        verdict = judge(notes, known, identity)
+        if verdict in _ADOPTED and not self.adopt:
+            raise self._mismatch(verdict, notes, known) from error
+        if verdict in _ADOPTED and not self.rebuild:
+            raise StoreMismatchError(
+                f"{_named(self.store)} holds vectors of another model than {self.model!r}, and "
+                f"chunks that the journal {self.path} does not know. What to do: use their model, "
+                "or start once with IngestPipeline(adopt=True, rebuild=True) (command: --adopt "
+                "--rebuild), which takes over what the store holds and embeds everything again"
+            ) from error
+        if not (self.rebuild or interrupted):
+            if identity is None or notes.model in ("", self.model):
+                raise error
+            raise self._mismatch("other model", notes, known) from error
+        if identity is None and not await self._has_ours():
+            raise self._kept("the journal {journal} does not know them") from error
+        if "drop" not in self.store.capabilities:
+            raise self._kept("the store cannot do that (no 'drop')") from error
+        if not await self._may_drop():
+            raise self._kept("the journal {journal} does not have all of their texts") from error
+        if verdict in _ADOPTED:
+            await self._take_over(verdict)
+        await self._queue_all(filled_again=False)
+        await self._drop()
+
+    def _kept(self, why: str) -> StoreMismatchError:
+        return StoreMismatchError(
+            f"{_named(self.store)} holds vectors of another model than {self.model!r}, and they "
+            f"are not deleted: {why.format(journal=self.path)}. What to do: use their model, name "
+            "another collection or folder, or check the path of the journal"
+        )
+
+    async def _may_drop(self) -> bool:
+        """Whether dropping the store loses nothing that a rebuild needs."""
+        can = self.store.capabilities
+        return "drop" in can and ("scan" in can or not await self.journal.missing_texts())
+
+    async def _queue_all(self, *, filled_again: bool) -> None:
+        missing = await self._fill()
+        count = await self.journal.queue_all()
+        # From here on a start with this model goes on, with `rebuild` or without.
+        await self.journal.note_store("", 0, self.model)
+        await self.journal.acknowledged_for_good()
+        self._rebuilding = True
+        _log.info("%d chunks are embedded and stored again from the journal's texts", count)
+        if missing and not filled_again:
+            _log.warning("%d chunks are not: their texts were in the store alone", missing)
+
+    async def _drop(self) -> None:
+        _log.info("%s: what it holds is deleted first", _named(self.store))
+        await self.store.drop()
+        await self.store.start(self.model)
+        self._identity = None
+
+    async def _take_over(self, verdict: Verdict) -> None:
+        if verdict == "foreign":
+            # What this journal stored is in another store.
+            await self.journal.queue_all()
         if "scan" not in self.store.capabilities:
             _log.warning(
                 "%s cannot be scanned: what it holds stays unknown to the journal, and a payload "
                 "that it holds already is stored once more when it is delivered again",
-                type(self.store).__name__,
+                _named(self.store),
             )
             return
         count = 0
         async for page in self.store.scan(_ADOPT_PAGE):
             count += await self.journal.adopt(page)
-        _log.warning(
-            "adopted %d chunks of the store. It does not say which payloads they hold: each is "
-            "known by its first one, the others are stored once more if they are delivered again",
-            count,
-        )
-
-    async def _fill(self) -> None:
-        """Take from the store what an older format of the journal did not keep."""
-        missing = await self.journal.missing_texts()
-        if not missing:
-            return
-        if "scan" not in self.store.capabilities:
+        if count:
             _log.warning(
-                "the texts of %d chunks are in the store alone, and %s cannot be scanned: they are "
-                "not embedded again by a rebuild",
-                missing,
-                type(self.store).__name__,
+                "adopted %d chunks of the store. It does not say which payloads they hold: each "
+                "is known by its first one, the others are stored once more if they are delivered "
+                "again",
+                count,
             )
-            return
-        for _ in range(2):  # later parts of a payload are known by its first one
+
+    async def _fill(self) -> int:
+        """Take from the store what an older format of the journal did not keep.
+
+        Returns:
+            How many chunks are still without a text.
+        """
+        missing = await self.journal.missing_texts()
+        if not missing and not self._unnamed:
+            return 0
+        if "scan" not in self.store.capabilities:
+            if missing:
+                _log.warning(
+                    "the texts of %d chunks are in the store alone, and %s cannot be scanned: a "
+                    "rebuild does not embed them again",
+                    missing,
+                    _named(self.store),
+                )
+            return missing
+        unknown = 0
+        for again in (False, True):  # later parts of a payload are known by its first one
             async for page in self.store.scan(_ADOPT_PAGE):
                 missing -= await self.journal.fill(page)
+                if again and self._unnamed:
+                    unknown += await self.journal.adopt(page)
+        self._unnamed = False
+        if unknown:
+            _log.info("%d chunks of the store were not in the journal and are now", unknown)
         if missing:
             _log.warning("the store does not have %d chunks that the journal stored", missing)
+        return missing
 
-    async def _claim(self, notes: Notes, known: Known) -> None:
-        store_id = notes.store_id
-        if "identity" in self.store.capabilities:
-            held = self._identity
-            store_id = held.store_id if held else os.urandom(16).hex()
-            claimed = StoreIdentity(store_id, notes.journal_id, known.acknowledged)
-            if claimed != held:
-                await self.store.save_identity(claimed)
-            self._identity = claimed
-        await self.journal.note_store(store_id, known.acknowledged, self.model)
+    async def _claim(self, *, anew: bool) -> None:
+        """Have each note the other.
+
+        Args:
+            anew: Give the store a new id, so that a newer copy of the journal is refused from now.
+        """
+        notes = await self.journal.notes()
+        if "identity" not in self.store.capabilities:
+            known = await self.journal.known()
+            await self.journal.note_store(notes.store_id, known.acknowledged, self.model)
+            return
+        held = self._identity
+        store_id = os.urandom(16).hex() if held is None or anew else held.store_id
+        if notes.store_id not in ("", store_id):
+            await self.journal.note_store("", 0, self.model)
+        # The store must never confirm what a power loss could take from the journal.
+        batch = await self.journal.acknowledged_for_good()
+        claimed = StoreIdentity(store_id, notes.journal_id, batch)
+        if claimed != held:
+            await self.store.save_identity(claimed)
+        self._identity = claimed
+        await self.journal.note_store(store_id, batch, self.model)
 
 
 def check_options(*, has_file: bool, rebuild: bool, adopt: bool) -> None:
@@ -247,3 +427,11 @@ def check_options(*, has_file: bool, rebuild: bool, adopt: bool) -> None:
     for name, given in (("rebuild", rebuild), ("adopt", adopt)):
         if given and not has_file:
             raise ConfigurationError(f"{name}=True needs a journal file: give journal=...")
+
+
+def _named(store: VectorStore | TextStore) -> str:
+    """A store in a message, without what its repr may give away."""
+    cls = type(store)
+    if cls.__repr__ is object.__repr__ or dataclasses.is_dataclass(cls):
+        return cls.__name__
+    return re.sub(r"//[^/@\s]+@", "//...@", repr(store))

@@ -94,7 +94,12 @@ class RunningPipeline:
             on_returned=self._returned,
         )
         self._pairing = Pairing(
-            self._journal, store, model, rebuild=settings.rebuild, adopt=settings.adopt
+            self._journal,
+            store,
+            model,
+            rebuild=settings.rebuild,
+            adopt=settings.adopt,
+            path=settings.journal,
         )
         self._overflowing = False
         self._failure: str | None = None
@@ -206,7 +211,7 @@ class RunningPipeline:
         if self._settings.journal:
             with suppress(AutoplayError):
                 await self._journal.note_health(self.health)
-            await self._pairing.note_last()
+                await self._pairing.note()
         await self._close_all()
 
     async def _close_all(self) -> None:
@@ -359,8 +364,6 @@ class RunningPipeline:
                     await self._pairing.note()
             except JournalError as error:
                 _log.error("requests of other processes have to wait: %s", error)
-            except (AutoplayError, OSError) as error:
-                _log.warning("the store could not note how far the journal is: %s", error)
             second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
 

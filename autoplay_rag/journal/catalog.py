@@ -5,6 +5,7 @@ Everything here blocks and runs inside a transaction of the writer's thread.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -182,22 +183,30 @@ class CatalogTables:
         return self.file.scalar("SELECT count(*) FROM chunk")
 
     def sample(self, count: int) -> list[str]:
-        """Ids of stored chunks, spread evenly over the catalog."""
+        """Ids of stored chunks, spread over the catalog: one of each span of numbers."""
         first, last = self._connection.execute(
-            "SELECT min(number), max(number) FROM chunk"
+            # In two queries: asked for both, SQLite reads the whole table.
+            "SELECT (SELECT min(number) FROM chunk), (SELECT max(number) FROM chunk)"
         ).fetchone()
         if first is None:
             return []
         step = -(-(last - first + 1) // max(1, count))  # rounded up: no more than `count`
-        found: dict[str, None] = {}
-        for number in range(first, last + 1, step):
-            row = self._connection.execute(
-                "SELECT id FROM chunk WHERE number >= ? AND state <> ? ORDER BY number LIMIT 1",
-                (number, ChunkState.PLANNED),
-            ).fetchone()
-            if row:
-                found[row[0]] = None
-        return list(found)
+        found = (
+            # Not at even distances, which could match a pattern in what is missing.
+            self._stored_in(start + random.randrange(step), start + step)  # noqa: S311
+            or self._stored_in(start, start + step)
+            for start in range(first, last + 1, step)
+        )
+        return [one for one in found if one is not None]
+
+    def _stored_in(self, start: int, end: int) -> str | None:
+        """The id of the first stored chunk with a number in a range."""
+        row = self._connection.execute(
+            "SELECT id FROM chunk WHERE number >= ? AND number < ? AND state = ? "
+            "ORDER BY number LIMIT 1",
+            (start, end, ChunkState.STORED),
+        ).fetchone()
+        return row[0] if row else None
 
     # -- stored again -------------------------------------------------------------------------
 
@@ -240,6 +249,13 @@ class CatalogTables:
     def deleted(self, ids: Sequence[str]) -> None:
         """Take confirmed ids out of the outbox."""
         delete_in(self._connection, "deletion", "chunk", ids)
+
+    def _to_delete(self, ids: Sequence[str]) -> set[str]:
+        rows = self._connection.execute(
+            "SELECT chunk FROM deletion WHERE chunk IN (SELECT value FROM json_each(?))",
+            (json_list(ids),),
+        )
+        return {found for (found,) in rows}
 
     def _has_deletions(self) -> bool:
         return bool(self.file.scalar("SELECT EXISTS (SELECT 1 FROM deletion)"))
@@ -306,8 +322,12 @@ class CatalogTables:
         Nothing says which payloads they hold. Each gets one that stands for the payload it begins
         with, recognised by the chunk's id.
         """
-        known = self._numbers([chunk.id for chunk in chunks])
+        ids = [chunk.id for chunk in chunks]
+        # What is to be deleted from the store is not taken back.
+        known = self._numbers(ids).keys() | self._to_delete(ids)
         fresh = {chunk.id: chunk for chunk in chunks if chunk.id not in known}
+        if not fresh:
+            return 0
         seq = min(0, self.file.scalar("SELECT coalesce(min(seq), 0) FROM payload"))
         number_of_model = self._model(model)
         rows, payloads, links, sessions = [], [], [], []

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -160,6 +161,55 @@ async def test_a_connector_that_never_answered_is_an_error(ended, silent_port):
     assert (code, out) == (1, "")
     error = err.splitlines()[-1]
     assert error.startswith(f"error: nobody answered with a stream at {url}: the last error was ")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_a_deleted_store_is_rebuilt_when_asked_for(ended, tmp_path):
+    async with LocalConnector(VISITS) as connector:
+        args = ("ingest", connector.url, "--idle-seconds", "0.5")
+        await ended(*args)
+        shutil.rmtree(tmp_path / "chroma")
+        code, out, err = await ended(*args)
+        assert (code, out) == (1, "")
+        journal, error = err.splitlines()
+        assert journal == "journal: chroma-journal.db"
+        assert error.startswith("error: <ChromaStore: collection 'autoplay' in ")
+        assert "none of the 4 chunks that the journal" in error
+        assert "--rebuild" in error
+
+        code, out, err = await ended(*args, "--rebuild")
+        assert (code, out) == (0, "received 8 · pending 0 · stored 4 · duplicate 4\n")
+        assert "error" not in err
+    code, out, _ = await ended("search", "whose payment failed?", "--k", "9", "--json")
+    assert code == 0
+    assert {hit["session_id"] for hit in json.loads(out)} == {"s1", "s2", "s3"}
+    assert len(json.loads(out)) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_the_store_of_another_journal_is_adopted_when_asked_for(ended):
+    async with LocalConnector(VISITS) as connector:
+        args = ("ingest", connector.url, "--idle-seconds", "0.5")
+        await ended(*args)
+        mistyped = (*args, "--journal", "jornal.db")
+        for options in ((), ("--rebuild",)):
+            code, out, err = await ended(*mistyped, *options)
+            assert (code, out) == (1, "")
+            error = err.splitlines()[-1]
+            assert error.startswith("error: ")
+            assert "another journal" in error
+            assert "jornal.db" in error
+            assert "--adopt" in error
+
+        code, out, err = await ended(*mistyped, "--adopt")
+        assert (code, out) == (0, "received 4 · pending 0 · stored 0 · duplicate 4\n")
+        code, _, err = await ended(*args)
+        assert code == 1
+        assert "another journal" in err
+    code, out, _ = await ended("search", "whose payment failed?", "--k", "9", "--json")
+    assert (code, len(json.loads(out))) == (0, 4)
 
 
 def received(journal):
