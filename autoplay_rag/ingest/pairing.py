@@ -13,7 +13,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from autoplay_rag.errors import AutoplayError, ConfigurationError, StoreMismatchError
+from autoplay_rag._describe import describe
+from autoplay_rag.errors import ConfigurationError, StoreMismatchError
 from autoplay_rag.journal.base import Journal, Known, Notes
 from autoplay_rag.stores.base import StoreIdentity, TextStore, VectorStore
 
@@ -153,8 +154,8 @@ class Pairing:
         try:
             async with asyncio.timeout(_NOTE_SECONDS):
                 await self.note()
-        except (AutoplayError, OSError, TimeoutError) as error:
-            _log.debug("the store could not note how far the journal is: %s", error)
+        except Exception as error:  # noqa: BLE001 - other people's store
+            _log.debug("the store could not note how far the journal is: %s", describe(error))
 
     # -- what they say ------------------------------------------------------------------------
 

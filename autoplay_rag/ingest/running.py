@@ -203,11 +203,13 @@ class RunningPipeline:
         _, busy = await asyncio.wait([self._task], timeout=_GRACE_SECONDS)
         if busy:
             _log.error("an embedder or a store does not let itself be cancelled: not waited for")
-        if self._settings.journal:
-            with suppress(AutoplayError):
-                await self._journal.note_health(self.health)
-            await self._pairing.note_last()
-        await self._close_all()
+        try:
+            if self._settings.journal:
+                with suppress(AutoplayError):
+                    await self._journal.note_health(self.health)
+                await self._pairing.note_last()
+        finally:
+            await self._close_all()
 
     async def _close_all(self) -> None:
         try:
@@ -355,14 +357,18 @@ class RunningPipeline:
                         noted = health
                 if second % _TIDY_EVERY == 0:
                     await self._journal.tidy()
-                if second % _NOTE_EVERY == _NOTE_EVERY - 1:
-                    await self._pairing.note()
             except JournalError as error:
                 _log.error("requests of other processes have to wait: %s", error)
-            except (AutoplayError, OSError) as error:
-                _log.warning("the store could not note how far the journal is: %s", error)
+            if second % _NOTE_EVERY == _NOTE_EVERY - 1:
+                await self._note_store()
             second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
+
+    async def _note_store(self) -> None:
+        try:
+            await self._pairing.note()
+        except Exception as error:  # noqa: BLE001 - other people's store
+            _log.warning("the store could not note how far the journal is: %s", describe(error))
 
     async def _save_tokens(self, day: str, tokens: int) -> None:
         try:

@@ -410,7 +410,10 @@ class Catalog(ABC):
 
     @abstractmethod
     async def deletions(self, limit: int) -> list[str]:
-        """Ids of chunks that the store has not confirmed to have deleted, oldest first."""
+        """Ids of chunks that the store has not confirmed to have deleted, oldest first.
+
+        Chunks that a plan stores anew are not among them.
+        """
 
     @abstractmethod
     async def deleted(self, ids: Sequence[str]) -> None:

@@ -231,7 +231,12 @@ class CatalogTables:
 
     def deletions(self, limit: int) -> list[str]:
         """Ids in the deletion outbox, oldest first."""
-        rows = self._connection.execute("SELECT chunk FROM deletion ORDER BY at LIMIT ?", (limit,))
+        rows = self._connection.execute(
+            # One that a plan stores anew is left to the plan: it must not be deleted afterwards.
+            "SELECT chunk FROM deletion WHERE chunk NOT IN (SELECT id FROM chunk) "
+            "ORDER BY at LIMIT ?",
+            (limit,),
+        )
         return [found for (found,) in rows]
 
     def deleted(self, ids: Sequence[str]) -> None:
