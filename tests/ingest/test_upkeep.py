@@ -364,9 +364,7 @@ async def test_a_journal_that_fails_meanwhile_delays_it(rig, make_actions, monke
         assert made.upkeep.problems == []
 
 
-async def test_an_outage_while_chunks_are_stored_again_costs_nothing(
-    rig, make_actions, eventually
-):
+async def test_an_outage_while_chunks_are_stored_again_costs_nothing(rig, make_actions, eventually):
     async with rig(ScriptedStore()) as made:
         await queue_all(made, make_actions, 3)
     store = ScriptedStore()
