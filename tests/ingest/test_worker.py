@@ -69,9 +69,7 @@ class Rig:
     def __init__(self, store, render, max_actions) -> None:
         self.store = store
         self.batcher = Batcher(0.0)
-        self.journal = SqliteJournal(
-            None, on_entry=self.committed, on_returned=lambda back: self.gathered(back)
-        )
+        self.journal = SqliteJournal(None, on_entry=self.committed, on_returned=self.gathered)
         self.writer = ChunkWriter(store, None, embed_concurrency=1, limits=None, max_attempts=2)
         planner = Planner(render, len, max_actions, include_email=False)
         self.upkeep = Upkeep(self.journal, self.writer, planner)
@@ -210,7 +208,7 @@ async def test_a_journal_that_fails_is_asked_again(rig, make_actions, monkeypatc
 
 
 @pytest.mark.parametrize(("name", "what"), [("read", "planning"), ("acknowledge", "acknowledging")])
-async def test_while_the_journal_fails_that_is_said(
+async def test_while_the_journal_fails_that_is_said(  # noqa: PLR0917 - fixtures
     rig, make_actions, monkeypatch, eventually, name, what
 ):
     async with rig() as made:
