@@ -16,12 +16,17 @@ from autoplay_rag._cancelled import is_cancelled
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._describe import describe
 from autoplay_rag.content.probe import PROBE, PROBE_ID
-from autoplay_rag.errors import ConfigurationError, MissingCapabilityError
+from autoplay_rag.errors import (
+    ConfigurationError,
+    MissingCapabilityError,
+    StoreRejectedError,
+)
 from autoplay_rag.ingest.embedding import Embedding
 from autoplay_rag.ingest.retries import (
     Request,
     RequestLimits,
     RetryQueue,
+    is_forbidden,
     is_rejection,
     retry_after,
 )
@@ -435,6 +440,9 @@ class ChunkWriter:
         probing: bool,
     ) -> None:
         now = time.monotonic()
+        if kind.capability and is_forbidden(error):
+            # Not an outage: whoever waits for it would wait forever. Its owner repeats it later.
+            error = StoreRejectedError(describe(error))
         if probing:
             kind.queue.unhealthy(request, error, now)
         elif reason := kind.queue.failed(request, error, now):

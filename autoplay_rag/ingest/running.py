@@ -277,9 +277,13 @@ class RunningPipeline:
         else:
             raise PipelineError(f"{self.health}; it stores nothing more, see the log")
         reasons = self.health.reasons
+        left = (
+            f"{pending:,} payloads are not stored"
+            if (pending := self.ledger.pending)
+            else ("deletions, or chunks that are stored again, are not done")
+        )
         raise DrainTimeoutError(
-            f"{self.ledger.pending:,} payloads are not stored after {timeout:g} s"
-            + (f" ({'; '.join(reasons)})" if reasons else "")
+            f"{left} after {timeout:g} s" + (f" ({'; '.join(reasons)})" if reasons else "")
         )
 
     async def _ends_before_work(self) -> bool:
