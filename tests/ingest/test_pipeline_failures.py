@@ -805,7 +805,7 @@ async def test_a_full_disk_loses_only_what_came_meanwhile_and_says_so(
 # -- deletes ----------------------------------------------------------------------------------
 
 
-class Forbidden(Exception):
+class ForbiddenError(Exception):
     """As clients of vector databases raise it."""
 
     status_code = 403
@@ -832,7 +832,7 @@ def upserts_only(error):
         NotImplementedError("upserts only"),
         ValueError("upserts only"),
         PermissionError("upserts only"),
-        Forbidden("upserts only"),
+        ForbiddenError("upserts only"),
     ],
     ids=lambda error: type(error).__name__,
 )
