@@ -117,6 +117,18 @@ async def test_no_journal_is_said_at_once(tmp_path):
             pass
 
 
+def follow_until(ended, path, seen) -> None:
+    """As another process does, with connections of its own, as fast as it can."""
+    reader, after = JournalReader(path), 0
+    while True:
+        last_look = ended.is_set()
+        while found := reader.payloads(after, 0.0):
+            seen.extend((seq, payload.actions[0].title) for seq, _, payload in found)
+            after = found[-1][0]
+        if last_look:
+            return
+
+
 async def test_under_load_nothing_is_missed_and_nothing_is_seen_twice_while_letters_are_retried(
     tmp_path, embedder, make_actions, titles
 ):
@@ -127,21 +139,10 @@ async def test_under_load_nothing_is_missed_and_nothing_is_seen_twice_while_lett
         if any("poison" in text for text in texts):
             raise ValueError("poison")
 
-    def follow():
-        """As another process does, with a connection of its own, as fast as it can."""
-        reader, after = JournalReader(path), 0
-        while True:
-            last_look = ended.is_set()
-            while found := reader.payloads(after, 0.0):
-                seen.extend((seq, payload.actions[0].title) for seq, _, payload in found)
-                after = found[-1][0]
-            if last_look:
-                return
-
     embedder.script = refuse_poison
     options = {"journal": path, "render": titles, "batch_window": 0.0, "max_attempts": 1}
     async with IngestPipeline(MemoryStore(), embedder, **options) as pipeline:
-        following = asyncio.create_task(asyncio.to_thread(follow))
+        following = asyncio.create_task(asyncio.to_thread(follow_until, ended, path, seen))
 
         async def send(sender):
             for number in range(100):

@@ -370,7 +370,7 @@ async def test_health_is_readable_from_any_thread_while_requests_are_in_flight(
     assert len(found) > 10
 
 
-async def test_a_store_that_cannot_note_where_the_journal_is_ends_nothing(
+async def test_a_store_that_cannot_note_where_the_journal_is_ends_nothing(  # noqa: PLR0917 - fixtures
     make_pipeline, make_actions, monkeypatch, tmp_path, eventually, caplog
 ):
     monkeypatch.setattr(running, "_NOTE_EVERY", 1)
