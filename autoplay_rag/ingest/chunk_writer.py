@@ -439,10 +439,10 @@ class ChunkWriter:
         error: BaseException,
         probing: bool,
     ) -> None:
-        now = time.monotonic()
         if kind.capability and is_forbidden(error):
             # Not an outage: whoever waits for it would wait forever. Its owner repeats it later.
             error = StoreRejectedError(describe(error))
+        now = time.monotonic()
         if probing:
             kind.queue.unhealthy(request, error, now)
         elif reason := kind.queue.failed(request, error, now):
