@@ -6,6 +6,7 @@ rendering is the user's code, and both rendering and counting tokens take time.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from autoplay_rag.journal.bodies import decoded
 from autoplay_rag.payloads import Payload
 
 __all__ = ["Planner"]
+
+_log = logging.getLogger(__name__)
 
 _DAMAGED = "the journal's copy of it is damaged"
 
@@ -93,8 +96,19 @@ class Planner:
         return divided
 
     def count(self, chunks: Sequence[Chunk]) -> list[int]:
-        """What embedding each of these chunks costs."""
-        return [int(self.count_tokens(chunk.text)) for chunk in chunks]
+        """What embedding each of these chunks costs.
+
+        Where the embedder cannot count a text, it is estimated: these chunks were planned before,
+        and one of them must not stop the others.
+        """
+        return [self._cost(chunk.text) for chunk in chunks]
+
+    def _cost(self, text: str) -> int:
+        try:
+            return int(self.count_tokens(text))
+        except Exception as error:  # noqa: BLE001 - other people's code
+            _log.warning("the tokens of a text could not be counted: %s", type(error).__name__)
+            return len(text)
 
     def _add(self, plan: Plan, accepted: Sequence[Accepted]) -> None:
         chunks: list[PlannedChunk] = []

@@ -222,6 +222,17 @@ async def test_closing_closes_the_journal_although_the_store_cannot_be_closed(
         assert again.ledger.received == 1
 
 
+async def test_two_that_close_at_once_both_wait_for_the_end(make_pipeline, make_actions, tmp_path):
+    store, journal = ClosedStore(), tmp_path / "j.db"
+    pipeline = make_pipeline(store, journal=journal, batch_window=60.0)
+    await pipeline.start()
+    await pipeline.on_actions(make_actions("s", "a"))
+    await asyncio.gather(pipeline.aclose(), pipeline.aclose())
+    assert pipeline.ledger.stored == 1
+    async with make_pipeline(store, journal=journal) as again:
+        assert again.ledger.stored == 1
+
+
 async def test_the_blocking_client_hands_over_through_the_pipelines_loop(
     make_pipeline, make_payload, local_connector, eventually, caplog
 ):

@@ -275,6 +275,19 @@ def test_tokens_are_counted_anew(planner, make_actions):
     assert double.count([planned.chunk for planned in plan.chunks]) == [6]
 
 
+def test_a_text_whose_tokens_cannot_be_counted_anew_is_estimated(planner, make_actions):
+    """The embedder may be another one by now."""
+
+    def count_tokens(text):
+        if text == "abc":
+            raise KeyError(text)
+        return 7
+
+    plan, _ = planner(max_actions=1).plan(1, waiting(make_actions("s", "abc", "d")), None)
+    chunks = [planned.chunk for planned in plan.chunks]
+    assert planner(count_tokens=count_tokens).count(chunks) == [3, 7]
+
+
 # -- anything ---------------------------------------------------------------------------------
 
 
