@@ -83,12 +83,14 @@ class Waiting(NamedTuple):
         key: Its `payload_key`.
         lane: Its lane.
         body: Its JSON; None if the journal's copy is damaged.
+        retried: Whether it is a dead letter that was put back: later ones may be stored already.
     """
 
     seq: int
     key: str
     lane: int
     body: bytes | None
+    retried: bool = False
 
 
 class Session(NamedTuple):

@@ -213,6 +213,43 @@ def test_ambiguous_stays_and_a_change_after_a_restart_is_noticed(planner, make_a
     assert session.ambiguous
 
 
+def retried(payload, seq) -> Waiting:
+    (item,) = waiting(payload, first=seq)
+    return item._replace(retried=True)
+
+
+def test_a_retried_letter_does_not_give_the_session_back_to_whose_it_was(planner, make_actions):
+    letter = make_actions("s", "a", user="ann")
+    summary = SummaryPayload("acme", "s", "Did b.", 1, 2000.0)
+    items = [retried(letter, 1), *waiting(summary, first=9)]
+    plan, session = planner().plan(3, items, known(letter, People("bob", "c2")))
+    assert metadata(plan, "user_id") == ["ann", "bob"]
+    assert metadata(plan, "conversation_id") == [None, "c2"]
+    assert session is not None
+    assert (session.people, session.ambiguous) == (People("bob", "c2"), True)
+
+
+def test_a_retried_letter_of_nobody_is_not_given_to_who_had_the_session_later(
+    planner, make_actions
+):
+    letter = make_actions("s", "a")
+    later = make_actions("s", "b", user="bob")
+    items = [*waiting(later, first=9), retried(letter, 1)]
+    plan, session = planner().plan(3, items, known(letter, People("bob"), ambiguous=True))
+    assert texts(plan) == ["a", "b"]
+    assert metadata(plan, "user_id") == [None, "bob"]
+    assert session is not None
+    assert session.people == People("bob")
+
+
+def test_a_retried_letter_of_a_session_of_one_person_is_theirs(planner, make_actions):
+    letter = make_actions("s", "a")
+    items = [retried(letter, 1), *waiting(make_actions("s", "b"), first=9)]
+    plan, _ = planner().plan(3, items, known(letter, People("ann")))
+    assert texts(plan) == ["a", "b"]  # each in a chunk of its own
+    assert metadata(plan, "user_id") == ["ann", "ann"]
+
+
 def test_a_session_tells_when_it_was_active(planner, make_actions):
     payloads = [make_actions("s", "a", "b", at=1000.0), make_actions("s", "c", at=900.0)]
     _, session = planner().plan(1, waiting(*payloads), None)
