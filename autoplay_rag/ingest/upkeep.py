@@ -64,7 +64,7 @@ class Upkeep:
         """Take up what an earlier run left."""
         self._queued = await self._journal.count_queued()
         self._note_idle()
-        self.delete(await self._journal.deletions(-1))
+        self.delete(await self._journal.deletions(-1, planned=False))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete chunks that are in the outbox."""
@@ -181,7 +181,7 @@ class Upkeep:
             )
             failures = failures + 1 if self._refused else 0
             with suppress(JournalError):
-                outbox = await self._journal.deletions(-1)
+                outbox = await self._journal.deletions(-1, planned=False)
                 # What is stored anew has left the outbox, or leaves it soon.
                 self._refused = {one: self._refused[one] for one in outbox if one in self._refused}
                 self.delete(outbox)

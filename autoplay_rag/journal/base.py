@@ -411,10 +411,13 @@ class Catalog(ABC):
         """
 
     @abstractmethod
-    async def deletions(self, limit: int) -> list[str]:
+    async def deletions(self, limit: int, *, planned: bool = True) -> list[str]:
         """Ids of chunks that the store has not confirmed to have deleted, oldest first.
 
-        Chunks that a plan stores anew are not among them.
+        Args:
+            limit: The most; -1 for all.
+            planned: Whether chunks that a plan stores anew are among them. A deletion that
+                starts after such a plan would delete what the plan stored.
         """
 
     @abstractmethod

@@ -229,13 +229,12 @@ class CatalogTables:
 
     # -- deletions ----------------------------------------------------------------------------
 
-    def deletions(self, limit: int) -> list[str]:
-        """Ids in the deletion outbox, oldest first."""
+    def deletions(self, limit: int, planned: bool = True) -> list[str]:
+        """Ids in the deletion outbox, oldest first; `planned`: with those that a plan stores anew."""
         rows = self._connection.execute(
-            # One that a plan stores anew is left to the plan: it must not be deleted afterwards.
-            "SELECT chunk FROM deletion WHERE chunk NOT IN (SELECT id FROM chunk) "
-            "ORDER BY at LIMIT ?",
-            (limit,),
+            "SELECT chunk FROM deletion WHERE ? OR NOT EXISTS "
+            "(SELECT 1 FROM chunk WHERE id = deletion.chunk) ORDER BY at LIMIT ?",
+            (planned, limit),
         )
         return [found for (found,) in rows]
 
