@@ -597,7 +597,7 @@ async def test_a_cancelled_end_leaves_no_lock_behind(running, make_actions, embe
 
     embedder.script = embed
     options = {"embedder": embedder, "journal": tmp_path / "j.db"}
-    pipeline = IngestPipeline(MemoryStore(), **options, drain_timeout=30.0)
+    pipeline = IngestPipeline(MemoryStore(), **options, batch_window=0.0, drain_timeout=30.0)
     await pipeline.start()
     await send(pipeline, make_actions, "a")
     await pipeline.on_actions(make_actions("s", "b"))
