@@ -7,6 +7,7 @@ import random
 from array import array
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,12 @@ def make_pipeline(embedder, titles):
         return IngestPipeline(store or MemoryStore(), given.pop("embedder", embedder), **given)
 
     return make
+
+
+def copy_journal(journal: Path, folder: Path) -> Path:
+    """The journal as it would be found had the process been killed now."""
+    folder.mkdir()
+    for part in journal.parent.glob(journal.name + "*"):
+        if not part.name.endswith(".lock"):
+            (folder / part.name).write_bytes(part.read_bytes())
+    return folder / journal.name

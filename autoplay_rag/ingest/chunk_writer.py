@@ -17,12 +17,17 @@ from autoplay_rag._cancelled import is_cancelled
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._describe import describe
 from autoplay_rag.content.probe import PROBE, PROBE_ID
-from autoplay_rag.errors import ConfigurationError, MissingCapabilityError
+from autoplay_rag.errors import (
+    ConfigurationError,
+    MissingCapabilityError,
+    StoreRejectedError,
+)
 from autoplay_rag.ingest.embedding import Embedding
 from autoplay_rag.ingest.retries import (
     Request,
     RequestLimits,
     RetryQueue,
+    is_forbidden,
     is_rejection,
     retry_after,
 )
@@ -443,6 +448,9 @@ class ChunkWriter:
         error: BaseException,
         probing: bool,
     ) -> None:
+        if kind.capability and is_forbidden(error):
+            # Not an outage: whoever waits for it would wait forever. Its owner repeats it later.
+            error = StoreRejectedError(describe(error))
         now = time.monotonic()
         service.wake.set()
         if probing:

@@ -61,10 +61,11 @@ class Clients:
         """Clients that ended with an error, one line each. Readable from any thread."""
         found = []
         for client in list(self._attached):
-            if getattr(client, "state", None) == "failed":
-                error = getattr(client, "last_error", None)
-                why = describe(error) if isinstance(error, BaseException) else "it failed"
-                found.append(f"the client {client!r} has ended: {why}")
+            try:
+                if getattr(client, "state", None) == "failed":
+                    found.append(_why_failed(client))
+            except Exception as error:  # noqa: BLE001 - other people's code
+                found.append(f"a client does not tell its state: {describe(error)}")
         return found
 
     async def leave(self, within: float) -> None:
@@ -86,6 +87,12 @@ class Clients:
                 await asyncio.gather(*(_leave(client) for client in self._attached))
         except TimeoutError:
             _log.error("a client has not ended in time; what it still holds is refused")
+
+
+def _why_failed(client: Any) -> str:
+    error = getattr(client, "last_error", None)
+    why = describe(error) if isinstance(error, BaseException) else "it failed"
+    return f"the client {client!r} has ended: {why}"
 
 
 async def _leave(client: Any) -> None:

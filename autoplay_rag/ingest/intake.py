@@ -80,7 +80,7 @@ class Intake:
                 kept = without_addresses(kept)
             if kept is not payload:
                 payload, body = kept, _encode(kept)
-        except (RedactionError, UnicodeEncodeError) as failure:
+        except Exception as failure:  # noqa: BLE001 - what `redact` returned may hold anything
             name = str(failure) if isinstance(failure, RedactionError) else type(failure).__name__
             _log.error("redact failed (%s); the payload was not kept", name)
             return Entry(

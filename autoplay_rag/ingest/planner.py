@@ -6,19 +6,22 @@ rendering is the user's code, and both rendering and counting tokens take time.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autoplay_rag._describe import describe
 from autoplay_rag.content.chunks import Accepted, Chunk, draft_chunks, metadata_of
-from autoplay_rag.content.identity import NOBODY, People, changes_hands
+from autoplay_rag.content.identity import NOBODY, People, changes_hands, people_of
 from autoplay_rag.content.render import Render
 from autoplay_rag.journal.base import Plan, PlannedChunk, Session, Waiting
 from autoplay_rag.journal.bodies import decoded
 from autoplay_rag.payloads import Payload
 
 __all__ = ["Planner"]
+
+_log = logging.getLogger(__name__)
 
 _DAMAGED = "the journal's copy of it is damaged"
 
@@ -44,7 +47,8 @@ class Planner:
     ) -> tuple[Plan, Session | None]:
         """Plan a batch.
 
-        A payload that cannot be rendered costs only itself: it is left out, with the error.
+        A payload that cannot be rendered costs only itself: it is left out, with the error. A
+        retried dead letter gets chunks of its own, since the session may have gone on without it.
 
         Args:
             number: The batch's number.
@@ -56,20 +60,32 @@ class Planner:
         """
         plan = Plan(number, waiting[0].lane, [])
         people, ambiguous = (session.people, session.ambiguous) if session else (NOBODY, False)
-        accepted = []
+        accepted: list[Accepted] = []
+        retried: list[Accepted] = []
+        last: Payload | None = None
         for item in waiting:
             payload = decoded(item.body)
             if payload is None:
                 plan.unplanned[item.seq] = _DAMAGED
                 continue
-            before, people = people, people.after(payload)
-            ambiguous = ambiguous or changes_hands(before.user_id, people.user_id)
-            accepted.append(Accepted(item.seq, item.key, payload, people))
+            last = payload
+            after = people.after(payload)
+            ambiguous = ambiguous or changes_hands(people.user_id, after.user_id)
+            if item.retried and ambiguous:
+                # It may be of a person who had the session before: only it can say.
+                retried.append(Accepted(item.seq, item.key, payload, people_of(payload)))
+                continue
+            people = after
+            (retried if item.retried else accepted).append(
+                Accepted(item.seq, item.key, payload, people)
+            )
         self._add(plan, accepted)
+        for alone in retried:
+            self._add(plan, [alone])
         plan.chunks.sort(key=_first_seq)
-        if not accepted or plan.lane < 0:
+        if last is None or plan.lane < 0:
             return plan, None
-        return plan, _session(plan, accepted[-1].payload, people, ambiguous=ambiguous)
+        return plan, _session(plan, last, people, ambiguous=ambiguous)
 
     def divide(self, plan: Plan, chunk: PlannedChunk, waiting: Sequence[Waiting]) -> Plan:
         """The same plan with each payload of one chunk in a chunk of its own.
@@ -93,8 +109,19 @@ class Planner:
         return divided
 
     def count(self, chunks: Sequence[Chunk]) -> list[int]:
-        """What embedding each of these chunks costs."""
-        return [int(self.count_tokens(chunk.text)) for chunk in chunks]
+        """What embedding each of these chunks costs.
+
+        Where the embedder cannot count a text, it is estimated: these chunks were planned before,
+        and one of them must not stop the others.
+        """
+        return [self._cost(chunk.text) for chunk in chunks]
+
+    def _cost(self, text: str) -> int:
+        try:
+            return int(self.count_tokens(text))
+        except Exception as error:  # noqa: BLE001 - other people's code
+            _log.warning("the tokens of a text could not be counted: %s", type(error).__name__)
+            return len(text)
 
     def _add(self, plan: Plan, accepted: Sequence[Accepted]) -> None:
         chunks: list[PlannedChunk] = []

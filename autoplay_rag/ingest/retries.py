@@ -20,7 +20,15 @@ from autoplay_rag._retry_after import LONGEST_PAUSE, parse_retry_after
 from autoplay_rag._statuses import REJECTING_STATUSES
 from autoplay_rag.errors import AutoplayError, EmbedderRejectedError, StoreRejectedError
 
-__all__ = ["Pause", "Request", "RequestLimits", "RetryQueue", "is_rejection", "retry_after"]
+__all__ = [
+    "Pause",
+    "Request",
+    "RequestLimits",
+    "RetryQueue",
+    "is_forbidden",
+    "is_rejection",
+    "retry_after",
+]
 
 T = TypeVar("T")
 
@@ -31,6 +39,7 @@ _LONGEST_PAUSE: Final = 30.0
 _LONE_RETRY_SECONDS: Final = 0.2
 _LONGEST_LONE_RETRY_SECONDS: Final = 30.0
 
+_FORBIDDEN: Final = 403
 _REJECTIONS: Final = (EmbedderRejectedError, StoreRejectedError, NotImplementedError)
 # Raised by code that fails on a value; any other error may not come again.
 _VALUE_ERRORS: Final = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
@@ -55,6 +64,19 @@ def is_rejection(error: BaseException) -> bool:
     if status is not None:
         return status in REJECTING_STATUSES
     return isinstance(error, _VALUE_ERRORS) and not isinstance(error, OSError)
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether the credentials do not allow this kind of request: 403, or a `PermissionError`.
+
+    For an upsert this is an outage. A key that may only add refuses each deletion forever, so
+    there it is a refusal.
+
+    Example:
+        >>> is_forbidden(PermissionError("upserts only")), is_forbidden(ConnectionError())
+        (True, False)
+    """
+    return isinstance(error, PermissionError) or _status(error) == _FORBIDDEN
 
 
 def retry_after(error: BaseException) -> float:

@@ -208,11 +208,13 @@ class RunningPipeline:
         _, busy = await asyncio.wait([self._task], timeout=_GRACE_SECONDS)
         if busy:
             _log.error("an embedder or a store does not let itself be cancelled: not waited for")
-        if self._settings.journal:
-            with suppress(AutoplayError):
-                await self._journal.note_health(self.health)
-                await self._pairing.note()
-        await self._close_all()
+        try:
+            if self._settings.journal:
+                with suppress(AutoplayError):
+                    await self._journal.note_health(self.health)
+                    await self._pairing.note()
+        finally:
+            await self._close_all()
 
     async def _close_all(self) -> None:
         try:
@@ -280,9 +282,13 @@ class RunningPipeline:
         else:
             raise PipelineError(f"{self.health}; it stores nothing more, see the log")
         reasons = self.health.reasons
+        left = (
+            f"{pending:,} payloads are not stored"
+            if (pending := self.ledger.pending)
+            else ("deletions, or chunks that are stored again, are not done")
+        )
         raise DrainTimeoutError(
-            f"{self.ledger.pending:,} payloads are not stored after {timeout:g} s"
-            + (f" ({'; '.join(reasons)})" if reasons else "")
+            f"{left} after {timeout:g} s" + (f" ({'; '.join(reasons)})" if reasons else "")
         )
 
     async def _ends_before_work(self) -> bool:

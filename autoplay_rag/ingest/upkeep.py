@@ -56,16 +56,15 @@ class Upkeep:
         found = [self._problem] if self._problem else []
         if self._queued:
             found.append(f"{self._queued:,} stored chunks are still to be embedded again")
-        if refused := len(self._refused):
-            error = next(iter(self._refused.values()), "")
-            found.append(f"{refused:,} chunks cannot be deleted from the store: {error}")
+        if refused := list(self._refused.values()):  # a copy: the loop changes it meanwhile
+            found.append(f"{len(refused):,} chunks cannot be deleted from the store: {refused[0]}")
         return found
 
     async def resume(self) -> None:
         """Take up what an earlier run left."""
         self._queued = await self._journal.count_queued()
         self._note_idle()
-        self.delete(await self._journal.deletions(-1))
+        self.delete(await self._journal.deletions(-1, planned=False))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete chunks that are in the outbox."""
@@ -182,7 +181,7 @@ class Upkeep:
             )
             failures = failures + 1 if self._refused else 0
             with suppress(JournalError):
-                outbox = set(await self._journal.deletions(-1)) if self._refused else set()
-                # What was stored anew meanwhile has left the outbox.
-                self._refused = {one: why for one, why in self._refused.items() if one in outbox}
-                self.delete(list(self._refused))
+                outbox = await self._journal.deletions(-1, planned=False)
+                # What is stored anew has left the outbox, or leaves it soon.
+                self._refused = {one: self._refused[one] for one in outbox if one in self._refused}
+                self.delete(outbox)

@@ -89,6 +89,9 @@ class Watermark:
         for seq in seqs:
             if seq in self._retried:
                 self._retried.discard(seq)
+                for waiter in self._waiters:
+                    # It may be retried once more before the others are settled.
+                    waiter.retried.discard(seq)
             elif seq == self.value + 1:
                 self.value = self._end_of.pop(seq + 1, seq)
                 self._start_of.pop(self.value, None)
@@ -128,5 +131,5 @@ class Watermark:
         self._start_of[end] = start
 
     def _check(self, waiter: _Waiter) -> None:
-        if self.value >= waiter.mark and waiter.retried.isdisjoint(self._retried):
+        if self.value >= waiter.mark and not waiter.retried:
             waiter.done.set()

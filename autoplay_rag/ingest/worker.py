@@ -34,7 +34,7 @@ _PLAN_PAYLOADS = 500
 """The most payloads planned at once."""
 _PLAN_BYTES = 16 * 2**20
 """About the most bytes of payloads planned at once: they are all in memory, more than once."""
-_MOST_OPERATIONS = 2_000
+_MOST_CHUNKS = 2_000
 _MOST_CHARACTERS = 32 * 2**20
 """Chunks under way at most, and their text; the rest waits in the journal, not in memory."""
 _JOURNAL_RETRY_SECONDS = 1.0
@@ -85,6 +85,7 @@ class Worker:
         self._writer = writer
         self._upkeep = upkeep
         self._last_batch = last_batch
+        self._chunks = 0
         self._on_settled = on_settled
         self._thread = SerialThread("autoplay-plan")
         self._wake = asyncio.Event()
@@ -139,8 +140,8 @@ class Worker:
                 pass
 
     def _has_room(self) -> bool:
-        writer = self._writer
-        return writer.operations < _MOST_OPERATIONS and writer.characters < _MOST_CHARACTERS
+        # Deletions do not count: a store that refuses them must not stop new chunks.
+        return self._chunks < _MOST_CHUNKS and self._writer.characters < _MOST_CHARACTERS
 
     async def _plan(self, gathered: list[Gathered]) -> None:
         """Read the payloads, plan them in the planning thread, record the plans, begin."""
@@ -201,12 +202,14 @@ class Worker:
             )
             for planned in chunks
         ]
+        self._chunks += len(operations)
         self._writer.put(operations, partial(self._chunk_ended, owner))
         if not owner.remaining:
             self._end(owner)
 
     def _chunk_ended(self, owner: _UnderWay, operation: Operation, error: str | None) -> None:
         assert isinstance(operation, Upsert)
+        self._chunks -= 1
         found = operation.chunk.id
         if error is not None:
             owner.dead |= dict.fromkeys(owner.chunks[found].seqs, error)
@@ -217,6 +220,7 @@ class Worker:
 
     def _divide(self, owner: _UnderWay, planned: PlannedChunk) -> bool:
         """Take a chunk of several payloads back, so that only the one at fault dies."""
+        self._chunks -= 1
         self._to_divide.append((owner, planned))
         self._settle.set()
         return True
@@ -237,6 +241,7 @@ class Worker:
                     del self._to_divide[0]
                 while ended := list(self._ended):
                     await self._acknowledge(ended)
+                self._settling = None
             except Exception as error:  # noqa: BLE001 - the journal, or memory: either may be back
                 # What is stored is stored; only the note of it has to wait.
                 self._settling = _noted("acknowledging", error)
@@ -247,7 +252,6 @@ class Worker:
         deletions = await self._journal.acknowledge(
             [Acknowledgement(owner.plan, owner.dead) for owner in ended]
         )
-        self._settling = None
         del self._ended[: len(ended)]
         self._upkeep.delete(deletions)
         for owner in ended:

@@ -83,12 +83,14 @@ class Waiting(NamedTuple):
         key: Its `payload_key`.
         lane: Its lane.
         body: Its JSON; None if the journal's copy is damaged.
+        retried: Whether it is a dead letter that was put back: later ones may be stored already.
     """
 
     seq: int
     key: str
     lane: int
     body: bytes | None
+    retried: bool = False
 
 
 class Session(NamedTuple):
@@ -409,8 +411,14 @@ class Catalog(ABC):
         """
 
     @abstractmethod
-    async def deletions(self, limit: int) -> list[str]:
-        """Ids of chunks that the store has not confirmed to have deleted, oldest first."""
+    async def deletions(self, limit: int, *, planned: bool = True) -> list[str]:
+        """Ids of chunks that the store has not confirmed to have deleted, oldest first.
+
+        Args:
+            limit: The most; -1 for all.
+            planned: Whether chunks that a plan stores anew are among them. A deletion that
+                starts after such a plan would delete what the plan stored.
+        """
 
     @abstractmethod
     async def deleted(self, ids: Sequence[str]) -> None:

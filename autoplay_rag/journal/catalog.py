@@ -241,9 +241,13 @@ class CatalogTables:
 
     # -- deletions ----------------------------------------------------------------------------
 
-    def deletions(self, limit: int) -> list[str]:
-        """Ids in the deletion outbox, oldest first."""
-        rows = self._connection.execute("SELECT chunk FROM deletion ORDER BY at LIMIT ?", (limit,))
+    def deletions(self, limit: int, planned: bool = True) -> list[str]:
+        """Ids in the deletion outbox, oldest first; `planned`: with those that a plan stores anew."""
+        rows = self._connection.execute(
+            "SELECT chunk FROM deletion WHERE ? OR NOT EXISTS "
+            "(SELECT 1 FROM chunk WHERE id = deletion.chunk) ORDER BY at LIMIT ?",
+            (planned, limit),
+        )
         return [found for (found,) in rows]
 
     def deleted(self, ids: Sequence[str]) -> None:

@@ -172,8 +172,16 @@ class QueueTables:
             if seq in sizes:
                 wanted.append(seq)
         found = {
-            seq: Waiting(seq, key.lower(), lane, unpack(bytes.fromhex(body)) if body else None)
-            for seq, key, lane, body in self._of("seq, hex(key), lane, hex(body)", wanted)
+            seq: Waiting(
+                seq,
+                key.lower(),
+                lane,
+                unpack(bytes.fromhex(body)) if body else None,
+                bool(retried),
+            )
+            for seq, key, lane, body, retried in self._of(
+                "seq, hex(key), lane, hex(body), retried", wanted
+            )
         }
         return [found[seq] for seq in wanted]
 

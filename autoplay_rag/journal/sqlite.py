@@ -258,9 +258,9 @@ class SqliteJournal(Journal):
         """As in `Catalog`."""
         return await self._writer.run(self._tables.stored_again, numbers, refused)
 
-    async def deletions(self, limit: int) -> list[str]:
+    async def deletions(self, limit: int, *, planned: bool = True) -> list[str]:
         """As in `Catalog`."""
-        return await self._writer.run(self._catalog.deletions, limit)
+        return await self._writer.run(self._catalog.deletions, limit, planned)
 
     async def deleted(self, ids: Sequence[str]) -> None:
         """As in `Catalog`."""

@@ -418,6 +418,7 @@ class JournalContract:
         assert await journal.retry(None) == [(lane_of(long, 1), 1)]
         await journal.record_plans([_plan(2, parts[0])], [])
         assert len(await journal.deletions(9)) == 2  # it is only planned
+        assert await journal.deletions(9, planned=False) == [parts[1].chunk.id]
         await journal.acknowledge([Acknowledgement(_plan(2, parts[0]), {})])
         assert await journal.deletions(9) == [parts[1].chunk.id]
 

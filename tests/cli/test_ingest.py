@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,14 @@ def received(journal):
         return JournalReader(journal).status().ledger.received
     except JournalError:  # not there yet
         return 0
+
+
+@pytest.mark.slow
+async def test_nobody_else_may_read_what_is_stored(ended, tmp_path):
+    async with LocalConnector(VISITS) as connector:
+        code, _, _ = await ended("ingest", connector.url, "--idle-seconds", "5")
+    assert code == 0
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("chroma*")}
+    assert modes["chroma"] == 0o700
+    assert modes["chroma-journal.db"] == 0o600
+    assert {mode for name, mode in modes.items() if name != "chroma"} == {0o600}

@@ -560,7 +560,7 @@ async def test_an_outage_of_one_kind_lasts_and_stops_no_other(make_owner, eventu
     owner = make_owner(max_attempts=1)
     out = True
     owner.store.fail = lambda called, ids: (
-        ForbiddenError("not now") if called == kind and out else None
+        ConnectionError("not now") if called == kind and out else None
     )
     operations = {
         "upsert": upsert("a"),
@@ -573,7 +573,7 @@ async def test_an_outage_of_one_kind_lasts_and_stops_no_other(make_owner, eventu
         await eventually(lambda: len(owner.store.made(kind)) >= 5)
         assert operations[kind] not in [operation for operation, _ in owner.ended]
         label = {"upsert": "", "update": "updates of metadata: ", "delete": "deletes: "}[kind]
-        assert owner.writer.problems == [f"store: {label}ForbiddenError: not now"]
+        assert owner.writer.problems == [f"store: {label}ConnectionError: not now"]
         out = False
         await owner.until(3)
         assert owner.writer.problems == []

@@ -1,4 +1,9 @@
+"""Live sessions in another process: what it sees, and what it must not miss or see twice."""
+
+from __future__ import annotations
+
 import asyncio
+import threading
 
 import pytest
 
@@ -110,3 +115,77 @@ async def test_no_journal_is_said_at_once(tmp_path):
     with pytest.raises(JournalError, match="there is no journal"):
         async with follow_journal(tmp_path / "nowhere.db"):
             pass
+
+
+def follow_until(ended, path, seen) -> None:
+    """As another process does, with connections of its own, as fast as it can."""
+    reader, after = JournalReader(path), 0
+    while True:
+        last_look = ended.is_set()
+        while found := reader.payloads(after, 0.0):
+            seen.extend((seq, payload.actions[0].title) for seq, _, payload in found)
+            after = found[-1][0]
+        if last_look:
+            return
+
+
+async def test_under_load_nothing_is_missed_and_nothing_is_seen_twice_while_letters_are_retried(
+    tmp_path, embedder, make_actions, titles
+):
+    path, ended = tmp_path / "journal.db", threading.Event()
+    seen: list[tuple[int, str]] = []
+
+    def refuse_poison(texts):
+        if any("poison" in text for text in texts):
+            raise ValueError("poison")
+
+    embedder.script = refuse_poison
+    options = {"journal": path, "render": titles, "batch_window": 0.0, "max_attempts": 1}
+    async with IngestPipeline(MemoryStore(), embedder, **options) as pipeline:
+        following = asyncio.create_task(asyncio.to_thread(follow_until, ended, path, seen))
+
+        async def send(sender):
+            for number in range(100):
+                name = f"{sender}.{number}" + (" poison" if number % 10 == 0 else "")
+                await pipeline.on_actions(make_actions(f"s{sender}.{number % 7}", name))
+
+        async def retry():
+            while not ended.is_set():
+                await pipeline.dead_letters.retry()
+                await asyncio.sleep(0.005)
+
+        retrying = asyncio.create_task(retry())
+        await asyncio.gather(*(send(sender) for sender in range(4)))
+        embedder.script = lambda texts: None
+        await until(lambda: pipeline.ledger.stored == 400)
+        ended.set()
+        await asyncio.gather(following, retrying)
+    names = [name for _, name in seen]
+    assert [seq for seq, _ in seen] == sorted({seq for seq, _ in seen})  # in order, none twice
+    assert len(set(names)) == len(names)
+    healthy = [name for name in names if "poison" not in name]
+    assert len(healthy) == 360
+
+
+async def test_a_retried_letter_is_not_shown_a_second_time(tmp_path, embedder, make_actions):
+    path = tmp_path / "journal.db"
+
+    def refuse_poison(texts):
+        if any("poison" in text for text in texts):
+            raise ValueError("poison")
+
+    embedder.script = refuse_poison
+    options = {"journal": path, "batch_window": 60.0}
+    async with IngestPipeline(MemoryStore(), embedder, **options) as pipeline:
+        await pipeline.on_actions(make_actions("a", "poison"))
+        async with follow_journal(path, interval=0.01) as live:
+            assert len(live.get(session_id="a").events) == 1  # it waits
+            await pipeline.on_actions(make_actions("b", "good"))
+            await pipeline.drain()
+            assert pipeline.ledger.dead == 1
+            embedder.script = lambda texts: None
+            assert await pipeline.dead_letters.retry() == 1
+            await pipeline.drain()
+            await pipeline.on_actions(make_actions("c", "last"))
+            await until(lambda: live.get(session_id="c"))
+            assert len(live.get(session_id="a").events) == 1

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from pipelines import copy_journal
 
 from autoplay_rag import ChatTurn, IngestPipeline, SummaryPayload
 from autoplay_rag.connector.client import AsyncConnectorClient
@@ -345,15 +346,6 @@ class CountingStore(SilentStore):
                 await self._changed.wait()
 
 
-def copy(journal, to):
-    """The journal as it would be found had the process been killed now."""
-    to.mkdir()
-    for part in journal.parent.glob(journal.name + "*"):
-        if not part.name.endswith(".lock"):
-            (to / part.name).write_bytes(part.read_bytes())
-    return to / journal.name
-
-
 async def test_full_durability_stores_again_what_the_store_may_have_lost(
     make_pipeline, make_actions, tmp_path
 ):
@@ -362,7 +354,7 @@ async def test_full_durability_stores_again_what_the_store_may_have_lost(
         for title in "abc":
             await pipeline.on_actions(make_actions("s", title))
             await pipeline.drain()
-        killed = copy(journal, tmp_path / "killed")
+        killed = copy_journal(journal, tmp_path / "killed")
     store = CountingStore()  # it lost everything
     async with make_pipeline(store, journal=killed, durability="full") as pipeline:
         before = pipeline.ledger
@@ -388,7 +380,7 @@ async def test_numbers_given_anew_are_not_taken_for_those_of_an_earlier_run(
     async with make_pipeline(journal=journal, durability="full", batch_window=60) as pipeline:
         for title in "xyz":  # numbered 1 to 3, as the others were
             await pipeline.on_actions(make_actions("t", title))
-        killed = copy(journal, tmp_path / "killed")
+        killed = copy_journal(journal, tmp_path / "killed")
     async with make_pipeline(journal=killed, durability="full", batch_window=60) as pipeline:
         await pipeline.drain()
         assert pipeline.ledger.stored == 6

@@ -19,8 +19,13 @@ from starlette.responses import HTMLResponse, JSONResponse
 from autoplay_rag import AsyncConnectorClient, IngestPipeline
 from autoplay_rag.content.probe import PROBE
 from autoplay_rag.embedders import OpenAIEmbedder
-from autoplay_rag.errors import JournalLockedError, PipelineError
-from autoplay_rag.ingest import chunk_writer, embedding, planner, retries, worker
+from autoplay_rag.errors import (
+    DrainTimeoutError,
+    JournalLockedError,
+    PipelineError,
+    StoreRejectedError,
+)
+from autoplay_rag.ingest import chunk_writer, embedding, planner, retries, upkeep, worker
 from autoplay_rag.ingest import pipeline as pipelines
 from autoplay_rag.ingest import running as running_pipelines
 from autoplay_rag.journal.reader import JournalReader
@@ -592,7 +597,7 @@ async def test_a_cancelled_end_leaves_no_lock_behind(running, make_actions, embe
 
     embedder.script = embed
     options = {"embedder": embedder, "journal": tmp_path / "j.db"}
-    pipeline = IngestPipeline(MemoryStore(), **options, drain_timeout=30.0)
+    pipeline = IngestPipeline(MemoryStore(), **options, batch_window=0.0, drain_timeout=30.0)
     await pipeline.start()
     await send(pipeline, make_actions, "a")
     await pipeline.on_actions(make_actions("s", "b"))
@@ -795,3 +800,108 @@ async def test_a_full_disk_loses_only_what_came_meanwhile_and_says_so(
         await pipeline.drain()
         assert (pipeline.ledger.stored, pipeline.ledger.overflow) == (3, 5)
     assert JournalReader(tmp_path / "j.db").status().ledger.overflow == 5
+
+
+# -- deletes ----------------------------------------------------------------------------------
+
+
+class ForbiddenError(Exception):
+    """As clients of vector databases raise it."""
+
+    status_code = 403
+
+
+def upserts_only(error):
+    """A store that refuses poison, and every deletion."""
+    store = FlakyStore()
+    store.failure = lambda chunks: (
+        ValueError("bad metadata") if any("poison" in c.text for c in chunks) else None
+    )
+
+    async def delete(ids):
+        raise error
+
+    store.delete = delete
+    return store
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreRejectedError("upserts only"),
+        NotImplementedError("upserts only"),
+        ValueError("upserts only"),
+        PermissionError("upserts only"),
+        ForbiddenError("upserts only"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_store_that_refuses_deletes_stops_no_acknowledgement(
+    running, make_actions, tmp_path, error
+):
+    store, journal = upserts_only(error), tmp_path / "j.db"
+    names = [f"n{n}" for n in range(20)]
+    async with running(store, journal=journal, max_batch_actions=2) as pipeline:
+        await send(pipeline, make_actions, "before")
+        await pipeline.drain(10.0)
+        await pipeline.on_actions(make_actions("t", "a", "b", "poison", "d", "e", "f"))
+        for name in names:
+            await send(pipeline, make_actions, name, session=name)
+        await pipeline.drain(10.0)  # which also shows that the probe is no obstacle
+        ledger = pipeline.ledger
+        assert (ledger.stored, ledger.dead, ledger.pending) == (21, 1, 0)
+        assert (await stored(pipeline)).keys() >= {"before", *names}
+        assert "cannot be deleted from the store" in str(pipeline.health)
+        assert "upserts only" in str(pipeline.health)
+        await send(pipeline, make_actions, "after")
+        await pipeline.drain(10.0)
+        assert pipeline.ledger.stored == 22
+    del store.delete
+    async with running(store, journal=journal) as pipeline:  # the outbox is kept
+        await pipeline.drain(10.0)
+        assert await stored(pipeline) == Counter(["before", *names, "after"])
+        assert pipeline.health.state == "ok"
+
+
+async def test_deletes_in_an_outage_that_lasts_stop_nothing_else(
+    running, make_actions, tmp_path, monkeypatch, eventually
+):
+    """However many of them there are: they do not count as chunks under way."""
+    monkeypatch.setattr(worker, "_MOST_CHUNKS", 4)
+    store, journal = upserts_only(ConnectionError("down")), tmp_path / "j.db"
+    names = [f"n{n}" for n in range(20)]
+    async with running(store, journal=journal, max_batch_actions=1) as pipeline:
+        await send(pipeline, make_actions, "before")
+        await pipeline.drain(10.0)
+        await pipeline.on_actions(make_actions("t", *"abcdef", "poison", *"ghijkl"))
+        await eventually(lambda: pipeline.ledger.dead)
+        for name in names:
+            await send(pipeline, make_actions, name, session=name)
+        await eventually(lambda: pipeline.ledger.stored == 21)
+        assert "store: deletes: ConnectionError: down" in pipeline.health.reasons
+        with pytest.raises(DrainTimeoutError, match=r"^deletions.*are not done.*down"):
+            await pipeline.drain(0.05)
+    del store.delete
+    async with running(store, journal=journal) as pipeline:
+        await pipeline.drain(10.0)
+        assert await stored(pipeline) == Counter(["before", *names])
+
+
+async def test_a_retried_payload_stays_though_its_deletion_was_refused_before(
+    running, make_actions, monkeypatch
+):
+    monkeypatch.setattr(upkeep, "_FIRST_REPEAT_SECONDS", 0.01)
+    monkeypatch.setattr(upkeep, "_LONGEST_REPEAT_SECONDS", 0.02)
+    store = upserts_only(ValueError("upserts only"))
+    async with running(store, max_batch_actions=2) as pipeline:
+        await send(pipeline, make_actions, "before")
+        await pipeline.on_actions(make_actions("t", "a", "b", "poison", "d"))
+        await pipeline.drain(10.0)
+        assert pipeline.ledger.dead == 1
+        store.failure = lambda chunks: None
+        del store.delete
+        assert await pipeline.dead_letters.retry() == 1
+        await pipeline.drain(10.0)
+        await asyncio.sleep(0.1)  # a repeated deletion would have come by now
+        assert await stored(pipeline) == Counter(["before", "a", "b", "poison", "d"])
+        assert pipeline.health.state == "ok"

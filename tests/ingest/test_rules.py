@@ -109,3 +109,26 @@ async def test_a_render_that_fails_costs_that_payload_alone(
         assert await stored(pipeline) == Counter(["a", "b"])
         (letter,) = await pipeline.dead_letters.list()
         assert letter.error.startswith("render failed: ")
+
+
+async def test_a_retried_letter_changes_nothing_in_whose_a_session_is(
+    make_pipeline, make_actions, embedder, tmp_path
+):
+    def refuse(texts):
+        if any("poison" in text for text in texts):
+            raise ValueError("poison")
+
+    embedder.script = refuse
+    async with make_pipeline(journal=tmp_path / "j.db") as pipeline:
+        await pipeline.on_actions(make_actions("s", "poison of ann", user="ann"))
+        await pipeline.on_actions(make_actions("t", "other"))
+        await pipeline.drain()
+        await pipeline.on_actions(make_actions("s", "of bob", user="bob"))
+        await pipeline.drain()
+        embedder.script = lambda texts: None
+        assert await pipeline.dead_letters.retry() == 1
+        await pipeline.drain()
+        await pipeline.on_actions(make_actions("s", "of bob, too"))
+        await pipeline.drain()
+        for user, expected in (("ann", {"poison of ann"}), ("bob", {"of bob", "of bob, too"})):
+            assert {hit.text for hit in await pipeline.search("?", 10, user_id=user)} == expected
