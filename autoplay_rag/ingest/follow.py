@@ -31,8 +31,7 @@ async def follow_journal(
     Args:
         journal: The file that a pipeline on this machine writes.
         live: Where to keep what is found; None makes one with the usual bounds.
-        seconds: How far back to begin. The pipeline keeps what it has stored until
-            `journal_recent_seconds` after it came.
+        seconds: How far back to begin. With `keep_payloads=False` only what waits is shown.
         interval: Seconds between two looks at the file; more than 0.
 
     Yields:
