@@ -14,7 +14,6 @@ from autoplay_rag.content.chunks import is_empty
 from autoplay_rag.content.keys import chunk_id, lane_of, payload_key
 from autoplay_rag.content.redaction import RedactionError, redacted, without_addresses
 from autoplay_rag.journal.base import Entry
-from autoplay_rag.journal.bodies import pack
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
 __all__ = ["Intake", "own"]
@@ -98,8 +97,7 @@ class Intake:
             key,
             lane,
             payload,
-            pack(body),
-            len(body),
+            body,
             first_chunk,
             "dead" if error else "accepted",
             error,

@@ -56,8 +56,7 @@ class Entry:
         key: Its `payload_key`.
         lane: Its `lane_of`.
         payload: As it is kept; None if only its receipt is recorded.
-        body: Its JSON, packed (`journal.bodies`); None if only its receipt is recorded.
-        size: Bytes of its JSON before packing.
+        body: Its JSON; None if only its receipt is recorded.
         first_chunk: The id of the chunk that begins with it: how a payload is recognised whose
             chunk was adopted from a store, which knows no payload keys.
         outcome: "accepted" for the queue, "filtered" to count it only, "dead" for `error`.
@@ -69,10 +68,14 @@ class Entry:
     lane: int
     payload: Payload | None
     body: bytes | None
-    size: int = 0
     first_chunk: str = ""
     outcome: Literal["accepted", "filtered", "dead"] = "accepted"
     error: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its JSON."""
+        return 0 if self.body is None else len(self.body)
 
 
 class Waiting(NamedTuple):

@@ -21,6 +21,10 @@ _WINDOW: Final = -13
 _MEMORY: Final = 5
 _LEVEL: Final = 3
 
+_PACKED: Final = b"\1"
+_JSON: Final = b"{"
+"""First bytes of a packed body, and of one that is not: a journal in memory packs none."""
+
 _ACTION: Final = (
     b'"index":0,"type":"%s","timestamp_start":17123456%02d.0,"timestamp_end":17123456%02d.0,'
     b'"raw_url":"https://www.","session_id":null,"user_id":null,"email":null,"conversation_id":null}'
@@ -62,7 +66,7 @@ _fresh = zlib.compressobj(
 
 
 def pack(body: bytes) -> bytes:
-    """A payload's JSON, compressed. Takes about 8 us.
+    """A payload's JSON, compressed. Takes about 8 us, and lets other threads run meanwhile.
 
     Example:
         >>> body = b'{"type":"summary","product_id":"acme","session_id":"s1","summary":"Paid."}'
@@ -70,16 +74,18 @@ def pack(body: bytes) -> bytes:
         (True, True)
     """
     state = _fresh.copy()
-    return state.compress(body) + state.flush()
+    return _PACKED + state.compress(body) + state.flush()
 
 
 def unpack(packed: bytes | None) -> bytes | None:
-    """A payload's JSON; None where nothing was kept, or the copy is damaged."""
-    if packed is None:
-        return None
+    """A payload's JSON, packed or not; None where nothing was kept, or the copy is damaged."""
+    if packed is None or packed[:1] == _JSON:
+        return packed
     state = zlib.decompressobj(_WINDOW, _DICTIONARY)
     try:
-        body = state.decompress(packed)
+        if packed[:1] != _PACKED:
+            return None
+        body = state.decompress(packed[1:])
     except (zlib.error, TypeError):  # a flipped byte may make a text of it
         return None
     return body if state.eof else None

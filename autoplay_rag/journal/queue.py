@@ -25,7 +25,7 @@ from autoplay_rag.journal.base import (
     Session,
     Waiting,
 )
-from autoplay_rag.journal.bodies import decoded, unpack
+from autoplay_rag.journal.bodies import decoded, pack, unpack
 from autoplay_rag.journal.catalog import CatalogTables, as_key
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
@@ -90,15 +90,33 @@ class QueueTables:
 
     # -- in -----------------------------------------------------------------------------------
 
-    def accept(self, entries: Sequence[Entry]) -> list[Outcome]:
-        """Take payloads in; what became of each, in order."""
+    def packed(self, entry: Entry) -> bytes | None:
+        """An entry's body as it is kept: packed in a file, as it is in memory."""
+        return entry.body if entry.body is None or self.file.path is None else pack(entry.body)
+
+    def accept(
+        self, entries: Sequence[Entry], bodies: Sequence[bytes | None] | None = None
+    ) -> list[Outcome]:
+        """Take payloads in; what became of each, in order.
+
+        Args:
+            entries: What was handed over.
+            bodies: For each what `packed` gave; None packs them here.
+        """
+        if bodies is None:
+            bodies = [self.packed(entry) for entry in entries]
         now = time.time()
         wanted = [entry for entry in entries if entry.outcome != "filtered"]
+        row_of = {
+            entry.seq: _row(entry, body, now)
+            for entry, body in zip(entries, bodies, strict=True)
+            if entry.outcome != "filtered"
+        }
         size = sum(entry.size for entry in wanted)
         adopted = bool(self.file.meta("adopted"))
         fresh: set[int] | None = None
         if not adopted and self.file.counts["bytes"] + size <= self._max_bytes:
-            fresh = self._insert_if_new(wanted, now)
+            fresh = self._insert_if_new(row_of)
         outcomes: list[Outcome] = []
         known = set() if fresh is not None else self._known(wanted, adopted=adopted)
         rows = []
@@ -116,7 +134,7 @@ class QueueTables:
                     outcome = "overflow"
                 else:
                     known.add(key)
-                    rows.append(_row(entry, now))
+                    rows.append(row_of[entry.seq])
                 if outcome == entry.outcome:
                     counts["bytes"] += entry.size
             outcomes.append(outcome)
@@ -125,20 +143,21 @@ class QueueTables:
         insert(self._connection, _INSERT_PAYLOAD, rows)
         return outcomes
 
-    def _insert_if_new(self, entries: Sequence[Entry], now: float) -> set[int]:
+    def _insert_if_new(self, row_of: Mapping[int, Sequence[Any]]) -> set[int]:
         """Insert all but known ones; nearly always that is all of them, and one statement."""
-        rows = [_row(entry, now) for entry in entries]
-        seqs = {entry.seq for entry in entries}
         inserted = insert(
-            self._connection, _INSERT_PAYLOAD, rows, after="ON CONFLICT (key) DO NOTHING"
+            self._connection,
+            _INSERT_PAYLOAD,
+            list(row_of.values()),
+            after="ON CONFLICT (key) DO NOTHING",
         )
-        if inserted == len(rows):
-            return seqs
+        if inserted == len(row_of):
+            return set(row_of)
         found = read_all(
             self._connection,
             "seq",
             "FROM payload WHERE seq IN (SELECT value FROM json_each(?))",
-            json_list(seqs),
+            json_list(row_of),
         )
         return {seq for (seq,) in found}
 
@@ -548,7 +567,7 @@ def first_since(connection: sqlite3.Connection, since: float) -> int:
     return int(low)
 
 
-def _row(entry: Entry, now: float) -> tuple[Any, ...]:
+def _row(entry: Entry, body: bytes | None, now: float) -> tuple[Any, ...]:
     payload = entry.payload
     dead = entry.outcome == "dead"
     return (
@@ -563,7 +582,7 @@ def _row(entry: Entry, now: float) -> tuple[Any, ...]:
         entry.size,
         now if dead else None,
         entry.error,
-        entry.body,
+        body,
     )
 
 

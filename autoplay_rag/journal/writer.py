@@ -46,7 +46,10 @@ class Tables(Protocol):
 
     file: JournalFile
 
-    def accept(self, entries: Sequence[Entry]) -> list[Outcome]:
+    def packed(self, entry: Entry) -> bytes | None:
+        """An entry's body as it is kept. Runs before the transaction."""
+
+    def accept(self, entries: Sequence[Entry], bodies: Sequence[bytes | None]) -> list[Outcome]:
         """Take payloads in; what became of each, in order."""
 
     def overflow(self, entry: Entry) -> Outcome:
@@ -57,6 +60,7 @@ class Tables(Protocol):
 class _Accept:
     entry: Entry
     future: asyncio.Future[Outcome]
+    body: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -188,6 +192,11 @@ class Writer:
         self._call_soon(_settle, opened, None)
         try:
             while group := self._next_group():
+                for item in group:
+                    # Here, not on the loop: at each call of zlib the loop would lose Python's lock
+                    # to whoever waits for it.
+                    if isinstance(item, _Accept):
+                        item.body = self._tables.packed(item.entry)
                 self._commit(group)
         finally:
             self._close_tables(self._tables)
@@ -244,7 +253,10 @@ class Writer:
         results: list[Any] = []
         for accepting, items in groupby(group, lambda item: isinstance(item, _Accept)):
             if accepting:
-                results += self._tables.accept([i.entry for i in items if isinstance(i, _Accept)])
+                accepts = [item for item in items if isinstance(item, _Accept)]
+                results += self._tables.accept(
+                    [item.entry for item in accepts], [item.body for item in accepts]
+                )
             else:
                 results += [i.operation(*i.arguments) for i in items if isinstance(i, _Work)]
         return results

@@ -33,7 +33,7 @@ from autoplay_rag.journal.base import (
     PlannedChunk,
     Session,
 )
-from autoplay_rag.journal.bodies import decoded, pack
+from autoplay_rag.journal.bodies import decoded
 from autoplay_rag.journal.ledger import COUNTERS, Ledger
 from autoplay_rag.payloads import ActionsPayload, Payload, SlimAction, SummaryPayload
 
@@ -54,15 +54,13 @@ def _actions(session: str | None, *titles: str, at: float = 1000.0) -> ActionsPa
 def _entry(payload: Payload, seq: int) -> Entry:
     body = msgspec.json.encode(payload)
     key = payload_key(payload)
-    return Entry(
-        seq, key, lane_of(payload, seq), payload, pack(body), len(body), chunk_id(payload, key)
-    )
+    return Entry(seq, key, lane_of(payload, seq), payload, body, chunk_id(payload, key))
 
 
 def _nothing_kept(payload: Payload, seq: int) -> Entry:
     entry = _entry(payload, seq)
     return replace(
-        entry, payload=None, body=None, size=0, outcome="dead", error="redact failed: ValueError"
+        entry, payload=None, body=None, outcome="dead", error="redact failed: ValueError"
     )
 
 

@@ -71,12 +71,12 @@ class Balance(RuleBasedStateMachine):
             self.seq += 1
             entry = self.make_entry(self.make_actions(f"s{key % 3}", f"title {key}"), self.seq)
             if outcome == "filtered":
-                entry = replace(entry, payload=None, body=None, size=0, outcome=outcome)
+                entry = replace(entry, payload=None, body=None, outcome=outcome)
             elif outcome == "dead":
                 entry = replace(entry, outcome=outcome, error="select failed")
             elif outcome == "unkept":
                 entry = replace(
-                    entry, payload=None, body=None, size=0, outcome="dead", error="redact failed"
+                    entry, payload=None, body=None, outcome="dead", error="redact failed"
                 )
             made.append(entry)
         return made

@@ -69,7 +69,7 @@ def test_the_dictionary_is_part_of_the_format():
     digest = blake2b(bodies._DICTIONARY, digest_size=16).hexdigest()
     assert digest == "284ba7ad164639127da17139a70b9130"
     assert decoded(
-        unpack(bytes.fromhex("23541f2726e78232188aab8a0d516ae580c4cc1450e822d5c8e821630aacf901"))
+        unpack(bytes.fromhex("0123541f2726e78232188aab8a0d516ae580c4cc1450e822d5c8e821630aacf901"))
     ) == SummaryPayload("acme", "s1", "Paid.", 1, 5.0)
 
 

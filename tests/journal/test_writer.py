@@ -302,7 +302,7 @@ async def test_what_the_disk_refuses_for_another_reason_is_counted_and_raised(
     """A quota or a limit of the file's size is no full disk to SQLite."""
     journal = await opened()
 
-    def refuse(self, entries):
+    def refuse(self, entries, bodies):
         error = sqlite3.OperationalError("disk I/O error")
         error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
         raise error
@@ -472,10 +472,10 @@ async def test_counts_of_a_failing_operation_are_taken_back(opened, many, monkey
     made = many(6)
     insert = QueueTables._insert_if_new
 
-    def fail_on_the_fourth(tables, entries, now):
-        fresh = insert(tables, entries, now)
+    def fail_on_the_fourth(tables, row_of):
+        fresh = insert(tables, row_of)
         tables.file.counts["received"] += 1000
-        if any(entry.seq == 4 for entry in entries):
+        if 4 in row_of:
             raise RuntimeError("a bug")
         tables.file.counts["received"] -= 1000
         return fresh
