@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -176,6 +177,7 @@ def check_order(texts: list[str], payloads) -> None:
             assert all(one[1] <= other[0] for one, other in pairwise(found))
 
 
+@pytest.mark.timeout(300)
 @settings(
     max_examples=settings.default.max_examples // 5,
     deadline=None,
