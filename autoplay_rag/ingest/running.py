@@ -29,7 +29,7 @@ from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.payloads import Payload
-from autoplay_rag.stores.base import TextStore, VectorStore
+from autoplay_rag.stores.base import Capability, Store, TextStore, VectorStore
 
 __all__ = ["RunningPipeline"]
 
@@ -43,6 +43,13 @@ _NOTE_EVERY = 30
 _GRACE_SECONDS = 5.0
 """How long requests that were cancelled may take to end."""
 _RESUME_PAGE = 50_000
+_WITHOUT: dict[Capability, str] = {
+    "delete": "parts of a payload that dies stay in it",
+    "identity": "whether it was emptied or exchanged is seen by a sample of ids, if it has 'get'",
+    "scan": "what it holds cannot be taken into a journal",
+    "drop": "it is not made anew for another model",
+}
+"""What a pipeline does less well with a store that lacks a capability."""
 _LIVE_SECONDS = 3600.0
 _LIVE_PAYLOADS = 10_000
 """How far back live sessions are filled at start."""
@@ -120,6 +127,7 @@ class RunningPipeline:
         await self._journal.open()
         try:
             await self._pairing.open_store()
+            _say_what_is_missing(self._store)
             if self._settings.journal:
                 await self._pairing.check()
             await self._build()
@@ -378,6 +386,12 @@ class RunningPipeline:
             await self._journal.note_tokens(day, tokens)
         except JournalError as error:
             _log.error("the day's tokens could not be kept: %s", error)
+
+
+def _say_what_is_missing(store: Store) -> None:
+    for capability, consequence in _WITHOUT.items():
+        if capability not in store.capabilities:
+            _log.info("%s has no %r: %s", type(store).__name__, capability, consequence)
 
 
 def _limits(embedder: Embedder, tokens_per_day: int | None) -> RequestLimits:

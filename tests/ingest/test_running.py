@@ -518,3 +518,18 @@ async def test_nobody_else_may_read_journal_and_store(make_pipeline, make_action
         assert {"j.db", "j.db-wal", "j.db.lock", "chroma"} <= found.keys()
         assert found.pop("chroma") == 0o700
         assert set(found.values()) == {0o600}
+
+
+async def test_what_a_store_lacks_is_said_at_start(make_pipeline, caplog):
+    class OnlyUpserts(MemoryStore):
+        capabilities = frozenset()
+
+    caplog.set_level("INFO")
+    async with make_pipeline(OnlyUpserts()):
+        pass
+    said = [record.message for record in caplog.records if "has no" in record.message]
+    assert [message.split("'")[1] for message in said] == ["delete", "identity", "scan", "drop"]
+    caplog.clear()
+    async with make_pipeline(MemoryStore()):
+        pass
+    assert "has no" not in caplog.text
