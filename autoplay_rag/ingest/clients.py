@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -42,6 +43,9 @@ class Clients:
 
     def __init__(self) -> None:
         self._attached: list[Any] = []
+        self._runs: list[tuple[Any, asyncio.Task[None]]] = []
+        # By id, those with our callbacks: a client that was released may come again.
+        self._registered: dict[int, weakref.ref[Any]] = {}
 
     def attach(
         self,
@@ -50,11 +54,32 @@ class Clients:
         on_summary: Callable[..., Any],
     ) -> C:
         """Register the callbacks with a client, once."""
-        if not any(client is other for other in self._attached):
+        known = self._registered.get(id(client))
+        if known is None or known() is not client:
             client.on_actions(on_actions)
             client.on_summary(on_summary)
+            number = id(client)
+            self._registered[number] = weakref.ref(
+                client, lambda _: self._registered.pop(number, None)
+            )
+        if not any(client is other for other in self._attached):
             self._attached.append(client)
         return client
+
+    def ended_with(self, client: Any, task: asyncio.Task[None]) -> None:
+        """Note the task that runs a client, for `release_ended`."""
+        self._runs.append((client, task))
+
+    def release_ended(self) -> None:
+        """Let go of clients whose task has ended: another one takes their place.
+
+        Until then a failure of theirs is among the problems.
+        """
+        ended = [client for client, task in self._runs if task.done()]
+        self._runs = [(client, task) for client, task in self._runs if not task.done()]
+        self._attached = [
+            client for client in self._attached if not any(client is other for other in ended)
+        ]
 
     @property
     def problems(self) -> list[str]:

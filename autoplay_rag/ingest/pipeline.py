@@ -303,9 +303,11 @@ class IngestPipeline:
         check_at_least("idle_seconds", idle_seconds, 0, optional=True)
         check_at_least("max_seconds", max_seconds, 0, optional=True)
         run = self._open_run()
+        self._clients.release_ended()
         self.attach(client)
         started = run.last_received = run.loop.time()
         task = client.run_in_background()
+        self._clients.ended_with(client, task)
         try:
             while not task.done():
                 ends = [started + max_seconds] if max_seconds is not None else []

@@ -12,6 +12,7 @@ It hands over events 0 to EVENTS - 1, but for those that FOLDER/reported names, 
 """
 
 import asyncio
+import logging
 import os
 import random
 import sys
@@ -110,6 +111,7 @@ async def send(pipeline: IngestPipeline, numbers) -> None:
 
 
 async def main(folder: Path, events: int) -> None:
+    logging.getLogger("autoplay_rag").setLevel(logging.CRITICAL)  # each refused payload is said
     for name in ("record_plans", "acknowledge", "accept"):
         talk(name)
     store = TalkingStore(folder / "chroma")

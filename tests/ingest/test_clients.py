@@ -281,3 +281,29 @@ async def test_a_client_ended_by_its_token_is_part_of_health_in_any_thread(
         assert "SECRET" not in str(health)
         # The pipeline goes on: what others hand over is stored.
         assert pipeline.ledger.balanced
+
+
+async def test_a_failed_client_is_a_problem_until_another_one_is_run(
+    make_pipeline, make_payload, local_connector
+):
+    refused = local_connector([], token="right")
+    connector = local_connector([make_payload("Clicked Export")])
+    async with make_pipeline() as pipeline:
+        with pytest.raises(AuthenticationError):
+            await pipeline.ingest(AsyncConnectorClient(refused.url, token="wrong"))
+        assert pipeline.health.state == "degraded"
+        ledger = await pipeline.ingest(AsyncConnectorClient(connector.url), idle_seconds=1.0)
+        assert ledger.stored == 1
+        assert pipeline.health.state == "ok"
+
+
+async def test_a_client_that_is_run_again_hands_everything_over_once(
+    make_pipeline, make_payload, local_connector
+):
+    connector = local_connector([make_payload("Clicked Export")])
+    async with make_pipeline() as pipeline:
+        client = AsyncConnectorClient(connector.url)
+        await pipeline.ingest(client, idle_seconds=0.5)
+        await pipeline.ingest(AsyncConnectorClient(connector.url), idle_seconds=0.5)
+        ledger = await pipeline.ingest(client, idle_seconds=0.5)
+        assert (ledger.received, ledger.duplicate) == (3, 2)
