@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from autoplay_rag.errors import ConfigurationError
+from autoplay_rag._checks import check_above
+from autoplay_rag._describe import describe
 from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.live import LiveSessions
 
@@ -49,8 +50,7 @@ async def follow_journal(
         Traceback (most recent call last):
         autoplay_rag.errors.JournalError: there is no journal at journal.db
     """
-    if not interval > 0:
-        raise ConfigurationError(f"interval={interval!r} must be more than 0 seconds")
+    check_above("interval", interval)
     kept = LiveSessions() if live is None else live
     reader = await asyncio.to_thread(JournalReader, journal)
     follower = _Follower(reader, kept, since=time.time() - seconds)
@@ -65,7 +65,7 @@ async def follow_journal(
                 failing = False
             except Exception as error:  # noqa: BLE001 - a look that fails must not be the last
                 if not failing:
-                    _log.warning("live sessions stand still: %s: %s", type(error).__name__, error)
+                    _log.warning("live sessions stand still: %s", describe(error))
                 failing = True
 
     task = asyncio.create_task(follow(), name="autoplay-follow")

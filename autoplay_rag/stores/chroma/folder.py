@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoplay_rag._describe import describe
 from autoplay_rag.errors import StoreMismatchError
 from autoplay_rag.stores.base import StoreIdentity
 from autoplay_rag.stores.chroma.frames import (
@@ -110,7 +111,7 @@ class Folder:
         except Exception as error:  # noqa: BLE001 - the rest are outages: disk, database, index
             # What is cached of the collection may be out of date.
             self._collections.pop(request.collection, None)
-            return Failed("unavailable", f"Chroma failed: {type(error).__name__}: {error}")
+            return Failed("unavailable", f"Chroma failed: {describe(error)}")
         finally:
             self._mirror.refresh()
 
