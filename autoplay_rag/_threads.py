@@ -16,7 +16,7 @@ def call(fn: Callable[..., T], *args: Any) -> T:
 
     Raises:
         RuntimeError: If it raised StopIteration, which no future takes: who awaits the call would
-            wait for ever.
+            wait forever.
     """
     try:
         return fn(*args)

@@ -142,8 +142,8 @@ def _joined(group: Sequence[Accepted]) -> Iterator[Draft]:
 def _parts(item: Accepted, payload: ActionsPayload, max_actions: int) -> Iterator[Draft]:
     for part, start in enumerate(range(0, len(payload.actions), max_actions)):
         actions = payload.actions[start : start + max_actions]
-        piece = msgspec.structs.replace(payload, actions=actions, count=len(actions))
-        yield Draft(chunk_id(payload, item.key, part), [piece], [item])
+        share = msgspec.structs.replace(payload, actions=actions, count=len(actions))
+        yield Draft(chunk_id(payload, item.key, part), [share], [item])
 
 
 def metadata_of(

@@ -26,7 +26,7 @@ _LINE_LENGTH = 300
 
 _URL_LENGTH = 1000
 
-# Moving between fields: R@1 falls by 2 to 4 points of 100 where these are told.
+# Moving between fields: with these in the text, R@1 falls by 2 to 4 points of 100.
 _QUIET = {"focus", "blur"}
 
 # `clicked the "Export" button` is found better as `clicked "Export"`.
@@ -84,8 +84,8 @@ def render_actions(actions: Sequence[SlimAction]) -> str:
         clicked "Export",
         typed "Q3" into "Name"
     """
-    told = [action for action in actions if not _says_little(action)] or actions
-    return "\n".join(_lines(told)).removesuffix(",").rstrip() or "no description"
+    kept = [action for action in actions if not _says_little(action)] or actions
+    return "\n".join(_lines(kept)).removesuffix(",").rstrip() or "no description"
 
 
 def action_line(action: SlimAction) -> str:

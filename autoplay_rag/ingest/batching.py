@@ -1,10 +1,9 @@
 """When a session's payloads become a batch. Pure: time is an argument.
 
-A session's first payload opens a window; when the window closes, all that has gathered goes
-together. One batch of a session is under way at a time: what comes meanwhile opens the next
-window and, if that one closes early, waits for the batch to end. Sessions know nothing of
-each other, except that their windows close on a common grid, so that many sessions' chunks can
-share one embedding request.
+A session's first payload opens a window. When the window closes, the payloads gathered so far
+form one batch. A session has at most one batch in flight. Payloads that arrive meanwhile open the
+next window; if that closes first, the next batch waits. Sessions are independent of each other, but
+their windows close on a common grid, so that chunks of many sessions share an embedding request.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 __all__ = ["Batcher", "Gathered"]
 
 _MAX_PAYLOADS = 512
-"""The most payloads in one batch: a session with a backlog goes in several, one after another."""
+"""The most payloads in one batch. A longer backlog of a session takes several, in order."""
 _FINEST_WINDOW = 0.02
 
 
@@ -31,7 +30,7 @@ class _Lane:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """What goes together.
+    """One batch of a session.
 
     Attributes:
         lane: The session's lane.
@@ -46,7 +45,7 @@ class Batcher:
     """Gathers sequence numbers by lane.
 
     Args:
-        window: Seconds from a session's first payload until what it gathered goes.
+        window: Seconds from the first payload of a batch until the batch is due.
 
     Example:
         >>> batcher = Batcher(window=10.0)
@@ -60,7 +59,7 @@ class Batcher:
 
     def __init__(self, window: float) -> None:
         self._window = window
-        # A finer grid than this joins nothing.
+        # On a finer grid no windows would close together.
         self._grid = min(window / 20, 0.5) if window >= _FINEST_WINDOW else 0.0
         self._lanes: dict[int, _Lane] = {}
         # (due, order, lane); an entry whose lane has another due by now is skipped.
@@ -68,11 +67,11 @@ class Batcher:
         self._order = 0
 
     def __len__(self) -> int:
-        """The number of lanes with something waiting or under way."""
+        """The number of lanes with payloads that wait or are in flight."""
         return len(self._lanes)
 
     def add(self, lane: int, seq: int, now: float) -> None:
-        """Put a payload into its lane; lanes below 0 hold one payload and wait for no other."""
+        """Put a payload into its lane. A lane below 0 holds one payload and has no window."""
         found = self._lanes.get(lane)
         if found is None:
             found = self._lanes[lane] = _Lane()
@@ -82,12 +81,12 @@ class Batcher:
         found.seqs.append(seq)
 
     def hold(self, lane: int, now: float) -> None:
-        """Mark a lane as under way: a batch of it was found already planned."""
+        """Mark a lane as in flight: an earlier run has planned a batch of it."""
         found = self._lanes.setdefault(lane, _Lane())
         found.under_way, found.going_since = True, now
 
     def take(self, now: float, limit: int = 1000) -> list[Gathered]:
-        """What is due, the longest due first; its lanes are under way until `done`.
+        """The batches that are due, oldest first. Their lanes are in flight until `done`.
 
         Args:
             now: The time.
@@ -109,20 +108,20 @@ class Batcher:
         return taken
 
     def done(self, lane: int) -> None:
-        """A lane's batch has ended: what it gathered meanwhile may go when it is due."""
+        """Note that a lane's batch has ended. Its next batch goes when it is due."""
         found = self._lanes.pop(lane)
         found.under_way, found.going_since = False, math.inf
         if found.seqs:
-            self._lanes[lane] = found  # at the end: others have waited for longer
+            self._lanes[lane] = found  # at the end: others have waited longer
             self._schedule(lane, found, found.due)
 
     def give_back(self, gathered: Gathered, now: float, *, under_way: bool = False) -> None:
-        """Undo a `take`, or part of it: what was not planned is due again at `now`.
+        """Undo a `take`, or part of it: payloads that were not planned are due again at `now`.
 
         Args:
-            gathered: What was not planned.
+            gathered: The payloads that were not planned.
             now: The time.
-            under_way: Whether the rest of what was taken was planned.
+            under_way: Whether the other payloads of the batch were planned.
         """
         found = self._lanes[gathered.lane]
         found.seqs[:0] = gathered.seqs
@@ -132,13 +131,13 @@ class Batcher:
         self._schedule(gathered.lane, found, now)
 
     def close_windows(self, now: float) -> None:
-        """Make everything gathered so far due."""
+        """Make all gathered payloads due."""
         for lane, found in self._lanes.items():
             if found.seqs and found.due > now:
                 self._schedule(lane, found, now)
 
     def next_due(self) -> float | None:
-        """When `take` will next have something; None while nothing waits for time to pass."""
+        """When the next batch is due; None while none waits for a time."""
         while self._heap:
             due, _, lane = self._heap[0]
             found = self._lanes.get(lane)
@@ -148,8 +147,8 @@ class Batcher:
         return None
 
     def oldest(self) -> float | None:
-        """About when the payload that is kept longest came in; None while there is none."""
-        # Lanes stand in the order in which they came to be, or were last done.
+        """About when the payload that has waited longest arrived; None while there is none."""
+        # Lanes are ordered by when they were made, or last done.
         found = next(iter(self._lanes.values()), None)
         since = min(found.opened, found.going_since) if found else math.inf
         return None if since == math.inf else since

@@ -285,7 +285,7 @@ class IngestPipeline:
     ) -> Ledger:
         """Attach a client, run it until one of the limits is reached or it ends, and drain.
 
-        In an outage it does not wait for ever: once nothing was stored for `drain_timeout`, it
+        In an outage it does not wait forever: once nothing was stored for `drain_timeout`, it
         returns, with a warning, and the pipeline goes on with what is left for as long as it runs.
 
         Args:

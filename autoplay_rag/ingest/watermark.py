@@ -27,7 +27,7 @@ class Watermark:
     known as a duplicate. The watermark is the highest number up to which all are. It never moves
     back: a dead letter that is retried keeps its number and is waited for by itself.
 
-    It needs no storage of its own: the journal knows what waits, and `resume` is told.
+    It needs no storage of its own: the journal knows what waits, and `resume` is given that.
 
     Args:
         queue: Knows what waits of each session.

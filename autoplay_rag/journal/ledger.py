@@ -82,6 +82,6 @@ class Ledger:
 
     def _repr_html_(self) -> str:
         return table_html(
-            ("count", "payloads or pieces"),
+            ("count", "value"),
             [(name, getattr(self, name)) for name in self.__slots__],
         )

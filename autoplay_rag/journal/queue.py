@@ -510,7 +510,7 @@ class QueueTables:
             self._tidy_memory(now - _KEEP_KEYS_SECONDS)
 
     def _tidy_memory(self, ended_before: float) -> None:
-        """A catalog in memory that lived as long as its chunks would grow for ever."""
+        """A catalog in memory that lived as long as its chunks would grow forever."""
         oldest = self.file.scalar("SELECT coalesce(max(seq), 0) FROM payload") - _MEMORY_PAYLOADS
         found = read_all(
             self._connection,

@@ -85,8 +85,8 @@ class Writer:
     Args:
         name: The file, for messages; None for a journal in memory.
         open_tables: Opens the tables; runs in the writer's thread.
-        close_tables: Runs in the writer's thread at the end, also if opening failed; told whether
-            it did.
+        close_tables: Runs in the writer's thread at the end, also if opening failed: then with
+            None.
         on_entry: Called on the loop for each entry with what became of it, in the order in which
             they were handed over, before its future ends; None if it could not be written.
 
