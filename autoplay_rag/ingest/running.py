@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -42,7 +43,7 @@ _NOTE_EVERY = 30
 """Seconds between two runs of `tidy`, and between two notes of the store."""
 _GRACE_SECONDS = 5.0
 """How long requests that were cancelled may take to end."""
-_RESUME_PAGE = 50_000
+_RESUME_PAGE = 100_000
 _WITHOUT: dict[Capability, str] = {
     "delete": "parts of a payload that dies stay in it",
     "identity": "whether it was emptied or exchanged is seen by a sample of ids, if it has 'get'",
@@ -180,15 +181,18 @@ class RunningPipeline:
         plans = await self._worker.resume()
         planned = {seq for plan in plans for seq in plan.seqs}
         now = self.loop.time()
-        waiting: list[tuple[int, bool]] = []
+        waiting = array("q")  # there may be millions
+        letters: set[int] = set()
         page = await self._journal.waiting(0, _RESUME_PAGE)
         while page:
             for seq, lane, retried in page:
-                waiting.append((seq, retried))
+                waiting.append(seq)
+                if retried:
+                    letters.add(seq)
                 if seq not in planned:
                     self._batcher.add(lane, seq, now)
             page = await self._journal.waiting(page[-1][0], _RESUME_PAGE)
-        self.watermark.resume(waiting)
+        self.watermark.resume((seq, seq in letters) for seq in waiting)
         self._batcher.close_windows(now)
         if not len(self._live):
             since = time.time() - _LIVE_SECONDS
