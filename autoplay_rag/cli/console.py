@@ -32,6 +32,7 @@ __all__ = [
     "err",
     "error",
     "flush_streams",
+    "log_ends_of_clients",
     "log_to_stderr",
     "note",
     "on_terminal",
@@ -54,17 +55,18 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class _Notes:
-    """How notes and errors are written."""
+    """What is written to standard error, and how."""
 
     as_json = False
+    ends_of_clients = False
 
 
 def prepare_streams() -> None:
-    """Make standard output and standard error usable for any text.
+    r"""Make standard output and standard error usable for any text.
 
     A closed one (a service, `>&-`) is replaced by the null device: otherwise Python has None in
     its place, and the next file that is opened gets its descriptor. Characters that an encoding
-    lacks are written as `\\u2713`.
+    lacks are written as `\u2713`.
     """
     for number in (0, _STDOUT, _STDERR):
         try:
@@ -95,7 +97,7 @@ def flush_streams() -> None:
 
 
 def _nowhere(number: int) -> TextIO:
-    return open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115, PTH123 - for the whole process
+    return open(number, "w", encoding="utf-8", closefd=False)
 
 
 def on_terminal() -> bool:
@@ -176,6 +178,7 @@ def log_to_stderr(*, verbose: bool, log_format: LogFormat = "text") -> None:
         log_format: "json": each line of standard error is a JSON object.
     """
     _Notes.as_json = log_format == "json"
+    _Notes.ends_of_clients = False
     handler: logging.Handler
     if log_format == "json":
         handler = StreamHandler()
@@ -191,9 +194,16 @@ def log_to_stderr(*, verbose: bool, log_format: LogFormat = "text") -> None:
         handler.setFormatter(formatter)
     if not verbose:
         # A client's end is also raised, and then printed as the command's error.
-        handler.addFilter(lambda record: record.name != "autoplay_rag.connector.client")
+        handler.addFilter(
+            lambda record: _Notes.ends_of_clients or record.name != "autoplay_rag.connector.client"
+        )
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     _log.setLevel(logging.INFO)
+
+
+def log_ends_of_clients() -> None:
+    """Log at once that a client ended: others go on, and the command's own error comes last."""
+    _Notes.ends_of_clients = True
 
 
 class OneLineFormatter(logging.Formatter):
@@ -236,7 +246,9 @@ def _json_line(
     when = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(at))}.{int(at % 1 * 1000):03}Z"
     line = {"time": when, "level": level, "logger": logger, "message": message, **more}
     # Lone surrogates, as in the name of a file, are not UTF-8.
-    known = {name: value and value.encode("utf-8", "replace").decode() for name, value in line.items()}
+    known = {
+        name: value and value.encode("utf-8", "replace").decode() for name, value in line.items()
+    }
     return msgspec.json.encode(known).decode()
 
 

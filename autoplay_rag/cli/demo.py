@@ -61,7 +61,7 @@ async def _demo(folder: Path) -> None:
             ) as pipeline,
         ):
             client = AsyncConnectorClient(connector.url)
-            async with showing_progress(pipeline, client, total=total):
+            async with showing_progress(pipeline, [client], total=total):
                 ledger = await pipeline.ingest(client, idle_seconds=_IDLE_S)
             say(
                 f"Stored {ledger.stored:,} of {total:,} events as {ledger.chunks:,} chunks in "

@@ -14,20 +14,24 @@ from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.stores.chroma import ChromaStore
 
 __all__ = [
+    "DEFAULT_EMBEDDER",
     "DEFAULT_STORE",
     "USAGE",
+    "CollectionOption",
     "EmbedderOption",
     "IdleOption",
     "StoreOption",
     "TokenOption",
     "UrlArgument",
     "chroma_path",
+    "default_journal",
     "help_if_alone",
     "make_embedder",
     "make_store",
 ]
 
 DEFAULT_STORE = "chroma:./chroma"
+DEFAULT_EMBEDDER = "local"
 
 UrlArgument = Annotated[
     str, typer.Argument(metavar="URL", help="The stream: https://.../stream/PRODUCT")
@@ -35,12 +39,19 @@ UrlArgument = Annotated[
 TokenOption = Annotated[
     str, typer.Option(help=f"The product's token; by default what {TOKEN_VARIABLE} holds.")
 ]
-StoreOption = Annotated[str, typer.Option(metavar="chroma:PATH", help="The vector store.")]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(metavar="chroma:PATH", help=f"The vector store; by default {DEFAULT_STORE}."),
+]
+CollectionOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The collection in the store.")
+]
 EmbedderOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="local|openai:MODEL",
-        help="What turns text into vectors: the bundled model, or OpenAI's (OPENAI_API_KEY).",
+        help="What turns text into vectors: the bundled model (local, the default), or OpenAI's "
+        "(OPENAI_API_KEY).",
     ),
 ]
 
@@ -82,9 +93,27 @@ def chroma_path(store: str) -> Path:
     return Path(path).expanduser()
 
 
-def make_store(store: str) -> ChromaStore:
-    """The store an option names."""
-    return ChromaStore(chroma_path(store))
+def default_journal(store: Path) -> Path:
+    """The journal beside a store.
+
+    Example:
+        >>> default_journal(Path("data/chroma")).as_posix()
+        'data/chroma-journal.db'
+    """
+    if store.name in ("", ".."):  # "." and "..": beside what they stand for
+        store = store.resolve()
+    return store.parent / f"{store.name}-journal.db"
+
+
+def make_store(store: str, collection: str | None = None) -> ChromaStore:
+    """The store that an option names.
+
+    Args:
+        store: `chroma:PATH`.
+        collection: The collection in it; None for the usual one.
+    """
+    path = chroma_path(store)
+    return ChromaStore(path, collection) if collection else ChromaStore(path)
 
 
 def make_embedder(embedder: str) -> Embedder:

@@ -9,10 +9,13 @@ from typing import Annotated
 
 import typer
 
+from autoplay_rag.cli.config import ConfigOption, load_config
 from autoplay_rag.cli.console import clean, note, say_json, table
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
+    DEFAULT_EMBEDDER,
     DEFAULT_STORE,
+    CollectionOption,
     EmbedderOption,
     StoreOption,
     chroma_path,
@@ -39,17 +42,26 @@ def search(
     session: Annotated[str | None, typer.Option(help="Only this session.")] = None,
     user: Annotated[str | None, typer.Option(help="Only this user.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, whole texts included.")] = False,
-    store: StoreOption = DEFAULT_STORE,
-    embedder: EmbedderOption = "local",
+    store: StoreOption = None,
+    collection: CollectionOption = None,
+    embedder: EmbedderOption = None,
+    config: ConfigOption = None,
 ) -> None:
     """Search a store for what users did."""
-    folder = chroma_path(store)
+    file = load_config(config)
+    with file.explaining(
+        name for name, value in (("store", store), ("embedder", embedder)) if value is not None
+    ):
+        store = store or file.store or DEFAULT_STORE
+        folder = chroma_path(store)
+        embeds = make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER)
     if not (folder / _CHROMA_FILE).is_file():  # Chroma would make one
         raise StoreError(
             f"there is no Chroma store at {folder}; run `autoplay-rag ingest URL` first"
         )
     limits = Filter(session_id=session, user_id=user)
-    hits = asyncio.run(_search(make_store(store), make_embedder(embedder), question, k, limits))
+    kept = make_store(store, collection or file.get("collection"))
+    hits = asyncio.run(_search(kept, embeds, question, k, limits))
     if json:
         say_json(hits)
     elif hits:
