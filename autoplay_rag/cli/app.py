@@ -71,7 +71,10 @@ def run(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError, typer.Abort):
         error("interrupted")
         return FAILED
-    except BrokenPipeError:  # what was printed has no reader any more: `--help | true`
+    except BrokenPipeError:  # what was printed has no reader any more
+        stream_closed()
+        return 0
+    except SystemExit:  # the parser's answer to the same, `--help | true`
         stream_closed()
         return 0
     except Exception as found:

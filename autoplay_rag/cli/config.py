@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,16 +137,32 @@ class Config:
         kind, colon, path = str(store).partition(":")
         return f"{kind}{colon}{self._beside(path)}" if kind == "chroma" and path else str(store)
 
-    def streams(self) -> list[Stream]:
-        """All streams, with what the environment variables hold that they name.
+    def streams(self, urls: Collection[str] = (), *, tokens: bool = True) -> list[Stream]:
+        """The streams, with what the environment variables hold that they name.
+
+        Args:
+            urls: Only these; by default all.
+            tokens: Whether their tokens are wanted.
 
         Raises:
-            ConfigurationError: If such a variable is not set.
+            ConfigurationError: If a variable that is needed is not set.
         """
+        tables: list[tuple[_Where, Mapping[str, Any]]]
         if "url" in self._values:
-            return [self._stream((), self._values)]
-        tables = self._values.get(_STREAMS, [])
-        return [self._stream((_STREAMS, n), table) for n, table in enumerate(tables)]
+            tables = [((), self._values)]
+        else:
+            tables = [((_STREAMS, n), t) for n, t in enumerate(self._values.get(_STREAMS, []))]
+        found = []
+        for where, table in tables:
+            if urls and not (isinstance(table["url"], str) or table["url"]["env"] in os.environ):
+                continue
+            url = self._resolved((*where, "url"), table["url"])
+            if urls and url not in urls:
+                continue
+            token = self._resolved((*where, "token"), table.get("token", "")) if tokens else ""
+            line = _line(self._text, (*where, "url"))
+            found.append(Stream(url, token, f"{self.path}, line {line}"))
+        return found
 
     @contextmanager
     def explaining(self, given: Iterable[str] = ()) -> Iterator[None]:
@@ -162,11 +178,6 @@ class Config:
             if name not in self._values or name in given:
                 raise
             raise self._error((name,), str(error)) from None
-
-    def _stream(self, where: _Where, table: Mapping[str, Any]) -> Stream:
-        url = self._resolved((*where, "url"), table["url"])
-        token = self._resolved((*where, "token"), table.get("token", ""))
-        return Stream(url, token, f"{self.path}, line {_line(self._text, (*where, 'url'))}")
 
     def _resolved(self, where: _Where, value: str | dict[str, str]) -> str:
         if isinstance(value, str):

@@ -126,7 +126,8 @@ def ingest(
         note(f"settings: {file.path}")
     ledger, failures = asyncio.run(_ingest(pipeline, clients, journal, idle_seconds))
     if ledger.stored:
-        note(f'ask: autoplay-rag search "..." --store {store}')
+        named_too = f" --collection {collection}" if collection else ""
+        note(f'ask: autoplay-rag search "..." --store {store}{named_too}')
     if ledger.dead:
         note(f"see the dead letters with: autoplay-rag dead-letters list {journal}")
     for failure in failures:
@@ -148,7 +149,7 @@ def token_variable(url: str) -> str:
 
 def _streams(urls: Sequence[str], tokens: Sequence[str], file: Config) -> list[Stream]:
     """The streams to read: those of the command line or, without any, those of the file."""
-    from_file = file.streams() if file.path is not None else []
+    from_file = file.streams(urls, tokens=not tokens)
     if urls:
         # A token of the file goes to the address it stands beside, and to no other.
         known = {stream.url: stream.token for stream in from_file}
@@ -163,7 +164,8 @@ def _streams(urls: Sequence[str], tokens: Sequence[str], file: Config) -> list[S
         raise ConfigurationError("a URL is named twice")
     if tokens and len(tokens) != len(streams):
         raise ConfigurationError(
-            f"{len(streams)} URLs need --token once for each, in their order, not {len(tokens)}"
+            "give --token once for each URL, in their order: "
+            f"here are {len(streams)} URLs and {len(tokens)} tokens"
         )
     if tokens:
         return [replace(stream, token=one) for stream, one in zip(streams, tokens, strict=True)]

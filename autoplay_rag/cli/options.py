@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from autoplay_rag.cli.console import say
 from autoplay_rag.connector.client import TOKEN_VARIABLE
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import ConfigurationError
@@ -77,7 +77,7 @@ USAGE = 2
 def help_if_alone(context: typer.Context) -> None:
     """Print a group's help and end, if no command of it was named."""
     if context.invoked_subcommand is None:
-        sys.stdout.write(context.get_help() + "\n")
+        say(context.get_help())
         raise typer.Exit(USAGE)
 
 
