@@ -71,10 +71,8 @@ def run(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError, typer.Abort):
         error("interrupted")
         return FAILED
-    except BrokenPipeError:  # what was printed has no reader any more
-        stream_closed()
-        return 0
-    except SystemExit:  # the parser's answer to the same, `--help | true`
+    except (BrokenPipeError, SystemExit):
+        # Nobody reads what was printed, as in `--help | true`: Rich then ends the process.
         stream_closed()
         return 0
     except Exception as found:

@@ -112,6 +112,8 @@ class Config:
         if tables and (both := _STREAM_KEYS.keys() & self._values.keys()):
             key = min(both)
             raise self._error((key,), f"{key} belongs below [[{_STREAMS}]], where there is one")
+        if "token" in self._values and "url" not in self._values:
+            raise self._error(("token",), "a token needs the url that it is for beside it")
 
     def get(self, name: str) -> Any:
         """The value of a key of the first level; None if it is not set."""

@@ -262,7 +262,7 @@ def _print(console: Console, line: str, style: str) -> None:
 def _draw(console: Console, drawn: Text | Table) -> None:
     try:
         console.print(drawn)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # Rich makes the second one of the first one
         _left(console)
 
 

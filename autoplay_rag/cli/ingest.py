@@ -43,7 +43,7 @@ def ingest(
     url: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="URL...", help="The streams, each https://.../stream/PRODUCT, read at once."
+            metavar="URL", help="The streams, each https://.../stream/PRODUCT, read at once."
         ),
     ] = None,
     *,
@@ -90,8 +90,8 @@ def ingest(
 ) -> None:
     """Take one or more streams into a vector store.
 
-    Ctrl-C stops reading, stores what was received, and ends; a second Ctrl-C leaves at once, and
-    what is not stored yet waits in the journal for the next start.
+    Ctrl-C stops reading, stores what was received, and ends. A second Ctrl-C leaves at once: what
+    is not stored yet waits in the journal for the next start.
 
     If one of several streams fails for good, the others go on; the exit code is 1 in the end.
     """

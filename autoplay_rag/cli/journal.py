@@ -42,7 +42,7 @@ def status(
     journal: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[JOURNAL]",
+            metavar="JOURNAL",
             help="The journal's file; by default the one of the settings file, or beside the "
             "default store.",
         ),

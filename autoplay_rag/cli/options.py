@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from autoplay_rag.cli.console import say
+from autoplay_rag.cli.console import say, stream_closed
 from autoplay_rag.connector.client import TOKEN_VARIABLE
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import ConfigurationError
@@ -77,7 +77,11 @@ USAGE = 2
 def help_if_alone(context: typer.Context) -> None:
     """Print a group's help and end, if no command of it was named."""
     if context.invoked_subcommand is None:
-        say(context.get_help())
+        try:
+            say(context.get_help())
+        except (BrokenPipeError, SystemExit):
+            # Typer may print it itself, through Rich, which ends the process if nobody reads.
+            stream_closed()
         raise typer.Exit(USAGE)
 
 

@@ -39,6 +39,7 @@ def nowhere(tmp_path, monkeypatch):
         ("store = { env = 'X' }", 1, "store must be text"),
         ("url = 'x'\ntoken = 7", 2, 'token must be text or { env = "NAME" }'),
         ("url = 'x'\ntoken = { evn = 'X' }", 2, "token must be text or"),
+        ("store = 'chroma:a'\ntoken = 'uk_secret'", 2, "a token needs the url"),
         ("token = { env = 'X', default = 'uk_secret' }", 1, "token must be text or"),
         ("streams = 3", 1, "write [[streams]]"),
         ("[streams]\nurl = 'x'", 1, "write [[streams]]"),
