@@ -1,7 +1,7 @@
 """Runs one block of Python from a page, as a reader would: in a script, a notebook, or a server.
 
 Usage: run_block.py FILE. The exit code is that of the block; a web application in it is started,
-asked once for `/search`, and shut down.
+asked once for `/search` by the first of its `LOGINS`, and shut down.
 """
 
 import ast
@@ -12,7 +12,7 @@ import types
 from pathlib import Path
 
 
-async def serve(app) -> None:
+async def serve(app, login) -> None:
     """Start and end an application as a server does, with one request in between."""
     import httpx
 
@@ -20,7 +20,7 @@ async def serve(app) -> None:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://app.test") as client:
             answer = await client.get(
-                "/search", params={"q": "export a report", "user_id": "u_001"}
+                "/search", params={"q": "export a report"}, headers={"Authorization": login}
             )
             assert answer.status_code == 200, answer.text
             assert isinstance(answer.json(), list)
@@ -40,7 +40,7 @@ def main(path: Path) -> None:
 
         asyncio.run(cell())
     if app := module.__dict__.get("app"):
-        asyncio.run(serve(app))
+        asyncio.run(serve(app, next(iter(module.__dict__["LOGINS"]))))
 
 
 main(Path(sys.argv[1]))

@@ -435,6 +435,18 @@ def test_html_escapes_what_strangers_typed():
         assert html.count("<table>") == html.count("</table>") >= 1
 
 
+def test_html_keeps_line_breaks_and_puts_ids_last():
+    payload = ActionsPayload(
+        "acme", "s1", "u1", "u@acme.test", [SlimAction("a", "one\ntwo", "https://a.test/r")], 1, 1.0
+    )
+    html = payload._repr_html_()
+    assert "one<br>two" in html
+    order = [html.index(text) for text in ("one", "forwarded_at", "acme", "s1", "u1")]
+    assert order == sorted(order)
+    for text in ("one\r\ntwo", "one\ntwo\n", "one\u2028two"):
+        assert "one<br>two" in SummaryPayload(summary=text)._repr_html_()
+
+
 @given(payloads)
 def test_any_payload_can_be_shown(payload):
     assert payload._repr_html_().startswith("<table>")

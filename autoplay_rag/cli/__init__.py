@@ -16,8 +16,11 @@ def main() -> None:
         sys.exit(f"error: {MissingExtraError('autoplay-rag', 'cli')}")
     try:
         from autoplay_rag.cli.app import run
+        from autoplay_rag.cli.console import flush_streams, prepare_streams
 
+        prepare_streams()
         code = run()
+        flush_streams()
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
     sys.exit(code)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from autoplay_rag.cli.connector import connector
-from autoplay_rag.cli.console import error, log_to_stderr, say
+from autoplay_rag.cli.console import LogFormat, error, log_to_stderr, say, stream_closed
 from autoplay_rag.cli.demo import demo
 from autoplay_rag.cli.ingest import ingest
 from autoplay_rag.cli.journal import dead_letters, status
@@ -41,13 +41,19 @@ def _common(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print what happens inside, to standard error.")
     ] = False,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(
+            metavar="text|json", help="How to write log lines, notes and errors to standard error."
+        ),
+    ] = "text",
     _version: Annotated[
         bool,
         typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version."),
     ] = False,
 ) -> None:
     """What users are doing right now, in your vector store seconds later."""
-    log_to_stderr(verbose=verbose)
+    log_to_stderr(verbose=verbose, log_format=log_format)
     help_if_alone(context)
 
 
@@ -65,6 +71,10 @@ def run(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError, typer.Abort):
         error("interrupted")
         return FAILED
+    except (BrokenPipeError, SystemExit):
+        # Nobody reads what was printed, as in `--help | true`: Rich then ends the process.
+        stream_closed()
+        return 0
     except Exception as found:
         explained = _explain(found)
         if explained is None:

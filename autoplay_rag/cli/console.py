@@ -2,15 +2,21 @@
 
 What users typed or clicked is printed only through `clean`: it must not be able to move the
 reader's cursor or set the title of their window.
+
+`prepare_streams` runs first. After it standard output and standard error exist and take any text,
+whatever their encoding is. A reader that leaves (`| head`) is not an error.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from logging import StreamHandler
+from typing import Literal, TextIO
 
 import msgspec
 from rich.console import Console
@@ -19,22 +25,79 @@ from rich.table import Table
 from rich.text import Text
 
 __all__ = [
+    "JsonFormatter",
+    "LogFormat",
     "OneLineFormatter",
     "clean",
     "err",
     "error",
+    "flush_streams",
+    "log_ends_of_clients",
     "log_to_stderr",
     "note",
     "on_terminal",
     "out",
+    "prepare_streams",
+    "progress",
     "say",
     "say_json",
-    "stdout_closed",
+    "stream_closed",
     "table",
 ]
 
+LogFormat = Literal["text", "json"]
+
+_log = logging.getLogger(__name__)
+_STDOUT, _STDERR = 1, 2
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Notes:
+    """What is written to standard error, and how."""
+
+    as_json = False
+    ends_of_clients = False
+
+
+def prepare_streams() -> None:
+    r"""Make standard output and standard error usable for any text.
+
+    A closed one (a service, `>&-`) is replaced by the null device: otherwise Python has None in
+    its place, and the next file that is opened gets its descriptor. Characters that an encoding
+    lacks are written as `\u2713`.
+    """
+    for number in (0, _STDOUT, _STDERR):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest descriptor that is free; those below it are open by now.
+            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+    if sys.stdout is None:
+        sys.stdout = _nowhere(_STDOUT)
+    if sys.stderr is None:
+        sys.stderr = _nowhere(_STDERR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a test or a host program put there
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush_streams() -> None:
+    """Write what is still buffered; what cannot be written (a full disk) is dropped.
+
+    The interpreter would try again as it ends, and print a traceback of its own.
+    """
+    for number, stream in ((_STDOUT, sys.stdout), (_STDERR, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            stream_closed(number)
+
+
+def _nowhere(number: int) -> TextIO:
+    return open(number, "w", encoding="utf-8", closefd=False)
 
 
 def on_terminal() -> bool:
@@ -54,12 +117,24 @@ def say_json(value: object) -> None:
 
 def note(line: str, style: str = "dim") -> None:
     """Print one line that is no result, so that results can be piped on."""
-    _print(err, line, style)
+    if _Notes.as_json:
+        _print(err, _json_line("INFO", __package__, line), "")
+    else:
+        _print(err, line, style)
+
+
+def progress(line: str) -> None:
+    """Print one line of progress as a log record, with its time."""
+    _log.info("%s", line)
 
 
 def error(message: object) -> None:
     """Print why the command failed, in one line."""
-    _print(err, f"error: {clean(str(message))}", "bold red")
+    text = clean(str(message))
+    if _Notes.as_json:
+        _print(err, _json_line("ERROR", __package__, text), "")
+    else:
+        _print(err, f"error: {text}", "bold red")
 
 
 def clean(text: str) -> str:
@@ -85,25 +160,50 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "
         drawn.add_column(head, header_style="dim", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
-    out.print(drawn)
+    _draw(out, drawn)
 
 
-def stdout_closed() -> None:
-    """After a broken pipe: what is still buffered has nowhere to go, and is no error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def stream_closed(number: int = _STDOUT) -> None:
+    """Send the rest to the null device: nobody reads it, and the end must not fail on it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
-def log_to_stderr(*, verbose: bool) -> None:
-    """Have log records printed; tracebacks and details only if `verbose`."""
-    handler = RichHandler(console=err, show_path=False) if err.is_terminal else StreamHandler()
-    named = "" if err.is_terminal else "%(levelname)s "  # the other one prints it itself
-    handler.setFormatter(
-        (logging.Formatter if verbose else OneLineFormatter)(f"{named}%(message)s")
-    )
+def log_to_stderr(*, verbose: bool, log_format: LogFormat = "text") -> None:
+    """Have log records printed, each with its time.
+
+    Args:
+        verbose: With all details and tracebacks.
+        log_format: "json": each line of standard error is a JSON object.
+    """
+    _Notes.as_json = log_format == "json"
+    _Notes.ends_of_clients = False
+    handler: logging.Handler
+    if log_format == "json":
+        handler = StreamHandler()
+        handler.setFormatter(JsonFormatter(tracebacks=verbose))
+    else:
+        handler = RichHandler(console=err, show_path=False) if err.is_terminal else StreamHandler()
+        # The one for terminals prints time and level itself.
+        start = "" if err.is_terminal else "%(asctime)s %(levelname)s "
+        formatter = (logging.Formatter if verbose else OneLineFormatter)(
+            f"{start}%(message)s", "%Y-%m-%dT%H:%M:%SZ"
+        )
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
     if not verbose:
         # A client's end is also raised, and then printed as the command's error.
-        handler.addFilter(lambda record: record.name != "autoplay_rag.connector.client")
+        handler.addFilter(
+            lambda record: _Notes.ends_of_clients or record.name != "autoplay_rag.connector.client"
+        )
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    _log.setLevel(logging.INFO)
+
+
+def log_ends_of_clients() -> None:
+    """Log at once that a client ended: others go on, and the command's own error comes last."""
+    _Notes.ends_of_clients = True
 
 
 class OneLineFormatter(logging.Formatter):
@@ -116,8 +216,62 @@ class OneLineFormatter(logging.Formatter):
         return clean(super().format(short)) + name
 
 
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object: time, level, logger, message, and the exception's name.
+
+    Args:
+        tracebacks: Whether to add the traceback of an exception.
+    """
+
+    def __init__(self, *, tracebacks: bool = False) -> None:
+        super().__init__()
+        self._tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
+        more = {}
+        if record.exc_info and record.exc_info[0]:
+            more["error"] = record.exc_info[0].__name__
+            if self._tracebacks:
+                more["traceback"] = self.formatException(record.exc_info)
+        return _json_line(
+            record.levelname, record.name, record.getMessage(), at=record.created, **more
+        )
+
+
+def _json_line(
+    level: str, logger: str | None, message: str, *, at: float | None = None, **more: str
+) -> str:
+    at = time.time() if at is None else at
+    when = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(at))}.{int(at % 1 * 1000):03}Z"
+    line = {"time": when, "level": level, "logger": logger, "message": message, **more}
+    # Lone surrogates, as in the name of a file, are not UTF-8.
+    known = {
+        name: value and value.encode("utf-8", "replace").decode() for name, value in line.items()
+    }
+    return msgspec.json.encode(known).decode()
+
+
 def _print(console: Console, line: str, style: str) -> None:
     if console.is_terminal:
-        console.print(Text(line, style))
+        _draw(console, Text(line, style))
     else:
+        _write(console, line)
+
+
+def _draw(console: Console, drawn: Text | Table) -> None:
+    try:
+        console.print(drawn)
+    except (BrokenPipeError, SystemExit):  # Rich makes the second one of the first one
+        _left(console)
+
+
+def _write(console: Console, line: str) -> None:
+    try:
         print(line, file=sys.stderr if console.stderr else sys.stdout, flush=True)
+    except BrokenPipeError:
+        _left(console)
+
+
+def _left(console: Console) -> None:
+    stream_closed(_STDERR if console.stderr else _STDOUT)

@@ -13,10 +13,11 @@ import typer
 from autoplay_rag.cli.console import note, say
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.progress import showing_progress
-from autoplay_rag.cli.search import hits_table
+from autoplay_rag.cli.search import answers, hits_table
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.recording import read_recording_lines
 from autoplay_rag.devserver import LocalConnector, questions, samples
+from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.embedders.local import LocalEmbedder
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.stores.chroma import ChromaStore
@@ -49,6 +50,7 @@ def demo(
 
 
 async def _demo(folder: Path) -> None:
+    embedder = LocalEmbedder()
     total = sum(1 for _ in read_recording_lines(samples()))
     say("A connector on this machine streams what people did in a made-up product. Their actions")
     say("are gathered per session, embedded by the bundled model and kept in Chroma.")
@@ -56,26 +58,26 @@ async def _demo(folder: Path) -> None:
     with Interrupts():
         async with (
             LocalConnector(rate=_RATE) as connector,
-            IngestPipeline(
-                ChromaStore(folder), LocalEmbedder(), batch_window=_WINDOW_S
-            ) as pipeline,
+            IngestPipeline(ChromaStore(folder), embedder, batch_window=_WINDOW_S) as pipeline,
         ):
             client = AsyncConnectorClient(connector.url)
-            async with showing_progress(pipeline, client, total=total):
+            async with showing_progress(pipeline, [client], total=total):
                 ledger = await pipeline.ingest(client, idle_seconds=_IDLE_S)
             say(
                 f"Stored {ledger.stored:,} of {total:,} events as {ledger.chunks:,} chunks in "
                 f"{time.monotonic() - began:.0f} s, with {ledger.embed_requests:,} embedding requests."
             )
-            await _ask(pipeline)
+            await _ask(pipeline, embedder)
 
 
-async def _ask(pipeline: IngestPipeline) -> None:
+async def _ask(pipeline: IngestPipeline, embedder: Embedder) -> None:
     """Show what a few questions find, and say how many of all find what they should."""
     asked = questions()
     for question in asked[:: len(asked) // _SHOWN][:_SHOWN]:
         say("")
-        hits_table(await pipeline.search(question.question, k=3), title=question.question)
+        hits = await pipeline.search(question.question, k=3)
+        texts = await answers(embedder, question.question, hits)
+        hits_table(hits, title=question.question, texts=texts)
     first = found = 0
     for question in asked:
         sessions = [hit.session_id for hit in await pipeline.search(question.question, k=_K)]

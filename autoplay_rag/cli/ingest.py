@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 
-from autoplay_rag.cli.console import note, say
+from autoplay_rag._checks import check_at_least
+from autoplay_rag.cli.config import Config, ConfigOption, Stream, load_config
+from autoplay_rag.cli.console import error, log_ends_of_clients, note, say
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
+    DEFAULT_EMBEDDER,
     DEFAULT_STORE,
+    CollectionOption,
     EmbedderOption,
     IdleOption,
     StoreOption,
-    TokenOption,
-    UrlArgument,
     chroma_path,
+    default_journal,
     make_embedder,
     make_store,
 )
 from autoplay_rag.cli.progress import counts, showing_progress
 from autoplay_rag.cli.reached import require_reached
-from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.connector.client import TOKEN_VARIABLE, AsyncConnectorClient
+from autoplay_rag.errors import AutoplayError, ConfigurationError, ConnectorError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.journal.ledger import Ledger
 
-__all__ = ["default_journal", "ingest"]
+__all__ = ["ingest", "token_variable"]
 
 
 def ingest(
-    url: UrlArgument,
+    url: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="URL", help="The streams, each https://.../stream/PRODUCT, read at once."
+        ),
+    ] = None,
     *,
-    token: TokenOption = "",
-    store: StoreOption = DEFAULT_STORE,
-    embedder: EmbedderOption = "local",
+    token: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The product's token; with several URLs once for each, in their order. By default "
+            f"what {TOKEN_VARIABLE}_PRODUCT or {TOKEN_VARIABLE} holds.",
+        ),
+    ] = None,
+    store: StoreOption = None,
+    collection: CollectionOption = None,
+    embedder: EmbedderOption = None,
     journal: Annotated[
         Path | None,
         typer.Option(
@@ -43,7 +64,15 @@ def ingest(
             help="Where received payloads wait and are remembered; by default beside the store.",
         ),
     ] = None,
+    batch_window: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long to gather what a session does before it is embedded; by default 15.",
+        ),
+    ] = None,
     idle_seconds: IdleOption = None,
+    config: ConfigOption = None,
     rebuild: Annotated[
         bool,
         typer.Option(
@@ -59,62 +88,150 @@ def ingest(
         ),
     ] = False,
 ) -> None:
-    """Take a stream into a vector store.
+    """Take one or more streams into a vector store.
 
-    Ctrl-C stops reading, stores what was received, and ends; a second Ctrl-C leaves at once, and
-    what is not stored yet waits in the journal for the next start.
+    Ctrl-C stops reading, stores what was received, and ends. A second Ctrl-C leaves at once: what
+    is not stored yet waits in the journal for the next start.
+
+    If one of several streams fails for good, the others go on; the exit code is 1 in the end.
     """
-    journal = journal or default_journal(chroma_path(store))
-    client = AsyncConnectorClient(url, token)
-    pipeline = IngestPipeline(
-        make_store(store),
-        make_embedder(embedder),
-        journal=journal,
-        rebuild=rebuild,
-        adopt=adopt,
-    )
-    ledger = asyncio.run(_ingest(pipeline, client, url, journal, idle_seconds))
+    file = load_config(config)
+    named = {
+        "store": store,
+        "embedder": embedder,
+        "collection": collection,
+        "batch_window": batch_window,
+        "idle_seconds": idle_seconds,
+        "journal": journal,
+        "url": url or None,
+        "token": token or None,
+    }
+    given = {name: value for name, value in named.items() if value is not None}
+    with file.explaining(given):
+        clients = [_client(stream) for stream in _streams(url or [], token or [], file)]
+        store = store or file.store or DEFAULT_STORE
+        journal = journal or file.journal or default_journal(chroma_path(store))
+        idle_seconds = file.get("idle_seconds") if idle_seconds is None else idle_seconds
+        check_at_least("idle_seconds", idle_seconds, 0, optional=True)
+        window = {} if batch_window is None else {"batch_window": batch_window}
+        pipeline = IngestPipeline(
+            make_store(store, collection or file.get("collection")),
+            make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER),
+            journal=journal,
+            rebuild=rebuild,
+            adopt=adopt,
+            **{**file.pipeline, **window},
+        )
+    if file.path is not None:
+        note(f"settings: {file.path}")
+    ledger, failures = asyncio.run(_ingest(pipeline, clients, journal, idle_seconds))
     if ledger.stored:
-        note(f'ask: autoplay-rag search "..." --store {store}')
+        named_too = f" --collection {collection}" if collection else ""
+        note(f'ask: autoplay-rag search "..." --store {store}{named_too}')
     if ledger.dead:
         note(f"see the dead letters with: autoplay-rag dead-letters list {journal}")
-    if ledger.pending:
+    for failure in failures:
+        error(failure)
+    if ledger.pending or failures:
         raise typer.Exit(1)
 
 
-def default_journal(store: Path) -> Path:
-    """The journal beside a store.
+def token_variable(url: str) -> str:
+    """The environment variable for the token of one stream.
 
     Example:
-        >>> default_journal(Path("data/chroma")).as_posix()
-        'data/chroma-journal.db'
+        >>> token_variable("https://connector.example.com/stream/acme-eu")
+        'AUTOPLAY_APP_UNKEY_TOKEN_ACME_EU'
     """
-    if store.name in ("", ".."):  # "." and "..": beside what they stand for
-        store = store.resolve()
-    return store.parent / f"{store.name}-journal.db"
+    product = httpx.URL(url).path.rstrip("/").rpartition("/")[2]
+    return f"{TOKEN_VARIABLE}_{re.sub(r'[^A-Za-z0-9]', '_', product).upper()}"
+
+
+def _streams(urls: Sequence[str], tokens: Sequence[str], file: Config) -> list[Stream]:
+    """The streams to read: those of the command line or, without any, those of the file."""
+    from_file = file.streams(urls, tokens=not tokens)
+    if urls:
+        # A token of the file goes to the address it stands beside, and to no other.
+        known = {stream.url: stream.token for stream in from_file}
+        streams = [Stream(url, known.get(url, "")) for url in urls]
+    else:
+        streams = from_file
+    if not streams:
+        raise ConfigurationError(
+            "name the URL of a stream, https://.../stream/PRODUCT, here or in autoplay-rag.toml"
+        )
+    if len({stream.url for stream in streams}) < len(streams):
+        raise ConfigurationError("a URL is named twice")
+    if tokens and len(tokens) != len(streams):
+        raise ConfigurationError(
+            "give --token once for each URL, in their order: "
+            f"here are {len(streams)} URLs and {len(tokens)} tokens"
+        )
+    if tokens:
+        return [replace(stream, token=one) for stream, one in zip(streams, tokens, strict=True)]
+    return streams
+
+
+def _client(stream: Stream) -> AsyncConnectorClient:
+    try:
+        variable = token_variable(stream.url)
+    except httpx.InvalidURL:
+        variable = TOKEN_VARIABLE  # the client says what is wrong with the URL
+    try:
+        return AsyncConnectorClient(stream.url, stream.token or os.environ.get(variable, ""))
+    except ConfigurationError as error:
+        if not stream.where:
+            raise
+        raise ConfigurationError(f"{stream.where}: {error}") from None
 
 
 async def _ingest(
     pipeline: IngestPipeline,
-    client: AsyncConnectorClient,
-    url: str,
+    clients: Sequence[AsyncConnectorClient],
     journal: Path,
     idle_seconds: float | None,
-) -> Ledger:
+) -> tuple[Ledger, list[AutoplayError]]:
+    """Read all streams to their end; returns the counts and what ended single streams."""
+    failures: list[AutoplayError] = []
+
+    async def read(client: AsyncConnectorClient) -> None:
+        try:
+            await pipeline.ingest(client, idle_seconds=idle_seconds)
+        except AutoplayError as failure:
+            if len(clients) == 1:
+                raise
+            failures.append(failure)
+
     def stop() -> None:
-        client.stop()  # first: the note fails if nobody holds the other end of stderr
+        for client in clients:
+            client.stop()  # first: the note fails if nobody holds the other end of stderr
         note("storing what was received; Ctrl-C again leaves at once")
 
+    if len(clients) > 1:
+        log_ends_of_clients()
     with Interrupts(f"left at once: what is not stored waits in {journal}") as interrupts:
         note(f"journal: {journal}")
         async with pipeline:
             with interrupts.calling(stop):
                 try:
-                    async with showing_progress(pipeline, client):
-                        await pipeline.ingest(client, idle_seconds=idle_seconds)
+                    async with showing_progress(pipeline, clients):
+                        await asyncio.gather(*map(read, clients))
                 finally:
                     ledger = pipeline.ledger
                     if ledger.received:
                         say(counts(ledger))
-    require_reached(client, url, interrupted=bool(interrupts.count))
-    return ledger
+    failures += _never_reached(clients, interrupted=bool(interrupts.count))
+    return ledger, failures
+
+
+def _never_reached(
+    clients: Sequence[AsyncConnectorClient], *, interrupted: bool
+) -> list[AutoplayError]:
+    found: list[AutoplayError] = []
+    for client in clients:
+        if client.state != "failed":
+            try:
+                require_reached(client, client.url, interrupted=interrupted)
+            except ConnectorError as failure:
+                found.append(failure)
+    return found

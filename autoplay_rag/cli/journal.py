@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from autoplay_rag.cli.config import ConfigOption, load_config
 from autoplay_rag.cli.console import clean, note, say, say_json, table
-from autoplay_rag.cli.options import help_if_alone
+from autoplay_rag.cli.options import DEFAULT_STORE, chroma_path, default_journal, help_if_alone
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.journal.base import Action
 from autoplay_rag.journal.ledger import COUNTERS
-from autoplay_rag.journal.reader import JournalReader
+from autoplay_rag.journal.reader import JournalReader, JournalStatus
 
 __all__ = ["dead_letters", "status"]
 
@@ -37,9 +38,38 @@ _WHEN = {
 dead_letters = typer.Typer()
 
 
-def status(journal: JournalArgument, json: JsonOption = False) -> None:
+def status(
+    journal: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="JOURNAL",
+            help="The journal's file; by default the one of the settings file, or beside the "
+            "default store.",
+        ),
+    ] = None,
+    *,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Print one line and exit with 0 if all is well; with 1 if payloads were lost, the "
+            "pipeline does not run, or it is degraded or failed.",
+        ),
+    ] = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
     """Say how a journal stands: counts, what waits, and whether a pipeline runs."""
+    if journal is None:
+        file = load_config(config)
+        with file.explaining():
+            folder = chroma_path(file.store or DEFAULT_STORE)
+        journal = file.journal or default_journal(folder)
     found = JournalReader(journal).status()
+    if check:
+        wrong = _wrong(found)
+        say("not ok: " + "; ".join(wrong) if wrong else "ok")
+        raise typer.Exit(1 if wrong else 0)
     if json:
         counters = {name: getattr(found.ledger, name) for name in COUNTERS}
         say_json(
@@ -62,6 +92,25 @@ def status(journal: JournalArgument, json: JsonOption = False) -> None:
     rows.append(("health", clean(str(found.health))))
     for name, value in rows:
         say(f"{name:<12}{value:>12}")
+
+
+def _wrong(found: JournalStatus) -> list[str]:
+    """What is not well, a few words each."""
+    wrong = []
+    if not found.running:
+        unknown = found.running is None
+        wrong.append(
+            "whether the pipeline runs, only its own user can see"
+            if unknown
+            else "the pipeline is not running"
+        )
+    if found.health.state != "ok":
+        # What is not running cannot be degraded now: this is what it noted last.
+        last = "" if found.running else "last noted: "
+        wrong.append(f"{last}{clean(str(found.health))}")
+    if found.ledger.overflow:
+        wrong.append(f"{found.ledger.overflow:,} payloads lost to overflow")
+    return wrong
 
 
 @dead_letters.callback(invoke_without_command=True)

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from autoplay_rag.cli.console import say, stream_closed
 from autoplay_rag.connector.client import TOKEN_VARIABLE
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.stores.chroma import ChromaStore
 
 __all__ = [
+    "DEFAULT_EMBEDDER",
     "DEFAULT_STORE",
     "USAGE",
+    "CollectionOption",
     "EmbedderOption",
     "IdleOption",
     "StoreOption",
     "TokenOption",
     "UrlArgument",
     "chroma_path",
+    "default_journal",
     "help_if_alone",
     "make_embedder",
     "make_store",
 ]
 
 DEFAULT_STORE = "chroma:./chroma"
+DEFAULT_EMBEDDER = "local"
 
 UrlArgument = Annotated[
     str, typer.Argument(metavar="URL", help="The stream: https://.../stream/PRODUCT")
@@ -35,12 +39,19 @@ UrlArgument = Annotated[
 TokenOption = Annotated[
     str, typer.Option(help=f"The product's token; by default what {TOKEN_VARIABLE} holds.")
 ]
-StoreOption = Annotated[str, typer.Option(metavar="chroma:PATH", help="The vector store.")]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(metavar="chroma:PATH", help=f"The vector store; by default {DEFAULT_STORE}."),
+]
+CollectionOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The collection in the store.")
+]
 EmbedderOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="local|openai:MODEL",
-        help="What turns text into vectors: the bundled model, or OpenAI's (OPENAI_API_KEY).",
+        help="What turns text into vectors: the bundled model (local, the default), or OpenAI's "
+        "(OPENAI_API_KEY).",
     ),
 ]
 
@@ -66,7 +77,11 @@ USAGE = 2
 def help_if_alone(context: typer.Context) -> None:
     """Print a group's help and end, if no command of it was named."""
     if context.invoked_subcommand is None:
-        sys.stdout.write(context.get_help() + "\n")
+        try:
+            say(context.get_help())
+        except (BrokenPipeError, SystemExit):
+            # Typer may print it itself, through Rich, which ends the process if nobody reads.
+            stream_closed()
         raise typer.Exit(USAGE)
 
 
@@ -82,9 +97,27 @@ def chroma_path(store: str) -> Path:
     return Path(path).expanduser()
 
 
-def make_store(store: str) -> ChromaStore:
-    """The store an option names."""
-    return ChromaStore(chroma_path(store))
+def default_journal(store: Path) -> Path:
+    """The journal beside a store.
+
+    Example:
+        >>> default_journal(Path("data/chroma")).as_posix()
+        'data/chroma-journal.db'
+    """
+    if store.name in ("", ".."):  # "." and "..": beside what they stand for
+        store = store.resolve()
+    return store.parent / f"{store.name}-journal.db"
+
+
+def make_store(store: str, collection: str | None = None) -> ChromaStore:
+    """The store that an option names.
+
+    Args:
+        store: `chroma:PATH`.
+        collection: The collection in it; None for the usual one.
+    """
+    path = chroma_path(store)
+    return ChromaStore(path, collection) if collection else ChromaStore(path)
 
 
 def make_embedder(embedder: str) -> Embedder:

@@ -1,11 +1,11 @@
-"""How an ingest goes, while it does: a live display, or a plain line now and then."""
+"""The progress of an ingest: a live display on a terminal, elsewhere one log line a minute."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from rich.live import Live
@@ -14,7 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from autoplay_rag.cli.console import clean, err, note
+from autoplay_rag.cli.console import clean, err, progress
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.journal.ledger import Ledger
@@ -23,7 +23,7 @@ __all__ = ["Meter", "counts", "showing_progress"]
 
 _REFRESH_S = 0.2
 _BAR_WIDTH = 60
-_PLAIN_EVERY_S = 5.0
+_PLAIN_EVERY_S = 60.0
 
 
 class Meter:
@@ -67,7 +67,7 @@ def counts(ledger: Ledger) -> str:
 
 @asynccontextmanager
 async def showing_progress(
-    pipeline: IngestPipeline, client: AsyncConnectorClient, *, total: int | None = None
+    pipeline: IngestPipeline, clients: Sequence[AsyncConnectorClient], *, total: int | None = None
 ) -> AsyncIterator[None]:
     """Show how it goes until left; with `total` payloads expected, also as a bar."""
     meter = Meter()
@@ -78,9 +78,9 @@ async def showing_progress(
         return f"{counts(ledger)} · {rate:,.0f} events/s · lag {pipeline.lag:.1f} s"
 
     if err.is_terminal:
-        watching = asyncio.create_task(_draw(pipeline, client, line, total))
+        watching = asyncio.create_task(_draw(pipeline, clients, line, total))
     else:
-        watching = asyncio.create_task(_print(line))
+        watching = asyncio.create_task(_print(lambda: f"{state(clients)} · {line()}"))
     try:
         yield
     finally:
@@ -91,15 +91,14 @@ async def showing_progress(
 
 async def _draw(
     pipeline: IngestPipeline,
-    client: AsyncConnectorClient,
+    clients: Sequence[AsyncConnectorClient],
     line: Callable[[], str],
     total: int | None,
 ) -> None:
     spinner = Spinner("dots", style="cyan")
 
     def drawn() -> Table:
-        ending = client.state in ("stopping", "stopped")
-        spinner.update(text=Text("storing what was received" if ending else client.state))
+        spinner.update(text=Text(state(clients)))
         lines = Table.grid()
         lines.add_row(spinner)
         if total is not None:
@@ -115,9 +114,17 @@ async def _draw(
             live.update(drawn(), refresh=True)
 
 
+def state(clients: Sequence[AsyncConnectorClient]) -> str:
+    """The state of all clients in a few words."""
+    states = [client.state for client in clients]
+    if all(each in ("stopping", "stopped") for each in states):
+        return "storing what was received"
+    if len(states) == 1:
+        return states[0]
+    return f"{states.count('connected')} of {len(states)} streams connected"
+
+
 async def _print(line: Callable[[], str]) -> None:
-    said = ""
     while True:
         await asyncio.sleep(_PLAIN_EVERY_S)
-        if said != (said := line()):
-            note(said)
+        progress(line())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, BinaryIO
 
 import typer
 from rich.text import Text
 
-from autoplay_rag.cli.console import clean, note, on_terminal, out, stdout_closed
+from autoplay_rag.cli.console import clean, note, on_terminal, out, stream_closed
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import IdleOption, TokenOption, UrlArgument
 from autoplay_rag.cli.reached import require_reached
@@ -33,14 +35,49 @@ def tail(
     jsonl: Annotated[
         bool, typer.Option("--jsonl", help="Print JSON Lines: a recording, to be replayed.")
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write to this file, in UTF-8, in place of what it holds.",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="End after so many payloads.")] = None,
     idle_seconds: IdleOption = None,
 ) -> None:
     """Print a stream as it comes, a line for each action; Ctrl-C ends it."""
-    show = _json_line if jsonl else _pretty if on_terminal() else _plain
     client = AsyncConnectorClient(url, token)
-    count = asyncio.run(_follow(client, url, show, limit=limit, idle_seconds=idle_seconds))
+    if output is None:
+        # The terminal's own encoding for people; for JSON Lines always UTF-8.
+        show = _json_line if jsonl else _pretty if on_terminal() else _plain
+        count = asyncio.run(_follow(client, url, show, limit=limit, idle_seconds=idle_seconds))
+    else:
+        encoded = _encoded_json if jsonl else _encoded_text
+        with _open_private(output) as file:
+
+            def write(payload: Payload) -> None:
+                file.write(encoded(payload))
+                file.flush()
+
+            count = asyncio.run(_follow(client, url, write, limit=limit, idle_seconds=idle_seconds))
     note(f"{count:,} payloads")
+
+
+def _open_private(path: Path) -> BinaryIO:
+    """Open a file that only its owner can read: it holds what people did."""
+    binary = getattr(os, "O_BINARY", 0)  # Windows would write "\\r\\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | binary, 0o600)
+    return open(descriptor, "wb")  # noqa: PTH123 - a descriptor, not a path
+
+
+def _encoded_json(payload: Payload) -> bytes:
+    return encode_line(payload) + b"\n"
+
+
+def _encoded_text(payload: Payload) -> bytes:
+    return _text(payload).encode()
 
 
 async def _follow(
@@ -59,7 +96,7 @@ async def _follow(
                     # In a thread: a terminal or pipe that is slow must not slow the reader.
                     await asyncio.to_thread(show, payload)
                 except BrokenPipeError:  # `| head` has seen enough
-                    stdout_closed()
+                    stream_closed()
                     break
                 count += 1
     require_reached(client, url, interrupted=bool(interrupts.count))
@@ -67,14 +104,17 @@ async def _follow(
 
 
 def _json_line(payload: Payload) -> None:
-    sys.stdout.buffer.write(encode_line(payload) + b"\n")
+    sys.stdout.buffer.write(_encoded_json(payload))
     sys.stdout.buffer.flush()
 
 
 def _plain(payload: Payload) -> None:
-    for line in lines(payload):
-        sys.stdout.write("  ".join(filter(None, line)) + "\n")
+    sys.stdout.write(_text(payload))
     sys.stdout.flush()
+
+
+def _text(payload: Payload) -> str:
+    return "".join("  ".join(filter(None, line)) + "\n" for line in lines(payload))
 
 
 def _pretty(payload: Payload) -> None:

@@ -86,6 +86,7 @@ class EventStream:
         self._on_connected = on_connected
         self._on_lost = on_lost
         self._had_event = False
+        self._said_lost = False
         self._complaints = 0
         self._complained_at = -_COMPLAIN_EVERY
 
@@ -137,7 +138,14 @@ class EventStream:
             self.state = "connected"
             self._had_event = False
             started = time.monotonic()
-            logger.info("connected to %s", display(self._endpoint.url))
+            again = self._said_lost
+            self._said_lost = False
+            logger.log(
+                # As loud as the warning that it ended.
+                logging.WARNING if again else logging.INFO,
+                "connected again to %s" if again else "connected to %s",
+                display(self._endpoint.url),
+            )
             self._recorder.connected()
             if self._on_connected:
                 self._on_connected()
@@ -201,6 +209,7 @@ class EventStream:
             ) from failure
         asked = failure.retry_after if isinstance(failure, TransientError) else None
         delay = backoff.next_delay(asked)
+        self._said_lost = True
         logger.warning(
             "no stream from %s (%s); trying again in %.1f s", name, describe(failure), delay
         )

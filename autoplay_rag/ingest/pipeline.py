@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from autoplay_rag._checks import check_at_least
+from autoplay_rag._html import table_html
 from autoplay_rag._loop_thread import LoopClosedError, LoopThread
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
@@ -177,6 +178,24 @@ class IngestPipeline:
         self._stuck = False
         self._search_thread: LoopThread | None = None
         self._search_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<IngestPipeline: {self._state} into {self._store!r}>"
+
+    def _repr_html_(self) -> str:
+        health = self.health
+        rows = [("state", self._state), ("store", repr(self._store)), ("health", health.state)]
+        rows += [("reason", reason) for reason in health.reasons]
+        if self._run is not None:
+            rows.append(("lag", f"{self.lag:.1f} s"))
+        html = table_html(("pipeline", ""), rows)
+        return html if self._run is None else html + self.ledger._repr_html_()
+
+    @property
+    def _state(self) -> str:
+        if self._running and self._run is not None:
+            return "running" if self._closing is None else "closing"
+        return "not started" if self._run is None else "closed"
 
     # -- life ---------------------------------------------------------------------------------
 

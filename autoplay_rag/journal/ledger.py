@@ -81,7 +81,9 @@ class Ledger:
         )
 
     def _repr_html_(self) -> str:
+        work = [name for name in self.__slots__ if name not in COUNTERS]
         return table_html(
-            ("count", "value"),
-            [(name, getattr(self, name)) for name in self.__slots__],
+            ("payloads", "count"), [(name, f"{getattr(self, name):,}") for name in COUNTERS]
+        ) + table_html(
+            ("work since the start", "count"), [(name, f"{getattr(self, name):,}") for name in work]
         )

@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -32,7 +32,8 @@ class LiveEvent(NamedTuple):
 
     Attributes:
         at: Unix seconds. When it came in; of the actions that came together only the last,
-            and those before it as much earlier as their own times say.
+            and those before it as much earlier as their own times say. Never before the event
+            that came before it: a fast replay brings minutes within a second.
         kind: "actions", "summary" or "chat".
         text: What happened, in words. Untrusted: it holds what pages and people wrote.
         url: The page; "" where there is none.
@@ -102,7 +103,7 @@ class LiveSession:
         """
         lines: deque[str] = deque()
         room = max_chars
-        for event in reversed(self.events):
+        for event in reversed(_in_order(self.events)):
             line = _line(event, self.seen_at)
             if escape:
                 line = line.replace("<", "&lt;").replace(">", "&gt;")
@@ -119,7 +120,7 @@ class LiveSession:
             ("when", "kind", "text", "page"),
             [
                 (f"{_age(self.seen_at - e.at)} ago", e.kind, _one_line(e.text), _one_line(e.url))
-                for e in self.events
+                for e in _in_order(self.events)
             ],
         )
 
@@ -220,7 +221,9 @@ class LiveSessions:
                 self._add_late(key, known, payload, came)
             else:
                 entry = self._entry(key, payload, came)
-                entry.events.extend(_events(payload, came, self._max_actions))
+                since = entry.events[-1].at if entry.events else float("-inf")
+                new = _events(payload, came, self._max_actions)
+                entry.events.extend(_in_order(new, since))
             self._drop_stale(now)
 
     async def on_actions(self, payload: ActionsPayload) -> None:
@@ -388,11 +391,23 @@ def _events(payload: Payload, now: float, most: int) -> Iterator[LiveEvent]:
         # The clocks of browsers are wrong, and a replayed recording is old: only the distances
         # between a payload's actions are taken from them.
         newest = max(action.timestamp_start for action in actions)
+        # One without a time happened between those around it: it takes that of the one before.
+        at = next((a.timestamp_start for a in actions if a.timestamp_start), 0.0)
         for action in actions:
-            before = newest - action.timestamp_start if action.timestamp_start else 0.0
+            at = action.timestamp_start or at
+            before = newest - at
             if text := action_line(action):
                 url = action.canonical_url[:_TEXT_LENGTH]
                 yield LiveEvent(now - before, payload.kind, text[:_TEXT_LENGTH], url)
+
+
+def _in_order(events: Iterable[LiveEvent], since: float = float("-inf")) -> list[LiveEvent]:
+    """The events with times that never go back."""
+    kept = []
+    for event in events:
+        since = max(since, event.at)
+        kept.append(event if event.at == since else event._replace(at=since))
+    return kept
 
 
 def _line(event: LiveEvent, now: float) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from autoplay_rag._html import table_html
+from autoplay_rag._html import table_html, when
 from autoplay_rag.content.chunks import Metadata
 
-__all__ = ["Hit"]
+__all__ = ["Hit", "Hits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,31 @@ class Hit:
     def _repr_html_(self) -> str:
         rows = [
             ("score", f"{self.score:.3f}"),
-            ("session", self.session_id or ""),
             ("text", self.text),
+            ("when", when(self.metadata.get("ended_at"))),
+            ("user", self.metadata.get("user_id", "")),
+            ("session", self.session_id or ""),
+            ("id", self.id),
         ]
-        return table_html(("field", "value"), rows)
+        return table_html(("field", "value"), [row for row in rows if row[1]])
+
+
+class Hits(list[Hit]):
+    """The hits of a search: a list that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>nothing found</p>"
+        return table_html(
+            ("score", "text", "when", "user", "session"),
+            [
+                (
+                    f"{hit.score:.3f}",
+                    hit.text,
+                    when(hit.metadata.get("ended_at")),
+                    hit.metadata.get("user_id", ""),
+                    hit.session_id or "",
+                )
+                for hit in self
+            ],
+        )

@@ -8,7 +8,7 @@ from typing import Any
 from autoplay_rag.content.probe import PROBE_ID
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.search.hits import Hit
+from autoplay_rag.search.hits import Hit, Hits
 from autoplay_rag.stores.base import Filter, TextStore, VectorStore
 
 __all__ = ["Searcher", "filter_of"]
@@ -26,7 +26,7 @@ class Searcher:
     store: VectorStore | TextStore
     embedder: Embedder | None
 
-    async def search(self, text: str, k: int, filter: Filter) -> list[Hit]:
+    async def search(self, text: str, k: int, filter: Filter) -> Hits:
         """The `k` best hits for a question, best first.
 
         What the store returns is checked against the filter once more: a store that filters
@@ -45,11 +45,11 @@ class Searcher:
             found = await self.store.query(await self.embedder.embed_query(text), k, filter)
         else:
             found = await self.store.search(text, k, filter)
-        return [
+        return Hits(
             Hit.of(match.id, match.text, match.score, match.metadata)
             for match in found
             if filter.matches(match.metadata) and match.id != PROBE_ID
-        ]
+        )
 
 
 def filter_of(filter: Filter | None, **conditions: Any) -> Filter:

@@ -1,11 +1,13 @@
 """What reaches the terminal: nothing that could act on it, and log records in one line."""
 
+import json
 import logging
+import sys
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoplay_rag.cli.console import OneLineFormatter, clean, table
+from autoplay_rag.cli.console import JsonFormatter, OneLineFormatter, clean, table
 
 
 @given(st.text())
@@ -32,6 +34,27 @@ def test_a_log_record_is_one_line_without_its_traceback(caplog):
     line = OneLineFormatter("%(levelname)s %(message)s").format(record)
     assert line == "ERROR a callback failed: \ufffd[2J (RuntimeError)"
     assert record.exc_info is not None, "other handlers still have it all"
+
+
+def test_a_log_record_as_json_has_its_time_and_all_of_its_text():
+    try:
+        raise_one()
+    except RuntimeError:
+        why = sys.exc_info()
+    # A lone surrogate is in the name of a file that is not UTF-8.
+    message = ("a callback\nfailed: %s", ("✓\ud800",))
+    record = logging.LogRecord("autoplay_rag.x", logging.ERROR, "x.py", 1, *message, why)
+    record.created = 1.5
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "time": "1970-01-01T00:00:01.500Z",
+        "level": "ERROR",
+        "logger": "autoplay_rag.x",
+        "message": "a callback\nfailed: ✓?",
+        "error": "RuntimeError",
+    }
+    assert "boom" in json.loads(JsonFormatter(tracebacks=True).format(record))["traceback"]
 
 
 def raise_one():

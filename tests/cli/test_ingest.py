@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autoplay_rag.cli.ingest import default_journal
+from autoplay_rag.cli.options import default_journal
 from autoplay_rag.devserver import LocalConnector
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.reader import JournalReader

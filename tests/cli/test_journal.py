@@ -5,10 +5,16 @@ import json
 import sqlite3
 from contextlib import closing
 
+import pytest
+
 from autoplay_rag import IngestPipeline, SummaryPayload
 from autoplay_rag._filelock import FileLock
 from autoplay_rag.cli import journal
+from autoplay_rag.cli.app import run
 from autoplay_rag.embedders import LocalEmbedder
+from autoplay_rag.journal.base import Health
+from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.journal.reader import JournalReader, JournalStatus
 from autoplay_rag.stores import MemoryStore
 
 
@@ -125,3 +131,64 @@ async def test_status_has_its_values_in_one_column(ended, tmp_path):
     assert (shown["pending"], shown["pipeline"], shown["health"]) == ("1", "running", "ok")
     assert shown["waiting s"].isdigit()
     assert {len(line) for line in lines} == {24}
+
+
+async def test_status_finds_the_journal_beside_the_default_store(ended, tmp_path):
+    code, _, err = await ended("status")
+    assert (code, err) == (1, "error: there is no journal at chroma-journal.db\n")
+    await fill(tmp_path / "chroma-journal.db", count=2)
+    code, out, _ = await ended("status", "--json")
+    assert (code, json.loads(out)["dead"]) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "journal"),
+    [
+        ("store = 'chroma:kept'", "kept-journal.db"),
+        ("store = 'chroma:kept'\njournal = 'mine.db'", "mine.db"),
+        ("journal = 'data/mine.db'", "data/mine.db"),
+    ],
+)
+async def test_status_finds_the_journal_of_the_settings(ended, tmp_path, text, journal):
+    (tmp_path / "autoplay-rag.toml").write_text(text)
+    (tmp_path / "data").mkdir()
+    await fill(tmp_path / journal, count=1)
+    code, out, _ = await ended("status", "--json")
+    assert (code, json.loads(out)["dead"]) == (0, 1)
+
+
+async def test_check_says_in_one_line_whether_all_is_well(ended, tmp_path):
+    async with IngestPipeline(
+        MemoryStore(), LocalEmbedder(), journal=tmp_path / "chroma-journal.db"
+    ):
+        assert await ended("status", "--check") == (0, "ok\n", "")
+    for args in ((), ("chroma-journal.db",), ("--json",)):
+        code, out, err = await ended("status", *args, "--check")
+        assert (code, out, err) == (1, "not ok: the pipeline is not running\n", "")
+    code, out, err = await ended("status", "absent.db", "--check")
+    assert (code, out) == (1, "")
+    assert err == "error: there is no journal at absent.db\n"
+
+
+def state_of(*, running=True, health=None, **ledger):
+    return JournalStatus(Ledger(**ledger), 0, None, 0, health or Health(), running)
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (state_of(running=None), "whether the pipeline runs, only its own user can see"),
+        (state_of(health=Health("degraded", ("store: refused",))), "degraded: store: refused"),
+        (state_of(health=Health("failed", ("disk\x1b[2J\nfull",))), "failed: disk\ufffd[2J full"),
+        (state_of(received=3, overflow=3), "3 payloads lost to overflow"),
+        (
+            state_of(running=False, health=Health("failed", ("a",)), overflow=1),
+            "the pipeline is not running; last noted: failed: a; 1 payloads lost to overflow",
+        ),
+    ],
+)
+def test_check_names_everything_that_is_not_well(tmp_path, monkeypatch, capsys, found, says):
+    asyncio.run(fill(tmp_path / "journal.db", count=0))
+    monkeypatch.setattr(JournalReader, "status", lambda _: found)
+    assert run(["status", str(tmp_path / "journal.db"), "--check"]) == 1
+    assert capsys.readouterr().out == f"not ok: {says}\n"

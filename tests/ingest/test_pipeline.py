@@ -13,6 +13,7 @@ from pipelines import copy_journal
 
 from autoplay_rag import ChatTurn, IngestPipeline, SummaryPayload
 from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.embedders import LocalEmbedder
 from autoplay_rag.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -20,6 +21,7 @@ from autoplay_rag.errors import (
     PipelineClosedError,
     PipelineError,
 )
+from autoplay_rag.journal.base import Health
 from autoplay_rag.stores import MemoryStore
 
 pytestmark = pytest.mark.timeout(30)
@@ -473,3 +475,32 @@ async def test_limits_that_mean_nothing_are_refused_before_anything_starts(
 def test_the_class_of_a_store_is_not_a_store(embedder):
     with pytest.raises(ConfigurationError, match="give an object of it"):
         IngestPipeline(MemoryStore, embedder)
+
+
+# Notebooks
+
+
+async def test_a_notebook_shows_state_ledger_and_health():
+    pipeline = IngestPipeline(MemoryStore(), LocalEmbedder())
+    assert "not started" in pipeline._repr_html_()
+    assert repr(pipeline).startswith("<IngestPipeline: not started into ")
+    async with pipeline:
+        await pipeline.on_summary(SummaryPayload("acme", "s1", "The user paid."))
+        await pipeline.drain()
+        html = pipeline._repr_html_()
+        assert [
+            word
+            for word in ("running", "ok", "lag", "stored", "embed_requests")
+            if word not in html
+        ] == []
+        assert html.count("<table>") == html.count("</table>") == 3
+    assert ">closed<" in pipeline._repr_html_()
+    assert ">1<" in pipeline._repr_html_(), "the counts stay"
+
+
+async def test_a_notebook_shows_why_nothing_is_stored(monkeypatch):
+    health = Health("degraded", ("store: <refused>",))
+    monkeypatch.setattr(IngestPipeline, "health", health)
+    html = IngestPipeline(MemoryStore(), LocalEmbedder())._repr_html_()
+    assert "degraded" in html
+    assert "store: &lt;refused&gt;" in html

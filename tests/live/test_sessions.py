@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import threading
 
 import pytest
@@ -507,3 +508,70 @@ async def test_a_redact_that_returns_no_payload_makes_a_dead_letter() -> None:
     async with IngestPipeline(MemoryStore(), OneVector(), redact=lambda _: None) as pipeline:
         await pipeline.on_actions(clicks("a"))
         assert pipeline.ledger.dead == 1
+
+
+# Ages never jump
+
+
+def ages(text: str) -> list[float]:
+    units = {"s": 1, "min": 60, "h": 3600}
+    return [
+        int(number) * units[unit]
+        for number, unit in re.findall(r"^(\d+) (s|min|h) ago", text, re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize(
+    "payloads",
+    [
+        # A fast replay: payloads that span minutes come within milliseconds.
+        [[0.0, 60.0], [100.0, 140.0], [150.0, 700.0]],
+        # Actions of one payload that are out of order.
+        [[10.0, 5.0, 30.0, 20.0]],
+        # Without times at the beginning, in the middle and at the end.
+        [[0.0, 500.0], [0.0, 600.0, 0.0, 650.0, 0.0]],
+        # The same minutes once more.
+        [[1.0, 90.0], [1.0, 90.0], [1.0, 90.0]],
+    ],
+)
+def test_ages_go_down_from_the_oldest_to_the_newest(payloads: list[list[float]]) -> None:
+    now = 1_000_000.0
+    live = LiveSessions(clock=lambda: now)
+    for n, times in enumerate(payloads):
+        now += 0.05
+        actions = [
+            SlimAction(f"{n}.{m}", timestamp_start=time and 1000.0 + time, type="click")
+            for m, time in enumerate(times)
+        ]
+        live.add(ActionsPayload("acme", "s1", "u1", actions=actions))
+    session = live.get(session_id="s1")
+    assert session is not None
+    told = session.render()
+    assert ages(told) == sorted(ages(told), reverse=True)
+    assert len(ages(told)) == sum(map(len, payloads))
+    names = [f"{n}.{m}" for n, times in enumerate(payloads) for m in range(len(times))]
+    assert re.findall(r"\d\.\d", told) == names, "oldest first, as they came"
+    assert ages(live.render().partition("\n")[2]) == ages(told)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=20), st.integers(0, 400))
+def test_ages_never_jump_within_one_rendering(times: list[float], length: int) -> None:
+    session = session_of(*(LiveEvent(at, "actions", "did") for at in times), seen_at=1e6)
+    for shown in (session.render(), session.render(length)):
+        assert ages(shown) == sorted(ages(shown), reverse=True)
+
+
+def test_the_time_between_two_clicks_is_kept() -> None:
+    now = 1_000.0
+    live = LiveSessions(clock=lambda: now)
+    live.add(clicks_at(100.0, 120.0))
+    now = 1_060.0
+    live.add(clicks_at(150.0, 190.0))
+    session = live.get(session_id="s1")
+    assert session is not None
+    assert ages(session.render()) == [80, 60, 40, 0]
+
+
+def clicks_at(*times: float) -> ActionsPayload:
+    actions = [SlimAction("x", timestamp_start=time, type="click") for time in times]
+    return ActionsPayload("acme", "s1", "u1", actions=actions)

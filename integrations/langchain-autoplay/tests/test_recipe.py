@@ -60,6 +60,8 @@ def test_one_application_ingests_knows_who_asks_searches_and_remembers(app, mode
         assert browser.post("/chat", json={"text": "Hello?"}, headers=wrong).status_code == 401
 
         mine = {"Authorization": "Bearer secret2"}
+        for empty in ("", " ", "\n"):
+            assert browser.post("/chat", json={"text": empty}, headers=mine).status_code == 422
         answered = browser.post("/chat", json={"text": "What went wrong?"}, headers=mine)
         assert answered.json() == {"answer": "Try another card."}
         first, second = model.seen

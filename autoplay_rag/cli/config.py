@@ -1,0 +1,275 @@
+"""`autoplay-rag.toml`: the settings of the command in a file.
+
+The keys are the options of the command and the plain settings of `IngestPipeline`. Errors name the
+file, the line and the key, and never a value: it may be a secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeAlias
+
+import typer
+
+from autoplay_rag.errors import ConfigurationError
+
+__all__ = ["DEFAULT_CONFIG", "Config", "ConfigOption", "Stream", "load_config"]
+
+DEFAULT_CONFIG: Final = "autoplay-rag.toml"
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.toml",
+        help=f"A file with settings; by default {DEFAULT_CONFIG} in this folder, if there is one.",
+    ),
+]
+
+_Where: TypeAlias = tuple[str | int, ...]
+
+_TEXT: Final = "text"
+_VALUE: Final = 'text or { env = "NAME" }'
+_NUMBER: Final = "a number"
+_COUNT: Final = "a whole number"
+_FLAG: Final = "true or false"
+
+PIPELINE_KEYS: Final[Mapping[str, str]] = {
+    "batch_window": _NUMBER,
+    "max_batch_actions": _COUNT,
+    "durability": _TEXT,
+    "journal_max_bytes": _COUNT,
+    "keep_payloads": _FLAG,
+    "include_email": _FLAG,
+    "embed_concurrency": _COUNT,
+    "max_attempts": _COUNT,
+    "max_embed_tokens_per_day": _COUNT,
+    "remembered_vectors": _COUNT,
+    "drain_timeout": _NUMBER,
+}
+"""Settings that `IngestPipeline` has under the same name."""
+_STREAM_KEYS: Final[Mapping[str, str]] = {"url": _VALUE, "token": _VALUE}
+_KEYS: Final[Mapping[str, str]] = {
+    **_STREAM_KEYS,
+    "store": _TEXT,
+    "collection": _TEXT,
+    "embedder": _TEXT,
+    "journal": _TEXT,
+    "idle_seconds": _NUMBER,
+    **PIPELINE_KEYS,
+}
+_STREAMS: Final = "streams"
+_FOR_ONE_START: Final = ("rebuild", "adopt")
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream of the file.
+
+    Attributes:
+        url: Its address.
+        token: Its token; "" if the file has none. Not part of the repr.
+        where: File and line, for errors; "" if it is not from a file.
+    """
+
+    url: str
+    token: str = field(default="", repr=False)
+    where: str = ""
+
+
+class Config:
+    """The settings of one file, checked.
+
+    Args:
+        path: The file; None for no file: then nothing is set.
+        text: What it holds.
+
+    Raises:
+        ConfigurationError: If it is not TOML, has a key that is not known, or a value of the wrong
+            type.
+    """
+
+    def __init__(self, path: Path | None = None, text: str = "") -> None:
+        self.path = path
+        self._text = text
+        try:
+            self._values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigurationError(f"{path}: {error}") from None
+        self._check((), self._values, {**_KEYS, _STREAMS: ""})
+        tables = self._values.get(_STREAMS, [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise self._error((_STREAMS,), f"write [[{_STREAMS}]] above each stream")
+        for n, table in enumerate(tables):
+            self._check((_STREAMS, n), table, _STREAM_KEYS)
+            if "url" not in table:
+                raise self._error((_STREAMS, n), "a stream needs a url")
+        if tables and (both := _STREAM_KEYS.keys() & self._values.keys()):
+            key = min(both)
+            raise self._error((key,), f"{key} belongs below [[{_STREAMS}]], where there is one")
+        if "token" in self._values and "url" not in self._values:
+            raise self._error(("token",), "a token needs the url that it is for beside it")
+
+    def get(self, name: str) -> Any:
+        """The value of a key of the first level; None if it is not set."""
+        return self._values.get(name)
+
+    @property
+    def pipeline(self) -> dict[str, Any]:
+        """The settings that are handed on to `IngestPipeline`."""
+        return {name: value for name, value in self._values.items() if name in PIPELINE_KEYS}
+
+    @property
+    def journal(self) -> Path | None:
+        """The journal's file; a relative path starts at the folder of this file."""
+        path = self.get("journal")
+        return None if path is None else self._beside(path)
+
+    @property
+    def store(self) -> str | None:
+        """The store; a relative path in it starts at the folder of this file."""
+        store = self.get("store")
+        if store is None:
+            return None
+        kind, colon, path = str(store).partition(":")
+        return f"{kind}{colon}{self._beside(path)}" if kind == "chroma" and path else str(store)
+
+    def streams(self, urls: Collection[str] = (), *, tokens: bool = True) -> list[Stream]:
+        """The streams, with what the environment variables hold that they name.
+
+        Args:
+            urls: Only these; by default all.
+            tokens: Whether their tokens are wanted.
+
+        Raises:
+            ConfigurationError: If a variable that is needed is not set.
+        """
+        tables: list[tuple[_Where, Mapping[str, Any]]]
+        if "url" in self._values:
+            tables = [((), self._values)]
+        else:
+            tables = [((_STREAMS, n), t) for n, t in enumerate(self._values.get(_STREAMS, []))]
+        found = []
+        for where, table in tables:
+            if urls and not (isinstance(table["url"], str) or table["url"]["env"] in os.environ):
+                continue
+            url = self._resolved((*where, "url"), table["url"])
+            if urls and url not in urls:
+                continue
+            token = self._resolved((*where, "token"), table.get("token", "")) if tokens else ""
+            line = _line(self._text, (*where, "url"))
+            found.append(Stream(url, token, f"{self.path}, line {line}"))
+        return found
+
+    @contextmanager
+    def explaining(self, given: Iterable[str] = ()) -> Iterator[None]:
+        """Name the line in errors about a value of this file.
+
+        Args:
+            given: Settings of the command line: they are not from the file.
+        """
+        try:
+            yield
+        except ConfigurationError as error:
+            name = str(error).split(maxsplit=1)[0].removeprefix("--").replace("-", "_")
+            if name not in self._values or name in given:
+                raise
+            raise self._error((name,), str(error)) from None
+
+    def _resolved(self, where: _Where, value: str | dict[str, str]) -> str:
+        if isinstance(value, str):
+            return value
+        name = value["env"]
+        found = os.environ.get(name)
+        if not found:
+            raise self._error(where, f"the environment variable {name} is not set")
+        return found
+
+    def _beside(self, path: str) -> Path:
+        assert self.path is not None
+        return self.path.parent / Path(path).expanduser()
+
+    def _check(self, where: _Where, table: Mapping[str, Any], keys: Mapping[str, str]) -> None:
+        for name, value in table.items():
+            if name not in keys:
+                raise self._error((*where, name), _unknown(name, keys))
+            if keys[name] and not _is(value, keys[name]):
+                raise self._error((*where, name), f"{name} must be {keys[name]}")
+
+    def _error(self, where: _Where, message: str) -> ConfigurationError:
+        return ConfigurationError(f"{self.path}, line {_line(self._text, where)}: {message}")
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Read the settings.
+
+    Args:
+        path: The file; None for `autoplay-rag.toml` in the working folder, if there is one.
+
+    Raises:
+        ConfigurationError: As `Config`, or if the file is not UTF-8.
+        OSError: If it cannot be read.
+    """
+    if path is None:
+        path = Path(DEFAULT_CONFIG)
+        if not path.is_file():
+            return Config()
+    try:
+        return Config(path, path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not UTF-8: save it as UTF-8") from None
+
+
+def _is(value: object, kind: str) -> bool:
+    if kind == _FLAG:
+        return isinstance(value, bool)
+    if kind == _COUNT:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind == _NUMBER:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, str):
+        return bool(value)
+    return (
+        kind == _VALUE
+        and isinstance(value, dict)
+        and value.keys() == {"env"}
+        and isinstance(value["env"], str)
+        and bool(value["env"])
+    )
+
+
+def _unknown(name: str, keys: Mapping[str, str]) -> str:
+    if name in _FOR_ONE_START:
+        return f"{name} is for one start: give it on the command line, as --{name}"
+    close = difflib.get_close_matches(name.replace("-", "_"), keys, 1)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(keys)}"
+    return f"unknown key {name!r}; {hint}"
+
+
+def _line(text: str, where: _Where) -> int:
+    """The line on which a value begins, counted from 1.
+
+    Beginnings of the text are parsed, each a line longer. The value begins after the last one that
+    can be parsed without it.
+    """
+    lines = text.splitlines(keepends=True)
+    start = 0
+    for end in range(1, len(lines) + 1):
+        try:
+            found: Any = tomllib.loads("".join(lines[:end]))
+        except tomllib.TOMLDecodeError:
+            continue
+        for step in where:
+            try:
+                found = found[step]
+            except (KeyError, IndexError, TypeError):
+                start = end
+                break
+        else:
+            return start + 1
+    return start + 1
