@@ -96,14 +96,14 @@ def _listed(no_proxy: str, target: SplitResult) -> bool:
 
 def _matches(item: str, host: str, port: int | None) -> bool:
     """Whether one entry of `NO_PROXY` is this host: an address, a network, a name or a domain."""
-    if (address := _address(host)) is not None:
-        if (network := _network(item.strip("[]"))) is not None:
-            return address.version == network.version and address in network
-    elif _network(item.strip("[]")) is not None:
-        return False
+    address, network = _address(host), _network(item.strip("[]"))
+    if address is not None and network is not None:
+        return address in network
     name, _, given = item.rpartition(":")
-    if name and given.isdecimal():
+    if network is None and name and given.isdecimal():
         return int(given) == port and _matches(name, host, port)
+    if address is not None or network is not None:  # the end of an address is no domain
+        return False
     if item.startswith(("*.", ".")):  # the hosts of a domain, not the domain itself
         return host.endswith(item.removeprefix("*"))
     item = item.removeprefix("*").rstrip(".")

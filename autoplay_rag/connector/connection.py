@@ -328,9 +328,10 @@ def tls_fault(error: BaseException) -> str | None:
     while link is not None and id(link) not in seen:
         seen.add(id(link))
         if isinstance(link, ssl.SSLCertVerificationError):
-            return f"the certificate is not trusted ({link.verify_message or link.reason})"
+            return f"the certificate is not trusted ({link.verify_message})"
         if isinstance(link, ssl.SSLError) and not isinstance(link, _CUT_OFF):
-            return (link.reason or "the TLS handshake failed").lower().replace("_", " ")
+            reason = getattr(link, "reason", None)  # only OpenSSL itself sets it
+            return (reason or "the handshake failed").lower().replace("_", " ")
         link = link.__cause__ or link.__context__
     return None
 
