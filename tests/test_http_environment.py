@@ -175,7 +175,7 @@ def test_another_fault_is_described():
     def build():
         raise ssl.SSLError(1, "no ciphers")
 
-    with pytest.raises(ConfigurationError, match="TLS context: SSLError.*no ciphers"):
+    with pytest.raises(ConfigurationError, match=r"TLS context: SSLError.*no ciphers"):
         tls_context(build)
 
 

@@ -67,11 +67,13 @@ def classify(outcome: int | BaseException, *, worked: bool = False) -> Verdict:
     if isinstance(outcome, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
         return "fatal"  # our own request is at fault: it will be the same the next time
     if isinstance(outcome, NotAnEventStreamError | ProductNotFoundError):
-        return "retry" if worked else "fatal"
-    if isinstance(outcome, ConnectorStatusError | RedirectError):
-        return "refused" if worked else "fatal"
-    passing = isinstance(outcome, TransientError | httpx.TransportError | OSError)
-    return "retry" if passing else "fatal"
+        verdict: Verdict = "retry" if worked else "fatal"
+    elif isinstance(outcome, ConnectorStatusError | RedirectError):
+        verdict = "refused" if worked else "fatal"
+    else:
+        passing = isinstance(outcome, TransientError | httpx.TransportError | OSError)
+        verdict = "retry" if passing else "fatal"
+    return verdict
 
 
 class Backoff:

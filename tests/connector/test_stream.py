@@ -218,9 +218,7 @@ async def test_a_single_refusal_in_the_middle_passes(server, connect, event, sta
 
 async def test_a_redirect_to_a_login_page_in_the_middle_passes(server, connect, event):
     login = server.status(302, "Location: https://login.test/")
-    server.script(
-        server.stream(event("s1", 1), then="close"), login, server.stream(event("s1", 2))
-    )
+    server.script(server.stream(event("s1", 1), then="close"), login, server.stream(event("s1", 2)))
     assert indexes(await take(connect(), 2)) == [1, 2]
 
 
@@ -280,7 +278,7 @@ async def test_a_proxy_that_ends_quiet_connections_uses_up_no_retries(
 async def test_connections_that_never_bring_a_byte_do_use_them_up(server, connect, monkeypatch):
     monkeypatch.setattr(backoff_rule, "_PROVEN_AFTER", 0.02)
     server.script(server.stream())
-    with pytest.raises(RuntimeError, match="3 failed attempts.*ReadTimeout"):
+    with pytest.raises(RuntimeError, match=r"3 failed attempts.*ReadTimeout"):
         await connect(max_retries=2, read_timeout=0.05).run()
 
 
