@@ -471,7 +471,19 @@ def test_times_that_are_text_are_read_and_told(given_time, seconds):
 
 @pytest.mark.parametrize(
     "given_time",
-    ["", "soon", "NaN", "inf", "1e400", "12:30", "9" * 400, "2024-13-01", "0000-00-00", "1_000", "٣"],
+    [
+        "",
+        "soon",
+        "NaN",
+        "inf",
+        "1e400",
+        "12:30",
+        "9" * 400,
+        "2024-13-01",
+        "0000-00-00",
+        "1_000",
+        "٣",
+    ],
 )
 def test_text_that_is_no_time_is_given_up(given_time):
     found, repaired = repairs(json.dumps({"type": "summary", "forwarded_at": given_time}))

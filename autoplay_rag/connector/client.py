@@ -277,6 +277,7 @@ class AsyncConnectorClient:
             idle: As `stream`.
             wants: See `PayloadBuffer`.
         """
+        _require_asyncio()
         buffer = PayloadBuffer(
             self._recorder,
             wanted=limit,
@@ -394,6 +395,7 @@ class AsyncConnectorClient:
         return self
 
     def _dispatcher(self) -> Dispatcher:
+        _require_asyncio()
         return Dispatcher(
             self._callbacks,
             self._recorder,
@@ -410,14 +412,6 @@ class AsyncConnectorClient:
         if self._run is not None and self._run.loop.is_closed():
             # Kept: to destroy its tasks would run what they do at their end, amid the new run.
             self._abandoned.append(self._run)
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise ClientStateError(
-                "no asyncio event loop is running here. AsyncConnectorClient needs asyncio: start it "
-                "with asyncio.run(); under trio, or without an event loop, use ConnectorClient, which "
-                "runs in threads of its own"
-            ) from None
         hooks = ConnectionHooks(self._on_connect, self._on_disconnect)
         self._run = ClientRun(self._stream, sink, hooks)
         return self._run
@@ -468,6 +462,17 @@ class AsyncConnectorClient:
         assert run is not None
         run.connected.clear()
         run.hooks.lost()
+
+
+def _require_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise ClientStateError(
+            "no asyncio event loop is running here. AsyncConnectorClient needs asyncio: start it with "
+            "asyncio.run(). Under trio, or without an event loop, use ConnectorClient, which runs in "
+            "threads of its own"
+        ) from None
 
 
 def _optional(fn: Callable[..., Any] | None, threads: CallbackThreads) -> Callback | None:
