@@ -229,7 +229,9 @@ def test_what_cannot_be_a_recording_is_refused_in_one_line(tmp_path, make, said)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\n\n", b'"caf\xe9"', b"\xef\xbb\xbf", b"{}", "{'ключ': 'значение'}".encode()]
+    "content",
+    [b"", b"\n\n", b'"caf\xe9"', b"\xef\xbb\xbf", b"{}", "{'ключ': 'значение'}".encode()],
+    ids=["empty", "blank", "latin-1", "mark", "braces", "cyrillic"],
 )
 def test_text_is_never_refused_as_a_whole(tmp_path, content):
     list(read_recording(_file(tmp_path, content), on_error=lambda error: None))
@@ -255,7 +257,9 @@ def test_an_endless_line_of_another_encoding_costs_itself_alone(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "held", [gzip.compress(SUMMARY), SUMMARY.decode().encode("utf-16"), b"PK\x03\x04\x14\0\0\0"]
+    "held",
+    [gzip.compress(SUMMARY), SUMMARY.decode().encode("utf-16"), b"PK\x03\x04\x14\0\0\0"],
+    ids=["gzip", "utf-16", "zip"],
 )
 def test_nothing_is_appended_to_another_encoding(tmp_path, held):
     path = _file(tmp_path, held)
