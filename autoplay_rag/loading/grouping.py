@@ -38,9 +38,9 @@ class SessionGroups:
         >>> from autoplay_rag.payloads import ActionsPayload, SummaryPayload
         >>> groups = SessionGroups(idle=60)
         >>> first, last = ActionsPayload("acme", "s1"), SummaryPayload("acme", "s1")
-        >>> groups.add(first, ("key1", first), now=0.0)
+        >>> groups.add(first, ("key1", first), at=0.0)
         []
-        >>> [[key for key, _ in group] for group in groups.add(last, ("key2", last), now=5.0)]
+        >>> [[key for key, _ in group] for group in groups.add(last, ("key2", last), at=5.0)]
         [['key1', 'key2']]
     """
 

@@ -335,6 +335,20 @@ async def test_https_to_a_port_without_tls_ends_loudly(connect, caplog, max_retr
     assert sum(r.levelno == logging.ERROR for r in caplog.records) == tries
 
 
+def test_a_certificate_that_expires_in_the_middle_is_waited_for_loudly(caplog):
+    endpoint = Endpoint("https://a.test/", "", connect_timeout=1, read_timeout=1)
+    stream = EventStream(endpoint, Recorder(None))
+    failure, backoff = httpx.ConnectError("no"), Backoff(1, 2)
+    delays = [
+        stream._delay_after_tls_fault(backoff, failure, "the certificate has expired", worked=True)
+        for _ in range(20)
+    ]
+    assert max(delays) <= 2
+    loud = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(loud) == 20
+    assert all("the certificate has expired" in line for line in loud)
+
+
 async def test_a_certificate_that_nobody_trusts_ends_loudly(connect, certificate, caplog):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
