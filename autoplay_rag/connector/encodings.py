@@ -1,7 +1,7 @@
 """Opens a file of JSON Lines whatever it is encoded in, as lines in UTF-8.
 
-PowerShell 5 writes UTF-16 for `>`, and recordings are handed over compressed. What a file is says
-its first bytes. Nothing is held in memory but one line.
+PowerShell 5 writes UTF-16 for `>`, and recordings are handed over compressed. The first bytes of a
+file say what it is. Only one line is held in memory.
 """
 
 from __future__ import annotations
