@@ -1,13 +1,16 @@
 """Reads a JSON object into a msgspec struct value by value. Pure.
 
 A value of a wrong type costs only itself: it becomes the field's default and is reported. In a list
-of objects it costs only its item.
+of objects it costs only its item. Where the meaning is plain it is converted and reported: a number
+where an id is text, text where a time is a number.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin
 
 import msgspec
@@ -25,6 +28,8 @@ _Read: TypeAlias = Callable[[Any, OnRepair, str], Any]
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 _INT64 = 2**63 - 1
+_TIME_NAME = re.compile("^timestamp_|_at$")
+_DIGITS = re.compile(r"[+-]?[0-9]{1,20}(?:\.[0-9]{1,20})?")
 
 
 def read_tolerantly(
@@ -105,6 +110,23 @@ def _number(value: Any, _on_repair: OnRepair, _at: str) -> float:
     return number
 
 
+def _time(value: Any, on_repair: OnRepair, at: str) -> float:
+    """A number, or a time as text: ISO 8601, in UTC where it names no zone, or digits."""
+    if not isinstance(value, str):
+        return _number(value, on_repair, at)
+    text = value.strip()
+    try:
+        if _DIGITS.fullmatch(text):
+            number = float(text)
+        else:
+            moment = datetime.fromisoformat(text)
+            number = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):  # the message would quote the value
+        raise TypeError("a number was expected, not a string") from None
+    on_repair(f"{at}: a time was read from a string")
+    return _number(number, on_repair, at)
+
+
 def _integer(value: Any, on_repair: OnRepair, at: str) -> int:
     number = _number(value, on_repair, at)
     # An int is taken as it is: as a float, one near the limit would be another number.
@@ -169,6 +191,8 @@ def _readers(cls: type[msgspec.Struct]) -> list[tuple[str, str, _Read]]:
 def _reader(field: msgspec.structs.FieldInfo) -> _Read:
     if field.name.endswith("_id"):
         return _id
+    if field.type is float and _TIME_NAME.search(field.name):
+        return _time
     if field.type in _BY_TYPE:
         return _BY_TYPE[field.type]
     assert get_origin(field.type) is list, field

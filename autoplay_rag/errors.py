@@ -123,7 +123,7 @@ class UnknownPayloadError(DecodeError):
 
 
 class RecordingError(AutoplayError, ValueError):
-    """A line of a recording that cannot be read; the message has file and line."""
+    """A line of a recording, or a whole file, that cannot be read; the message has file and line."""
 
 
 class ConnectorError(AutoplayError):

@@ -40,7 +40,8 @@ class _Wire(msgspec.Struct, gc=False):
         """Build from a decoded JSON object, tolerantly.
 
         Missing and null values become the defaults, unknown keys are left out, an id that is a
-        whole number becomes text, and any other value of a wrong type its default.
+        whole number becomes text, a time in ISO 8601 becomes Unix seconds (UTC where it names no
+        zone), and any other value of a wrong type its default.
 
         Args:
             data: A JSON object as Python values.

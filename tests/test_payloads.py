@@ -450,3 +450,59 @@ def test_html_keeps_line_breaks_and_puts_ids_last():
 @given(payloads)
 def test_any_payload_can_be_shown(payload):
     assert payload._repr_html_().startswith("<table>")
+
+
+@pytest.mark.parametrize(
+    ("given_time", "seconds"),
+    [
+        ("2024-04-05T19:34:38.900Z", 1712345678.9),
+        ("2024-04-05T19:34:38.900+00:00", 1712345678.9),
+        ("2024-04-05T21:34:38.9+02:00", 1712345678.9),
+        ("2024-04-05T19:34:38", 1712345678.0),
+        ("2024-04-05 19:34:38Z", 1712345678.0),
+        ("20240405T193438Z", 1712345678.0),
+        (" 2024-04-05 ", 1712275200.0),
+        ("1712345678.9", 1712345678.9),
+        ("1712345678", 1712345678.0),
+        ("-5", -5.0),
+    ],
+)
+def test_times_that_are_text_are_read_and_told(given_time, seconds):
+    body = {
+        "type": "actions",
+        "actions": [{"title": "x", "timestamp_start": given_time, "timestamp_end": given_time}],
+        "forwarded_at": given_time,
+    }
+    found, repaired = repairs(json.dumps(body))
+    assert [action.timestamp_start for action in found.actions] == pytest.approx([seconds])
+    assert found.forwarded_at == found.actions[0].timestamp_end == pytest.approx(seconds)
+    assert len(repaired) == 3
+    assert given_time not in str(repaired)
+    assert ActionsPayload.from_dict(body) == found
+
+
+@pytest.mark.parametrize(
+    "given_time",
+    [
+        "",
+        "soon",
+        "NaN",
+        "inf",
+        "1e400",
+        "12:30",
+        "9" * 400,
+        "2024-13-01",
+        "0000-00-00",
+        "1_000",
+        "٣",
+    ],
+)
+def test_text_that_is_no_time_is_given_up(given_time):
+    found, repaired = repairs(json.dumps({"type": "summary", "forwarded_at": given_time}))
+    assert found.forwarded_at == 0.0
+    assert repaired == ["forwarded_at: a number was expected, not a string"]
+
+
+def test_only_times_are_read_from_text():
+    _, repaired = repairs(json.dumps({"type": "summary", "replaces": "2024-04-05"}))
+    assert repaired == ["replaces: a number was expected, not a string"]

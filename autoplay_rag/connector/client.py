@@ -58,8 +58,8 @@ class AsyncConnectorClient:
             A server's `retry:` and `Retry-After` are followed, up to five minutes.
         max_backoff_s: The longest wait by our own count.
         max_retries: How often it tries again in a row; `run` raises at the next failure. None
-            never gives up. The count starts anew after a connection that brought an event and
-            held for five seconds.
+            never gives up. The count starts anew after a connection that held for five seconds
+            and brought anything, or was ended by the other side.
         drain_timeout: Seconds that work on received payloads, and the hooks, may take after a
             stop.
         max_pending: The most payloads waiting or in work.
@@ -185,12 +185,15 @@ class AsyncConnectorClient:
         seconds at most. Cancelling cancels the callbacks and waits for their end.
 
         Raises:
-            ConnectorStatusError: If the connector refuses for good (400, 401, 403, 404, ...); once
-                a connection was made, a 404 is tried again.
+            ConnectorStatusError: If the connector refuses (400, 401, 403, 404, ...). Once a
+                connection was made, a 404 is tried again, and any other refusal five times at
+                intervals of `max_backoff_s`.
             NotAnEventStreamError: If what answers is no event stream, and none has before.
             RedirectError: If it redirects to where the token must not go.
+            ConnectorError: If TLS fails in the same way at every attempt, before the first connection.
+            ConfigurationError: If the environment names a proxy or certificates that cannot be used.
             RetriesExhaustedError: If `max_retries` retries in a row failed too.
-            ClientStateError: If the client is running already.
+            ClientStateError: If the client is running already, or no asyncio event loop is.
         """
         dispatcher = self._dispatcher()
         await self._drive(self._begin(dispatcher), dispatcher)
@@ -274,6 +277,7 @@ class AsyncConnectorClient:
             idle: As `stream`.
             wants: See `PayloadBuffer`.
         """
+        _require_asyncio()
         buffer = PayloadBuffer(
             self._recorder,
             wanted=limit,
@@ -391,6 +395,7 @@ class AsyncConnectorClient:
         return self
 
     def _dispatcher(self) -> Dispatcher:
+        _require_asyncio()
         return Dispatcher(
             self._callbacks,
             self._recorder,
@@ -457,6 +462,17 @@ class AsyncConnectorClient:
         assert run is not None
         run.connected.clear()
         run.hooks.lost()
+
+
+def _require_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise ClientStateError(
+            "no asyncio event loop is running here. AsyncConnectorClient needs asyncio: start it with "
+            "asyncio.run(). Under trio, or without an event loop, use ConnectorClient, which runs in "
+            "threads of its own"
+        ) from None
 
 
 def _optional(fn: Callable[..., Any] | None, threads: CallbackThreads) -> Callback | None:

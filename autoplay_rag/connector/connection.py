@@ -11,6 +11,7 @@ from typing import Final
 
 import httpx
 
+from autoplay_rag._http_environment import environment_proxy, tls_context
 from autoplay_rag._retry_after import parse_retry_after
 from autoplay_rag.connector.backoff import LONGEST_WAIT, classify
 from autoplay_rag.errors import (
@@ -24,7 +25,16 @@ from autoplay_rag.errors import (
     TransientError,
 )
 
-__all__ = ["READ_TIMEOUT", "TOKEN_VARIABLE", "Endpoint", "Token", "bare", "display", "open_stream"]
+__all__ = [
+    "READ_TIMEOUT",
+    "TOKEN_VARIABLE",
+    "Endpoint",
+    "Token",
+    "bare",
+    "display",
+    "open_stream",
+    "tls_fault",
+]
 
 TOKEN_VARIABLE: Final = "AUTOPLAY_APP_UNKEY_TOKEN"  # noqa: S105 - its name, not its value
 READ_TIMEOUT: Final = 75.0
@@ -32,6 +42,13 @@ READ_TIMEOUT: Final = 75.0
 
 _MAX_REDIRECTS: Final = 5
 _MAX_ID_BYTES: Final = 1024
+_CUT_OFF: Final = (
+    ssl.SSLEOFError,
+    ssl.SSLZeroReturnError,
+    ssl.SSLSyscallError,
+    ssl.SSLWantReadError,
+    ssl.SSLWantWriteError,
+)
 _FORM: Final = "https://host/stream/{product_id}"
 
 
@@ -106,13 +123,26 @@ class Endpoint:
         return f"Endpoint({display(self.url)!r})"
 
     async def http_client(self) -> httpx.AsyncClient:
-        """A client for this endpoint; the caller closes it."""
+        """A client for this endpoint; the caller closes it.
+
+        Raises:
+            ConfigurationError: If the environment names a proxy or certificates that cannot be
+                used; the message names the variable.
+        """
+        proxy = environment_proxy(str(self.url))
         if self.url.scheme == "https":
             # Reading the trusted certificates takes tens of milliseconds.
-            context = await asyncio.to_thread(httpx.create_ssl_context)
+            context = await asyncio.to_thread(tls_context, httpx.create_ssl_context)
         else:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; trusts nobody
-        return httpx.AsyncClient(verify=context)
+        try:
+            return httpx.AsyncClient(verify=context, proxy=proxy, trust_env=False)
+        except (ValueError, ImportError, httpx.InvalidURL):
+            # Its message may quote the URL of the proxy, which may hold a password.
+            raise ConfigurationError(
+                "the proxy that the environment names cannot be used; see HTTP_PROXY, HTTPS_PROXY "
+                "and ALL_PROXY"
+            ) from None
 
     def request(self, http: httpx.AsyncClient, url: httpx.URL, last_event_id: str) -> httpx.Request:
         """The request for the stream, resuming after `last_event_id` if there is one."""
@@ -215,9 +245,11 @@ def _refusal(response: httpx.Response) -> ConnectorStatusError:
             response=response,
         )
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        page = _the_one(response, "Content-Type") in ("text/html", "application/xhtml+xml")
+        hint = "; the answer is a web page: a firewall or proxy may have sent it" if page else ""
         return AuthenticationError(
             f"{status} from {at}: the token is missing, wrong, or not good for this product; "
-            f"give token= or set {TOKEN_VARIABLE}",
+            f"give token= or set {TOKEN_VARIABLE}{hint}",
             response=response,
         )
     if status == httpx.codes.NOT_FOUND:
@@ -233,18 +265,29 @@ def _refusal(response: httpx.Response) -> ConnectorStatusError:
 
 def _check_stream(response: httpx.Response) -> None:
     at = display(response.request.url)
-    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    media_type = _the_one(response, "Content-Type")
     if media_type != "text/event-stream":
         raise NotAnEventStreamError(
             f"{at} answered 200 with {media_type[:80] or 'no content type'!r} instead of "
             "text/event-stream; check the url (it ends in /stream/{product_id})"
         )
-    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    encoding = _the_one(response, "Content-Encoding")
     if encoding not in ("", "identity"):
         raise NotAnEventStreamError(
             f"{at} sent a body encoded as {encoding[:80]!r}, which nobody asked for; a proxy on "
             "the way may compress: turn that off for event streams"
         )
+
+
+def _the_one(response: httpx.Response, name: str) -> str:
+    """A header's value without parameters, in lower case; repeated equal values count as one.
+
+    A proxy and the server behind it may both set a header. Different values stay together, as
+    httpx joins them, so that they equal nothing.
+    """
+    given = response.headers.get_list(name, split_commas=True)
+    values = dict.fromkeys(value.partition(";")[0].strip().lower() for value in given)
+    return ", ".join(value for value in values if value)
 
 
 def bare(error: Exception) -> Exception:
@@ -271,6 +314,26 @@ def _fits_a_header(value: bytes) -> bool:
     """Whether an id can be sent back: servers choose it, and not every one fits a header."""
     printable = all(byte >= 0x20 and byte != 0x7F for byte in value)  # noqa: PLR2004 - ASCII controls
     return printable and len(value) <= _MAX_ID_BYTES and value.strip() == value
+
+
+def tls_fault(error: BaseException) -> str | None:
+    """Why a TLS handshake failed in a way that another attempt alone will not change.
+
+    Returns:
+        The reason in OpenSSL's words, such as "certificate verify failed"; None for other errors,
+        and for handshakes that were only cut off.
+    """
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        if isinstance(link, ssl.SSLCertVerificationError):
+            return f"the certificate is not trusted ({link.verify_message})"
+        if isinstance(link, ssl.SSLError) and not isinstance(link, _CUT_OFF):
+            reason = getattr(link, "reason", None)  # only OpenSSL itself sets it
+            return (reason or "the handshake failed").lower().replace("_", " ")
+        link = link.__cause__ or link.__context__
+    return None
 
 
 def origin(url: httpx.URL) -> str:

@@ -17,6 +17,7 @@ from typing import BinaryIO, Final, Literal, Self, TypeAlias, TypeVar
 
 import msgspec
 
+from autoplay_rag.connector.encodings import Lines, is_plain, open_lines
 from autoplay_rag.connector.sse import MAX_EVENT_BYTES
 from autoplay_rag.decoding import decode
 from autoplay_rag.errors import DecodeError, RecordingError, UnknownPayloadError
@@ -36,8 +37,6 @@ T = TypeVar("T")
 LOT: Final = 128
 """How much of a recording is read at once: few hand-overs between threads, little memory."""
 
-_BOM = b"\xef\xbb\xbf"
-
 OnError: TypeAlias = Callable[[RecordingError], None]
 """Called with the error of each line that was skipped."""
 
@@ -51,7 +50,7 @@ def read_recording(
     client passes over them; `on_error` hears of these too.
 
     Args:
-        path: A file of JSON Lines.
+        path: A file of JSON Lines, in UTF-8, UTF-16 or UTF-32, also compressed with gzip, bzip2 or xz.
         on_error: Called for each line that cannot be read, which is then skipped. Without it
             the first such line raises.
 
@@ -60,7 +59,8 @@ def read_recording(
 
     Raises:
         RecordingError: For a line that cannot be read; the message has file and line number,
-            never the line itself.
+            never the line itself. Also, with `on_error` or without, if the whole file is something
+            else, such as a zip archive.
         OSError: If the file cannot be read.
 
     Example:
@@ -88,7 +88,7 @@ def read_recording_lines(
     """Read a recording's lines as they are, undecoded, to replay them to the byte.
 
     Args:
-        path: A file of JSON Lines.
+        path: As for `read_recording`; the lines are given in UTF-8.
         on_error: Called for each line that is too long, which is then skipped. Without it the
             first such line raises.
 
@@ -96,7 +96,7 @@ def read_recording_lines(
         Each line that is not blank, without its line end.
 
     Raises:
-        RecordingError: For a line longer than 8 MiB.
+        RecordingError: For a line longer than 8 MiB; or if the file is something else.
         OSError: If the file cannot be read.
     """
     for _, line in _numbered_lines(path, on_error):
@@ -141,10 +141,16 @@ class RecordingWriter:
         count: How many payloads this writer has written.
 
     Raises:
+        RecordingError: If `append` is given and the file is compressed or not in UTF-8.
         OSError: If the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
+        if append and Path(path).is_file() and not is_plain(path):
+            raise RecordingError(
+                f"{os.fspath(path)}: cannot append to a file that is compressed or not in UTF-8; "
+                "write another file"
+            )
         mode: Literal["ab", "wb"] = "ab" if append else "wb"
         unended = append and _ends_within_a_line(Path(path))
         self._file: BinaryIO = Path(path).open(mode)  # noqa: SIM115 - close() closes it
@@ -187,23 +193,21 @@ def _ends_within_a_line(path: Path) -> bool:
 def _numbered_lines(
     path: str | os.PathLike[str], on_error: OnError | None
 ) -> Iterator[tuple[int, bytes]]:
-    with Path(path).open("rb") as file:
+    with open_lines(path) as file:
         number = 0
         # Bounded, so that a file without line ends stays cheap.
         while line := file.readline(MAX_EVENT_BYTES):
             number += 1
-            if len(line) == MAX_EVENT_BYTES and not line.endswith(b"\n"):
+            if len(line) >= MAX_EVENT_BYTES and not line.endswith(b"\n"):
                 _skip_rest_of_line(file)
                 reason = f"longer than {MAX_EVENT_BYTES} bytes, which no event is"
                 _report(_error(path, number, reason), on_error)
                 continue
-            if number == 1:
-                line = line.removeprefix(_BOM)
             if line := line.strip():
                 yield number, line
 
 
-def _skip_rest_of_line(file: BinaryIO) -> None:
+def _skip_rest_of_line(file: Lines) -> None:
     while (rest := file.readline(MAX_EVENT_BYTES)) and not rest.endswith(b"\n"):
         pass
 

@@ -12,12 +12,13 @@ from typing import Final, Literal, TypeAlias
 import httpx
 
 from autoplay_rag._describe import describe
-from autoplay_rag.connector.backoff import Backoff, classify
-from autoplay_rag.connector.connection import Endpoint, bare, display, open_stream
+from autoplay_rag.connector.backoff import MOST_REFUSALS, Backoff, classify
+from autoplay_rag.connector.connection import Endpoint, bare, display, open_stream, tls_fault
 from autoplay_rag.connector.metrics import Recorder
 from autoplay_rag.connector.sse import MAX_EVENT_BYTES, Event, EventParser
 from autoplay_rag.decoding import decode
 from autoplay_rag.errors import (
+    ConnectorError,
     DecodeError,
     RetriesExhaustedError,
     TransientError,
@@ -85,8 +86,10 @@ class EventStream:
         self._http_client = http_client
         self._on_connected = on_connected
         self._on_lost = on_lost
-        self._had_event = False
         self._said_lost = False
+        self._silent = True  # whether the connection has brought no byte yet
+        self._refusals = 0
+        self._tls_faults = 0
         self._complaints = 0
         self._complained_at = -_COMPLAIN_EVERY
 
@@ -94,22 +97,27 @@ class EventStream:
         """The payloads, from all connections.
 
         Raises:
-            ConnectorStatusError: If the connector refuses for good; a 404 is that only before the
-                first connection.
+            ConnectorStatusError: If the connector refuses: at once before the first connection; after
+                that only when several slow retries were refused too, and never for a 404.
             NotAnEventStreamError: If what answers is no event stream, and none has before.
-            RedirectError: If it redirects to where the token must not go.
+            RedirectError: If it redirects to where the token must not go; as for a refusal.
+            ConnectorError: If TLS fails in the same way at every attempt, before the first connection.
+            ConfigurationError: If the environment names a proxy or certificates that cannot be used.
             RetriesExhaustedError: If `max_retries` retries in a row failed too.
         """
         backoff = Backoff(self._initial_backoff_s, self._max_backoff_s)
         given = self._http_client
         worked = False
+        self._refusals = self._tls_faults = 0
         try:
             async with nullcontext(given) if given else await self._endpoint.http_client() as http:
                 while True:
                     try:
                         async with self._connection(http, backoff) as (body, parser):
                             worked = True
+                            self._refusals = 0
                             async for chunk in body:
+                                self._silent = False
                                 for event in parser.feed(chunk):
                                     payload = self._read(event, backoff)
                                     if payload is not None:
@@ -118,9 +126,16 @@ class EventStream:
                     except Exception as error:  # noqa: BLE001 - raised below, unless it may pass
                         failure = bare(error)
                     self.last_error = failure
-                    if classify(failure, worked=worked) == "fatal":
-                        raise failure  # outside `except`: what `bare` took off must not come back
-                    delay = self._next_delay(backoff, failure)
+                    # Raised outside `except`: what `bare` took off must not come back.
+                    verdict = classify(failure, worked=worked)
+                    if verdict == "fatal":
+                        raise failure
+                    if verdict == "refused":
+                        delay = self._delay_after_refusal(backoff, failure)
+                    elif (fault := tls_fault(failure)) is not None:
+                        delay = self._delay_after_tls_fault(backoff, failure, fault, worked=worked)
+                    else:
+                        delay = self._next_delay(backoff, failure)
                     self.state = "waiting"
                     await asyncio.sleep(delay)
         finally:
@@ -136,7 +151,7 @@ class EventStream:
         )
         async with open_stream(http, self._endpoint, self.last_event_id) as body:
             self.state = "connected"
-            self._had_event = False
+            self._silent = True
             started = time.monotonic()
             again = self._said_lost
             self._said_lost = False
@@ -149,17 +164,20 @@ class EventStream:
             self._recorder.connected()
             if self._on_connected:
                 self._on_connected()
+            timed_out = False
             try:
                 yield body, parser
+            except httpx.ReadTimeout:
+                timed_out = True
+                raise
             finally:
                 lasted = time.monotonic() - started
-                backoff.connection_ended(lasted=lasted, had_event=self._had_event)
+                backoff.connection_ended(lasted=lasted, silent=timed_out and self._silent)
                 if self._on_lost:
                     self._on_lost()
 
     def _read(self, event: Event, backoff: Backoff) -> Payload | None:
         """The payload of an event; None for a heartbeat or what is none."""
-        self._had_event = True
         self.last_event_at = time.time()
         data: bytes | str
         if isinstance(event, bytes):
@@ -200,9 +218,55 @@ class EventStream:
             logger.warning("skipped %d event(s), lastly because %s", self._complaints, about)
             self._complaints, self._complained_at = 0, now
 
+    def _delay_after_refusal(self, backoff: Backoff, failure: Exception) -> float:
+        """Seconds to wait after a refusal by a connector that gave a stream before.
+
+        Raises:
+            Exception: The refusal itself, if it was refused too often in a row.
+        """
+        if self._refusals >= MOST_REFUSALS or self._given_up(backoff):
+            raise failure
+        self._refusals += 1
+        self._said_lost = True
+        delay = backoff.refused()
+        logger.error(
+            "%s gave a stream before and refuses now (%s); retry %d of %d in %.1f s, then the client "
+            "ends",
+            display(self._endpoint.url),
+            describe(failure),
+            self._refusals,
+            MOST_REFUSALS,
+            delay,
+        )
+        return delay
+
+    def _delay_after_tls_fault(
+        self, backoff: Backoff, failure: Exception, fault: str, *, worked: bool
+    ) -> float:
+        """Seconds to wait after a TLS handshake that another attempt alone will not change.
+
+        Where a stream was given before, a certificate will be renewed, and retries go on.
+
+        Raises:
+            ConnectorError: If none was given before, and it failed several times.
+        """
+        said = (
+            f"no TLS connection to {display(self._endpoint.url)}: {fault}; check the url, this "
+            "machine's clock and the trusted certificates (SSL_CERT_FILE)"
+        )
+        self._tls_faults += 1
+        if not worked and (self._tls_faults > MOST_REFUSALS or self._given_up(backoff)):
+            raise ConnectorError(said) from failure
+        delay = self._next_delay(backoff, failure)
+        logger.error("%s", said)
+        return delay
+
+    def _given_up(self, backoff: Backoff) -> bool:
+        return self._max_retries is not None and backoff.failures >= self._max_retries
+
     def _next_delay(self, backoff: Backoff, failure: Exception) -> float:
         name = display(self._endpoint.url)
-        if self._max_retries is not None and backoff.failures >= self._max_retries:
+        if self._given_up(backoff):
             raise RetriesExhaustedError(
                 f"gave up on {name} after {backoff.failures + 1} failed attempts in a row "
                 f"(max_retries={self._max_retries}); the last: {describe(failure)}"

@@ -50,6 +50,9 @@ class WebhookReceiver:
     For an endpoint of your own, in any web framework: hand it the raw body and the header
     `X-Connector-Signature`. To fill a pipeline, `webhook_app` is a whole endpoint already.
 
+    A body that is signed but is not a JSON object raises `DecodeError`. The public SDK returns None,
+    and an endpoint that then answers 200 loses it without a word.
+
     Args:
         secret: What the connector signs with.
         on_actions: Called with each batch of actions.

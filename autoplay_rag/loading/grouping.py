@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ class _Group:
     payloads: list[Keyed] = field(default_factory=list)
     user_id: str | None = None
     last: float = 0.0
+    queued: float | None = None  # the `last` of its entry in the queue
 
 
 class SessionGroups:
@@ -36,25 +38,32 @@ class SessionGroups:
         >>> from autoplay_rag.payloads import ActionsPayload, SummaryPayload
         >>> groups = SessionGroups(idle=60)
         >>> first, last = ActionsPayload("acme", "s1"), SummaryPayload("acme", "s1")
-        >>> groups.add(first, ("key1", first), now=0.0)
+        >>> groups.add(first, ("key1", first), at=0.0)
         []
-        >>> [[key for key, _ in group] for group in groups.add(last, ("key2", last), now=5.0)]
+        >>> [[key for key, _ in group] for group in groups.add(last, ("key2", last), at=5.0)]
         [['key1', 'key2']]
     """
 
     def __init__(self, idle: float) -> None:
         self._idle = idle
         self._held = 0
-        # In the order of each session's last payload, which is that of becoming idle.
+        # In the order of each session's last payload.
         self._groups: OrderedDict[_Session, _Group] = OrderedDict()
+        # The order of becoming idle, which is another where clocks differ: one entry per session,
+        # whose time may be outdated.
+        self._queue: list[tuple[float, int, _Session, _Group]] = []
+        self._numbers = 0
 
-    def add(self, payload: Payload, kept: Keyed | None, now: float) -> list[list[Keyed]]:
+    def add(self, payload: Payload, kept: Keyed | None, at: float) -> list[list[Keyed]]:
         """Take in a payload.
+
+        A session whose own times leave a gap as long as `idle` begins anew there. So what becomes of
+        a session does not depend on the times of others.
 
         Args:
             payload: As it came: says which session it is of, and whether that is over.
             kept: What to give of it; None if it is not wanted.
-            now: The time.
+            at: The payload's time; 0 where unknown.
 
         Returns:
             The groups that are complete by it.
@@ -65,12 +74,13 @@ class SessionGroups:
         complete = []
         group = self._groups.pop(session, None) or _Group()
         user_id, _ = people_of(payload)
-        if changes_hands(group.user_id, user_id):
-            # Another person has the session now: nobody's document holds what another did.
+        resumes = bool(group.last) and at - group.last >= self._idle
+        # Another person may have the session now: nobody's document holds what another did.
+        if resumes or changes_hands(group.user_id, user_id):
             complete.append(self._given(group))
             group = _Group()
         group.user_id = user_id or group.user_id
-        group.last = now
+        group.last = at or group.last
         if kept:
             group.payloads.append(kept)
             self._held += 1
@@ -78,6 +88,7 @@ class SessionGroups:
             complete.append(self._given(group))
         elif group.payloads:
             self._groups[session] = group
+            self._enqueue(session, group)
         if self._held > _MAX_HELD:
             complete.append(self._pop())
         return [payloads for payloads in complete if payloads]
@@ -86,13 +97,23 @@ class SessionGroups:
         """The groups of sessions that have been idle for long enough."""
         found = []
         while (next_due := self.next_due()) is not None and next_due <= now:
-            found.append(self._pop())
+            _, _, session, group = heapq.heappop(self._queue)
+            del self._groups[session]
+            found.append(self._given(group))
         return found
 
     def next_due(self) -> float | None:
         """When `due` will next have something; None while nothing is held."""
-        for group in self._groups.values():
-            return group.last + self._idle
+        while self._queue:
+            at, _, session, group = self._queue[0]
+            if self._groups.get(session) is not group:
+                heapq.heappop(self._queue)  # it was given
+            elif at != group.last:
+                heapq.heappop(self._queue)
+                group.queued = None
+                self._enqueue(session, group)
+            else:
+                return at + self._idle
         return None
 
     def rest(self) -> list[list[Keyed]]:
@@ -100,12 +121,22 @@ class SessionGroups:
         found = []
         while self._groups:
             found.append(self._pop())
+        self._queue.clear()
         return found
 
     def _pop(self) -> list[Keyed]:
         _, group = self._groups.popitem(last=False)
         return self._given(group)
 
+    def _enqueue(self, session: _Session, group: _Group) -> None:
+        """Put a group into the queue, unless its entry there comes early enough to be corrected."""
+        if group.queued is None or group.last < group.queued:
+            group.queued = group.last
+            self._numbers += 1
+            heapq.heappush(self._queue, (group.last, self._numbers, session, group))
+
     def _given(self, group: _Group) -> list[Keyed]:
         self._held -= len(group.payloads)
-        return group.payloads
+        # The queue may hold the group until its time has come.
+        payloads, group.payloads = group.payloads, []
+        return payloads

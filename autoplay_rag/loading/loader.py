@@ -18,6 +18,7 @@ from autoplay_rag.content.redaction import RedactionError, redacted
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
 from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.loading.clock import RecordingClock, own_time
 from autoplay_rag.loading.grouping import SessionGroups
 from autoplay_rag.loading.limits import Limits
 from autoplay_rag.loading.pauses import with_pauses
@@ -48,7 +49,7 @@ class PayloadLoader:
         group_by: "payload" gives each payload at once. "session" gives a session's payloads as
             one text: on its summary, when it is idle, or at the end.
         session_idle_seconds: Seconds of silence after which a session is given; in a recording
-            by its own times.
+            by the times of the session itself, in seconds or milliseconds.
         include: The kinds of payload to give: "actions", "summary", "chat".
         max_chars: The most characters of one text; longer ones come in pieces.
         redact: Gives a payload as it may be kept, a changed copy. If it raises, the payload is
@@ -203,18 +204,21 @@ class PayloadLoader:
         live = self._source.live
         loop = asyncio.get_running_loop()
         groups = SessionGroups(self._session_idle)
-        now = 0.0
+        clock = RecordingClock()
         timed: AsyncGenerator[Payload | None, None] = (
             with_pauses(payloads, groups.next_due) if live else payloads
         )
         async with aclosing(timed):
             async for payload in timed:
-                # A recording has its own time.
-                now = loop.time() if live or payload is None else max(now, payload.forwarded_at)
+                if live or payload is None:
+                    at = now = loop.time()
+                else:
+                    at = own_time(payload.forwarded_at)
+                    now = clock.tell((payload.product_id, payload.session_id), at)
                 for group in groups.due(now):
                     yield group
                 if payload is not None:
-                    for group in groups.add(payload, self._kept(payload), now):
+                    for group in groups.add(payload, self._kept(payload), at):
                         yield group
         for group in groups.rest():
             yield group

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import httpx
 
@@ -23,6 +23,9 @@ from autoplay_rag.payloads import Payload
 __all__ = ["LiveSource", "RecordingSource", "Source"]
 
 _log = logging.getLogger(__name__)
+
+_MOST_LOGGED: Final = 3
+"""Skipped lines of one load that are logged one by one."""
 
 
 class Source(Protocol):
@@ -134,7 +137,9 @@ class LiveSource(Source):
 
 
 class RecordingSource(Source):
-    """A file of JSON Lines. Lines that cannot be read are logged and skipped.
+    """A file of JSON Lines, as `read_recording` takes it.
+
+    Lines that cannot be read are skipped; the first few are logged, then their number.
 
     Args:
         path: The file.
@@ -154,13 +159,35 @@ class RecordingSource(Source):
         """As in `Source`."""
         loop = asyncio.get_running_loop()
         end = None if limits.max_seconds is None else loop.time() + limits.max_seconds
-        payloads = read_recording(self.name, on_error=_skipped)
-        while lot := await next_lot(payloads):
-            for payload in lot:
-                yield payload
-            if end is not None and loop.time() >= end:
-                return
+        skipped = _Skipped(self.name)
+        payloads = read_recording(self.name, on_error=skipped)
+        try:
+            while lot := await next_lot(payloads):
+                for payload in lot:
+                    yield payload
+                if end is not None and loop.time() >= end:
+                    return
+        finally:
+            skipped.say_total()
 
 
-def _skipped(error: RecordingError) -> None:
-    _log.warning("skipped a line of a recording: %s", error)
+class _Skipped:
+    """Logs the first lines that were skipped, and how many there were: a file may be full of them.
+
+    Args:
+        name: The file.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._count = 0
+
+    def __call__(self, error: RecordingError) -> None:
+        self._count += 1
+        if self._count <= _MOST_LOGGED:
+            _log.warning("skipped a line of a recording: %s", error)
+
+    def say_total(self) -> None:
+        """Log the number, if not every line was logged."""
+        if self._count > _MOST_LOGGED:
+            _log.warning("skipped %d lines of %s in all", self._count, self._name)

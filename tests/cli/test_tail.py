@@ -3,6 +3,8 @@
 import asyncio
 from contextlib import asynccontextmanager
 
+import pytest
+
 from autoplay_rag.cli.tail import lines
 from autoplay_rag.connector.recording import read_recording
 from autoplay_rag.devserver import LocalConnector, samples
@@ -61,6 +63,22 @@ async def test_a_refusal_is_one_line_and_names_no_token(ended):
     assert err.count("\n") == 1
     assert err.startswith("error: 401")
     assert "uk_" not in err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "url"),
+    [
+        ("ALL_PROXY", "socks://127.0.0.1:9", "http://127.0.0.1:9/stream/acme"),
+        ("HTTPS_PROXY", "http://[::1", "https://127.0.0.1:9/stream/acme"),
+        ("SSL_CERT_FILE", "absent.pem", "https://127.0.0.1:9/stream/acme"),
+        ("SSLKEYLOGFILE", "absent/keys", "https://127.0.0.1:9/stream/acme"),
+    ],
+)
+async def test_an_environment_that_cannot_work_is_one_line(ended, variable, value, url):
+    code, out, err = await ended("tail", url, NO_PROXY="", **{variable: value})
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert variable in err
 
 
 async def test_the_token_may_come_from_the_environment(ended):

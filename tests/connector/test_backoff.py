@@ -10,7 +10,13 @@ from autoplay_rag.connector.backoff import (
     Backoff,
     classify,
 )
-from autoplay_rag.errors import AuthenticationError, NotAnEventStreamError, TransientError
+from autoplay_rag.errors import (
+    AuthenticationError,
+    ConnectorStatusError,
+    NotAnEventStreamError,
+    RedirectError,
+    TransientError,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,15 +60,52 @@ def test_two_clients_do_not_come_back_together():
 
 
 @pytest.mark.parametrize(
-    ("lasted", "had_event", "starts_anew"),
-    [(5.0, True, True), (4.9, True, False), (3600.0, False, False)],
+    ("lasted", "silent", "starts_anew"),
+    [
+        (5.0, False, True),
+        (6.0, False, True),
+        (29.0, False, True),
+        (3600.0, False, True),
+        (4.9, False, False),
+        (0.0, False, False),
+        (75.0, True, False),
+        (3600.0, True, False),
+    ],
 )
-def test_only_a_connection_that_proved_itself_starts_anew(lasted, had_event, starts_anew):
+def test_only_a_connection_that_proved_itself_starts_anew(lasted, silent, starts_anew):
     backoff = Backoff(1.0, 30.0)
     for _ in range(4):
         backoff.next_delay()
-    backoff.connection_ended(lasted=lasted, had_event=had_event)
+    backoff.connection_ended(lasted=lasted, silent=silent)
     assert backoff.failures == (0 if starts_anew else 4)
+
+
+@pytest.mark.parametrize("seconds", [6.0, 29.0, 59.0])
+def test_a_proxy_that_ends_every_connection_leads_to_no_long_pause(seconds):
+    backoff = Backoff(1.0, 30.0)
+    for _ in range(50):
+        backoff.connection_ended(lasted=seconds, silent=False)
+        assert backoff.next_delay() <= 1.0
+        assert backoff.failures == 1
+
+
+def test_a_refusal_waits_for_the_longest_time_and_counts_as_a_failure():
+    backoff = Backoff(1.0, 30.0)
+    assert all(22.5 <= backoff.refused() <= 30.0 for _ in range(5))
+    assert backoff.failures == 5
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 405, 406, 410, 451])
+def test_a_refusal_after_a_stream_is_tried_again_slowly(status):
+    response = httpx.Response(status, request=httpx.Request("GET", "http://a.test/"))
+    refusal = ConnectorStatusError("no", response=response)
+    assert classify(refusal) == "fatal"
+    assert classify(refusal, worked=True) == "refused"
+
+
+def test_so_is_a_redirect_to_another_origin():
+    assert classify(RedirectError("to a login page")) == "fatal"
+    assert classify(RedirectError("to a login page"), worked=True) == "refused"
 
 
 def test_a_server_may_ask_for_more():

@@ -801,3 +801,31 @@ async def test_overflow_drop_oldest_counts_and_tells(until, server, connect, eve
     assert [payload.actions[0].index for payload in collector.payloads] == [0, 16, 17, 18, 19]
     assert dropped == [(n, n) for n in range(1, 16)]
     assert client.dropped_count == 15
+
+
+def driven_without_asyncio(awaitable):
+    """Run a coroutine as trio would: no asyncio loop is running."""
+    with contextlib.closing(awaitable) as coroutine:
+        coroutine.send(None)
+
+
+@pytest.mark.parametrize("use", ["run", "run_in_background", "stream", "wait"])
+def test_without_asyncio_it_says_what_to_use(use):
+    client = AsyncConnectorClient("http://127.0.0.1:9/stream/acme")
+
+    async def using():
+        match use:
+            case "run":
+                await client.run()
+            case "run_in_background":
+                client.run_in_background()
+            case "stream":
+                async for _ in client.stream():
+                    pass
+            case "wait":
+                async with client:
+                    client.run_in_background()
+
+    with pytest.raises(ClientStateError, match=r"needs asyncio.*trio.*ConnectorClient"):
+        driven_without_asyncio(using())
+    assert client.state == "idle"

@@ -1,7 +1,16 @@
 """Recordings: what is written comes back, and a bad line costs itself at most."""
 
+import bz2
+import contextlib
+import gzip
+import lzma
 import math
+import os
+import random
 import re
+import sqlite3
+import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -131,3 +140,129 @@ def _file(folder: Path, content: bytes) -> Path:
     path = folder / "recording.jsonl"
     path.write_bytes(content)
     return path
+
+
+# Other encodings
+
+LINES = b"".join(
+    b'{"type":"summary","session_id":"s%d","summary":"Caf\xc3\xa9 \xe2\x80\xa8 %d"}\r\n' % (n, n)
+    for n in range(300)
+)
+COMPRESSORS = {
+    "as it is": bytes,
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+}
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS.values(), ids=COMPRESSORS)
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "utf-8",
+        "utf-8-sig",
+        "utf-16",
+        "utf-16-le",
+        "utf-16-be",
+        "utf-32",
+        "utf-32-le",
+        "utf-32-be",
+    ],
+)
+def test_other_encodings_are_read(tmp_path, encoding, compress):
+    text = LINES.decode()
+    path = _file(tmp_path, compress(text.encode(encoding)))
+    found = list(read_recording(path))
+    assert [payload.session_id for payload in found] == [f"s{n}" for n in range(300)]
+    assert found[7].summary == "Café \u2028 7"
+    assert list(read_recording_lines(path)) == LINES.splitlines()
+
+
+@pytest.mark.parametrize("order", ["be", "le"])
+@pytest.mark.parametrize("width", [16, 32])
+def test_a_byte_order_mark_is_no_text(tmp_path, width, order):
+    path = _file(tmp_path, ("\ufeff" + LINES.decode()).encode(f"utf-{width}-{order}"))
+    assert next(read_recording(path)).session_id == "s0"
+
+
+def _zip(folder):
+    path = folder / "all.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("visits.jsonl", LINES)
+    return path.read_bytes()
+
+
+def _database(folder):
+    path = folder / "journal.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t (x)")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (_zip, "zip archive"),
+        (_database, "SQLite"),
+        (lambda _: b"PAR1" + bytes(100), "Parquet"),
+        (lambda _: b"\x28\xb5\x2f\xfd" + bytes(100), "Zstandard"),
+        (lambda _: b"%PDF-1.7\n", "a PDF"),
+        (lambda _: random.Random(1).randbytes(300_000), "not text"),
+        (lambda _: gzip.compress(random.Random(1).randbytes(300_000)), "inside this gzip file"),
+        (lambda _: gzip.compress(gzip.compress(LINES)), "compressed once more"),
+        (lambda _: gzip.compress(LINES)[:50], "damaged or cut-off"),
+        (lambda _: gzip.compress(LINES)[:-9] + b"123456789", "damaged or cut-off"),
+        (lambda _: b"\x1f\x8b" + bytes(100), "damaged or cut-off"),
+        (lambda _: lzma.compress(LINES)[:-40], "damaged or cut-off"),
+        (lambda _: bz2.compress(LINES)[:-40], "damaged or cut-off"),
+    ],
+)
+def test_what_cannot_be_a_recording_is_refused_in_one_line(tmp_path, make, said):
+    path = _file(tmp_path, make(tmp_path))
+    errors = []
+    with pytest.raises(RecordingError, match=said) as caught:
+        list(read_recording(path, on_error=errors.append))
+    assert errors == []
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n\n", b'"caf\xe9"', b"\xef\xbb\xbf", b"{}", "{'ключ': 'значение'}".encode()],
+    ids=["empty", "blank", "latin-1", "mark", "braces", "cyrillic"],
+)
+def test_text_is_never_refused_as_a_whole(tmp_path, content):
+    list(read_recording(_file(tmp_path, content), on_error=lambda error: None))
+
+
+def test_a_pipe_is_read(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    data = gzip.compress(LINES.decode().encode("utf-16"))
+    writing = threading.Thread(target=path.write_bytes, args=(data,))
+    writing.start()
+    assert len(list(read_recording(path))) == 300
+    writing.join()
+
+
+def test_an_endless_line_of_another_encoding_costs_itself_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "MAX_EVENT_BYTES", 100)
+    text = '{"x":"' + "é" * 1000 + "\n" + SUMMARY.decode() + "\n" + "é" * 100
+    errors: list[RecordingError] = []
+    path = _file(tmp_path, text.encode("utf-16"))
+    assert list(read_recording_lines(path, on_error=errors.append)) == [SUMMARY]
+    assert [re.search(r"line (\d+)", str(e)).group(1) for e in errors] == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    "held",
+    [gzip.compress(SUMMARY), SUMMARY.decode().encode("utf-16"), b"PK\x03\x04\x14\0\0\0"],
+    ids=["gzip", "utf-16", "zip"],
+)
+def test_nothing_is_appended_to_another_encoding(tmp_path, held):
+    path = _file(tmp_path, held)
+    with pytest.raises(RecordingError, match="cannot append"):
+        RecordingWriter(path, append=True)
+    assert path.read_bytes() == held

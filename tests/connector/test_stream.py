@@ -3,19 +3,29 @@
 import asyncio
 import logging
 import random
+import re
+import ssl
+import subprocess
 import time
 
+import httpx
 import pytest
 from httpx_sse import ServerSentEvent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from autoplay_rag.connector import backoff as backoff_rule
 from autoplay_rag.connector.backoff import Backoff
 from autoplay_rag.connector.client import AsyncConnectorClient
-from autoplay_rag.connector.connection import Endpoint
+from autoplay_rag.connector.connection import Endpoint, tls_fault
 from autoplay_rag.connector.metrics import Recorder
 from autoplay_rag.connector.stream import EventStream
-from autoplay_rag.errors import AuthenticationError, ProductNotFoundError
+from autoplay_rag.errors import (
+    AuthenticationError,
+    ConnectorError,
+    NotAnEventStreamError,
+    ProductNotFoundError,
+)
 
 
 def indexes(payloads):
@@ -187,12 +197,202 @@ async def test_a_trickle_of_single_bytes_is_read_well(server, connect, event):
     assert indexes(await take(connect(), 2)) == [1, 2]
 
 
-async def test_a_refusal_in_the_middle_ends_it(server, connect, event):
+@pytest.mark.parametrize("status", [400, 401, 403, 405, 451])
+async def test_a_single_refusal_in_the_middle_passes(server, connect, event, status, caplog):
+    page = server.status(status, "Content-Type: text/html", body=b"<html>Just a moment...</html>")
+    server.script(
+        server.stream(event("s1", 1), then="close"),
+        page,
+        page,
+        server.stream(event("s1", 2), then="close"),
+        page,  # they count in a row
+        server.stream(event("s1", 3)),
+    )
+    assert indexes(await take(connect(), 3)) == [1, 2, 3]
+    loud = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert [re.search(r"retry (\d) of 5", line).group(1) for line in loud] == ["1", "2", "1"]
+    assert all(str(status) in line for line in loud)
+    assert "Just a moment" not in caplog.text
+    assert "uk_live" not in caplog.text
+
+
+async def test_a_redirect_to_a_login_page_in_the_middle_passes(server, connect, event):
+    login = server.status(302, "Location: https://login.test/")
+    server.script(server.stream(event("s1", 1), then="close"), login, server.stream(event("s1", 2)))
+    assert indexes(await take(connect(), 2)) == [1, 2]
+
+
+async def test_lasting_refusals_in_the_middle_end_it(server, connect, event, caplog):
     server.script(server.stream(event("s1", 1), then="close"), server.status(401))
     payloads = connect().stream()
     assert indexes([await anext(payloads)]) == [1]
     with pytest.raises(AuthenticationError):
         await anext(payloads)
+    assert len(server.peers) == 1 + 1 + 5
+    assert sum(r.levelno == logging.ERROR for r in caplog.records) == 5
+
+
+async def test_a_first_refusal_ends_it_at_once(server, connect):
+    server.script(server.status(403))
+    with pytest.raises(AuthenticationError):
+        await connect().run()
+    assert len(server.peers) == 1
+
+
+async def test_max_retries_also_ends_refusals_with_the_refusal_itself(server, connect, event):
+    server.script(server.stream(event("s1", 1), then="close"), server.status(401))
+    with pytest.raises(AuthenticationError):
+        await connect(max_retries=2).run()
+    assert len(server.peers) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"), [("text/html; charset=utf-8", True), ("application/json", False)]
+)
+async def test_a_page_instead_of_a_refusal_is_named(server, connect, given, hint):
+    server.script(server.status(403, f"Content-Type: {given}"))
+    with pytest.raises(AuthenticationError) as caught:
+        await connect().run()
+    assert ("firewall" in str(caught.value)) == hint
+
+
+@pytest.mark.parametrize(
+    "pieces", [[], [b": hello\n\n"], [b":\n"], [b"retry: 1\n\n"], [b"event: heartbeat\ndata:\n\n"]]
+)
+async def test_a_proxy_that_ends_quiet_connections_uses_up_no_retries(
+    server, connect, event, pieces, monkeypatch
+):
+    monkeypatch.setattr(backoff_rule, "_PROVEN_AFTER", 0.02)
+
+    async def ended_by_a_proxy(peer):
+        await peer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        for piece in pieces:
+            await peer.write(piece)
+        await asyncio.sleep(0.05)
+
+    server.script(*[ended_by_a_proxy] * 6, server.stream(event("s1", 1)))
+    assert indexes(await take(connect(max_retries=1), 1)) == [1]
+    assert len(server.peers) == 7
+
+
+async def test_connections_that_never_bring_a_byte_do_use_them_up(server, connect, monkeypatch):
+    monkeypatch.setattr(backoff_rule, "_PROVEN_AFTER", 0.02)
+    server.script(server.stream())
+    with pytest.raises(RuntimeError, match=r"3 failed attempts.*ReadTimeout"):
+        await connect(max_retries=2, read_timeout=0.05).run()
+
+
+@pytest.mark.parametrize("given", ["text/event-stream", "Text/Event-Stream;charset=utf-8"])
+async def test_two_equal_content_types_are_one(server, connect, event, given):
+    twice = f"Content-Encoding: identity\r\nContent-Encoding: identity\r\nContent-Type: {given}\r\n"
+    server.script(server.stream(event("s1", 1), headers=twice.encode()))
+    assert indexes(await take(connect(), 1)) == [1]
+
+
+@pytest.mark.parametrize("given", ["text/html", "text/plain", "application/json"])
+async def test_two_different_content_types_are_no_stream(server, connect, given):
+    server.script(server.stream(headers=f"Content-Type: {given}\r\n".encode()))
+    with pytest.raises(NotAnEventStreamError, match=given):
+        await connect().run()
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A self-signed certificate for 127.0.0.1, and its key, in one file."""
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    key, signed = path.with_suffix(".key"), path.with_suffix(".crt")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(signed)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    path.write_bytes(key.read_bytes() + signed.read_bytes())
+    return path
+
+
+async def answer_in_plain_text(reader, writer):
+    await reader.read(100)
+    writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+    await writer.drain()
+    while await reader.read(100):
+        pass
+    writer.close()
+
+
+@pytest.mark.parametrize(("max_retries", "tries"), [(None, 5), (9, 5), (1, 1), (0, 0)])
+async def test_https_to_a_port_without_tls_ends_loudly(connect, caplog, max_retries, tries):
+    async with await asyncio.start_server(answer_in_plain_text, "127.0.0.1", 0) as listening:
+        url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream/acme"
+        with pytest.raises(ConnectorError, match=r"no TLS connection to https://.*SSL_CERT_FILE"):
+            await connect(url, max_retries=max_retries).run()
+    assert sum(r.levelno == logging.ERROR for r in caplog.records) == tries
+
+
+def test_a_certificate_that_expires_in_the_middle_is_waited_for_loudly(caplog):
+    endpoint = Endpoint("https://a.test/", "", connect_timeout=1, read_timeout=1)
+    stream = EventStream(endpoint, Recorder(None))
+    failure, backoff = httpx.ConnectError("no"), Backoff(1, 2)
+    delays = [
+        stream._delay_after_tls_fault(backoff, failure, "the certificate has expired", worked=True)
+        for _ in range(20)
+    ]
+    assert max(delays) <= 2
+    loud = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(loud) == 20
+    assert all("the certificate has expired" in line for line in loud)
+
+
+async def test_a_certificate_that_nobody_trusts_ends_loudly(connect, certificate, caplog):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    listening = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0, ssl=context)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        with pytest.raises(ConnectorError, match="certificate is not trusted"):
+            await connect(f"https://127.0.0.1:{port}/stream/acme").run()
+    assert sum(r.levelno == logging.ERROR for r in caplog.records) == 5
+
+
+async def test_a_trusted_certificate_is_taken_from_the_environment(
+    connect, certificate, event, monkeypatch
+):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + event("s1", 1))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        assert indexes(await take(connect(f"https://127.0.0.1:{port}/stream/acme"), 1)) == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] x"), "handshake failed"),
+        (ssl.SSLEOFError(8, "cut off"), None),
+        (ssl.SSLZeroReturnError(6, "closed"), None),
+        (ConnectionResetError(), None),
+        (TimeoutError(), None),
+    ],
+)
+def test_only_a_handshake_that_was_not_cut_off_is_a_fault(error, fault):
+    wrapped = httpx.ConnectError("no")
+    wrapped.__cause__ = error
+    found = tls_fault(wrapped)
+    assert (found is None) if fault is None else fault in found
 
 
 @pytest.mark.parametrize("passing", ["404", "a page", "gzip"])

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import signal
+import socket
 import sys
 import time
 from contextlib import asynccontextmanager
@@ -15,7 +16,12 @@ from autoplay_rag.connector.recording import RecordingWriter
 from autoplay_rag.decoding import decode
 from autoplay_rag.devserver import LocalConnector, samples
 from autoplay_rag.devserver.subscriber import HEARTBEAT
-from autoplay_rag.errors import ClientStateError, ConfigurationError, MissingExtraError
+from autoplay_rag.errors import (
+    ClientStateError,
+    ConfigurationError,
+    MissingExtraError,
+    RecordingError,
+)
 from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
 
 
@@ -298,3 +304,30 @@ async def test_a_recording_written_by_the_writer_is_served(tmp_path):
     assert [json.loads(f.removeprefix(b"data: "))["session_id"] for f in frames] == [
         f"s{n}" for n in range(300)
     ]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+async def test_events_leave_at_once(host):
+    # With Nagle's algorithm each event would wait 40 ms for the acknowledgement of the one before.
+    connector = LocalConnector(summaries(1), host=host)
+    async with connector, subscribed(connector) as response:
+        await read_frames(response, 1)
+        [connection] = connector._server.server_state.connections
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_a_recording_in_utf_16_is_replayed(tmp_path):
+    path = tmp_path / "visits.jsonl"
+    path.write_bytes('{"type":"summary","product_id":"é"}\r\n'.encode("utf-16"))
+    async with LocalConnector(path) as connector, subscribed(connector) as response:
+        assert connector.product_id == "é"
+        frames = await read_frames(response, 1)
+    assert frames == ['data: {"type":"summary","product_id":"é"}\n\n'.encode()]
+
+
+async def test_what_is_no_recording_is_refused_at_the_start(tmp_path):
+    path = tmp_path / "visits.zip"
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(RecordingError, match="zip archive"):
+        await LocalConnector(path).start()

@@ -362,6 +362,26 @@ def test_actions_without_times_happened_when_they_came(clock: Clock) -> None:
     assert [event.at for event in session.events] == [clock.now, clock.now]
 
 
+@pytest.mark.parametrize(
+    "wrong", [1_600_000_000_000.0, 1.6e18, 4_000_000_000.0, 1.0, -1.0], ids="{:g}".format
+)
+def test_a_wrong_clock_changes_nothing_for_other_sessions(clock: Clock, wrong: float) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("a", session="before", at=1_600_000_000.0))
+    clock.now += 10
+    live.add(clicks("x", "y", session="wrong", user="u2", at=wrong))
+    clock.now += 10
+    live.add(clicks("b", session="after", at=1_600_000_020.0))
+    assert [session.session_id for session in live.sessions()] == ["after", "wrong", "before"]
+    for session, age in (("before", 20), ("after", 0)):
+        found = live.get(session_id=session)
+        assert found is not None
+        assert [clock.now - event.at for event in found.events] == [age]
+    users = live.get(user_id="u1")
+    assert users is not None
+    assert users.session_id == "after"
+
+
 # -- text --------------------------------------------------------------------------------------
 
 

@@ -109,3 +109,49 @@ def test_another_person_in_the_same_session_begins_another_document():
 
 def test_an_empty_session_id_is_none():
     assert add(SessionGroups(idle=60), actions(""), "a") == [["a"]]
+
+
+def test_a_gap_in_a_sessions_own_times_begins_another_document():
+    groups = SessionGroups(idle=60)
+    assert add(groups, actions("s1"), "a", now=100.0) == []
+    assert add(groups, actions("s1"), "b", now=159.0) == []
+    assert add(groups, actions("s1"), "c", now=219.0) == [["a", "b"]]
+    assert groups.next_due() == 279.0
+    assert keys(groups.rest()) == [["c"]]
+    assert groups.next_due() is None
+
+
+def test_an_unknown_time_is_no_gap():
+    groups = SessionGroups(idle=60)
+    found = [
+        add(groups, actions("s1"), key, now) for key, now in [("a", 1e9), ("b", 0), ("c", 1e9)]
+    ]
+    assert found == [[], [], []]
+    assert keys(groups.rest()) == [["a", "b", "c"]]
+
+
+def test_sessions_become_idle_by_their_own_times_in_any_order():
+    groups = SessionGroups(idle=60)
+    add(groups, actions("ahead"), "a", now=1e6)
+    add(groups, actions("s1"), "b", now=100.0)
+    add(groups, actions("s2"), "c", now=90.0)
+    add(groups, actions("s2"), "d", now=50.0)
+    assert groups.next_due() == 110.0
+    assert keys(groups.due(160.0)) == [["c", "d"], ["b"]]
+    assert groups.next_due() == 1e6 + 60
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0, 1, 5, 7, 20, 1e9])), max_size=60)
+)
+def test_what_is_due_is_always_what_is_idle(steps):
+    groups = SessionGroups(idle=5)
+    last: dict[str, float] = {}
+    for n, (session, at) in enumerate(steps):
+        payload = actions(session)
+        groups.add(payload, (str(n), payload), at)
+        last[session] = at or last.get(session, 0)
+        assert groups.next_due() == min(last.values()) + 5
+        for [(_, first), *_] in groups.due(10):
+            assert last.pop(first.session_id) + 5 <= 10
+        assert all(at + 5 > 10 for at in last.values())

@@ -1,0 +1,152 @@
+"""Opens a file of JSON Lines whatever it is encoded in, as lines in UTF-8.
+
+PowerShell 5 writes UTF-16 for `>`, and recordings are handed over compressed. The first bytes of a
+file say what it is. Only one line is held in memory.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from autoplay_rag._describe import describe
+from autoplay_rag.errors import RecordingError
+
+__all__ = ["Lines", "is_plain", "open_lines"]
+
+_HEAD_BYTES: Final = 64
+_BOM: Final = b"\xef\xbb\xbf"
+
+_COMPRESSED: Final[dict[bytes, tuple[str, Callable[[Any], Any]]]] = {
+    b"\x1f\x8b": ("gzip", gzip.open),
+    b"BZh": ("bzip2", bz2.open),
+    b"\xfd7zXZ\0": ("xz", lzma.open),
+}
+_REFUSED: Final = {
+    b"PK\x03\x04": "a zip archive or an Office document",
+    b"\x28\xb5\x2f\xfd": "compressed with Zstandard",
+    b"\x04\x22\x4d\x18": "compressed with LZ4",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
+    b"PAR1": "a Parquet file",
+    b"SQLite format 3\0": "an SQLite database, such as a journal",
+    b"%PDF": "a PDF",
+}
+# UTF-32 before UTF-16: one begins like the other.
+_BOMS: Final = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+# Without a byte order mark: an opening brace, and where its zeros are.
+_BRACES: Final = {
+    b"{\0\0\0": "utf-32-le",
+    b"\0\0\0{": "utf-32-be",
+    b"{\0": "utf-16-le",
+    b"\0{": "utf-16-be",
+}
+_BROKEN: Final = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error)
+
+
+class Lines(Protocol):
+    """What `open_lines` gives."""
+
+    def readline(self, limit: int, /) -> bytes:
+        """The next line, or `limit` characters of it; empty at the end."""
+
+
+@contextmanager
+def open_lines(path: str | os.PathLike[str]) -> Iterator[Lines]:
+    """Open a file to read its lines in UTF-8, without a byte order mark.
+
+    Read as they are: UTF-8, UTF-16 and UTF-32, each also compressed with gzip, bzip2 or xz.
+
+    Args:
+        path: The file.
+
+    Raises:
+        RecordingError: If it is something else that is no text; the message says what. Also while
+            reading, if compressed data is damaged or cut off.
+        OSError: If the file cannot be read.
+    """
+    name = os.fspath(path)
+    with Path(path).open("rb") as raw:
+        try:
+            kind, decompress = _found(_COMPRESSED, _head(raw)) or ("", None)
+            file = io.BufferedReader(decompress(raw)) if decompress else raw
+            _refuse_what_is_no_text(file, name, kind)
+            yield _text(file)
+        except _BROKEN as error:
+            raise RecordingError(f"{name}: damaged or cut-off data ({describe(error)})") from None
+
+
+def is_plain(path: str | os.PathLike[str]) -> bool:
+    """Whether lines in UTF-8 can be appended to a file as it is."""
+    with Path(path).open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    return _found(_COMPRESSED, head) is None and _encoding(head) is None and not _binary(head)
+
+
+def _refuse_what_is_no_text(file: io.BufferedReader, name: str, kind: str) -> None:
+    head = _head(file)
+    what = _found(_REFUSED, head)
+    if what is None and kind and _found(_COMPRESSED, head):
+        what = "compressed once more"
+    if what is None and _encoding(head) is None and _binary(head):
+        what = "not text"
+    if what is not None:
+        this = f"what is inside this {kind} file" if kind else "this file"
+        raise RecordingError(f"{name}: {this} is {what}; a recording is a file of JSON Lines")
+
+
+def _text(file: io.BufferedReader) -> Lines:
+    head = _head(file)
+    encoding = _encoding(head)
+    if encoding is not None:
+        # newline="\n": JSON may hold the other line ends of Unicode, and a CR is white space.
+        return _Reencoded(io.TextIOWrapper(file, encoding, errors="replace", newline="\n"))
+    if head.startswith(_BOM):
+        file.read(len(_BOM))
+    return file
+
+
+class _Reencoded:
+    """Lines of another encoding, in UTF-8."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+
+    def readline(self, limit: int, /) -> bytes:
+        """As in `Lines`."""
+        return self._text.readline(limit).encode("utf-8", "replace")
+
+
+def _encoding(head: bytes) -> str | None:
+    found: str | None = _found(_BOMS, head) or _found(_BRACES, head.lstrip(b"\r\n\t "))
+    return found
+
+
+def _binary(head: bytes) -> bool:
+    """Whether it begins with bytes that no text has: control characters, or hardly any UTF-8."""
+    if any(byte < 0x20 and byte not in b"\t\n\r\f\x1b" for byte in head):  # noqa: PLR2004 - ASCII controls
+        return True
+    # One letter of Latin-1 is three bytes of replacement: text has a few, random bytes are full.
+    return head.decode("utf-8", "replace").count("\ufffd") * 4 > len(head) > 0
+
+
+def _head(file: io.BufferedReader) -> bytes:
+    """The first bytes, which stay unread: a pipe could not go back to them."""
+    return file.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+
+
+def _found(table: dict[bytes, Any], head: bytes) -> Any:
+    """The value of the first key that `head` begins with."""
+    return next((value for key, value in table.items() if head.startswith(key)), None)
