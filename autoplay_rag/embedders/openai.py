@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import importlib.util
+import math
 import os
 import re
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
 from autoplay_rag._checks import check_above, check_at_least
 from autoplay_rag._retry_after import LONGEST_PAUSE, parse_retry_after
-from autoplay_rag._statuses import REJECTING_STATUSES
+from autoplay_rag._statuses import REJECTING_STATUSES, hint_of
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import (
     ConfigurationError,
@@ -38,25 +39,32 @@ __all__ = ["OpenAIEmbedder"]
 _SURE_BYTES = 8192
 # Prose has four bytes a token or more: a text of so many bytes may fit, a longer one hardly.
 _MOST_BYTES = 4 * _SURE_BYTES
-_HINTS = {
-    401: "; check the API key",
-    403: "; check what the API key may do",
-    404: "; check the model's name and base_url",
-}
+_MOST_TOKENS = 10**9
+"""More than any request can cost."""
+_FORMAT_STATUSES = frozenset({400, 422})
+"""Statuses of a service that refuses base64."""
+_Encoding: TypeAlias = Literal["base64", "float"]
+_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}|[A-Za-z]{1,64}")
+_HINTS = [
+    ("model", {400, 404, 422}, "check the model's name"),
+    ("deployment", {400, 404, 422}, "check the deployment's name and base_url"),
+    ("quota", {402, 403, 429}, "check the quota and the balance of the account"),
+    ("billing", {402, 403, 429}, "check the quota and the balance of the account"),
+]
+"""What to check, by a word in the service's own error code and the statuses it counts for."""
+_CONNECT_SECONDS = 10.0
+"""The most seconds for a connection: an address that nobody answers is a likely mistake."""
 
 
 class _Item(msgspec.Struct):
-    index: int
     embedding: str | list[float]
-
-
-class _Usage(msgspec.Struct):
-    total_tokens: int = 0
+    # Only OpenAI itself can be relied on for this: others leave it out, or write it as text.
+    index: Any = None
 
 
 class _Answer(msgspec.Struct):
     data: list[_Item]
-    usage: _Usage | None = None
+    usage: Any = None
 
 
 class OpenAIEmbedder(Embedder):
@@ -126,6 +134,8 @@ class OpenAIEmbedder(Embedder):
         self._timeout = timeout
         # A client's connections belong to one event loop.
         self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
+        # What the service takes; None until a request has shown it.
+        self._encoding: _Encoding | None = None
         self.tokens_used: int = 0
         self.truncated = 0
 
@@ -176,18 +186,55 @@ class OpenAIEmbedder(Embedder):
         limit = _MOST_BYTES
         while True:
             sent = _cut(text, limit)
+            encoding = self._encoding
             try:
                 (vector,) = await self._request(client, [sent])
             except EmbedderRejectedError:
                 if _size(sent) <= _SURE_BYTES:
                     raise
                 limit = max(_size(sent) // 2, _SURE_BYTES)
-            else:
-                self.truncated += sent != text
-                return vector
+                continue
+            if limit < _MOST_BYTES and encoding is None and self._encoding == "float":
+                limit = _MOST_BYTES  # base64 was refused, not the length
+                continue
+            self.truncated += sent != text
+            return vector
 
     async def _request(self, client: AsyncOpenAI, texts: list[str]) -> list[array[float]]:
-        from openai import APIConnectionError, APIStatusError, APITimeoutError, omit
+        from openai import APIStatusError
+
+        try:
+            content, encoding = await self._post_as_taken(client, texts)
+        except APIStatusError as error:
+            # Not chained: the service's own message may quote the text or part of the key.
+            raise _error_of(error, self._name, len(texts)) from None
+        # A full request answers with 16 MB; the client's own reading would hold the loop.
+        vectors, tokens = await asyncio.to_thread(_read_answer, content, len(texts))
+        if self._encoding is None:
+            self._encoding = encoding
+        self.tokens_used += tokens
+        return vectors
+
+    async def _post_as_taken(
+        self, client: AsyncOpenAI, texts: list[str]
+    ) -> tuple[bytes, _Encoding]:
+        """The answer and its encoding: floats if the service refuses base64, which is shorter."""
+        from openai import APIStatusError
+
+        if self._encoding is not None:
+            return await self._post(client, texts, self._encoding), self._encoding
+        try:
+            return await self._post(client, texts, "base64"), "base64"
+        except APIStatusError as error:
+            # A text that may be too long is the likelier reason.
+            sure = all(_size(text) <= _SURE_BYTES for text in texts)
+            if not sure or error.status_code not in _FORMAT_STATUSES:
+                raise
+        return await self._post(client, texts, "float"), "float"
+
+    async def _post(self, client: AsyncOpenAI, texts: list[str], encoding: _Encoding) -> bytes:
+        """The body of a successful answer; an error status is raised as the client raises it."""
+        from openai import APIConnectionError, APITimeoutError, omit
 
         try:
             # The client's own limit is for each read: a service that drips would never reach it.
@@ -196,26 +243,19 @@ class OpenAIEmbedder(Embedder):
                     input=texts,
                     model=self._name,
                     dimensions=omit if self._dimensions is None else self._dimensions,
-                    encoding_format="base64",
+                    encoding_format=encoding,
                 )
-        except (APITimeoutError, TimeoutError):
-            raise EmbedderUnavailableError(
-                f"the embedding service did not answer within {self._timeout:g} s"
-            ) from None
-        except APIConnectionError as error:
+        except (APIConnectionError, TimeoutError) as error:
             cause = type(error.__cause__ or error).__name__
-            raise EmbedderUnavailableError(
-                f"the embedding service at {client.base_url.host} could not be reached ({cause})"
-            ) from None
-        except APIStatusError as error:
-            # Not chained: the service's own message may quote the text or part of the key.
-            raise _error_of(error, self._name, len(texts)) from None
-        # A full request answers with 16 MB; the client's own reading would hold the loop.
-        vectors, tokens = await asyncio.to_thread(
-            _read_answer, response.http_response.content, len(texts)
-        )
-        self.tokens_used += tokens
-        return vectors
+            if isinstance(error, APITimeoutError | TimeoutError) and cause != "ConnectTimeout":
+                said = f"the embedding service did not answer within {self._timeout:g} s"
+            else:
+                said = (
+                    f"the embedding service at {client.base_url.host} could not be reached "
+                    f"({cause}); check base_url and the network"
+                )
+            raise EmbedderUnavailableError(said) from None
+        return response.http_response.content
 
     async def _client(self) -> AsyncOpenAI:
         loop = asyncio.get_running_loop()
@@ -228,15 +268,16 @@ class OpenAIEmbedder(Embedder):
         return self._clients[loop]
 
     def _new_client(self) -> AsyncOpenAI:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
+        timeout = Timeout(self._timeout, connect=min(self._timeout, _CONNECT_SECONDS))
         return AsyncOpenAI(
             api_key=self._key,
             base_url=self._base_url,
-            timeout=self._timeout,
+            timeout=timeout,
             max_retries=0,
             # The client's own would start a task to close itself on whichever loop then runs.
-            http_client=DefaultAsyncHttpxClient(timeout=self._timeout),
+            http_client=DefaultAsyncHttpxClient(timeout=timeout),
         )
 
 
@@ -279,19 +320,45 @@ def _read_answer(content: bytes, expected: int) -> tuple[list[array[float]], int
     """The vectors in the order of the inputs, and the tokens they cost."""
     try:
         answer = msgspec.json.decode(content, type=_Answer)
-        vectors = {item.index: _vector(item.embedding) for item in answer.data}
+        vectors = [_vector(item.embedding) for item in answer.data]
     except (msgspec.MsgspecError, ValueError, TypeError, OverflowError):
         raise EmbedderUnavailableError(
             "the embedding service answered 200 with something that holds no embeddings; "
             "check base_url"
         ) from None
-    if len(answer.data) != expected or vectors.keys() != set(range(expected)):
+    places = [_index(item.index, position) for position, item in enumerate(answer.data)]
+    if sorted(places) != list(range(expected)):
         raise EmbedderRejectedError(
             f"the embedding service answered with {len(answer.data)} vectors for {expected} texts, "
             "or numbered them wrongly"
         )
-    tokens = answer.usage.total_tokens if answer.usage else 0
-    return [vectors[i] for i in range(expected)], tokens
+    by_place = dict(zip(places, vectors, strict=True))
+    return [by_place[place] for place in range(expected)], _tokens(answer.usage)
+
+
+def _index(given: Any, position: int) -> int:
+    """Which input a vector is for: the one at the same position if the service does not say.
+
+    Returns -1 for what is not a number: no input has that one.
+    """
+    if given is None:
+        return position
+    try:
+        found = float(given) if isinstance(given, str | int | float) else -1.0
+    except (ValueError, OverflowError):
+        return -1
+    return int(found) if found.is_integer() and not isinstance(given, bool) else -1
+
+
+def _tokens(usage: Any) -> int:
+    """The tokens that the service says it counted; 0 if it does not say, or says it unclearly."""
+    if not isinstance(usage, dict):
+        return 0
+    for name in ("total_tokens", "prompt_tokens"):
+        given = usage.get(name)
+        if isinstance(given, int | float) and 0 < given <= _MOST_TOKENS:
+            return math.ceil(given)
+    return 0
 
 
 def _vector(found: str | list[float]) -> array[float]:
@@ -306,11 +373,15 @@ def _vector(found: str | list[float]) -> array[float]:
 def _error_of(error: APIStatusError, model: str, count: int) -> Exception:
     status = error.status_code
     # The code is the service's own word ("insufficient_quota"); anything else is not repeated.
-    code = f" ({error.code})" if re.fullmatch(r"[a-z0-9_]{1,64}", error.code or "") else ""
-    said = f"the embedding service answered {status}{code} for {count} texts, model {model!r}"
+    code = error.code if isinstance(error.code, str) and _CODE.fullmatch(error.code) else ""
+    said = f"the embedding service answered {status}{f' ({code})' if code else ''}"
+    said += f" for {count} texts, model {model!r}"
+    by_code = [hint for word, on, hint in _HINTS if word in code.lower() and status in on]
+    if check := by_code[0] if by_code else hint_of(status):
+        said += f"; {check}"
     if status in REJECTING_STATUSES:
         return EmbedderRejectedError(said)
     retry_after = parse_retry_after(
         error.response.headers.get("retry-after"), longest=LONGEST_PAUSE
     )
-    return EmbedderUnavailableError(said + _HINTS.get(status, ""), retry_after=retry_after)
+    return EmbedderUnavailableError(said, retry_after=retry_after)
