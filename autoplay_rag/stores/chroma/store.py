@@ -135,6 +135,7 @@ class ChromaStore(VectorStore):
             model: Names the embedder and its settings.
 
         Raises:
+            ConfigurationError: If the interpreter does not run the worker.
             StoreLockedError: If another process uses the folder.
             StoreMismatchError: If the collection holds vectors of another model, or does not
                 compare them by cosine.
