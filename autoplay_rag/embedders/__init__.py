@@ -1,4 +1,4 @@
-"""Embedders: from text to vectors."""
+"""Embedders turn texts into vectors."""
 
 from typing import TYPE_CHECKING
 

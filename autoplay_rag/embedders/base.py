@@ -1,7 +1,7 @@
-"""What an embedder is.
+"""The interface of embedders.
 
-To add one, inherit from `Embedder` and write `model` and `embed`. Objects with LangChain's
-`embed_documents` and `embed_query` are taken as they are: `as_embedder` wraps them.
+To add an embedder, inherit from `Embedder`, set `model` and write `embed`. `as_embedder` wraps
+objects with LangChain's `embed_documents` and `embed_query`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ __all__ = ["Embedder", "as_embedder"]
 class Embedder(Protocol):
     """Turns texts into vectors. Inherit from it to get its defaults.
 
-    Every method may be called from more than one event loop, and `embed` several times at once.
-    Failures that may pass later are raised as `EmbedderUnavailableError` (or an `OSError` or
-    `TimeoutError`), input that never will be taken as `EmbedderRejectedError` (or a `ValueError`).
+    Methods may be called from more than one event loop. Several calls of `embed` may run at once.
+    Raise `EmbedderUnavailableError` (or an `OSError` or `TimeoutError`) if the same request may
+    succeed later. Raise `EmbedderRejectedError` (or a `ValueError`) if the input will never be
+    accepted.
 
     Attributes:
         model: Names the model and every setting that changes its vectors
             ("openai:text-embedding-3-small:512"). Vectors of different names are never mixed.
         max_inputs: The most texts in one request.
         max_request_tokens: The most tokens in one request.
-        tokens_used: The tokens embedded so far, where they are counted exactly; None where
-            `count_tokens` is all there is.
+        tokens_used: The exact number of tokens embedded so far; None if only the estimates of
+            `count_tokens` are known.
     """
 
     model: str
@@ -45,25 +46,25 @@ class Embedder(Protocol):
             texts: At least one, none empty, within the limits above.
 
         Returns:
-            One vector for each text, in their order, all of the same dimension.
+            One vector for each text, in the same order, all of the same dimension.
         """
         raise NotImplementedError
 
     async def embed_query(self, text: str) -> Vector:
-        """Embed a question; by default as any text."""
+        """Embed a question. By default it is embedded like any other text."""
         return (await self.embed([text]))[0]
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens `text` costs; by default a generous guess."""
+        """Return how many tokens `text` costs. The default is a high estimate."""
         return len(text.encode()) // 3 + 1
 
     async def aclose(self) -> None:
-        """Let go of connections and threads. May be called more than once."""
+        """Release connections and threads. May be called more than once."""
         return None  # noqa: RET501 - an empty body would make it abstract
 
 
 class _LangChainEmbedder(Embedder):
-    """Any LangChain `Embeddings`, by its methods: nothing of LangChain is imported."""
+    """Wraps a LangChain `Embeddings`, found by its methods. LangChain is not imported."""
 
     def __init__(self, embeddings: Any) -> None:
         self._embeddings = embeddings
@@ -86,10 +87,10 @@ class _LangChainEmbedder(Embedder):
 
 
 def as_embedder(found: Any) -> Embedder:
-    """Take an embedder as it is, or wrap a LangChain `Embeddings`.
+    """Return an embedder as it is, or wrap a LangChain `Embeddings`.
 
     Raises:
-        ConfigurationError: If it is neither.
+        ConfigurationError: If it is neither of them.
     """
     if hasattr(found, "embed_documents") and hasattr(found, "embed_query"):
         return _LangChainEmbedder(found)
@@ -97,12 +98,12 @@ def as_embedder(found: Any) -> Embedder:
         return found if isinstance(found, Embedder) else _with_defaults(found)
     raise ConfigurationError(
         f"{type(found).__name__} is no embedder: it needs `model` (a string) and `async embed(texts)`, "
-        "as autoplay_rag.embedders.Embedder has, or LangChain's `embed_documents` and `embed_query`"
+        "like autoplay_rag.embedders.Embedder, or LangChain's `embed_documents` and `embed_query`"
     )
 
 
 def _with_defaults(found: Any) -> Embedder:
-    """An object that has only the two required members, completed with the defaults."""
+    """Complete an object that has only the two required members with the defaults."""
 
     class Completed(Embedder):
         model = found.model

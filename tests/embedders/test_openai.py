@@ -24,7 +24,7 @@ from autoplay_rag.errors import (
 KEY = "sk-proj-verysecret"
 
 
-def error(status: int, *, code: str | None = None, headers: dict[str, str] | None = None) -> Any:
+def error(status: int, *, code: Any = None, headers: dict[str, str] | None = None) -> Any:
     body = {"error": {"message": f"secret {'text'} and {KEY}", "type": "t", "code": code}}
     return lambda _: JSONResponse(body, status_code=status, headers=headers)
 
@@ -116,16 +116,262 @@ async def test_a_long_text_that_is_refused_at_any_length_is_rejected(server, emb
     server.answer = error(400)
     with pytest.raises(EmbedderRejectedError):
         await embedder.embed(["word " * 10_000])
-    assert len(server.requests) == 3
+    # Only the last is sure to be short enough: there, base64 may be what is refused.
+    assert formats(server) == ["base64", "base64", "base64", "float"]
     assert embedder.truncated == 0
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
-async def test_what_will_never_pass_is_rejected(server, embedder, status):
+@pytest.mark.parametrize(
+    ("status", "asked"),
+    [(400, ["base64", "float"]), (413, ["base64"]), (422, ["base64", "float"])],
+)
+async def test_what_will_never_pass_is_rejected(server, embedder, status, asked):
     server.answer = error(status, code="bad_input")
     with pytest.raises(EmbedderRejectedError, match=rf"{status} \(bad_input\)"):
         await embedder.embed(["a"])
-    assert len(server.requests) == 1
+    assert formats(server) == asked
+
+
+# -- services that imitate the protocol -------------------------------------------------------
+
+
+def formats(server) -> list[str]:
+    return [request["encoding_format"] for request in server.requests]
+
+
+def numbered(*indexes: Any, usage: Any = None) -> Any:
+    """An answer with these indexes, `...` for none; the vector at position i is [i]."""
+    data = [
+        {"embedding": [float(i)]} | ({} if index is ... else {"index": index})
+        for i, index in enumerate(indexes)
+    ]
+    return lambda _: JSONResponse({"data": data, "usage": usage})
+
+
+@pytest.mark.parametrize(
+    ("indexes", "order"),
+    [
+        ((..., ..., ...), [0, 1, 2]),
+        ((..., 1, 2), [0, 1, 2]),  # zeros are left out
+        ((..., 2, 1), [0, 2, 1]),
+        ((0, ..., 2), [0, 1, 2]),
+        ((2, ..., 0), [2, 1, 0]),
+        ((None, None, None), [0, 1, 2]),
+        ((None, 1, ...), [0, 1, 2]),
+        (("0", "1", "2"), [0, 1, 2]),
+        (("2", "0", "1"), [1, 2, 0]),
+        ((2.0, 1.0, 0.0), [2, 1, 0]),
+        (("1", 0, ...), [1, 0, 2]),
+    ],
+)
+async def test_an_index_that_is_missing_is_the_position(server, embedder, indexes, order):
+    server.answer = numbered(*indexes)
+    vectors = await embedder.embed(["a", "b", "c"])
+    assert [list(vector) for vector in vectors] == [[float(i)] for i in order]
+
+
+@pytest.mark.parametrize(
+    "indexes",
+    [
+        (0, 0, 0),
+        (0, 0, ...),
+        (1, ..., 2),
+        ("0", 0, 1),
+        (None, 0, 1),
+        (1, 2, 3),
+        (0, 1, -1),
+        (0, 1, "two"),
+        (0, 1, "nan"),
+        (0, 1, 1.5),
+        (0, 1, 1e300),
+        (0, 1, True),
+        (0, True, 2),
+        (0, 1, [2]),
+        (0, 1, "9" * 400),
+        (0, 1, 10**400),
+        (..., ...),
+        (..., ..., ..., ...),
+    ],
+)
+async def test_doubles_and_what_is_no_index_are_refused(server, embedder, indexes):
+    server.answer = numbered(*indexes)
+    with pytest.raises(EmbedderRejectedError, match=rf"{len(indexes)} vectors for 3 texts"):
+        await embedder.embed(["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        (..., 0),
+        (None, 0),
+        ({}, 0),
+        ([], 0),
+        ("many", 0),
+        (7, 0),
+        ({"total_tokens": None}, 0),
+        ({"total_tokens": None, "prompt_tokens": 3}, 3),
+        ({"prompt_tokens": 3}, 3),
+        ({"total_tokens": 3.5}, 4),
+        ({"total_tokens": 3.0}, 3),
+        ({"total_tokens": "3"}, 0),
+        ({"total_tokens": -3}, 0),
+        ({"total_tokens": 1e300}, 0),
+        ({"total_tokens": {"input": 3}}, 0),
+        ({"prompt_tokens": [], "total_tokens": 5}, 5),
+    ],
+)
+async def test_usage_is_advice(server, embedder, usage, tokens):
+    answer = {"data": [{"embedding": [1.0]}]} | ({} if usage is ... else {"usage": usage})
+    server.answer = lambda _: JSONResponse(answer)
+    assert [list(vector) for vector in await embedder.embed(["a"])] == [[1.0]]
+    assert embedder.tokens_used == tokens
+
+
+def refusing(status: int, *encodings: str) -> Any:
+    """Refuses these encodings; the texts are never the reason."""
+    refuse = error(status)
+    return lambda body: refuse(body) if body["encoding_format"] in encodings else None
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("texts", [["a"], ["a", "bb"], ["x" * 8192]])
+async def test_base64_that_is_refused_is_remembered(server, embedder, status, texts):
+    server.answer = refusing(status, "base64")
+    assert [v[0] for v in await embedder.embed(texts)] == [float(len(text)) for text in texts]
+    await embedder.embed_query("ccc")
+    await embedder.embed(texts)
+    assert formats(server) == ["base64", "float", "float", "float"]
+
+
+async def test_floats_that_are_refused_too_are_not_remembered(server, embedder):
+    server.answer = error(400)
+    with pytest.raises(EmbedderRejectedError, match="400"):
+        await embedder.embed(["a"])
+    server.answer = refusing(400, "base64")
+    await embedder.embed(["a"])
+    assert formats(server) == ["base64", "float", "base64", "float"]
+
+
+async def test_an_outage_while_floats_are_tried_is_an_outage(server, embedder):
+    down = error(503)
+    server.answer = lambda body: (
+        error(400)(body) if body["encoding_format"] == "base64" else down(body)
+    )
+    with pytest.raises(EmbedderUnavailableError, match="503"):
+        await embedder.embed(["a"])
+    server.answer = refusing(400, "base64")
+    await embedder.embed(["a"])
+    assert formats(server) == ["base64", "float", "base64", "float"]
+
+
+async def test_base64_that_worked_is_kept_when_a_text_is_refused(server, embedder):
+    await embedder.embed(["a"])
+    server.answer = error(400)
+    with pytest.raises(EmbedderRejectedError):
+        await embedder.embed(["b"])
+    assert formats(server) == ["base64", "base64"]
+
+
+async def test_a_page_in_place_of_vectors_says_nothing_of_base64(server, embedder):
+    server.answer = lambda _: Response(b"<html>sign in</html>")
+    with pytest.raises(EmbedderUnavailableError):
+        await embedder.embed(["a"])
+    server.answer = refusing(422, "base64")
+    await embedder.embed(["a"])
+    assert formats(server) == ["base64", "base64", "float"]
+
+
+@pytest.mark.parametrize("status", [401, 404, 413, 429, 500])
+async def test_no_other_answer_is_taken_for_a_refusal_of_base64(server, embedder, status):
+    server.answer = refusing(status, "base64")
+    with pytest.raises((EmbedderUnavailableError, EmbedderRejectedError), match=str(status)):
+        await embedder.embed(["a"])
+    assert formats(server) == ["base64"]
+
+
+async def test_a_long_text_is_not_cut_because_base64_is_refused(server, embedder):
+    server.answer = refusing(400, "base64")
+    long = "word " * 4_000
+    (vector,) = await embedder.embed([long])
+    assert vector[0] == len(long.strip())
+    assert embedder.truncated == 0
+    assert formats(server) == ["base64", "base64", "base64", "float", "float"]
+
+
+async def test_calls_at_once_find_out_about_base64_together(server, embedder):
+    server.answer = refusing(400, "base64")
+    found = await asyncio.gather(*(embedder.embed(["a" * i]) for i in range(1, 9)))
+    assert [vectors[0][0] for vectors in found] == [float(i) for i in range(1, 9)]
+    await embedder.embed(["a"])
+    assert formats(server)[-1] == "float"
+
+
+# -- services that will never work ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "check"),
+    [
+        (401, "invalid_api_key", "check the API key"),
+        (401, None, "check the API key"),
+        (403, "AccessDenied", "check what the API key may do"),
+        (402, None, "check the quota and the balance"),
+        (429, "insufficient_quota", "check the quota and the balance"),
+        (404, "model_not_found", "check the model's name"),
+        (404, None, "check the model's name and base_url"),
+        (404, "DeploymentNotFound", "check the deployment's name"),
+        (400, "invalid_model", "check the model's name"),
+        (422, "model_not_supported", "check the model's name"),
+        (405, None, "check base_url"),
+        (410, None, "check the model's name"),
+    ],
+)
+async def test_an_error_names_the_answer_and_what_to_check(server, embedder, status, code, check):
+    server.answer = error(status, code=code)
+    with pytest.raises((EmbedderUnavailableError, EmbedderRejectedError)) as caught:
+        await embedder.embed(["a"])
+    message = str(caught.value)
+    assert f"answered {status}{f' ({code})' if code else ''} for 1 texts" in message
+    assert check in message
+    assert KEY not in message
+
+
+@pytest.mark.parametrize("code", [400, None, ["x"], {"x": 1}, "two words", "", "x" * 65])
+@pytest.mark.parametrize("status", [400, 404, 503])
+async def test_a_code_of_another_kind_is_not_repeated(server, embedder, status, code):
+    server.answer = error(status, code=code)
+    with pytest.raises((EmbedderUnavailableError, EmbedderRejectedError)) as caught:
+        await embedder.embed(["a"])
+    assert f"answered {status} for 1 texts, model" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(503, "model_overloaded"), (429, "model_rate_limit"), (500, None)]
+)
+async def test_what_may_pass_by_itself_names_nothing_to_check(server, embedder, status, code):
+    server.answer = error(status, code=code)
+    with pytest.raises(EmbedderUnavailableError) as caught:
+        await embedder.embed(["a"])
+    assert "check" not in str(caught.value)
+
+
+async def test_an_address_that_nobody_answers_is_said_before_the_whole_timeout(monkeypatch):
+    monkeypatch.setattr("autoplay_rag.embedders.openai._CONNECT_SECONDS", 0.2)
+    # A listening socket whose queue is full: the system answers no further connection.
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening:
+        port = listening.getsockname()[1]
+        waiting = []
+        for _ in range(4):
+            client = socket.socket()
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+            waiting.append(client)
+        embedder = OpenAIEmbedder(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY)
+        with pytest.raises(EmbedderUnavailableError, match=r"ConnectTimeout.*check base_url"):
+            await embedder.embed(["a"])
+        await embedder.aclose()
+        for client in waiting:
+            client.close()
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 408, 409, 429, 500, 503, 529])
@@ -226,7 +472,9 @@ async def test_an_answer_that_drips_is_an_outage_too(server):
         b"{}",
         b'{"data": [{"index": 0, "embedding": "a"}]}',
         b'{"data": [{"index": 0, "embedding": "AAAAAAA="}]}',
-        b'{"data": [{"index": "0", "embedding": [1.0]}]}',
+        b'{"data": [{"index": 0}]}',
+        b'{"data": [{"index": 0, "embedding": null}]}',
+        b'{"data": [[1.0]]}',
         b"\xff",
     ],
 )

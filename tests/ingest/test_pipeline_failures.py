@@ -33,6 +33,7 @@ from autoplay_rag.stores import ChromaStore, MemoryStore
 from autoplay_rag.stores.base import Filter
 
 pytestmark = pytest.mark.timeout(40)
+_PAUSE = retries.Pause
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +125,80 @@ async def test_an_answer_that_is_an_outage_costs_nothing(
     assert sum("is not available" in message for message in warnings) == 1
     assert sum("embedder is back" in message for message in warnings) == 1
     assert "sk-test" not in caplog.text
+
+
+NEVER = {
+    "key": (lambda: error(401, "no", "invalid_api_key"), "401 (invalid_api_key)", "the API key"),
+    "rights": (lambda: error(403, "no", None), "403", "what the API key may do"),
+    "model": (lambda: error(404, "no", "model_not_found"), "(model_not_found)", "the model's name"),
+    "model-400": (lambda: error(400, "no", "invalid_model"), "(invalid_model)", "the model's name"),
+    "address": (lambda: HTMLResponse("<h1>It works</h1>"), "answered 200", "base_url"),
+    "path": (lambda: error(405, "no", None), "405", "base_url"),
+    "balance": (lambda: error(429, "no", "insufficient_quota"), "429", "the quota"),
+}
+
+
+async def first_error(caplog, seconds) -> str:
+    """The only line at the level ERROR, once it is there."""
+    async with asyncio.timeout(seconds):
+        while not any(record.levelname == "ERROR" for record in caplog.records):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    (message,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    return message
+
+
+@pytest.fixture
+def _soon_lasting(monkeypatch):
+    monkeypatch.setattr(retries, "_LASTING_SECONDS", 0.3)
+
+
+@pytest.mark.usefixtures("_soon_lasting")
+@pytest.mark.parametrize("name", NEVER)
+async def test_a_service_that_cannot_work_is_said_loudly_with_its_answer(
+    running, embedding_server, make_actions, caplog, name
+):
+    answer, answered, check = NEVER[name]
+    embedding_server.answer = lambda _: answer()
+    async with running() as pipeline:
+        await send(pipeline, make_actions, "a", "b")
+        said = await first_error(caplog, 20)
+        (reason,) = pipeline.health.reasons
+        for message in (said, reason):
+            assert answered in message
+            assert f"check {check}" in message
+        assert "the embedder has failed for" in said
+        assert "has not worked since the start" in said
+        assert pipeline.health.state == "degraded"
+        embedding_server.answer = lambda _: None
+        await pipeline.drain()
+        assert await stored(pipeline) == Counter("ab")
+        assert pipeline.health.state == "ok"
+    assert "sk-test" not in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", ["refused", "unknown", "silent"])
+async def test_a_wrong_address_is_an_error_within_a_minute_of_real_time(
+    monkeypatch, running, make_actions, caplog, kind
+):
+    monkeypatch.setattr(retries, "Pause", _PAUSE)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening:
+        port = listening.getsockname()[1]
+        if kind == "refused":
+            listening.close()
+        waiting = [socket.socket() for _ in range(4 if kind == "silent" else 0)]
+        for client in waiting:  # the queue is full: no further connection is answered
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        host = "no-such-host.invalid" if kind == "unknown" else "127.0.0.1"
+        # The timeout is the default: a connection has less.
+        async with running(url=f"http://{host}:{port}/v1", timeout=60.0) as pipeline:
+            await send(pipeline, make_actions, "a")
+            assert "check base_url and the network" in await first_error(caplog, 60)
+            assert pipeline.health.state == "degraded"
+        for client in waiting:
+            client.close()
 
 
 async def test_a_rate_limit_is_waited_out_once_by_all(

@@ -258,6 +258,89 @@ def test_in_an_outage_nothing_is_given_up_however_long_it_lasts():
     assert service.done == list("abcdefghij")  # still in order
 
 
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (CodedError(401), "CodedError: no; check the API key"),
+        (http_error(403), "HTTPStatusError: no; check what the API key may do"),
+        (CodedError(404), "CodedError: no; check the model's name and base_url"),
+        (CodedError(503), "CodedError: no"),
+        (EmbedderUnavailableError("answered 401; check it"), "answered 401; check it"),
+        (ConnectionRefusedError("refused"), "ConnectionRefusedError: refused"),
+        (StoreMismatchError("another model"), "StoreMismatchError: another model"),
+    ],
+)
+def test_an_outage_that_lasts_is_an_error_within_the_first_minute_once(caplog, error, what):
+    service = Service()
+    service.fail = lambda items: error
+    service.queue.put("a")
+    service.work(1)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    while service.now < 1060.0:
+        service.step()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+    said = caplog.records[-1].message
+    assert f"{what}): check its address, its key and its settings" in said
+    assert "has not worked since the start" in said
+    assert service.queue.problem.endswith(what)
+    service.work(50)
+    assert len(caplog.records) == 2
+    service.fail = lambda items: None
+    service.work()
+    assert caplog.records[-1].message == "the service is back"
+
+
+def test_an_outage_after_a_success_does_not_say_that_it_never_worked(caplog):
+    service = Service()
+    service.queue.put("a")
+    service.work()
+    for _ in range(2):  # each outage has its own lines
+        caplog.clear()
+        service.fail = lambda items: CodedError(401)
+        service.queue.put("b")
+        service.work(12)
+        assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+        assert "since the start" not in caplog.text
+        service.fail = lambda items: None
+        service.work()
+
+
+def test_a_short_outage_or_a_wait_that_was_asked_for_is_not_an_error(caplog):
+    service = Service()
+    answers = iter([ConnectionError()] * 5 + [None] + [TimeoutError()] * 5 + [None])
+    service.fail = lambda items: next(answers)
+    for name in "ab":
+        service.queue.put(name)
+        service.work()
+    limited = iter([EmbedderUnavailableError("rate limit", retry_after=90.0)] * 20)
+    service.fail = lambda items: next(limited, None)
+    service.queue.put("c")
+    service.work()
+    assert service.done == ["a", "b", "c"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_service_that_refuses_everything_is_an_error_within_the_first_minute(caplog):
+    service = Service()
+    service.fail = lambda items: EmbedderRejectedError("answered 400 (model_not_found)")
+    service.probe = lambda: EmbedderRejectedError("answered 400 (model_not_found)")
+    service.queue.put("abcdefgh")
+    while service.now < 1060.0:
+        service.step()
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert "answered 400 (model_not_found)" in errors[0]
+    assert service.dead == []
+
+
+def test_requests_that_fail_together_are_one_line(caplog):
+    queue = RetryQueue("service", RequestLimits(1, 0), 1)
+    queue.put("abc")
+    for request in [queue.take(10.0) for _ in range(3)]:
+        queue.failed(request, ConnectionError("down"), 11.0)
+    assert caplog.text.count("is not available") == 1
+
+
 def test_what_the_service_asks_for_is_waited():
     service = Service()
     answers = iter([EmbedderUnavailableError("rate limit", retry_after=90.0)])

@@ -6,6 +6,7 @@ It runs in the worker process. Statements about Chroma hold for chromadb 1.5.9.
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
     from numpy.typing import NDArray
 
-__all__ = ["Folder"]
+__all__ = ["Folder", "ignore_environment"]
 
 _MODEL = "autoplay_model"
 """The key of the collection's own metadata that names the model of its vectors."""
@@ -68,6 +69,29 @@ _REMEDY = (
 )
 
 
+def ignore_environment() -> None:
+    """Keep the environment and `.env` files out of Chroma's settings, in this whole process.
+
+    Chroma reads each of its settings from the environment, in any case, and from `.env`. Variables
+    that are meant for another program would make it contact a server, or not start. Call this
+    before anything imports Chroma: the import itself already reads its settings.
+
+    Raises:
+        ModuleNotFoundError: If chromadb is not installed.
+    """
+    from pydantic import BaseModel
+    from pydantic_settings import BaseSettings
+
+    # A plain model takes its values from its arguments and its defaults alone. Any hook of
+    # BaseSettings runs after `.env` is read, and that fails if the file is not UTF-8.
+    BaseSettings.__init__ = BaseModel.__init__  # type: ignore[assignment,method-assign]
+    from chromadb.config import Settings
+
+    for name in list(os.environ):
+        if name.lower() in Settings.model_fields:
+            del os.environ[name]
+
+
 class Folder:
     """Answers requests from the collections of one folder.
 
@@ -83,8 +107,17 @@ class Folder:
         import chromadb.errors as chroma
         from chromadb.config import Settings
 
-        # Named here, an environment variable cannot turn them on: nothing leaves the machine.
-        settings = Settings(anonymized_telemetry=False, chroma_otel_collection_endpoint="")
+        # Chroma runs in this process, writes to this folder, and sends nothing anywhere. These
+        # values are pinned: they hold whatever the defaults and the environment say.
+        settings = Settings(
+            chroma_api_impl="chromadb.api.rust.RustBindingsAPI",
+            is_persistent=True,
+            persist_directory=str(path),
+            allow_reset=False,
+            migrations="apply",
+            anonymized_telemetry=False,
+            chroma_otel_collection_endpoint="",
+        )
         self._path = path
         self._mirror = IndexMirror(path)
         self._mirror.restore()

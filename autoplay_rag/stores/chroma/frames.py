@@ -179,6 +179,8 @@ Answer: TypeAlias = Done | Found | Chunks | Kept
 Reply: TypeAlias = Answer | Failed
 
 _LENGTH = 4
+_MOST_READ = 1 << 20
+"""Bytes of memory taken before they are read: another program may write any length."""
 _encoder = msgspec.msgpack.Encoder()
 T = TypeVar("T")
 
@@ -231,7 +233,7 @@ def read(pipe: RawPipe, decoder: msgspec.msgpack.Decoder[T]) -> T:
 def _read_exactly(pipe: RawPipe, size: int) -> bytes:
     parts = bytearray()
     while len(parts) < size:
-        part = pipe.read(size - len(parts))
+        part = pipe.read(min(size - len(parts), _MOST_READ))
         if not part:
             raise EOFError("the pipe was closed")
         parts += part

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
 from autoplay_rag.errors import (
     AutoplayError,
+    ConfigurationError,
     MissingExtraError,
     StoreLockedError,
     StoreMismatchError,
@@ -23,11 +28,65 @@ from autoplay_rag.errors import (
 )
 from autoplay_rag.stores.chroma.frames import Answer, Failed, Reply, read, write
 
-__all__ = ["ChromaProcess"]
+__all__ = ["ChromaProcess", "Interpreter"]
 
 _END_TIMEOUT_S = 10.0
 """Seconds the worker may take to end by itself."""
+_NOT_READY_TIMEOUT_S = 1.0
+"""Seconds that a process which is not ready may take to end after its output has ended."""
+_WORKER_MARK = "AUTOPLAY_RAG_CHROMA_WORKER"
+"""The environment variable that marks a worker."""
+_INTERPRETER_NAME = re.compile(r"\.?(python|pypy|graalpy)[\w.+-]*", re.IGNORECASE)
+_REMEDY = (
+    "Pass ChromaStore(..., python=PATH): the path of a Python interpreter that has "
+    "autoplay-rag[chroma] installed, in the version used here"
+)
 _decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """The Python interpreter that runs a worker; construct it with `named`.
+
+    Attributes:
+        path: The executable.
+        given: What the user named; None for the interpreter of this process.
+    """
+
+    path: str
+    given: str | None
+
+    @classmethod
+    def named(cls, python: str | os.PathLike[str] | None) -> Self:
+        """Check an interpreter without starting it.
+
+        Args:
+            python: Its path, or a name on `PATH`; None for the interpreter of this process.
+
+        Raises:
+            ConfigurationError: If it is not an interpreter as far as can be seen, or if this
+                process is itself a worker.
+        """
+        if os.environ.get(_WORKER_MARK):
+            # Some program started itself in place of an interpreter.
+            raise ConfigurationError(
+                f"this process was started as a Chroma worker ({_WORKER_MARK} is set), and a worker "
+                f"does not start another: {_shown(sys.executable)} is not a Python interpreter. "
+                f"{_REMEDY}"
+            )
+        own = _executable(sys.executable or "")
+        found = own if python is None else _executable(os.fspath(python))
+        if python is not None and found is None:
+            raise ConfigurationError(f"python={os.fspath(python)!r} is not executable. {_REMEDY}")
+        packaged = getattr(sys, "frozen", False) and found == own
+        named_so = python is not None or _INTERPRETER_NAME.fullmatch(Path(found or "").name)
+        if found is None or packaged or not named_so:
+            raise ConfigurationError(
+                "ChromaStore runs Chroma in a Python process of its own. This program cannot start "
+                f"one: sys.executable is {_shown(sys.executable)}, which is missing, a packaged "
+                f"application or a program that embeds Python. {_REMEDY}"
+            )
+        return cls(found, None if python is None else found)
 
 
 class ChromaProcess:
@@ -38,26 +97,31 @@ class ChromaProcess:
 
     Args:
         folder: Chroma's folder, absolute. A missing folder is made, for its owner alone (mode 0700).
+        interpreter: Runs the worker.
         timeout: Seconds to wait.
 
     Raises:
+        ConfigurationError: If the interpreter does not run the worker.
         MissingExtraError: If chromadb is not installed.
         StoreLockedError: If another process uses the folder.
         StoreUnavailableError: If Chroma cannot open the folder.
     """
 
-    def __init__(self, folder: Path, timeout: float) -> None:
+    def __init__(self, folder: Path, interpreter: Interpreter, timeout: float) -> None:
         self._folder = folder
+        self._interpreter = interpreter
+        self._ready = False
         try:
             # It will hold what people did. The mode of an existing folder is its owner's choice.
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._popen = _spawn(folder)
+            self._popen = _spawn(folder, interpreter)
         except OSError as error:
             raise StoreUnavailableError(f"Chroma cannot be started in {folder}: {error}") from error
         self._finalizer = weakref.finalize(self, _end, self._popen)
         _running.add(self)
         try:
             self.ask(b"", timeout)
+            self._ready = True
         except AutoplayError:
             self.end()
             raise
@@ -83,6 +147,8 @@ class ChromaProcess:
             except (OSError, EOFError, msgspec.MsgspecError):
                 reply = None
         if reply is None:
+            if not (self._ready or expired.is_set()):
+                self._check_interpreter()
             self._popen.kill()
             self.end()
             what = (
@@ -96,6 +162,24 @@ class ChromaProcess:
         if isinstance(reply, Failed):
             raise _error_of(reply)
         return reply
+
+    def _check_interpreter(self) -> None:
+        """Blame the interpreter for a worker that was never ready, unless something killed it.
+
+        A worker reports what fails in it. A program that writes something else, or ends by
+        itself, does not run the worker.
+        """
+        try:
+            status = self._popen.wait(_NOT_READY_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            what = "wrote something else to its standard output"
+        else:
+            if status < 0:
+                return
+            what = f"ended with status {status} before it was ready"
+        raise ConfigurationError(
+            f"{self._interpreter.path} did not run the Chroma worker: it {what}. {_REMEDY}"
+        )
 
     def kill(self) -> None:
         """Kill it, from any thread; a pending call raises `StoreUnavailableError`."""
@@ -144,11 +228,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_all)
 
 
-def _spawn(folder: Path) -> subprocess.Popen[bytes]:
-    # The worker has this process's import path. `-P` keeps its working folder off that path. The
-    # working folder is Chroma's own: Chroma reads settings from a `.env` file where it runs.
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "autoplay_rag.stores.chroma.worker"]
+def _spawn(folder: Path, interpreter: Interpreter) -> subprocess.Popen[bytes]:
+    # `-P` keeps the working folder off the import path. It is Chroma's folder, so that the worker
+    # keeps no other one in use.
+    env = {**os.environ, _WORKER_MARK: "1"}
+    if interpreter.given is None:
+        # The worker has this process's import path; another interpreter has its own.
+        env["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    command = [interpreter.path, "-P", "-W", "ignore", "-m", "autoplay_rag.stores.chroma.worker"]
     if sys.platform == "win32":
         group: dict[str, int] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     else:
@@ -159,9 +246,22 @@ def _spawn(folder: Path) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         bufsize=0,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
+        env=env,
         **group,  # a Ctrl-C in the terminal is for the parent alone
     )
+
+
+def _executable(path: str) -> str | None:
+    """The absolute path of an executable file; None if there is none.
+
+    Links are not resolved: the link to an interpreter is what names its virtual environment.
+    """
+    found = shutil.which(Path(path).expanduser()) if path else None
+    return None if found is None else str(Path(found).absolute())
+
+
+def _shown(path: str | None) -> str:
+    return repr(path) if path else "not set"
 
 
 def _end(popen: subprocess.Popen[bytes]) -> None:

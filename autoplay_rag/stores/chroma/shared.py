@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoplay_rag.errors import StoreRejectedError
 from autoplay_rag.stores.chroma.frames import Answer, Request, encode
-from autoplay_rag.stores.chroma.process import ChromaProcess
+from autoplay_rag.stores.chroma.process import ChromaProcess, Interpreter
 from autoplay_rag.stores.serial import SerialThread
 
 __all__ = ["SharedWorker"]
@@ -26,21 +26,29 @@ class SharedWorker:
 
     Args:
         folder: Absolute and resolved, so that one folder has one name.
+        interpreter: Runs the worker.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, interpreter: Interpreter) -> None:
         self._folder = folder
+        self._interpreter = interpreter
         self._users = 0
         self._thread = SerialThread("autoplay-chroma-store")
         self._process: ChromaProcess | None = None
 
     @classmethod
-    def acquire(cls, folder: Path) -> SharedWorker:
-        """The worker of this folder. Each caller must `release` it."""
+    def acquire(cls, folder: Path, interpreter: Interpreter | None = None) -> SharedWorker:
+        """The worker of this folder. Each caller must `release` it.
+
+        Args:
+            folder: Absolute and resolved.
+            interpreter: Runs the worker; by default this process's. The first user of a folder
+                decides while it is in use.
+        """
         with _lock:
             worker = _by_folder.get(folder)
             if worker is None:
-                worker = _by_folder[folder] = cls(folder)
+                worker = _by_folder[folder] = cls(folder, interpreter or Interpreter.named(None))
             worker._users += 1
             return worker
 
@@ -65,6 +73,7 @@ class SharedWorker:
             make_request: Makes the request, in the worker's thread: packing is work too.
 
         Raises:
+            ConfigurationError: If the interpreter does not run the worker.
             MissingExtraError: If chromadb is not installed.
             StoreLockedError: If another process uses the folder.
             StoreMismatchError: If the collection holds another model's vectors.
@@ -83,7 +92,7 @@ class SharedWorker:
             ) from None
         if self._process is None or not self._process.is_alive:
             self._end()
-            self._process = ChromaProcess(self._folder, request.timeout)
+            self._process = ChromaProcess(self._folder, self._interpreter, request.timeout)
         return self._process.ask(frame, request.timeout)
 
     def _end_if_unused(self) -> None:

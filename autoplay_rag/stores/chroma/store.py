@@ -39,6 +39,7 @@ from autoplay_rag.stores.chroma.frames import (
     UpdateMetadata,
     Upsert,
 )
+from autoplay_rag.stores.chroma.process import Interpreter
 from autoplay_rag.stores.chroma.shared import SharedWorker
 from autoplay_rag.stores.rows import checked_changes, pack, pack_vector
 
@@ -71,8 +72,14 @@ class ChromaStore(VectorStore):
         collection: The name of the collection; 3 to 512 of `a-zA-Z0-9._-`.
         timeout: Seconds a call may take in the worker. After that the worker counts as stuck and
             is killed, and the call raises `StoreUnavailableError`.
+        python: The Python interpreter that runs the worker. By default `sys.executable`, which
+            is not an interpreter in a packaged application (PyInstaller) or where a program
+            embeds Python (uWSGI). Name one there that has `autoplay-rag[chroma]` installed in
+            this version. Stores of one folder share a worker: the first one's counts.
 
     Raises:
+        ConfigurationError: If `sys.executable` is not a Python interpreter and `python` is not
+            given, if `python` cannot be executed, or if this process is itself a worker.
         MissingExtraError: If chromadb is not installed.
 
     Example:
@@ -98,8 +105,11 @@ class ChromaStore(VectorStore):
         collection: str = "autoplay",
         *,
         timeout: float = 60.0,
+        python: str | os.PathLike[str] | None = None,
     ) -> None:
-        if not (find_spec("chromadb") and find_spec("numpy")):
+        self._interpreter = Interpreter.named(python)
+        # Another interpreter has packages of its own. The worker says so if one is missing.
+        if python is None and not (find_spec("chromadb") and find_spec("numpy")):
             raise MissingExtraError("ChromaStore", "chroma")
         self._folder = Path(path).expanduser().resolve()
         self._collection = collection
@@ -125,6 +135,7 @@ class ChromaStore(VectorStore):
             model: Names the embedder and its settings.
 
         Raises:
+            ConfigurationError: If the interpreter does not run the worker.
             StoreLockedError: If another process uses the folder.
             StoreMismatchError: If the collection holds vectors of another model, or does not
                 compare them by cosine.
@@ -262,7 +273,12 @@ class ChromaStore(VectorStore):
             ... )
             True
         """
-        return type(self)(self._folder, f"{self._collection}-{name}", timeout=self._timeout)
+        return type(self)(
+            self._folder,
+            f"{self._collection}-{name}",
+            timeout=self._timeout,
+            python=self._interpreter.given,
+        )
 
     async def drop(self) -> None:
         """Delete the collection with its index files, its identity and its model.
@@ -313,7 +329,7 @@ class ChromaStore(VectorStore):
 
     async def _ask(self, make_request: Callable[[], Request]) -> Answer:
         if self._worker is None:
-            self._worker = SharedWorker.acquire(self._folder)
+            self._worker = SharedWorker.acquire(self._folder, self._interpreter)
         return await self._worker.ask(make_request)
 
     def _to(self, model: str | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from autoplay_rag._filelock import FileLock
-from autoplay_rag.stores.chroma.folder import Folder
+from autoplay_rag.stores.chroma.folder import Folder, ignore_environment
 from autoplay_rag.stores.chroma.frames import Done, Failed, Request, encode, read, write
 
 __all__ = ["main"]
@@ -81,6 +81,7 @@ def _open(path: Path, lock: FileLock, owner: int) -> Folder | Failed:
             return Failed("locked", _locked_message(path, lock.holder()))
         # The parent's id: if users ended this process, the parent would only start another.
         lock.path.write_text(str(owner))
+        ignore_environment()
         return Folder(path)
     except ModuleNotFoundError as error:
         return Failed("missing", str(error))
