@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import msgspec
 
 from autoplay_rag._checks import check_above, check_at_least
+from autoplay_rag._http_environment import environment_proxy, tls_context
 from autoplay_rag._retry_after import LONGEST_PAUSE, parse_retry_after
 from autoplay_rag._statuses import REJECTING_STATUSES, hint_of
 from autoplay_rag.embedders.base import Embedder
@@ -279,8 +280,22 @@ class OpenAIEmbedder(Embedder):
             timeout=timeout,
             max_retries=0,
             # The default one starts a task to close itself, possibly on another event loop.
-            http_client=DefaultAsyncHttpxClient(timeout=timeout),
+            http_client=DefaultAsyncHttpxClient(timeout=timeout, **self._environment()),
         )
+
+    def _environment(self) -> dict[str, Any]:
+        """The proxy and the certificates that the environment names for the service."""
+        try:
+            from httpx2 import create_ssl_context  # what openai 3 is built on
+        except ImportError:
+            from httpx import create_ssl_context
+        url = self._base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        try:
+            proxy, context = environment_proxy(url), tls_context(create_ssl_context)
+        except ConfigurationError as error:
+            # The texts are good ones: they wait until the variable is right.
+            raise EmbedderUnavailableError(str(error)) from None
+        return {"proxy": proxy, "verify": context, "trust_env": False}
 
 
 def _requests(texts: Sequence[str], most_inputs: int, most_bytes: int) -> Iterator[list[str]]:
