@@ -15,7 +15,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables.config import var_child_runnable_config
 
-from langchain_autoplay.turns import Exchange, Turns, answer_of, question_of
+from langchain_autoplay.turns import ID_NAMES, Exchange, Turns, answer_of, question_of
 
 __all__ = ["AutoplayCallbackHandler", "SyncAutoplayCallbackHandler"]
 
@@ -141,7 +141,7 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
     def _turn(self, exchange: Exchange) -> ChatTurn | None:
         ids = {
             name: str(value)
-            for name in ("session_id", "user_id", "conversation_id", "product_id")
+            for name in ID_NAMES
             if (value := exchange.metadata.get(name)) not in (None, "")
         }
         if "session_id" not in ids:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, iscoroutine
@@ -12,6 +14,9 @@ from typing import Any, TypeVar
 from autoplay_rag import LiveSessions
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from langchain_core.messages import AnyMessage, HumanMessage
+from langchain_core.runnables import ensure_config
+
+from langchain_autoplay.turns import ID_NAMES
 
 try:
     from langchain.agents.middleware import AgentMiddleware
@@ -26,7 +31,6 @@ __all__ = ["Ids", "SessionContextMiddleware"]
 Ids = Mapping[str, str | None]
 """`session_id`, `user_id`, `conversation_id` and `product_id`, as far as known."""
 
-_NAMES = ("session_id", "user_id", "conversation_id", "product_id")
 _MOST_ANSWERS = 1_000
 _ANSWER_SECONDS = 3600.0
 
@@ -102,6 +106,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         self._max_chars = max_chars
         self._ids = ids
         self._answers = _Answers()
+        self._runs = _Runs()
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[R]]
@@ -138,12 +143,22 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         if at is None or not ids:
             return request
         question = messages[at]
-        key = (*sorted(ids.items()), question.id or (at, question.text))
+        # A front end may number its messages anew in each conversation: the message id alone
+        # does not say which question this is.
+        place = question.id or at
+        key = (*sorted(ids.items()), self._conversation(request), place, question.text)
         activity = self._answers.get(key, lambda: self._activity(ids))
         if not activity:
             return request
         context = HumanMessage(_BLOCK.format(activity=activity))
         return request.override(messages=[*messages[:at], context, *messages[at:]])
+
+    def _conversation(self, request: ModelRequest[Any]) -> object:
+        """The thread of this call; without one its run, which then nothing can continue later."""
+        thread = ensure_config().get("configurable", {}).get("thread_id")
+        if thread not in (None, ""):
+            return ("thread", str(thread))
+        return ("run", self._runs.number(request.runtime))
 
     def _activity(self, ids: Mapping[str, str]) -> str:
         if not ids.keys() - {"product_id"}:
@@ -158,9 +173,9 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
 
 def _ids_in(given: Any) -> dict[str, str]:
     if isinstance(given, Mapping):
-        found = {name: given.get(name) for name in _NAMES}
+        found = {name: given.get(name) for name in ID_NAMES}
     else:
-        found = {name: getattr(given, name, None) for name in _NAMES}
+        found = {name: getattr(given, name, None) for name in ID_NAMES}
     return {name: str(value) for name, value in found.items() if value not in (None, "")}
 
 
@@ -181,6 +196,25 @@ class _Answers:
                 if len(self._kept) > _MOST_ANSWERS:
                     self._kept.popitem(last=False)
             return found[1]
+
+
+class _Runs:
+    """Numbers runs. LangGraph gives a run no id unless its caller did, but a writer of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = itertools.count()
+        self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def number(self, runtime: Any) -> int | None:
+        writer = getattr(runtime, "stream_writer", None)
+        if writer is None:
+            return None
+        with self._lock:
+            found = self._numbers.get(writer)
+            if found is None:
+                found = self._numbers[writer] = next(self._next)
+            return found
 
 
 def _latest_human(messages: list[AnyMessage]) -> int | None:

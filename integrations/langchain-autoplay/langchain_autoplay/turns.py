@@ -13,8 +13,10 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, conver
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.prompt_values import PromptValue
 
-__all__ = ["Exchange", "Turns", "answer_of", "question_of"]
+__all__ = ["ID_NAMES", "Exchange", "Turns", "answer_of", "question_of"]
 
+ID_NAMES = ("session_id", "user_id", "conversation_id", "product_id")
+"""What says in a run's metadata whose it is."""
 _QUESTIONS = ("input", "question", "query")
 _ANSWERS = ("output", "answer", "result")
 _MOST_RUNS = 10_000
@@ -112,6 +114,13 @@ class _Run:
     question: str
     metadata: Mapping[str, Any]
     tools: list[str] = field(default_factory=list)
+    under_way: int = 1
+    """Above 1: several runs were given the same id, and which of them ends is not to be seen."""
+    ambiguous: bool = False
+
+
+def _known_by(run: _Run) -> tuple[str, ...]:
+    return (run.question, *(str(run.metadata.get(name)) for name in ID_NAMES))
 
 
 class Turns:
@@ -140,7 +149,13 @@ class Turns:
             # The input is read now: whoever gave it may change it.
             begun = _Run(self._question(inputs), metadata or {})
             with self._lock:
-                _keep(self._roots, run, begun)
+                other = self._roots.get(run)
+                if other and (other.ambiguous or _known_by(other) != _known_by(begun)):
+                    # A caller may choose a run's id, and may choose one for two people.
+                    other.under_way += 1
+                    other.ambiguous = True
+                else:
+                    _keep(self._roots, run, begun)
 
     def used(self, tool: str | None, run: UUID, parent: UUID | None) -> None:
         """A tool or a retriever (which has no name here) was used.
@@ -162,10 +177,11 @@ class Turns:
             inputs: What it was given, where that was not known at its begin.
 
         Returns:
-            The exchange, if the run was a root and has answered.
+            The exchange, if the run was a root and has answered. None if another run had its id
+            at the same time: whose answer it is cannot be told.
         """
         root = self.dropped(run)
-        if root is None or not (answer := self._answer(outputs)):
+        if root is None or root.ambiguous or not (answer := self._answer(outputs)):
             return None
         question = root.question or self._question(inputs) or self._question(outputs)
         return Exchange(question if question != answer else "", answer, root.tools, root.metadata)
@@ -174,7 +190,12 @@ class Turns:
         """A run has failed, or is of no more interest."""
         with self._lock:
             self._root_of.pop(run, None)
-            return self._roots.pop(run, None)
+            root = self._roots.get(run)
+            if root is not None:
+                root.under_way -= 1
+                if not root.under_way:
+                    del self._roots[run]
+            return root
 
 
 def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:

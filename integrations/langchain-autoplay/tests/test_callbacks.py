@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from autoplay_rag import ActionsPayload, IngestPipeline, LiveSessions, SlimAction
@@ -226,6 +227,24 @@ async def test_a_turn_is_not_given_to_anothers_session(pipeline, caplog):
     await ANSWER.ainvoke("Where?", config(AutoplayCallbackHandler(pipeline), user_id="u2"))
     assert said(pipeline) == []
     assert "not that of its session" in caplog.text
+
+
+async def test_a_run_id_given_to_two_people_gives_neither_the_others_answer(pipeline):
+    handler = AutoplayCallbackHandler(pipeline)
+    run_id = uuid4()
+    both = asyncio.Barrier(2)
+
+    async def answer(question: str) -> str:
+        await both.wait()
+        return f"You asked: {question}"
+
+    def ask(question: str, name: str):
+        ids = {**config(handler, session_id=f"s-{name}", user_id=name), "run_id": run_id}
+        return RunnableLambda(answer).ainvoke(question, ids)
+
+    await asyncio.gather(ask("Where?", "ann"), ask("Why?", "bob"))
+    assert pipeline.live.get(session_id="s-ann") is None
+    assert pipeline.live.get(session_id="s-bob") is None
 
 
 async def test_a_chain_that_fails_fails_as_before_and_is_no_turn(pipeline):
