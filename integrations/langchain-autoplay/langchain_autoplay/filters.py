@@ -8,7 +8,7 @@ from typing import Any
 from autoplay_rag import Filter
 from langchain_core.documents import Document
 
-__all__ = ["operators", "over_documents", "over_metadata"]
+__all__ = ["operators", "over_documents", "over_metadata", "qdrant"]
 
 _OPERATORS = {"==": "$eq", ">=": "$gte", "<=": "$lte"}
 
@@ -32,3 +32,35 @@ def over_documents(filter: Filter) -> Callable[[Document], bool] | None:
 def over_metadata(filter: Filter) -> Callable[[Mapping[str, Any]], bool] | None:
     """As FAISS takes it."""
     return filter.matches if filter.conditions() else None
+
+
+def qdrant(filter: Filter, metadata_key: str = "metadata") -> Any:
+    """As Qdrant takes it, a `qdrant_client.models.Filter`; None where nothing is asked.
+
+    Args:
+        filter: What has to hold.
+        metadata_key: The key of the payload under which the metadata is: the store's
+            `metadata_payload_key`. "" if the metadata is the payload itself.
+
+    Example:
+        >>> found = qdrant(Filter(user_id="u1", since=5.0))
+        >>> [(condition.key, condition.match, condition.range) for condition in found.must]
+        [('metadata.user_id', MatchValue(value='u1'), None), ('metadata.ended_at', None, Range(lt=None, gt=None, gte=5.0, lte=None))]
+    """
+    conditions = filter.conditions()
+    if not conditions:
+        return None
+    from qdrant_client import models
+
+    prefix = f"{metadata_key}." if metadata_key else ""
+    comparisons: dict[str, Callable[[Any], Any]] = {
+        "==": lambda value: {"match": models.MatchValue(value=value)},
+        ">=": lambda value: {"range": models.Range(gte=value)},
+        "<=": lambda value: {"range": models.Range(lte=value)},
+    }
+    return models.Filter(
+        must=[
+            models.FieldCondition(key=f"{prefix}{key}", **comparisons[op](value))
+            for key, op, value in conditions
+        ]
+    )

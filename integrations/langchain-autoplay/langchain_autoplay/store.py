@@ -34,23 +34,23 @@ class LangChainStore(TextStore):
     The vector store embeds; the pipeline keeps batching, retries, journal and ledger. Documents
     have the chunk's id, text and metadata, and the id once more as `chunk_id`.
 
-    Filters are translated for `InMemoryVectorStore`, `Chroma`, `FAISS`, `PGVector` and
-    `PGVectorStore`. For others give `filter_builder`; without it a filtered search raises, it
-    never searches everyone instead. A hit's score is the cosine similarity for those five,
-    where their vectors have length 1; otherwise what the store gives.
+    Filters are translated for `InMemoryVectorStore`, `Chroma`, `FAISS`, `PGVector`,
+    `PGVectorStore` and `QdrantVectorStore`. For others give `filter_builder`; without it a filtered
+    search raises, it never searches everyone instead. A hit's score is the cosine similarity for
+    those six, where their vectors have length 1; otherwise what the store gives.
 
     What else it can do depends on the vector store, and `capabilities` says it:
 
     - `InMemoryVectorStore`, `FAISS`, `PGVector`: delete, get, scan, update_metadata, drop. A FAISS
       whose index cannot remove vectors (HNSW) can neither delete nor drop.
     - `Chroma`: the same, and identity, which stands in the metadata of the collection.
-    - `PGVectorStore` and all others: delete and get, where the class overrides those methods of
+    - `PGVectorStore`, `QdrantVectorStore` and all others: delete and get, where the class overrides those methods of
       LangChain's base class.
 
     Documents that others keep in the same vector store are neither scanned nor dropped.
 
     Attributes:
-        persistent: False for `InMemoryVectorStore`, `FAISS` and a Chroma in memory: a pipeline
+        persistent: False for `InMemoryVectorStore`, `FAISS`, a Chroma and a Qdrant in memory: a pipeline
             with a journal fills them again when they start empty. It may be set.
 
     Args:

@@ -12,6 +12,7 @@ from langchain_autoplay.kinds.chroma import Chroma
 from langchain_autoplay.kinds.faiss import Faiss
 from langchain_autoplay.kinds.memory import InMemory
 from langchain_autoplay.kinds.postgres import PGVector, PGVectorStore
+from langchain_autoplay.kinds.qdrant import Qdrant
 
 __all__ = ["FilterBuilder", "Kind", "kind_of"]
 
@@ -21,6 +22,7 @@ _KINDS: dict[tuple[str, str], type[Kind]] = {
     ("langchain_community", "FAISS"): Faiss,
     ("langchain_postgres", "PGVector"): PGVector,
     ("langchain_postgres", "PGVectorStore"): PGVectorStore,
+    ("langchain_qdrant", "QdrantVectorStore"): Qdrant,
 }
 
 
