@@ -52,22 +52,23 @@ async def test_each_block_runs(title, names, capsys):
         assert "None" not in printed
 
 
-async def test_a_visit_without_a_session_is_printed_as_anonymous(names, tmp_path, capsys):
-    """Of the samples, the first visit has a session."""
+@pytest.fixture
+def anonymous(tmp_path) -> Path:
+    """The visits of the samples that have no session; the first of all have one."""
     recording = tmp_path / "anonymous.jsonl"
     lines = Path(samples()).read_text().splitlines(keepends=True)
-    recording.write_text("".join(line for line in lines if _is_anonymous(line)))
+    recording.write_text("".join(line for line in lines if not json.loads(line).get("session_id")))
+    return recording
+
+
+async def test_a_visit_without_a_session_is_printed_as_anonymous(names, anonymous, capsys):
     code = BLOCKS["Load the stream in a chain"].replace(
         "AutoplayLoader(URL,", "AutoplayLoader.from_recording(RECORDING,"
     )
-    await run(code, {**names, "RECORDING": recording})
+    await run(code, {**names, "RECORDING": anonymous})
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 3
     assert all(line.startswith("anonymous: Under") for line in printed)
-
-
-def _is_anonymous(line: str) -> bool:
-    return json.loads(line).get("session_id") is None
 
 
 def test_there_are_the_blocks_that_newcomers_look_for():
