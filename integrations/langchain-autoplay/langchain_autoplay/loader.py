@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 from autoplay_rag import Payload
@@ -20,6 +21,8 @@ from autoplay_rag.loading import (
 from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 from pydantic import SecretStr
+
+from langchain_autoplay.progress import Counted, shown_progress
 
 __all__ = ["AutoplayLoader"]
 
@@ -51,6 +54,8 @@ class AutoplayLoader(BaseLoader):
         render: Makes a document's text from payloads of one session; the pipeline's own if None.
         include_email: Whether addresses stand in the metadata.
         max_pending: The most payloads that wait for a slow consumer.
+        progress: Whether `load()` and `aload()` say on standard error how many documents have come.
+            None says it in a terminal and in a notebook only.
         client_options: What else `autoplay_rag.AsyncConnectorClient` takes, such as
             `max_retries`.
 
@@ -80,11 +85,13 @@ class AutoplayLoader(BaseLoader):
         render: Callable[[Sequence[Payload]], str] | None = None,
         include_email: bool = False,
         max_pending: int = 10_000,
+        progress: bool | None = None,
         **client_options: Any,
     ) -> None:
         refuse_unknown(type(self), client_options, CLIENT_OPTIONS)
         if isinstance(token, SecretStr):
             token = token.get_secret_value()
+        self._watch(progress, max_documents, max_seconds)
         self._loader = PayloadLoader(
             LiveSource(url, token, max_pending=max_pending, **client_options),
             limits=Limits(
@@ -97,7 +104,7 @@ class AutoplayLoader(BaseLoader):
             redact=redact,
             render=render,
             include_email=include_email,
-            make=_document,
+            make=self._documents,
         )
 
     @classmethod
@@ -108,6 +115,7 @@ class AutoplayLoader(BaseLoader):
         max_documents: int | None = None,
         max_seconds: float | None = None,
         idle_seconds: float | None = None,
+        progress: bool | None = None,
         **options: Any,
     ) -> Self:
         """A loader of a file of JSON Lines, as `autoplay-rag tail --jsonl` writes it.
@@ -117,6 +125,7 @@ class AutoplayLoader(BaseLoader):
             max_documents: As above.
             max_seconds: As above.
             idle_seconds: Taken for the sake of equal arguments: a file is never idle.
+            progress: As above.
             options: `group_by`, `session_idle_seconds` (by the recording's own times),
                 `include`, `max_chars`, `redact`, `render` and `include_email`, as above.
 
@@ -129,7 +138,9 @@ class AutoplayLoader(BaseLoader):
         )
         source = RecordingSource(path)
         loader = cls.__new__(cls)
-        loader._loader = PayloadLoader(source, limits=limits, make=_document, **options)  # noqa: SLF001 - one of its own
+        loader._watch(progress, max_documents, max_seconds)  # noqa: SLF001 - one of its own
+        make = loader._documents  # noqa: SLF001 - as above
+        loader._loader = PayloadLoader(source, limits=limits, make=make, **options)  # noqa: SLF001 - as above
         return loader
 
     def __repr__(self) -> str:
@@ -172,11 +183,25 @@ class AutoplayLoader(BaseLoader):
             ConnectorError: One of its kinds, if the connector refuses for good.
             OSError: If a recording cannot be read.
         """
-        return self._loader.load(stacklevel=2)
+        with self._progress():
+            return self._loader.load(stacklevel=2)
 
     async def aload(self) -> list[Document]:
         """As `load`."""
-        return await self._loader.aload(stacklevel=2)
+        with self._progress():
+            return await self._loader.aload(stacklevel=2)
+
+    def _watch(
+        self, progress: bool | None, max_documents: int | None, max_seconds: float | None
+    ) -> None:
+        self._documents = Counted(_document)
+        self._shown = progress
+        self._shown_limits: dict[str, Any] = {"max_documents": max_documents, "max_seconds": max_seconds}
+
+    def _progress(self) -> AbstractContextManager[None]:
+        return shown_progress(
+            self._shown, type(self).__name__, self._documents, **self._shown_limits
+        )
 
 
 def _document(name: str, text: str, metadata: dict[str, Any]) -> Document:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
-from contextlib import aclosing, closing
+from contextlib import AbstractContextManager, aclosing, closing
 from typing import Any, Self
 
 from autoplay_rag import Payload, Render
@@ -23,6 +23,7 @@ from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document
 
 from llama_index.readers.autoplay.nodes import make_document
+from llama_index.readers.autoplay.progress import Counted, shown_progress
 
 __all__ = ["AutoplayReader"]
 
@@ -63,6 +64,8 @@ class AutoplayReader(BasePydanticReader):
         redact: Gives a payload as it may be kept, a changed copy.
         render: Makes the text from payloads of one session; the pipeline's own if None.
         include_email: Whether addresses stand in the metadata.
+        progress: Whether `load_data()` and `aload_data()` say on standard error how many documents
+            have come. None says it in a terminal and in a notebook only.
         source_options: For a stream: `max_pending`, the most payloads that wait for a slow
             consumer (10,000; then the oldest go, which is counted in `dropped`), `on_drop`, called
             with each payload given up and the total, and what else `AsyncConnectorClient` takes.
@@ -93,6 +96,7 @@ class AutoplayReader(BasePydanticReader):
     include: tuple[str, ...] = Field(default=(), description="The kinds of payload to give.")
     max_chars: int = Field(default=2000, description="The most characters of one document.")
     include_email: bool = Field(default=False, description="Whether metadata has addresses.")
+    progress: bool | None = Field(default=None, description="Whether loads say how far they are.")
     source_options: dict[str, Any] = Field(
         default_factory=dict, description="What else a connector's client was told."
     )
@@ -104,6 +108,7 @@ class AutoplayReader(BasePydanticReader):
     _render: Render | None = PrivateAttr()
     _source: LiveSource | RecordingSource = PrivateAttr()
     _loader: PayloadLoader = PrivateAttr()
+    _texts: Counted[LoadedText] = PrivateAttr()
 
     def __init__(
         self,
@@ -121,6 +126,7 @@ class AutoplayReader(BasePydanticReader):
         redact: Callable[[Any], Payload] | None = None,
         render: Render | None = None,
         include_email: bool = False,
+        progress: bool | None = None,
         **source_options: Any,
     ) -> None:
         serialised = {name: source_options.pop(name, None) for name in _SERIALISED}
@@ -148,6 +154,7 @@ class AutoplayReader(BasePydanticReader):
         limits = Limits(
             max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
         )
+        texts = Counted(LoadedText)
         loader = PayloadLoader(
             source,
             limits=limits,
@@ -158,6 +165,7 @@ class AutoplayReader(BasePydanticReader):
             redact=redact,
             render=render,
             include_email=include_email,
+            make=texts,
         )
         fields: dict[str, Any] = {
             "url": url,
@@ -171,6 +179,7 @@ class AutoplayReader(BasePydanticReader):
             "include": kinds,
             "max_chars": max_chars,
             "include_email": include_email,
+            "progress": progress,
             "source_options": {n: v for n, v in source_options.items() if n not in left_out},
             "left_out": left_out,
         }
@@ -179,6 +188,7 @@ class AutoplayReader(BasePydanticReader):
         self._render = render
         self._source = source
         self._loader = loader
+        self._texts = texts
 
     @classmethod
     def from_recording(cls, path: str | os.PathLike[str], **options: Any) -> Self:
@@ -286,7 +296,8 @@ class AutoplayReader(BasePydanticReader):
         limits = self._limits(
             *args, max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
         )
-        return [_document(text) for text in self._loader.load(limits, stacklevel=2)]
+        with self._progress(limits):
+            return [_document(text) for text in self._loader.load(limits, stacklevel=2)]
 
     async def aload_data(
         self,
@@ -299,7 +310,17 @@ class AutoplayReader(BasePydanticReader):
         limits = self._limits(
             *args, max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
         )
-        return [_document(text) for text in await self._loader.aload(limits, stacklevel=2)]
+        with self._progress(limits):
+            return [_document(text) for text in await self._loader.aload(limits, stacklevel=2)]
+
+    def _progress(self, limits: Limits) -> AbstractContextManager[None]:
+        return shown_progress(
+            self.progress,
+            type(self).__name__,
+            self._texts,
+            max_documents=limits.max_documents,
+            max_seconds=limits.max_seconds,
+        )
 
     def _limits(
         self,
