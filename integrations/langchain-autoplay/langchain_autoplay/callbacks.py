@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from autoplay_rag import ChatTurn, IngestPipeline
@@ -44,6 +44,10 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
         self._turns = Turns(question, answer)
         self._clock = clock
         self._said: set[str] = set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A copy would not know the runs that are under way.
+        return self
 
     def on_chain_start(
         self,
@@ -233,6 +237,10 @@ class AutoplayCallbackHandler(AsyncCallbackHandler):
         self._handler = SyncAutoplayCallbackHandler(
             pipeline, question=question, answer=answer, clock=clock
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A copy would not know the runs that are under way.
+        return self
 
     async def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
         """A run begins."""

@@ -196,7 +196,10 @@ class AutoplayLoader(BaseLoader):
     ) -> None:
         self._documents = Counted(_document)
         self._shown = progress
-        self._shown_limits: dict[str, Any] = {"max_documents": max_documents, "max_seconds": max_seconds}
+        self._shown_limits: dict[str, Any] = {
+            "max_documents": max_documents,
+            "max_seconds": max_seconds,
+        }
 
     def _progress(self) -> AbstractContextManager[None]:
         return shown_progress(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 import time
@@ -9,7 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, iscoroutine
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from autoplay_rag import LiveSessions
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
@@ -107,6 +108,14 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         self._ids = ids
         self._answers = _Answers()
         self._runs = _Runs()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A copy of `live` would not see what comes later; a copy of the answers, not what was shown.
+        shared = (self._live, self._answers, self._runs, self._ids)
+        memo |= {id(value): value for value in shared}
+        copied = memo[id(self)] = copy.copy(self)
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[R]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from autoplay_rag import Filter, Hit, IngestPipeline
 from autoplay_rag.errors import ConfigurationError
@@ -80,6 +80,12 @@ class AutoplayRetriever(BaseRetriever):
                 raise ConfigurationError(
                     f"{name} is both in the scope, where each call gives it, and in the filter"
                 )
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # The pipeline is shared: it runs, and a copy of it could not.
+        memo = {} if memo is None else memo
+        memo[id(self.pipeline)] = self.pipeline
+        return super().__deepcopy__(memo)
 
     def invoke(
         self, input: str, config: RunnableConfig | None = None, **kwargs: Any

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from typing import Any
 from uuid import uuid4
@@ -193,6 +194,15 @@ async def test_a_model_with_fallbacks_is_one_turn(pipeline, make, how, scripted)
         await asyncio.to_thread(call, *given)
     await asyncio.wait_for(pipeline.live.came.wait(), 10)
     assert [(turn.question, turn.answer) for turn in accepted] == [("Where?", "There.")]
+
+
+@pytest.mark.parametrize("make", [AutoplayCallbackHandler, SyncAutoplayCallbackHandler])
+async def test_a_deep_copy_of_a_config_records_a_run_once(pipeline, make):
+    given = config(make(pipeline))
+    copied = copy.deepcopy(given)
+    await ANSWER.with_config(copied).ainvoke("Where?", given)
+    await asyncio.wait_for(pipeline.live.came.wait(), 10)
+    assert said(pipeline) == [TURN]
 
 
 async def test_documents_in_and_out_are_no_turn_and_no_error(pipeline, caplog):

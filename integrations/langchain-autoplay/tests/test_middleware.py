@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import subprocess
 import sys
@@ -282,6 +283,25 @@ async def test_a_run_that_is_resumed_sees_what_it_saw_before(live, scripted):
     before, after = (context_of(messages) for messages in model.seen)
     assert "Export" in before
     assert before == after
+
+
+@pytest.mark.parametrize("ids", [None, lambda runtime: {"user_id": runtime.context["user_id"]}])
+async def test_a_deep_copy_knows_what_was_shown_and_sees_what_comes_later(live, scripted, ids):
+    middleware = SessionContextMiddleware(live, max_actions=1, ids=ids)
+    copied, again = copy.deepcopy([middleware, middleware])
+    assert copied is again
+    assert copied is not middleware
+    shown = []
+    for number, one in enumerate((middleware, copied, copied)):
+        live.add(clicked(f"Item{number}"))
+        id_ = "1" if number < 2 else "2"
+        request = Request([HumanMessage("Where?", id=id_)], {"user_id": "u1"})
+        one.wrap_model_call(request, lambda seen: seen)
+        shown.append(context_of(request.messages))
+    assert "clicked Item0" in shown[0]
+    assert shown[1] == shown[0]
+    assert "clicked Item2" in shown[2]
+    assert "Item1" not in shown[2]
 
 
 def test_runs_that_ended_are_not_kept(live, scripted):

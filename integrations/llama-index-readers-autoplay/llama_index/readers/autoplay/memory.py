@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from autoplay_rag import LiveSessions
 from autoplay_rag.errors import ConfigurationError
@@ -105,6 +105,12 @@ class SessionContextBlock(BaseMemoryBlock[str]):
                 raise ConfigurationError(f"{name} must be above 0, not {fields[name]!r}")
         super().__init__(**{**ids, **fields})
         self._live = live
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # `live` is shared: a copy of it would hold locks, and would not see what comes later.
+        memo = {} if memo is None else memo
+        memo[id(self._live)] = self._live
+        return super().__deepcopy__(memo)
 
     async def _aget(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Self
 
 from autoplay_rag import Chunk, Filter
 from autoplay_rag.errors import MissingCapabilityError, StoreMismatchError, StoreRejectedError
@@ -111,6 +112,10 @@ class LlamaIndexStore(VectorStore):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self._calls.vector_store).__name__})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # It stands for one vector store, whose calls go through one thread.
+        return self
 
     async def start(self, model: str) -> None:
         """Note whose vectors these are, where the store has metadata of its own.
