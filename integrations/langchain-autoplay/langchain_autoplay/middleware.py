@@ -17,6 +17,7 @@ from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from langchain_core.messages import AnyMessage, HumanMessage
 from langchain_core.runnables import ensure_config
 
+from langchain_autoplay.checks import check_above_0
 from langchain_autoplay.turns import ID_NAMES
 
 try:
@@ -94,13 +95,9 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         ids: Callable[[Any], Ids | Awaitable[Ids | None] | None] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("seconds", seconds),
-            ("max_actions", max_actions),
-            ("max_chars", max_chars),
-        ):
-            if not value > 0:
-                raise ConfigurationError(f"{name} must be above 0, not {value!r}")
+        check_above_0("seconds", seconds)
+        check_above_0("max_actions", max_actions, whole=True)
+        check_above_0("max_chars", max_chars)
         self._live = live
         self._seconds = seconds
         self._max_actions = max_actions

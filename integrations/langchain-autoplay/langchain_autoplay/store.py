@@ -18,6 +18,7 @@ from autoplay_rag.stores import (
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
+from langchain_autoplay.checks import check_above_0
 from langchain_autoplay.kinds import FilterBuilder, kind_of
 
 __all__ = ["LangChainStore"]
@@ -90,8 +91,7 @@ class LangChainStore(TextStore):
             raise ConfigurationError(
                 f"LangChainStore takes a LangChain VectorStore, not a {type(vectorstore).__name__}"
             )
-        if not max_batch > 0:
-            raise ConfigurationError(f"max_batch must be above 0, not {max_batch!r}")
+        check_above_0("max_batch", max_batch, whole=True)
         self.max_batch = max_batch
         self._kind = kind_of(vectorstore, filter_builder)
         self.persistent = self._kind.persistent

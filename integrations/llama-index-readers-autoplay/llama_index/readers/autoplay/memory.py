@@ -10,6 +10,8 @@ from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import BaseMemoryBlock
 
+from llama_index.readers.autoplay.checks import check_above_0
+
 __all__ = ["SessionContextBlock"]
 
 _PREFACE = (
@@ -101,8 +103,8 @@ class SessionContextBlock(BaseMemoryBlock[str]):
                 "a SessionContextBlock needs a user_id or a session_id, or a conversation_id"
             )
         for name in ("seconds", "max_actions", "max_chars"):
-            if not fields.get(name, 1) > 0:
-                raise ConfigurationError(f"{name} must be above 0, not {fields[name]!r}")
+            if name in fields:
+                check_above_0(name, fields[name], whole=name == "max_actions")
         super().__init__(**{**ids, **fields})
         self._live = live
 
