@@ -26,6 +26,7 @@ def check_above_0(name: str, value: Any, *, whole: bool = False) -> None:
         Traceback (most recent call last):
         autoplay_rag.errors.ConfigurationError: max_batch must be a whole number above 0, not 0
     """
-    if not isinstance(value, Integral if whole else Real) or not value > 0:
+    number: Any = value if isinstance(value, Integral if whole else Real) else 0
+    if not number > 0:
         wanted = "a whole number above 0" if whole else "above 0"
         raise ConfigurationError(f"{name} must be {wanted}, not {value!r}")
