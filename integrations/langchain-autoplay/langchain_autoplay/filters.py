@@ -1,4 +1,4 @@
-"""The core's `Filter` in the words of vector stores. Pure."""
+"""Translations of `autoplay_rag.Filter` for vector stores. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OPERATORS = {"==": "$eq", ">=": "$gte", "<=": "$lte"}
 
 
 def operators(filter: Filter) -> dict[str, Any] | None:
-    """As Chroma and PGVector take it; None where nothing is asked, for both reject `{}`.
+    """The filter for Chroma and PGVector; None for an empty filter, because both reject `{}`.
 
     Example:
         >>> operators(Filter(user_id="u1", since=5.0))
@@ -25,21 +25,21 @@ def operators(filter: Filter) -> dict[str, Any] | None:
 
 
 def over_documents(filter: Filter) -> Callable[[Document], bool] | None:
-    """As the in-memory store takes it."""
+    """The filter for the in-memory store; None for an empty filter."""
     return (lambda document: filter.matches(document.metadata)) if filter.conditions() else None
 
 
 def over_metadata(filter: Filter) -> Callable[[Mapping[str, Any]], bool] | None:
-    """As FAISS takes it."""
+    """The filter for FAISS; None for an empty filter."""
     return filter.matches if filter.conditions() else None
 
 
 def qdrant(filter: Filter, metadata_key: str = "metadata") -> Any:
-    """As Qdrant takes it, a `qdrant_client.models.Filter`; None where nothing is asked.
+    """The filter for Qdrant, a `qdrant_client.models.Filter`; None for an empty filter.
 
     Args:
-        filter: What has to hold.
-        metadata_key: The key of the payload under which the metadata is: the store's
+        filter: The filter to translate.
+        metadata_key: The payload key that contains the metadata, as in the store's
             `metadata_payload_key`. "" if the metadata is the payload itself.
 
     Example:

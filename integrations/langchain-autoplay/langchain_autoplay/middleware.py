@@ -1,4 +1,4 @@
-"""SessionContextMiddleware: what this user did just now, in the model's call and only there."""
+"""SessionContextMiddleware: the user's latest activity, added to the model call only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ except ImportError as error:
 __all__ = ["Ids", "SessionContextMiddleware"]
 
 Ids = Mapping[str, str | None]
-"""`session_id`, `user_id`, `conversation_id` and `product_id`, as far as known."""
+"""The known ones of `session_id`, `user_id`, `conversation_id` and `product_id`."""
 
 _MOST_ANSWERS = 1_000
 _ANSWER_SECONDS = 3600.0
@@ -47,33 +47,32 @@ R = TypeVar("R")
 
 
 class SessionContextMiddleware(AgentMiddleware[Any, Any]):
-    """Tells an agent's model what the user who asks did in the last minutes.
+    """Tell an agent's model what the user did in the last minutes.
 
-    It stands as a user message before the latest human message of the request, and never
-    becomes part of the history: not of the state, not of a checkpoint. The system prompt stays as it
-    was, so that providers can cache it. All model calls that answer one human message see the
-    same text, however many tools are called between them.
+    The activity is a user message before the latest human message of the request. It is never part of
+    the history: not of the state, not of a checkpoint. The system prompt does not change, so that
+    providers can cache it. All model calls that answer one human message see the same text. A human
+    message is identified by its thread (its run if there is no thread), its text and its id.
 
-    The ids come from the run's context (`agent.invoke(..., context={"user_id": "u1"})`, a
-    dataclass as well): `session_id`, `user_id`, `conversation_id` and `product_id`. They are
-    yours: take them from your own login, on your server, never from what a browser or a model
-    says. If several are given and do not belong together, or nothing is known, nothing is added.
+    The ids come from the run's context, a dict or a dataclass
+    (`agent.invoke(..., context={"user_id": "u1"})`): `session_id`, `user_id`, `conversation_id` and
+    `product_id`. Take them from your login, on your server, never from a browser or a model. If the
+    ids do not belong together, or nothing is known, nothing is added.
 
-    What stands on pages is untrusted, and may be written to deceive a model. It is marked as
-    data, cannot close its block and holds no invisible characters; no marking makes a model
-    immune, so let no tool do harm on the word of such text alone.
+    Text from pages is untrusted and may try to instruct the model. It is marked as data, cannot close
+    its block and contains no invisible characters. That does not make a model immune: no tool should
+    do harm because of such text alone.
 
     Args:
-        live: What each session did just now: `IngestPipeline.live`, or a `LiveSessions` fed by
-            a client.
-        seconds: How far back it looks.
-        max_actions: The most actions, the newest.
-        max_chars: The most characters of what was done.
-        ids: Gives the ids from the run's `Runtime` instead; None where there are none. It may be
-            asynchronous where the agent is.
+        live: The latest activity: `IngestPipeline.live`, or a `LiveSessions` that a client feeds.
+        seconds: The maximum age of an action.
+        max_actions: The maximum number of actions; the newest are shown.
+        max_chars: The maximum length of the activity.
+        ids: Returns the ids from the run's `Runtime` instead; None if there are none. It may be
+            async if the agent is called asynchronously.
 
     Raises:
-        ConfigurationError: If a bound is not above 0.
+        ConfigurationError: If a number is not above 0.
 
     Example:
         >>> from langchain.agents import create_agent
@@ -107,7 +106,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         self._runs = _Runs()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # A copy of `live` would not see what comes later; a copy of the answers, not what was shown.
+        # The copy shares live activity and shown texts: copies of them would get out of date.
         shared = (self._live, self._answers, self._runs, self._ids)
         memo |= {id(value): value for value in shared}
         copied = memo[id(self)] = copy.copy(self)
@@ -117,13 +116,13 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[R]]
     ) -> ModelResponse[R]:
-        """Add the context for this call."""
+        """Add the activity to this call."""
         given = self._given(request.runtime)
         if isawaitable(given):
             if iscoroutine(given):
                 given.close()
             raise ConfigurationError(
-                "`ids` is asynchronous: call the agent with ainvoke() or astream(), or give a "
+                "`ids` is asynchronous: call the agent with ainvoke() or astream(), or pass a "
                 "plain function"
             )
         return handler(self._with_context(request, given))
@@ -133,7 +132,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[R]]],
     ) -> ModelResponse[R]:
-        """As `wrap_model_call`."""
+        """Add the activity to this call, as `wrap_model_call` does."""
         given = self._given(request.runtime)
         if isawaitable(given):
             given = await given
@@ -149,8 +148,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         if at is None or not ids:
             return request
         question = messages[at]
-        # A front end may number its messages anew in each conversation: the message id alone
-        # does not say which question this is.
+        # Front ends may number messages per conversation: a message id alone is not unique.
         place = question.id or at
         key = (*sorted(ids.items()), self._conversation(request), place, question.text)
         activity = self._answers.get(key, lambda: self._activity(ids))
@@ -160,7 +158,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         return request.override(messages=[*messages[:at], context, *messages[at:]])
 
     def _conversation(self, request: ModelRequest[Any]) -> object:
-        """The thread of this call; without one its run, which then nothing can continue later."""
+        """The thread of this call, or its run: without a thread, no other run continues it."""
         thread = ensure_config().get("configurable", {}).get("thread_id")
         if thread not in (None, ""):
             return ("thread", str(thread))
@@ -172,7 +170,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         session = self._live.get(**ids)
         if session is None:
             return ""
-        # What was said stands in the messages already.
+        # The messages already contain what was said.
         done = session.last(seconds=self._seconds, kinds=("actions", "summary"))
         return done.last(events=self._max_actions).render(self._max_chars, escape=True)
 
@@ -186,7 +184,7 @@ def _ids_in(given: Any) -> dict[str, str]:
 
 
 class _Answers:
-    """What was shown for a human message, so that every call that answers it sees the same."""
+    """The text shown for each human message, so that all calls that answer it see the same."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -205,7 +203,7 @@ class _Answers:
 
 
 class _Runs:
-    """Numbers runs. LangGraph gives a run no id unless its caller did, but a writer of its own."""
+    """Numbers for runs. A run has no id unless its caller gave one, but it has its own writer."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -15,17 +15,17 @@ from langchain_autoplay.kinds.base import FilterBuilder, Kind, Scored
 __all__ = ["Qdrant"]
 
 _ADDED = ("_id", "_collection_name")
-"""What the store adds to the metadata of each document that it returns."""
+"""Keys that the store adds to the metadata of returned documents."""
 
 
 class Qdrant(Kind):
-    """`QdrantVectorStore` of `langchain_qdrant`. Deletes and gets as the base class says."""
+    """`QdrantVectorStore` of `langchain_qdrant`. Deletes and gets through LangChain's base class."""
 
     def __init__(self, store: VectorStore, filter_builder: FilterBuilder | None) -> None:
         super().__init__(store, filter_builder)
         if filter_builder is None:
             self.translate = self._filter
-        # A client of `QdrantClient(":memory:")` says so itself; one of a server has no such attribute.
+        # `QdrantClient(":memory:")` has this attribute; a client of a server does not.
         local = getattr(self.store.client, "_client", None)
         self.persistent = getattr(local, "persistent", True) is not False
 
@@ -40,7 +40,7 @@ class Qdrant(Kind):
         return [_stored(document) for document in await super().get(ids)]
 
     def similarity(self, score: float) -> float:
-        """Qdrant gives the similarity, or the Euclidean distance where that is asked for."""
+        """Convert the Euclidean distance; other scores are similarities."""
         distance = getattr(self.store, "distance", "")
         euclidean = str(getattr(distance, "value", distance)).lower().startswith("euclid")
         return 1 - score * score / 2 if euclidean else score
