@@ -112,7 +112,7 @@ class Kind:
             return {}
         if self.translate is None:
             raise UnsupportedFilterError(
-                f"the filters of {type(self.store).__name__} are not known here: pass "
+                f"how {type(self.store).__name__} filters is not known: pass "
                 "filter_builder= to LangChainStore"
             )
         return {"filter": self.translate(filter)}
