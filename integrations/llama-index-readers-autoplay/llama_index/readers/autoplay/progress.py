@@ -1,4 +1,4 @@
-"""One line that says how a load is going, for whoever waits for it."""
+"""One line on standard error that shows the progress of a load."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, Generic, TextIO, TypeVar
 __all__ = ["Counted", "is_watched", "shown_progress"]
 
 _DELAY = 2.0
-"""Seconds without a line: most loads of a recording are over before."""
+"""Seconds before the line appears: most loads of a recording end sooner."""
 _PERIOD = 1.0
 
 T = TypeVar("T")
 
 
 class Counted(Generic[T]):
-    """Calls a function, and counts the calls."""
+    """A function that counts its calls."""
 
     def __init__(self, function: Callable[..., T]) -> None:
         self._function = function
@@ -32,7 +32,7 @@ class Counted(Generic[T]):
 
 
 def is_watched(stream: TextIO | None) -> bool:
-    """Whether a person sees what is written to a stream: a terminal, or a notebook's cell."""
+    """True if the stream is a terminal or the output of a notebook cell."""
     if stream is None:
         return False
     try:
@@ -40,7 +40,7 @@ def is_watched(stream: TextIO | None) -> bool:
             return True
     except ValueError:  # it is closed
         return False
-    # A kernel replaces the stream; a file that it was redirected to is not the kernel's.
+    # A notebook's kernel replaces standard error with a stream of its own.
     return type(stream).__module__.partition(".")[0] == "ipykernel"
 
 
@@ -53,16 +53,16 @@ def shown_progress(
     max_documents: int | None = None,
     max_seconds: float | None = None,
 ) -> Iterator[None]:
-    """Say on standard error, once a second, how many documents have come.
+    """Show the number of documents on standard error, once a second.
 
     The line appears after two seconds and is removed at the end.
 
     Args:
-        wanted: Whether to say it; None says it in a terminal and in a notebook only.
-        name: What is loading.
+        wanted: Whether to show it; None shows it in a terminal and in a notebook only.
+        name: The name of the loader.
         documents: Counts the documents.
-        max_documents: The limit, to be shown.
-        max_seconds: The limit, to be shown.
+        max_documents: The limit to show.
+        max_seconds: The limit to show.
     """
     stream = sys.stderr
     if stream is None or not (is_watched(stream) if wanted is None else wanted):
