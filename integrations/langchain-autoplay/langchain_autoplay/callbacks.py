@@ -1,4 +1,4 @@
-"""Callback handlers that record what was asked and answered as part of the user's session."""
+"""Callback handlers that record questions and answers in the user's session."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from autoplay_rag import ChatTurn, IngestPipeline
@@ -15,7 +15,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables.config import var_child_runnable_config
 
-from langchain_autoplay.turns import Exchange, Turns, answer_of, question_of
+from langchain_autoplay.turns import ID_NAMES, Exchange, Turns, answer_of, question_of
 
 __all__ = ["AutoplayCallbackHandler", "SyncAutoplayCallbackHandler"]
 
@@ -23,13 +23,16 @@ _log = logging.getLogger(__name__)
 
 
 class SyncAutoplayCallbackHandler(BaseCallbackHandler):
-    """As `AutoplayCallbackHandler`, for chains that are invoked synchronously.
+    """The `AutoplayCallbackHandler` for chains that are invoked synchronously.
 
-    It may be called from any thread, also in the pipeline's own loop, and never waits: turns are
-    handed over to the pipeline's loop.
+    It works in any thread, also in that of the pipeline's loop, and never waits: it passes turns to
+    the pipeline's loop.
 
     Args:
-        pipeline: See `AutoplayCallbackHandler`; so for the rest.
+        pipeline: See `AutoplayCallbackHandler`.
+        question: See `AutoplayCallbackHandler`.
+        answer: See `AutoplayCallbackHandler`.
+        clock: See `AutoplayCallbackHandler`.
     """
 
     def __init__(
@@ -45,6 +48,10 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
         self._clock = clock
         self._said: set[str] = set()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A copy would not know the open runs.
+        return self
+
     def on_chain_start(
         self,
         serialized: dict[str, Any],  # noqa: ARG002 - what LangChain calls with
@@ -55,18 +62,18 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,  # noqa: ARG002 - what LangChain calls with
     ) -> None:
-        """A run begins."""
+        """Note the start of a run."""
         with _NeverRaising():
             self._turns.started(run_id, _around(parent_run_id), inputs, metadata)
 
     def on_chat_model_start(
         self, serialized: dict[str, Any], messages: list[list[BaseMessage]], **kwargs: Any
     ) -> None:
-        """A chat model is called, maybe without a chain."""
+        """Note the call of a chat model, with or without a chain."""
         self.on_chain_start(serialized, messages, **kwargs)
 
     def on_llm_start(self, serialized: dict[str, Any], prompts: list[str], **kwargs: Any) -> None:
-        """A model is called, maybe without a chain."""
+        """Note the call of a model, with or without a chain."""
         self.on_chain_start(serialized, prompts, **kwargs)
 
     def on_tool_start(
@@ -78,7 +85,7 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
         parent_run_id: UUID | None = None,
         **kwargs: Any,
     ) -> None:
-        """A tool is used."""
+        """Note the use of a tool."""
         with _NeverRaising():
             name = kwargs.get("name") or (serialized or {}).get("name") or "tool"
             self._turns.used(str(name), run_id, _around(parent_run_id))
@@ -92,20 +99,20 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
         parent_run_id: UUID | None = None,
         **kwargs: Any,  # noqa: ARG002 - what LangChain calls with
     ) -> None:
-        """A retriever is asked; a model that it calls answers nobody."""
+        """Note the use of a retriever. A model that it calls is not a turn."""
         with _NeverRaising():
             self._turns.used(None, run_id, _around(parent_run_id))
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """A run ends well."""
+        """Record the turn of a run that succeeded."""
         self.record(outputs, run_id, kwargs.get("inputs"))
 
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - what LangChain calls with
-        """A model has answered."""
+        """Record the turn of a model that has answered."""
         self.record(response, run_id)
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - what LangChain calls with
-        """A run fails: it has answered nothing."""
+        """Forget a run that failed."""
         self._turns.dropped(run_id)
 
     on_llm_error = on_chain_error
@@ -113,7 +120,7 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
     on_retriever_error = on_chain_error
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - what LangChain calls with
-        """A tool has answered; what it called belongs to the same turn."""
+        """Note the end of a tool; its calls belong to the same turn."""
         self._turns.dropped(run_id)
 
     def on_retriever_end(
@@ -123,14 +130,14 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
         run_id: UUID,
         **kwargs: Any,  # noqa: ARG002 - what LangChain calls with
     ) -> None:
-        """A retriever has found something; so for what it called."""
+        """Note the end of a retriever; its calls belong to the same turn."""
         self._turns.dropped(run_id)
 
     def record(self, outputs: Any, run_id: UUID, inputs: Any = None) -> asyncio.Future[Any] | None:
-        """Note the end of a run, and hand its turn over if it was one.
+        """Note the end of a run, and pass its turn to the pipeline.
 
         Returns:
-            What ends when the turn is journalled, in the pipeline's own loop; None elsewhere.
+            In the pipeline's loop a future that is done when the turn is in the journal; else None.
         """
         with _NeverRaising():
             exchange = self._turns.ended(run_id, outputs, inputs)
@@ -141,7 +148,7 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
     def _turn(self, exchange: Exchange) -> ChatTurn | None:
         ids = {
             name: str(value)
-            for name in ("session_id", "user_id", "conversation_id", "product_id")
+            for name in ID_NAMES
             if (value := exchange.metadata.get(name)) not in (None, "")
         }
         if "session_id" not in ids:
@@ -187,25 +194,24 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
 
 
 class AutoplayCallbackHandler(AsyncCallbackHandler):
-    """Records each run as a chat turn of the user's session, so that later questions find it.
+    """Record each run as a chat turn of the user's session, so that later questions find it.
 
-    Pass it where you want it: `chain.ainvoke(question, {"callbacks": [handler], "metadata":
-    {"session_id": "s1"}})`. What was asked, what was answered and which tools were used become
-    a `ChatTurn`, of kind "chat", which the pipeline stores as it stores what users do. A run
-    without a `session_id` in its metadata is not recorded; `user_id`, `conversation_id` and
-    `product_id` are taken from there as well, person and product otherwise from what is known
-    of the session.
+    Pass the handler to a call: `chain.ainvoke(question, {"callbacks": [handler], "metadata":
+    {"session_id": "s1"}})`. Question, answer and the names of the tools become a `ChatTurn` of kind
+    "chat". The pipeline stores it with what the user did. A run without a `session_id` in its
+    metadata is not recorded. `user_id`, `conversation_id` and `product_id` are read from the metadata
+    too; without them, user and product of the known session are used.
 
-    Nothing it does, or fails to do, reaches the chain: failures are logged. In the pipeline's
-    own loop a turn is journalled when `ainvoke` returns; from elsewhere it is handed over.
+    A failure in the handler is logged and never reaches the chain. In the pipeline's loop, the turn is
+    in the journal when `ainvoke` returns. In other loops it is passed to the pipeline's loop.
 
     Args:
-        pipeline: Takes the turns; it must be running.
-        question: Finds the question in a run's input; by default the latest human message, or
-            what stands under "input", "question" or "query".
-        answer: Finds the answer in a run's output; by default the latest AI message, or what
-            stands under "output", "answer" or "result".
-        clock: Gives the time in Unix seconds.
+        pipeline: Stores the turns; it must be running.
+        question: Finds the question in a run's input; by default the latest human message, or the
+            value of "input", "question" or "query".
+        answer: Finds the answer in a run's output; by default the latest AI message, or the value of
+            "output", "answer" or "result".
+        clock: Returns the time in Unix seconds.
 
     Example:
         >>> from autoplay_rag.stores import MemoryStore
@@ -234,33 +240,37 @@ class AutoplayCallbackHandler(AsyncCallbackHandler):
             pipeline, question=question, answer=answer, clock=clock
         )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A copy would not know the open runs.
+        return self
+
     async def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
-        """A run begins."""
+        """Note the start of a run."""
         self._handler.on_chain_start(*args, **kwargs)
 
     on_chat_model_start = on_chain_start
     on_llm_start = on_chain_start
 
     async def on_tool_start(self, *args: Any, **kwargs: Any) -> None:
-        """A tool is used."""
+        """Note the use of a tool."""
         self._handler.on_tool_start(*args, **kwargs)
 
     async def on_retriever_start(self, *args: Any, **kwargs: Any) -> None:
-        """A retriever is asked."""
+        """Note the use of a retriever."""
         self._handler.on_retriever_start(*args, **kwargs)
 
     async def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """A run ends well."""
+        """Record the turn of a run that succeeded."""
         journalled = self._handler.record(outputs, run_id, kwargs.get("inputs"))
         if journalled is not None:
             await asyncio.wait([journalled])
 
     async def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - what LangChain calls with
-        """A model has answered."""
+        """Record the turn of a model that has answered."""
         await self.on_chain_end(response, run_id=run_id)
 
     async def on_chain_error(self, *args: Any, **kwargs: Any) -> None:
-        """A run fails: it has answered nothing."""
+        """Forget a run that failed."""
         self._handler.on_chain_error(*args, **kwargs)
 
     on_llm_error = on_chain_error
@@ -268,16 +278,16 @@ class AutoplayCallbackHandler(AsyncCallbackHandler):
     on_retriever_error = on_chain_error
 
     async def on_tool_end(self, *args: Any, **kwargs: Any) -> None:
-        """A tool has answered."""
+        """Note the end of a tool."""
         self._handler.on_tool_end(*args, **kwargs)
 
     async def on_retriever_end(self, *args: Any, **kwargs: Any) -> None:
-        """A retriever has found something."""
+        """Note the end of a retriever."""
         self._handler.on_retriever_end(*args, **kwargs)
 
 
 def _around(parent_run_id: UUID | None) -> UUID | None:
-    """The run around one; `with_fallbacks` gives what it calls its own config, which names none."""
+    """The parent run. The config that `with_fallbacks` passes on does not name it."""
     if parent_run_id is not None:
         return parent_run_id
     callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
@@ -292,14 +302,14 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class _NeverRaising:
-    """A chain must not fail for what is recorded of it."""
+    """Logs errors instead of raising them: recording must not fail a chain."""
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
         if isinstance(error, Exception):
-            # Its message may quote what was said.
+            # The message may contain personal data.
             _log.error("a chat turn was not recorded: %s", type(error).__name__)
         return error is None or isinstance(error, Exception)
 

@@ -1,4 +1,4 @@
-"""LocalEmbeddings: the model that comes with autoplay-rag, for any LangChain vector store."""
+"""LocalEmbeddings: the embedding model of autoplay-rag, for any LangChain vector store."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["LocalEmbeddings"]
 
 
 class LocalEmbeddings(Embeddings):
-    """Embeds with all-MiniLM-L6-v2 on this machine: no key, no service, no download.
+    """Embed with all-MiniLM-L6-v2 on this machine: no key, no service, no download.
 
-    Needs the extra `local` of autoplay-rag. Vectors have 384 dimensions and length 1; a text's
-    first 256 tokens count.
+    Needs the extra `local` of autoplay-rag. Vectors have 384 dimensions and length 1. Only
+    the first 256 tokens of a text count.
 
     Args:
-        threads: Processor threads for one inference; by default all cores but one, at most 4.
+        threads: Threads for one inference; by default one less than the cores, at most 4.
 
     Attributes:
-        model: Names the model: vectors of different models do not go into one store.
+        model: The name of the model. Do not mix vectors of different models in one store.
 
     Raises:
         MissingExtraError: If the extra is not installed.
@@ -40,7 +40,7 @@ class LocalEmbeddings(Embeddings):
         return f"{type(self).__name__}({self.model!r})"
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed texts to be stored."""
+        """Embed texts for the store."""
         return [vector.tolist() for vector in self._embedder.embed_sync(texts)]
 
     def embed_query(self, text: str) -> list[float]:
@@ -48,9 +48,9 @@ class LocalEmbeddings(Embeddings):
         return self._embedder.embed_query_sync(text).tolist()
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """As `embed_documents`; the event loop goes on meanwhile."""
+        """Embed texts for the store, without blocking the event loop."""
         return [vector.tolist() for vector in await self._embedder.embed(texts)]
 
     async def aembed_query(self, text: str) -> list[float]:
-        """As `embed_query`; the event loop goes on meanwhile."""
+        """Embed a question, without blocking the event loop."""
         return (await self._embedder.embed_query(text)).tolist()

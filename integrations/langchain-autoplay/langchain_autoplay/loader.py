@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 from autoplay_rag import Payload
@@ -21,41 +22,46 @@ from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 from pydantic import SecretStr
 
+from langchain_autoplay.progress import Counted, shown_progress
+
 __all__ = ["AutoplayLoader"]
 
 
 class AutoplayLoader(BaseLoader):
-    """Loads what users do as documents, while they do it.
+    """Load what users do as documents, while they do it.
 
-    A live stream has no end and no history: `alazy_load()` and `lazy_load()` give documents as
-    they come, for ever where no limit is set; `load()` and `aload()` need a limit. The sync
-    methods work in any thread and inside a running loop, such as a notebook's.
+    A live stream has no end and no history. `alazy_load()` and `lazy_load()` yield documents as they
+    arrive, forever if there is no limit; `load()` and `aload()` need a limit. The sync methods work
+    in any thread and inside a running loop, for example in a notebook.
 
-    The stream is read at network speed however slow the consumer is. What waits for the consumer
-    is bounded by `max_pending`; beyond it the oldest is given up and counted in `dropped`.
+    The stream is read at network speed, even if the consumer is slow. At most `max_pending` payloads
+    wait for the consumer; beyond that the oldest are dropped and counted in `dropped`.
 
     Args:
-        url: The whole address of the stream, `https://.../stream/{product_id}`.
-        token: The product's token; by default what `AUTOPLAY_APP_UNKEY_TOKEN` holds. It stands in
-            no repr and no pickle: a loader that was unpickled takes it from the environment.
-        max_documents: End after so many documents.
-        max_seconds: End after so many seconds.
-        idle_seconds: End when so many seconds brought no event.
-        group_by: "payload" gives each payload at once. "session" gives a session's payloads as
+        url: The full address of the stream, `https://.../stream/{product_id}`.
+        token: The product's token; by default the value of `AUTOPLAY_APP_UNKEY_TOKEN`. It is in no
+            repr and no pickle: an unpickled loader takes it from the environment.
+        max_documents: End after this number of documents.
+        max_seconds: End after this number of seconds.
+        idle_seconds: End after this number of seconds without an event.
+        group_by: "payload" yields each payload at once. "session" yields the payloads of a session as
             one text: on its summary, when it is idle, or at the end.
-        session_idle_seconds: Seconds of silence after which a session is given.
+        session_idle_seconds: Seconds without an event after which a session is yielded.
         include: The kinds of payload to load: "actions", "summary", and "chat" from recordings.
-        max_chars: The most characters of a document; longer texts come in pieces.
-        redact: Gives a payload as it may be kept, a changed copy. If it raises, the payload is
-            left out and that is logged.
-        render: Makes a document's text from payloads of one session; the pipeline's own if None.
-        include_email: Whether addresses stand in the metadata.
-        max_pending: The most payloads that wait for a slow consumer.
-        client_options: What else `autoplay_rag.AsyncConnectorClient` takes, such as
+        max_chars: The maximum length of a document; longer texts are split.
+        redact: Returns a changed copy of a payload, without what must not be kept. If it raises, the
+            payload is skipped and the error is logged.
+        render: Makes the text of a document from payloads of one session; None uses the text of the
+            pipeline.
+        include_email: Whether the metadata contains email addresses.
+        max_pending: The maximum number of payloads that wait for a slow consumer.
+        progress: Whether `load()` and `aload()` show the number of documents on standard error. None
+            shows it in a terminal and in a notebook only.
+        client_options: Other arguments of `autoplay_rag.AsyncConnectorClient`, such as
             `max_retries`.
 
     Raises:
-        ConfigurationError: If an argument can never work.
+        ConfigurationError: If an argument is invalid.
 
     Example:
         >>> from autoplay_rag.devserver import samples
@@ -80,11 +86,13 @@ class AutoplayLoader(BaseLoader):
         render: Callable[[Sequence[Payload]], str] | None = None,
         include_email: bool = False,
         max_pending: int = 10_000,
+        progress: bool | None = None,
         **client_options: Any,
     ) -> None:
         refuse_unknown(type(self), client_options, CLIENT_OPTIONS)
         if isinstance(token, SecretStr):
             token = token.get_secret_value()
+        self._watch(progress, max_documents, max_seconds)
         self._loader = PayloadLoader(
             LiveSource(url, token, max_pending=max_pending, **client_options),
             limits=Limits(
@@ -97,7 +105,7 @@ class AutoplayLoader(BaseLoader):
             redact=redact,
             render=render,
             include_email=include_email,
-            make=_document,
+            make=self._documents,
         )
 
     @classmethod
@@ -108,20 +116,22 @@ class AutoplayLoader(BaseLoader):
         max_documents: int | None = None,
         max_seconds: float | None = None,
         idle_seconds: float | None = None,
+        progress: bool | None = None,
         **options: Any,
     ) -> Self:
-        """A loader of a file of JSON Lines, as `autoplay-rag tail --jsonl` writes it.
+        """Make a loader of a JSON Lines file that `autoplay-rag tail --jsonl` wrote.
 
         Args:
-            path: The file. Lines that cannot be read are logged and skipped.
-            max_documents: As above.
-            max_seconds: As above.
-            idle_seconds: Taken for the sake of equal arguments: a file is never idle.
-            options: `group_by`, `session_idle_seconds` (by the recording's own times),
-                `include`, `max_chars`, `redact`, `render` and `include_email`, as above.
+            path: The file. Unreadable lines are logged and skipped.
+            max_documents: See the class.
+            max_seconds: See the class.
+            idle_seconds: Has no effect: a file is never idle.
+            progress: See the class.
+            options: `group_by`, `session_idle_seconds` (measured by the times in the recording),
+                `include`, `max_chars`, `redact`, `render` and `include_email`; see the class.
 
         Raises:
-            ConfigurationError: If an argument can never work.
+            ConfigurationError: If an argument is invalid.
         """
         refuse_unknown(cls, options, LOADER_OPTIONS)
         limits = Limits(
@@ -129,7 +139,9 @@ class AutoplayLoader(BaseLoader):
         )
         source = RecordingSource(path)
         loader = cls.__new__(cls)
-        loader._loader = PayloadLoader(source, limits=limits, make=_document, **options)  # noqa: SLF001 - one of its own
+        loader._watch(progress, max_documents, max_seconds)  # noqa: SLF001 - one of its own
+        make = loader._documents  # noqa: SLF001 - as above
+        loader._loader = PayloadLoader(source, limits=limits, make=make, **options)  # noqa: SLF001 - as above
         return loader
 
     def __repr__(self) -> str:
@@ -137,46 +149,63 @@ class AutoplayLoader(BaseLoader):
 
     @property
     def dropped(self) -> int:
-        """How many payloads were given up because a consumer was slow."""
+        """The number of payloads dropped because a consumer was slow."""
         return self._loader.dropped
 
     def lazy_load(self) -> Generator[Document, None, None]:
-        """Documents as they come.
+        """Yield documents as they arrive.
 
-        The thread and the connection behind it are gone when the iterator ends, is closed or is
-        no longer referred to: leaving a `for` loop early is enough.
+        The thread and the connection end when the iterator ends, is closed or is garbage collected:
+        leaving a `for` loop early is enough.
 
         Raises:
-            ConnectorError: One of its kinds, if the connector refuses for good.
+            ConnectorError: A subclass of it, if the connector refuses permanently.
             OSError: If a recording cannot be read.
         """
         return self._loader.iterate()
 
     def alazy_load(self) -> AsyncGenerator[Document, None]:
-        """Documents as they come.
+        """Yield documents as they arrive.
 
-        Leaving `async for` early closes the connection when the generator is closed, which
-        Python does some time later; `contextlib.aclosing` does it at once.
+        If you leave `async for` early, the connection closes when Python closes the generator, which
+        may be later. `contextlib.aclosing` closes it at once.
 
         Raises:
-            ConnectorError: One of its kinds, if the connector refuses for good.
+            ConnectorError: A subclass of it, if the connector refuses permanently.
             OSError: If a recording cannot be read.
         """
         return self._loader.stream()
 
     def load(self) -> list[Document]:
-        """All documents until a limit is reached; warns if there was none.
+        """Return all documents until a limit is reached; warn if there are none.
 
         Raises:
-            ConfigurationError: At once, if a live stream has no limit.
-            ConnectorError: One of its kinds, if the connector refuses for good.
+            ConfigurationError: If a live stream has no limit.
+            ConnectorError: A subclass of it, if the connector refuses permanently.
             OSError: If a recording cannot be read.
         """
-        return self._loader.load(stacklevel=2)
+        with self._progress():
+            return self._loader.load(stacklevel=2)
 
     async def aload(self) -> list[Document]:
-        """As `load`."""
-        return await self._loader.aload(stacklevel=2)
+        """Return all documents, as `load` does."""
+        with self._progress():
+            return await self._loader.aload(stacklevel=2)
+
+    def _watch(
+        self, progress: bool | None, max_documents: int | None, max_seconds: float | None
+    ) -> None:
+        self._documents = Counted(_document)
+        self._shown = progress
+        self._shown_limits: dict[str, Any] = {
+            "max_documents": max_documents,
+            "max_seconds": max_seconds,
+        }
+
+    def _progress(self) -> AbstractContextManager[None]:
+        return shown_progress(
+            self._shown, type(self).__name__, self._documents, **self._shown_limits
+        )
 
 
 def _document(name: str, text: str, metadata: dict[str, Any]) -> Document:

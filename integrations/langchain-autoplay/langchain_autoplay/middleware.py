@@ -1,17 +1,24 @@
-"""SessionContextMiddleware: what this user did just now, in the model's call and only there."""
+"""SessionContextMiddleware: the user's latest activity, added to the model call only."""
 
 from __future__ import annotations
 
+import copy
+import itertools
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, iscoroutine
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from autoplay_rag import LiveSessions
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from langchain_core.messages import AnyMessage, HumanMessage
+from langchain_core.runnables import ensure_config
+
+from langchain_autoplay.checks import check_above_0
+from langchain_autoplay.turns import ID_NAMES
 
 try:
     from langchain.agents.middleware import AgentMiddleware
@@ -24,9 +31,8 @@ except ImportError as error:
 __all__ = ["Ids", "SessionContextMiddleware"]
 
 Ids = Mapping[str, str | None]
-"""`session_id`, `user_id`, `conversation_id` and `product_id`, as far as known."""
+"""The known ones of `session_id`, `user_id`, `conversation_id` and `product_id`."""
 
-_NAMES = ("session_id", "user_id", "conversation_id", "product_id")
 _MOST_ANSWERS = 1_000
 _ANSWER_SECONDS = 3600.0
 
@@ -41,33 +47,32 @@ R = TypeVar("R")
 
 
 class SessionContextMiddleware(AgentMiddleware[Any, Any]):
-    """Tells an agent's model what the user who asks did in the last minutes.
+    """Tell an agent's model what the user did in the last minutes.
 
-    It stands as a user message before the latest human message of the request, and never
-    becomes part of the history: not of the state, not of a checkpoint. The system prompt stays as it
-    was, so that providers can cache it. All model calls that answer one human message see the
-    same text, however many tools are called between them.
+    The activity is a user message before the latest human message of the request. It is never part of
+    the history: not of the state, not of a checkpoint. The system prompt does not change, so that
+    providers can cache it. All model calls that answer one human message see the same text. A human
+    message is identified by its thread (its run if there is no thread), its text and its id.
 
-    The ids come from the run's context (`agent.invoke(..., context={"user_id": "u1"})`, a
-    dataclass as well): `session_id`, `user_id`, `conversation_id` and `product_id`. They are
-    yours: take them from your own login, on your server, never from what a browser or a model
-    says. If several are given and do not belong together, or nothing is known, nothing is added.
+    The ids come from the run's context, a dict or a dataclass
+    (`agent.invoke(..., context={"user_id": "u1"})`): `session_id`, `user_id`, `conversation_id` and
+    `product_id`. Take them from your login, on your server, never from a browser or a model. If the
+    ids do not belong together, or nothing is known, nothing is added.
 
-    What stands on pages is untrusted, and may be written to deceive a model. It is marked as
-    data, cannot close its block and holds no invisible characters; no marking makes a model
-    immune, so let no tool do harm on the word of such text alone.
+    Text from pages is untrusted and may try to instruct the model. It is marked as data, cannot close
+    its block and contains no invisible characters. That does not make a model immune: no tool should
+    do harm because of such text alone.
 
     Args:
-        live: What each session did just now: `IngestPipeline.live`, or a `LiveSessions` fed by
-            a client.
-        seconds: How far back it looks.
-        max_actions: The most actions, the newest.
-        max_chars: The most characters of what was done.
-        ids: Gives the ids from the run's `Runtime` instead; None where there are none. It may be
-            asynchronous where the agent is.
+        live: The latest activity: `IngestPipeline.live`, or a `LiveSessions` that a client feeds.
+        seconds: The maximum age of an action.
+        max_actions: The maximum number of actions; the newest are shown.
+        max_chars: The maximum length of the activity.
+        ids: Returns the ids from the run's `Runtime` instead; None if there are none. It may be
+            async if the agent is called asynchronously.
 
     Raises:
-        ConfigurationError: If a bound is not above 0.
+        ConfigurationError: If a number is not above 0.
 
     Example:
         >>> from langchain.agents import create_agent
@@ -89,30 +94,35 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         ids: Callable[[Any], Ids | Awaitable[Ids | None] | None] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("seconds", seconds),
-            ("max_actions", max_actions),
-            ("max_chars", max_chars),
-        ):
-            if not value > 0:
-                raise ConfigurationError(f"{name} must be above 0, not {value!r}")
+        check_above_0("seconds", seconds)
+        check_above_0("max_actions", max_actions, whole=True)
+        check_above_0("max_chars", max_chars)
         self._live = live
         self._seconds = seconds
         self._max_actions = max_actions
         self._max_chars = max_chars
         self._ids = ids
         self._answers = _Answers()
+        self._runs = _Runs()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # The copy shares live activity and shown texts: copies of them would get out of date.
+        shared = (self._live, self._answers, self._runs, self._ids)
+        memo |= {id(value): value for value in shared}
+        copied = memo[id(self)] = copy.copy(self)
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[R]]
     ) -> ModelResponse[R]:
-        """Add the context for this call."""
+        """Add the activity to this call."""
         given = self._given(request.runtime)
         if isawaitable(given):
             if iscoroutine(given):
                 given.close()
             raise ConfigurationError(
-                "`ids` is asynchronous: call the agent with ainvoke() or astream(), or give a "
+                "`ids` is asynchronous: call the agent with ainvoke() or astream(), or pass a "
                 "plain function"
             )
         return handler(self._with_context(request, given))
@@ -122,7 +132,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[R]]],
     ) -> ModelResponse[R]:
-        """As `wrap_model_call`."""
+        """Add the activity to this call, as `wrap_model_call` does."""
         given = self._given(request.runtime)
         if isawaitable(given):
             given = await given
@@ -138,12 +148,21 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         if at is None or not ids:
             return request
         question = messages[at]
-        key = (*sorted(ids.items()), question.id or (at, question.text))
+        # Front ends may number messages per conversation: a message id alone is not unique.
+        place = question.id or at
+        key = (*sorted(ids.items()), self._conversation(request), place, question.text)
         activity = self._answers.get(key, lambda: self._activity(ids))
         if not activity:
             return request
         context = HumanMessage(_BLOCK.format(activity=activity))
         return request.override(messages=[*messages[:at], context, *messages[at:]])
+
+    def _conversation(self, request: ModelRequest[Any]) -> object:
+        """The thread of this call, or its run: without a thread, no other run continues it."""
+        thread = ensure_config().get("configurable", {}).get("thread_id")
+        if thread not in (None, ""):
+            return ("thread", str(thread))
+        return ("run", self._runs.number(request.runtime))
 
     def _activity(self, ids: Mapping[str, str]) -> str:
         if not ids.keys() - {"product_id"}:
@@ -151,21 +170,21 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         session = self._live.get(**ids)
         if session is None:
             return ""
-        # What was said stands in the messages already.
+        # The messages already contain what was said.
         done = session.last(seconds=self._seconds, kinds=("actions", "summary"))
         return done.last(events=self._max_actions).render(self._max_chars, escape=True)
 
 
 def _ids_in(given: Any) -> dict[str, str]:
     if isinstance(given, Mapping):
-        found = {name: given.get(name) for name in _NAMES}
+        found = {name: given.get(name) for name in ID_NAMES}
     else:
-        found = {name: getattr(given, name, None) for name in _NAMES}
+        found = {name: getattr(given, name, None) for name in ID_NAMES}
     return {name: str(value) for name, value in found.items() if value not in (None, "")}
 
 
 class _Answers:
-    """What was shown for a human message, so that every call that answers it sees the same."""
+    """The text shown for each human message, so that all calls that answer it see the same."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -181,6 +200,25 @@ class _Answers:
                 if len(self._kept) > _MOST_ANSWERS:
                     self._kept.popitem(last=False)
             return found[1]
+
+
+class _Runs:
+    """Numbers for runs. A run has no id unless its caller gave one, but it has its own writer."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = itertools.count()
+        self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def number(self, runtime: Any) -> int | None:
+        writer = getattr(runtime, "stream_writer", None)
+        if writer is None:
+            return None
+        with self._lock:
+            found = self._numbers.get(writer)
+            if found is None:
+                found = self._numbers[writer] = next(self._next)
+            return found
 
 
 def _latest_human(messages: list[AnyMessage]) -> int | None:

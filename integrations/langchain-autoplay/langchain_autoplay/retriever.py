@@ -1,10 +1,10 @@
-"""AutoplayRetriever: what was ingested, for one person, one visit or one product."""
+"""AutoplayRetriever: search what was ingested, for one user, session or product."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from autoplay_rag import Filter, Hit, IngestPipeline
 from autoplay_rag.errors import ConfigurationError
@@ -20,29 +20,29 @@ from pydantic import ConfigDict, Field
 __all__ = ["AutoplayRetriever", "Scope"]
 
 Scope: TypeAlias = Literal["user_id", "session_id", "product_id"]
-"""Whose chunks a search may find."""
+"""The id that limits a search."""
 
 
 class AutoplayRetriever(BaseRetriever):
-    """Finds what users did, in a running `IngestPipeline`.
+    """Search what users did, in a running `IngestPipeline`.
 
-    With a scope, each call says whose: `invoke(question, {"configurable": {"user_id": "u1"}})`,
-    or under the same name in the call's `metadata`. A call that does not is an error, never a
-    search over everyone. The id must be your application's own, authenticated on its server:
-    whoever names it sees that person's sessions.
+    With a scope, each call needs the id: `invoke(question, {"configurable": {"user_id": "u1"}})`, or
+    under the same name in the call's `metadata`. A call without the id raises an error; it never
+    searches all users. Take the id from your login, on your server: a caller that can choose the id
+    can read that user's sessions.
 
-    Retrievers that wrap others (`MultiQueryRetriever`, `ContextualCompressionRetriever`) pass on
-    no `configurable` of their own call: give them the id in its `metadata`.
+    Retrievers that wrap this one (`MultiQueryRetriever`, `ContextualCompressionRetriever`) do not pass
+    on `configurable`: give the id in the call's `metadata`.
 
     Args:
-        pipeline: Searched as it is now; it must be running.
-        scope: "user_id", "session_id" or "product_id", or a tuple of them, of which each call
-            names all; None searches everyone's sessions, and has to be written out.
-        k: How many documents at most; a call may pass its own.
-        filter: What has to hold besides, in every call: `Filter(kind="summary")`.
+        pipeline: The pipeline to search; it must be running.
+        scope: "user_id", "session_id" or "product_id", or a tuple of them; each call needs all of
+            them. None searches all sessions and has no default, so it must be written out.
+        k: The maximum number of documents; a call may pass its own.
+        filter: Conditions for every call, such as `Filter(kind="summary")`.
 
     Raises:
-        ConfigurationError: If the filter names what the scope leaves to each call.
+        ConfigurationError: If an id is in the scope and in the filter.
 
     Example:
         >>> import asyncio
@@ -78,20 +78,26 @@ class AutoplayRetriever(BaseRetriever):
         for name in self._scopes:
             if self.filter and getattr(self.filter, name) is not None:
                 raise ConfigurationError(
-                    f"{name} is both in the scope, where each call gives it, and in the filter"
+                    f"{name} is both in the scope and in the filter: remove it from one of them"
                 )
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # The copy shares the running pipeline.
+        memo = {} if memo is None else memo
+        memo[id(self.pipeline)] = self.pipeline
+        return super().__deepcopy__(memo)
 
     def invoke(
         self, input: str, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[Document]:
-        """The documents nearest in meaning to a question, best first.
+        """Return the documents nearest in meaning to a question, best first.
 
-        Works in any thread, and inside a running loop, which it holds up meanwhile.
+        Works in any thread. Inside a running loop it blocks the loop.
 
         Args:
             input: The question.
-            config: Holds the ids that the scope asks for.
-            kwargs: `k`, to take the place of the retriever's own.
+            config: Contains the ids of the scope.
+            kwargs: `k`, instead of the retriever's own.
 
         Raises:
             ConfigurationError: If an id is missing.
@@ -103,7 +109,7 @@ class AutoplayRetriever(BaseRetriever):
     async def ainvoke(
         self, input: str, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[Document]:
-        """As `invoke`, without holding up the loop."""
+        """Return the documents as `invoke` does, without blocking the loop."""
         config = ensure_config(config)
         return await super().ainvoke(input, config, **kwargs, scope_ids=self._ids(config))
 
@@ -139,7 +145,7 @@ class AutoplayRetriever(BaseRetriever):
         return self.scope if isinstance(self.scope, tuple) else (self.scope,)
 
     def _ids(self, config: RunnableConfig) -> dict[str, str]:
-        # A retriever around this one passes on its callbacks alone, which hold its call's metadata.
+        # A retriever that wraps this one passes on only its callbacks; they contain the metadata.
         around = getattr(config.get("callbacks"), "metadata", None)
         found: dict[str, str] = {}
         for place in (around, config.get("metadata"), config.get("configurable")):
@@ -153,9 +159,10 @@ class AutoplayRetriever(BaseRetriever):
         if missing := [name for name in self._scopes if name not in conditions]:
             example = ", ".join(f'"{name}": ...' for name in missing)
             raise ConfigurationError(
-                f"this retriever is limited to one {' and one '.join(missing)}, and the call names "
-                f'none: pass config={{"configurable": {{{example}}}}}, or "metadata" in its place to '
-                "a retriever around this one; to search everyone, make one with scope=None"
+                f"this retriever is limited to one {' and one '.join(missing)}, but the call has "
+                f'none: pass config={{"configurable": {{{example}}}}}, or "metadata" instead of '
+                '"configurable" to a retriever that wraps this one; to search all users, make a '
+                "retriever with scope=None"
             )
         return replace(self.filter or Filter(), **conditions)
 

@@ -1,4 +1,4 @@
-"""LangChainStore: the pipeline's way into any LangChain vector store."""
+"""LangChainStore: any LangChain vector store as the store of a pipeline."""
 
 from __future__ import annotations
 
@@ -18,50 +18,51 @@ from autoplay_rag.stores import (
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
+from langchain_autoplay.checks import check_above_0
 from langchain_autoplay.kinds import FilterBuilder, kind_of
 
 __all__ = ["LangChainStore"]
 
-# What databases raise, through SQLAlchemy or plainly, for values they will never take.
+# Errors of databases, with SQLAlchemy or without, for values that they never accept.
 _REJECTIONS = frozenset(("DataError", "IntegrityError"))
-# Ids in one call: SQL has a limit of parameters.
+# Ids in one call: SQL limits the number of parameters.
 _PAGE = 500
 
 
 class LangChainStore(TextStore):
-    """Lets `IngestPipeline` write into a LangChain `VectorStore`, and search it.
+    """Let `IngestPipeline` write to a LangChain `VectorStore`, and search it.
 
-    The vector store embeds; the pipeline keeps batching, retries, journal and ledger. Documents
-    have the chunk's id, text and metadata, and the id once more as `chunk_id`.
+    The vector store embeds. The pipeline batches, retries and keeps journal and ledger. A document has
+    the id, text and metadata of its chunk, and the id also in `metadata["chunk_id"]`.
 
-    Filters are translated for `InMemoryVectorStore`, `Chroma`, `FAISS`, `PGVector` and
-    `PGVectorStore`. For others give `filter_builder`; without it a filtered search raises, it
-    never searches everyone instead. A hit's score is the cosine similarity for those five,
-    where their vectors have length 1; otherwise what the store gives.
+    Filters are translated for `InMemoryVectorStore`, `Chroma`, `FAISS`, `PGVector`,
+    `PGVectorStore` and `QdrantVectorStore`. For others pass `filter_builder`. Without it, a search with
+    a filter raises an error; it never searches all users. For these six stores and vectors of length 1,
+    a hit's score is the cosine similarity; for others it is the score of the store.
 
-    What else it can do depends on the vector store, and `capabilities` says it:
+    `capabilities` lists what else a vector store can do:
 
     - `InMemoryVectorStore`, `FAISS`, `PGVector`: delete, get, scan, update_metadata, drop. A FAISS
-      whose index cannot remove vectors (HNSW) can neither delete nor drop.
-    - `Chroma`: the same, and identity, which stands in the metadata of the collection.
-    - `PGVectorStore` and all others: delete and get, where the class overrides those methods of
-      LangChain's base class.
+      index that cannot remove vectors (HNSW) cannot delete or drop.
+    - `Chroma`: the same, and identity, in the metadata of the collection.
+    - `PGVectorStore`, `QdrantVectorStore` and all others: delete and get, if the class overrides these methods
+      of LangChain's base class.
 
-    Documents that others keep in the same vector store are neither scanned nor dropped.
+    Other documents in the same vector store are not scanned and not dropped.
 
     Attributes:
-        persistent: False for `InMemoryVectorStore`, `FAISS` and a Chroma in memory: a pipeline
-            with a journal fills them again when they start empty. It may be set.
+        persistent: False for `InMemoryVectorStore`, `FAISS`, a Chroma and a Qdrant in memory: if
+            they are empty at the start, a pipeline fills them from its journal. You can set it.
 
     Args:
         vectorstore: Any LangChain vector store that replaces documents with the same id.
-        filter_builder: Makes what the store takes as `filter=` out of an `autoplay_rag.Filter`;
-            its `conditions()` are what has to hold.
-        max_batch: The most documents in one call. Larger ones are faster, and hold up the loop for
-            longer where the vector store does (`langchain-chroma`).
+        filter_builder: Turns an `autoplay_rag.Filter` into the store's `filter=`. The filter's
+            `conditions()` lists the conditions.
+        max_batch: The maximum number of documents in one call. Large batches are faster. They block
+            the loop for longer if the vector store does (`langchain-chroma`).
 
     Raises:
-        ConfigurationError: If it is not a vector store.
+        ConfigurationError: If `vectorstore` is not a vector store, or `max_batch` is not above 0.
 
     Example:
         >>> import asyncio
@@ -90,22 +91,21 @@ class LangChainStore(TextStore):
             raise ConfigurationError(
                 f"LangChainStore takes a LangChain VectorStore, not a {type(vectorstore).__name__}"
             )
-        if not max_batch > 0:
-            raise ConfigurationError(f"max_batch must be above 0, not {max_batch!r}")
+        check_above_0("max_batch", max_batch, whole=True)
         self.max_batch = max_batch
         self._kind = kind_of(vectorstore, filter_builder)
         self.persistent = self._kind.persistent
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What the vector store can do beyond storing and searching."""
+        """The operations beyond storing and searching that the vector store supports."""
         return self._kind.capabilities
 
     def __repr__(self) -> str:
         return f"<LangChainStore of {type(self._kind.store).__name__}>"
 
     async def add(self, chunks: Sequence[Chunk]) -> None:
-        """Embed and store chunks, replacing those with the same id."""
+        """Embed and store chunks; replace those with the same id."""
         if not chunks:
             return
         with _rejections():
@@ -122,7 +122,7 @@ class LangChainStore(TextStore):
             await self._kind.delete(list(ids))
 
     async def get(self, ids: Sequence[str]) -> list[Chunk]:
-        """The chunks with these ids, in any order; unknown ids are left out.
+        """Return the chunks with these ids, in any order; skip unknown ids.
 
         Raises:
             MissingCapabilityError: If the vector store cannot find documents by id.
@@ -136,10 +136,10 @@ class LangChainStore(TextStore):
         ]
 
     def scan(self, page: int = _PAGE) -> AsyncIterator[list[Chunk]]:
-        """All chunks, in pages; documents of others are left out.
+        """Yield all chunks, in pages; skip other documents.
 
         Args:
-            page: The most chunks in one page.
+            page: The maximum number of chunks in a page.
 
         Raises:
             MissingCapabilityError: If the vector store cannot list its documents.
@@ -148,14 +148,14 @@ class LangChainStore(TextStore):
         return self._scan(min(page, _PAGE))
 
     async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
-        """Change metadata without embedding anew; an unknown id is not an error.
+        """Change metadata without embedding again; an unknown id is not an error.
 
         Args:
-            changes: By chunk id, the keys to set, or to remove by None. Other keys stay.
+            changes: For each chunk id the keys to set; None removes a key. Other keys stay.
 
         Raises:
-            MissingCapabilityError: If the vector store cannot do that.
-            StoreRejectedError: If a value is of a type that no store keeps.
+            MissingCapabilityError: If the vector store cannot change metadata.
+            StoreRejectedError: If a value has a type that no store accepts.
         """
         self._need("update_metadata")
         if wanted := checked_changes(changes):
@@ -163,10 +163,10 @@ class LangChainStore(TextStore):
                 await self._kind.update_metadata(wanted)
 
     async def drop(self) -> None:
-        """Delete all chunks and the identity. Documents of others stay.
+        """Delete all chunks and the identity. Other documents stay.
 
-        A Chroma collection with nothing else in it is made anew, for vectors of any dimension:
-        other `Chroma` objects of it have to be opened again.
+        A Chroma collection without other documents is created again, so that it takes vectors of any
+        dimension. Open other `Chroma` objects of this collection again.
 
         Raises:
             MissingCapabilityError: If the vector store cannot list or delete documents.
@@ -178,7 +178,7 @@ class LangChainStore(TextStore):
         await self._kind.reset()
 
     async def identity(self) -> StoreIdentity | None:
-        """The note that `save_identity` left; None if there is none.
+        """Return what `save_identity` saved; None if nothing was.
 
         Raises:
             MissingCapabilityError: If the vector store has no metadata of its own.
@@ -187,7 +187,7 @@ class LangChainStore(TextStore):
         return await self._kind.identity()
 
     async def save_identity(self, identity: StoreIdentity) -> None:
-        """Keep a note beside the documents, where no search finds it.
+        """Save the identity where no search finds it.
 
         Raises:
             MissingCapabilityError: If the vector store has no metadata of its own.
@@ -196,11 +196,11 @@ class LangChainStore(TextStore):
         await self._kind.save_identity(identity)
 
     async def search(self, text: str, k: int, filter: Filter) -> list[Match]:
-        """The `k` best chunks for `text` that pass the filter, best first.
+        """Return the `k` best chunks for `text` that pass the filter, best first.
 
         Raises:
             StoreRejectedError: If `k` is less than 1.
-            UnsupportedFilterError: If there is a filter, and no way known to translate it.
+            UnsupportedFilterError: If the filter cannot be translated for this store.
         """
         if k < 1:
             raise StoreRejectedError(f"k is {k}; a search asks for at least 1 match")
@@ -208,10 +208,10 @@ class LangChainStore(TextStore):
         return [_hit(document, score) for document, score in found]
 
     async def count(self) -> int:
-        """The number of documents stored, those of others included.
+        """Return the number of stored documents, including other documents.
 
         Raises:
-            StoreError: If the vector store has no way to tell.
+            StoreError: If the vector store cannot count.
         """
         return await self._kind.count()
 
@@ -229,7 +229,7 @@ class LangChainStore(TextStore):
 
 
 def _document(chunk: Chunk) -> Document:
-    # PostgreSQL and others refuse text with a NUL in it.
+    # PostgreSQL and others refuse text that contains NUL.
     text = chunk.text.replace("\0", "\ufffd")
     return Document(text, id=chunk.id, metadata={**chunk.metadata, "chunk_id": chunk.id})
 
@@ -241,19 +241,19 @@ def _hit(document: Document, score: float) -> Match:
 
 def _chunk(document: Document) -> Chunk:
     metadata = {name: value for name, value in document.metadata.items() if value is not None}
-    # A database may write an id in a form of its own.
+    # A database may return an id in another form.
     id_ = metadata.pop("chunk_id", document.id)
     return Chunk(str(id_), document.page_content, metadata)
 
 
 @contextmanager
 def _rejections() -> Iterator[None]:
-    """Tell the pipeline what will never pass, where the store's own error does not."""
+    """Turn database errors for values that are never accepted into StoreRejectedError."""
     try:
         yield
     except Exception as error:
         if _REJECTIONS & {cls.__name__ for cls in type(error).__mro__}:
             raise StoreRejectedError(
-                f"the vector store refuses it: {type(error).__name__}"
+                f"the vector store refused a batch: {type(error).__name__}"
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""From the events of runs to questions and answers. Pure."""
+"""Questions and answers from the events of runs. Pure."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, conver
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.prompt_values import PromptValue
 
-__all__ = ["Exchange", "Turns", "answer_of", "question_of"]
+__all__ = ["ID_NAMES", "Exchange", "Turns", "answer_of", "question_of"]
 
+ID_NAMES = ("session_id", "user_id", "conversation_id", "product_id")
+"""The ids in a run's metadata."""
 _QUESTIONS = ("input", "question", "query")
 _ANSWERS = ("output", "answer", "result")
 _MOST_RUNS = 10_000
-"""Runs kept at once; one of which no end is told goes when so many others have begun."""
+"""The maximum number of runs kept; beyond it the oldest is forgotten."""
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 def question_of(inputs: Any) -> str:
-    """What was asked, in a run's input; "" if that cannot be seen.
+    """Find the question in a run's input; "" if there is none.
 
     Example:
         >>> question_of({"messages": [("user", "Where is the export?")]})
@@ -40,7 +42,7 @@ def question_of(inputs: Any) -> str:
 
 
 def answer_of(outputs: Any) -> str:
-    """What was answered, in a run's output; "" if nothing was, or that cannot be seen.
+    """Find the answer in a run's output; "" if there is none.
 
     Example:
         >>> answer_of({"answer": "Under Reports.", "context": []})
@@ -55,7 +57,7 @@ def answer_of(outputs: Any) -> str:
         last = generations[-1]
         return _text(last.message) if isinstance(last, ChatGeneration) else last.text
     if messages := _messages(outputs):
-        # A history that ends otherwise was interrupted; what stands before it answers no more.
+        # If the last message is not from the AI, the run was interrupted: no earlier one is its answer.
         return _text(messages[-1]) if isinstance(messages[-1], AIMessage) else ""
     return _named(outputs, _ANSWERS)
 
@@ -95,10 +97,10 @@ class Exchange:
     """One question and its answer.
 
     Attributes:
-        question: What was asked; "" if that could not be seen.
-        answer: What was answered; never empty.
+        question: The question; "" if it is not known.
+        answer: The answer; never empty.
         tools: The names of the tools used, in order.
-        metadata: That of the run.
+        metadata: The metadata of the run.
     """
 
     question: str
@@ -112,10 +114,17 @@ class _Run:
     question: str
     metadata: Mapping[str, Any]
     tools: list[str] = field(default_factory=list)
+    under_way: int = 1
+    """The number of open runs with this id. Above 1 it is not known which of them ends."""
+    ambiguous: bool = False
+
+
+def _known_by(run: _Run) -> tuple[str, ...]:
+    return (run.question, *(str(run.metadata.get(name)) for name in ID_NAMES))
 
 
 class Turns:
-    """Follows runs from their root: the outermost run it is told of. Safe from any thread.
+    """Track runs by their root, the outermost known run. Thread-safe.
 
     Args:
         question: Finds the question in a run's input.
@@ -132,20 +141,26 @@ class Turns:
     def started(
         self, run: UUID, parent: UUID | None, inputs: Any, metadata: Mapping[str, Any] | None
     ) -> None:
-        """A run has begun."""
+        """Note the start of a run."""
         with self._lock:
             root = self._root_of.get(parent) if parent else None
             _keep(self._root_of, run, root or run)
         if root is None:
-            # The input is read now: whoever gave it may change it.
+            # The input is read now: its owner may change it later.
             begun = _Run(self._question(inputs), metadata or {})
             with self._lock:
-                _keep(self._roots, run, begun)
+                other = self._roots.get(run)
+                if other and (other.ambiguous or _known_by(other) != _known_by(begun)):
+                    # Callers can choose run ids, so two users may have the same one.
+                    other.under_way += 1
+                    other.ambiguous = True
+                else:
+                    _keep(self._roots, run, begun)
 
     def used(self, tool: str | None, run: UUID, parent: UUID | None) -> None:
-        """A tool or a retriever (which has no name here) was used.
+        """Note the use of a tool, or of a retriever (None).
 
-        One that is outermost answers nobody, and so does whatever it calls.
+        An outermost tool or retriever is not a turn, and neither is what it calls.
         """
         with self._lock:
             root = self._root_of.get(parent) if parent else None
@@ -154,27 +169,33 @@ class Turns:
                 self._roots[root].tools.append(tool)
 
     def ended(self, run: UUID, outputs: Any, inputs: Any = None) -> Exchange | None:
-        """A run has ended.
+        """Note the end of a run.
 
         Args:
             run: The run.
-            outputs: What it gave.
-            inputs: What it was given, where that was not known at its begin.
+            outputs: Its output.
+            inputs: Its input, if that was not known at the start.
 
         Returns:
-            The exchange, if the run was a root and has answered.
+            The exchange, if the run was a root and has an answer. None if another run had the same
+            id at the same time: it is not known which of them has answered.
         """
         root = self.dropped(run)
-        if root is None or not (answer := self._answer(outputs)):
+        if root is None or root.ambiguous or not (answer := self._answer(outputs)):
             return None
         question = root.question or self._question(inputs) or self._question(outputs)
         return Exchange(question if question != answer else "", answer, root.tools, root.metadata)
 
     def dropped(self, run: UUID) -> _Run | None:
-        """A run has failed, or is of no more interest."""
+        """Forget a run that failed or is not needed."""
         with self._lock:
             self._root_of.pop(run, None)
-            return self._roots.pop(run, None)
+            root = self._roots.get(run)
+            if root is not None:
+                root.under_way -= 1
+                if not root.under_way:
+                    del self._roots[run]
+            return root
 
 
 def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from autoplay_rag import ActionsPayload, IngestPipeline, LiveSessions, SlimAction
@@ -194,6 +196,15 @@ async def test_a_model_with_fallbacks_is_one_turn(pipeline, make, how, scripted)
     assert [(turn.question, turn.answer) for turn in accepted] == [("Where?", "There.")]
 
 
+@pytest.mark.parametrize("make", [AutoplayCallbackHandler, SyncAutoplayCallbackHandler])
+async def test_a_deep_copy_of_a_config_records_a_run_once(pipeline, make):
+    given = config(make(pipeline))
+    copied = copy.deepcopy(given)
+    await ANSWER.with_config(copied).ainvoke("Where?", given)
+    await asyncio.wait_for(pipeline.live.came.wait(), 10)
+    assert said(pipeline) == [TURN]
+
+
 async def test_documents_in_and_out_are_no_turn_and_no_error(pipeline, caplog):
     chain = RunnableLambda(lambda documents: documents)
     await chain.ainvoke([Document("x")], config(AutoplayCallbackHandler(pipeline)))
@@ -226,6 +237,24 @@ async def test_a_turn_is_not_given_to_anothers_session(pipeline, caplog):
     await ANSWER.ainvoke("Where?", config(AutoplayCallbackHandler(pipeline), user_id="u2"))
     assert said(pipeline) == []
     assert "not that of its session" in caplog.text
+
+
+async def test_a_run_id_given_to_two_people_gives_neither_the_others_answer(pipeline):
+    handler = AutoplayCallbackHandler(pipeline)
+    run_id = uuid4()
+    both = asyncio.Barrier(2)
+
+    async def answer(question: str) -> str:
+        await both.wait()
+        return f"You asked: {question}"
+
+    def ask(question: str, name: str):
+        ids = {**config(handler, session_id=f"s-{name}", user_id=name), "run_id": run_id}
+        return RunnableLambda(answer).ainvoke(question, ids)
+
+    await asyncio.gather(ask("Where?", "ann"), ask("Why?", "bob"))
+    assert pipeline.live.get(session_id="s-ann") is None
+    assert pipeline.live.get(session_id="s-bob") is None
 
 
 async def test_a_chain_that_fails_fails_as_before_and_is_no_turn(pipeline):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import gc
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -191,6 +193,125 @@ async def test_every_call_of_a_run_sees_the_same_and_the_next_run_what_is_new(
     saved = [str(entry) async for entry in agent.aget_state_history(config)]
     assert len(saved) > 4
     assert "recent_user_activity" not in "".join(saved), "no checkpoint has it"
+
+
+THREADS = [{"configurable": {"thread_id": name}} for name in ("t1", "t2")]
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["checkpoints", "no-checkpoints"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        # Numbered anew in each thread: other question, or the same.
+        (("Hello?", "1", THREADS[0]), ("Why?", "1", THREADS[1])),
+        (("Hello?", "1", THREADS[0]), ("Hello?", "1", THREADS[1])),
+        # One thread: another question under the same id, the same question under another.
+        (("Hello?", "msg-0", THREADS[0]), ("Why?", "msg-0", THREADS[0])),
+        (("Hello?", "1", THREADS[0]), ("Hello?", "2", THREADS[0])),
+        # A thread whose id is a number.
+        (("Hello?", "1", {"configurable": {"thread_id": 1}}), ("Hello?", "1", THREADS[1])),
+    ],
+)
+async def test_a_message_id_that_comes_again_is_not_the_same_question(
+    live, scripted, first, second, saved
+):
+    model = scripted("Here.")
+    agent = create_agent(
+        model,
+        middleware=[SessionContextMiddleware(live)],
+        checkpointer=InMemorySaver() if saved else None,
+    )
+    for text, id_, config in (first, second):
+        live.add(clicked(f"Export{len(model.seen)}"))
+        question = {"messages": [HumanMessage(text, id=id_)]}
+        await agent.ainvoke(question, config, context={"user_id": "u1"})
+    assert "Export1" not in context_of(model.seen[0])
+    assert "Export1" in context_of(model.seen[1])
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("ids", [("1", "1"), ("", ""), (None, None), ("0", "0")])
+@pytest.mark.parametrize("mode", ["values", "custom", ["messages", "updates"]], ids=str)
+async def test_without_a_thread_each_run_is_its_own_conversation(live, scripted, sync, ids, mode):
+    model = scripted(CALL, "Here.", CALL, "There.")
+
+    @tool
+    def look_up(thing: str) -> str:
+        """Look something up; something is done meanwhile."""
+        live.add(clicked("Meanwhile"))
+        return thing
+
+    agent = create_agent(model, tools=[look_up], middleware=[SessionContextMiddleware(live)])
+    live.add(clicked("Before"))
+    for id_ in ids:
+        question = {"messages": [HumanMessage("Hello?", id=id_)]}
+        if sync:
+            list(agent.stream(question, context={"user_id": "u1"}, stream_mode=mode))
+        else:
+            async for _ in agent.astream(question, context={"user_id": "u1"}, stream_mode=mode):
+                pass
+    shown = [context_of(messages) for messages in model.seen]
+    assert "Before" in shown[0]
+    assert "Meanwhile" not in shown[0]
+    assert "Meanwhile" in shown[2]
+    assert (shown[0], shown[2]) == (shown[1], shown[3]), "one text for all calls of a run"
+
+
+async def test_a_run_that_is_resumed_sees_what_it_saw_before(live, scripted):
+    """The wait for a person's yes is part of the same answer."""
+    from langgraph.types import Command, interrupt
+
+    @tool
+    def ask() -> str:
+        """Ask a person."""
+        return str(interrupt("May I?"))
+
+    model = scripted(
+        AIMessage("", tool_calls=[{"name": "ask", "args": {}, "id": "call1"}]), "Done."
+    )
+    agent = create_agent(
+        model,
+        tools=[ask],
+        middleware=[SessionContextMiddleware(live)],
+        checkpointer=InMemorySaver(),
+    )
+    live.add(clicked("Export"))
+    question = {"messages": [HumanMessage("Delete it?", id="1")]}
+    await agent.ainvoke(question, THREADS[0], context={"user_id": "u1"})
+    live.add(clicked("Meanwhile"))
+    await agent.ainvoke(Command(resume="yes"), THREADS[0], context={"user_id": "u1"})
+    before, after = (context_of(messages) for messages in model.seen)
+    assert "Export" in before
+    assert before == after
+
+
+@pytest.mark.parametrize("ids", [None, lambda runtime: {"user_id": runtime.context["user_id"]}])
+async def test_a_deep_copy_knows_what_was_shown_and_sees_what_comes_later(live, scripted, ids):
+    middleware = SessionContextMiddleware(live, max_actions=1, ids=ids)
+    copied, again = copy.deepcopy([middleware, middleware])
+    assert copied is again
+    assert copied is not middleware
+    shown = []
+    for number, one in enumerate((middleware, copied, copied)):
+        live.add(clicked(f"Item{number}"))
+        id_ = "1" if number < 2 else "2"
+        request = Request([HumanMessage("Where?", id=id_)], {"user_id": "u1"})
+        one.wrap_model_call(request, lambda seen: seen)
+        shown.append(context_of(request.messages))
+    assert "clicked Item0" in shown[0]
+    assert shown[1] == shown[0]
+    assert "clicked Item2" in shown[2]
+    assert "Item1" not in shown[2]
+
+
+def test_runs_that_ended_are_not_kept(live, scripted):
+    middleware = SessionContextMiddleware(live)
+    live.add(clicked("Export"))
+    agent = create_agent(scripted("Here."), middleware=[middleware])
+    for _ in range(5):
+        agent.invoke(ASKED, context={"user_id": "u1"})
+    gc.collect()
+    assert len(middleware._runs._numbers) == 0
 
 
 async def test_it_looks_back_as_far_as_asked_and_no_longer(live, scripted, clock):

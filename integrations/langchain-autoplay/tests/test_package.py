@@ -69,3 +69,18 @@ def test_the_check_sees_imports_at_every_depth():
         ("autoplay_rag.content.render", "b"),
     ]
     assert sum(len(list(core_imports(path.read_text()))) for path in SOURCES) > 20
+
+
+CONSTRAINTS = ROOT.parents[1] / "constraints.txt"
+
+
+@pytest.mark.skipif(
+    not CONSTRAINTS.exists(), reason="the pins are in the repository, not in the package's archive"
+)
+@pytest.mark.parametrize("name", ["langchain-core", "langchain"])
+def test_the_readme_names_the_versions_that_were_tried(name):
+    """From the oldest that is allowed to the one that is pinned."""
+    [oldest] = set(re.findall(rf'"{name}>=(\d+\.\d+),<2"', (ROOT / "pyproject.toml").read_text()))
+    [pinned] = re.findall(rf"^{name}==(\d+\.\d+)", CONSTRAINTS.read_text(), re.MULTILINE)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{name} {oldest} to {pinned}" in readme

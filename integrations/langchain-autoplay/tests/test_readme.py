@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import types
 from pathlib import Path
@@ -46,7 +47,28 @@ async def test_each_block_runs(title, names, capsys):
         with TestClient(app):
             assert app.state.pipeline.health.state == "ok"
     else:
-        assert len(capsys.readouterr().out) > 10
+        printed = capsys.readouterr().out
+        assert len(printed) > 10
+        assert "None" not in printed
+
+
+@pytest.fixture
+def anonymous(tmp_path) -> Path:
+    """The visits of the samples that have no session; the first of all have one."""
+    recording = tmp_path / "anonymous.jsonl"
+    lines = Path(samples()).read_text().splitlines(keepends=True)
+    recording.write_text("".join(line for line in lines if not json.loads(line).get("session_id")))
+    return recording
+
+
+async def test_a_visit_without_a_session_is_printed_as_anonymous(names, anonymous, capsys):
+    code = BLOCKS["Load the stream in a chain"].replace(
+        "AutoplayLoader(URL,", "AutoplayLoader.from_recording(RECORDING,"
+    )
+    await run(code, {**names, "RECORDING": anonymous})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 3
+    assert all(line.startswith("anonymous: Under") for line in printed)
 
 
 def test_there_are_the_blocks_that_newcomers_look_for():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from uuid import uuid4
 
 import pytest
@@ -55,6 +56,18 @@ class TestStandard(RetrieversIntegrationTests):
 
 def whose(documents: list[Document]) -> set[str]:
     return {document.metadata["user_id"] for document in documents}
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, copy.copy, lambda retriever: retriever.model_copy(deep=True)]
+)
+async def test_a_copy_searches_the_same_pipeline(pipeline, copied):
+    retriever = AutoplayRetriever(pipeline, scope="user_id", k=2, filter=Filter(kind="actions"))
+    other = copied(retriever)
+    assert other is not retriever
+    assert (other.scope, other.k, other.filter) == ("user_id", 2, Filter(kind="actions"))
+    config = {"configurable": {"user_id": "bob"}}
+    assert await other.ainvoke("Export", config) == await retriever.ainvoke("Export", config)
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,7 @@ async def test_what_cannot_be_filtered_is_not_searched(embeddings):
         await store.search("one", 1, Filter(user_id="u1"))
     assert vectorstore.filters == []
     assert ids(await store.search("one", 1, ALL)) == ["a"]
-    with pytest.raises(StoreError, match="Unknown cannot say"):
+    with pytest.raises(StoreError, match="Unknown cannot count its documents"):
         await store.count()
 
 

@@ -130,3 +130,38 @@ def test_runs_of_which_no_end_is_told_do_not_fill_the_memory(monkeypatch):
         found.started(root, None, "Where?", None)
         found.used("search", uuid4(), root)
     assert len(found._roots) == len(found._root_of) == 5
+
+
+ANN = ("Where?", {"session_id": "s1", "user_id": "ann"})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("Why?", {"session_id": "s2", "user_id": "bob"}),
+        ("Where?", {"session_id": "s2", "user_id": "ann"}),
+        ("Where?", {"session_id": "s1", "user_id": "bob"}),
+        ("Where?", {"session_id": "s1"}),
+        ("Why?", {"session_id": "s1", "user_id": "ann"}),
+    ],
+)
+def test_two_runs_under_one_id_at_a_time_mix_nothing_of_two_people(other):
+    found = Turns(question_of, answer_of)
+    run = uuid4()
+    for question, ids in (ANN, other):
+        found.started(run, None, question, ids)
+    assert found.ended(run, "An answer to one of them.") is None
+    found.started(run, None, *ANN)  # before the other of the two has ended
+    assert [found.ended(run, "There."), found.ended(run, "Elsewhere.")] == [None, None]
+    assert not found._roots
+    found.started(run, None, *ANN)
+    exchange = found.ended(run, "There.")
+    assert (exchange.question, exchange.metadata["user_id"]) == ("Where?", "ann")
+
+
+def test_a_handler_that_is_told_twice_of_a_run_records_it_once():
+    found = Turns(question_of, answer_of)
+    run = uuid4()
+    found.started(run, None, *ANN)
+    found.started(run, None, *ANN)
+    assert [bool(found.ended(run, "There.")) for _ in range(2)] == [True, False]

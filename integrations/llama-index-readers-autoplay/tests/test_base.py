@@ -70,7 +70,7 @@ def test_what_is_given_by_position_is_refused_not_passed_over(record, make_paylo
         lambda *args: asyncio.run(_aload(reader, *args)),
         lambda *args: asyncio.run(anext(reader.alazy_load_data(*args))),
     ):
-        with pytest.raises(TypeError, match="takes limits alone, by name"):
+        with pytest.raises(TypeError, match="take only limits, by name"):
             load("other.jsonl", 3)
 
 

@@ -38,7 +38,7 @@ class TestSimple(VectorStoreContract):
 
     async def test_a_zero_vector_is_similar_to_nothing(self, store):
         """`SimpleVectorStore` divides by a vector's length: zeros would break every search."""
-        with pytest.raises(StoreRejectedError, match="'zero' holds zeros"):
+        with pytest.raises(StoreRejectedError, match="'zero' holds only zeros"):
             await store.upsert([Chunk("zero", "zero", {})], [[0.0, 0.0, 0.0]])
         await store.upsert([Chunk("a", "a", {})], [[1.0, 0.0, 0.0]])
         assert await store.query([0.0, 0.0, 0.0], 2, Filter()) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -139,6 +140,46 @@ async def test_its_bounds_hold(live, do):
     lines = (await SessionContextBlock(live, session_id="s1", max_chars=100).aget()).split("\n")[1:]
     assert 0 < len("\n".join(lines)) <= 100
     assert "item 49" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda block: block.model_copy(),
+        lambda block: block.model_copy(deep=True),
+        lambda block: copy.deepcopy({"blocks": [block]})["blocks"][0],
+        lambda block: copy.deepcopy(copy.deepcopy(block)),
+    ],
+)
+async def test_a_copy_sees_what_comes_later(live, do, copied):
+    block = SessionContextBlock(live, user_id="u1", max_actions=7)
+    other = copied(block)
+    assert other is not block
+    assert (other.user_id, other.max_actions) == ("u1", 7)
+    do("clicked Export")
+    assert "clicked Export" in await other.aget()
+    assert await other.aget() == await block.aget()
+    other.max_actions = 1
+    assert block.max_actions == 7
+
+
+async def test_two_blocks_of_one_copy_share_what_they_shared(live, do):
+    blocks = [SessionContextBlock(live, user_id=name) for name in ("u1", "u2")]
+    one, two, again = copy.deepcopy([*blocks, blocks[0]])
+    assert again is one
+    do("clicked Export", user_id="u1")
+    do("clicked Delete", session_id="s2", user_id="u2")
+    assert "Export" in await one.aget()
+    assert "Delete" in await two.aget()
+
+
+async def test_a_memory_with_a_block_can_be_copied(live, do, memory_with):
+    memory = memory_with(SessionContextBlock(live, user_id="u1"), insert_method=InsertMethod.USER)
+    other = copy.deepcopy(memory.memory_blocks)
+    do("clicked Export")
+    assert "clicked Export" in await other[0].aget()
 
 
 @pytest.mark.parametrize("method", [InsertMethod.SYSTEM, InsertMethod.USER])

@@ -106,3 +106,18 @@ def test_the_metadata_llamahub_asks_for():
     hub = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["llamahub"]
     assert hub["import_path"] == "llama_index.readers.autoplay"
     assert all(hasattr(package, name) for name in hub["class_authors"])
+
+
+CONSTRAINTS = ROOT.parents[1] / "constraints.txt"
+
+
+@pytest.mark.skipif(
+    not CONSTRAINTS.exists(), reason="the pins are in the repository, not in the package's archive"
+)
+def test_the_readme_names_the_versions_that_were_tried():
+    """From the oldest that is allowed to the one that is pinned."""
+    name = "llama-index-core"
+    [oldest] = re.findall(rf'"{name}>=(\d+\.\d+),', (ROOT / "pyproject.toml").read_text())
+    [pinned] = re.findall(rf"^{name}==(\d+\.\d+)", CONSTRAINTS.read_text(), re.MULTILINE)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{name} {oldest} to {pinned}" in readme

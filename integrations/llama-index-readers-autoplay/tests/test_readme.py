@@ -42,6 +42,7 @@ async def test_all_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert {hit.metadata["user_id"] for hit in names["hits"]} == {"u_030"}
     printed = capsys.readouterr().out
     assert "visits, each as one document" in printed
+    assert "None" not in printed
     # The model answers with what it was asked: the block stands before the question.
     block = "<recent_user_activity>", "</recent_user_activity>", "</memory>"
     assert all(tag in printed for tag in block)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import threading
 from types import SimpleNamespace
@@ -54,6 +55,10 @@ async def test_scores_are_cosines_however_chroma_compares(space: str):
     await store.upsert([chunk("both"), chunk("west")], [[5.0, 5.0, 0.0], WEST])
     hits = await store.query(EAST, 2, ALL)
     assert [hit.score for hit in hits] == pytest.approx([math.sqrt(0.5), -1], abs=1e-5)
+
+
+async def test_a_deep_copy_is_the_same_store(store: LlamaIndexStore):
+    assert copy.deepcopy({"store": store})["store"] is store
 
 
 async def test_a_hit_has_all_that_was_stored(store: LlamaIndexStore):

@@ -1,4 +1,4 @@
-"""What the adapter does with any LangChain vector store, and what each kind does its own way."""
+"""The calls to a LangChain vector store; each kind overrides those that differ."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from langchain_core.vectorstores import VectorStore
 __all__ = ["FilterBuilder", "Kind", "Scored", "changed"]
 
 FilterBuilder: TypeAlias = Callable[[Filter], Any]
-"""Makes what a store takes as `filter=`; None for no filter."""
+"""Turns a filter into the store's `filter=`; None for no filter."""
 
 Scored: TypeAlias = list[tuple[Document, float]]
 
 
 class Kind:
-    """Any store, by what LangChain's base class promises: its score is taken as a similarity.
+    """Any store, used through LangChain's base class. Its score is taken as a similarity.
 
-    It can delete and get documents if the store overrides those methods of the base class. Of the
-    methods below, `LangChainStore` calls none that `capabilities` does not name.
+    It can delete and get documents if the store overrides these methods of the base class.
+    `LangChainStore` calls only methods that `capabilities` names.
 
     Attributes:
         store: The vector store.
-        capabilities: What the store can do beyond storing and searching.
-        persistent: Whether its documents outlive the process. False only where they surely do
-            not and `count` can tell that the store is empty.
+        capabilities: The operations beyond storing and searching.
+        persistent: Whether documents survive the process. False only if they certainly do not, and
+            `count` works.
 
     Args:
         store: The vector store.
-        filter_builder: The user's own translation of filters.
+        filter_builder: The user's translation of filters.
     """
 
     persistent: bool = True
@@ -46,7 +46,7 @@ class Kind:
         self.capabilities = self._find_capabilities()
 
     async def add(self, documents: list[Document]) -> None:
-        """Embed and store documents, replacing those with the same ids."""
+        """Embed and store documents; replace those with the same ids."""
         await self.store.aadd_documents(documents, ids=[document.id for document in documents])
 
     async def delete(self, ids: list[str]) -> None:
@@ -54,40 +54,40 @@ class Kind:
         await self.store.adelete(ids)
 
     async def search(self, text: str, k: int, filter: Filter) -> Scored:
-        """The `k` nearest documents that pass the filter, with their cosine similarities."""
+        """Return the `k` nearest documents that pass the filter, with their cosine similarities."""
         found = await self._found(text, k, **self._filtered(filter))
         return [(document, self.similarity(score)) for document, score in found]
 
     async def count(self) -> int:
-        """The number of documents stored."""
-        raise StoreError(f"a {type(self.store).__name__} cannot say how many documents it holds")
+        """Return the number of stored documents."""
+        raise StoreError(f"a {type(self.store).__name__} cannot count its documents")
 
     async def get(self, ids: list[str]) -> list[Document]:
-        """The documents with these ids, which are all different; unknown ids are left out."""
+        """Return the documents with these ids, which are all different; skip unknown ids."""
         found: list[Document] = await self.store.aget_by_ids(ids)
         return found
 
     async def ids(self) -> list[str]:
-        """The ids of all documents, for a scan."""
+        """Return the ids of all documents, for a scan."""
         raise NotImplementedError
 
     async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
-        """Change metadata without embedding anew; an unknown id is not an error."""
+        """Change metadata without embedding again; an unknown id is not an error."""
         raise NotImplementedError
 
     async def identity(self) -> StoreIdentity | None:
-        """The note that `save_identity` left; None if there is none."""
+        """Return what `save_identity` saved; None if nothing was."""
         raise NotImplementedError
 
     async def save_identity(self, identity: StoreIdentity) -> None:
-        """Keep a note in the store itself, where no search finds it."""
+        """Save the identity in the store, where no search finds it."""
         raise NotImplementedError
 
     async def reset(self) -> None:
-        """Forget the identity, and the dimension if nothing is stored."""
+        """Delete the identity, and the dimension if nothing is stored."""
 
     def similarity(self, score: float) -> float:
-        """The cosine similarity that the store's own score means."""
+        """Return the cosine similarity for a score of the store."""
         return score
 
     def _find_capabilities(self) -> frozenset[Capability]:
@@ -99,7 +99,7 @@ class Kind:
         return frozenset(found)
 
     def _overrides(self, *names: str) -> bool:
-        """Whether the store has an implementation of its own for one of these methods."""
+        """Whether the store implements one of these methods itself."""
         cls = type(self.store)
         return any(getattr(cls, name) is not getattr(VectorStore, name) for name in names)
 
@@ -112,14 +112,14 @@ class Kind:
             return {}
         if self.translate is None:
             raise UnsupportedFilterError(
-                f"how a {type(self.store).__name__} filters is not known here: give LangChainStore "
-                "a filter_builder, which makes what the store takes as filter="
+                f"how {type(self.store).__name__} filters is not known: pass "
+                "filter_builder= to LangChainStore"
             )
         return {"filter": self.translate(filter)}
 
 
 def changed(metadata: Mapping[str, Any] | None, changes: Changes) -> dict[str, Any]:
-    """A copy of metadata with changes made; a key that is set to None is removed.
+    """Return a copy of metadata with the changes; None removes a key.
 
     Example:
         >>> changed({"kind": "actions", "email": "a@b.example"}, {"user_id": "u1", "email": None})

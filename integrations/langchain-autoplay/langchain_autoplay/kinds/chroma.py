@@ -23,9 +23,9 @@ _STORE_ID, _JOURNAL_ID, _BATCH = "autoplay_store_id", "autoplay_journal_id", "au
 
 
 class Chroma(Kind):
-    """`langchain_chroma.Chroma`. It works in a thread, and still holds Python's lock.
+    """`langchain_chroma.Chroma`. It runs in a thread, but holds Python's lock while it works.
 
-    The identity stands in the metadata of the collection, beside what its owner put there.
+    The identity is in the metadata of the collection, beside the owner's own.
     """
 
     translate = staticmethod(operators)
@@ -35,7 +35,7 @@ class Chroma(Kind):
         self.persistent = not _is_ephemeral(self._collection)
 
     async def add(self, documents: list[Document]) -> None:
-        """As in `Kind`. Chroma merges metadata: what is unknown now has to be removed by a None."""
+        """As in `Kind`. Chroma merges metadata, so missing keys are removed by None."""
         nothing = dict.fromkeys(_METADATA)
         await super().add(
             [

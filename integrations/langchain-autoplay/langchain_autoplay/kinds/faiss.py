@@ -20,10 +20,10 @@ __all__ = ["Faiss"]
 
 
 class Faiss(Kind):
-    """`FAISS` of `langchain_community`: a plain index, which two threads must not touch at once.
+    """`FAISS` of `langchain_community`. Two threads must not use the index at the same time.
 
-    It is not persistent: what its owner saves with `save_local` is there when it is loaded again,
-    and one that starts empty has lost what a journal says it holds.
+    It is not persistent: an index that is empty at the start has lost what the journal lists. An index
+    that was saved with `save_local` and loaded is not empty.
     """
 
     persistent = False
@@ -34,16 +34,18 @@ class Faiss(Kind):
         self._lock = threading.Lock()
 
     async def add(self, documents: list[Document]) -> None:
-        """As in `Kind`. Known ids are deleted first, for FAISS would keep both; vectors before that."""
+        """As in `Kind`. Embeds, then deletes known ids, because FAISS would keep both, then adds."""
         embeddings: Embeddings | None = self.store.embeddings
         if embeddings is None:
-            raise StoreError("this FAISS was made with a plain function; give it an Embeddings")
+            raise StoreError(
+                "this FAISS was made with a plain function: make it with an Embeddings"
+            )
         texts = [document.page_content for document in documents]
         vectors = await embeddings.aembed_documents(texts)
         await asyncio.to_thread(self._replace, documents, vectors)
 
     async def delete(self, ids: list[str]) -> None:
-        """As in `Kind`; FAISS itself refuses ids that it does not know."""
+        """As in `Kind`; Skips unknown ids, which FAISS refuses."""
         await asyncio.to_thread(self._delete, ids)
 
     async def count(self) -> int:
@@ -59,11 +61,11 @@ class Faiss(Kind):
         return await asyncio.to_thread(self._ids)
 
     async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
-        """As in `Kind`; the docstore has the metadata, and hands out the document that it keeps."""
+        """As in `Kind`; changes the documents in the docstore."""
         await asyncio.to_thread(self._update_metadata, changes)
 
     def similarity(self, score: float) -> float:
-        """FAISS gives the squared Euclidean distance, or the inner product."""
+        """Convert the squared Euclidean distance; the inner product stays."""
         inner_product = self.store.index.metric_type == 0
         return float(score if inner_product else 1 - score / 2)
 
@@ -76,7 +78,7 @@ class Faiss(Kind):
         return frozenset(found)
 
     def _can_remove(self) -> bool:
-        """Whether the index can remove vectors: graph indexes (HNSW) cannot, and say so when asked."""
+        """Whether the index can remove vectors; graph indexes (HNSW) raise an error."""
         import numpy as np  # FAISS comes with it
 
         try:
@@ -87,7 +89,9 @@ class Faiss(Kind):
 
     async def _found(self, text: str, k: int, **options: Any) -> Scored:
         if (embeddings := self.store.embeddings) is None:
-            raise StoreError("this FAISS was made with a plain function; give it an Embeddings")
+            raise StoreError(
+                "this FAISS was made with a plain function: make it with an Embeddings"
+            )
         vector = await embeddings.aembed_query(text)
         return await asyncio.to_thread(self._nearest, vector, k, options)
 
@@ -96,7 +100,7 @@ class Faiss(Kind):
             total = len(self.store.index_to_docstore_id)
             if not total:
                 return []
-            # It filters what it has fetched: with fewer it would miss some that pass.
+            # FAISS filters after it has fetched: fewer would miss documents that pass.
             found: Scored = self.store.similarity_search_with_score_by_vector(
                 vector, k=k, fetch_k=total, **options
             )
@@ -136,6 +140,6 @@ class Faiss(Kind):
                 document.metadata = changed(document.metadata, changes[id_])
 
     def _documents(self, ids: Sequence[str]) -> dict[str, Document]:
-        # A docstore answers with a message where it does not know an id.
+        # For an unknown id a docstore returns a message.
         found = {id_: self.store.docstore.search(id_) for id_ in ids}
         return {id_: document for id_, document in found.items() if isinstance(document, Document)}

@@ -27,7 +27,7 @@ class InMemory(Kind):
         return list(self.store.store)
 
     async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
-        """As in `Kind`. Documents that were handed out share the old metadata, so it is copied."""
+        """As in `Kind`. Copies the metadata, because returned documents share it."""
         for id_, new in changes.items():
             if entry := self.store.store.get(id_):
                 entry["metadata"] = changed(entry["metadata"], new)

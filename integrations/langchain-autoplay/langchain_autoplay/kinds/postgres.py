@@ -18,15 +18,15 @@ T = TypeVar("T")
 
 
 class PGVectorStore(Kind):
-    """`PGVectorStore` of `langchain_postgres`: it deletes and gets as the base class says.
+    """`PGVectorStore` of `langchain_postgres`. Deletes and gets through LangChain's base class.
 
-    Its table's columns are its owner's to choose, so it is neither scanned nor updated here.
+    Its owner chooses the columns of the table, so scan and update_metadata are not supported.
     """
 
     translate = staticmethod(operators)
 
     def similarity(self, score: float) -> float:
-        """Postgres gives distances: of the cosine, the plain Euclidean, the negative product."""
+        """Convert the cosine distance, the Euclidean distance or the negative inner product."""
         strategy = getattr(self.store, "_distance_strategy", None)
         name = str(getattr(strategy, "value", "cosine")).lower()
         if "l2" in name or "euclid" in name:
@@ -37,8 +37,7 @@ class PGVectorStore(Kind):
 class PGVector(PGVectorStore):
     """`PGVector` of `langchain_postgres`.
 
-    Without `async_mode` it has only its sync methods; with it, it belongs to one event loop, as its
-    engine does.
+    Without `async_mode` only its sync methods work. With it, it belongs to the event loop of its engine.
     """
 
     async def add(self, documents: list[Document]) -> None:
@@ -79,7 +78,7 @@ class PGVector(PGVectorStore):
         table = self.store.EmbeddingStore
 
         def update(session: Any, rows: Callable[[Any], Any]) -> None:
-            # Always in the same order, so that two of these cannot lock each other out.
+            # Rows are locked in one order, so that two updates cannot deadlock.
             found = rows(session).filter(table.id.in_(list(changes))).order_by(table.id)
             for row in found.with_for_update():
                 row.cmetadata = changed(row.cmetadata, changes[row.id])

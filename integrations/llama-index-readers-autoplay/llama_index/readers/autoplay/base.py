@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
-from contextlib import aclosing, closing
+from contextlib import AbstractContextManager, aclosing, closing
 from typing import Any, Self
 
 from autoplay_rag import Payload, Render
@@ -23,52 +23,54 @@ from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document
 
 from llama_index.readers.autoplay.nodes import make_document
+from llama_index.readers.autoplay.progress import Counted, shown_progress
 
 __all__ = ["AutoplayReader"]
 
 _SERIALISED = ("is_remote", "source_options", "left_out")
-"""Fields that follow from arguments; `from_dict` gives them back."""
+"""Fields that are set from arguments; `from_dict` returns them."""
 
 
 class AutoplayReader(BasePydanticReader):
-    """Gives what users of a web app are doing as documents.
+    """Read what users of a web app are doing, as documents.
 
-    A live stream never ends: the lazy methods give documents as they come, for ever where no
-    limit is set; `load_data` and `aload_data` need a limit, here or among their arguments. The
-    connector sends no history, only what users do while somebody listens.
+    A live stream never ends. The lazy methods yield documents as they arrive, forever if there is no
+    limit; `load_data` and `aload_data` need a limit, here or as an argument. The connector sends no
+    history, only what users do while you listen.
 
-    A document's id follows from what is in it: the same payloads give the same id, so that
-    LlamaIndex's docstores know what was ingested before. Its metadata is flat (`session_id`,
-    `user_id`, `product_id`, `kind`, `started_at`, ...): to be filtered by, not to be read. None
-    of it is embedded or shown to a model, unless you change `excluded_embed_metadata_keys` or
-    `excluded_llm_metadata_keys` of a document.
+    A document's id is derived from its content: the same payloads give the same id, so that docstores
+    recognise them. The metadata is flat (`session_id`, `user_id`, `product_id`, `kind`, `started_at`,
+    ...) and is for filters. It is not embedded and not shown to a model, unless you change
+    `excluded_embed_metadata_keys` or `excluded_llm_metadata_keys` of a document.
 
-    What it was made with cannot be changed: make another one. Neither the token nor a function is
-    ever part of `to_dict()`. `from_dict()` takes the token
-    from the environment, or as an argument, and asks for functions again: what one removed
-    must not come back because it was forgotten.
+    Arguments cannot be changed later: make another reader. `to_dict()` contains neither the token nor
+    functions. `from_dict()` takes the token from the environment or as an argument, and needs the
+    functions again, so that redacted data stays redacted.
 
     Args:
-        url: The whole address of the stream, `https://.../stream/{product_id}`.
-        token: The product's token; by default what `AUTOPLAY_APP_UNKEY_TOKEN` holds.
-        recording: A file of JSON Lines to read instead of a stream; see `from_recording`.
-        max_documents: Documents to give.
-        max_seconds: Seconds to listen.
-        idle_seconds: Seconds without an event after which nothing more is awaited.
-        group_by: "payload" gives each payload at once. "session" gives a session's payloads as
+        url: The full address of the stream, `https://.../stream/{product_id}`.
+        token: The product's token; by default the value of `AUTOPLAY_APP_UNKEY_TOKEN`.
+        recording: A JSON Lines file to read instead of a stream; see `from_recording`.
+        max_documents: End after this number of documents.
+        max_seconds: End after this number of seconds.
+        idle_seconds: End after this number of seconds without an event.
+        group_by: "payload" yields each payload at once. "session" yields the payloads of a session as
             one document: on its summary, when it is idle, or at the end.
-        session_idle_seconds: Seconds of silence after which a session is given.
-        include: The kinds of payload to give: "actions", "summary", "chat".
-        max_chars: The most characters of one document; longer texts come in pieces.
-        redact: Gives a payload as it may be kept, a changed copy.
-        render: Makes the text from payloads of one session; the pipeline's own if None.
-        include_email: Whether addresses stand in the metadata.
-        source_options: For a stream: `max_pending`, the most payloads that wait for a slow
-            consumer (10,000; then the oldest go, which is counted in `dropped`), `on_drop`, called
-            with each payload given up and the total, and what else `AsyncConnectorClient` takes.
+        session_idle_seconds: Seconds without an event after which a session is yielded.
+        include: The kinds of payload to read: "actions", "summary", "chat".
+        max_chars: The maximum length of a document; longer texts are split.
+        redact: Returns a changed copy of a payload, without what must not be kept.
+        render: Makes the text from payloads of one session; None uses the text of the pipeline.
+        include_email: Whether the metadata contains email addresses.
+        progress: Whether `load_data()` and `aload_data()` show the number of documents on standard
+            error. None shows it in a terminal and in a notebook only.
+        source_options: For a stream: `max_pending`, the maximum number of payloads that wait for a
+            slow consumer (10,000; beyond it the oldest are dropped and counted in `dropped`),
+            `on_drop`, called with each dropped payload and the total, and other arguments of
+            `AsyncConnectorClient`.
 
     Raises:
-        ConfigurationError: If an argument can never work.
+        ConfigurationError: If an argument is invalid.
 
     Example:
         >>> reader = AutoplayReader("https://connector.example/stream/acme", "uk_live_...")
@@ -93,6 +95,7 @@ class AutoplayReader(BasePydanticReader):
     include: tuple[str, ...] = Field(default=(), description="The kinds of payload to give.")
     max_chars: int = Field(default=2000, description="The most characters of one document.")
     include_email: bool = Field(default=False, description="Whether metadata has addresses.")
+    progress: bool | None = Field(default=None, description="Whether loads say how far they are.")
     source_options: dict[str, Any] = Field(
         default_factory=dict, description="What else a connector's client was told."
     )
@@ -104,6 +107,7 @@ class AutoplayReader(BasePydanticReader):
     _render: Render | None = PrivateAttr()
     _source: LiveSource | RecordingSource = PrivateAttr()
     _loader: PayloadLoader = PrivateAttr()
+    _texts: Counted[LoadedText] = PrivateAttr()
 
     def __init__(
         self,
@@ -121,6 +125,7 @@ class AutoplayReader(BasePydanticReader):
         redact: Callable[[Any], Payload] | None = None,
         render: Render | None = None,
         include_email: bool = False,
+        progress: bool | None = None,
         **source_options: Any,
     ) -> None:
         serialised = {name: source_options.pop(name, None) for name in _SERIALISED}
@@ -148,6 +153,7 @@ class AutoplayReader(BasePydanticReader):
         limits = Limits(
             max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
         )
+        texts = Counted(LoadedText)
         loader = PayloadLoader(
             source,
             limits=limits,
@@ -158,6 +164,7 @@ class AutoplayReader(BasePydanticReader):
             redact=redact,
             render=render,
             include_email=include_email,
+            make=texts,
         )
         fields: dict[str, Any] = {
             "url": url,
@@ -171,6 +178,7 @@ class AutoplayReader(BasePydanticReader):
             "include": kinds,
             "max_chars": max_chars,
             "include_email": include_email,
+            "progress": progress,
             "source_options": {n: v for n, v in source_options.items() if n not in left_out},
             "left_out": left_out,
         }
@@ -179,20 +187,21 @@ class AutoplayReader(BasePydanticReader):
         self._render = render
         self._source = source
         self._loader = loader
+        self._texts = texts
 
     @classmethod
     def from_recording(cls, path: str | os.PathLike[str], **options: Any) -> Self:
-        """Read a file of JSON Lines, an event a line, instead of a stream.
+        """Make a reader of a JSON Lines file, with one event per line.
 
         Args:
             path: The file.
-            options: What the constructor takes, but for url and token.
+            options: The arguments of the class, except url and token.
         """
         return cls(recording=path, **options)
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which LlamaIndex serialises this."""
+        """Return the name under which LlamaIndex serialises this class."""
         return "AutoplayReader"
 
     def __repr__(self) -> str:
@@ -201,13 +210,13 @@ class AutoplayReader(BasePydanticReader):
     __str__ = __repr__
 
     def __reduce__(self) -> Any:
-        # Functions are pickled by their names; what has none is an error, not left out silently.
+        # Functions are pickled by name; a function without a name is an error.
         functions = {"redact": self._redact, "render": self._render}
         return _restore, (type(self), self.to_dict(), functions)
 
     @property
     def dropped(self) -> int:
-        """How many payloads were given up because a consumer was slow."""
+        """The number of payloads dropped because a consumer was slow."""
         return self._loader.dropped
 
     @property
@@ -216,7 +225,7 @@ class AutoplayReader(BasePydanticReader):
         return self._source
 
     def pipeline_options(self) -> dict[str, Any]:
-        """What this reader's arguments are called by `IngestPipeline`."""
+        """Return the arguments of this reader as arguments of `IngestPipeline`."""
         options: dict[str, Any] = {
             "select": self._wants,
             "redact": self._redact,
@@ -229,20 +238,20 @@ class AutoplayReader(BasePydanticReader):
         return payload.kind in self.include
 
     def lazy_load_data(self, *args: Any, **limits: Any) -> Iterator[Document]:
-        """Documents as they come; for ever where no limit is set.
+        """Yield documents as they arrive; forever if there is no limit.
 
-        It works in plain code and inside a running event loop, from any thread. The connection
-        is closed when the iterator ends, is closed or is no longer referred to.
+        It works in any thread, inside a running event loop or not. The connection closes when the
+        iterator ends, is closed or is garbage collected.
 
         Args:
-            args: None; the signature is LlamaIndex's.
-            limits: `max_documents`, `max_seconds` or `idle_seconds`, in place of the reader's.
+            args: Not accepted; the signature is that of LlamaIndex.
+            limits: `max_documents`, `max_seconds` or `idle_seconds`, instead of the reader's.
 
         Yields:
-            Documents, in the order their payloads came.
+            Documents, in the order of their payloads.
 
         Raises:
-            ConnectorError: One of its kinds, if the connector refuses for good.
+            ConnectorError: A subclass of it, if the connector refuses permanently.
             OSError: If a recording cannot be read.
         """
         with closing(self._loader.iterate(self._limits(*args, **limits))) as texts:
@@ -254,10 +263,10 @@ class AutoplayReader(BasePydanticReader):
         *args: Any,
         **limits: Any,
     ) -> AsyncGenerator[Document, None]:
-        """As `lazy_load_data`, an asynchronous generator.
+        """Yield documents as `lazy_load_data` does, as an async generator.
 
-        Leaving the loop early closes the connection when the generator is closed;
-        `contextlib.aclosing` does that at once.
+        If you leave the loop early, the connection closes when the generator is closed.
+        `contextlib.aclosing` closes it at once.
         """
         async with aclosing(self._loader.stream(self._limits(*args, **limits))) as texts:
             async for text in texts:
@@ -270,23 +279,24 @@ class AutoplayReader(BasePydanticReader):
         max_seconds: float | None = None,
         idle_seconds: float | None = None,
     ) -> list[Document]:
-        """All documents until a limit is reached.
+        """Return all documents until a limit is reached.
 
         Args:
-            args: None; the signature is LlamaIndex's.
-            max_documents: In place of the reader's.
-            max_seconds: In place of the reader's.
-            idle_seconds: In place of the reader's.
+            args: Not accepted; the signature is that of LlamaIndex.
+            max_documents: Instead of the reader's.
+            max_seconds: Instead of the reader's.
+            idle_seconds: Instead of the reader's.
 
         Raises:
             ConfigurationError: If the reader is live and there is no limit.
-            ConnectorError: One of its kinds, if the connector refuses for good.
+            ConnectorError: A subclass of it, if the connector refuses permanently.
             OSError: If a recording cannot be read.
         """
         limits = self._limits(
             *args, max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
         )
-        return [_document(text) for text in self._loader.load(limits, stacklevel=2)]
+        with self._progress(limits):
+            return [_document(text) for text in self._loader.load(limits, stacklevel=2)]
 
     async def aload_data(
         self,
@@ -295,11 +305,21 @@ class AutoplayReader(BasePydanticReader):
         max_seconds: float | None = None,
         idle_seconds: float | None = None,
     ) -> list[Document]:
-        """As `load_data`."""
+        """Return all documents, as `load_data` does."""
         limits = self._limits(
             *args, max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
         )
-        return [_document(text) for text in await self._loader.aload(limits, stacklevel=2)]
+        with self._progress(limits):
+            return [_document(text) for text in await self._loader.aload(limits, stacklevel=2)]
+
+    def _progress(self, limits: Limits) -> AbstractContextManager[None]:
+        return shown_progress(
+            self.progress,
+            type(self).__name__,
+            self._texts,
+            max_documents=limits.max_documents,
+            max_seconds=limits.max_seconds,
+        )
 
     def _limits(
         self,
@@ -310,8 +330,8 @@ class AutoplayReader(BasePydanticReader):
     ) -> Limits:
         if args:
             raise TypeError(
-                f"an {type(self).__name__} was made with what it reads; when it loads, it takes "
-                "limits alone, by name: max_documents=3"
+                f"the load methods of {type(self).__name__} take only limits, by name: "
+                "max_documents=3"
             )
         return Limits(
             max_documents=self.max_documents if max_documents is None else max_documents,

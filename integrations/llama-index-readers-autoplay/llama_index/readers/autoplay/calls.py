@@ -1,4 +1,4 @@
-"""Calls to a LlamaIndex vector store that do not hold up the event loop."""
+"""Calls to a LlamaIndex vector store that do not block the event loop."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore, Vector
 __all__ = ["CHROMA", "StoreCalls"]
 
 CHROMA = "ChromaVectorStore"
-"""The class name of LlamaIndex's store for Chroma, which need not be installed."""
+"""The class name of LlamaIndex's Chroma store, which may not be installed."""
 _FAISS, _LANCEDB, _QDRANT = "FaissVectorStore", "LanceDBVectorStore", "QdrantVectorStore"
 _PAUSE = 0.0001
-"""Seconds a thread waits to let the loop run: a wait of 0 would often take the interpreter back."""
+"""Seconds a thread sleeps to let the loop run: after 0 seconds it often continues itself."""
 _STEP = 8
-"""Nodes that a store takes before the loop may run."""
+"""Nodes that a store takes before the loop runs."""
 
 
 class StoreCalls:
-    """A vector store's methods, awaited.
+    """The methods of a vector store, as async methods.
 
-    An async method that the store wrote itself is awaited. Where it has only LlamaIndex's own,
-    which calls the blocking method on the loop, that one is called in a thread, one call at a
-    time. `SimpleVectorStore` is called on the loop, in small portions: it is a dict, and a
-    query on the loop would fail if a thread changed it meanwhile.
+    Async methods that the store implements are awaited. LlamaIndex's default for async methods blocks
+    the loop, so in its place the blocking method runs in a thread, one call at a time.
+    `SimpleVectorStore` is called on the loop, in small batches: it is a dict, and a query would fail if
+    a thread changed it meanwhile.
 
-    Some stores make their collection when nodes are first added, and fail whatever else is asked
-    before: until then they hold nothing, find nothing and have nothing to delete.
+    Some stores create their collection with the first nodes, and fail on other calls before that. Until
+    then they count as empty.
 
     Args:
         vector_store: The store.
-        use_async: False calls no async method of the store, for stores whose own block; True
-            calls all of them. None decides as said.
+        use_async: False calls no async method of the store, for stores whose async methods block.
+            True calls all of them. None decides as described above.
 
     Raises:
-        ConfigurationError: If nothing in the store could ever be replaced.
+        ConfigurationError: If the store cannot replace nodes.
     """
 
     def __init__(self, vector_store: BasePydanticVectorStore, use_async: bool | None) -> None:
         self._names = {cls.__name__ for cls in type(vector_store).__mro__}
         if _FAISS in self._names:
-            # One of them cannot delete; the other gives ids anew that are in use, once it has.
+            # One of them cannot delete; the other reuses ids after a delete.
             raise ConfigurationError(
                 f"{type(vector_store).__name__} can neither replace what is stored nor filter by "
-                "user or session: use a vector store that does"
+                "user or session: use another vector store"
             )
         self.vector_store = vector_store
         self._use_async = use_async
@@ -69,7 +69,7 @@ class StoreCalls:
             await self.run(self.vector_store.add, _Yielding(nodes))
 
     async def delete_nodes(self, node_ids: Sequence[str]) -> bool:
-        """Delete nodes by id, if the store can; an unknown id is no error.
+        """Delete nodes by id, if the store can; an unknown id is not an error.
 
         Returns:
             False if the store can only delete whole documents.
@@ -89,15 +89,15 @@ class StoreCalls:
             await self.call("delete", "adelete", document_id)
 
     async def stored(self, node_ids: Sequence[str]) -> set[str] | None:
-        """Which of these nodes are stored; None if the store cannot tell."""
+        """Return the ids that are stored; None if the store cannot tell."""
         if isinstance(self.vector_store, SimpleVectorStore):
             return self.vector_store.data.embedding_dict.keys() & set(node_ids)
         nodes = await self.get_nodes(node_ids)
         return None if nodes is None else {node.node_id for node in nodes}
 
     async def get_nodes(self, node_ids: Sequence[str]) -> list[BaseNode] | None:
-        """The nodes with these ids; None if the store has no such method."""
-        # Chroma's store takes no ids for all of them.
+        """Return the nodes with these ids; None if the store has no such method."""
+        # For an empty list, Chroma's store returns all nodes.
         if not node_ids or await self._is_unmade():
             return []
         try:
@@ -115,7 +115,7 @@ class StoreCalls:
         return result
 
     async def count(self) -> int:
-        """How many nodes are stored.
+        """Return the number of stored nodes.
 
         Raises:
             StoreError: If the store cannot tell.
@@ -127,7 +127,7 @@ class StoreCalls:
             return int(await self.run(store.client.count))
         raise StoreError(
             f"{type(store).__name__} cannot tell how many nodes it holds: LlamaIndex has no "
-            "common way to ask"
+            "common method for it"
         )
 
     async def call(self, name: str, async_name: str, *args: Any) -> Any:
@@ -137,7 +137,7 @@ class StoreCalls:
         return await self.run(getattr(self.vector_store, name), *args)
 
     async def run(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Call something blocking that works on the store."""
+        """Call a blocking function that uses the store."""
         if self._in_memory:
             return work(*args)
         return await self._thread.finish(work, *args)
@@ -148,11 +148,11 @@ class StoreCalls:
         own = getattr(type(self.vector_store), async_name)
         if own is getattr(BasePydanticVectorStore, async_name, None):
             return False
-        # Qdrant's async methods are there, and raise, where it was given a blocking client alone.
+        # Qdrant's async methods raise if it has only a blocking client.
         return getattr(self.vector_store, "_aclient", self) is not None
 
     async def _is_unmade(self) -> bool:
-        """Whether the store has yet to make its collection; LlamaIndex has no common way to ask."""
+        """Whether the store has no collection yet; LlamaIndex has no common method for it."""
         store: Any = self.vector_store
         if _LANCEDB in self._names:
             return getattr(store, "_table", store) is None
@@ -163,10 +163,10 @@ class StoreCalls:
 
 
 class _Yielding(list[BaseNode]):
-    """Nodes that let other threads run, every few of them, while one thread reads through them.
+    """A list that pauses every few nodes, so that other threads can run.
 
-    A store turns each node into its own form in Python. Done at one go, that can hold the
-    interpreter for as long as the loop's thread may be kept waiting for it (5 ms at each wake-up).
+    A store converts each node in Python. Without pauses, that can keep the loop's thread waiting for
+    Python's lock (5 ms at each wake-up).
     """
 
     def __iter__(self) -> Iterator[BaseNode]:
@@ -176,6 +176,6 @@ class _Yielding(list[BaseNode]):
             yield node
 
     def __getitem__(self, index: Any) -> Any:
-        """A slice yields too: stores cut what they are given into lots."""
+        """Return a slice that pauses too: stores split nodes into batches."""
         found = super().__getitem__(index)
         return _Yielding(found) if isinstance(index, slice) else found

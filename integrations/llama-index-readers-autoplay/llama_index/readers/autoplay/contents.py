@@ -1,7 +1,7 @@
-"""What a LlamaIndex vector store holds, read and changed without embedding anything.
+"""Reads and changes the contents of a LlamaIndex vector store without embedding.
 
-LlamaIndex has no common way to list nodes or to change their metadata: what is known of two of
-its stores is written here, and for all others `get_nodes` is used where it is implemented.
+LlamaIndex has no common method to list nodes or to change their metadata. Two of its stores are
+supported here; for others `get_nodes` is used if it is implemented.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Contents:
         self.capabilities = self._find_capabilities()
 
     async def nodes(self, node_ids: Sequence[str]) -> list[BaseNode]:
-        """The nodes with these ids, in any order; unknown ids are left out."""
+        """Return the nodes with these ids, in any order; skip unknown ids."""
         if self._docstore is None or self._calls.vector_store.stores_text:
             # A docstore beside a store with texts may be younger than what that holds.
             return await self._own_nodes(node_ids)
@@ -63,35 +63,35 @@ class Contents:
         return [node for node in found if node is not None]
 
     async def node_ids(self) -> list[str]:
-        """The ids of all nodes, those of others included."""
+        """Return the ids of all nodes, including other nodes."""
         raise NotImplementedError
 
     async def node_ids_of(self, document_ids: Sequence[str]) -> list[str]:
-        """The ids of all nodes of these documents."""
+        """Return the ids of all nodes of these documents."""
         raise NotImplementedError
 
     async def update(self, nodes: Sequence[BaseNode]) -> None:
-        """Store the metadata of these nodes; their texts and vectors stay as they are."""
+        """Store the metadata of these nodes; texts and vectors do not change."""
         if self._docstore:
             await self._docstore.async_add_documents(nodes)
 
     async def identity(self) -> StoreIdentity | None:
-        """The note that `save_identity` left; None if there is none."""
+        """Return what `save_identity` saved; None if nothing was."""
         raise NotImplementedError
 
     async def save_identity(self, identity: StoreIdentity) -> None:
-        """Keep a note in the store itself, where no search finds it."""
+        """Save the identity in the store, where no search finds it."""
         raise NotImplementedError
 
     async def model(self) -> str:
-        """The model that `save_model` noted; "" if none is known."""
+        """Return the model that `save_model` saved; "" if none is known."""
         return ""
 
     async def save_model(self, model: str) -> None:
-        """Note whose vectors the store holds, if it can."""
+        """Save the model of the stored vectors, if the store can."""
 
     async def dimension(self) -> int | None:
-        """The dimension of the vectors stored; None if it is not known."""
+        """Return the dimension of the stored vectors; None if it is not known."""
         return None
 
     async def renew(self) -> None:
@@ -280,8 +280,7 @@ class _Chroma(Contents):
             if kept != before:
                 self._set_notes(kept)
             return
-        # A collection keeps its dimension even when it is empty, so it is made anew. Whoever holds
-        # this object holds the new one.
+        # An empty collection keeps its dimension, so it is created again, in the same object.
         configuration = {
             **collection.configuration_json,
             "embedding_function": collection._embedding_function,  # noqa: SLF001 - as it was given
@@ -298,7 +297,7 @@ class _Chroma(Contents):
 
 
 def contents_of(calls: StoreCalls, docstore: BaseDocumentStore | None) -> Contents:
-    """How to read and change what a vector store holds."""
+    """Return the way to read and change a vector store."""
     if isinstance(calls.vector_store, SimpleVectorStore):
         return _InMemory(calls, docstore)
     if calls.vector_store.class_name() == CHROMA:
@@ -307,5 +306,5 @@ def contents_of(calls: StoreCalls, docstore: BaseDocumentStore | None) -> Conten
 
 
 def text_of(node: BaseNode) -> str:
-    """A node's text, without its metadata."""
+    """Return a node's text, without its metadata."""
     return node.get_content(metadata_mode=MetadataMode.NONE)

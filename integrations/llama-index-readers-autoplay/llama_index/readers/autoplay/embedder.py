@@ -1,4 +1,4 @@
-"""LlamaIndexEmbedder: any LlamaIndex embedding model for a pipeline."""
+"""LlamaIndexEmbedder: any LlamaIndex embedding model as the embedder of a pipeline."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["LlamaIndexEmbedder"]
 
 
 class LlamaIndexEmbedder(Embedder):
-    """Embeds with any LlamaIndex `BaseEmbedding`.
+    """Embed with any LlamaIndex `BaseEmbedding`.
 
-    A request holds as many texts as the model's `embed_batch_size` says (10, unless you set it:
-    services take hundreds). Models that embed batches asynchronously are awaited; all others,
-    local ones above all, are called in a thread, since their async methods block the event loop.
+    A request contains up to `embed_batch_size` texts (10 by default; services accept hundreds). Models
+    that implement async batches are awaited. Others, such as local models, run in a thread, because
+    their async methods block the event loop.
 
     Args:
         embed_model: The model.
-        model: Names the model and every setting that changes its vectors; from the class, its
-            `model_name` and its `dimensions` if None.
-        use_async: Whether the model's async methods are called; None decides as said.
+        model: The name of the model with all settings that change its vectors; None makes it from the
+            class, `model_name` and `dimensions`.
+        use_async: Whether to call the model's async methods; None decides as described above.
 
     Example:
         >>> import asyncio
@@ -52,7 +52,7 @@ class LlamaIndexEmbedder(Embedder):
         return f"{type(self).__name__}({self.model!r})"
 
     async def embed(self, texts: Sequence[str]) -> Sequence[Vector]:
-        """Embed texts to be stored."""
+        """Embed texts for the store."""
         if self._use_async:
             return await self._embed_model.aget_text_embedding_batch(list(texts))
         return await asyncio.to_thread(self._embed_model.get_text_embedding_batch, list(texts))

@@ -1,4 +1,4 @@
-"""LocalEmbedding: the model that comes with autoplay-rag, as LlamaIndex calls its models."""
+"""LocalEmbedding: the embedding model of autoplay-rag, for LlamaIndex."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["LocalEmbedding"]
 
 
 class LocalEmbedding(BaseEmbedding):
-    """Embeds with all-MiniLM-L6-v2 on this machine: no key, no service, no download.
+    """Embed with all-MiniLM-L6-v2 on this machine: no key, no service, no download.
 
-    Needs the extra `local` of autoplay-rag. Vectors have 384 dimensions and length 1; a text's
-    first 256 tokens count.
+    Needs the extra `local` of autoplay-rag. Vectors have 384 dimensions and length 1. Only
+    the first 256 tokens of a text count.
 
     Args:
-        **options: Those of every LlamaIndex model, `embed_batch_size` (64) for one.
+        **options: Arguments of all LlamaIndex models, such as `embed_batch_size` (64).
 
     Raises:
         MissingExtraError: If the extra is not installed.
@@ -41,7 +41,7 @@ class LocalEmbedding(BaseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name LlamaIndex stores it under."""
+        """Return the name under which LlamaIndex serialises this class."""
         return "LocalEmbedding"
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:

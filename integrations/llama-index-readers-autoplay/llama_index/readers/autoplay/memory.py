@@ -1,14 +1,16 @@
-"""SessionContextBlock: what a user did just now, in a chat's memory."""
+"""SessionContextBlock: the user's latest activity, in the memory of a chat."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from autoplay_rag import LiveSessions
 from autoplay_rag.errors import ConfigurationError
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import BaseMemoryBlock
+
+from llama_index.readers.autoplay.checks import check_above_0
 
 __all__ = ["SessionContextBlock"]
 
@@ -19,40 +21,37 @@ _PREFACE = (
 
 
 class SessionContextBlock(BaseMemoryBlock[str]):
-    """Tells a chat engine or an agent what this user did in the last minutes.
+    """Tell a chat engine or an agent what this user did in the last minutes.
 
-    It is read anew for each turn and never becomes part of the chat's history: what was done
-    ten turns ago is not there any more. Where nothing is known it adds nothing.
+    The block is read again for each turn and is never part of the chat's history. If nothing is known,
+    it adds nothing.
 
-    The ids are yours: take them from your own login, on your server, never from what a browser
-    or a model says. The `session_id` of LlamaIndex's `Memory` is the chat's, which is another
-    thing; it is not looked at. If both ids are given and do not belong together, nothing is added.
+    Take the ids from your login, on your server, never from a browser or a model. The `session_id` of
+    LlamaIndex's `Memory` is the id of the chat and is not used here. If the ids do not belong together,
+    nothing is added.
 
-    What stands on pages is untrusted. Angle brackets in it become &lt; and &gt;, so that no text can
-    close the block and pass for yours. Where it goes is for `Memory` to say: with
-    `InsertMethod.SYSTEM`, its default, into a system message, with a system message's authority;
-    with `InsertMethod.USER` in front of the latest user message that the memory holds, which
-    leaves the system message as it was (so that providers can cache it) and the text without
-    authority. Prefer that, with an agent or `chat_mode="simple"`: other chat engines read the
-    memory before they put the question into it, so that from the second turn on it stands in
-    front of the question before. A `ReActAgent` without a `system_prompt` drops it where it is a
-    system message.
+    Text from pages is untrusted. Angle brackets become &lt; and &gt;, so that no text can close the
+    block. `Memory` decides its position. With `InsertMethod.SYSTEM`, the default, it is in a system
+    message and has its authority. With `InsertMethod.USER` it is before the latest user message in the
+    memory: the system message does not change, so that providers can cache it, and the text has no
+    special authority. Prefer that, with an agent or `chat_mode="simple"`: other chat engines read the
+    memory before they add the question, so from the second turn on the block is before the previous
+    question. A `ReActAgent` without a `system_prompt` drops system messages.
 
-    What was said, which a `LiveSessions` may hold too, is left out: the chat has it already.
+    Chat turns in `live` are skipped, because the chat already contains them. A deep copy shares `live`.
 
     Args:
-        live: What each session did just now: `IngestPipeline.live`, or a `LiveSessions` fed by
-            a client.
-        user_id: The person; of their sessions the one active last counts.
+        live: The latest activity: `IngestPipeline.live`, or a `LiveSessions` that a client feeds.
+        user_id: The user; the session that was active last is shown.
         session_id: The visit.
-        conversation_id: The chat thread, as the stream names it.
-        product_id: The product, where `live` holds several.
-        seconds: How far back it looks.
-        max_actions: The most actions, the newest.
-        max_chars: The most characters of what was done.
+        conversation_id: The chat thread, as in the stream.
+        product_id: The product, if `live` contains several.
+        seconds: The maximum age of an action.
+        max_actions: The maximum number of actions; the newest are shown.
+        max_chars: The maximum length of the activity.
 
     Raises:
-        ConfigurationError: If neither user, session nor conversation is given, or a bound is not
+        ConfigurationError: If user, session and conversation are all missing, or a number is not
             above 0.
 
     Example:
@@ -71,18 +70,18 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         default="recent_user_activity", description="The name of the element around it."
     )
     priority: int = Field(
-        default=1, description="Given up if the chat's token limit is reached (0 would not be)."
+        default=1, description="Dropped if the chat's token limit is reached (0 is never dropped)."
     )
     accept_short_term_memory: bool = Field(
-        default=False, description="Messages that leave the short-term memory are not kept here."
+        default=False, description="Messages that leave the short-term memory are not kept."
     )
     user_id: str | None = Field(default=None, description="The person.")
     session_id: str | None = Field(default=None, description="The visit, not the chat.")
     conversation_id: str | None = Field(default=None, description="The chat thread.")
     product_id: str | None = Field(default=None, description="The product.")
-    seconds: float = Field(default=600.0, description="How far back it looks.")
-    max_actions: int = Field(default=20, description="The most actions, the newest.")
-    max_chars: int = Field(default=2000, description="The most characters of what was done.")
+    seconds: float = Field(default=600.0, description="The maximum age of an action.")
+    max_actions: int = Field(default=20, description="The maximum number of actions.")
+    max_chars: int = Field(default=2000, description="The maximum length of the activity.")
 
     _live: LiveSessions = PrivateAttr()
 
@@ -101,10 +100,16 @@ class SessionContextBlock(BaseMemoryBlock[str]):
                 "a SessionContextBlock needs a user_id or a session_id, or a conversation_id"
             )
         for name in ("seconds", "max_actions", "max_chars"):
-            if not fields.get(name, 1) > 0:
-                raise ConfigurationError(f"{name} must be above 0, not {fields[name]!r}")
+            if name in fields:
+                check_above_0(name, fields[name], whole=name == "max_actions")
         super().__init__(**{**ids, **fields})
         self._live = live
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # The copy shares `live`, which holds locks and whose copy would get no new activity.
+        memo = {} if memo is None else memo
+        memo[id(self._live)] = self._live
+        return super().__deepcopy__(memo)
 
     async def _aget(
         self,
@@ -119,28 +124,28 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         )
         if session is None:
             return ""
-        # What was said stands in the chat already.
+        # The chat already contains what was said.
         done = session.last(seconds=self.seconds, kinds=("actions", "summary"))
         text = done.last(events=self.max_actions).render(self.max_chars, escape=True)
         return f"{_PREFACE}\n{text}" if text else ""
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
-        """Keep nothing: what users do comes from the stream, not from the chat."""
+        """Keep nothing: activity comes from the stream, not from the chat."""
 
     async def atruncate(self, content: str, tokens_to_truncate: int) -> str | None:
-        """Give up the oldest actions first.
+        """Drop the oldest actions first.
 
         Args:
-            content: What `aget` gave.
-            tokens_to_truncate: How many tokens are too many.
+            content: The result of `aget`.
+            tokens_to_truncate: The number of tokens to remove.
 
         Returns:
-            The rest; None if nothing useful is left.
+            The rest; None if no action is left.
         """
         if not content:  # Memory asks for truncation of blocks that gave nothing, too
             return None
         preface, *lines = content.split("\n")
-        # A token is rarely longer than four characters, hence this is too much before too little.
+        # A token rarely has more than four characters, so this removes enough.
         spare = tokens_to_truncate * 4
         while lines and spare > 0:
             spare -= len(lines.pop(0)) + 1

@@ -1,7 +1,7 @@
-"""Nodes that are the same each time: their ids follow from the document's (pure).
+"""Nodes with deterministic ids (pure).
 
-LlamaIndex's splitters give their nodes random ids, so that the same document ingested twice is
-stored twice. Here a node's id follows from its document's id and its place in it.
+LlamaIndex's splitters use random node ids, so a document that is ingested twice is stored twice. Here
+a node's id is derived from the id of its document and its position.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from llama_index.core.schema import (
 
 __all__ = ["change_metadata", "make_document", "make_node", "node_id", "settle"]
 
-# Some stores (Qdrant, Weaviate) take nothing but UUIDs as ids.
+# Some stores (Qdrant, Weaviate) accept only UUIDs as ids.
 _NAMESPACE = UUID("6d1a2f0e-95c1-5b0c-9c55-5d0a7a4f6f3b")
 
 
 def node_id(document_id: str, position: int = 0) -> str:
-    """The id of a document's node: a UUID.
+    """Return the id of a document's node: a UUID.
 
     Args:
         document_id: The document's id.
-        position: The node's place in the document, from 0.
+        position: The position of the node in the document, from 0.
 
     Example:
         >>> node_id("d41d8cd98f00b204e9800998ecf8427e")
@@ -41,10 +41,10 @@ def node_id(document_id: str, position: int = 0) -> str:
 
 
 def make_document(id: str, text: str, metadata: Metadata) -> Document:
-    """A document whose metadata can be filtered by, but is neither embedded nor shown to a model.
+    """Make a document whose metadata is for filters: not embedded and not shown to a model.
 
-    Ids, times and addresses cost tokens and say nothing of what a person did; a splitter that
-    reserves room for them fails where they are long.
+    Ids, times and addresses cost tokens and do not describe what a user did. A splitter that reserves
+    space for long metadata fails.
     """
     return Document(
         id_=id,
@@ -56,7 +56,7 @@ def make_document(id: str, text: str, metadata: Metadata) -> Document:
 
 
 def make_node(id: str, text: str, metadata: Metadata, embedding: Sequence[float]) -> TextNode:
-    """A document that is a single node, with its vector; metadata as in `make_document`."""
+    """Make the only node of a document, with its vector; metadata as in `make_document`."""
     return TextNode(
         id_=node_id(id),
         text=text,
@@ -69,13 +69,13 @@ def make_node(id: str, text: str, metadata: Metadata, embedding: Sequence[float]
 
 
 def change_metadata(node: BaseNode, changes: Changes) -> None:
-    """Change a node's metadata, also where it stands in the node's relationships.
+    """Change a node's metadata, also in its relationships.
 
-    A new key is neither embedded nor shown to a model, as in `make_document`.
+    A new key is not embedded and not shown to a model, as in `make_document`.
 
     Args:
         node: The node, which is changed in place.
-        changes: The keys to set, or to remove by None.
+        changes: The keys to set; None removes a key.
 
     Example:
         >>> node = make_node("c1", "Opened billing", {"email": "a@b.example"}, [0.6, 0.8])
@@ -98,13 +98,13 @@ def _changed(metadata: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
 
 
 def settle(nodes: Iterable[BaseNode]) -> list[BaseNode]:
-    """Give nodes the ids that follow from their documents', and tell their neighbours.
+    """Give nodes deterministic ids, and update the relationships between them.
 
-    A document that no transformation has divided becomes a node of its own. A node that names
-    no document is known by its content.
+    A document that was not split becomes one node. A node without a document is identified by its
+    content.
 
     Args:
-        nodes: What transformations made of documents, each document's in order.
+        nodes: The result of transformations; the nodes of a document are in order.
     """
     settled = [_as_node(node) for node in nodes]
     counts: dict[str, int] = {}

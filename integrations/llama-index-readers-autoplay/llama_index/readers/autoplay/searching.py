@@ -1,4 +1,4 @@
-"""From a question's vector to hits, through any LlamaIndex vector store."""
+"""Search with a vector in any LlamaIndex vector store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["find", "metadata_filters"]
 
 
 def metadata_filters(filter: Filter) -> MetadataFilters | None:
-    """The same filter as LlamaIndex has it; None where nothing is asked.
+    """Translate a filter for LlamaIndex; None for an empty filter.
 
     Example:
         >>> found = metadata_filters(Filter(user_id="u1"))
@@ -40,7 +40,7 @@ def metadata_filters(filter: Filter) -> MetadataFilters | None:
         filters=[
             MetadataFilter(
                 key=key,
-                # Times are stored as floats, and some stores compare numbers of one type only.
+                # Times are stored as floats; some stores compare only numbers of the same type.
                 value=value if isinstance(value, str) else float(value),
                 operator=FilterOperator(operator),
             )
@@ -52,14 +52,14 @@ def metadata_filters(filter: Filter) -> MetadataFilters | None:
 async def find(
     calls: StoreCalls, docstore: BaseDocumentStore | None, vector: Vector, k: int, filter: Filter
 ) -> list[Match]:
-    """The `k` nearest nodes that pass the filter, the best of each document, best first.
+    """Return the best node of each document among the `k` nearest that pass the filter.
 
     Args:
         calls: The store.
-        docstore: Where the nodes are, for stores that keep vectors alone.
-        vector: The question's.
-        k: How many nodes at most.
-        filter: Which may be found.
+        docstore: Contains the nodes of stores that keep only vectors.
+        vector: The vector of the question.
+        k: The maximum number of nodes.
+        filter: The conditions.
 
     Raises:
         StoreRejectedError: If `k` is less than 1.
@@ -94,7 +94,7 @@ def _hit(node: BaseNode, score: float) -> Match:
 
 
 def _cosine(vector_store: BasePydanticVectorStore) -> Callable[[float], float]:
-    """What makes a store's similarity a cosine similarity, where that is known."""
+    """Return a function from the store's similarity to the cosine similarity, if known."""
     if vector_store.class_name() != CHROMA:
         return lambda similarity: similarity
     # LlamaIndex gives exp(-distance). The distance of vectors of length 1 follows from their

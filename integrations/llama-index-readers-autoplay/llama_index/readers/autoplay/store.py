@@ -1,10 +1,11 @@
-"""LlamaIndexStore: a pipeline into any LlamaIndex vector store."""
+"""LlamaIndexStore: any LlamaIndex vector store as the store of a pipeline."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Self
 
 from autoplay_rag import Chunk, Filter
 from autoplay_rag.errors import MissingCapabilityError, StoreMismatchError, StoreRejectedError
@@ -35,43 +36,42 @@ _WAY_OUT = (
     "use a collection for each model, or embed everything again by IngestPipeline(rebuild=True)"
 )
 _PAGE = 500
-"""Ids in one call: SQL has a limit of parameters."""
+"""Ids in one call: SQL limits the number of parameters."""
 _STEP = 8
-"""Nodes made before the loop is let go for a moment: LlamaIndex checks each, which takes time."""
+"""Nodes made before the loop runs: LlamaIndex validates each, which takes time."""
 
 
 class LlamaIndexStore(VectorStore):
-    """Lets `IngestPipeline` write into any LlamaIndex vector store.
+    """Let `IngestPipeline` write to any LlamaIndex vector store.
 
-    A chunk becomes one node of a document with the chunk's id. What is stored under an id is
-    replaced whole: old nodes are deleted before new ones are added, since stores differ in what
-    they do with an id they know (Chroma's keeps the old text).
+    A chunk becomes one node of a document with the chunk's id. Old nodes are deleted before new ones
+    are added, because stores treat a known id differently (Chroma's keeps the old text).
 
-    Vectors are stored at length 1: whether a store compares by cosine, by dot product or by
-    distance, its order is that of cosine similarity. A hit's `score` is the cosine similarity
-    for Chroma and the in-memory store, else what the store reports.
+    Vectors are stored with length 1, so that every store orders by cosine similarity, whether it uses
+    cosine, dot product or distance. A hit's `score` is the cosine similarity for Chroma and the
+    in-memory store; for others it is the score of the store.
 
-    All of them can delete. What else can be done depends on the store, and `capabilities` says it:
+    Every store can delete. `capabilities` lists what else it can do:
 
     - `SimpleVectorStore`: get, scan, update_metadata, drop.
-    - `ChromaVectorStore`: the same, and identity. Identity and model stand in the metadata of the
+    - `ChromaVectorStore`: the same, and identity. Identity and model are in the metadata of the
       collection, so vectors of another model are refused.
-    - All others: get, where the class implements `get_nodes`. They do not know whose vectors they
-      hold: use a collection for each model.
+    - All others: get, if the class implements `get_nodes`. They do not record the model: use one
+      collection per model.
 
-    Nodes that others keep in the same store are neither scanned nor dropped.
+    Other nodes in the same store are not scanned and not dropped.
 
     Attributes:
-        persistent: False for `SimpleVectorStore` and a Chroma in memory: a pipeline with a
-            journal fills them again when they start empty. It may be set.
+        persistent: False for `SimpleVectorStore` and a Chroma in memory: if they are empty
+            at the start, a pipeline fills them from its journal. You can set it.
 
     Args:
         vector_store: The store. It is not closed.
-        docstore: Where texts are kept for stores that keep vectors alone, as
-            `SimpleVectorStore` does; in memory if None.
-        use_async: False calls no async method of the store, for stores whose own block the
-            event loop; True calls all of them. None awaits those that the store wrote itself
-            and calls the others in a thread.
+        docstore: Contains the texts of stores that keep only vectors, such as `SimpleVectorStore`;
+            in memory if None.
+        use_async: False calls no async method of the store, for stores whose async methods block.
+            True calls all of them. None awaits those that the store implements and runs the others
+            in a thread.
 
     Example:
         >>> import asyncio
@@ -85,7 +85,7 @@ class LlamaIndexStore(VectorStore):
     """
 
     max_batch = 64
-    """Most of these stores hold the interpreter while they write: small batches, short halts."""
+    """Small, because most of these stores hold Python's lock while they write."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class LlamaIndexStore(VectorStore):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What the vector store can do beyond storing and searching."""
+        """The operations beyond storing and searching that the vector store supports."""
         found: set[Capability] = {"delete", *self._contents.capabilities}
         if "scan" in found:
             found.add("drop")
@@ -112,8 +112,12 @@ class LlamaIndexStore(VectorStore):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self._calls.vector_store).__name__})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # One object per vector store: its calls go through one thread.
+        return self
+
     async def start(self, model: str) -> None:
-        """Note whose vectors these are, where the store has metadata of its own.
+        """Save the name of the model, if the store has metadata.
 
         Raises:
             StoreMismatchError: If the store holds vectors of another model.
@@ -130,11 +134,11 @@ class LlamaIndexStore(VectorStore):
         await self._contents.save_model(model)
 
     async def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
-        """Store chunks, replacing those with the same id whole.
+        """Store chunks; replace those with the same id.
 
         Raises:
-            StoreRejectedError: If the batch cannot be stored by any store, or has a vector of
-                zeros and the store is a `SimpleVectorStore`, whose searches that would break.
+            StoreRejectedError: If the batch is invalid, or contains a vector of zeros and the store is
+                a `SimpleVectorStore`, whose searches fail on it.
             StoreMismatchError: If the store holds vectors of another dimension.
         """
         if not chunks and not vectors:
@@ -149,7 +153,7 @@ class LlamaIndexStore(VectorStore):
         ):
             vector = _unit(values[start : start + rows.dimension])
             if self._contents.refuses_zeros and not any(vector):
-                raise StoreRejectedError(f"the vector of chunk {chunk_id!r} holds zeros alone")
+                raise StoreRejectedError(f"the vector of chunk {chunk_id!r} holds only zeros")
             nodes.append(make_node(chunk_id, text, metadata, vector))
             if len(nodes) % _STEP == 0:
                 await asyncio.sleep(0)
@@ -159,16 +163,16 @@ class LlamaIndexStore(VectorStore):
             await self._docstore.async_add_documents(nodes)
 
     async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
-        """The `k` nearest chunks that pass the filter, best first.
+        """Return the `k` nearest chunks that pass the filter, best first.
 
         Raises:
-            StoreRejectedError: If `k` is less than 1, or the vector is not a vector.
+            StoreRejectedError: If `k` is less than 1, or the vector is invalid.
             StoreMismatchError: If the store holds vectors of another dimension.
         """
         values = memoryview(pack_vector(vector, "the question")).cast("f")
         await self._check_dimension(len(values))
         if k > 0 and not any(values):
-            return []  # zeros are similar to nothing
+            return []  # a vector of zeros is similar to none
         return await find(self._calls, self._docstore, _unit(values), k, filter)
 
     async def delete(self, ids: Sequence[str]) -> None:
@@ -186,7 +190,7 @@ class LlamaIndexStore(VectorStore):
                 await self._docstore.adelete_document(node, raise_error=False)
 
     async def get(self, ids: Sequence[str]) -> list[Chunk]:
-        """The chunks with these ids, in any order; unknown ids are left out.
+        """Return the chunks with these ids, in any order; skip unknown ids.
 
         Raises:
             MissingCapabilityError: If the store has no `get_nodes`.
@@ -200,13 +204,13 @@ class LlamaIndexStore(VectorStore):
         ]
 
     def scan(self, page: int = _PAGE) -> AsyncIterator[list[Chunk]]:
-        """All chunks, in pages; nodes of others are left out.
+        """Yield all chunks, in pages; skip other nodes.
 
         Args:
-            page: The most chunks in one page.
+            page: The maximum number of chunks in a page.
 
         Raises:
-            MissingCapabilityError: If how to list the store's nodes is not known.
+            MissingCapabilityError: If the store cannot list its nodes.
         """
         self._need("scan")
         return self._scan(min(page, _PAGE))
@@ -215,11 +219,11 @@ class LlamaIndexStore(VectorStore):
         """Change metadata without touching text and vector; an unknown id is not an error.
 
         Args:
-            changes: By chunk id, the keys to set, or to remove by None. Other keys stay.
+            changes: For each chunk id the keys to set; None removes a key. Other keys stay.
 
         Raises:
-            MissingCapabilityError: If how to change the store's nodes is not known.
-            StoreRejectedError: If a value is of a type that no store keeps.
+            MissingCapabilityError: If the store cannot change metadata.
+            StoreRejectedError: If a value has a type that no store accepts.
         """
         self._need("update_metadata")
         by_node = {node_id(chunk_id): new for chunk_id, new in checked_changes(changes).items()}
@@ -229,13 +233,13 @@ class LlamaIndexStore(VectorStore):
         await self._contents.update(nodes)
 
     async def drop(self) -> None:
-        """Delete all chunks, the identity and the model. Nodes of others stay.
+        """Delete all chunks, the identity and the model. Other nodes stay.
 
-        A Chroma collection with nothing else in it is made anew, for vectors of any dimension:
-        other `Collection` objects of it have to be opened again.
+        A Chroma collection without other nodes is created again, so that it takes vectors of any
+        dimension. Open other `Collection` objects of it again.
 
         Raises:
-            MissingCapabilityError: If how to list the store's nodes is not known.
+            MissingCapabilityError: If the store cannot list its nodes.
         """
         self._need("drop")
         async for chunks in self._scan(_PAGE):
@@ -243,7 +247,7 @@ class LlamaIndexStore(VectorStore):
         await self._contents.reset()
 
     async def identity(self) -> StoreIdentity | None:
-        """The note that `save_identity` left; None if there is none.
+        """Return what `save_identity` saved; None if nothing was.
 
         Raises:
             MissingCapabilityError: If the store has no metadata of its own.
@@ -252,7 +256,7 @@ class LlamaIndexStore(VectorStore):
         return await self._contents.identity()
 
     async def save_identity(self, identity: StoreIdentity) -> None:
-        """Keep a note beside the nodes, where no search finds it.
+        """Save the identity where no search finds it.
 
         Raises:
             MissingCapabilityError: If the store has no metadata of its own.
@@ -261,10 +265,10 @@ class LlamaIndexStore(VectorStore):
         await self._contents.save_identity(identity)
 
     async def count(self) -> int:
-        """The number of chunks stored.
+        """Return the number of stored chunks.
 
         Raises:
-            StoreError: If the store cannot tell: LlamaIndex has no common way to ask.
+            StoreError: If the store cannot count: LlamaIndex has no common method for it.
         """
         return await self._calls.count()
 

@@ -1,4 +1,4 @@
-"""stream_into: a live stream into an IngestionPipeline or a VectorStoreIndex, nothing lost."""
+"""stream_into: a live stream into an IngestionPipeline or a VectorStoreIndex, without loss."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 __all__ = ["LiveIngestion", "stream_into"]
 
 _log = logging.getLogger(__name__)
-_LOT = 256
-"""Payloads handed to the journal before it is waited for."""
+_BATCH = 256
+"""Payloads passed to the journal before waiting for it."""
 _PART = 4096
-"""Payloads of a recording that are stored before more is read."""
+"""Payloads of a recording that are stored before more are read."""
 _NEVER = 86_400.0
-"""A recording's batches end with its parts: where they end must not depend on the clock."""
+"""The batches of a recording end with its parts, not by the clock."""
 
 
 def stream_into(
@@ -51,18 +51,18 @@ def stream_into(
     use_async: bool | None = None,
     **options: Any,
 ) -> LiveIngestion:
-    """Feed a stream to LlamaIndex so that nothing received is lost or doubled.
+    """Feed a stream to LlamaIndex; no payload is lost or stored twice.
 
-    Payloads go through the journal, batching and retries of `IngestPipeline`; what comes out
-    are documents, which the target's own transformations split and embed. Then:
+    Payloads pass through the journal, batching and retries of `IngestPipeline` and become documents.
+    The target's transformations split and embed them. Then:
 
-    - Old nodes are deleted only once the new ones have their embeddings.
-    - What failed is tried again until it is stored or a dead letter.
-    - A node's id follows from its document's: the same stream ingested twice is stored once.
-    - Only the documents of a batch are touched, whatever a pipeline's `docstore_strategy`; its
-      cache is not used.
+    - Old nodes are deleted after the new ones have their embeddings.
+    - Failures are retried until the payload is stored or a dead letter.
+    - A node's id is derived from its document's id: a stream that is ingested twice is stored once.
+    - Only the documents of a batch are changed, whatever the pipeline's `docstore_strategy`. Its cache
+      is not used.
 
-    While the stream runs, do not write to the same stores from elsewhere at once.
+    While the stream runs, do not write to the same stores from elsewhere.
 
     Args:
         target: Where documents go. A pipeline needs a vector store and, among its
@@ -114,7 +114,7 @@ def stream_into(
 
 
 def _refuse_what_shapes_documents(reader: AutoplayReader) -> None:
-    """A reader's own documents are not those of a stream: it must not look as if they were."""
+    """Refuse arguments of a reader that have no effect on a stream."""
     for names, instead in (
         (("max_documents",), "limit it by max_seconds or idle_seconds"),
         (("group_by", "session_idle_seconds"), "batch_window says what becomes one document"),
@@ -124,15 +124,15 @@ def _refuse_what_shapes_documents(reader: AutoplayReader) -> None:
             if getattr(reader, name) != type(reader).model_fields[name].default:
                 raise ConfigurationError(
                     f"{name} of an AutoplayReader is for its own documents, not for those of a "
-                    f"stream_into(): leave it out; {instead}"
+                    f"stream_into(): remove it; {instead}"
                 )
 
 
 class LiveIngestion:
-    """A stream that is being fed to LlamaIndex; made by `stream_into`.
+    """A running ingestion into LlamaIndex; made by `stream_into`.
 
     Attributes:
-        pipeline: The pipeline underneath.
+        pipeline: The pipeline that it uses.
     """
 
     def __init__(
@@ -158,11 +158,11 @@ class LiveIngestion:
         await self.aclose()
 
     async def start(self) -> None:
-        """Take up what an earlier run left in the journal, and start to read.
+        """Continue with what is in the journal, and start to read.
 
         Raises:
-            PipelineError: If it is running already.
-            JournalError: One of its kinds, if the journal cannot be used.
+            PipelineError: If it is already running.
+            JournalError: A subclass of it, if the journal cannot be used.
         """
         await self.pipeline.start()
         try:
@@ -177,36 +177,36 @@ class LiveIngestion:
             raise
 
     async def wait(self) -> None:
-        """Wait until the source has ended: a recording is stored, a client was stopped.
+        """Wait until the source ends: a recording is stored, a client is stopped.
 
         Raises:
-            ConnectorError: What ended the source, if it failed; what it had given is kept.
+            ConnectorError: The error that ended the source. Payloads received before it are kept.
         """
         if self._task is not None:
-            await asyncio.wait([self._task])  # who stops waiting does not stop the stream
+            await asyncio.wait([self._task])  # a cancelled wait does not stop the stream
             if not self._task.cancelled():
                 self._task.result()
 
     async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as IngestPipeline.drain
-        """Wait until all received so far is stored or dead.
+        """Wait until all payloads received so far are stored or dead.
 
         Args:
-            timeout: Seconds to wait; None waits for as long as an outage lasts.
+            timeout: Seconds to wait; None waits without a limit.
 
         Raises:
-            DrainTimeoutError: If time ran out; the message says what is left and why.
-            PipelineClosedError: If this is not running.
+            DrainTimeoutError: On timeout; the message says what is left and why.
+            PipelineClosedError: If it is not running.
         """
         await self.pipeline.drain(timeout)
 
     async def search(
         self, text: str, k: int = 5, *, filter: Filter | None = None, **conditions: Any
     ) -> list[Hit]:
-        """What was stored that is nearest in meaning to a question; see `IngestPipeline.search`."""
+        """Search what was stored; see `IngestPipeline.search`."""
         return await self.pipeline.search(text, k, filter=filter, **conditions)
 
     async def aclose(self) -> None:
-        """Stop reading, finish what is under way, close the journal. May be called more than once."""
+        """Stop reading, finish open batches and close the journal. Repeated calls are allowed."""
         if self._task is not None:
             if isinstance(self._source, AutoplayReader):
                 self._task.cancel()
@@ -217,27 +217,27 @@ class LiveIngestion:
 
     @property
     def ledger(self) -> Ledger:
-        """What became of the payloads received, as of the last commit."""
+        """The counts of payloads by state, as of the last commit."""
         return self.pipeline.ledger
 
     @property
     def dead_letters(self) -> DeadLetters:
-        """Payloads that could not be stored, to be listed, retried and discarded."""
+        """The payloads that could not be stored: list, retry or discard them."""
         return self.pipeline.dead_letters
 
     @property
     def live(self) -> LiveSessions:
-        """What each session did just now; fit for a `SessionContextBlock`."""
+        """The latest activity of each session, for a `SessionContextBlock`."""
         return self.pipeline.live
 
     @property
     def running(self) -> bool:
-        """Whether the source is being read: not yet at its end, not failed, not closed."""
+        """True while the source is read: it has not ended, failed or been closed."""
         return self._task is not None and not self._task.done()
 
     @property
     def health(self) -> Health:
-        """The pipeline's health; "failed", with the reason, once the stream has ended by an error."""
+        """The pipeline's health; "failed", with the reason, after the stream ended with an error."""
         health = self.pipeline.health
         task = self._task
         if task is None or not task.done() or task.cancelled() or not task.exception():
@@ -248,18 +248,18 @@ class LiveIngestion:
     async def _read(self, reader: AutoplayReader) -> None:
         limits = Limits(max_seconds=reader.max_seconds, idle_seconds=reader.idle_seconds)
         payloads: AsyncGenerator[Payload, None] = reader.source.stream(limits)
-        lot: list[asyncio.Future[Any]] = []
+        batch: list[asyncio.Future[Any]] = []
         count = 0
         async with aclosing(payloads):
             async for payload in payloads:
-                lot.append(self.pipeline.accept(payload))
+                batch.append(self.pipeline.accept(payload))
                 count += 1
-                if reader.is_remote or len(lot) == _LOT:
-                    await asyncio.gather(*lot)
-                    lot.clear()
+                if reader.is_remote or len(batch) == _BATCH:
+                    await asyncio.gather(*batch)
+                    batch.clear()
                 if not reader.is_remote and count % _PART == 0:
                     await self.pipeline.drain()
-            await asyncio.gather(*lot)
+            await asyncio.gather(*batch)
         if not reader.is_remote:
             await self.pipeline.drain()
 
@@ -270,7 +270,7 @@ def _report(task: asyncio.Task[None]) -> None:
 
 
 def _said(error: BaseException | None) -> str:
-    """An error in one line; what others' say may hold a token or what somebody did."""
+    """Return an error as one line; messages of other packages may contain secrets."""
     name = type(error).__name__
     ours = isinstance(error, AutoplayError | OSError)
     return f"{name}: {' '.join(str(error).split())}" if ours else name

@@ -1,4 +1,4 @@
-"""The store that a stream into LlamaIndex ends in: it splits and embeds as its target does."""
+"""The store of `stream_into`: it splits and embeds as its target does."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = ["TargetStore"]
 
 
 class TargetStore(TextStore):
-    """Writes chunks as documents into an `IngestionPipeline` or a `VectorStoreIndex`.
+    """Write chunks as documents to an `IngestionPipeline` or a `VectorStoreIndex`.
 
-    It can delete, and change metadata and keep an identity where `Contents` says so. It can neither
-    get nor scan: a splitter's nodes do not give back the text that they were made of.
+    It can delete. It changes metadata and keeps an identity if `Contents` supports that. It cannot get
+    or scan, because the text of a chunk cannot be restored from a splitter's nodes.
 
     Args:
-        target: Which of them, and how.
+        target: The target.
     """
 
     max_batch = 64
-    """What fails is transformed and embedded once more: a batch is not too large for that."""
+    """Small, because a failed batch is transformed and embedded again."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -45,7 +45,7 @@ class TargetStore(TextStore):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What the target can do beyond storing and searching."""
+        """The operations beyond storing and searching that the target supports."""
         found: set[Capability] = {"delete", *self._contents.capabilities}
         return frozenset(found - {"get", "scan"})
 
@@ -53,10 +53,10 @@ class TargetStore(TextStore):
         return f"{type(self).__name__}({type(self._target.calls.vector_store).__name__})"
 
     async def add(self, chunks: Sequence[Chunk]) -> None:
-        """Split, embed and store, in this order: nothing old goes before the new is at hand.
+        """Split, embed and store; old nodes are deleted after the new ones are embedded.
 
         Raises:
-            StoreRejectedError: If what was embedded is no set of proper vectors.
+            StoreRejectedError: If the vectors are invalid.
         """
         target = self._target
         documents = await target.new([make_document(c.id, c.text, c.metadata) for c in chunks])
@@ -72,11 +72,11 @@ class TargetStore(TextStore):
         await self._target.delete(ids)
 
     async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
-        """Change the metadata of documents and of all their nodes, without embedding anew.
+        """Change the metadata of documents and of all their nodes, without embedding again.
 
         Raises:
-            MissingCapabilityError: If how to change the vector store's nodes is not known.
-            StoreRejectedError: If a value is of a type that no store keeps.
+            MissingCapabilityError: If the vector store cannot change metadata.
+            StoreRejectedError: If a value has a type that no store accepts.
         """
         self._need("update_metadata")
         if not (wanted := checked_changes(changes)):
@@ -88,7 +88,7 @@ class TargetStore(TextStore):
         await self._target.note_changes(wanted)
 
     async def identity(self) -> StoreIdentity | None:
-        """The note that `save_identity` left; None if there is none.
+        """Return what `save_identity` saved; None if nothing was.
 
         Raises:
             MissingCapabilityError: If the vector store has no metadata of its own.
@@ -97,7 +97,7 @@ class TargetStore(TextStore):
         return await self._contents.identity()
 
     async def save_identity(self, identity: StoreIdentity) -> None:
-        """Keep a note beside the nodes, where no search finds it.
+        """Save the identity where no search finds it.
 
         Raises:
             MissingCapabilityError: If the vector store has no metadata of its own.
@@ -106,15 +106,15 @@ class TargetStore(TextStore):
         await self._contents.save_identity(identity)
 
     async def count(self) -> int:
-        """The number of nodes stored.
+        """Return the number of stored nodes.
 
         Raises:
-            StoreError: If the vector store cannot tell.
+            StoreError: If the vector store cannot count.
         """
         return await self._target.calls.count()
 
     async def search(self, text: str, k: int, filter: Filter) -> list[Match]:
-        """The `k` best nodes that pass the filter, the best of each chunk, best first."""
+        """Return the best node of each chunk among the `k` best that pass the filter."""
         vector = await LlamaIndexEmbedder(self._target.embed_model).embed_query(text)
         return await find(self._target.calls, self._target.docstore, vector, k, filter)
 

@@ -1,4 +1,4 @@
-"""What a stream can be fed into: how to transform for it, how to write to it."""
+"""The targets of `stream_into`: their transformations and their stores."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Target(Protocol):
     """A place for nodes.
 
     Attributes:
-        calls: Its vector store.
-        docstore: Where nodes are kept for vector stores without text; None where they are not.
-        transformations: What makes nodes of documents.
-        embed_model: Embeds what the transformations leave without an embedding, and questions.
+        calls: The vector store.
+        docstore: Contains the nodes of vector stores without text; None if there is none.
+        transformations: Turn documents into nodes.
+        embed_model: Embeds questions, and nodes that have no embedding after the transformations.
     """
 
     calls: StoreCalls
@@ -36,24 +36,23 @@ class Target(Protocol):
     embed_model: BaseEmbedding
 
     async def new(self, documents: Sequence[Document]) -> Sequence[Document]:
-        """Those documents that are not stored already, just as they are."""
+        """Return the documents that are not stored unchanged."""
 
     async def replace(self, documents: Sequence[Document], nodes: Sequence[BaseNode]) -> None:
-        """Store nodes in place of all that was stored of their documents."""
+        """Replace all stored nodes of the documents by these nodes."""
 
     async def delete(self, document_ids: Sequence[str]) -> None:
-        """Delete all nodes of documents; an unknown id is not an error."""
+        """Delete all nodes of the documents; an unknown id is not an error."""
 
     async def note_changes(self, changes: Mapping[str, Changes]) -> None:
-        """Note changed metadata of documents, whose nodes have it already."""
+        """Save changed metadata of documents, whose nodes already have it."""
 
 
 def target_of(found: IngestionPipeline | VectorStoreIndex, *, use_async: bool | None) -> Target:
-    """The target that an object of LlamaIndex's is.
+    """Return the target for a LlamaIndex object.
 
     Raises:
-        ConfigurationError: If it is no such object, has no vector store that can be fed, or has
-            no embedding model.
+        ConfigurationError: If it is not such an object, or has no vector store or no embedding model.
     """
     if isinstance(found, VectorStoreIndex):
         return IndexTarget(found, use_async)
@@ -62,7 +61,7 @@ def target_of(found: IngestionPipeline | VectorStoreIndex, *, use_async: bool | 
             f"stream_into() feeds an IngestionPipeline or a VectorStoreIndex, not {type(found).__name__}"
         )
     if found.vector_store is None:
-        raise ConfigurationError("the IngestionPipeline has no vector_store: nothing could be kept")
+        raise ConfigurationError("the IngestionPipeline has no vector_store: give it one")
     model = next((t for t in found.transformations if isinstance(t, BaseEmbedding)), None)
     if model is None:
         raise ConfigurationError(
@@ -75,9 +74,8 @@ def target_of(found: IngestionPipeline | VectorStoreIndex, *, use_async: bool | 
 class PipelineTarget:
     """An `IngestionPipeline`: its transformations, its vector store and its docstore.
 
-    A document whose hash the docstore knows is not embedded again, whatever the strategy. The
-    hash is noted last: what failed before is tried again. No strategy deletes documents that a
-    batch happens not to hold.
+    A document whose hash is in the docstore is not embedded again, whatever the strategy. The hash is
+    saved last, so failures are retried. No strategy deletes documents that are not in a batch.
     """
 
     def __init__(
@@ -85,7 +83,7 @@ class PipelineTarget:
     ) -> None:
         self._pipeline = pipeline
         self.calls = calls
-        # A pipeline keeps nodes in its vector store alone; where that has no text, it is here.
+        # A pipeline keeps nodes only in its vector store; if that has no text, they are here.
         self.docstore: BaseDocumentStore | None = (
             None if calls.vector_store.stores_text else SimpleDocumentStore()
         )
@@ -93,9 +91,9 @@ class PipelineTarget:
         self.embed_model = embed_model
 
     async def new(self, documents: Sequence[Document]) -> Sequence[Document]:
-        """Those documents of which the docstore does not know the very hash.
+        """Return the documents whose hash is not in the docstore.
 
-        A document that it knows is new all the same if the vector store has lost its nodes.
+        A known document is new if its nodes are missing from the vector store.
         """
         known = self._pipeline.docstore
         if known is None:
@@ -107,7 +105,7 @@ class PipelineTarget:
         return [d for d in documents if d.id_ not in same]
 
     async def replace(self, documents: Sequence[Document], nodes: Sequence[BaseNode]) -> None:
-        """Store nodes in place of all that was stored of their documents."""
+        """Replace all stored nodes of the documents by these nodes."""
         await _clear(self.calls, documents, nodes)
         await self.calls.add(nodes)
         if self.docstore:
@@ -118,7 +116,7 @@ class PipelineTarget:
                 await known.aset_document_hash(document.id_, document.hash)
 
     async def delete(self, document_ids: Sequence[str]) -> None:
-        """Delete all nodes of documents; an unknown id is not an error."""
+        """Delete all nodes of the documents; an unknown id is not an error."""
         await self.calls.delete_documents(document_ids)
         for document_id in document_ids:
             if self.docstore:
@@ -127,7 +125,7 @@ class PipelineTarget:
                 await known.adelete_document(document_id, raise_error=False)
 
     async def note_changes(self, changes: Mapping[str, Changes]) -> None:
-        """Note changed metadata of documents, whose nodes have it already."""
+        """Save changed metadata of documents, whose nodes already have it."""
         if (known := self._pipeline.docstore) is None:
             return
         for document_id, new in changes.items():
@@ -144,31 +142,31 @@ class IndexTarget:
     def __init__(self, index: VectorStoreIndex, use_async: bool | None) -> None:
         self._index = index
         self.calls = StoreCalls(index.vector_store, use_async)
-        # An index has no public names for these, nor for whether it keeps nodes of its own.
+        # An index has no public names for these.
         self.transformations: Sequence[TransformComponent] = index._transformations  # noqa: SLF001 - see above
         self.embed_model: BaseEmbedding = index._embed_model  # noqa: SLF001 - see above
         keeps_nodes = not index.vector_store.stores_text or index._store_nodes_override  # noqa: SLF001 - see above
         self.docstore = index.docstore if keeps_nodes else None
 
     async def new(self, documents: Sequence[Document]) -> Sequence[Document]:
-        """All of them: an index does not note what it was given."""
+        """Return all documents: an index does not save their hashes."""
         return documents
 
     async def replace(self, documents: Sequence[Document], nodes: Sequence[BaseNode]) -> None:
-        """Store nodes in place of all that was stored of their documents."""
+        """Replace all stored nodes of the documents by these nodes."""
         if self.docstore is None:
             await _clear(self.calls, documents, nodes)
             await self.calls.add(nodes)
             return
         await self.delete([document.id_ for document in documents])
         if self.calls.vector_store.stores_text:
-            # Its docstore may be younger than what the vector store holds.
+            # The docstore may be newer than the vector store.
             await _clear(self.calls, documents, nodes)
-        # These have their embeddings: nothing is embedded here.
+        # The nodes have embeddings: nothing is embedded here.
         await self.calls.run(self._index.insert_nodes, list(nodes))
 
     async def delete(self, document_ids: Sequence[str]) -> None:
-        """Delete all nodes of documents; an unknown id is not an error."""
+        """Delete all nodes of the documents; an unknown id is not an error."""
         if self.docstore is None:
             await self.calls.delete_documents(document_ids)
             return
@@ -192,17 +190,17 @@ class IndexTarget:
 async def _clear(
     calls: StoreCalls, documents: Sequence[Document], nodes: Sequence[BaseNode]
 ) -> None:
-    """Delete what is stored of documents, by the cheapest way the store has.
+    """Delete the stored nodes of documents, in the cheapest way.
 
     Args:
         calls: The store.
         documents: The documents.
-        nodes: Those that they will have; what they had before may be more.
+        nodes: Their new nodes; they may have had more before.
     """
     stale = {document.id_ for document in documents}
     stored = await calls.stored([node.node_id for node in nodes])
     if stored is not None:
         await calls.delete_nodes(sorted(stored))
-        # Few documents are stored already; only these may have had more nodes than now.
+        # Few documents are stored; only these may have had more nodes.
         stale -= {node.ref_doc_id for node in nodes if node.node_id not in stored}
     await calls.delete_documents(sorted(stale))

@@ -1,4 +1,4 @@
-"""A target's transformations, run without holding up the event loop."""
+"""Runs a target's transformations without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ async def transform(
 ) -> Sequence[BaseNode]:
     """Apply transformations one after another, uncached.
 
-    LlamaIndex's own cache is left out: its key is a whole batch, which in a stream never comes
-    again, and in memory it grows for ever.
+    LlamaIndex's cache is not used: its key is a whole batch, which never repeats in a stream, and in
+    memory it grows forever.
     """
     for component in transformations:
         if isinstance(component, BaseEmbedding):
@@ -35,7 +35,7 @@ async def transform(
 
 
 async def embed(nodes: Sequence[BaseNode], embed_model: BaseEmbedding) -> Sequence[BaseNode]:
-    """Give nodes that have none their embeddings."""
+    """Embed the nodes that have no embedding."""
     missing = [node for node in nodes if node.embedding is None]
     if missing:
         texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in missing]
@@ -50,10 +50,10 @@ async def embed(nodes: Sequence[BaseNode], embed_model: BaseEmbedding) -> Sequen
 
 
 def check_embedded(nodes: Sequence[BaseNode]) -> None:
-    """Refuse what must not reach a store, before anything old is deleted for it.
+    """Refuse invalid vectors, before old nodes are deleted.
 
     Raises:
-        StoreRejectedError: If a vector is empty or holds NaN, or if their dimensions differ.
+        StoreRejectedError: If a vector is empty or contains NaN, or dimensions differ.
     """
     dimension: int | None = None
     for node in nodes:
@@ -63,13 +63,13 @@ def check_embedded(nodes: Sequence[BaseNode]) -> None:
             )
         if dimension not in (None, len(node.embedding)):
             raise StoreRejectedError(
-                f"a batch came with vectors of dimension {dimension} and {len(node.embedding)}"
+                f"a batch has vectors of dimension {dimension} and {len(node.embedding)}"
             )
         dimension = len(node.embedding)
 
 
 def _blocks(component: TransformComponent) -> bool:
-    """Whether it has nothing but LlamaIndex's async form, which does the work on the loop."""
+    """Whether it has only LlamaIndex's default async method, which blocks the loop."""
     if isinstance(component, NodeParser):
         return type(component)._aparse_nodes is NodeParser._aparse_nodes  # noqa: SLF001 - the one that tells
     return type(component).acall is TransformComponent.acall
