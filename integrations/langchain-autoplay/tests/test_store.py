@@ -131,6 +131,22 @@ async def test_a_filter_finds_the_few_behind_the_many(store):
     assert ids(await store.search("export the report", 3, Filter(user_id="u2"))) == ["mine"]
 
 
+@pytest.mark.parametrize("kind", ["chroma", "chroma-cosine", "chroma-ip"])
+async def test_chroma_finds_what_no_path_of_its_index_leads_to(new_vectorstore, kind, monkeypatch):
+    vectorstore = new_vectorstore(kind)
+    store = LangChainStore(vectorstore)
+    await store.add([chunk("a", "one two", user_id="u2"), chunk("b", "five six", user_id="u2")])
+    await store.add([chunk("c", "one two three", user_id="u1")])
+    # Which documents the index cannot reach is up to chance: here it reaches none.
+    nothing = {name: [[]] for name in ("ids", "documents", "metadatas", "distances")}
+    monkeypatch.setattr(type(vectorstore._collection), "query", lambda *_, **__: nothing)
+    hits = await store.search("one two three", 3, Filter(user_id="u2"))
+    assert ids(hits) == ["a", "b"]
+    assert [hit.score for hit in hits] == pytest.approx([(2 / 3) ** 0.5, 0], abs=1e-4)
+    assert ids(await store.search("one two three", 1, Filter(user_id="u2"))) == ["a"]
+    assert await store.search("one two three", 1, Filter(user_id="u3")) == []
+
+
 async def test_searches_and_writes_at_once_do_no_harm(store):
     async def write(number: int) -> None:
         for turn in range(5):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autoplay_rag import Filter
 from autoplay_rag.stores import Capability, Changes, StoreIdentity
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
 from langchain_autoplay.filters import operators
-from langchain_autoplay.kinds.base import FilterBuilder, Kind
+from langchain_autoplay.kinds.base import FilterBuilder, Kind, Scored
 
 __all__ = ["Chroma"]
 
@@ -19,6 +20,7 @@ _METADATA = (
     "product_id", "session_id", "user_id", "conversation_id", "email", "kind", "started_at",
     "ended_at", "forwarded_at", "action_count", "urls",
 )  # fmt: skip
+_EXACT = 1000
 _STORE_ID, _JOURNAL_ID, _BATCH = "autoplay_store_id", "autoplay_journal_id", "autoplay_batch"
 
 
@@ -45,6 +47,22 @@ class Chroma(Kind):
                 for document in documents
             ]
         )
+
+    async def search(self, text: str, k: int, filter: Filter) -> Scored:
+        """As in `Kind`. What the index cannot reach is found by comparing one by one.
+
+        Chroma's index is a graph. Where many documents are almost equal, no path may lead to those
+        that differ, and a search whose filter wants just these finds nothing.
+        """
+        found = await super().search(text, k, filter)
+        if len(found) >= k or self.store.embeddings is None:
+            return found
+        condition = self._filtered(filter).get("filter")
+        passing = await asyncio.to_thread(self._passing, condition)
+        if not len(found) < len(passing["ids"]) <= _EXACT:
+            return found
+        vector = await self.store.embeddings.aembed_query(text)
+        return await asyncio.to_thread(_nearest, passing, vector, k)
 
     async def count(self) -> int:
         """As in `Kind`."""
@@ -110,6 +128,11 @@ class Chroma(Kind):
         # Chroma(...) has no public name for it. `reset_collection` exchanges it.
         return self.store._collection  # noqa: SLF001 - see above
 
+    def _passing(self, condition: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What passes a filter, with vectors; one more than is compared one by one, at most."""
+        include = ["documents", "metadatas", "embeddings"]
+        return dict(self._collection.get(where=condition, limit=_EXACT + 1, include=include))
+
     def _notes(self) -> dict[str, Any]:
         """The collection's metadata as of now: the collection's own copy may be old."""
         collection = self._collection
@@ -151,6 +174,22 @@ class Chroma(Kind):
             metadata=metadata or None,
             **_where(collection),
         )
+
+
+def _nearest(passing: Mapping[str, Any], vector: Sequence[float], k: int) -> Scored:
+    """The `k` nearest of these, best first, with their cosine similarities."""
+    import numpy as np
+
+    vectors, asked = np.asarray(passing["embeddings"], np.float64), np.asarray(vector, np.float64)
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(asked)
+    scores = vectors @ asked / np.where(lengths > 0, lengths, 1)
+    columns = (passing["ids"], passing["documents"], passing["metadatas"], scores.tolist())
+    found = [
+        (Document(text, id=id_, metadata=metadata or {}), score)
+        for id_, text, metadata, score in zip(*columns, strict=True)
+        if text is not None
+    ]
+    return sorted(found, key=lambda pair: -pair[1])[:k]
 
 
 def _where(collection: Any) -> dict[str, str]:
