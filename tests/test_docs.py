@@ -27,21 +27,20 @@ def blocks():
             yield pytest.param(found[1], id=f"{page.name}:{line}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("code", list(blocks()))
-async def test_it_runs(code, tmp_path):
-    path = tmp_path / "block.py"
+async def run_block(code: str, folder: Path, python: str | Path) -> None:
+    """Run a block as its reader would, against the samples."""
+    path = folder / "block.py"
     async with LocalConnector() as connector:
         # Waiting a minute for silence is for the reader's stream; the local one ends sooner.
         code = code.replace(PLACEHOLDER, connector.url).replace("idle_seconds=60", "idle_seconds=3")
         path.write_text(code.replace("idle=60", "idle=3"))
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
+            python,
             "-W",
             "error",
-            str(RUNNER),
-            str(path),
-            cwd=tmp_path,
+            RUNNER,
+            path,
+            cwd=folder,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -49,6 +48,12 @@ async def test_it_runs(code, tmp_path):
     assert process.returncode == 0, err.decode()
     assert b"Traceback" not in err
     assert b"never retrieved" not in out + err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", list(blocks()))
+async def test_it_runs(code, tmp_path):
+    await run_block(code, tmp_path, sys.executable)
 
 
 CONTRACT = re.compile(r"^```python test\n(.*?)^```$", re.DOTALL | re.MULTILINE)
