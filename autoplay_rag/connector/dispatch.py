@@ -69,7 +69,7 @@ class Dispatcher(BoundedSink):
         return bool(self._callbacks.get(payload.kind))
 
     def put(self, payload: Payload) -> None:
-        """Start the payload's callbacks, or queue it while its session has no free task."""
+        """Start the payload's callbacks, or queue it while its session is at its limit."""
         if not self._callbacks.get(payload.kind):
             self._recorder.skipped("no_callback")
             return
