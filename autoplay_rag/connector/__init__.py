@@ -1,1 +1,1 @@
-"""From the wire to a callback."""
+"""Receives a connector's payloads, by stream or webhook, and calls back with them."""

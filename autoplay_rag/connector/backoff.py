@@ -1,4 +1,4 @@
-"""Retry or fatal, and how long to wait. Nothing here reads a clock or touches a socket."""
+"""Whether to retry, and how long to wait. No clock and no I/O."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = [
 Verdict: TypeAlias = Literal["stream", "redirect", "retry", "refused", "fatal"]
 
 LONGEST_WAIT: Final = 300.0
-"""Seconds. What a server asks for (`retry:`, `Retry-After`) is followed up to here, so that a
-wrong number in one answer cannot silence a client for days."""
+"""Seconds. Waits that a server asks for (`retry:`, `Retry-After`) are capped here, so that one
+wrong number cannot stop a client for days."""
 
 MOST_REFUSALS: Final = 5
-"""Retries after refusals in a row, once a stream had been given. With the default settings they
-take two and a half minutes."""
+"""The most retries after refusals in a row, once there was a stream. With the default settings
+they take two and a half minutes."""
 
 _PROVEN_AFTER: Final = 5.0
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-# Of the 4xx, those that speak of this moment and not of the request.
+# The 4xx that are temporary, not caused by the request itself.
 _PASSING: Final = frozenset({408, 409, 421, 423, 425, 429})
 
 
@@ -45,9 +45,9 @@ def classify(outcome: int | BaseException, *, worked: bool = False) -> Verdict:
 
     Args:
         outcome: The HTTP status of the answer, or the exception that ended the attempt.
-        worked: Whether the same request gave a stream before: then a page instead of one, or a
-            404, is a maintenance or a deployment, and passes. Any other refusal may come from a
-            firewall, or from a token service that restarts.
+        worked: Whether the same request got a stream before. Then a response that is not a
+            stream, or a 404, is temporary: maintenance or a deployment. Any other refusal may
+            come from a firewall, or from a token service that restarts.
 
     Returns:
         "stream" (read it), "redirect", "retry" (wait and connect again), "refused" (try again
@@ -65,7 +65,7 @@ def classify(outcome: int | BaseException, *, worked: bool = False) -> Verdict:
         passing = outcome in _PASSING or outcome >= httpx.codes.INTERNAL_SERVER_ERROR
         return "retry" if passing else "fatal"
     if isinstance(outcome, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
-        return "fatal"  # our own request is at fault: it will be the same the next time
+        return "fatal"  # the request itself is invalid, so a retry would fail too
     if isinstance(outcome, NotAnEventStreamError | ProductNotFoundError):
         verdict: Verdict = "retry" if worked else "fatal"
     elif isinstance(outcome, ConnectorStatusError | RedirectError):
@@ -79,13 +79,13 @@ def classify(outcome: int | BaseException, *, worked: bool = False) -> Verdict:
 class Backoff:
     """How long to wait before the next attempt: doubling from `initial` to `maximum`, with jitter.
 
-    The count of failures starts anew only after a connection that proved itself: it held for five
-    seconds, and brought a byte (a comment is enough) or was ended by the other side. A server that
-    takes connections and closes them at once is thus not hammered, and a proxy that ends every
-    connection after some seconds is no failure.
+    The count of failures restarts only after a good connection: one that lasted five seconds, and
+    received a byte (a comment is enough) or was ended by the other side. So a server that accepts
+    connections and closes them at once is not flooded with attempts, and a proxy that ends every
+    connection after some seconds does not count as a failure.
 
     Attributes:
-        failures: Attempts and short connections since the last one that proved itself.
+        failures: Failed attempts and short connections since the last good connection.
 
     Example:
         >>> backoff = Backoff(1.0, 30.0)
@@ -103,16 +103,16 @@ class Backoff:
         self._random = random_source or random.Random()  # noqa: S311 - spreads clients, guards nothing
 
     def ask(self, milliseconds: int) -> None:
-        """Take in the server's `retry:` field: the wait after a connection that had worked."""
-        # Compared as integers first: a very long one is no float.
+        """Note the server's `retry:` field: the wait after a good connection."""
+        # Compared as integers first: a very large one does not fit a float.
         self._asked = min(milliseconds, int(LONGEST_WAIT * 1000)) / 1000
 
     def connection_ended(self, *, lasted: float, silent: bool) -> None:
-        """Start anew if the connection had proved itself.
+        """Restart the count of failures if the connection was good.
 
         Args:
             lasted: Seconds it was open.
-            silent: Whether it was given up because it never brought a byte.
+            silent: Whether it timed out without having received a byte.
         """
         if lasted >= _PROVEN_AFTER and not silent:
             self.failures = 0
@@ -134,6 +134,6 @@ class Backoff:
             grown = self._asked
         self.failures += 1
         if least >= grown:
-            # A server that names a time means no earlier one.
+            # Jitter only upwards: the server asked for no earlier attempt.
             return least * self._random.uniform(1.0, 1.1)
         return max(least, grown * self._random.uniform(0.75, 1.0))

@@ -1,4 +1,4 @@
-"""Payloads between a reader and a consumer that takes them one by one."""
+"""A buffer between the reader and a consumer that takes payloads one by one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Patience", "PayloadBuffer"]
 
 
 class Patience:
-    """How long to wait for what may still come. Pure: time is an argument.
+    """The deadline for further payloads. Pure: time is an argument.
 
     Args:
-        seconds: How long in all; None for ever.
-        idle: How long while nothing comes; None for ever.
+        seconds: The most seconds in total; None for no limit.
+        idle: The most seconds while nothing arrives; None for no limit.
 
     Attributes:
-        quiet_since: When something came last, or it began.
+        quiet_since: When something last arrived, or when the time began.
 
     Example:
         >>> patience = Patience(seconds=60.0, idle=10.0)
@@ -40,27 +40,28 @@ class Patience:
         self._deadline = math.inf
 
     def begin(self, now: float) -> None:
-        """Let the time begin."""
+        """Start the time."""
         self.quiet_since = now
         self._deadline = now + self._seconds
 
     def ends_at(self) -> float:
-        """When it ends if nothing more comes; infinity for never."""
+        """The deadline if nothing more arrives; infinity for never."""
         return min(self._deadline, self.quiet_since + self._idle)
 
 
 class PayloadBuffer(BoundedSink):
-    """A bounded queue that ends by itself after a number of payloads, a time, or a silence.
+    """A bounded queue that closes after a number of payloads, a time, or an idle time.
 
-    What was received before the end is still handed out.
+    Payloads received before it closed are still handed out.
 
     Args:
+        recorder: See `BoundedSink`.
         wanted: How many payloads to hand out; None for no limit.
-        seconds: Close after so many seconds; None for never.
-        idle: Close when so many seconds brought neither a payload nor a connection, and all is
-            handed out; None for never.
-        wants: Whether a payload is to be handed out; the others are counted as skipped. None
-            wants all.
+        seconds: Close after this many seconds; None for never.
+        idle: Close after this many seconds without a payload or a connection, once the queue is
+            empty; None for never.
+        wants: Whether to hand out a payload. The others are counted as skipped. None hands out
+            all.
         limit: See `BoundedSink`.
         overflow: See `BoundedSink`.
         on_drop: See `BoundedSink`.
@@ -91,13 +92,13 @@ class PayloadBuffer(BoundedSink):
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, on_close: Callable[[], None]) -> None:
-        """Let the time begin; `on_close` is called once, when the buffer closes."""
+        """Start the time; `on_close` is called once, when the buffer closes."""
         self._on_close = on_close
         self._patience.begin(self._loop.time())
         self._watch()
 
     def wants(self, payload: Payload) -> bool:
-        """Whether a payload is to be handed out."""
+        """Whether to hand out a payload."""
         return self._wants is None or self._wants(payload)
 
     def put(self, payload: Payload) -> None:
@@ -115,7 +116,7 @@ class PayloadBuffer(BoundedSink):
             self.close()
 
     async def take(self) -> Payload | None:
-        """The next payload; None when it is closed and empty."""
+        """The next payload; None when the buffer is closed and empty."""
         while (payload := self.take_nowait()) is None:
             if self.closed:
                 return None
@@ -124,7 +125,7 @@ class PayloadBuffer(BoundedSink):
         return payload
 
     def take_nowait(self) -> Payload | None:
-        """The next payload; None when none waits: spares the usual case a coroutine."""
+        """The next payload; None when none waits. Saves a coroutine when one waits."""
         if not self._payloads:
             return None
         self._taken += 1
@@ -132,11 +133,11 @@ class PayloadBuffer(BoundedSink):
         return self._payloads.popleft()
 
     def connection_made(self, gate: asyncio.Event | None) -> None:  # noqa: ARG002 - calls nothing back
-        """Let the silence begin anew."""
+        """Restart the idle time."""
         self._patience.quiet_since = self._loop.time()
 
     def close(self) -> None:
-        """Want no more; what is held can still be taken."""
+        """Accept no more payloads; those held can still be taken."""
         if self.closed:
             return
         self.closed = True
@@ -147,7 +148,7 @@ class PayloadBuffer(BoundedSink):
             self._on_close()
 
     def discard(self) -> None:
-        """Give up what nobody will take."""
+        """Drop the payloads that are left."""
         while (payload := self._take_oldest()) is not None:
             self._give_up(payload)
 
@@ -162,10 +163,10 @@ class PayloadBuffer(BoundedSink):
             self._wakeup.set_result(None)
 
     def _watch(self) -> None:
-        """Close when it is time. One timer, set again only when it fires: none for each payload."""
+        """Close at the deadline. One timer, reset only when it fires, not for each payload."""
         now = self._loop.time()
         if self._payloads:
-            self._patience.quiet_since = now  # it is the consumer that is slow
+            self._patience.quiet_since = now  # the consumer is slow, not the stream
         end = self._patience.ends_at()
         if now >= end:
             self.close()

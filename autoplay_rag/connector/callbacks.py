@@ -1,4 +1,4 @@
-"""A user's functions: `async def` or plain, called so that none blocks the event loop."""
+"""The user's functions, `async def` or plain, called so that plain ones do not block the loop."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _THREADS: Final = 32
 
 
 class CallbackThreads:
-    """The threads plain functions run in: the client's own, so that nobody else waits for them.
+    """The threads that plain functions run in. They are the client's own, so no other code waits.
 
     Args:
-        most: How many there are at most; by default 32.
+        most: The most threads; by default 32.
     """
 
     def __init__(self, most: int | None = None) -> None:
@@ -40,7 +40,7 @@ class CallbackThreads:
         return await asyncio.get_running_loop().run_in_executor(self._executor, made)
 
     def close(self) -> None:
-        """Take no more calls; those that have not started never will. Waits for none."""
+        """Accept no more calls and cancel those not started. Does not wait for running ones."""
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
@@ -50,7 +50,7 @@ class Callback:
     """A function of the user, plain or `async def`.
 
     Attributes:
-        call: Calls it, and returns an awaitable of its result.
+        call: Calls the function, and returns an awaitable of its result.
     """
 
     __slots__ = ("_fn", "_threads", "call")
@@ -59,22 +59,22 @@ class Callback:
         check_function("a callback", fn, optional=False)
         self._fn = fn
         self._threads = threads
-        # Chosen once: the usual case is a direct call.
+        # Chosen once, so that an `async def` function is called directly.
         self.call = fn if _is_async(fn) else self._call_in_thread
 
     def __repr__(self) -> str:
         return getattr(self._fn, "__qualname__", None) or type(self._fn).__name__
 
     def call_now(self, *args: Any, runner: asyncio.Runner | None = None) -> None:
-        """Call it here and wait for its end, for those who have no event loop.
+        """Call the function in this thread and wait for its end, for code without an event loop.
 
         Args:
-            args: For the function.
-            runner: Awaits what it hands back; None awaits nothing.
+            args: The function's arguments.
+            runner: Awaits the result if it is awaitable; None awaits nothing.
 
         Raises:
-            ConfigurationError: If it is `async def`, or hands back something to await, and there
-                is no runner, or the thread runs an event loop already.
+            ConfigurationError: If the result is awaitable, and there is no runner or the thread
+                runs an event loop already.
         """
         result = self._fn(*args)
         if inspect.isawaitable(result):
@@ -82,20 +82,20 @@ class Callback:
                 runner.run(_awaited(result))
                 return
             if inspect.iscoroutine(result):
-                result.close()  # it will never run, and need not be warned of
+                result.close()  # avoids the warning that it was never awaited
             raise ConfigurationError(f"{self!r} is async, and nothing here can await it")
 
     async def _call_in_thread(self, *args: Any) -> Any:
         result = await self._threads.run(self._fn, *args)
-        # A plain function may hand back a coroutine: `lambda payload: store.add(payload)`.
+        # A plain function may return a coroutine: `lambda payload: store.add(payload)`.
         return await result if inspect.isawaitable(result) else result
 
 
 def check_plain(name: str, fn: Callable[..., Any] | None) -> None:
-    """Refuse a function that is `async def`, where nothing can await it.
+    """Refuse an `async def` function where nothing can await it.
 
     Raises:
-        ConfigurationError: If it is, or cannot be called at all.
+        ConfigurationError: If it is `async def` or not callable.
     """
     check_function(name, fn)
     if fn is not None and _is_async(fn):

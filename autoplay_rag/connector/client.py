@@ -1,4 +1,4 @@
-"""The client: a stream and what is done with its payloads."""
+"""The async client: reads a stream and calls back with its payloads."""
 
 from __future__ import annotations
 
@@ -40,48 +40,48 @@ ClientState: TypeAlias = Literal[
 class AsyncConnectorClient:
     """Reads a connector's stream and calls back with every payload.
 
-    It reads at network speed whatever the callbacks do, because the connector drops events for
-    a slow reader: what cannot be worked on yet waits here, up to `max_pending` payloads.
+    It reads at network speed, however slow the callbacks are, because the connector drops events
+    for a slow reader. Up to `max_pending` payloads wait in memory.
 
-    A session's payloads start in their order, at most `session_concurrency` at once; sessions
-    never wait for each other (plain functions: up to 32 at once), and payloads without a session
-    id for nothing. Connections that break or fall silent are made anew, as often as it takes.
+    Payloads of one session start in order, at most `session_concurrency` at once. Sessions do not
+    wait for each other, except that at most 32 plain functions run at once. Payloads without a
+    session id wait for no other payload. Broken or silent connections are reopened, by default
+    without limit.
 
     Args:
-        url: The whole address of the stream, `https://.../stream/{product_id}`.
-        token: The product's token; by default what `AUTOPLAY_APP_UNKEY_TOKEN` holds.
-        session_concurrency: How many payloads of one session are worked on at once.
+        url: The full URL of the stream, `https://.../stream/{product_id}`.
+        token: The product's token; by default the value of `AUTOPLAY_APP_UNKEY_TOKEN`.
+        session_concurrency: How many payloads of one session are processed at once.
         connect_timeout: Seconds to connect.
         read_timeout: Seconds without a byte after which a connection counts as lost. Heartbeats
             come every 30 s; the default allows for two missed ones.
         initial_backoff_s: Seconds before the first reconnect; it doubles with every failure.
             A server's `retry:` and `Retry-After` are followed, up to five minutes.
-        max_backoff_s: The longest wait by our own count.
-        max_retries: How often it tries again in a row; `run` raises at the next failure. None
-            never gives up. The count starts anew after a connection that held for five seconds
-            and brought anything, or was ended by the other side.
-        drain_timeout: Seconds that work on received payloads, and the hooks, may take after a
-            stop.
-        max_pending: The most payloads waiting or in work.
-        overflow: What to do then. "wait" stops reading until there is room (the connector may
-            drop events meanwhile, and nobody counts them); "drop_oldest" gives up what has
-            waited longest, and counts it.
+        max_backoff_s: The longest wait between attempts, unless the server asks for more.
+        max_retries: The most retries in a row; `run` raises at the next failure. None never gives
+            up. The count restarts after a connection that lasted five seconds and either received
+            anything or was ended by the other side.
+        drain_timeout: Seconds after a stop to process received payloads and finish the hooks.
+        max_pending: The most payloads that wait or are being processed.
+        overflow: What to do when `max_pending` is reached. "wait" stops reading until there is
+            room; the connector may drop events meanwhile, and those are not counted.
+            "drop_oldest" drops and counts the payload that has waited longest.
         max_event_bytes: Larger events are skipped and counted.
-        on_connect: Called without arguments whenever a connection is made. Callbacks for
-            payloads wait for its end, for 30 seconds from the connection at most.
-        on_disconnect: Called without arguments whenever a connection has ended; only where `run`
-            is cancelled, or `drain_timeout` is over, there is no time for it. Connections that
-            come and go while one of the two still works are told as one.
+        on_connect: Called without arguments whenever a connection is made. Payload callbacks wait
+            until it ends, for at most 30 seconds from the connection.
+        on_disconnect: Called without arguments whenever a connection has ended, unless `run` was
+            cancelled or `drain_timeout` has passed. Connects and disconnects during a running
+            hook are coalesced.
         on_error: Called with a payload and the exception a callback raised for it.
-        on_drop: Called on the event loop with a payload given up and the total so far. A plain
-            function that must not block.
-        metrics: An object with the methods of `ConnectorMetrics`; one with the public SDK's
-            `record_event_dropped` and `record_queue_depth` does as well.
-        http_client: Sends the requests, for proxies or certificates of your own. It is not
-            closed. By default each run has its own.
+        on_drop: Called on the event loop with each dropped payload and the total so far. Must be
+            a plain function that does not block.
+        metrics: An object with the methods of `ConnectorMetrics`, or with the public SDK's
+            `record_event_dropped` and `record_queue_depth`.
+        http_client: Sends the requests; set it to use your own proxies or certificates. It is not
+            closed. By default each run opens its own.
 
     Raises:
-        ConfigurationError: If an argument can never work.
+        ConfigurationError: If an argument is invalid.
 
     Example:
         >>> client = AsyncConnectorClient("https://connector.example/stream/acme", "uk_live_...")
@@ -93,7 +93,7 @@ class AsyncConnectorClient:
         self,
         url: str,
         token: str = "",
-        # In the order of the public SDK's, which may be given by position; what it lacks comes after.
+        # The public SDK's order, since callers may pass these by position. Our own follow.
         connect_timeout: float = 10.0,
         session_concurrency: int = 4,
         initial_backoff_s: float = 1.0,
@@ -142,7 +142,7 @@ class AsyncConnectorClient:
             on_lost=self._lost,
         )
         self._threads = CallbackThreads()
-        # Apart, so that slow callbacks hold up neither, nor one the other.
+        # Separate threads: slow callbacks must not delay hooks or `on_error`, nor these each other.
         self._hook_threads = CallbackThreads(_FEW_THREADS)
         self._error_threads = CallbackThreads(_FEW_THREADS)
         self._callbacks: dict[str, list[Callback]] = {}
@@ -165,9 +165,9 @@ class AsyncConnectorClient:
         """Add a callback for batches of actions.
 
         Args:
-            fn: `async def` or a plain function; plain ones run in the client's own threads, at
-                most 32 at once: beyond that sessions wait for each other.
-                Several may be added: each is called for every payload, and each fails alone.
+            fn: `async def` or a plain function. Plain functions run in the client's own threads,
+                at most 32 at once; when all are busy, sessions wait for each other.
+                Several may be added. Each is called for every payload, even if another raises.
 
         Returns:
             The client, so that calls can be chained.
@@ -175,31 +175,33 @@ class AsyncConnectorClient:
         return self._add(ActionsPayload.kind, fn)
 
     def on_summary(self, fn: Callable[[SummaryPayload], Any]) -> Self:
-        """Add a callback for summaries; all else is as for `on_actions`."""
+        """Add a callback for summaries; see `on_actions`."""
         return self._add(SummaryPayload.kind, fn)
 
     async def run(self) -> None:
-        """Read and call back until `stop`, or until an error that no retry will change.
+        """Read and call back until `stop`, or until an error that a retry cannot fix.
 
-        After a stop, or an error, what was received is still worked on, for `drain_timeout`
-        seconds at most. Cancelling cancels the callbacks and waits for their end.
+        After a stop or an error, received payloads are still processed, for at most
+        `drain_timeout` seconds. Cancelling cancels the callbacks and waits for them to end.
 
         Raises:
             ConnectorStatusError: If the connector refuses (400, 401, 403, 404, ...). Once a
-                connection was made, a 404 is tried again, and any other refusal five times at
-                intervals of `max_backoff_s`.
-            NotAnEventStreamError: If what answers is no event stream, and none has before.
-            RedirectError: If it redirects to where the token must not go.
-            ConnectorError: If TLS fails in the same way at every attempt, before the first connection.
-            ConfigurationError: If the environment names a proxy or certificates that cannot be used.
+                connection was made, a 404 is retried, and any other refusal is retried five times
+                at intervals of `max_backoff_s`.
+            NotAnEventStreamError: If the response is not an event stream, and none was before.
+            RedirectError: If it redirects to another origin, which must not see the token.
+            ConnectorError: If TLS fails in the same way at every attempt before the first
+                connection.
+            ConfigurationError: If the environment names a proxy or certificates that cannot be
+                used.
             RetriesExhaustedError: If `max_retries` retries in a row failed too.
-            ClientStateError: If the client is running already, or no asyncio event loop is.
+            ClientStateError: If the client is running already, or there is no asyncio event loop.
         """
         dispatcher = self._dispatcher()
         await self._drive(self._begin(dispatcher), dispatcher)
 
     def run_in_background(self) -> asyncio.Task[None]:
-        """Start `run` as a task, and log its error if it ends by one.
+        """Start `run` as a task. If the run fails, its error is logged.
 
         Raises:
             ClientStateError: If the client is running already.
@@ -213,7 +215,7 @@ class AsyncConnectorClient:
         return task
 
     def stop(self) -> None:
-        """Stop reading; `run` returns when what was received is done.
+        """Stop reading; `run` returns when the received payloads are processed.
 
         Safe from any thread, at any time, and more than once.
         """
@@ -236,19 +238,19 @@ class AsyncConnectorClient:
     def stream(
         self, limit: int | None = None, seconds: float | None = None, idle: float | None = None
     ) -> AsyncGenerator[Payload, None]:
-        """The payloads themselves, without callbacks.
+        """Iterate over the payloads, without callbacks.
 
-        The stream is read at network speed whatever the consumer does: up to `max_pending`
-        payloads wait for it. Leaving the loop early closes the connection when the generator is
-        closed; `contextlib.aclosing` does that at once.
+        The stream is read at network speed, however slow the consumer is. Up to `max_pending`
+        payloads wait for it. After an early exit from the loop, the connection stays open until
+        the generator is closed; `contextlib.aclosing` closes it at once.
 
         Args:
-            limit: End after so many payloads.
-            seconds: End after so many seconds; what came by then is still given.
-            idle: End when so many seconds brought neither a payload nor a new connection.
+            limit: End after this many payloads.
+            seconds: End after this many seconds. Payloads received by then are still yielded.
+            idle: End after this many seconds without a payload or a new connection.
 
         Yields:
-            Payloads in the order they came.
+            Payloads in the order they arrived.
 
         Raises:
             ConfigurationError: If an argument is below 0.
@@ -294,7 +296,8 @@ class AsyncConnectorClient:
 
         def read_to_the_end(_: asyncio.Task[None]) -> None:
             buffer.close()
-            run.ended.set()  # what is left is the consumer's: leaving `async with` waits not for it
+            # Leaving `async with` must not wait until the consumer has taken the rest.
+            run.ended.set()
 
         reading.add_done_callback(read_to_the_end)
         error: BaseException | None = None
@@ -323,7 +326,7 @@ class AsyncConnectorClient:
         Raises:
             TimeoutError: If there was none in time.
             ClientStateError: If the client is not running.
-            ConnectorError: What the run failed with, if it did.
+            ConnectorError: The run's error, if it failed.
         """
         run = self._run
         if run is None:
@@ -338,15 +341,15 @@ class AsyncConnectorClient:
 
     @property
     def url(self) -> str:
-        """The stream's address as it may be shown: without user, password and query."""
+        """The stream's URL, safe to show: without user, password and query."""
         return display(self._endpoint.url)
 
     @property
     def state(self) -> ClientState:
-        """What it does now. Safe from any thread.
+        """The current state. Safe from any thread.
 
-        "idle" before the first run, "waiting" for the next attempt, "stopping" while it reads no
-        more and finishes what it has received, "failed" once a run ended by an error.
+        "idle" before the first run; "waiting" for the next attempt; "stopping" while it processes
+        received payloads but no longer reads; "failed" once a run ended with an error.
         """
         run = self._run
         if run is None:
@@ -366,8 +369,8 @@ class AsyncConnectorClient:
     def last_error(self) -> Exception | None:
         """Why the last connection or attempt ended; None if none has. Safe from any thread.
 
-        After a run that an error ended ("failed"), that is what ended it; where `max_retries` was
-        reached, the last attempt's error.
+        After a failed run it is the error that ended the run, or the last attempt's error if
+        `max_retries` was reached.
         """
         found = self._stream.last_error
         run = self._run
@@ -377,12 +380,12 @@ class AsyncConnectorClient:
 
     @property
     def pending(self) -> int:
-        """How many payloads are waiting or being worked on."""
+        """How many payloads wait or are being processed."""
         return 0 if self._run is None or self._run.over else self._run.sink.pending
 
     @property
     def dropped_count(self) -> int:
-        """How many payloads were given up; 0 unless `overflow` or `drain_timeout` made it so."""
+        """How many payloads were dropped: by `overflow`, or unprocessed when a run ended."""
         return self._recorder.counts.dropped
 
     @property
@@ -410,7 +413,7 @@ class AsyncConnectorClient:
         if self._run is not None and not self._run.over:
             raise ClientStateError("the client is running already; stop it first, or make another")
         if self._run is not None and self._run.loop.is_closed():
-            # Kept: to destroy its tasks would run what they do at their end, amid the new run.
+            # Keep a reference: destroying its tasks would run their cleanup during the new run.
             self._abandoned.append(self._run)
         hooks = ConnectionHooks(self._on_connect, self._on_disconnect)
         self._run = ClientRun(self._stream, sink, hooks)
@@ -449,7 +452,7 @@ class AsyncConnectorClient:
         if not run.over:
             run.finish()  # cancelled before its first step
         if not task.cancelled():
-            task.exception()  # it was logged; asyncio need not complain that nobody awaits it
+            task.exception()  # already logged; this stops asyncio's "never retrieved" warning
 
     def _connected(self) -> None:
         run = self._run

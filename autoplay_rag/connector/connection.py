@@ -1,4 +1,4 @@
-"""One attempt to connect: the request, and the checks before a byte of the body is read."""
+"""One attempt to connect: the request, and the checks of the response before its body is read."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _FORM: Final = "https://host/stream/{product_id}"
 
 
 class Token:
-    """A token that shows itself in no repr."""
+    """A token that does not appear in any repr."""
 
     __slots__ = ("_value",)
 
@@ -85,14 +85,14 @@ class Endpoint:
     """Where and how to connect.
 
     Args:
-        url: The whole address of the stream, `https://.../stream/{product_id}`. A user and a
-            password in it are sent as a header, where there is no token.
+        url: The full URL of the stream, `https://.../stream/{product_id}`. If there is no token,
+            a user and password in the URL are sent as a header.
         token: The token; "" sends none.
         connect_timeout: Seconds to connect.
         read_timeout: Seconds without a byte after which a connection counts as lost.
 
     Raises:
-        ConfigurationError: If the URL or the token can never work.
+        ConfigurationError: If the URL or the token is invalid.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Endpoint:
         try:
             self.url = httpx.URL(url)
         except (httpx.InvalidURL, TypeError):
-            # Its message may quote the URL, which may hold a secret.
+            # `from None`: httpx's message may quote the URL, which may hold a secret.
             raise ConfigurationError(
                 f"the connector's url is not a valid URL; it has the form {_FORM}"
             ) from None
@@ -112,7 +112,7 @@ class Endpoint:
                 f"{_FORM}; given was {given}"
             )
         self.token = Token(token)
-        # Sent as a header: httpx logs the whole URL of every request.
+        # Sent as a header, because httpx logs the full URL of every request.
         self._userinfo = (
             httpx.BasicAuth(self.url.username, self.url.password) if self.url.userinfo else None
         )
@@ -131,14 +131,14 @@ class Endpoint:
         """
         proxy = environment_proxy(str(self.url))
         if self.url.scheme == "https":
-            # Reading the trusted certificates takes tens of milliseconds.
+            # In a thread: reading the trusted certificates takes tens of milliseconds.
             context = await asyncio.to_thread(tls_context, httpx.create_ssl_context)
         else:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; trusts nobody
         try:
             return httpx.AsyncClient(verify=context, proxy=proxy, trust_env=False)
         except (ValueError, ImportError, httpx.InvalidURL):
-            # Its message may quote the URL of the proxy, which may hold a password.
+            # `from None`: the message may quote the proxy's URL, which may hold a password.
             raise ConfigurationError(
                 "the proxy that the environment names cannot be used; see HTTP_PROXY, HTTPS_PROXY "
                 "and ALL_PROXY"
@@ -162,7 +162,7 @@ class Endpoint:
         event_id = last_event_id.encode()
         if event_id and _fits_a_header(event_id):
             request.headers.update([(b"Last-Event-ID", event_id)])
-            # httpx settled on ASCII before the id was there, and reads all headers once more.
+            # httpx chose ASCII before the id was added, and decodes all headers again.
             request.headers.encoding = "utf-8"
         return request
 
@@ -171,7 +171,7 @@ class Endpoint:
 async def open_stream(
     http: httpx.AsyncClient, endpoint: Endpoint, last_event_id: str
 ) -> AsyncIterator[httpx.AsyncByteStream]:
-    """Connect, check the answer, and give its body, raw.
+    """Connect, check the response, and yield its raw body.
 
     Args:
         http: Sends the request.
@@ -179,14 +179,14 @@ async def open_stream(
         last_event_id: The id to resume after; "" for none.
 
     Yields:
-        The body of an event stream, of which nothing was read yet.
+        The unread body of an event stream.
 
     Raises:
-        TransientError: If the same request may pass later.
-        ConnectorStatusError: If it will not.
-        NotAnEventStreamError: If the answer is no plain event stream.
-        RedirectError: If it redirects to where the token must not go.
-        httpx.TransportError: If there was no answer.
+        TransientError: If the same request may succeed later.
+        ConnectorStatusError: If the same request will fail again.
+        NotAnEventStreamError: If the response is not an event stream, or is compressed.
+        RedirectError: If it redirects to another origin, which must not see the token.
+        httpx.TransportError: If there was no response.
     """
     response = await _request_following_redirects(http, endpoint, last_event_id)
     try:
@@ -282,8 +282,8 @@ def _check_stream(response: httpx.Response) -> None:
 def _the_one(response: httpx.Response, name: str) -> str:
     """A header's value without parameters, in lower case; repeated equal values count as one.
 
-    A proxy and the server behind it may both set a header. Different values stay together, as
-    httpx joins them, so that they equal nothing.
+    A proxy and the server behind it may both set a header. Different values stay joined, as httpx
+    joins them, so that they match no expected value.
     """
     given = response.headers.get_list(name, split_commas=True)
     values = dict.fromkeys(value.partition(";")[0].strip().lower() for value in given)
@@ -291,10 +291,10 @@ def _the_one(response: httpx.Response, name: str) -> str:
 
 
 def bare(error: Exception) -> Exception:
-    """A connection's error as it may be kept and shown: no token, no payload text, no frames.
+    """A connection's error, safe to keep and show: without token, payload text or frames.
 
-    httpx's errors carry the request, whose headers hold the token; h11's quote the bytes that
-    were no HTTP; and a traceback keeps all that its frames held. Other errors stay as they are.
+    httpx's errors hold the request, whose headers hold the token. h11's errors quote bytes that
+    are not valid HTTP. A traceback keeps its frames' variables alive. Other errors are unchanged.
     """
     if isinstance(error, httpx.ProtocolError):
         message = str(error)
@@ -311,13 +311,13 @@ def bare(error: Exception) -> Exception:
 
 
 def _fits_a_header(value: bytes) -> bool:
-    """Whether an id can be sent back: servers choose it, and not every one fits a header."""
+    """Whether an id can be sent back: servers choose it, and it may not be valid in a header."""
     printable = all(byte >= 0x20 and byte != 0x7F for byte in value)  # noqa: PLR2004 - ASCII controls
     return printable and len(value) <= _MAX_ID_BYTES and value.strip() == value
 
 
 def tls_fault(error: BaseException) -> str | None:
-    """Why a TLS handshake failed in a way that another attempt alone will not change.
+    """Why a TLS handshake failed, if a retry alone will not fix it.
 
     Returns:
         The reason in OpenSSL's words, such as "certificate verify failed"; None for other errors,
@@ -330,7 +330,7 @@ def tls_fault(error: BaseException) -> str | None:
         if isinstance(link, ssl.SSLCertVerificationError):
             return f"the certificate is not trusted ({link.verify_message})"
         if isinstance(link, ssl.SSLError) and not isinstance(link, _CUT_OFF):
-            reason = getattr(link, "reason", None)  # only OpenSSL itself sets it
+            reason = getattr(link, "reason", None)  # set only on errors from OpenSSL itself
             return (reason or "the handshake failed").lower().replace("_", " ")
         link = link.__cause__ or link.__context__
     return None
@@ -343,15 +343,15 @@ def origin(url: httpx.URL) -> str:
 
 
 def display(url: httpx.URL) -> str:
-    """A URL as messages may show it: without userinfo and query, which may hold secrets."""
+    """A URL, safe to show in messages: without userinfo and query, which may hold secrets."""
     return str(url.copy_with(userinfo=b"", query=None, fragment=None))
 
 
 def _display_text(given: str) -> str:
-    """As `display`, for what has no host because it is no whole URL."""
+    """As `display`, for text without a host, which is not a full URL."""
     shown, *cut = re.split("[?#]", given, maxsplit=1)
     shown = shown.rpartition("@")[2][:200]
-    # A password may hold a question mark; and one bare word may be the token in the wrong place.
+    # A password may contain a question mark, and a single word may be a misplaced token.
     safe = "@" not in "".join(cut) and (not shown or any(mark in shown for mark in "./:"))
     return (
         repr(shown) if safe else f"a text of {len(given)} characters, not shown: it may be a token"

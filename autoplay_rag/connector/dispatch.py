@@ -1,4 +1,4 @@
-"""Payloads to callbacks: in order within a session, side by side across sessions."""
+"""Passes payloads to callbacks: in order within a session, concurrently across sessions."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ _GRACE: Final = 5.0
 
 
 class Dispatcher(BoundedSink):
-    """Runs the callbacks: each payload a task, at most `session_concurrency` of a session at once.
+    """Runs the callbacks: one task per payload, at most `session_concurrency` per session at once.
 
-    A payload without a session id waits for no other. What waits is no task yet, and a session
-    without payloads leaves nothing behind.
+    A payload without a session id waits for no other. Waiting payloads have no task yet. Sessions
+    without payloads use no memory.
 
     Args:
-        callbacks: For each kind of payload what to call; read anew for every payload.
+        callbacks: The callbacks for each kind of payload; looked up again for every payload.
+        recorder: See `BoundedSink`.
         on_error: Called with a payload and the exception a callback raised.
-        session_concurrency: Tasks of one session at once.
-        limit: See `BoundedSink`; so for the rest.
+        session_concurrency: The most tasks of one session at once.
+        limit: See `BoundedSink`.
+        overflow: See `BoundedSink`.
+        on_drop: See `BoundedSink`.
     """
 
     def __init__(
@@ -51,10 +54,10 @@ class Dispatcher(BoundedSink):
         self._callbacks = callbacks
         self._on_error = on_error
         self._concurrency = session_concurrency
-        # Of sessions that have payloads: how many are tasks, and those that wait, in order.
+        # By session with payloads: how many tasks it has, and its waiting payloads in order.
         self._running: dict[str, int] = {}
         self._queues: dict[str, deque[tuple[int, Payload]]] = {}
-        # All that waits, oldest first, by number; and all that runs.
+        # All waiting payloads, oldest first, as number to session; and all running tasks.
         self._waiting: OrderedDict[int, str] = OrderedDict()
         self._tasks: dict[int, tuple[asyncio.Task[None], str | None, Payload]] = {}
         self._number = 0
@@ -66,7 +69,7 @@ class Dispatcher(BoundedSink):
         return bool(self._callbacks.get(payload.kind))
 
     def put(self, payload: Payload) -> None:
-        """Start the payload's callbacks, or let it wait for room in its session's lane."""
+        """Start the payload's callbacks, or queue it while its session is at its limit."""
         if not self._callbacks.get(payload.kind):
             self._recorder.skipped("no_callback")
             return
@@ -83,13 +86,13 @@ class Dispatcher(BoundedSink):
         self._start(session_id, payload)
 
     def connection_made(self, gate: asyncio.Event | None) -> None:
-        """Let payloads that start from now on wait for `gate`."""
+        """Make payloads that start from now on wait for `gate`."""
         self._gate = gate
 
     async def drain(self, within: float) -> None:
-        """Let all that is pending end; after `within` seconds give up the rest.
+        """Wait for the pending payloads; after `within` seconds give up the rest.
 
-        What has not started by then is dropped and counted, what runs is cancelled.
+        Payloads not started by then are dropped and counted; running callbacks are cancelled.
         """
         if self.pending:
             self._idle = asyncio.Event()
@@ -106,7 +109,7 @@ class Dispatcher(BoundedSink):
             logger.error("%d callbacks do not end although cancelled", len(self._tasks))
 
     async def cancel(self, within: float | None = None) -> bool:
-        """Drop what waits, cancel what runs and wait for its end.
+        """Drop waiting payloads, cancel running callbacks and wait for them to end.
 
         Returns:
             False if callbacks were still running after `within` seconds.
@@ -120,7 +123,7 @@ class Dispatcher(BoundedSink):
             await asyncio.wait([task for task, _, _ in running.values()], timeout=within)
         for number, (task, session_id, payload) in running.items():
             if number in self._tasks and task.done():
-                # Cancelled before its first step: it could not do this for itself.
+                # Cancelled before its first step: its own cleanup did not run.
                 self._give_up(payload)
                 self._ended(number, session_id)
         return not self._tasks
@@ -136,7 +139,7 @@ class Dispatcher(BoundedSink):
         self._tasks[number] = task, session_id, payload
 
     def _ended(self, number: int, session_id: str | None) -> None:
-        """Forget a task, and let the session's next payload have its place."""
+        """Forget a task, and start the session's next payload in its place."""
         del self._tasks[number]
         if session_id:
             if session_id in self._queues:
@@ -155,7 +158,7 @@ class Dispatcher(BoundedSink):
         if not self._waiting:
             return None
         _, session_id = self._waiting.popitem(last=False)
-        _, payload = self._dequeue(session_id)  # the oldest of all is the oldest of its session
+        _, payload = self._dequeue(session_id)  # the oldest overall is the oldest of its session
         self._freed()
         return payload
 
@@ -167,7 +170,7 @@ class Dispatcher(BoundedSink):
         return first
 
     async def _deliver(self, number: int, session_id: str | None, payload: Payload) -> None:
-        # The session as it was: a callback may change the payload.
+        # `session_id` is passed because a callback may change the payload.
         try:
             if self._gate is not None:
                 await self._gate.wait()
@@ -175,7 +178,7 @@ class Dispatcher(BoundedSink):
             if len(callbacks) == 1:
                 well = await self._call(callbacks[0], payload)
             else:
-                # Together, so that none waits for another; `_call` raises nothing of theirs.
+                # Concurrent, so that none waits for another. `_call` does not raise their errors.
                 well = all(await asyncio.gather(*(self._call(each, payload) for each in callbacks)))
             if well:
                 self._recorder.delivered(payload.kind)
@@ -203,7 +206,7 @@ class Dispatcher(BoundedSink):
         except asyncio.CancelledError as error:
             if is_cancelled():
                 raise
-            # Nobody cancelled us: something that the callback awaited was cancelled.
+            # This task was not cancelled; something that the callback awaited was.
             await self._failed(callback, payload, error)
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise

@@ -1,7 +1,7 @@
-"""Opens a file of JSON Lines whatever it is encoded in, as lines in UTF-8.
+"""Opens a JSON Lines file in any common encoding, as lines in UTF-8.
 
-PowerShell 5 writes UTF-16 for `>`, and recordings are handed over compressed. The first bytes of a
-file say what it is. Only one line is held in memory.
+PowerShell 5 writes UTF-16 for `>`, and recordings are often shared compressed. The first bytes of
+a file show its format. Only one line is held in memory.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _REFUSED: Final = {
     b"SQLite format 3\0": "an SQLite database, such as a journal",
     b"%PDF": "a PDF",
 }
-# UTF-32 before UTF-16: one begins like the other.
+# UTF-32 before UTF-16, because its little-endian mark begins with the one of UTF-16.
 _BOMS: Final = {
     b"\xff\xfe\0\0": "utf-32",
     b"\0\0\xfe\xff": "utf-32",
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-# Without a byte order mark: an opening brace, and where its zeros are.
+# Without a byte order mark, the zeros around an opening brace show the encoding.
 _BRACES: Final = {
     b"{\0\0\0": "utf-32-le",
     b"\0\0\0{": "utf-32-be",
@@ -57,7 +57,7 @@ _BROKEN: Final = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error)
 
 
 class Lines(Protocol):
-    """What `open_lines` gives."""
+    """The file that `open_lines` yields."""
 
     def readline(self, limit: int, /) -> bytes:
         """The next line, or `limit` characters of it; empty at the end."""
@@ -67,14 +67,14 @@ class Lines(Protocol):
 def open_lines(path: str | os.PathLike[str]) -> Iterator[Lines]:
     """Open a file to read its lines in UTF-8, without a byte order mark.
 
-    Read as they are: UTF-8, UTF-16 and UTF-32, each also compressed with gzip, bzip2 or xz.
+    Supported are UTF-8, UTF-16 and UTF-32, each also compressed with gzip, bzip2 or xz.
 
     Args:
         path: The file.
 
     Raises:
-        RecordingError: If it is something else that is no text; the message says what. Also while
-            reading, if compressed data is damaged or cut off.
+        RecordingError: If the file is in another format that is not text; the message names it.
+            Also while reading, if compressed data is damaged or cut off.
         OSError: If the file cannot be read.
     """
     name = os.fspath(path)
@@ -89,7 +89,7 @@ def open_lines(path: str | os.PathLike[str]) -> Iterator[Lines]:
 
 
 def is_plain(path: str | os.PathLike[str]) -> bool:
-    """Whether lines in UTF-8 can be appended to a file as it is."""
+    """Whether UTF-8 lines can be appended to a file: it is UTF-8 text and not compressed."""
     with Path(path).open("rb") as file:
         head = file.read(_HEAD_BYTES)
     return _found(_COMPRESSED, head) is None and _encoding(head) is None and not _binary(head)
@@ -111,7 +111,7 @@ def _text(file: io.BufferedReader) -> Lines:
     head = _head(file)
     encoding = _encoding(head)
     if encoding is not None:
-        # newline="\n": JSON may hold the other line ends of Unicode, and a CR is white space.
+        # newline="\n": JSON may contain other Unicode line ends, and a CR is white space.
         return _Reencoded(io.TextIOWrapper(file, encoding, errors="replace", newline="\n"))
     if head.startswith(_BOM):
         file.read(len(_BOM))
@@ -135,15 +135,15 @@ def _encoding(head: bytes) -> str | None:
 
 
 def _binary(head: bytes) -> bool:
-    """Whether it begins with bytes that no text has: control characters, or hardly any UTF-8."""
+    """Whether it begins with control characters, or with much that is not valid UTF-8."""
     if any(byte < 0x20 and byte not in b"\t\n\r\f\x1b" for byte in head):  # noqa: PLR2004 - ASCII controls
         return True
-    # One letter of Latin-1 is three bytes of replacement: text has a few, random bytes are full.
+    # A letter in Latin-1 is invalid UTF-8 too: text has a few such bytes, random data has many.
     return head.decode("utf-8", "replace").count("\ufffd") * 4 > len(head) > 0
 
 
 def _head(file: io.BufferedReader) -> bytes:
-    """The first bytes, which stay unread: a pipe could not go back to them."""
+    """The first bytes, peeked and not read, because a pipe cannot seek back."""
     return file.peek(_HEAD_BYTES)[:_HEAD_BYTES]
 
 

@@ -1,4 +1,4 @@
-"""`on_connect` and `on_disconnect`: one after the other, beside the reader."""
+"""Runs `on_connect` and `on_disconnect` one after the other, concurrently with the reader."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _GRACE: Final = 5.0
 class ConnectionHooks:
     """Runs the hooks in the order of the events, each for at most 30 seconds.
 
-    Reading goes on meanwhile; only the callbacks for payloads wait until `on_connect` has ended,
-    so that it can reset what they use. Connections that come and go while a hook still works are
-    told as one: so no more than three calls ever wait.
+    Reading continues meanwhile. Only payload callbacks wait until `on_connect` has ended, so that
+    it can reset what they use. Connects and disconnects during a running hook are coalesced, so
+    at most three calls wait.
     """
 
     def __init__(self, on_connect: Callback | None, on_disconnect: Callback | None) -> None:
@@ -32,11 +32,11 @@ class ConnectionHooks:
         self._worker: asyncio.Task[None] | None = None
 
     def connected(self) -> asyncio.Event | None:
-        """Have `on_connect` called.
+        """Schedule `on_connect`.
 
         Returns:
-            An event that is set when it has ended, or 30 seconds from now; None if there is no
-            such hook.
+            An event that is set when the hook has ended, or after 30 seconds; None if there is no
+            hook.
         """
         if self._on_connect is None:
             return None
@@ -46,7 +46,7 @@ class ConnectionHooks:
         call.gates.append(gate)
         for position, earlier in enumerate(self._waiting):
             if earlier.hook is self._on_connect:
-                # It has not begun, and its connection is gone: its payloads wait for this one.
+                # It has not started and its connection is gone. Its payloads wait for this call.
                 call.gates += [gate for gate in earlier.gates if not gate.is_set()]
                 del self._waiting[position:]
                 break
@@ -54,14 +54,14 @@ class ConnectionHooks:
         return gate
 
     def lost(self) -> None:
-        """Have `on_disconnect` called."""
+        """Schedule `on_disconnect`."""
         if self._on_disconnect is None:
             return
         if not self._waiting or self._waiting[-1].hook is not self._on_disconnect:
             self._add(_Call("on_disconnect", self._on_disconnect))
 
     async def join(self, within: float) -> None:
-        """Wait until all have ended; after `within` seconds cancel what has not."""
+        """Wait until all hooks have ended; after `within` seconds cancel the rest."""
         if self._worker is None:
             return
         _, late = await asyncio.wait({self._worker}, timeout=within)
@@ -70,7 +70,7 @@ class ConnectionHooks:
             await self.cancel()
 
     async def cancel(self) -> None:
-        """Cancel those that have not ended, and wait for their end, within reason."""
+        """Cancel hooks that have not ended, and wait for at most 5 seconds for them to end."""
         if self._worker is None:
             return
         self._worker.cancel()
@@ -105,7 +105,7 @@ class ConnectionHooks:
 
 
 class _Call:
-    """One call of a hook, and who waits for its end."""
+    """One call of a hook, and the gates to open when it has ended."""
 
     __slots__ = ("gates", "hook", "name")
 

@@ -1,4 +1,4 @@
-"""What a client counts, and how a metrics library gets to see it."""
+"""What a client counts, and the interface for a metrics library."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class ConnectorMetrics(Protocol):
-    """What a client reports while it runs; give an object with these methods as `metrics=`.
+    """What a client reports while it runs. Pass an object with these methods as `metrics=`.
 
-    All are called on the event loop, once for each payload or oftener: they must not block. One
-    that raises is logged once and never disturbs the stream. `kind` is "actions", "summary" or
-    "chat".
+    They are called on the event loop, once or more per payload, and must not block. An error in
+    one does not affect the stream; only the first error is logged. `kind` is "actions", "summary"
+    or "chat".
     """
 
     def received(self, kind: str) -> None:
-        """A payload came."""
+        """A payload arrived."""
 
     def delivered(self, kind: str) -> None:
         """All callbacks of a payload ended without an error (or the consumer took it)."""
 
     def failed(self, kind: str) -> None:
-        """A callback of a payload raised: the payload is given up."""
+        """A callback of a payload raised. The payload is given up."""
 
     def dropped(self, kind: str) -> None:
-        """A payload was given up: `overflow="drop_oldest"`, or time ran out at the end."""
+        """A payload was dropped, by `overflow="drop_oldest"` or when the drain timed out."""
 
     def skipped(self, reason: str) -> None:
-        """Something on the wire was not used.
+        """An event, a payload or a value was not used.
 
         Args:
             reason: "unknown_type", "malformed" or "oversize" for an event, "no_callback" for a
-                payload nobody asked for, "value" for one value inside a payload.
+                payload without a callback, "value" for one value inside a payload.
         """
 
     def reconnected(self) -> None:
         """A connection after the first was made."""
 
     def pending(self, n: int) -> None:
-        """How many payloads are waiting or being worked on now."""
+        """How many payloads wait or are being processed now."""
 
     def paused(self, seconds: float) -> None:
-        """The reader stood still so long, because `max_pending` was reached."""
+        """How long the reader was paused because `max_pending` was reached."""
 
     def callback_seconds(self, seconds: float) -> None:
         """How long one callback took."""
@@ -67,10 +67,10 @@ class ConnectorCounts:
 
     Attributes:
         received: Payloads read from the wire.
-        delivered: Payloads whose callbacks all ended well.
-        failed: Payloads of which a callback raised.
-        dropped: Payloads given up by `overflow="drop_oldest"` or when the drain ran out of time.
-        skipped: Events that were no payload, or a payload nobody had asked for.
+        delivered: Payloads for which all callbacks ended without an error.
+        failed: Payloads for which a callback raised.
+        dropped: Payloads dropped by `overflow="drop_oldest"` or when the drain timed out.
+        skipped: Events that were not a payload, or a payload without a callback.
         repaired: Values of a wrong type that became their default; ids that came as numbers.
         connections: Connections made.
     """
@@ -85,7 +85,7 @@ class ConnectorCounts:
 
 
 class Recorder:
-    """Counts, and tells the user's metrics object if there is one.
+    """Counts, and reports to the user's metrics object if there is one.
 
     Args:
         metrics: An object with methods of `ConnectorMetrics`, or with those of the public SDK's
@@ -93,10 +93,10 @@ class Recorder:
 
     Attributes:
         counts: The totals.
-        observed: Whether there is a metrics object: what costs time to measure is then measured.
+        observed: Whether there is a metrics object. Costly measurements are made only for one.
 
     Raises:
-        ConfigurationError: If the object has no such method.
+        ConfigurationError: If the object has none of these methods.
     """
 
     def __init__(self, metrics: ConnectorMetrics | None) -> None:
@@ -118,7 +118,7 @@ class Recorder:
             self._tell("received", kind)
 
     def delivered(self, kind: str) -> None:
-        """A payload's callbacks all ended well."""
+        """A payload's callbacks all ended without an error."""
         self.counts.delivered += 1
         if self.observed:
             self._tell("delivered", kind)
@@ -130,7 +130,7 @@ class Recorder:
             self._tell("failed", kind)
 
     def dropped(self, payload: Payload) -> None:
-        """A payload was given up."""
+        """A payload was dropped."""
         self.counts.dropped += 1
         if self._is_sdk_hook:
             self._tell(
@@ -150,7 +150,7 @@ class Recorder:
             self._tell("skipped", reason)
 
     def repaired(self) -> None:
-        """A value of a payload was given up."""
+        """A value of a payload was repaired."""
         self.counts.repaired += 1
         if self.observed:
             self._tell("skipped", "value")
@@ -162,19 +162,19 @@ class Recorder:
             self._tell("reconnected")
 
     def pending(self, n: int) -> None:
-        """So many payloads are held now."""
+        """How many payloads are held now."""
         if self._is_sdk_hook:
             self._tell("record_queue_depth", depth=n)
         elif self.observed:
             self._tell("pending", n)
 
     def paused(self, seconds: float) -> None:
-        """The reader stood still so long."""
+        """How long the reader was paused."""
         if self.observed:
             self._tell("paused", seconds)
 
     def callback_seconds(self, seconds: float) -> None:
-        """A callback took so long."""
+        """How long a callback took."""
         if self.observed:
             self._tell("callback_seconds", seconds)
 
@@ -182,7 +182,7 @@ class Recorder:
         if self._is_sdk_hook and not (
             method in _SDK_METHODS and _has_any(self._metrics, (method,))
         ):
-            return  # of those methods each may be left out, and there are no others
+            return  # the SDK's hook has only these two methods, and either may be missing
         try:
             getattr(self._metrics, method)(*values, **named)
         except Exception:
@@ -194,5 +194,5 @@ class Recorder:
 def _has_any(metrics: object, methods: Iterable[str]) -> bool:
     try:
         return any(callable(getattr(metrics, name, None)) for name in methods)
-    except Exception:  # noqa: BLE001 - the user's own `__getattr__`; calling will tell
+    except Exception:  # noqa: BLE001 - the user's `__getattr__` raised; the call will log it
         return True

@@ -22,20 +22,20 @@ Overflow: TypeAlias = Literal["wait", "drop_oldest"]
 class BoundedSink(ABC):
     """Takes payloads from a reader and holds at most `limit` of them.
 
-    The reader calls `put` while `pending < limit`, and `put_when_full` otherwise: so the usual
-    way costs no coroutine.
+    The reader calls `put` while `pending < limit`, and `put_when_full` otherwise. The usual case
+    therefore needs no coroutine.
 
     Args:
-        limit: The most payloads held, waiting or in work.
-        overflow: "wait" keeps the reader until there is room; "drop_oldest" gives up the payload
-            that has waited longest (or the new one, where all others are in work already).
-        recorder: Counts.
-        on_drop: Called with each payload given up and the total so far; must be quick.
+        limit: The most payloads held, waiting or being processed.
+        overflow: "wait" blocks the reader until there is room. "drop_oldest" drops the payload
+            that has waited longest, or the new one if all others are being processed.
+        recorder: Counts what happens.
+        on_drop: Called with each dropped payload and the total so far; must be quick.
 
     Attributes:
         pending: How many payloads are held.
-        limit: The most that may be.
-        closed: Whether the sink wants no more; the reader then ends.
+        limit: The most payloads that may be held.
+        closed: Whether the sink accepts no more; the reader then ends.
     """
 
     closed = False
@@ -64,27 +64,27 @@ class BoundedSink(ABC):
         """Note a new connection.
 
         Args:
-            gate: Callbacks must wait until it is set; None if they need not.
+            gate: Callbacks wait until it is set; None if they need not wait.
         """
 
     @abstractmethod
     def _take_oldest(self) -> Payload | None:
-        """Take out the payload that has waited longest; None if none waits."""
+        """Remove and return the payload that has waited longest; None if none waits."""
 
     def wants(self, payload: Payload) -> bool:  # noqa: ARG002 - subclasses look at it
-        """Whether anybody wants this payload; one that nobody wants takes no place."""
+        """Whether this payload has a consumer. One without a consumer takes no room."""
         return True
 
     async def put_when_full(self, payload: Payload) -> None:
-        """Take a payload although the limit is reached, as `overflow` says."""
+        """Take a payload while the limit is reached, as `overflow` says."""
         if not self.wants(payload):
-            self.put(payload)  # counts it, and keeps nothing
+            self.put(payload)  # only counts it
             return
         if self._overflow == "wait":
             try:
                 await self._wait_for_room()
             finally:
-                self.put(payload)  # also when reading is stopped now: it was received
+                self.put(payload)  # also when reading is stopped meanwhile: it was received
             return
         self._warn("the oldest are dropped")
         oldest = self._take_oldest()
@@ -93,7 +93,7 @@ class BoundedSink(ABC):
         self._give_up(payload if oldest is None else oldest)
 
     def _freed(self) -> None:
-        """One payload less is held."""
+        """Note that one payload fewer is held."""
         self.pending -= 1
         if self._room is not None and not self._room.done():
             self._room.set_result(None)

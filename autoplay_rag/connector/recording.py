@@ -1,8 +1,7 @@
-"""Streams as JSON Lines: one event's JSON a line, in the order forwarded.
+"""Recordings of streams as JSON Lines: one event's JSON per line, in the order forwarded.
 
-Neither way holds more than a line: a recording of a week is read and written in the memory
-of its longest event. Reading decodes as the live client does, so that what is replayed and
-what arrives over the wire take the same way.
+Reading and writing hold one line at a time, so memory use depends only on the longest event.
+Reading decodes as the live client does, so replayed and live payloads take the same code path.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ __all__ = [
 T = TypeVar("T")
 
 LOT: Final = 128
-"""How much of a recording is read at once: few hand-overs between threads, little memory."""
+"""How many items are read at once: few switches between threads, little memory."""
 
 OnError: TypeAlias = Callable[[RecordingError], None]
 """Called with the error of each line that was skipped."""
@@ -46,11 +45,11 @@ def read_recording(
 ) -> Iterator[Payload]:
     """Read a recording's payloads, line by line.
 
-    Blank lines are passed over. So are events of a type this version does not know, as the live
-    client passes over them; `on_error` hears of these too.
+    Blank lines are skipped. Events of a type this version does not know are skipped too, as by
+    the live client; `on_error` is called for these.
 
     Args:
-        path: A file of JSON Lines, in UTF-8, UTF-16 or UTF-32, also compressed with gzip, bzip2 or xz.
+        path: A JSON Lines file in UTF-8, UTF-16 or UTF-32, also compressed with gzip, bzip2 or xz.
         on_error: Called for each line that cannot be read, which is then skipped. Without it
             the first such line raises.
 
@@ -59,8 +58,8 @@ def read_recording(
 
     Raises:
         RecordingError: For a line that cannot be read; the message has file and line number,
-            never the line itself. Also, with `on_error` or without, if the whole file is something
-            else, such as a zip archive.
+            never the line itself. Also, even with `on_error`, if the file is in another format,
+            such as a zip archive.
         OSError: If the file cannot be read.
 
     Example:
@@ -85,10 +84,10 @@ def read_recording(
 def read_recording_lines(
     path: str | os.PathLike[str], *, on_error: OnError | None = None
 ) -> Iterator[bytes]:
-    """Read a recording's lines as they are, undecoded, to replay them to the byte.
+    """Read a recording's lines undecoded, to replay them byte for byte.
 
     Args:
-        path: As for `read_recording`; the lines are given in UTF-8.
+        path: As for `read_recording`; the lines are yielded in UTF-8.
         on_error: Called for each line that is too long, which is then skipped. Without it the
             first such line raises.
 
@@ -96,7 +95,7 @@ def read_recording_lines(
         Each line that is not blank, without its line end.
 
     Raises:
-        RecordingError: For a line longer than 8 MiB; or if the file is something else.
+        RecordingError: For a line longer than 8 MiB, or if the file is in another format.
         OSError: If the file cannot be read.
     """
     for _, line in _numbered_lines(path, on_error):
@@ -104,13 +103,13 @@ def read_recording_lines(
 
 
 async def next_lot(recording: Iterator[T]) -> list[T]:
-    """Read on in a thread, for code on an event loop.
+    """Read the next items in a thread, for code on an event loop.
 
     Args:
-        recording: What `read_recording` or `read_recording_lines` gave.
+        recording: The iterator from `read_recording` or `read_recording_lines`.
 
     Returns:
-        The next of it, at most `LOT`; none at the end.
+        The next items, at most `LOT`; empty at the end.
     """
     return await asyncio.to_thread(lambda: list(islice(recording, LOT)))
 
@@ -127,15 +126,15 @@ def encode_line(payload: Payload) -> bytes:
 
 
 class RecordingWriter:
-    """Writes a recording, a payload at a time.
+    """Writes a recording, one payload at a time.
 
-    Each line is handed to the operating system at once: what a killed process had written is
-    complete to the last line.
+    Each line is passed to the operating system at once. If the process is killed, the file is
+    complete up to the last line written.
 
     Args:
-        path: The file; created where it does not exist.
-        append: Go on after what the file holds, instead of replacing it. A last line that was cut
-            off, or that an editor left without its end, gets one first.
+        path: The file; created if it does not exist.
+        append: Append to the file instead of replacing it. If its last line has no line end, one
+            is added first.
 
     Attributes:
         count: How many payloads this writer has written.

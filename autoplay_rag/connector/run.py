@@ -1,4 +1,4 @@
-"""One run of a client, from the first connection to the end of its work."""
+"""One run of a client, from the first connection until all payloads are processed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["ClientRun"]
 
 
 class ClientRun:
-    """Reads a stream into a sink, in a task of its own, until it is stopped or fails.
+    """Reads a stream into a sink, in its own task, until it is stopped or fails.
 
-    Made on the event loop it belongs to; `stop` may be called from any thread, also before
+    Create it on the event loop it belongs to. `stop` may be called from any thread, also before
     `read`.
 
     Attributes:
-        in_background: Whether nobody may be waiting for it.
-        stopping: Whether it reads no more, or was told to stop.
-        error: What ended it; None for a stop.
-        ended: Set when none of its tasks runs any more.
-        connected: Set while there is a connection, and when it is over.
+        in_background: Whether the run's task may never be awaited.
+        stopping: Whether it no longer reads, or `stop` was called.
+        error: The error that ended the run; None after a stop.
+        ended: Set when its tasks have ended.
+        connected: Set while there is a connection, and when the run is over.
     """
 
     def __init__(self, stream: EventStream, sink: BoundedSink, hooks: ConnectionHooks) -> None:
@@ -45,16 +45,16 @@ class ClientRun:
         return self._finished or self.loop.is_closed()
 
     def stop(self) -> None:
-        """Read no more. What was read is still worked on."""
+        """Stop reading. Received payloads are still processed."""
         self.stopping = True
-        with suppress(RuntimeError):  # the loop is closed: nothing runs any more
+        with suppress(RuntimeError):  # the loop is closed: the run is over
             self.loop.call_soon_threadsafe(self._cancel_reader)
 
     async def read(self) -> None:
-        """Read until `stop`, or until the sink wants no more.
+        """Read until `stop`, or until the sink accepts no more.
 
         Raises:
-            Exception: What ended the stream, if it was an error.
+            Exception: The error that ended the stream, if one did.
         """
         if self.stopping or self.sink.closed:
             return
@@ -71,9 +71,9 @@ class ClientRun:
             self._reader.result()
 
     def finish(self, error: BaseException | None = None) -> None:
-        """Note that all has ended."""
+        """Mark the run as ended."""
         self.error = error
-        self._finished = True  # after the error: other threads look at both
+        self._finished = True  # set after `error`, because other threads read both
         self.connected.set()
         self.ended.set()
 

@@ -1,14 +1,14 @@
-"""Bytes to server-sent events, as the WHATWG format has them. No I/O.
+"""Parses bytes into server-sent events, as the WHATWG specifies. No I/O.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 
-Beyond the format, for senders that are broken or hostile:
+Further rules, for broken or hostile senders:
 
 - An event larger than the limit is skipped to its end and counted. Neither it nor an endless line
   is kept in memory.
-- A CR ends its line at once, also where its LF comes only with the next read, so that an event is
+- A CR ends its line at once, even if its LF arrives only with the next read. So an event is
   complete with its last byte.
-- An event that was cut off does not appear, and neither does its id.
+- An event that was cut off is discarded, with its id.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from httpx_sse import ServerSentEvent
 __all__ = ["MAX_EVENT_BYTES", "Event", "EventParser"]
 
 MAX_EVENT_BYTES: Final = 8_388_608
-"""The largest event taken by default, by stream, by webhook and from a file."""
+"""The largest event accepted by default, by stream, by webhook and from a file."""
 
 Event: TypeAlias = bytes | ServerSentEvent
-"""An event that has one line of data and no other field is only that data, undecoded. Nearly every
+"""An event with one line of data and no other field is given as that data, undecoded. Nearly every
 event of a connector is one, and a `ServerSentEvent` would cost as much as decoding the payload."""
 
 _BOM: Final = b"\xef\xbb\xbf"
@@ -33,15 +33,15 @@ _COLON: Final = 0x3A
 
 
 class EventParser:
-    """Turns what is read from one connection into events.
+    """Turns the bytes of one connection into events.
 
     Args:
-        last_event_id: The id the connection resumes after; an id outlives its connection.
-        max_event_bytes: The most bytes of one event, line ends included and comments not.
+        last_event_id: The id the connection resumes after. An id stays valid across connections.
+        max_event_bytes: The most bytes of one event, including line ends, without comments.
         on_oversize: Called for each event that is skipped for its size.
 
     Attributes:
-        last_event_id: The id of the last whole event that had one, events without data included.
+        last_event_id: The id of the last complete event with an id, including events without data.
 
     Example:
         >>> parser = EventParser("", max_event_bytes=1000, on_oversize=lambda: None)
@@ -57,12 +57,12 @@ class EventParser:
         self.last_event_id = last_event_id
         self._limit = max_event_bytes
         self._on_oversize = on_oversize
-        self._clean = False  # whether the next byte begins an event, and nothing before it is open
+        self._clean = False  # whether the next byte begins an event, with nothing incomplete
         self._at_start = True
         self._after_cr = False
-        self._line = bytearray()  # the start of a line whose end has not come
-        self._skipping = False  # the rest of an event that is too large
-        # The event whose end has not come: bytes of its lines, and its fields.
+        self._line = bytearray()  # the incomplete line
+        self._skipping = False  # whether the rest of a too large event is being skipped
+        # The incomplete event: the size of its lines, and its fields.
         self._size = 0
         self._data: list[bytes] = []
         self._name: bytes | None = None
@@ -76,7 +76,7 @@ class EventParser:
             The events that are now complete. Unlike a browser's, they include events without
             data, which may hold an id or a `retry`.
         """
-        if (  # a read that is one event of one line, as nearly every read is
+        if (  # the fast path: nearly every read is one event of one line
             self._clean
             and chunk.startswith(b"data: ")
             and chunk.find(b"\n") == len(chunk) - 2
@@ -125,7 +125,7 @@ class EventParser:
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _hold(self, rest: bytes) -> None:
-        """Keep the start of a line; of one that will not be used only that it is not empty."""
+        """Keep the start of a line. Of a line that will be ignored, one byte is enough."""
         self._line += rest
         if self._skipping or self._line[0] == _COLON:
             del self._line[1:]
@@ -158,7 +158,7 @@ class EventParser:
 
     def _end_event(self) -> Event | None:
         """The event that a blank line ends; None if it has no field, or is skipped."""
-        if not self._size:  # nothing came, or comments alone, or the end of what is skipped
+        if not self._size:  # no field, only comments, or the end of a skipped event
             self._skipping = False
             return None
         if self._size + 1 > self._limit:
@@ -169,7 +169,7 @@ class EventParser:
             if len(self._data) == 1:
                 self._size = 0
                 return self._data.pop()
-            if not self._data:  # fields of other names alone
+            if not self._data:  # only fields with unknown names
                 self._size = 0
                 return None
         event = self._message()

@@ -37,27 +37,27 @@ _COMPLAIN_EVERY: Final = 60.0
 
 
 class EventStream:
-    """Connects, authenticates, reconnects and resumes; iterating gives the payloads.
+    """Connects, authenticates, reconnects and resumes; iterating yields the payloads.
 
-    One iteration at a time. It ends only by an error that no retry will change, or when the
+    One iteration at a time. It ends only with an error that a retry cannot fix, or when the
     iterator is closed or its task cancelled.
 
     Args:
         endpoint: Where and how to connect.
-        recorder: Counts.
+        recorder: Counts what happens.
         initial_backoff_s: Seconds before the first reconnect.
         max_backoff_s: The longest wait between attempts, unless the server asks for more.
-        max_retries: How often to try again in a row before giving up; None never does.
+        max_retries: The most retries in a row before it gives up; None never gives up.
         max_event_bytes: Larger events are skipped and counted.
         http_client: Sends the requests and is not closed; by default each iteration opens its own.
         on_connected: Called when a connection is made; must be quick.
-        on_lost: Called when a connection that was made has ended; must be quick.
+        on_lost: Called when an open connection has ended; must be quick.
 
     Attributes:
         state: "idle", "connecting", "connected", or "waiting" (for the next attempt).
         last_event_at: Unix seconds of the last event, heartbeats included; None before the first.
-        last_event_id: The last id the server gave; "" if it gave none.
-        last_error: Why the last connection or attempt ended; None before the first such end.
+        last_event_id: The last id the server sent; "" if it sent none.
+        last_error: Why the last connection or attempt ended; None if none has.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class EventStream:
         self._on_connected = on_connected
         self._on_lost = on_lost
         self._said_lost = False
-        self._silent = True  # whether the connection has brought no byte yet
+        self._silent = True  # whether the connection has received no byte yet
         self._refusals = 0
         self._tls_faults = 0
         self._complaints = 0
@@ -97,12 +97,15 @@ class EventStream:
         """The payloads, from all connections.
 
         Raises:
-            ConnectorStatusError: If the connector refuses: at once before the first connection; after
-                that only when several slow retries were refused too, and never for a 404.
-            NotAnEventStreamError: If what answers is no event stream, and none has before.
-            RedirectError: If it redirects to where the token must not go; as for a refusal.
-            ConnectorError: If TLS fails in the same way at every attempt, before the first connection.
-            ConfigurationError: If the environment names a proxy or certificates that cannot be used.
+            ConnectorStatusError: If the connector refuses. Before the first connection, at once;
+                later, only after several slow retries were refused too, and never for a 404.
+            NotAnEventStreamError: If the response is not an event stream, and none was before.
+            RedirectError: If it redirects to another origin, which must not see the token. After
+                the first connection it is retried like a refusal.
+            ConnectorError: If TLS fails in the same way at every attempt before the first
+                connection.
+            ConfigurationError: If the environment names a proxy or certificates that cannot be
+                used.
             RetriesExhaustedError: If `max_retries` retries in a row failed too.
         """
         backoff = Backoff(self._initial_backoff_s, self._max_backoff_s)
@@ -123,10 +126,10 @@ class EventStream:
                                     if payload is not None:
                                         yield payload
                         failure: Exception = TransientError("the connector closed the stream")
-                    except Exception as error:  # noqa: BLE001 - raised below, unless it may pass
+                    except Exception as error:  # noqa: BLE001 - raised below, unless retried
                         failure = bare(error)
                     self.last_error = failure
-                    # Raised outside `except`: what `bare` took off must not come back.
+                    # Raised outside `except`, which would attach the error that `bare` stripped.
                     verdict = classify(failure, worked=worked)
                     if verdict == "fatal":
                         raise failure
@@ -156,7 +159,7 @@ class EventStream:
             again = self._said_lost
             self._said_lost = False
             logger.log(
-                # As loud as the warning that it ended.
+                # The same level as the warning that the connection was lost.
                 logging.WARNING if again else logging.INFO,
                 "connected again to %s" if again else "connected to %s",
                 display(self._endpoint.url),
@@ -177,7 +180,7 @@ class EventStream:
                     self._on_lost()
 
     def _read(self, event: Event, backoff: Backoff) -> Payload | None:
-        """The payload of an event; None for a heartbeat or what is none."""
+        """The payload of an event; None for a heartbeat or an event that is not a payload."""
         self.last_event_at = time.time()
         data: bytes | str
         if isinstance(event, bytes):
@@ -211,7 +214,7 @@ class EventStream:
         logger.debug("a value was given up: %s", what)
 
     def _complain(self, about: str) -> None:
-        """Warn of what was skipped, at most once a minute: a broken sender sends much of it."""
+        """Warn of skipped events, at most once a minute: a broken sender may send many."""
         self._complaints += 1
         now = time.monotonic()
         if now - self._complained_at >= _COMPLAIN_EVERY:
@@ -219,10 +222,10 @@ class EventStream:
             self._complaints, self._complained_at = 0, now
 
     def _delay_after_refusal(self, backoff: Backoff, failure: Exception) -> float:
-        """Seconds to wait after a refusal by a connector that gave a stream before.
+        """Seconds to wait after a refusal by a connector that has served a stream before.
 
         Raises:
-            Exception: The refusal itself, if it was refused too often in a row.
+            Exception: The refusal itself, after too many in a row.
         """
         if self._refusals >= MOST_REFUSALS or self._given_up(backoff):
             raise failure
@@ -243,12 +246,12 @@ class EventStream:
     def _delay_after_tls_fault(
         self, backoff: Backoff, failure: Exception, fault: str, *, worked: bool
     ) -> float:
-        """Seconds to wait after a TLS handshake that another attempt alone will not change.
+        """Seconds to wait after a TLS fault that a retry alone will not fix.
 
-        Where a stream was given before, a certificate will be renewed, and retries go on.
+        If there was a stream before, retries continue: the certificate will likely be renewed.
 
         Raises:
-            ConnectorError: If none was given before, and it failed several times.
+            ConnectorError: If there was no stream before, and TLS failed several times.
         """
         said = (
             f"no TLS connection to {display(self._endpoint.url)}: {fault}; check the url, this "

@@ -1,4 +1,4 @@
-"""The client for code without an event loop: the async one behind a thread."""
+"""The client for code without an event loop: runs the async client in a thread."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ _RESTING: Final = ("idle", "stopped", "failed")
 
 
 class ConnectorClient:
-    """Reads a connector's stream and calls functions back, one payload after the other.
+    """Reads a connector's stream and calls functions back, one payload at a time.
 
-    A thread of its own reads at network speed. Callbacks run in one other thread, in the order
-    in which the payloads came. What they have not got to waits in a queue; when that is full,
-    the payload that has waited longest is dropped and counted. Where nothing may be lost, use
-    `AsyncConnectorClient` and a pipeline.
+    One thread reads at network speed. Callbacks run in another, in the order the payloads
+    arrived. Payloads wait for their callbacks in a queue. When it is full, the payload that has
+    waited longest is dropped and counted. If no payload may be lost, use `AsyncConnectorClient`
+    with a pipeline.
 
     Args:
-        url: The whole address of the stream, `https://.../stream/{product_id}`.
-        token: The product's token; by default what `AUTOPLAY_APP_UNKEY_TOKEN` holds.
+        url: The full URL of the stream, `https://.../stream/{product_id}`.
+        token: The product's token; by default the value of `AUTOPLAY_APP_UNKEY_TOKEN`.
         max_queue_size: The most payloads that wait.
         connect_timeout: Seconds to connect.
         read_timeout_s: Seconds without a byte after which a connection counts as lost; None is
             the default of `AsyncConnectorClient`.
         initial_backoff_s: Seconds before the first reconnect; see `AsyncConnectorClient`.
-        max_backoff_s: The longest wait between attempts.
-        max_retries: How often it tries again in a row; `run` raises at the next failure. None
-            never gives up.
+        max_backoff_s: The longest wait between attempts, unless the server asks for more.
+        max_retries: The most retries in a row; `run` raises at the next failure. None never gives
+            up.
         on_connect: Called without arguments whenever a connection is made.
         on_disconnect: Called without arguments whenever a connection has ended.
-        metrics: An object with the methods of `ConnectorMetrics`; they are called in the thread
-            that reads.
+        metrics: An object with the methods of `ConnectorMetrics`; they are called in the reading
+            thread.
 
     Raises:
-        ConfigurationError: If an argument can never work.
+        ConfigurationError: If an argument is invalid.
 
     Example:
         >>> client = ConnectorClient("https://connector.example/stream/acme", "uk_live_...")
@@ -104,32 +104,32 @@ class ConnectorClient:
         """Add a callback for batches of actions.
 
         Args:
-            fn: A plain function, or `async def`, which is run to its end in the thread that calls
-                back, on an event loop of its own. Several are called one after the other; one that
-                raises is logged, and disturbs neither the others nor the stream.
+            fn: A plain function, or `async def`, which runs to completion in the callback thread,
+                on that thread's own event loop. Several callbacks are called one after the other.
+                An error in one is logged; the other callbacks and the stream continue.
 
         Returns:
             The client, so that calls can be chained.
 
         Raises:
-            ConfigurationError: If it cannot be called at all.
+            ConfigurationError: If `fn` is not callable.
         """
         self._callbacks.setdefault(ActionsPayload.kind, []).append(Callback(fn, self._threads))
         return self
 
     def on_summary(self, fn: Callable[[SummaryPayload], Any]) -> Self:
-        """Add a callback for summaries; all else is as for `on_actions`."""
+        """Add a callback for summaries; see `on_actions`."""
         self._callbacks.setdefault(SummaryPayload.kind, []).append(Callback(fn, self._threads))
         return self
 
     def on_drop(self, fn: Callable[[Payload, int], Any]) -> Self:
-        """Add a function that is told of each payload dropped, and the total so far.
+        """Add a function to call with each dropped payload and the total so far.
 
-        It is called in the thread that reads: while it works nothing is read, so it must be
-        quick. All else is as for `on_actions`.
+        It runs in the reading thread and blocks reading, so it must be quick. Otherwise see
+        `on_actions`.
 
         Raises:
-            ConfigurationError: If it is `async def`, or cannot be called at all.
+            ConfigurationError: If `fn` is `async def` or not callable.
         """
         check_plain("on_drop", fn)
         self._on_drop.append(Callback(fn, self._threads))
@@ -152,12 +152,12 @@ class ConnectorClient:
 
     @property
     def url(self) -> str:
-        """The stream's address as it may be shown: without user, password and query."""
+        """The stream's URL, safe to show: without user, password and query."""
         return self._client.url
 
     @property
     def state(self) -> ClientState:
-        """What it does now, as `AsyncConnectorClient.state`. Safe from any thread."""
+        """The current state, as `AsyncConnectorClient.state`. Safe from any thread."""
         run, state = self._run, self._client.state
         if run is None or state not in _RESTING:
             return state
@@ -171,9 +171,9 @@ class ConnectorClient:
         return self._client.last_error
 
     def run(self) -> None:
-        """Read until `stop`, or until an error that no retry will change; calls back in this thread.
+        """Read until `stop`, or until an error that a retry cannot fix. Calls back in this thread.
 
-        What was received before the end is still worked on: after a stop for 30 seconds at most.
+        Payloads received before the end are still processed; after a stop, for at most 30 seconds.
 
         Raises:
             ConnectorError: As `AsyncConnectorClient.run`.
@@ -182,10 +182,10 @@ class ConnectorClient:
         self._work(self._begin())
 
     def run_in_background(self) -> threading.Thread:
-        """Start `run` in a thread, and log its error if it ends by one.
+        """Start `run` in a thread. If the run fails, its error is logged.
 
         Returns:
-            The thread, which calls back. It is a daemon: it does not keep the process alive.
+            The callback thread. It is a daemon: it does not keep the process alive.
 
         Raises:
             ClientStateError: If the client is running already.
@@ -198,7 +198,7 @@ class ConnectorClient:
         return run.thread
 
     def stop(self) -> None:
-        """Stop reading; `run` returns when what was received is done.
+        """Stop reading; `run` returns when the received payloads are processed.
 
         Safe from any thread, callbacks included, at any time, and more than once.
         """
@@ -234,7 +234,7 @@ class ConnectorClient:
         run.worker = threading.current_thread()
         try:
             with (
-                # It makes its loop when there is something to await, and not before.
+                # It creates its loop only when there is something to await.
                 closing(asyncio.Runner(loop_factory=asyncio.new_event_loop)) as runner,
                 closing(iterate(run.payloads, "autoplay-connector")) as payloads,
             ):
@@ -249,7 +249,7 @@ class ConnectorClient:
         error: Exception | None = None
         try:
             self._work(run)
-        except Exception as found:  # noqa: BLE001 - nobody is there to catch it
+        except Exception as found:  # noqa: BLE001 - no caller can catch it
             error = found
         if error is not None:
             unexpected = None if isinstance(error, AutoplayError) else error
@@ -257,12 +257,12 @@ class ConnectorClient:
 
 
 class _SyncRun:
-    """One run: what its two threads share.
+    """The state of one run that its two threads share.
 
     Attributes:
-        worker: The thread that calls back; None until it begins.
-        thread: The same, if it is ours to wait for.
-        ended: Set when all has ended.
+        worker: The callback thread; None until it begins.
+        thread: The same thread, if the client started it and must join it.
+        ended: Set when the run has ended.
         reading: Whether the client has begun to read.
         stopping: Whether `stop` was called.
     """
@@ -281,21 +281,21 @@ class _SyncRun:
         self._well = True
 
     async def payloads(self) -> AsyncGenerator[Payload, None]:
-        """What the client reads, each when it is asked for; the client's queue holds the rest."""
+        """The client's payloads, each on request; the others wait in the client's queue."""
         self._loop = loop = asyncio.get_running_loop()
         if self.stopping:
             return
-        # From here to where the client runs the loop is ours alone, so no stop comes between.
+        # Nothing else runs on the loop until the client does, so no stop can come in between.
         self.reading = True
         client = self._client
         async with aclosing(client._taken(None, wants=self._wants)) as payloads:  # noqa: SLF001 - the same client, behind a thread
             recorder = client._recorder  # noqa: SLF001
             async for payload in payloads:
                 yield payload
-                # Counted here and not where the callbacks run: metrics belong to this thread.
+                # Counted here, not in the callback thread: metrics are called in this thread.
                 try:
                     await self._asked.wait()
-                except asyncio.CancelledError:  # a callback ended the run, by Ctrl-C say
+                except asyncio.CancelledError:  # a callback ended the run, e.g. by Ctrl-C
                     recorder.failed(payload.kind)
                     raise
                 self._asked.clear()
@@ -312,21 +312,21 @@ class _SyncRun:
                     return
 
     def ask(self, well: bool) -> None:
-        """Have the next payload come.
+        """Request the next payload.
 
         Args:
-            well: Whether the last one's callbacks all ended without an error.
+            well: Whether the last payload's callbacks all ended without an error.
         """
         self._well = well
         self._call(self._asked.set)
 
     def stop(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self.stopping = True
         self._call(self._stop)
 
     def join(self) -> None:
-        """Wait for the end, unless this is the thread that must come to it."""
+        """Wait for the end, unless called in the callback thread, which would wait for itself."""
         if threading.current_thread() is self.worker:
             return
         if not self.ended.wait(_DRAIN_SECONDS + _GRACE_SECONDS):
@@ -341,14 +341,14 @@ class _SyncRun:
 
     def _call(self, fn: Callable[[], object]) -> None:
         if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed: all is over
+            with suppress(RuntimeError):  # the loop is closed: the run is over
                 self._loop.call_soon_threadsafe(fn)
 
 
 def _call_each(
     callbacks: Iterable[Callback], *args: Any, runner: asyncio.Runner | None = None
 ) -> bool:
-    """Call all, one after the other; gives whether none raised."""
+    """Call all, one after the other. Return whether none raised."""
     well = True
     for callback in callbacks:
         try:

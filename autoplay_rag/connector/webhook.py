@@ -1,4 +1,4 @@
-"""Push mode: the connector posts each payload, and posts it again until it is acknowledged."""
+"""Push mode: the connector posts each payload, and retries until it is acknowledged."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ _REFUSALS: Final = {DecodeError: 400, SignatureError: 401, BodyTooLargeError: 41
 
 
 class WebhookReceiver:
-    """Checks and reads what the connector posts, and calls back with it.
+    """Verifies and decodes the connector's requests, and calls back with their payloads.
 
-    For an endpoint of your own, in any web framework: hand it the raw body and the header
-    `X-Connector-Signature`. To fill a pipeline, `webhook_app` is a whole endpoint already.
+    For your own endpoint in any web framework: pass it the raw body and the header
+    `X-Connector-Signature`. To fill a pipeline, use `webhook_app`, which is a complete endpoint.
 
-    A body that is signed but is not a JSON object raises `DecodeError`. The public SDK returns None,
-    and an endpoint that then answers 200 loses it without a word.
+    A body that is signed but is not a JSON object raises `DecodeError`. The public SDK returns
+    None, and an endpoint that then answers 200 loses the payload silently.
 
     Args:
-        secret: What the connector signs with.
+        secret: The secret the connector signs with.
         on_actions: Called with each batch of actions.
         on_summary: Called with each summary.
-        allow_unsigned: Allows an empty secret: then nothing is checked, and whoever finds the
-            address can post. With a secret it changes nothing.
+        allow_unsigned: Allows an empty secret. Then signatures are not checked, and anyone who
+            knows the URL can post. With a secret it has no effect.
         max_body_bytes: Larger bodies are refused.
 
     Attributes:
-        max_body_bytes: As given.
+        max_body_bytes: The limit as given.
 
     Raises:
-        ConfigurationError: If the secret is empty and that is not allowed, or the limit is not
+        ConfigurationError: If the secret is empty without `allow_unsigned`, or the limit is not
             above 0.
 
     Example:
@@ -117,14 +117,14 @@ class WebhookReceiver:
         return self._add(ActionsPayload.kind, fn)
 
     def on_summary(self, fn: Callable[[SummaryPayload], Any]) -> Self:
-        """Add a callback for summaries; all else is as for `on_actions`."""
+        """Add a callback for summaries; see `on_actions`."""
         return self._add(SummaryPayload.kind, fn)
 
     def verify(self, body: bytes, signature_header: str | bytes | None) -> bool:
         """Whether the body was signed with the secret. Compares in constant time.
 
         Args:
-            body: The body as it came, byte for byte.
+            body: The raw body, byte for byte.
             signature_header: `sha256=` and the lower-case hex digest; None if there is none.
         """
         if not self._secret:
@@ -139,17 +139,16 @@ class WebhookReceiver:
         """The payload of a delivery, without calling back.
 
         Args:
-            body: The body as it came, byte for byte.
+            body: The raw body, byte for byte.
             signature_header: The value of `X-Connector-Signature`.
 
         Returns:
-            The payload; None if it is of a type this version does not know, which is to be
-            acknowledged like any other.
+            The payload; None if this version does not know its type. Acknowledge it all the same.
 
         Raises:
             BodyTooLargeError: If the body is over the limit: answer 413.
             SignatureError: If the signature is missing or wrong: answer 401.
-            DecodeError: If the body is no JSON object: answer 400.
+            DecodeError: If the body is not a JSON object: answer 400.
         """
         if len(body) > self.max_body_bytes:
             raise BodyTooLargeError(self.max_body_bytes)
@@ -166,10 +165,10 @@ class WebhookReceiver:
             return None
 
     def parse(self, body: bytes) -> Payload | None:
-        """The payload in a body whose signature was checked elsewhere: here it is not.
+        """The payload of a body, without checking the signature. Check it elsewhere.
 
         Returns:
-            The payload; None if it is of a type this version does not know, or cannot be read,
+            The payload; None if this version does not know its type, or if it cannot be decoded,
             which is logged.
         """
         try:
@@ -185,7 +184,7 @@ class WebhookReceiver:
     ) -> Payload | None:
         """Read a delivery and call back; plain callbacks run in a thread.
 
-        What a callback raises is raised here. Let it become a 5xx answer: then the connector
+        An exception from a callback propagates. Let it become a 5xx response: then the connector
         sends the payload again.
 
         Returns:
@@ -203,7 +202,7 @@ class WebhookReceiver:
     def handle_sync(
         self, body: bytes, signature_header: str | bytes | None = None
     ) -> Payload | None:
-        """As `handle`, where there is no event loop: callbacks run here, one after the other.
+        """As `handle`, without an event loop: callbacks run in this thread, one after the other.
 
         Raises:
             WebhookError: As `read`.
@@ -224,13 +223,13 @@ class WebhookReceiver:
 
 
 class Pipeline(Protocol):
-    """What `webhook_app` asks of an `IngestPipeline`."""
+    """The part of `IngestPipeline` that `webhook_app` uses."""
 
     def accept(self, payload: Payload, /) -> Awaitable[str]:
-        """Hand over a payload; what is returned ends when the journal has committed."""
+        """Hand over a payload; the awaitable finishes when the journal has committed."""
 
     async def start(self) -> None:
-        """Start; a PipelineError if it is running already."""
+        """Start; raises PipelineError if it is running already."""
 
     async def aclose(self) -> None:
         """Drain and close."""
@@ -244,26 +243,26 @@ def webhook_app(
     allow_unsigned: bool = False,
     timeout: float = 30.0,
 ) -> ASGIApp:
-    """An endpoint that puts what the connector posts into a pipeline, as an ASGI application.
+    """An ASGI application that puts the connector's webhook payloads into a pipeline.
 
     It answers 200 once the journal has committed, also for duplicates, payloads that `select`
-    or `redact` refused, and types not known yet. It answers 503 when the payload could not be
-    kept (the journal is full or fails, the pipeline is closed, time ran out), and the connector
-    sends again. 400, 401, 405 and 413 say that sending again is of no use.
+    or `redact` refused, and unknown types. It answers 503 when the payload could not be stored
+    (the journal is full or fails, the pipeline is closed, or the timeout passed); the connector
+    then retries. 400, 401, 405 and 413 mean that a retry would not help.
 
-    Serve it by itself (`uvicorn module:app`), or as a route or a mount of a larger application.
-    By itself, it starts the pipeline and closes it at the end, unless it is running already.
-    Inside another application the pipeline is that one's to start, on the same event loop.
+    Serve it alone (`uvicorn module:app`), or as a route or a mount of a larger application.
+    Served alone, it starts the pipeline and closes it at shutdown, unless the pipeline was running
+    already. A larger application must start the pipeline itself, on the same event loop.
 
     Args:
         pipeline: Takes the payloads.
-        secret: What the connector signs with.
+        secret: The secret the connector signs with.
         max_body_bytes: Larger bodies are refused, and never held in memory.
         allow_unsigned: Allows an empty secret, as for `WebhookReceiver`.
         timeout: Seconds that a body may take to arrive and be committed.
 
     Raises:
-        ConfigurationError: If an argument can never work.
+        ConfigurationError: If an argument is invalid.
 
     Example:
         >>> from autoplay_rag import IngestPipeline
@@ -276,7 +275,7 @@ def webhook_app(
 
 
 class _WebhookApp:
-    """An object and not a function, so that Starlette takes it for a route's endpoint as it is."""
+    """An object, not a function, so that Starlette uses it as an ASGI endpoint of a route."""
 
     def __init__(self, pipeline: Pipeline, receiver: WebhookReceiver, timeout: float) -> None:
         self._pipeline = pipeline
@@ -307,7 +306,7 @@ class _WebhookApp:
         await _respond(send, status, text)
 
     async def _take(self, scope: Scope, receive: Receive) -> tuple[int, str]:
-        """Keep the payload; gives the status and its reason."""
+        """Store the payload. Return the HTTP status and its reason."""
         try:
             async with asyncio.timeout(self._timeout):
                 body = await _read_body(receive, self._receiver.max_body_bytes)
@@ -320,13 +319,13 @@ class _WebhookApp:
         except TimeoutError:
             return _UNAVAILABLE, f"the payload was not kept within {self._timeout:g} s"
         except (JournalError, PipelineClosedError) as error:
-            # For the log: its message may name files of this machine.
+            # Logged, not returned: the message may name files of this machine.
             logger.warning("a delivered payload could not be kept: %s", error)
             return _UNAVAILABLE, "the payload could not be kept now"
         return (_UNAVAILABLE, "the journal is full") if outcome == "overflow" else (_OK, outcome)
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """Start the pipeline with the server and close it with it, if nobody else did."""
+        """Start and close the pipeline with the server, unless it was running already."""
         started = False
         while (message := await receive())["type"] == "lifespan.startup":
             try:
@@ -348,7 +347,7 @@ class _WebhookApp:
         try:
             await self._pipeline.start()
         except PipelineError:
-            return False  # it is running already: whoever started it will close it
+            return False  # it is running already; its owner closes it
         return True
 
 
@@ -360,9 +359,9 @@ async def _read_body(receive: Receive, limit: int) -> bytes:
     """The whole body.
 
     Raises:
-        BodyTooLargeError: If it is over the limit. What comes beyond is read and thrown away,
-            within reason: an answer given while the sender still writes is often lost with the
-            connection, and the sender would try again.
+        BodyTooLargeError: If it is over the limit. The excess is read and discarded, up to a
+            bound: a response sent while the sender still writes is often lost with the
+            connection, and the sender would retry.
     """
     body = bytearray()
     size = 0
