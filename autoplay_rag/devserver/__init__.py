@@ -1,7 +1,7 @@
-"""A connector to develop against, on this machine.
+"""A local connector for development.
 
-`LocalConnector` replays a recording over real HTTP; `samples` and `questions` are a recording
-and questions about it to begin with.
+`LocalConnector` replays a recording over real HTTP. `samples` is a recording to start with, and
+`questions` are questions about it.
 """
 
 from autoplay_rag.devserver.connector import LocalConnector

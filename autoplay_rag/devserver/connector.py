@@ -1,4 +1,4 @@
-"""LocalConnector: the connector's stream, served from a recording on this machine."""
+"""LocalConnector: serves the connector's stream from a recording, on this machine."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ _DEFAULT_PRODUCT = "local"
 class LocalConnector:
     """Serves `GET /stream/{product_id}` as the connector does, from a recording.
 
-    Every subscriber gets the recording from its beginning, line for line. When it is over the
-    response stays open, with heartbeats, and takes what `send` pushes. Unlike the real
-    connector this one drops nothing: a slow reader holds up its own stream alone.
+    Every subscriber gets the recording from its beginning, line by line. After the last line the
+    response stays open and carries heartbeats and the events pushed with `send`. Unlike the real
+    connector, this one drops nothing: a slow reader delays only its own stream.
 
     Args:
-        recording: A file of JSON Lines, or payloads (bytes among them go out as they are);
+        recording: A file of JSON Lines, or payloads. Bytes among the payloads are sent unchanged.
             None serves the samples of this package.
-        rate: Events a second for each subscriber; None is as fast as it reads.
-        token: The bearer token asked for; None asks for none.
+        rate: Events per second for each subscriber; None is as fast as it reads.
+        token: The bearer token required; None requires none.
         heartbeat: Seconds between heartbeats; None sends none.
-        loop: Start over when the recording is over.
+        loop: Start again at the end of the recording.
         product_id: The product served; by default that of the recording's first payload.
-        push_only: Products that answer 400, as one does that is not in stream mode.
+        push_only: Products that answer 400, like a product that is not in stream mode.
         host: The address to bind.
         port: The port to bind; 0 lets the system choose.
 
     Raises:
-        ConfigurationError: For a rate or heartbeat that is not above 0.
+        ConfigurationError: If the rate or the heartbeat is not above 0.
 
     Example:
         >>> import asyncio, httpx
@@ -121,11 +121,11 @@ class LocalConnector:
 
     @property
     def subscribers(self) -> int:
-        """How many streams are open."""
+        """The number of open streams."""
         return len(self._subscribers)
 
     async def start(self) -> Self:
-        """Start to serve; nothing happens if it runs already.
+        """Start serving. Does nothing if the connector is already running.
 
         Returns:
             The connector itself, so that a notebook needs one line.
@@ -149,16 +149,16 @@ class LocalConnector:
         return self
 
     async def send(self, payload: Payload | bytes) -> int:
-        """Push one event to every open stream, ahead of what is left of the recording.
+        """Push one event to every open stream, ahead of the rest of the recording.
 
-        Waits while 256 pushed events wait for a subscriber that does not read. As with the real
-        connector, what is sent while nobody is connected is lost.
+        Waits while 256 pushed events are pending for a subscriber that does not read. As with the
+        real connector, an event sent while no subscriber is connected is lost.
 
         Args:
-            payload: A payload; bytes go out as one event's data as they are.
+            payload: A payload. Bytes are sent unchanged as the data of one event.
 
         Returns:
-            How many subscribers it was given to.
+            The number of subscribers that the event was queued for.
 
         Raises:
             ClientStateError: If the connector is not running.
@@ -230,7 +230,7 @@ class LocalConnector:
 
     @contextlib.contextmanager
     def _present(self, subscriber: Subscriber) -> Iterator[None]:
-        """Have `subscriber` among those who are sent to."""
+        """Register `subscriber` for `send` while its response is open."""
         self._subscribers.add(subscriber)
         self._changed.set()
         try:

@@ -1,4 +1,4 @@
-"""How many recorded events may go out by now (pure: time is an argument)."""
+"""The pace at which recorded events are sent. Pure: time is an argument."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["Pace"]
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """A rate kept on the average.
+    """An average rate of events.
 
-    Who was held up catches up; the first event is due at once.
+    A delayed subscriber catches up. The first event is due at once.
 
     Attributes:
-        rate: Events a second; None is without limit.
+        rate: Events per second; None for no limit.
 
     Example:
         >>> Pace(10.0).allowed(elapsed=0.25, sent=1)
@@ -27,16 +27,16 @@ class Pace:
     rate: float | None
 
     def allowed(self, elapsed: float, sent: int) -> float:
-        """How many events may go now.
+        """Return how many events may be sent now.
 
         Args:
-            elapsed: Seconds since the first one was due.
-            sent: How many have gone.
+            elapsed: Seconds since the first event was due.
+            sent: The number of events sent so far.
         """
         if self.rate is None:
             return math.inf
         return max(0, math.floor(elapsed * self.rate) + 1 - sent)
 
     def due_in(self, elapsed: float, sent: int) -> float:
-        """Seconds until the next event is due; 0 if it is."""
+        """Return the seconds until the next event is due; 0 if it is due now."""
         return 0.0 if self.rate is None else max(0.0, round(sent / self.rate - elapsed, 6))

@@ -1,4 +1,4 @@
-"""The HTTP response that a subscriber gets."""
+"""The HTTP response to a subscriber."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class EventStreamResponse(StreamingResponse):
 
     Args:
         stream: The body.
-        present: Entered before the response begins, so that a client that knows itself
-            connected misses nothing sent from then on, and left when it has ended.
+        present: Entered before the response begins, so that a client misses no event that is sent
+            after it has connected. Exited when the response has ended.
     """
 
     media_type = "text/event-stream"
@@ -30,7 +30,7 @@ class EventStreamResponse(StreamingResponse):
         self._present = present
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the client leaves or the stream ends; to HEAD, nothing but the headers."""
+        """Send until the client leaves or the stream ends. Answer HEAD with the headers only."""
         async with aclosing(self._stream):
             if scope["method"] == "HEAD":
                 await send(

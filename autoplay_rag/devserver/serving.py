@@ -1,7 +1,7 @@
-"""Runs uvicorn inside a loop that is already running, as a guest there.
+"""Runs uvicorn inside an event loop that is already running.
 
-uvicorn expects to own its process: it takes the signals and may wait for slow readers for
-ever. A guest leaves the signals alone and goes when it is asked to.
+uvicorn expects to own its process: it handles the signals and may wait forever for slow readers.
+This server leaves the signals to the process and stops when asked to.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LoopServer(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        # log_config=None and an access log that is "on" are what leaves logging as it is.
+        # Only log_config=None with the access log "on" leaves the logging configuration unchanged.
         super().__init__(
             uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None)
         )
@@ -35,7 +35,7 @@ class LoopServer(uvicorn.Server):
         self._task: asyncio.Task[None] | None = None
 
     async def listen(self, host: str, port: int) -> int:
-        """Start to serve.
+        """Start serving.
 
         Args:
             host: The address to bind.
@@ -61,7 +61,7 @@ class LoopServer(uvicorn.Server):
         return number
 
     async def aclose(self) -> None:
-        """Stop; responses that have not ended by then are cut off."""
+        """Stop serving. Responses that do not end in time are cut off."""
         self.should_exit = True
         if self._task is not None:
             await self._task
@@ -72,7 +72,7 @@ class LoopServer(uvicorn.Server):
         self._ready.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Cut off who does not read; uvicorn alone would wait for them."""
+        """Cut off clients that do not read. uvicorn itself would wait for them."""
         cut = asyncio.get_running_loop().call_later(_GRACE_S, self._cut_connections)
         try:
             await super().shutdown(sockets)
@@ -91,8 +91,8 @@ class LoopServer(uvicorn.Server):
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only for sockets that name the protocol: without it each
-    # event would wait 40 ms for an acknowledgement.
+    # asyncio disables Nagle's algorithm only for sockets created with an explicit protocol. With
+    # Nagle's algorithm, each event would wait 40 ms for an acknowledgement.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

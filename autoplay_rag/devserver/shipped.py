@@ -1,4 +1,4 @@
-"""The samples this package ships: a made-up product's sessions, and questions about them."""
+"""The samples in this package: sessions of a fictitious product, and questions about them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["Question", "questions", "samples"]
 
 
 class Question(msgspec.Struct, frozen=True):
-    """A question, and where its answer is.
+    """A question, and the session that answers it.
 
     Attributes:
-        question: As a colleague would ask it.
-        session_id: The one session that answers it.
+        question: The question, worded as a colleague would ask it.
+        session_id: The only session that answers it.
     """
 
     question: str
@@ -22,7 +22,7 @@ class Question(msgspec.Struct, frozen=True):
 
 
 def samples() -> Path:
-    """The sample stream, a recording of JSON Lines.
+    """Return the path of the sample stream, a recording in JSON Lines.
 
     Example:
         >>> from autoplay_rag.connector.recording import read_recording
@@ -33,7 +33,7 @@ def samples() -> Path:
 
 
 def questions() -> list[Question]:
-    """Questions about the samples, each with the session that answers it.
+    """Return questions about the samples, each with the session that answers it.
 
     Example:
         >>> all(question.session_id for question in questions())

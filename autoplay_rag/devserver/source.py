@@ -1,4 +1,4 @@
-"""What is replayed: a file, or payloads in memory, as lines."""
+"""The sources to replay: a file, or payloads in memory, as lines."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Source(Protocol):
     """Lines that can be read any number of times, by several readers at once."""
 
     def lines(self) -> Iterator[bytes]:
-        """All lines from the beginning."""
+        """Yield all lines from the beginning."""
 
     async def take(self, lines: Iterator[bytes]) -> list[bytes]:
-        """The next of `lines`, at most 128; none when they are over.
+        """Return the next of `lines`, at most 128; an empty list at the end.
 
         Raises:
             OSError: If they cannot be read.
@@ -35,7 +35,7 @@ class Source(Protocol):
 
 
 class MemorySource(Source):
-    """Payloads given as they are."""
+    """Payloads in memory."""
 
     def __init__(self, recording: Iterable[Payload | bytes]) -> None:
         self._lines = [as_line(item) for item in recording]
@@ -46,13 +46,13 @@ class MemorySource(Source):
 
     async def take(self, lines: Iterator[bytes]) -> list[bytes]:
         """As in `Source`."""
-        # A socket may take everything at once; the rest of the loop has its turn too.
+        # A socket may accept everything at once: let other tasks of the loop run.
         await asyncio.sleep(0)
         return list(islice(lines, LOT))
 
 
 class FileSource(Source):
-    """A file of JSON Lines, read anew by each reader and never held in memory."""
+    """A file of JSON Lines. Each reader reads it from disk; it is never held in memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -67,19 +67,19 @@ class FileSource(Source):
 
 
 def open_source(recording: str | os.PathLike[str] | Iterable[Payload | bytes]) -> Source:
-    """The source that fits what was given."""
+    """Return a file source for a path, otherwise a memory source."""
     if isinstance(recording, str | os.PathLike):
         return FileSource(Path(recording))
     return MemorySource(recording)
 
 
 def as_line(item: Payload | bytes) -> bytes:
-    """A payload encoded, bytes as they are."""
+    """Encode a payload. Bytes are returned unchanged."""
     return item if isinstance(item, bytes) else encode_line(item)
 
 
 async def first_product(source: Source) -> str | None:
-    """The product of the first payload that names one, if the first lot holds such a payload."""
+    """Return the first product named in the first batch of lines; None if there is none."""
     return next(filter(None, map(_product_id, await source.take(source.lines()))), None)
 
 

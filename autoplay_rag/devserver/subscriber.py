@@ -1,4 +1,4 @@
-"""One subscriber's stream: the recording at its pace, pushed events, heartbeats."""
+"""One subscriber's stream: the recording at a given pace, pushed events and heartbeats."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ __all__ = ["HEARTBEAT", "Subscriber", "frame"]
 
 HEARTBEAT = b"event: heartbeat\ndata:\n\n"
 WAITING_LIMIT = 256
-"""Pushed events that may wait for one subscriber, as many as the real connector keeps."""
+"""The most pushed events pending for one subscriber, as in the real connector."""
 _PIECE_BYTES = 65_536
 
 
 def frame(line: bytes) -> bytes:
-    """An event as it stands on the wire."""
-    # A bare carriage return would end the line there; JSON has it between values only.
+    """Return an event in its wire format."""
+    # A bare carriage return would end the line. JSON contains it only between values.
     return b"data: " + line.replace(b"\r", b" ") + b"\n\n"
 
 
 class Subscriber:
-    """What one response sends.
+    """The content of one response.
 
     Args:
-        source: What is replayed.
-        pace: How fast it goes.
+        source: The recording to replay.
+        pace: The pace of the replay.
         heartbeat: Seconds between heartbeats; None sends none.
-        loop: Start over when the recording is over.
+        loop: Start again at the end of the recording.
     """
 
     def __init__(self, source: Source, pace: Pace, *, heartbeat: float | None, loop: bool) -> None:
@@ -46,10 +46,10 @@ class Subscriber:
         self._ended = False
 
     async def push(self, line: bytes) -> bool:
-        """Send one event, waiting while too many wait already.
+        """Queue one event. Waits while the queue is full.
 
         Returns:
-            Whether it will go out; False if the subscriber has left.
+            Whether the event was queued; False if the subscriber has left.
         """
         while len(self._pushed) >= WAITING_LIMIT and not self._ended:
             self._room.clear()
@@ -67,7 +67,7 @@ class Subscriber:
         self._room.set()
 
     async def stream(self) -> AsyncGenerator[bytes]:
-        """The response's body, in pieces of whole events, until `end`."""
+        """Yield the response's body in blocks of whole events, until `end`."""
         clock = asyncio.get_running_loop().time
         started = clock()
         next_beat = started + self._heartbeat if self._heartbeat else float("inf")
@@ -95,7 +95,7 @@ class Subscriber:
                 await self._wait(min(next_beat - clock(), due_in))
 
     async def _take(self) -> list[bytes]:
-        """The next recorded lines; none when the recording is over for good."""
+        """Return the next recorded lines; an empty list if no more will follow."""
         lot = await self._source.take(self._lines)
         if not lot and self._loop:
             self._lines = self._source.lines()
@@ -103,7 +103,7 @@ class Subscriber:
         return lot
 
     async def _wait(self, seconds: float) -> None:
-        """Until something was pushed, or it is time for the next event or heartbeat."""
+        """Wait until an event is pushed, or the next recorded event or heartbeat is due."""
         if self._pushed or self._ended:
             return
         self._news.clear()
@@ -113,7 +113,7 @@ class Subscriber:
 
 
 def _piece(lines: deque[bytes], allowed: float) -> tuple[bytes, int]:
-    """Take at most `allowed` lines, as much as makes one good write."""
+    """Take at most `allowed` lines, until a write of 64 KiB is full."""
     frames: list[bytes] = []
     size = 0
     while len(frames) < allowed and size < _PIECE_BYTES:

@@ -103,7 +103,7 @@ def as_embedder(found: Any) -> Embedder:
 
 
 def _with_defaults(found: Any) -> Embedder:
-    """Complete an object that has only the two required members with the defaults."""
+    """Add the defaults to an object that has only the two required members."""
 
     class Completed(Embedder):
         model = found.model

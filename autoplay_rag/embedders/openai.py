@@ -41,7 +41,7 @@ _SURE_BYTES = 8192
 _MOST_BYTES = 4 * _SURE_BYTES
 """A longer text hardly ever fits: prose has four bytes per token or more."""
 _MOST_TOKENS = 10**9
-"""More than any request can cost."""
+"""More tokens than any request can cost."""
 _FORMAT_STATUSES = frozenset({400, 422})
 """Statuses of a service that refuses base64."""
 _Encoding: TypeAlias = Literal["base64", "float"]
@@ -59,7 +59,7 @@ _CONNECT_SECONDS = 10.0
 
 class _Item(msgspec.Struct):
     embedding: str | list[float]
-    # Services that imitate OpenAI leave it out, or send null or a string.
+    # OpenAI-compatible services omit it, or send null or a string.
     index: Any = None
 
 
@@ -76,9 +76,9 @@ class OpenAIEmbedder(Embedder):
     too large. A text of more than 8,192 bytes may be too long. It is sent in a request of its own,
     cut to 32,768 bytes, and halved each time the service refuses it. Cuts are made between words.
 
-    Services that imitate the protocol work too. A vector without an `index` belongs to the input
+    OpenAI-compatible services work too. A vector without an `index` belongs to the input
     at the same position. A missing or unclear `usage` counts as 0 tokens. After a 400 or 422 to
-    base64 the request is repeated with floats; what works is remembered.
+    base64 the request is repeated with floats. The format that works is remembered.
 
     Nothing else is retried here. The caller retries, and can pause all requests together.
 
@@ -211,7 +211,7 @@ class OpenAIEmbedder(Embedder):
         except APIStatusError as error:
             # Not chained: the service's message may quote the text or a part of the key.
             raise _error_of(error, self._name, len(texts)) from None
-        # The answer to a full request has 16 MB. Parsing it here would block the event loop.
+        # The response to a full request is 16 MB. Parsing it here would block the event loop.
         vectors, tokens = await asyncio.to_thread(_read_answer, content, len(texts))
         if self._encoding is None:
             self._encoding = encoding
@@ -279,12 +279,12 @@ class OpenAIEmbedder(Embedder):
             base_url=self._base_url,
             timeout=timeout,
             max_retries=0,
-            # The default one starts a task to close itself, possibly on another event loop.
+            # The default client starts a task to close itself, possibly on another event loop.
             http_client=DefaultAsyncHttpxClient(timeout=timeout, **self._environment()),
         )
 
     def _environment(self) -> dict[str, Any]:
-        """The proxy and the certificates that the environment names for the service."""
+        """Return the proxy and the certificates that the environment sets for the service."""
         try:
             from httpx2 import create_ssl_context  # what openai 3 is built on
         except ImportError:
@@ -293,7 +293,7 @@ class OpenAIEmbedder(Embedder):
         try:
             proxy, context = environment_proxy(url), tls_context(create_ssl_context)
         except ConfigurationError as error:
-            # The texts are good ones: they wait until the variable is right.
+            # The texts are valid: they must be retried once the variable is corrected.
             raise EmbedderUnavailableError(str(error)) from None
         return {"proxy": proxy, "verify": context, "trust_env": False}
 

@@ -1,4 +1,4 @@
-"""What each session is doing now: the latest actions, summaries and chat turns, in bounded memory."""
+"""The latest actions, summaries and chat turns of each session, in bounded memory."""
 
 from autoplay_rag.live.sessions import LiveEvent, LiveSession, LiveSessions
 

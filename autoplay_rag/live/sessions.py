@@ -1,7 +1,7 @@
-"""What each session did just now, in bounded memory.
+"""The latest events of each session, in bounded memory.
 
-A pipeline (`IngestPipeline.live`) or a client alone fills it; read it wherever an answer should
-know what the person who asks was doing. Nothing here waits, and time is injected.
+A pipeline (`IngestPipeline.live`) or a client alone fills it. Read it to answer a question with
+knowledge of what the person who asks was doing. Nothing here waits, and time is injected.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayl
 __all__ = ["LiveEvent", "LiveSession", "LiveSessions"]
 
 _TEXT_LENGTH = 1_000
-"""Characters kept of one event: one endless description must not fill the memory."""
+"""The most characters kept of one event, so that a long description cannot fill the memory."""
 
 
 class LiveEvent(NamedTuple):
-    """One thing that happened in a session.
+    """One event in a session.
 
     Attributes:
-        at: Unix seconds. When it came in; of the actions that came together only the last,
-            and those before it as much earlier as their own times say. Never before the event
-            that came before it: a fast replay brings minutes within a second.
+        at: Unix seconds: when the event's payload arrived. For a payload of several actions this
+            is the time of the last one; the others are earlier by the differences of their own
+            times. Never earlier than the event before it, because a fast replay delivers minutes
+            within a second.
         kind: "actions", "summary" or "chat".
-        text: What happened, in words. Untrusted: it holds what pages and people wrote.
-        url: The page; "" where there is none.
+        text: A description of the event. Untrusted: it contains text of pages and people.
+        url: The page; "" if there is none.
     """
 
     at: float
@@ -47,15 +48,15 @@ class LiveEvent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LiveSession:
-    """What one session did, as it was when asked for.
+    """A snapshot of one session.
 
     Attributes:
         product_id: The product.
         session_id: The visit.
         user_id: The person; None until known.
         conversation_id: The chat thread; None until linked.
-        events: What happened, oldest first.
-        seen_at: When this was asked for, in Unix seconds.
+        events: The events, oldest first.
+        seen_at: When the snapshot was taken, in Unix seconds.
     """
 
     product_id: str
@@ -72,11 +73,11 @@ class LiveSession:
         events: int | None = None,
         kinds: Collection[str] = ("actions", "summary", "chat"),
     ) -> LiveSession:
-        """The same session with its latest events alone.
+        """Return the same session with only its latest events.
 
         Args:
-            seconds: Only events not older than this; None for all.
-            events: At most so many, the newest; None for all.
+            seconds: The maximum age of an event; None for no limit.
+            events: The most events; the newest are kept. None for no limit.
             kinds: Only events of these kinds.
         """
         since = float("-inf") if seconds is None else self.seen_at - seconds
@@ -86,15 +87,15 @@ class LiveSession:
         return replace(self, events=kept)
 
     def render(self, max_chars: int = 2000, *, escape: bool = False) -> str:
-        """The events as text, a line each, oldest first; "" if there are none.
+        """Return the events as text, one per line, oldest first; "" if there are none.
 
-        Where not all fit, the newest stay. The text is untrusted, as `LiveEvent.text` is: mark
-        it as data before a language model reads it.
+        If not all events fit, the newest are kept. The text is untrusted, like `LiveEvent.text`:
+        mark it as data before a language model reads it.
 
         Args:
             max_chars: The most characters.
-            escape: Write `<` and `>` as `&lt;` and `&gt;`, so that no text can close an element
-                that stands around it.
+            escape: Write `<` and `>` as `&lt;` and `&gt;`, so that the text cannot close an element
+                around it.
 
         Example:
             >>> clicks = (LiveEvent(95.0, "actions", "clicked Export", "https://a.test/reports"),)
@@ -133,8 +134,8 @@ class _Entry:
         self.user_id: str | None = None
         self.conversation_id: str | None = None
         self.last = (0.0, 0)
-        """When its last payload came, and the number of that payload: of two that came at the same
-        time the one added later counts as the later one."""
+        """When the last payload arrived, and its number. The number orders payloads that arrived at
+        the same time."""
 
 
 _Key: TypeAlias = tuple[str, str]
@@ -142,19 +143,19 @@ _Index: TypeAlias = dict[tuple[str, str], set[_Key]]
 
 
 class LiveSessions:
-    """Keeps what each session did just now: the latest sessions, their latest actions.
+    """Keeps the latest sessions and the latest actions of each.
 
     `add` may be called on the event loop: it takes microseconds. All methods may be called from
     any thread. Payloads without a session id are ignored.
 
-    A session that changes hands starts anew: once another `user_id` comes under the same session
-    id, nothing of the first person is shown as the second's.
+    A session starts again empty when its person changes. If another `user_id` arrives under the
+    same session id, no event of the first person is shown as the second person's.
 
     Args:
-        max_sessions: The most sessions; those inactive for longest are dropped first.
-        max_actions: The most actions of one session, summaries and chat turns included.
+        max_sessions: The most sessions. Those inactive for longest are dropped first.
+        max_actions: The most actions of one session, including summaries and chat turns.
         max_age: Seconds after which an action is no longer shown.
-        clock: Gives the time in Unix seconds.
+        clock: Returns the time in Unix seconds.
 
     Raises:
         ConfigurationError: If a bound is not above 0.
@@ -196,17 +197,17 @@ class LiveSessions:
         return f"<LiveSessions of {len(self)} sessions>"
 
     def add(self, payload: Payload, *, at: float | None = None) -> None:
-        """Take in a payload of any kind.
+        """Add a payload of any kind.
 
-        With `at` it takes payloads of the past too, to fill it from a history: best in their
-        order, and before new ones come. One that is older than what its session already shows
-        is put in its place, unless it may belong to another person than the session does now
-        (it names another, or nobody where the session's person is known): then it is left out.
+        Use `at` to add past payloads from a history, preferably in order and before new payloads
+        arrive. A payload older than the session's last one is inserted at its place. It is left
+        out if it may belong to another person than the session does now: if it names another
+        person, or names none while the session's person is known.
 
         Args:
-            payload: What came.
-            at: Unix seconds when it came; None is now, and a time in the future counts as now.
-                A payload older than `max_age` is left out.
+            payload: The payload.
+            at: When it arrived, in Unix seconds. None means now; a time in the future counts as
+                now. A payload older than `max_age` is left out.
         """
         if not payload.session_id:
             return
@@ -227,11 +228,11 @@ class LiveSessions:
             self._drop_stale(now)
 
     async def on_actions(self, payload: ActionsPayload) -> None:
-        """As `add`: fits `AsyncConnectorClient.on_actions`."""
+        """Like `add`, as a callback for `AsyncConnectorClient.on_actions`."""
         self.add(payload)
 
     async def on_summary(self, payload: SummaryPayload) -> None:
-        """As `add`: fits `AsyncConnectorClient.on_summary`."""
+        """Like `add`, as a callback for `AsyncConnectorClient.on_summary`."""
         self.add(payload)
 
     def get(
@@ -242,7 +243,7 @@ class LiveSessions:
         conversation_id: str | None = None,
         product_id: str | None = None,
     ) -> LiveSession | None:
-        """The session to which all ids given belong; of several the one active last.
+        """Return the session that all given ids belong to; the most recently active one of several.
 
         Args:
             session_id: The visit.
@@ -251,8 +252,8 @@ class LiveSessions:
             product_id: The product; None for any.
 
         Returns:
-            The session; None if nothing is known, or if the ids do not belong together. A
-            session whose person is not known yet belongs to no `user_id`.
+            The session; None if no session matches all ids. A session without a known person
+            does not match any `user_id`.
 
         Raises:
             ConfigurationError: If none of the first three ids is given.
@@ -276,17 +277,17 @@ class LiveSessions:
         return found if found.events else None
 
     def sessions(self) -> list[LiveSession]:
-        """All sessions with something to show, the one active last first."""
+        """Return all sessions that have events, the most recently active first."""
         now = self._clock()
         with self._lock:
             found = [self._snapshot(key, now) for key in reversed(self._entries)]
         return [session for session in found if session.events]
 
     def render(self, max_chars: int = 2000) -> str:
-        """What everyone is doing, as text: each session under its id, the one active last first.
+        """Return all sessions as text, each under its id, the most recently active first.
 
         Args:
-            max_chars: The most characters; sessions that do not fit are left out.
+            max_chars: The most characters. Sessions that do not fit are left out.
         """
         parts: list[str] = []
         room = max_chars
@@ -300,7 +301,7 @@ class LiveSessions:
         return "\n\n".join(parts)
 
     def _entry(self, key: _Key, payload: Payload, came: float) -> _Entry:
-        """The session's entry, now the one active last, with what the payload says of its people."""
+        """Return the session's entry, updated with the payload's people and moved to the end."""
         user_id, conversation_id = people_of(payload)
         entry = self._entries.get(key)
         if entry is not None and changes_hands(entry.user_id, user_id):
@@ -316,10 +317,10 @@ class LiveSessions:
         entry.last = (came, next(self._numbers))
         self._entries.move_to_end(
             key, last=False
-        )  # so that the last one is another, if there is one
+        )  # so that the last entry is another one, if there is one
         latest = self._entries[next(reversed(self._entries))].last
         self._entries.move_to_end(key)
-        if entry.last < latest:  # a payload of the past, out of order
+        if entry.last < latest:  # a past payload, out of order
             by_last = sorted(self._entries.items(), key=lambda item: item[1].last)
             self._entries = OrderedDict(by_last)
         return entry
@@ -328,7 +329,7 @@ class LiveSessions:
         """Add a payload that is older than the session's last one."""
         user_id, conversation_id = people_of(payload)
         if entry.user_id not in (None, user_id):
-            return  # it may be of the person before
+            return  # it may belong to the previous person
         entry.user_id = user_id
         entry.conversation_id = entry.conversation_id or conversation_id
         self._link(key, entry)
@@ -342,7 +343,7 @@ class LiveSessions:
             self._index.setdefault(pair, set()).add(key)
 
     def _drop_stale(self, now: float) -> None:
-        """Drop sessions that are too many or have been inactive for too long."""
+        """Drop sessions beyond `max_sessions` and those inactive for longer than `max_age`."""
         while self._entries:
             key = next(iter(self._entries))
             if (
@@ -388,10 +389,10 @@ def _events(payload: Payload, now: float, most: int) -> Iterator[LiveEvent]:
         question, answer = payload.question[:half], payload.answer[:half]
         yield LiveEvent(now, payload.kind, f"asked: {question} — was answered: {answer}")
     elif actions := payload.actions[-most:]:
-        # The clocks of browsers are wrong, and a replayed recording is old: only the distances
-        # between a payload's actions are taken from them.
+        # Browser clocks may be wrong, and a replayed recording is old. So only the differences
+        # between the times of a payload's actions are used.
         newest = max(action.timestamp_start for action in actions)
-        # One without a time happened between those around it: it takes that of the one before.
+        # An action without a time happened between its neighbours: it takes the previous time.
         at = next((a.timestamp_start for a in actions if a.timestamp_start), 0.0)
         for action in actions:
             at = action.timestamp_start or at
@@ -402,7 +403,7 @@ def _events(payload: Payload, now: float, most: int) -> Iterator[LiveEvent]:
 
 
 def _in_order(events: Iterable[LiveEvent], since: float = float("-inf")) -> list[LiveEvent]:
-    """The events with times that never go back."""
+    """Return the events with their times adjusted so that they never go back."""
     kept = []
     for event in events:
         since = max(since, event.at)
@@ -416,7 +417,10 @@ def _line(event: LiveEvent, now: float) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Text that cannot pass for lines of ours, and holds nothing that only a model would see."""
+    """Return `text` as one line, without invisible characters.
+
+    So it cannot imitate our own lines, or contain text that only a model would see.
+    """
     return " ".join("".join(c for c in text if c.isprintable() or c.isspace()).split())
 
 

@@ -1,7 +1,7 @@
-"""A stream or a recording as documents: what the loaders of LangChain and LlamaIndex share.
+"""The common part of the LangChain and LlamaIndex loaders.
 
-`PayloadLoader` gives texts with an id and metadata; each loader turns those into its own
-library's documents and adds nothing else.
+`PayloadLoader` reads a stream or a recording and yields texts with an id and metadata. Each loader
+only converts these to the documents of its library.
 """
 
 from autoplay_rag.loading.limits import Limits

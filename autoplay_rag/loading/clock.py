@@ -1,4 +1,4 @@
-"""The time of a recording, which no single clock decides. Pure."""
+"""The current time within a recording, estimated from several sessions. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 __all__ = ["RecordingClock", "own_time"]
 
 _SESSIONS: Final = 5
-"""The latest sessions that are asked: two of them may be wrong."""
+"""The number of latest sessions considered. Up to two of them may be wrong."""
 _LATEST: Final = 1e11
 """Unix seconds of the year 5138: larger numbers are milliseconds or smaller units."""
 
@@ -16,7 +16,7 @@ _Session = tuple[str, str | None]
 
 
 def own_time(forwarded_at: float) -> float:
-    """A payload's time in Unix seconds, where it came in milliseconds, micro- or nanoseconds.
+    """Convert a payload's time from seconds, milli-, micro- or nanoseconds to Unix seconds.
 
     Example:
         >>> own_time(1712345678.5), own_time(1712345678500.0)
@@ -28,10 +28,10 @@ def own_time(forwarded_at: float) -> float:
 
 
 class RecordingClock:
-    """Tells the time in a recording by what most of the latest sessions say.
+    """Estimates the time in a recording as the median of the latest sessions.
 
-    A recording has no clock but the times in it. One session whose times are years ahead or behind
-    would otherwise end all others, or hold the time for the rest of the file.
+    A recording has no clock except the times in it. Otherwise one session with times years
+    ahead or behind could end all other sessions, or stop the clock for the rest of the file.
 
     Example:
         >>> clock = RecordingClock()
@@ -40,25 +40,25 @@ class RecordingClock:
     """
 
     def __init__(self) -> None:
-        # The last time of each of the latest sessions, the one heard of last at the end.
+        # The last time of each of the latest sessions, the most recently active one at the end.
         self._times: OrderedDict[_Session, float] = OrderedDict()
 
     def tell(self, session: _Session, at: float) -> float:
-        """Take in the time of a payload; gives the time it is now.
+        """Add the time of a payload and return the current time.
 
-        It may go back, where it turns out that the first sessions were wrong.
+        The result may go back if the first sessions turn out to be wrong.
 
         Args:
             session: The payload's product and session.
-            at: Its `own_time`; 0 where unknown.
+            at: Its `own_time`; 0 if unknown.
         """
         if at > 0:
             self._times[session] = at
             self._times.move_to_end(session)
             if len(self._times) > _SESSIONS:
                 self._times.popitem(last=False)
-        # Alone, a session says nothing about others. Of an even number the earlier one counts: to
-        # give a session late does no harm.
+        # One session says nothing about the others. For an even number, take the lower median:
+        # emitting a session late does no harm.
         if len(self._times) < 2:  # noqa: PLR2004 - two agree or do not
             return 0.0
         return sorted(self._times.values())[(len(self._times) - 1) // 2]

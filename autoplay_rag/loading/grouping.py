@@ -1,4 +1,4 @@
-"""Which payloads of a stream make one session's document. Pure: time is an argument."""
+"""Groups the payloads of a stream into one document per session. Pure: time is an argument."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from autoplay_rag.payloads import Payload
 __all__ = ["SessionGroups"]
 
 _MAX_PAYLOADS = 500
-"""The most payloads of one session: one that never rests is given in parts."""
+"""The most payloads in one group. A session that is never idle is emitted in parts."""
 _MAX_HELD = 10_000
-"""The most payloads held in all; beyond, the session silent for longest is given."""
+"""The most payloads held in total. Beyond it, the session idle for longest is emitted."""
 
 _Session = tuple[str, str]
 
@@ -32,7 +32,7 @@ class SessionGroups:
     """Gathers payloads by session until the session is summarised or idle.
 
     Args:
-        idle: Seconds of silence after which a session is given.
+        idle: Seconds without a payload after which a session is emitted.
 
     Example:
         >>> from autoplay_rag.payloads import ActionsPayload, SummaryPayload
@@ -49,24 +49,24 @@ class SessionGroups:
         self._held = 0
         # In the order of each session's last payload.
         self._groups: OrderedDict[_Session, _Group] = OrderedDict()
-        # The order of becoming idle, which is another where clocks differ: one entry per session,
-        # whose time may be outdated.
+        # In the order of becoming idle, which differs from the order above if clocks differ. One
+        # entry per session; its time may be outdated.
         self._queue: list[tuple[float, int, _Session, _Group]] = []
         self._numbers = 0
 
     def add(self, payload: Payload, kept: Keyed | None, at: float) -> list[list[Keyed]]:
-        """Take in a payload.
+        """Add a payload.
 
-        A session whose own times leave a gap as long as `idle` begins anew there. So what becomes of
-        a session does not depend on the times of others.
+        A gap of `idle` seconds or more between a session's own times starts a new group. So the
+        grouping of a session does not depend on the times of other sessions.
 
         Args:
-            payload: As it came: says which session it is of, and whether that is over.
-            kept: What to give of it; None if it is not wanted.
-            at: The payload's time; 0 where unknown.
+            payload: The original payload. It names the session; a summary ends the session.
+            kept: The form of it to emit; None if it is not wanted.
+            at: The payload's time; 0 if unknown.
 
         Returns:
-            The groups that are complete by it.
+            The groups that this payload completes.
         """
         if not payload.session_id:
             return [[kept]] if kept else []
@@ -75,7 +75,7 @@ class SessionGroups:
         group = self._groups.pop(session, None) or _Group()
         user_id, _ = people_of(payload)
         resumes = bool(group.last) and at - group.last >= self._idle
-        # Another person may have the session now: nobody's document holds what another did.
+        # Another person may have the session now. One document must not mix two people.
         if resumes or changes_hands(group.user_id, user_id):
             complete.append(self._given(group))
             group = _Group()
@@ -94,7 +94,7 @@ class SessionGroups:
         return [payloads for payloads in complete if payloads]
 
     def due(self, now: float) -> list[list[Keyed]]:
-        """The groups of sessions that have been idle for long enough."""
+        """Return the groups of sessions that have been idle for long enough."""
         found = []
         while (next_due := self.next_due()) is not None and next_due <= now:
             _, _, session, group = heapq.heappop(self._queue)
@@ -103,11 +103,11 @@ class SessionGroups:
         return found
 
     def next_due(self) -> float | None:
-        """When `due` will next have something; None while nothing is held."""
+        """Return when `due` next returns a group; None if no payload is held."""
         while self._queue:
             at, _, session, group = self._queue[0]
             if self._groups.get(session) is not group:
-                heapq.heappop(self._queue)  # it was given
+                heapq.heappop(self._queue)  # already emitted
             elif at != group.last:
                 heapq.heappop(self._queue)
                 group.queued = None
@@ -117,7 +117,7 @@ class SessionGroups:
         return None
 
     def rest(self) -> list[list[Keyed]]:
-        """All groups there are, at the end."""
+        """Return all remaining groups, at the end of the stream."""
         found = []
         while self._groups:
             found.append(self._pop())
@@ -129,7 +129,7 @@ class SessionGroups:
         return self._given(group)
 
     def _enqueue(self, session: _Session, group: _Group) -> None:
-        """Put a group into the queue, unless its entry there comes early enough to be corrected."""
+        """Queue a group, unless it has an entry that is not later: `next_due` corrects that one."""
         if group.queued is None or group.last < group.queued:
             group.queued = group.last
             self._numbers += 1
@@ -137,6 +137,6 @@ class SessionGroups:
 
     def _given(self, group: _Group) -> list[Keyed]:
         self._held -= len(group.payloads)
-        # The queue may hold the group until its time has come.
+        # The queue may hold the group until it is due: release its payloads now.
         payloads, group.payloads = group.payloads, []
         return payloads

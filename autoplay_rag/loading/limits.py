@@ -1,4 +1,4 @@
-"""When a load is over."""
+"""The limits that end a load."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Limits:
     """When to end a load: at the first limit that is reached.
 
     Attributes:
-        max_documents: Documents to give; None for any number.
-        max_seconds: Seconds to listen. What came by then is still given.
-        idle_seconds: Seconds that brought no event after which nothing more is awaited. A
-            recording is never idle.
+        max_documents: The most documents to return; None for no limit.
+        max_seconds: Seconds to listen. Payloads received by then are still returned.
+        idle_seconds: Seconds without an event after which the load ends. A recording is never
+            idle.
 
     Raises:
         ConfigurationError: If a limit is not a number above 0.
@@ -37,5 +37,5 @@ class Limits:
         check_above("idle_seconds", self.idle_seconds, optional=True)
 
     def __bool__(self) -> bool:
-        """Whether there is any limit."""
+        """Return whether any limit is set."""
         return any(getattr(self, field.name) is not None for field in fields(self))

@@ -1,4 +1,4 @@
-"""PayloadLoader: a stream or a recording as texts with ids and metadata."""
+"""PayloadLoader: turns a stream or a recording into texts with ids and metadata."""
 
 from __future__ import annotations
 
@@ -31,36 +31,36 @@ __all__ = ["GroupBy", "PayloadLoader"]
 _log = logging.getLogger(__name__)
 
 GroupBy: TypeAlias = Literal["payload", "session"]
-"""What makes one text."""
+"""Whether one text is made from a payload or from a session."""
 
 _KINDS = frozenset(("actions", "summary", "chat"))
 
 
 class PayloadLoader:
-    """Gives what a connector streams, or a recording holds, as texts with ids and metadata.
+    """Yields the payloads of a stream or a recording as texts with ids and metadata.
 
-    It may be used any number of times, also at once: each use has a connection of its own. The
-    stream is read at network speed however slow the consumer is; what waits for it is bounded,
-    and what was given up is counted in `dropped`.
+    A loader may be used several times, also concurrently. Each use has its own connection. The
+    stream is read at network speed even if the consumer is slow. The buffer is bounded; payloads
+    dropped from it are counted in `dropped`.
 
     Args:
         source: A `LiveSource` or a `RecordingSource`.
-        limits: When a load is over; by default never.
-        group_by: "payload" gives each payload at once. "session" gives a session's payloads as
+        limits: When a load ends; by default never.
+        group_by: "payload" yields each payload at once. "session" yields a session's payloads as
             one text: on its summary, when it is idle, or at the end.
-        session_idle_seconds: Seconds of silence after which a session is given; in a recording
-            by the times of the session itself, in seconds or milliseconds.
-        include: The kinds of payload to give: "actions", "summary", "chat".
-        max_chars: The most characters of one text; longer ones come in pieces.
-        redact: Gives a payload as it may be kept, a changed copy. If it raises, the payload is
-            left out and that is logged.
-        render: Makes the text from payloads of one session; the pipeline's own if None.
-        include_email: Whether addresses stand in the metadata.
-        make: Makes a library's document of id, text and metadata, to be given instead of a
+        session_idle_seconds: Seconds without a payload after which a session is emitted. In a
+            recording the session's own times count, in seconds or milliseconds.
+        include: The kinds of payload to include: "actions", "summary", "chat".
+        max_chars: The most characters of one text. Longer texts are split.
+        redact: Returns a redacted copy of a payload. If it raises, the payload is left out and an
+            error is logged.
+        render: Makes the text from payloads of one session. None uses the pipeline's default.
+        include_email: Whether the metadata includes email addresses.
+        make: Makes a library's document from id, text and metadata. It is yielded instead of a
             `LoadedText`.
 
     Raises:
-        ConfigurationError: If an argument can never work.
+        ConfigurationError: If an argument is invalid.
 
     Example:
         >>> from autoplay_rag.devserver import samples
@@ -107,26 +107,26 @@ class PayloadLoader:
 
     @property
     def dropped(self) -> int:
-        """How many payloads were given up because a consumer was slow."""
+        """The number of payloads dropped because a consumer was slow."""
         return self._source.dropped
 
     async def stream(self, limits: Limits | None = None) -> AsyncGenerator[Any, None]:
-        """The texts as they come; for ever where there is no limit.
+        """Yield the texts as they arrive; forever if there is no limit.
 
-        Leaving the loop early closes the connection when the generator is closed;
-        `contextlib.aclosing` does that at once.
+        If the loop is left early, the connection stays open until the generator is closed. Use
+        `contextlib.aclosing` to close it at once.
 
         Args:
-            limits: Take the place of the loader's own.
+            limits: Replace the loader's own limits.
 
         Raises:
-            ConnectorError: One of its kinds, if the connector refuses for good.
+            ConnectorError: A subclass of it, if the connector refuses permanently.
             OSError: If a recording cannot be read.
         """
         limits = limits or self._limits
         left = limits.max_documents
         async with aclosing(self._source.stream(limits)) as payloads:
-            # Each payload alone needs no generator between: this is the way of every event.
+            # Ungrouped payloads skip the extra generator: this is the hot path.
             by_session = self._group_by == "session"
             found: AsyncGenerator[Any, None] = self._sessions(payloads) if by_session else payloads
             texts_of = self._texts if by_session else self._texts_of_one
@@ -140,23 +140,23 @@ class PayloadLoader:
                                 return
 
     def iterate(self, limits: Limits | None = None) -> Generator[Any, None, None]:
-        """As `stream` for code that is not asynchronous, from any thread, inside a loop or not.
+        """Like `stream`, for synchronous code. Works in any thread, also in a running event loop.
 
-        The thread and the connection behind it are gone when the iterator ends, is closed or is
-        no longer referred to.
+        Its thread and connection are closed when the iterator ends, is closed or is garbage
+        collected.
         """
         return iterate(lambda: self.stream(limits), "autoplay-loader")
 
     def load(self, limits: Limits | None = None, *, stacklevel: int = 1) -> list[Any]:
-        """All texts until a limit is reached, as a list.
+        """Return all texts until a limit is reached.
 
         Args:
-            limits: Take the place of the loader's own.
-            stacklevel: For the warning of an empty load: how many callers up it is shown.
+            limits: Replace the loader's own limits.
+            stacklevel: The `stacklevel` of the warning about an empty load.
 
         Raises:
             ConfigurationError: If the source is live and there is no limit.
-            ConnectorError: As `stream`.
+            ConnectorError: See `stream`.
         """
         self._require_end(limits)
         started = time.monotonic()
@@ -165,7 +165,7 @@ class PayloadLoader:
         return found
 
     async def aload(self, limits: Limits | None = None, *, stacklevel: int = 1) -> list[Any]:
-        """As `load`."""
+        """Like `load`, for asynchronous code."""
         self._require_end(limits)
         started = time.monotonic()
         async with aclosing(self.stream(limits)) as texts:
@@ -235,7 +235,7 @@ class PayloadLoader:
             return ()
 
     def _kept(self, payload: Payload) -> Keyed | None:
-        """A payload as it may be given; None if it is not wanted."""
+        """Return the redacted payload with its key; None if it is left out."""
         if payload.kind not in self._include or is_empty(payload):
             return None
         key = payload_key(payload)

@@ -1,4 +1,4 @@
-"""Arguments that loaders pass on: an unknown one is refused in the name of the loader."""
+"""Keyword arguments that loaders pass on. An unknown one raises an error that names the loader."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ CLIENT_OPTIONS: Final = frozenset(inspect.signature(AsyncConnectorClient).parame
     "token",
     "overflow",
 }
-"""What a `LiveSource` takes besides url and token."""
+"""The arguments of a `LiveSource` other than url and token."""
 
 LOADER_OPTIONS: Final = frozenset(inspect.signature(PayloadLoader).parameters) - {
     "source",
     "limits",
     "make",
 }
-"""What a `PayloadLoader` takes from a loader's user."""
+"""The arguments of a `PayloadLoader` that a loader's user may set."""
 
 
 def refuse_unknown(owner: type, given: Iterable[str], known: frozenset[str] = frozenset()) -> None:
     """Check the names of arguments before they are passed on.
 
     Args:
-        owner: The class the user called.
-        given: The names given beyond its own parameters.
-        known: Those that somebody takes.
+        owner: The class that the user called.
+        given: The names given in addition to its own parameters.
+        known: The names that are accepted.
 
     Raises:
-        TypeError: If one is unknown, as Python raises it for `owner` itself.
+        TypeError: If a name is unknown. The message is Python's own for `owner`.
 
     Example:
         >>> refuse_unknown(PayloadLoader, ["max_docs"], CLIENT_OPTIONS)

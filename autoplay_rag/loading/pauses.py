@@ -1,4 +1,4 @@
-"""Items as they come, and a sign when a time has come without one."""
+"""Items as they arrive, and None when a deadline passes without one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ T = TypeVar("T")
 async def with_pauses(
     items: AsyncGenerator[T, None], next_due: Callable[[], float | None]
 ) -> AsyncGenerator[T | None, None]:
-    """What `items` yields, and None whenever `next_due` has come meanwhile.
+    """Yield the items, and None whenever `next_due` passes before the next item.
 
     Args:
-        items: Closed by the caller, after this.
-        next_due: When the next None is wanted, in the loop's time; None for not at all. Asked
-            again after everything that was yielded.
+        items: The caller closes it, after this generator.
+        next_due: Returns when to yield the next None, in the loop's time; None for never. Called
+            again after each yield.
     """
     loop = asyncio.get_running_loop()
-    # `wait_for` would end the generator with its time-out: the item is awaited by a task.
+    # A timeout of `wait_for` would cancel the generator, so a task awaits the item.
     task: asyncio.Future[T] | None = None
     try:
         while True:
@@ -43,4 +43,4 @@ async def with_pauses(
             task.cancel()
             await asyncio.wait({task})
             if not task.cancelled():
-                task.exception()  # the consumer has left and wants none
+                task.exception()  # retrieved, so that asyncio does not log it

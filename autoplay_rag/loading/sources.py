@@ -1,4 +1,4 @@
-"""Where a loader's payloads come from: the wire, or a file."""
+"""The sources of a loader's payloads: a live stream or a file."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = ["LiveSource", "RecordingSource", "Source"]
 _log = logging.getLogger(__name__)
 
 _MOST_LOGGED: Final = 3
-"""Skipped lines of one load that are logged one by one."""
+"""The number of skipped lines of one load that are logged individually."""
 
 
 class Source(Protocol):
-    """Gives payloads, to any number of readers.
+    """Yields payloads, to any number of readers.
 
     Attributes:
-        name: Stands in the documents' metadata.
-        live: Whether it goes on for ever, and in real time.
-        dropped: How many payloads were given up because a consumer was slow.
+        name: The source's name in the documents' metadata.
+        live: Whether it continues forever, in real time.
+        dropped: The number of payloads dropped because a consumer was slow.
         last_failure: The error of the latest reader, in one line, if it never had a connection;
             None otherwise.
     """
@@ -45,22 +45,24 @@ class Source(Protocol):
     last_failure: str | None
 
     def stream(self, limits: Limits) -> AsyncGenerator[Payload, None]:
-        """The payloads, within the limits of time."""
+        """Yield the payloads, within the time limits."""
 
 
 class LiveSource(Source):
-    """A connector's stream, read at network speed. Each reader has a connection of its own.
+    """A connector's stream, read at network speed. Each reader has its own connection.
 
     Args:
-        url: The stream's address.
-        token: The product's token; by default what `AUTOPLAY_APP_UNKEY_TOKEN` holds. It stands in
-            no repr and no pickle: what was unpickled takes it from the environment. Copies keep it.
-        max_pending: The most payloads that wait for a slow consumer; then the oldest go.
-        on_drop: Called on the event loop with a payload given up and the total so far.
-        options: What else `AsyncConnectorClient` takes, such as `max_retries`.
+        url: The stream's URL.
+        token: The product's token; by default the value of `AUTOPLAY_APP_UNKEY_TOKEN`. The repr
+            and pickles do not contain it. An unpickled source takes it from the environment.
+            Copies keep it.
+        max_pending: The most payloads buffered for a slow consumer. Beyond it, the oldest are
+            dropped.
+        on_drop: Called on the event loop with a dropped payload and the total so far.
+        options: Other arguments of `AsyncConnectorClient`, such as `max_retries`.
 
     Raises:
-        ConfigurationError: If an argument can never work.
+        ConfigurationError: If an argument is invalid.
     """
 
     live = True
@@ -81,7 +83,7 @@ class LiveSource(Source):
         self._options = options
         self.dropped = 0
         self.last_failure: str | None = None
-        self._client()  # what cannot work is told at once
+        self._client()  # raises now if an argument is invalid
         self.name = display(httpx.URL(url))
 
     def __repr__(self) -> str:
@@ -90,7 +92,7 @@ class LiveSource(Source):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_token": ""}
 
-    # A copy stays in the process: only what leaves it goes without the token.
+    # A copy stays in the process, so it keeps the token. A pickle may leave it.
     def __copy__(self) -> Self:
         return self._with(self.__dict__)
 
@@ -107,7 +109,7 @@ class LiveSource(Source):
         left = False
 
         def on_drop(payload: Payload, total: int) -> None:
-            if not left:  # what waits when the consumer leaves was not given up for slowness
+            if not left:  # after the consumer has left, drops are not due to slowness
                 self.dropped += 1
                 if self._on_drop:
                     self._on_drop(payload, total)
@@ -137,9 +139,9 @@ class LiveSource(Source):
 
 
 class RecordingSource(Source):
-    """A file of JSON Lines, as `read_recording` takes it.
+    """A file of JSON Lines, in the format of `read_recording`.
 
-    Lines that cannot be read are skipped; the first few are logged, then their number.
+    Lines that cannot be read are skipped. The first few are logged, then the total.
 
     Args:
         path: The file.
@@ -172,7 +174,7 @@ class RecordingSource(Source):
 
 
 class _Skipped:
-    """Logs the first lines that were skipped, and how many there were: a file may be full of them.
+    """Logs the first skipped lines and the total, because a file may contain many of them.
 
     Args:
         name: The file.
@@ -188,6 +190,6 @@ class _Skipped:
             _log.warning("skipped a line of a recording: %s", error)
 
     def say_total(self) -> None:
-        """Log the number, if not every line was logged."""
+        """Log the total if not every line was logged."""
         if self._count > _MOST_LOGGED:
             _log.warning("skipped %d lines of %s in all", self._count, self._name)

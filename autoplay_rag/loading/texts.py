@@ -1,4 +1,4 @@
-"""From payloads that belong together to texts with ids and metadata. Pure."""
+"""Turns a group of payloads into texts with ids and metadata. Pure."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from autoplay_rag.payloads import Payload
 __all__ = ["Keyed", "LoadedText", "Make", "TextMaker", "pieces"]
 
 Keyed = tuple[str, Payload]
-"""A payload behind its key, which was taken before anything was redacted."""
+"""A payload's key, computed before redaction, and the payload."""
 
 
 class LoadedText(NamedTuple):
-    """What becomes one document.
+    """The content of one document.
 
     Attributes:
         id: Deterministic: the same payloads give the same id.
         text: The pipeline's text form; never empty.
-        metadata: Flat, as of a `Chunk`; besides `chunk_id` (the id once more, for text splitters
-            drop ids) and `source` (the stream's URL without secrets, or the recording's path).
+        metadata: Flat, as in a `Chunk`. Also `chunk_id` (the id again, because text splitters drop
+            ids) and `source` (the stream's URL without secrets, or the recording's path).
     """
 
     id: str
@@ -33,19 +33,19 @@ class LoadedText(NamedTuple):
 
 
 Make: TypeAlias = Callable[[str, str, dict[str, Any]], Any]
-"""Makes a library's document of id, text and metadata."""
+"""Makes a library's document from id, text and metadata."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextMaker:
-    """How payloads become texts.
+    """Makes texts from payloads.
 
     Attributes:
         render: Makes the text.
-        max_chars: The most characters of one text; longer ones come in pieces.
-        include_email: Whether a person's address stands in the metadata.
-        source: Where the payloads are from.
-        make: Makes what is given of a `LoadedText`'s id, text and metadata.
+        max_chars: The most characters of one text. Longer texts are split.
+        include_email: Whether the metadata includes a person's email address.
+        source: The name of the payloads' source.
+        make: Makes the returned object from id, text and metadata.
     """
 
     render: Render
@@ -55,10 +55,10 @@ class TextMaker:
     make: Make = LoadedText
 
     def texts(self, group: Sequence[Keyed]) -> list[Any]:
-        """The texts of payloads that belong together: one, or several pieces of one.
+        """Return the text of a group of payloads, split if it is too long.
 
-        The first has the id that the pipeline gives to a chunk beginning with the same payload,
-        the following ones ids of their own, made from it.
+        The first part has the id that the pipeline gives to a chunk beginning with the same
+        payload. The ids of the following parts are derived from it.
         """
         key, first = group[0]
         payloads = [payload for _, payload in group]
@@ -73,7 +73,7 @@ class TextMaker:
 
 
 def pieces(text: str, max_chars: int) -> list[str]:
-    r"""Divide a text at line ends; a line that is too long between words, or else anywhere.
+    r"""Split a text at line ends. Split a line that is too long between words, or else anywhere.
 
     Example:
         >>> pieces("opened Reports\nclicked Export", 16)
@@ -86,7 +86,7 @@ def pieces(text: str, max_chars: int) -> list[str]:
     while len(text) > max_chars:
         end = max_chars
         for separator in ("\n", " "):
-            # A separator right behind the piece costs nothing of it.
+            # A separator right after the piece does not count towards its length.
             if (at := text.rfind(separator, 1, max_chars + 1)) > 0:
                 end = at
                 break

@@ -1,1 +1,1 @@
-"""From a question to the chunks that answer it."""
+"""Search: finds the chunks that answer a question."""

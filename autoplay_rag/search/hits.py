@@ -1,4 +1,4 @@
-"""What a search gives: hits."""
+"""The results of a search."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Hit:
 
     Attributes:
         id: The chunk's id.
-        session_id: The session it belongs to; None where there is none.
-        text: What was embedded.
-        score: Cosine similarity to the question: 1 is the same, 0 unrelated.
+        session_id: The session it belongs to; None if there is none.
+        text: The text that was embedded.
+        score: Cosine similarity to the question: 1 is identical, 0 is unrelated.
         metadata: As in `Chunk`.
     """
 
@@ -30,7 +30,7 @@ class Hit:
 
     @classmethod
     def of(cls, id: str, text: str, score: float, metadata: Metadata) -> Hit:
-        """Make a hit; the session comes from the metadata."""
+        """Make a hit. The session id is taken from the metadata."""
         session_id = metadata.get("session_id")
         return cls(id, None if session_id is None else str(session_id), text, score, metadata)
 

@@ -1,4 +1,4 @@
-"""Asks the store."""
+"""Searches a store."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Searcher:
     """Answers questions from a store.
 
     Attributes:
-        store: Where to search, started.
-        embedder: Embeds questions; None where the store embeds for itself.
+        store: The store to search. It must be started.
+        embedder: Embeds questions; None if the store computes the embeddings.
     """
 
     store: VectorStore | TextStore
     embedder: Embedder | None
 
     async def search(self, text: str, k: int, filter: Filter) -> Hits:
-        """The `k` best hits for a question, best first.
+        """Return the `k` best hits for a question, best first.
 
-        What the store returns is checked against the filter once more: a store that filters
-        wrongly must not show one person's session to another.
+        The filter is applied again to the store's results: a store that filters wrongly must not
+        show one person's session to another.
 
         Raises:
             ConfigurationError: If the question is empty or `k` is below 1.
@@ -53,10 +53,10 @@ class Searcher:
 
 
 def filter_of(filter: Filter | None, **conditions: Any) -> Filter:
-    """One filter, given whole or by its fields.
+    """Return one filter, given as a `Filter` or by its fields.
 
     Raises:
-        ConfigurationError: If both are given, or a time cannot be used.
+        ConfigurationError: If both are given, or a time is invalid.
     """
     given = {name: value for name, value in conditions.items() if value is not None}
     if filter is not None and given:

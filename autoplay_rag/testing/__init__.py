@@ -1,12 +1,12 @@
 """Pytest fixtures and contracts for code that builds on this package.
 
-Pytest finds the fixtures by itself wherever the package is installed: `local_connector` starts
+Pytest finds the fixtures automatically if the package is installed: `local_connector` starts
 connectors for a test, `make_payload` makes payloads.
 
-A contract is a class of tests. Inherit from it, give it what it tests, and pytest runs it; it
-needs pytest-asyncio with `asyncio_mode = "auto"`.
+A contract is a class of tests. Inherit from it and add the fixture or the methods in the table;
+pytest then runs the tests. It needs pytest-asyncio with `asyncio_mode = "auto"`.
 
-| contract | tests | give it |
+| contract | tests | add |
 |---|---|---|
 | `VectorStoreContract` | a `VectorStore` | a fixture `make_store` |
 | `TextStoreContract` | a `TextStore` | a fixture `make_store` |
@@ -15,7 +15,7 @@ needs pytest-asyncio with `asyncio_mode = "auto"`.
 | `LoaderContract` | a loader of streams | the methods `make` and `make_from_recording` |
 
 Example:
-    The whole test file of a store of your own::
+    The whole test file of your own store::
 
         class TestMyStore(VectorStoreContract):
             @pytest.fixture
@@ -23,9 +23,9 @@ Example:
                 return lambda: MyStore(tmp_path / "store.db")
 """
 
-# Pytest loads this module whenever it starts, wherever the package is installed: it imports
-# nothing heavy, and the contracts only when they are asked for. There is no `__dir__`: pytest
-# reads every name that `dir()` lists.
+# If the package is installed, pytest loads this module at every start. So it imports nothing
+# heavy, and the contracts only on first use. It defines no `__dir__`, because pytest reads every
+# name that `dir()` lists.
 from __future__ import annotations
 
 from importlib import import_module
@@ -70,7 +70,7 @@ _CONTRACTS = {
     "VectorStoreContract": "autoplay_rag.testing.stores",
 }
 
-# A failed assertion of a contract then shows its values, as in a test of one's own.
+# With this, a failed assertion of a contract shows its values, as in the user's own tests.
 pytest.register_assert_rewrite(*sorted(set(_CONTRACTS.values())))
 
 

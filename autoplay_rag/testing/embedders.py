@@ -1,7 +1,7 @@
 """The contract of embedders: what every `Embedder` must do.
 
 Example:
-    The whole test file of an embedder of your own::
+    The whole test file of your own embedder::
 
         class TestMyEmbedder(EmbedderContract):
             @pytest.fixture
@@ -36,15 +36,15 @@ _LARGE_BATCH = 64
 
 
 def _assert_same(found: Sequence[float], expected: Sequence[float]) -> None:
-    """Batches are computed in another order: a float's last digits may differ."""
+    """Compare approximately: in another batch, the last digits of a float may differ."""
     assert list(found) == pytest.approx(list(expected), abs=_FAR, rel=_FAR)
 
 
 class EmbedderContract:
     """What every `Embedder` must do.
 
-    Give it a fixture `make_embedder`: a function that makes an embedder. An object with
-    LangChain's methods is taken as `as_embedder` takes it.
+    Add a fixture `make_embedder`: a function that makes an embedder. `as_embedder` wraps an object
+    with LangChain's methods.
 
     Example:
         >>> import pytest

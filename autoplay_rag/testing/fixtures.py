@@ -1,10 +1,10 @@
 """Fixtures that start connectors and make payloads.
 
-They work in tests that are plain functions and in coroutines, with any plugin: the connectors run
-in a thread of their own.
+They work in plain test functions and in coroutines, with any plugin, because each connector runs
+in its own thread.
 
 Example:
-    A test of what your callback does with what users did::
+    A test of your callback::
 
         async def test_exports_are_noticed(local_connector, make_payload):
             noticed = asyncio.Event()
@@ -13,7 +13,7 @@ Example:
                 await asyncio.wait_for(noticed.wait(), 5)
 """
 
-# Pytest loads this module whenever it starts: other imports are made where they are used.
+# Pytest loads this module at every start, so other modules are imported where they are used.
 from __future__ import annotations
 
 import itertools
@@ -38,7 +38,7 @@ _FORWARDING_INTERVAL_S = 10.0
 
 
 class RunningConnector:
-    """A `LocalConnector` in a thread of its own, until `close`.
+    """A `LocalConnector` that runs in its own thread until `close`.
 
     Attributes:
         url: The stream's full URL.
@@ -70,7 +70,7 @@ class RunningConnector:
         """Push one event to every open stream; see `LocalConnector.send`.
 
         Returns:
-            The number of subscribers that got it.
+            The number of subscribers that the event was queued for.
 
         Raises:
             TimeoutError: If a subscriber did not read for 10 seconds.
@@ -121,7 +121,7 @@ class StartConnector:
         recording: str | os.PathLike[str] | Iterable[Payload | bytes] | None = None,
         **options: Any,
     ) -> RunningConnector:
-        """Start a connector, which runs until the test ends.
+        """Start a connector that runs until the test ends.
 
         Args:
             recording: A file of JSON Lines or payloads; None serves the package's samples.
@@ -182,7 +182,7 @@ class MakePayload:
         """Make a payload with one click per description, or a summary.
 
         Args:
-            descriptions: The descriptions of the actions; without any, there is one click.
+            descriptions: The descriptions of the actions. By default there is one click.
             summary: The text of a summary to make instead.
             replaces: The number of actions that the summary replaces.
             session_id: The visit.

@@ -1,7 +1,7 @@
-"""The contract of journals: what every queue with its catalog must do.
+"""The contract of journals: what every `Journal` must do.
 
 Example:
-    The whole test file of a journal of your own::
+    The whole test file of your own journal::
 
         class TestMyJournal(DurableJournalContract):
             @pytest.fixture
@@ -106,7 +106,7 @@ async def _acknowledge(
 async def _store(
     journal: Journal, *payloads: Payload, first: int = 1, number: int = 1, dead: str = ""
 ) -> list[str]:
-    """Store each of these in a chunk of its own, or let each die of `dead`."""
+    """Store each payload in its own chunk, or make each a dead letter with the error `dead`."""
     plans = [
         _plan(number + i, _planned(payload, first + i), lane=lane_of(payload, first + i))
         for i, payload in enumerate(payloads)
@@ -120,7 +120,7 @@ async def _store(
 
 
 class _Seen:
-    """What a journal reported through its callbacks."""
+    """Records what a journal reports through its callbacks."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[int, Outcome | None]] = []
@@ -140,9 +140,9 @@ class _Seen:
 class JournalContract:
     """What every journal must do.
 
-    Give it a fixture `make_journal`: a function that takes `on_entry`, `on_returned`,
-    `max_bytes` and `model` as keywords (see `SqliteJournal`) and returns a journal, not open yet.
-    Within one test all its journals are the same one, opened again.
+    Add a fixture `make_journal`: a function that takes `on_entry`, `on_returned`, `max_bytes` and
+    `model` as keywords (see `SqliteJournal`) and returns a journal that is not open yet. All calls
+    within one test must return the same journal, to be opened again.
     """
 
     @pytest.fixture
@@ -154,7 +154,7 @@ class JournalContract:
     async def open_journal(
         self, make_journal: Callable[..., Journal], seen: _Seen
     ) -> AsyncIterator[Callable[..., Awaitable[Journal]]]:
-        """Opens the journal; at the end closes it, and checks that its counts balance."""
+        """Opens the journal. At the end, checks that its counts balance and closes it."""
         opened: list[Journal] = []
 
         async def open_(**options: object) -> Journal:
@@ -289,7 +289,7 @@ class JournalContract:
         ]  # fmt: skip
         await _store(journal, payloads[0], dead="store: no")
         await _store(journal, payloads[1], first=2, number=2)
-        # What is dead still takes its place; what is stored does not.
+        # Dead letters still take up room; stored payloads do not.
         assert await _accept(journal, *payloads[3:], first=8) == ["accepted", "overflow"]
         assert await journal.discard(None) == 1
         assert await _accept(journal, payloads[4], first=10) == ["accepted"]
@@ -511,7 +511,7 @@ class JournalContract:
         assert await journal.sessions([5]) == {5: bob._replace(first=10.0)}
         late = bob._replace(ambiguous=False, first=5.0, last=6.0)
         await journal.record_plans([], [late])
-        # Once ambiguous, always so.
+        # An ambiguous session stays ambiguous.
         assert await journal.sessions([5]) == {5: bob._replace(first=5.0)}
 
     async def test_it_notes_its_store(self, journal: Journal) -> None:
@@ -615,7 +615,7 @@ class JournalContract:
         assert _counts(journal) == {"received": 1, "stored": 1}
         lane = lane_of(first, 1)
         assert (await journal.sessions([lane]))[lane].people == People("ann")
-        # Only the payload that a chunk begins with can be recognised.
+        # Only the first payload of an adopted chunk can be recognised.
         assert await _accept(journal, first, later, mine, first=2) == [
             "duplicate", "accepted", "duplicate"
         ]  # fmt: skip
@@ -632,7 +632,7 @@ class JournalContract:
         )
         assert _counts(journal) == {}
         assert await journal.dead_letters(9) == []
-        # It is in no chunk any more, so it is stored when it is delivered again.
+        # No chunk contains it any more, so it is stored when it is delivered again.
         assert await _accept(journal, payload) == ["accepted"]
 
     async def test_texts_that_are_known_are_not_filled(self, journal: Journal) -> None:
@@ -662,7 +662,7 @@ class JournalContract:
 
 
 class DurableJournalContract(JournalContract):
-    """What a journal must do that survives its process: the same after it was opened again."""
+    """What a durable journal must do: its state survives closing and opening it again."""
 
     @pytest.fixture
     async def reopened(

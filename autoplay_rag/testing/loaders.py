@@ -1,6 +1,6 @@
-"""The contract of loaders of connector streams, for those who bring the stream to one more library.
+"""The contract of loaders of connector streams, for authors of a loader for another library.
 
-It needs the extra "devserver" besides pytest and pytest-asyncio, and uses the fixtures of
+It needs the extra "devserver", pytest and pytest-asyncio, and uses the fixtures of
 `autoplay_rag.testing`.
 
 Example:
@@ -54,8 +54,9 @@ _ALLOWED_GROWTH = 3_000_000
 class LoaderContract(ABC):
     """What every loader of connector streams must do.
 
-    Write `make` and `make_from_recording`; override the other hooks if the library has other names
-    than LangChain. Options have the names of the arguments of `PayloadLoader` and its parts.
+    Implement `make` and `make_from_recording`. Override the other hooks if the library's names
+    differ from LangChain's. Options have the names of the arguments of `PayloadLoader` and its
+    parts.
     """
 
     # -- hooks --------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ class LoaderContract(ABC):
     async def test_all_four_ways_give_the_same_documents(
         self, local_connector: StartConnector
     ) -> None:
-        """The samples: sync and async, lazily and at once."""
+        """Sync and async, lazy and eager, for the sample recording."""
         connector = local_connector()
         loader = self.make(connector.url, idle_seconds=_IDLE)
         found = await self.aload(loader)
@@ -114,7 +115,7 @@ class LoaderContract(ABC):
     def test_a_document_has_text_an_id_and_flat_metadata(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """Any vector store can keep it."""
+        """So any vector store can store it."""
         connector = local_connector([make_payload("Clicked Export", user_id="u1")])
         [document] = self.load(self.make(connector.url, max_documents=1))
         id_, text, metadata = self.read(document)
@@ -143,7 +144,7 @@ class LoaderContract(ABC):
     def test_kinds_that_were_not_asked_for_are_left_out(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """Only the kinds in `include`."""
+        """A load returns only the kinds in `include`."""
         events: list[Payload] = [make_payload("Clicked Export"), make_payload(summary="Exported.")]
         loader = self.make(local_connector(events).url, include=("summary",), idle_seconds=_IDLE)
         assert [self.read(document)[1] for document in self.load(loader)] == ["Exported."]
@@ -151,7 +152,7 @@ class LoaderContract(ABC):
     def test_what_is_redacted_does_not_come_out(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """A payload whose redaction fails is left out too; the others are not."""
+        """A payload whose redaction fails is left out too. The others are loaded."""
         events: list[Payload] = [
             make_payload(summary="Paid with 4242."),
             make_payload(summary="unreadable"),
@@ -176,7 +177,7 @@ class LoaderContract(ABC):
     def test_a_session_comes_when_it_is_summarised(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """Without waiting for another session, a limit or the end."""
+        """It does not wait for another session, a limit or the end of the stream."""
         connector = local_connector(
             [
                 make_payload("Clicked Reports"),
@@ -195,7 +196,7 @@ class LoaderContract(ABC):
     async def test_a_session_comes_when_it_is_idle(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """While the stream goes on."""
+        """It arrives while the stream continues."""
         connector = local_connector([make_payload("Clicked Reports"), make_payload("Clicked Save")])
         loader = self.make(connector.url, group_by="session", session_idle_seconds=0.05)
         async with asyncio.timeout(_WAIT), _closing(self.alazy(loader)) as documents:
@@ -206,7 +207,7 @@ class LoaderContract(ABC):
     def test_all_sessions_come_at_the_end(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """Also sessions without a summary that were never idle."""
+        """This includes sessions without a summary that were never idle."""
         events = [make_payload("Clicked Save", session_id=f"s{n % 3}") for n in range(9)]
         loader = self.make(local_connector(events).url, group_by="session", idle_seconds=_IDLE)
         counts = [self.read(document)[2]["action_count"] for document in self.load(loader)]
@@ -217,7 +218,7 @@ class LoaderContract(ABC):
     async def test_a_load_that_would_never_end_is_refused(
         self, local_connector: StartConnector
     ) -> None:
-        """Before connecting; the message names the limits."""
+        """It raises before it connects. The message names the limits."""
         connector = local_connector()
         loader = self.make(connector.url)
         with pytest.raises(ConfigurationError, match="max_documents, max_seconds or idle_seconds"):
@@ -226,7 +227,7 @@ class LoaderContract(ABC):
             await self.aload(loader)
 
     def test_limits_that_make_no_sense_are_refused(self) -> None:
-        """When the loader is made."""
+        """The constructor raises."""
         for name in ("max_documents", "max_seconds", "idle_seconds", "max_chars"):
             with pytest.raises(ConfigurationError, match=name):
                 self.make("http://127.0.0.1:1/stream/x", **{name: 0})
@@ -235,12 +236,12 @@ class LoaderContract(ABC):
                 self.make("http://127.0.0.1:1/stream/x", **{name: "nonsense"})
 
     def test_it_ends_after_so_many_documents(self, local_connector: StartConnector) -> None:
-        """Although the stream goes on."""
+        """It ends while the stream continues."""
         loader = self.make(local_connector().url, max_documents=7)
         assert len(self.load(loader)) == 7
 
     def test_it_ends_after_so_many_seconds(self, local_connector: StartConnector) -> None:
-        """Although the stream goes on."""
+        """It ends while the stream continues."""
         loader = self.make(local_connector(loop=True, rate=200).url, max_seconds=0.3)
         assert self.load(loader)
 
@@ -260,7 +261,7 @@ class LoaderContract(ABC):
     async def test_sync_methods_work_inside_a_running_loop(
         self, local_connector: StartConnector
     ) -> None:
-        """For example in a notebook's cell."""
+        """A notebook cell runs in such a loop."""
         loader = self.make(local_connector().url, max_documents=5)
         assert len(self.load(loader)) == 5
         assert len(list(self.lazy(loader))) == 5
@@ -268,14 +269,14 @@ class LoaderContract(ABC):
     def test_sync_methods_work_in_several_threads_at_once(
         self, local_connector: StartConnector
     ) -> None:
-        """One loader is enough."""
+        """The threads share one loader."""
         loader = self.make(local_connector().url, max_documents=50)
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda _: self.load(loader), range(4)))
         assert found == [found[0]] * 4
 
     def test_leaving_early_leaves_nothing_behind(self, local_connector: StartConnector) -> None:
-        """No thread and no connection."""
+        """No thread and no connection stays open."""
         connector = local_connector(loop=True)
         before = _threads()
         for document in self.lazy(self.make(connector.url)):
@@ -286,7 +287,7 @@ class LoaderContract(ABC):
     def test_a_consumer_that_raises_leaves_nothing_behind(
         self, local_connector: StartConnector
     ) -> None:
-        """Even while the exception's traceback is kept."""
+        """This holds even while the exception's traceback is referenced."""
         connector = local_connector(loop=True)
         before = _threads()
 
@@ -302,7 +303,7 @@ class LoaderContract(ABC):
     def test_an_iterator_that_was_never_asked_leaves_nothing_behind(
         self, local_connector: StartConnector
     ) -> None:
-        """It has not connected yet."""
+        """An iterator that was never advanced has not connected."""
         connector = local_connector()
         before = _threads()
         documents = self.lazy(self.make(connector.url))
@@ -313,7 +314,7 @@ class LoaderContract(ABC):
     async def test_closing_the_async_generator_closes_the_connection(
         self, local_connector: StartConnector
     ) -> None:
-        """Even while it waits for the next event."""
+        """This works even while it waits for the next event."""
         connector = local_connector(loop=True)
         for group_by in ("payload", "session"):
             options = {"group_by": group_by, "session_idle_seconds": 0.01}
@@ -357,7 +358,7 @@ class LoaderContract(ABC):
         token: str,
         expected: type[AutoplayError],
     ) -> None:
-        """As the core's own error, in each of the four ways; no task or thread stays."""
+        """All four methods raise the core's own error. No task or thread is left."""
         connector = local_connector([], product_id="acme", token=_TOKEN, push_only=["pushed"])
         url = connector.url.replace("acme", product)
         before = _threads()
@@ -377,7 +378,7 @@ class LoaderContract(ABC):
     def test_the_token_is_shown_nowhere(
         self, local_connector: StartConnector, make_payload: MakePayload
     ) -> None:
-        """Not in the repr of the loader, its pickle or a document."""
+        """The loader's repr, its pickle and its documents do not contain it."""
         connector = local_connector([make_payload("Clicked Save")], token=_TOKEN)
         loader = self.make(connector.url, token=_TOKEN, max_documents=1)
         found = self.load(loader)
@@ -439,7 +440,7 @@ class LoaderContract(ABC):
             assert len(read) + self.dropped(loader) == len(events) + 1
 
     def test_a_recording_gives_what_its_stream_gives(self, local_connector: StartConnector) -> None:
-        """Only `source` differs."""
+        """Only `source` differs between the documents."""
         from autoplay_rag.devserver import samples
 
         live = self.load(self.make(local_connector(samples()).url, idle_seconds=_IDLE))
@@ -451,7 +452,7 @@ class LoaderContract(ABC):
     def test_a_recording_takes_the_same_options(
         self, tmp_path: Path, make_payload: MakePayload
     ) -> None:
-        """Sessions by the recording's own times, limits, kinds."""
+        """Sessions (by the recording's own times), limits and kinds work for recordings."""
         path = tmp_path / "visits.jsonl"
         with RecordingWriter(path) as recording:
             for _ in range(2):
@@ -468,7 +469,7 @@ class LoaderContract(ABC):
             assert self.load(self.make_from_recording(path, include=("chat",))) == []
 
     def test_a_missing_recording_is_an_error(self, tmp_path: Path) -> None:
-        """With the error of any missing file."""
+        """It raises the usual error for a missing file."""
         with pytest.raises(FileNotFoundError):
             self.load(self.make_from_recording(tmp_path / "none.jsonl"))
 
@@ -489,7 +490,7 @@ class LoaderContract(ABC):
     def test_memory_stays_flat_however_long_it_runs(
         self, tmp_path: Path, make_payload: MakePayload, local_connector: StartConnector
     ) -> None:
-        """Of a stream and of a recording much larger than the memory allowed."""
+        """Both the stream and the recording are much larger than the memory allowed."""
         path = tmp_path / "long.jsonl"
         with RecordingWriter(path) as recording:
             for n in range(_HUGE):
@@ -508,7 +509,7 @@ class LoaderContract(ABC):
 
 
 def _threads() -> set[threading.Thread]:
-    # A loop's pool for blocking calls belongs to the loop, and to what else uses it.
+    # These threads belong to the loop's executor, which other code may use too.
     return {t for t in threading.enumerate() if not t.name.startswith("asyncio_")}
 
 

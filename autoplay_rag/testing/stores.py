@@ -1,7 +1,7 @@
 """The contracts of stores: what every `VectorStore` and every `TextStore` must do.
 
 Example:
-    The whole test file of a store of your own::
+    The whole test file of your own store::
 
         class TestMyStore(VectorStoreContract):
             @pytest.fixture
@@ -53,7 +53,7 @@ _IDENTITY = StoreIdentity("store-1", "journal-1", 7)
 
 
 def _about_east(chunk_id: str) -> list[float]:
-    """A vector of its own for each chunk: an approximate index gets lost among equal ones."""
+    """Return a different vector for each chunk: an approximate index may miss equal vectors."""
     return [1.0, crc32(chunk_id.encode()) / 2**32 / 100, 0.0]
 
 
@@ -126,7 +126,7 @@ async def _use(store: Store, capability: Capability) -> None:
 
 
 async def _lacks(store: Store, capability: Capability) -> bool:
-    """Whether the store does not declare a capability; then its method must say so."""
+    """Return whether the store lacks a capability. If so, its method must raise the error."""
     if capability in store.capabilities:
         return False
     with pytest.raises(MissingCapabilityError) as missing:
@@ -139,8 +139,8 @@ class _StoreContract(ABC, Generic[S]):
     """What both kinds of store must do.
 
     Attributes:
-        keeps_model: Whether the store itself notices another model at `start`. An adapter of a
-            store that cannot keep a note sets this to False.
+        keeps_model: Whether the store itself detects another model at `start`. An adapter of a
+            store that cannot record the model sets this to False.
         translates_all_filters: Whether the store translates every condition of `Filter`. If
             False, it may raise `UnsupportedFilterError` instead.
     """
@@ -150,26 +150,26 @@ class _StoreContract(ABC, Generic[S]):
 
     @pytest.fixture
     async def store(self, make_store: Callable[[], S]) -> AsyncIterator[S]:
-        """An empty store, started."""
+        """A started, empty store."""
         store = make_store()
         await store.start(_MODEL)
         yield store
         await store.aclose()
 
     def reopened(self, store: S) -> S:
-        """The same store as a new process would open it, after `aclose`; not started.
+        """Return the same store, not started, as a new process would open it after `aclose`.
 
-        By default the same object, which `start` must then open again.
+        By default this is the same object. `start` must then open it again.
         """
         return store
 
     @abstractmethod
     async def _put(self, store: S, chunks: Sequence[Chunk]) -> None:
-        """Store chunks that are all about equally good matches, but for their texts."""
+        """Store chunks that match about equally well, except for their texts."""
 
     @abstractmethod
     async def _find(self, store: S, k: int = 100, filter: Filter = _ALL) -> list[Match]:
-        """Search for what `_put` stored."""
+        """Search for the chunks that `_put` stored."""
 
     async def _size(self, store: S) -> int:
         try:
@@ -610,12 +610,12 @@ class _StoreContract(ABC, Generic[S]):
 class VectorStoreContract(_StoreContract[VectorStore]):
     """What every `VectorStore` must do, with each capability that it declares.
 
-    Give it a fixture `make_store`: a function that makes an empty store, another one each time.
-    Vectors have three dimensions.
+    Add a fixture `make_store`: a function that makes a new, empty store on each call. Vectors have
+    three dimensions.
 
     Attributes:
-        keeps_model: Whether the store itself notices another model at `start`, and another
-            dimension. An adapter of a store that cannot keep a note sets this to False.
+        keeps_model: Whether the store itself detects another model or another dimension at
+            `start`. An adapter of a store that cannot record them sets this to False.
         translates_all_filters: Whether the store translates every condition of `Filter`. If
             False, it may raise `UnsupportedFilterError` instead.
 
@@ -807,11 +807,11 @@ class VectorStoreContract(_StoreContract[VectorStore]):
 class TextStoreContract(_StoreContract[TextStore]):
     """What every `TextStore` must do, with each capability that it declares.
 
-    Give it a fixture `make_store`: a function that makes an empty store, another one each time.
-    A search for the exact text of a chunk must find that chunk first.
+    Add a fixture `make_store`: a function that makes a new, empty store on each call. A search for
+    the exact text of a chunk must find that chunk first.
 
     Attributes:
-        keeps_model: Whether the store itself notices another model at `start`.
+        keeps_model: Whether the store itself detects another model at `start`.
         translates_all_filters: Whether the store translates every condition of `Filter`. If
             False, it may raise `UnsupportedFilterError` instead.
     """
