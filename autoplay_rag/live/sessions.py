@@ -271,10 +271,9 @@ class LiveSessions:
             keys = set.intersection(*(self._index.get(pair, set()) for pair in given))
             if product_id is not None:
                 keys = {key for key in keys if key[0] == product_id}
-            if not keys:
-                return None
-            found = self._snapshot(max(keys, key=lambda key: self._entries[key].last), now)
-        return found if found.events else None
+            newest_first = sorted(keys, key=lambda key: self._entries[key].last, reverse=True)
+            found = (self._snapshot(key, now) for key in newest_first)
+            return next((session for session in found if session.events), None)
 
     def sessions(self) -> list[LiveSession]:
         """Return all sessions that have events, the most recently active first."""

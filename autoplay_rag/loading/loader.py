@@ -86,7 +86,7 @@ class PayloadLoader:
     ) -> None:
         check_choice("group_by", group_by, get_args(GroupBy))
         check_above("session_idle_seconds", session_idle_seconds)
-        check_above("max_chars", max_chars)
+        check_above("max_chars", max_chars, whole=True)
         kinds = frozenset((include,) if isinstance(include, str) else include)
         if not kinds or not kinds <= _KINDS:
             raise ConfigurationError(

@@ -231,6 +231,9 @@ class LoaderContract(ABC):
         for name in ("max_documents", "max_seconds", "idle_seconds", "max_chars"):
             with pytest.raises(ConfigurationError, match=name):
                 self.make("http://127.0.0.1:1/stream/x", **{name: 0})
+        for name in ("max_documents", "max_chars"):
+            with pytest.raises(ConfigurationError, match=name):
+                self.make("http://127.0.0.1:1/stream/x", **{name: 20.5})
         for name in ("group_by", "include"):
             with pytest.raises(ConfigurationError, match=name):
                 self.make("http://127.0.0.1:1/stream/x", **{name: "nonsense"})

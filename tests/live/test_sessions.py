@@ -91,6 +91,14 @@ def test_of_several_sessions_the_one_active_last_is_found(clock: Clock) -> None:
     assert [session.session_id for session in live.sessions()] == ["s1", "s2"]
 
 
+def test_a_session_without_events_hides_no_older_one(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks("first", session="s1"))
+    live.add(clicks(session="s2"))
+    assert texts(live.get(user_id="u1")) == ["first"]
+    assert live.get(session_id="s2") is None
+
+
 def test_the_same_session_id_in_two_products_is_two_sessions(clock: Clock) -> None:
     live = LiveSessions(clock=clock)
     live.add(clicks("here", product="acme"))

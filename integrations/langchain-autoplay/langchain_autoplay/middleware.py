@@ -96,7 +96,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         super().__init__()
         check_above_0("seconds", seconds)
         check_above_0("max_actions", max_actions, whole=True)
-        check_above_0("max_chars", max_chars)
+        check_above_0("max_chars", max_chars, whole=True)
         self._live = live
         self._seconds = seconds
         self._max_actions = max_actions

@@ -374,5 +374,5 @@ def test_what_can_never_work_is_refused_at_once(live):
         SessionContextBlock(live)
     with pytest.raises(ValidationError, match="max_action"):
         SessionContextBlock(live, user_id="u1", max_action=3)
-    with pytest.raises(ConfigurationError, match="max_chars must be above 0"):
+    with pytest.raises(ConfigurationError, match="max_chars must be a whole number above 0"):
         SessionContextBlock(live, user_id="u1", max_chars=0)

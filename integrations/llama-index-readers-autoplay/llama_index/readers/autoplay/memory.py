@@ -101,7 +101,7 @@ class SessionContextBlock(BaseMemoryBlock[str]):
             )
         for name in ("seconds", "max_actions", "max_chars"):
             if name in fields:
-                check_above_0(name, fields[name], whole=name == "max_actions")
+                check_above_0(name, fields[name], whole=name != "seconds")
         super().__init__(**{**ids, **fields})
         self._live = live
 
