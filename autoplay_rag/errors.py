@@ -180,7 +180,11 @@ class NotAnEventStreamError(ConnectorError):
 
 
 class RedirectError(ConnectorError):
-    """A redirect to another origin, which must not be given the token."""
+    """A redirect that is not followed.
+
+    It leads to another origin, which must not be given the token; or its `Location` is missing or
+    invalid; or it is one of too many.
+    """
 
 
 class RetriesExhaustedError(ConnectorError, RuntimeError):
