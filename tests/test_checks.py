@@ -6,13 +6,14 @@ from autoplay_rag._checks import check_above, check_at_least, check_choice, chec
 from autoplay_rag.errors import ConfigurationError
 
 
-@pytest.mark.parametrize("value", [0, -1, math.nan, None, "1", [1]])
+@pytest.mark.parametrize("value", [0, -1, -0.5, math.nan, None, "10", [1]])
 def test_above_refuses(value):
-    with pytest.raises(ConfigurationError, match=r"^seconds must be above 0, not "):
-        check_above("seconds", value)
+    for whole, wanted in ((False, "above 0"), (True, "a whole number above 0")):
+        with pytest.raises(ConfigurationError, match=f"^seconds must be {wanted}, not "):
+            check_above("seconds", value, whole=whole)
 
 
-@pytest.mark.parametrize("value", [1, 0.1, math.inf, True])
+@pytest.mark.parametrize("value", [1, 0.1, 0.5, 10**9, math.inf, True])
 def test_above_takes(value):
     check_above("seconds", value)
 
@@ -26,6 +27,8 @@ def test_at_least_refuses(value):
 def test_whole_numbers():
     check_at_least("tries", 1, 1, whole=True)
     check_above("tries", 1, whole=True)
+    with pytest.raises(ConfigurationError, match=r"^tries must be a whole number"):
+        check_above("tries", 2.5, whole=True)
     with pytest.raises(ConfigurationError, match=r"^tries must be a whole number, not 1\.5"):
         check_at_least("tries", 1.5, 1, whole=True)
     with pytest.raises(ConfigurationError, match=r"^tries must be a whole number above 0, not 0"):

@@ -11,18 +11,18 @@ from autoplay_rag import Payload
 from autoplay_rag.loading import (
     CLIENT_OPTIONS,
     LOADER_OPTIONS,
+    Counted,
     GroupBy,
     Limits,
     LiveSource,
     PayloadLoader,
     RecordingSource,
     refuse_unknown,
+    shown_progress,
 )
 from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 from pydantic import SecretStr
-
-from langchain_autoplay.progress import Counted, shown_progress
 
 __all__ = ["AutoplayLoader"]
 

@@ -14,10 +14,10 @@ from typing import Any, Self, TypeVar
 
 from autoplay_rag import LiveSessions
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
+from autoplay_rag.loading import check_above
 from langchain_core.messages import AnyMessage, HumanMessage
 from langchain_core.runnables import ensure_config
 
-from langchain_autoplay.checks import check_above_0
 from langchain_autoplay.turns import ID_NAMES
 
 try:
@@ -94,9 +94,9 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         ids: Callable[[Any], Ids | Awaitable[Ids | None] | None] | None = None,
     ) -> None:
         super().__init__()
-        check_above_0("seconds", seconds)
-        check_above_0("max_actions", max_actions, whole=True)
-        check_above_0("max_chars", max_chars, whole=True)
+        check_above("seconds", seconds)
+        check_above("max_actions", max_actions, whole=True)
+        check_above("max_chars", max_chars, whole=True)
         self._live = live
         self._seconds = seconds
         self._max_actions = max_actions

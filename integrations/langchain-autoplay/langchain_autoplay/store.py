@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from autoplay_rag import Chunk, Filter
 from autoplay_rag.errors import ConfigurationError, MissingCapabilityError, StoreRejectedError
+from autoplay_rag.loading import check_above
 from autoplay_rag.stores import (
     Capability,
     Changes,
@@ -18,7 +19,6 @@ from autoplay_rag.stores import (
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
-from langchain_autoplay.checks import check_above_0
 from langchain_autoplay.kinds import FilterBuilder, kind_of
 
 __all__ = ["LangChainStore"]
@@ -91,7 +91,7 @@ class LangChainStore(TextStore):
             raise ConfigurationError(
                 f"LangChainStore takes a LangChain VectorStore, not a {type(vectorstore).__name__}"
             )
-        check_above_0("max_batch", max_batch, whole=True)
+        check_above("max_batch", max_batch, whole=True)
         self.max_batch = max_batch
         self._kind = kind_of(vectorstore, filter_builder)
         self.persistent = self._kind.persistent

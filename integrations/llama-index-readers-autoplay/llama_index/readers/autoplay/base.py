@@ -11,19 +11,20 @@ from autoplay_rag import Payload, Render
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.loading import (
     CLIENT_OPTIONS,
+    Counted,
     Limits,
     LiveSource,
     LoadedText,
     PayloadLoader,
     RecordingSource,
     refuse_unknown,
+    shown_progress,
 )
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document
 
 from llama_index.readers.autoplay.nodes import make_document
-from llama_index.readers.autoplay.progress import Counted, shown_progress
 
 __all__ = ["AutoplayReader"]
 

@@ -6,11 +6,10 @@ from typing import Any, Self
 
 from autoplay_rag import LiveSessions
 from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.loading import check_above
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import BaseMemoryBlock
-
-from llama_index.readers.autoplay.checks import check_above_0
 
 __all__ = ["SessionContextBlock"]
 
@@ -101,7 +100,7 @@ class SessionContextBlock(BaseMemoryBlock[str]):
             )
         for name in ("seconds", "max_actions", "max_chars"):
             if name in fields:
-                check_above_0(name, fields[name], whole=name != "seconds")
+                check_above(name, fields[name], whole=name != "seconds")
         super().__init__(**{**ids, **fields})
         self._live = live
 
