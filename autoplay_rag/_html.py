@@ -17,6 +17,12 @@ _IDS = ("product_id", "session_id", "user_id", "email", "conversation_id")
 """Fields that say to whom something belongs: shown after what happened."""
 
 
+class Markup(str):
+    """HTML that is escaped already."""
+
+    __slots__ = ()
+
+
 def payload_html(fields: Mapping[str, Any]) -> str:
     """A table of a payload's actions and, below it, of its other fields, ids last."""
     actions = fields.get("actions")
@@ -60,6 +66,8 @@ def when(seconds: object) -> str:
 
 
 def _lines(cell: object) -> str:
+    if isinstance(cell, Markup):
+        return cell
     return "<br>".join(escape(line) for line in str(cell).splitlines())
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from autoplay_rag.content.identity import NOBODY, People, changes_hands
 from autoplay_rag.content.keys import chunk_id
-from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SlimAction
 
 __all__ = [
     "Accepted",
@@ -23,9 +23,11 @@ __all__ = [
     "Draft",
     "Metadata",
     "Vector",
+    "addresses_of",
     "draft_chunks",
     "is_empty",
     "metadata_of",
+    "span_of",
 ]
 
 Vector: TypeAlias = Sequence[float]
@@ -181,25 +183,40 @@ def metadata_of(
 
 
 def _gathered(payloads: Sequence[Payload]) -> tuple[float, float, float, list[str]]:
-    """When it started, ended and was forwarded, and each action's URL. In one pass: made for every event."""
+    """When it started, ended and was forwarded, and each action's URL."""
     started = ended = forwarded = 0.0
     urls: list[str] = []
     for payload in payloads:
-        since = until = payload.forwarded_at
-        forwarded = max(forwarded, until)
+        forwarded = max(forwarded, payload.forwarded_at)
         if isinstance(payload, ActionsPayload):
-            times = []
-            for action in payload.actions:
-                urls.append(action.canonical_url)
-                if action.timestamp_start:
-                    times.append(action.timestamp_start)
-            if times:
-                since = min(times)
-                until = max(times + [action.timestamp_end for action in payload.actions])
+            urls += [action.canonical_url for action in payload.actions]
+        since, until = span_of(payload)
         if since and (not started or since < started):
             started = since
         ended = max(ended, until)
     return started, ended, forwarded, urls
+
+
+def span_of(payload: Payload) -> tuple[float, float]:
+    """When a payload's first action started and its last one ended, in Unix seconds; 0 if unknown.
+
+    Example:
+        >>> from autoplay_rag import SlimAction
+        >>> action = SlimAction(timestamp_start=5.0, timestamp_end=7.0)
+        >>> span_of(ActionsPayload(actions=[action], forwarded_at=9.0))
+        (5.0, 7.0)
+    """
+    if isinstance(payload, ActionsPayload):
+        actions = payload.actions
+        times = [action.timestamp_start for action in actions if action.timestamp_start]
+        if times:
+            return min(times), max(times + [action.timestamp_end for action in actions])
+    return payload.forwarded_at, payload.forwarded_at
+
+
+def addresses_of(actions: Iterable[SlimAction]) -> str:
+    """The different pages of actions, space-separated; whole ones, as many as there is room for."""
+    return _storable(_joined_urls(dict.fromkeys(action.canonical_url for action in actions)))
 
 
 def _storable(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +11,6 @@ from typing import Any, Self, TypeVar
 
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._html import table_html
-from autoplay_rag._loop_thread import LoopClosedError, LoopThread
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
 from autoplay_rag.embedders.base import Embedder, as_embedder
@@ -25,15 +23,14 @@ from autoplay_rag.errors import (
 from autoplay_rag.ingest.clients import BackgroundConnector, Clients, Connector
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.intake import own
+from autoplay_rag.ingest.questions import Questions
 from autoplay_rag.ingest.running import RunningPipeline
 from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.journal.base import Durability, Health, Outcome
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
-from autoplay_rag.search.hits import Hit
-from autoplay_rag.search.searcher import Searcher, filter_of
-from autoplay_rag.stores.base import Filter, Moment, TextStore, VectorStore
+from autoplay_rag.stores.base import TextStore, VectorStore
 
 __all__ = ["BackgroundConnector", "Connector", "IngestPipeline"]
 
@@ -45,7 +42,7 @@ _LEAST_DRAIN_SECONDS = 1.0
 C = TypeVar("C", bound=Connector)
 
 
-class IngestPipeline:
+class IngestPipeline(Questions):
     """Batches payloads per session, embeds them and keeps them in a vector store; loses nothing.
 
     Once `on_actions` or `on_summary` has returned, a payload is stored, waiting in the journal,
@@ -140,6 +137,7 @@ class IngestPipeline:
         rebuild: bool = False,
         adopt: bool = False,
     ) -> None:
+        super().__init__()
         self._settings = Settings(
             # Resolved, so that a link to a journal is known to be the same one.
             journal=Path(journal).resolve() if journal is not None else None,
@@ -176,8 +174,6 @@ class IngestPipeline:
         self._running = False
         self._closing: asyncio.Task[None] | None = None
         self._stuck = False
-        self._search_thread: LoopThread | None = None
-        self._search_lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<IngestPipeline: {self._state} into {self._store!r}>"
@@ -275,10 +271,7 @@ class IngestPipeline:
         try:
             await run.close()
         finally:
-            with self._search_lock:
-                thread, self._search_thread = self._search_thread, None
-            if thread:
-                await asyncio.to_thread(thread.close)
+            await self._close_questions()
             self._closing = None
 
     # -- in -----------------------------------------------------------------------------------
@@ -411,97 +404,6 @@ class IngestPipeline:
             PipelineClosedError: If the pipeline is not running.
         """
         await self._open_run().drain(timeout)
-
-    async def search(
-        self,
-        text: str,
-        k: int = 5,
-        *,
-        user_id: str | None = None,
-        session_id: str | None = None,
-        product_id: str | None = None,
-        conversation_id: str | None = None,
-        kind: str | None = None,
-        since: Moment | None = None,
-        until: Moment | None = None,
-        filter: Filter | None = None,
-    ) -> list[Hit]:
-        """The stored chunks nearest in meaning to a question.
-
-        Args:
-            text: The question.
-            k: How many hits at most.
-            user_id: Only chunks of this person.
-            session_id: Only chunks of this session.
-            product_id: Only chunks of this product.
-            conversation_id: Only chunks of this chat thread.
-            kind: Only "actions", "summary" or "chat".
-            since: Only chunks that ended then or later: Unix seconds, a `datetime` with a time
-                zone, or a `date`.
-            until: Only chunks that started then or earlier; otherwise as `since`.
-            filter: All of these as one `Filter`, in their place.
-
-        Returns:
-            Hits, best first.
-
-        Raises:
-            ConfigurationError: If the question is empty, `k` is below 1, a time cannot be used, or
-                both `filter` and another condition are given.
-            UnsupportedFilterError: If the store cannot translate the filter.
-            EmbedderError: If the question cannot be embedded now.
-            StoreError: If the store cannot be searched now.
-            PipelineClosedError: If the pipeline is not running.
-        """
-        self._open_run()
-        wanted = filter_of(
-            filter,
-            user_id=user_id,
-            session_id=session_id,
-            product_id=product_id,
-            conversation_id=conversation_id,
-            kind=kind,
-            since=since,
-            until=until,
-        )
-        return await Searcher(self._store, self._embedder).search(text, k, wanted)
-
-    def search_sync(
-        self,
-        text: str,
-        k: int = 5,
-        *,
-        user_id: str | None = None,
-        session_id: str | None = None,
-        product_id: str | None = None,
-        conversation_id: str | None = None,
-        kind: str | None = None,
-        since: Moment | None = None,
-        until: Moment | None = None,
-        filter: Filter | None = None,
-    ) -> list[Hit]:
-        """As `search`, from any thread; also inside a running loop, which it blocks meanwhile."""
-        with self._search_lock:
-            self._open_run()
-            if self._search_thread is None:
-                self._search_thread = LoopThread("autoplay-search")
-            thread = self._search_thread
-        try:
-            return thread.run(
-                self.search(
-                    text,
-                    k,
-                    user_id=user_id,
-                    session_id=session_id,
-                    product_id=product_id,
-                    conversation_id=conversation_id,
-                    kind=kind,
-                    since=since,
-                    until=until,
-                    filter=filter,
-                )
-            )
-        except LoopClosedError:
-            raise PipelineClosedError("the pipeline was closed during the search") from None
 
     @property
     def dead_letters(self) -> DeadLetters:

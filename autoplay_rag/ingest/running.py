@@ -17,6 +17,7 @@ from autoplay_rag.ingest.chunk_writer import ChunkWriter
 from autoplay_rag.ingest.clients import Clients
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.embedding import Embedding, TokenBudget, today
+from autoplay_rag.ingest.indexing import Indexer
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.pairing import Pairing
 from autoplay_rag.ingest.planner import Planner
@@ -30,6 +31,7 @@ from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.payloads import Payload
+from autoplay_rag.search.searcher import Searcher
 from autoplay_rag.stores.base import Capability, Store, TextStore, VectorStore
 
 __all__ = ["RunningPipeline"]
@@ -70,6 +72,7 @@ class RunningPipeline:
         dead_letters: Payloads that could not be stored.
         last_received: When the last payload arrived, in the loop's time.
         loop: The event loop it runs on.
+        searcher: Answers questions from store and journal.
         watermark: Up to which sequence number everything is settled.
     """
 
@@ -115,6 +118,14 @@ class RunningPipeline:
         self.dead_letters = DeadLetters(self._journal)
         self.loop = asyncio.get_running_loop()
         self.watermark: Watermark
+        self.searcher = Searcher(
+            store,
+            embedder,
+            self._journal.finder,
+            # A journal in memory may begin beside a store that is full already.
+            complete=settings.journal is not None or not store.persistent,
+            watermark=lambda: self.watermark.value,
+        )
         self._embedding: Embedding | None = None
         self._writer: ChunkWriter
         self._upkeep: Upkeep
@@ -205,6 +216,7 @@ class RunningPipeline:
                 group.create_task(self._writer.run())
                 group.create_task(self._worker.run())
                 group.create_task(self._upkeep.run())
+                group.create_task(Indexer(self._journal).run())
                 group.create_task(self._look_after())
         except asyncio.CancelledError:
             raise

@@ -12,7 +12,7 @@ from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.chunk_writer import ChunkWriter, Delete, Operation, Upsert
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.journal.base import Journal, QueuedChunk
-from autoplay_rag.stores.serial import SerialThread
+from autoplay_rag._serial import SerialThread
 
 __all__ = ["Upkeep"]
 

@@ -22,7 +22,7 @@ from autoplay_rag.journal.base import (
     Session,
     Waiting,
 )
-from autoplay_rag.stores.serial import SerialThread
+from autoplay_rag._serial import SerialThread
 
 __all__ = ["Worker"]
 

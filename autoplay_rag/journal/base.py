@@ -13,10 +13,12 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from autoplay_rag.content.chunks import Chunk
+from autoplay_rag.content.filters import Condition
 from autoplay_rag.content.identity import People
+from autoplay_rag.content.passages import Passage
 from autoplay_rag.journal.ledger import Counts
 from autoplay_rag.payloads import Payload
 
@@ -27,16 +29,24 @@ __all__ = [
     "DeadLetter",
     "Durability",
     "Entry",
+    "Findable",
+    "Found",
+    "FoundPassage",
     "Health",
+    "Heard",
     "Journal",
     "Known",
     "Notes",
     "Outcome",
     "Plan",
     "PlannedChunk",
+    "Prepared",
     "Queue",
     "QueuedChunk",
+    "Scope",
     "Session",
+    "Unindexed",
+    "Visit",
     "Waiting",
 ]
 
@@ -76,6 +86,18 @@ class Entry:
     def size(self) -> int:
         """Bytes of its JSON."""
         return 0 if self.body is None else len(self.body)
+
+
+class Prepared(NamedTuple):
+    """What of an entry is kept, made before the transaction that keeps it.
+
+    Attributes:
+        body: Its JSON as it is stored; None if only its receipt is recorded.
+        passage: What full-text search finds it by; None if it is not to be found.
+    """
+
+    body: bytes | None = None
+    passage: Passage | None = None
 
 
 class Waiting(NamedTuple):
@@ -170,6 +192,112 @@ class Acknowledgement:
 
     plan: Plan
     dead: Mapping[int, str]
+
+
+class Scope(NamedTuple):
+    """What a filter leaves of the catalog.
+
+    Attributes:
+        known: Whether the session, the person and the chat thread that were asked for were ever
+            seen; True if none was asked for.
+        lanes: The sessions that pass, the latest first, if they are few; None if they are many.
+        pending: How many payloads wait: those of the asked sessions, where they are few.
+    """
+
+    known: bool
+    lanes: list[int] | None
+    pending: int
+
+
+class Found(NamedTuple):
+    """What full text finds for a question.
+
+    Attributes:
+        total: About how many passages there are.
+        counts: In how many of them each term of the question is.
+        passages: (sequence number, lane) of those that match best.
+    """
+
+    total: int
+    counts: dict[str, int]
+    passages: list[tuple[int, int]]
+
+
+class FoundPassage(NamedTuple):
+    """What one payload says.
+
+    Attributes:
+        seq: Its sequence number.
+        lane: Its session's lane.
+        text: Its lines.
+        chunk: The id of the stored chunk it is in; None while there is none.
+        started: Unix seconds of its first action; None if unknown.
+        ended: Unix seconds of its last one; None if unknown.
+    """
+
+    seq: int
+    lane: int
+    text: str
+    chunk: str | None
+    started: float | None
+    ended: float | None
+
+
+class Heard(NamedTuple):
+    """A payload for the index.
+
+    Attributes:
+        seq: Its sequence number.
+        lane: Its lane.
+        product_id: Its product.
+        session_id: Its session; None if it has none.
+        passage: What it says.
+    """
+
+    seq: int
+    lane: int
+    product_id: str
+    session_id: str | None
+    passage: Passage
+
+
+class Unindexed(NamedTuple):
+    """A payload that an older version accepted, or a chunk that was read from a store.
+
+    Attributes:
+        seq: Its sequence number.
+        lane: The lane of its chunk, or its own; None if the chunk has no session.
+        body: Its body as it is kept; None if it was not kept.
+        chunk: Text, product, session, user, conversation, start and end of the chunk that begins
+            with it; None if none does.
+    """
+
+    seq: int
+    lane: int
+    body: bytes | None
+    chunk: tuple[Any, ...] | None
+
+
+class Visit(NamedTuple):
+    """A session as it was received.
+
+    Attributes:
+        lane: Its lane.
+        product_id: Its product.
+        session_id: Its id; None for a payload without a session.
+        first: Unix seconds of its first known action; None if unknown.
+        last: Unix seconds of its last known action; None if unknown.
+        payloads: How many payloads it has.
+        actions: How many actions they hold.
+    """
+
+    lane: int
+    product_id: str
+    session_id: str | None
+    first: float | None
+    last: float | None
+    payloads: int
+    actions: int
 
 
 class QueuedChunk(NamedTuple):
@@ -362,6 +490,61 @@ class Queue(ABC):
         """Keep the tokens embedded on a day."""
 
 
+class Findable(ABC):
+    """What a search asks of the catalog. Nothing here waits for a writer."""
+
+    @abstractmethod
+    async def scope(self, conditions: Sequence[Condition]) -> Scope:
+        """What a filter leaves."""
+
+    @abstractmethod
+    async def find(
+        self,
+        lookups: Mapping[str, Sequence[str]],
+        phrases: Sequence[str],
+        conditions: Sequence[Condition],
+        limit: int,
+    ) -> Found:
+        """The passages that match a question best.
+
+        Args:
+            lookups: The question's terms, each with the words to look up.
+            phrases: What is looked up as it stands.
+            conditions: As `Filter.conditions` gives them.
+            limit: The most passages.
+        """
+
+    @abstractmethod
+    async def lanes_of(self, chunk_ids: Sequence[str]) -> dict[str, int]:
+        """The lanes of stored chunks, where they are known."""
+
+    @abstractmethod
+    async def recent_lanes(self, conditions: Sequence[Condition], limit: int) -> list[int]:
+        """The sessions that pass a filter, the latest first."""
+
+    @abstractmethod
+    async def chunk_ids(self, lanes: Sequence[int]) -> list[str]:
+        """The ids of the chunks that the store has of these sessions."""
+
+    @abstractmethod
+    async def passages(
+        self, lanes: Sequence[int], matched: Sequence[int] = ()
+    ) -> list[FoundPassage]:
+        """What sessions say, in order; of a long one the latest, and what matched."""
+
+    @abstractmethod
+    async def chunks(self, ids: Sequence[str]) -> list[Chunk]:
+        """Stored chunks with text and metadata, in no order."""
+
+    @abstractmethod
+    async def waiting(self, seqs: Sequence[int]) -> dict[int, Chunk]:
+        """Payloads that are in no stored chunk yet, each as a chunk of its own."""
+
+    @abstractmethod
+    async def visits(self, lanes: Sequence[int]) -> dict[int, Visit]:
+        """Sessions as they were received, where they are known."""
+
+
 class Catalog(ABC):
     """What is stored."""
 
@@ -438,6 +621,19 @@ class Catalog(ABC):
     @abstractmethod
     async def adopt(self, chunks: Sequence[Chunk]) -> int:
         """Take chunks that a store holds into the catalog; returns how many were not known."""
+
+    @property
+    @abstractmethod
+    def finder(self) -> Findable:
+        """What a search asks."""
+
+    @abstractmethod
+    async def unindexed(self, limit: int) -> tuple[list[Unindexed], int]:
+        """The next payloads that full text does not find yet, and about how many are left."""
+
+    @abstractmethod
+    async def index(self, heard: Sequence[Heard], below: int) -> None:
+        """Have full text find what `unindexed` gave; `below` is its lowest sequence number."""
 
     @abstractmethod
     async def tidy(self) -> None:

@@ -18,11 +18,12 @@ from autoplay_rag.content.identity import People, changes_hands
 from autoplay_rag.content.keys import chunk_id, session_lane
 from autoplay_rag.journal.base import Notes, PlannedChunk, QueuedChunk, Session
 from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.fulltext import FullTextTables
 from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
 from autoplay_rag.journal.schema import ChunkState, PayloadState
 from autoplay_rag.payloads import ActionsPayload
 
-__all__ = ["CatalogTables", "as_key"]
+__all__ = ["CHUNK_COLUMNS", "CatalogTables", "as_key", "read_chunk"]
 
 _COLUMNS = (
     "number", "id", "lane", "product", "session", "user", "conversation", "kind", "started",
@@ -38,7 +39,7 @@ _IN_COLUMNS = {
     "ended_at": "ended",
 }
 """Metadata that has a column of its own, by its column."""
-_CHUNK = f"id, text, metadata, {', '.join(_IN_COLUMNS.values())}"
+CHUNK_COLUMNS = f"id, text, metadata, {', '.join(_IN_COLUMNS.values())}"
 _INSERT_SESSION = (
     "session (lane, product, session, user, conversation, ambiguous, first, last, seen)"
 )
@@ -72,6 +73,7 @@ class CatalogTables:
 
     def __init__(self, file: JournalFile) -> None:
         self.file = file
+        self.fulltext = FullTextTables(file)
         self._connection = file.connection
         self._next_number = 1 + file.scalar("SELECT coalesce(max(number), 0) FROM chunk")
 
@@ -296,6 +298,7 @@ class CatalogTables:
         self._insert(rows)
         self._add_sessions(sessions)
         self._add_parts(chunks)
+        self.fulltext.reindex()
         return len(rows)
 
     def _add_parts(self, chunks: Sequence[Chunk]) -> None:
@@ -357,6 +360,7 @@ class CatalogTables:
         insert(self._connection, "chunk_payload (seq, chunk)", links, verb="INSERT OR IGNORE")
         self._add_sessions(sessions)
         self.file.set_meta("adopted", 1)
+        self.fulltext.reindex()
         return len(rows)
 
     # -- sessions -----------------------------------------------------------------------------
@@ -447,6 +451,7 @@ class CatalogTables:
     def drop_stored(self, seqs: Sequence[int]) -> None:
         """Forget stored payloads, and the chunks that hold nothing else."""
         numbers = self.numbers_of(seqs)
+        self.fulltext.remove(seqs)
         delete_in(self._connection, "chunk_payload", "seq", seqs)
         delete_in(self._connection, "payload", "seq", seqs)
         self._connection.execute(
@@ -513,10 +518,10 @@ class CatalogTables:
 
     def _chunks(self, rest: str, *parameters: Any) -> list[tuple[int, Chunk]]:
         rows = self._connection.execute(
-            f"SELECT number, {_CHUNK} FROM chunk {rest}",
+            f"SELECT number, {CHUNK_COLUMNS} FROM chunk {rest}",
             parameters,
         )
-        return [(number, _chunk(*values)) for number, *values in rows]
+        return [(number, read_chunk(*values)) for number, *values in rows]
 
 
 def as_key(chunk_id: str) -> bytes | None:
@@ -529,7 +534,8 @@ def as_key(chunk_id: str) -> bytes | None:
         return None
 
 
-def _chunk(id: str, text: str | None, rest: str | None, *columns: Any) -> Chunk:
+def read_chunk(id: str, text: str | None, rest: str | None, *columns: Any) -> Chunk:
+    """A chunk from the values of `CHUNK_COLUMNS`."""
     found = {
         key: value for key, value in zip(_IN_COLUMNS, columns, strict=True) if value is not None
     }

@@ -21,7 +21,14 @@ import msgspec
 from autoplay_rag.content.redaction import without_addresses
 from autoplay_rag.journal.bodies import decoded, pack
 from autoplay_rag.journal.rows import insert
-from autoplay_rag.journal.schema import SCHEMA, SCHEMA_VERSION, ChunkState, PayloadState
+from autoplay_rag.journal.schema import (
+    FULLTEXT_SCHEMA,
+    SCHEMA,
+    SCHEMA_VERSION,
+    START_INDEXING,
+    ChunkState,
+    PayloadState,
+)
 from autoplay_rag.payloads import ActionsPayload
 
 __all__ = ["OLDEST_VERSION", "upgrade"]
@@ -66,9 +73,10 @@ class _OldBatch(msgspec.Struct):
 def upgrade(
     connection: sqlite3.Connection, path: Path | None, version: int, *, keep_addresses: bool = True
 ) -> None:
-    """Bring a file of format 2 to the present one, in one transaction.
+    """Bring a file of an older format to the present one, in one transaction.
 
-    A copy is kept beside the file until that is done.
+    Format 3 only lacked full text, which a pipeline fills in the background. For format 2 a copy
+    is kept beside the file until the upgrade is done.
 
     Args:
         connection: The open file, outside any transaction.
@@ -79,6 +87,15 @@ def upgrade(
     Raises:
         sqlite3.Error: If it cannot be done; the file is as it was.
     """
+    if version > OLDEST_VERSION:
+        _log.warning("upgrading the journal %s from format %d to %d", path, version, SCHEMA_VERSION)
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in FULLTEXT_SCHEMA.split(";\n"):
+            connection.execute(statement)
+        connection.execute(START_INDEXING)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+        return
     assert path is not None
     for suffix in ("", "-wal", "-shm"):
         with suppress(OSError):  # another user's file: it is no less private than it was
@@ -143,6 +160,7 @@ class _Upgrade:
         )
         for table in _OLD_TABLES:
             execute(f"DROP TABLE old_{table}")
+        execute(START_INDEXING)
 
     def _counts(self) -> None:
         for name, value in self._rows("SELECT name, value FROM old_counters"):

@@ -6,6 +6,7 @@ decoded or tokenised here: whoever plans does that in a thread of its own.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -13,15 +14,18 @@ from typing import Any, Final
 
 import msgspec
 
+from autoplay_rag.content.passages import passage_of
 from autoplay_rag.journal.base import (
     Acknowledgement,
     DeadLetter,
     Durability,
     Entry,
     Health,
+    Heard,
     Known,
     Outcome,
     Plan,
+    Prepared,
     Session,
     Waiting,
 )
@@ -33,6 +37,8 @@ from autoplay_rag.journal.schema import PayloadState
 from autoplay_rag.payloads import ActionsPayload, Payload
 
 __all__ = ["FOLLOWED", "QueueTables", "first_since", "letters"]
+
+_log = logging.getLogger(__name__)
 
 _KEEP_KEYS_SECONDS: Final = 24 * 3600.0
 """How long the key of a discarded payload is known, and in memory that of a stored one."""
@@ -83,6 +89,7 @@ class QueueTables:
     ) -> None:
         self.file = file
         self.catalog = catalog
+        self.fulltext = catalog.fulltext
         self._connection = file.connection
         self._max_bytes = max_bytes
         self._keep_payloads = keep_payloads
@@ -91,26 +98,35 @@ class QueueTables:
 
     # -- in -----------------------------------------------------------------------------------
 
-    def packed(self, entry: Entry) -> bytes | None:
-        """An entry's body as it is kept: packed in a file, as it is in memory."""
-        return entry.body if entry.body is None or self.file.path is None else pack(entry.body)
+    def prepare(self, entry: Entry) -> Prepared:
+        """An entry's body as it is kept: packed in a file, as it is in memory. And its words."""
+        body = entry.body
+        if body is not None and self.file.path is not None:
+            body = pack(body)
+        findable = entry.payload is not None and entry.outcome == "accepted"
+        try:
+            passage = passage_of(entry.payload) if findable and entry.payload else None
+        except Exception as error:  # noqa: BLE001 - a redacted payload may hold anything
+            _log.error("a payload is kept, but not found by words: %s", type(error).__name__)
+            passage = None
+        return Prepared(body, passage)
 
     def accept(
-        self, entries: Sequence[Entry], bodies: Sequence[bytes | None] | None = None
+        self, entries: Sequence[Entry], prepared: Sequence[Prepared] | None = None
     ) -> list[Outcome]:
         """Take payloads in; what became of each, in order.
 
         Args:
             entries: What was handed over.
-            bodies: For each what `packed` gave; None packs them here.
+            prepared: For each what `prepare` gave; None prepares them here.
         """
-        if bodies is None:
-            bodies = [self.packed(entry) for entry in entries]
+        if prepared is None:
+            prepared = [self.prepare(entry) for entry in entries]
         now = time.time()
         wanted = [entry for entry in entries if entry.outcome != "filtered"]
         row_of = {
-            entry.seq: _row(entry, body, now)
-            for entry, body in zip(entries, bodies, strict=True)
+            entry.seq: _row(entry, kept.body, now)
+            for entry, kept in zip(entries, prepared, strict=True)
             if entry.outcome != "filtered"
         }
         size = sum(entry.size for entry in wanted)
@@ -142,6 +158,19 @@ class QueueTables:
             counts["received"] += 1
             counts["pending" if outcome == "accepted" else outcome] += 1
         insert(self._connection, _INSERT_PAYLOAD, rows)
+        self.fulltext.add(
+            [
+                Heard(
+                    entry.seq,
+                    entry.lane,
+                    entry.payload.product_id,
+                    entry.payload.session_id,
+                    kept.passage,
+                )
+                for entry, kept, outcome in zip(entries, prepared, outcomes, strict=True)
+                if outcome == "accepted" and entry.payload is not None and kept.passage is not None
+            ]
+        )
         return outcomes
 
     def _insert_if_new(self, row_of: Mapping[int, Sequence[Any]]) -> set[int]:
@@ -358,6 +387,7 @@ class QueueTables:
         dead = f"state = {PayloadState.DEAD:d}{which}"
         rows = read_all(self._connection, "seq, size", f"FROM payload WHERE {dead}", *given)
         seqs = json_list(seq for seq, _ in rows)
+        self.fulltext.remove([seq for seq, _ in rows])
         self._connection.execute(
             "UPDATE payload SET state = ?, body = NULL, error = NULL, session = NULL, ended = ? "
             "WHERE seq IN (SELECT value FROM json_each(?))",

@@ -5,11 +5,21 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-__all__ = ["APPLICATION_ID", "PAGE_SIZE", "SCHEMA", "SCHEMA_VERSION", "ChunkState", "PayloadState"]
+__all__ = [
+    "APPLICATION_ID",
+    "FULLTEXT_SCHEMA",
+    "INDEX_BELOW",
+    "PAGE_SIZE",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "START_INDEXING",
+    "ChunkState",
+    "PayloadState",
+]
 
 APPLICATION_ID: Final = 0x41505247
 """Marks the file as ours ("APRG"), so that another program's database is never touched."""
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 PAGE_SIZE: Final = 2048
 """Bytes. Small pages write less: keys are spread at random over their index, and each commit writes
 whole pages. Of 4096, 2048 and 1024 bytes, 200 events a second wrote 21, 13 and 8 KB an event, at the
@@ -37,6 +47,40 @@ class ChunkState(IntEnum):
     QUEUED = 2
     """Was stored, and is to be embedded and stored again."""
 
+
+INDEX_BELOW: Final = "index_below"
+"""Under this name `meta` has the payload from which on, downwards, nothing is indexed yet."""
+START_INDEXING: Final = (
+    f"REPLACE INTO meta SELECT '{INDEX_BELOW}', coalesce(max(seq), 0) + 1 FROM payload"
+)
+
+FULLTEXT_SCHEMA: Final = """
+-- What each payload says, findable before it is embedded. `text` is the package's own rendering.
+-- A number below that of any payload stands for a chunk whose payloads are unknown.
+CREATE TABLE passage (
+    seq INTEGER PRIMARY KEY, lane INTEGER NOT NULL, started REAL, ended REAL,
+    text TEXT NOT NULL, urls TEXT
+);
+CREATE INDEX passage_lane ON passage (lane, seq);
+-- Contentless: `rowid` is `passage.seq`. A row leaves by the `delete` command with what was indexed.
+CREATE VIRTUAL TABLE words USING fts5 (
+    text, content = '', tokenize = 'porter unicode61 remove_diacritics 2'
+);
+-- Every session received, payloads without a session each as one of its own: when it was, and how
+-- much. `session` is what plans know of it and comes later.
+CREATE TABLE visit (
+    lane INTEGER PRIMARY KEY, product TEXT NOT NULL, session TEXT, first REAL, last REAL,
+    payloads INTEGER NOT NULL, actions INTEGER NOT NULL
+);
+CREATE INDEX visit_last ON visit (last);
+CREATE INDEX visit_product ON visit (product, last);
+CREATE INDEX visit_session ON visit (session) WHERE session IS NOT NULL;
+-- The people and chat threads that a session's payloads name.
+CREATE TABLE belongs (
+    field TEXT NOT NULL, value TEXT NOT NULL, lane INTEGER NOT NULL,
+    PRIMARY KEY (field, value, lane)
+) WITHOUT ROWID;
+CREATE INDEX belongs_lane ON belongs (lane)"""
 
 SCHEMA: Final = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -92,6 +136,7 @@ CREATE TABLE deletion (chunk TEXT PRIMARY KEY, reason TEXT NOT NULL, at REAL NOT
 CREATE TABLE refused (
     scope TEXT NOT NULL, hash BLOB NOT NULL, happened_until REAL NOT NULL, PRIMARY KEY (scope, hash)
 ) WITHOUT ROWID;
+{FULLTEXT_SCHEMA};
 -- What other processes ask of the one that owns the journal.
 CREATE TABLE request (number INTEGER PRIMARY KEY, action TEXT NOT NULL, seq INTEGER)
 """

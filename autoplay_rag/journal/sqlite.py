@@ -14,7 +14,9 @@ from autoplay_rag.journal.base import (
     DeadLetter,
     Durability,
     Entry,
+    Findable,
     Health,
+    Heard,
     Journal,
     Known,
     Notes,
@@ -22,10 +24,13 @@ from autoplay_rag.journal.base import (
     Plan,
     QueuedChunk,
     Session,
+    Unindexed,
     Waiting,
 )
 from autoplay_rag.journal.catalog import CatalogTables
 from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.finder import AsyncFinder, ReadThread
+from autoplay_rag.journal.finding import Finder
 from autoplay_rag.journal.ledger import Counts
 from autoplay_rag.journal.queue import QueueTables
 from autoplay_rag.journal.writer import OnEntry, Tables, Writer
@@ -75,6 +80,13 @@ class SqliteJournal(Journal):
         self._writer = Writer(path, self._open_tables, self._close_tables, on_entry)
         self._tables: QueueTables
         self._catalog: CatalogTables
+        self._finder_tables: Finder
+        self._read_thread = ReadThread(path) if path else None
+        if self._read_thread:
+            self._finder = AsyncFinder(self._read_thread.opened, self._read_thread.run)
+        else:
+            # The database in memory is the writer's own.
+            self._finder = AsyncFinder(lambda: self._finder_tables, self._writer.look)
 
     async def open(self) -> None:
         """Open or make the file, upgrade an older format, and start the writer.
@@ -89,6 +101,8 @@ class SqliteJournal(Journal):
 
     async def close(self) -> None:
         """Carry out what was handed over and close the file."""
+        if self._read_thread:
+            await self._read_thread.close()
         await self._writer.close()
 
     def _open_tables(self) -> QueueTables:
@@ -107,6 +121,7 @@ class SqliteJournal(Journal):
             model=self._model,
         )
         self._catalog = catalog
+        self._finder_tables = Finder(file.connection)
         self.upgraded_from = file.upgraded_from
         return self._tables
 
@@ -277,6 +292,19 @@ class SqliteJournal(Journal):
     async def adopt(self, chunks: Sequence[Chunk]) -> int:
         """As in `Catalog`."""
         return await self._writer.run(self._catalog.adopt, chunks, self._model)
+
+    @property
+    def finder(self) -> Findable:
+        """As in `Catalog`."""
+        return self._finder
+
+    async def unindexed(self, limit: int) -> tuple[list[Unindexed], int]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.fulltext.unindexed, limit)
+
+    async def index(self, heard: Sequence[Heard], below: int) -> None:
+        """As in `Catalog`."""
+        await self._writer.run(self._catalog.fulltext.add_older, heard, below)
 
     async def tidy(self) -> None:
         """As in `Catalog`."""

@@ -12,6 +12,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,7 +22,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from autoplay_rag._describe import describe
 from autoplay_rag.errors import AutoplayError, JournalError, PipelineClosedError
-from autoplay_rag.journal.base import Entry, Outcome
+from autoplay_rag.journal.base import Entry, Outcome, Prepared
 from autoplay_rag.journal.file import JournalFile
 
 __all__ = ["OnEntry", "Tables", "Writer"]
@@ -46,10 +47,10 @@ class Tables(Protocol):
 
     file: JournalFile
 
-    def packed(self, entry: Entry) -> bytes | None:
-        """An entry's body as it is kept. Runs before the transaction."""
+    def prepare(self, entry: Entry) -> Prepared:
+        """An entry's body and words as they are kept. Runs before the transaction."""
 
-    def accept(self, entries: Sequence[Entry], bodies: Sequence[bytes | None]) -> list[Outcome]:
+    def accept(self, entries: Sequence[Entry], prepared: Sequence[Prepared]) -> list[Outcome]:
         """Take payloads in; what became of each, in order."""
 
     def overflow(self, entry: Entry) -> Outcome:
@@ -60,7 +61,7 @@ class Tables(Protocol):
 class _Accept:
     entry: Entry
     future: asyncio.Future[Outcome]
-    body: bytes | None = None
+    prepared: Prepared = Prepared()
 
 
 @dataclass(slots=True)
@@ -71,7 +72,14 @@ class _Work:
     then: Callable[[Any], None] | None
 
 
-_Item: TypeAlias = _Accept | _Work
+@dataclass(slots=True)
+class _Look:
+    look: Callable[[], Any]
+    future: Future[Any]
+
+
+_Change: TypeAlias = _Accept | _Work
+_Item: TypeAlias = _Accept | _Work | _Look
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +181,18 @@ class Writer:
         self._hand_over(_Work(operation, arguments, future, then))
         return await future
 
+    async def look(self, look: Callable[[], T], /) -> T:
+        """Have something read in the writer's thread, after what was handed over before.
+
+        Works on any event loop, also while the writer's own is blocked.
+
+        Raises:
+            PipelineClosedError: If the journal is closed.
+        """
+        future: Future[T] = Future()
+        self._hand_over(_Look(look, future))
+        return await asyncio.wrap_future(future)
+
     def _hand_over(self, item: _Item) -> None:
         if self._closed:
             raise PipelineClosedError("the pipeline is not running: its journal is closed")
@@ -196,8 +216,12 @@ class Writer:
                     # Here, not on the loop: at each call of zlib the loop would lose Python's lock
                     # to whoever waits for it.
                     if isinstance(item, _Accept):
-                        item.body = self._tables.packed(item.entry)
-                self._commit(group)
+                        item.prepared = self._tables.prepare(item.entry)
+                if changes := [item for item in group if not isinstance(item, _Look)]:
+                    self._commit(changes)
+                for item in group:
+                    if isinstance(item, _Look):
+                        _carry_out_look(item)
         finally:
             self._close_tables(self._tables)
             self._call_soon(self._end)
@@ -221,7 +245,7 @@ class Writer:
                 self._queue.put(None)  # the end comes again, after this group
         return group
 
-    def _commit(self, group: list[_Item]) -> None:
+    def _commit(self, group: Sequence[_Change]) -> None:
         try:
             results = self._committed(group)
         except BaseException as error:  # noqa: BLE001 - raised again in the callers
@@ -233,7 +257,7 @@ class Writer:
             results = [self._failed(item, error) for item in group]
         self._call_soon(self._report, group, results)
 
-    def _committed(self, group: list[_Item]) -> list[Any]:
+    def _committed(self, group: Sequence[_Change]) -> list[Any]:
         """Carry out a group; wait as long as another program holds the file, but not to close."""
         while True:
             try:
@@ -249,19 +273,19 @@ class Writer:
                 self.problem = None
                 return results
 
-    def _carry_out(self, group: list[_Item]) -> list[Any]:
+    def _carry_out(self, group: Sequence[_Change]) -> list[Any]:
         results: list[Any] = []
         for accepting, items in groupby(group, lambda item: isinstance(item, _Accept)):
             if accepting:
                 accepts = [item for item in items if isinstance(item, _Accept)]
                 results += self._tables.accept(
-                    [item.entry for item in accepts], [item.body for item in accepts]
+                    [item.entry for item in accepts], [item.prepared for item in accepts]
                 )
             else:
                 results += [i.operation(*i.arguments) for i in items if isinstance(i, _Work)]
         return results
 
-    def _failed(self, item: _Item, error: BaseException) -> Any:
+    def _failed(self, item: _Change, error: BaseException) -> Any:
         if isinstance(item, _Accept) and isinstance(error, sqlite3.Error):
             overflow = self._tables.overflow(item.entry)
             if _is_full(error):
@@ -287,11 +311,15 @@ class Writer:
                     closed = PipelineClosedError(
                         "the pipeline is not running: its journal is closed"
                     )
-                    _settle(item.future, _Failure(closed))
+                    if isinstance(item, _Look):
+                        if item.future.set_running_or_notify_cancel():
+                            item.future.set_exception(closed)
+                    else:
+                        _settle(item.future, _Failure(closed))
 
     # -- back on the loop ---------------------------------------------------------------------
 
-    def _report(self, group: list[_Item], results: list[Any]) -> None:
+    def _report(self, group: Sequence[_Change], results: list[Any]) -> None:
         for item, result in zip(group, results, strict=True):
             if isinstance(item, _Work):
                 if item.then and not isinstance(result, _Failure):
@@ -308,6 +336,15 @@ def _settle(future: asyncio.Future[Any], result: Any) -> None:
         future.set_exception(result.error)
     else:
         future.set_result(result)
+
+
+def _carry_out_look(item: _Look) -> None:
+    if not item.future.set_running_or_notify_cancel():
+        return
+    try:
+        item.future.set_result(item.look())
+    except BaseException as error:  # noqa: BLE001 - raised again in the caller
+        item.future.set_exception(error)
 
 
 def _take_note(future: asyncio.Future[Any]) -> None:

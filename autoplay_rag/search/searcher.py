@@ -1,55 +1,416 @@
-"""Searches a store."""
+"""From a question to hits: asks the store and the catalog, and makes one ranking of both answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, get_args
 
+from autoplay_rag.content.chunks import Chunk, Metadata
+from autoplay_rag.content.filters import Filter
+from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.probe import PROBE_ID
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.search.hits import Hit, Hits
-from autoplay_rag.stores.base import Filter, TextStore, VectorStore
+from autoplay_rag.journal.base import Findable, Found, FoundPassage, Scope, Visit
+from autoplay_rag.search.fusion import Candidate, Mode, Unit, fused, group
+from autoplay_rag.search.hits import Hit, Hits, SessionHit
+from autoplay_rag.search.lexical import Question, matched
+from autoplay_rag.stores.base import Match, TextStore, VectorStore
+from autoplay_rag._serial import SerialThread
 
-__all__ = ["Searcher", "filter_of"]
+__all__ = ["Rerank", "Searcher", "filter_of"]
+
+A = TypeVar("A")
+B = TypeVar("B")
+H = TypeVar("H", bound=Hit | SessionHit)
+
+Rerank: TypeAlias = Callable[[str, Sequence[Hit]], Awaitable[Sequence[Hit]]]
+"""Orders hits for a question: your own cross-encoder or service."""
+
+_NEAREST: Final = 100
+_MATCHING: Final = 200
+_SESSIONS: Final = 50
+"""Candidates of each side: chunks, passages, and the sessions of either that are scored."""
+_RERANKED: Final = 50
+_HITS_OF_SESSION: Final = 5
+_SESSION_CHARACTERS: Final = 4000
+_NOTHING: Final = Found(0, {}, [])
+_UNKNOWN_LANE: Final = -(2**62)
+"""Below it: lanes of chunks without a session of which the catalog knows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Searcher:
-    """Answers questions from a store.
+    """Answers questions from a store and, if there is one, the journal's catalog.
 
     Attributes:
-        store: The store to search. It must be started.
+        store: The store to search; None if only full text can answer. It must be started.
         embedder: Embeds questions; None if the store computes the embeddings.
+        catalog: Full text, and what every session is; None if there is only a store.
+        complete: Whether the catalog knows every chunk of the store.
+        watermark: Gives the pipeline's watermark.
     """
 
-    store: VectorStore | TextStore
+    store: VectorStore | TextStore | None
     embedder: Embedder | None
+    catalog: Findable | None = None
+    complete: bool = False
+    watermark: Callable[[], int] = lambda: 0
+    _thread: SerialThread = field(default_factory=lambda: SerialThread("autoplay-search-scores"))
 
-    async def search(self, text: str, k: int, filter: Filter) -> Hits:
+    async def search(
+        self,
+        text: str,
+        k: int,
+        filter: Filter,
+        *,
+        mode: Mode = "hybrid",
+        collapse: bool = False,
+        rerank: Rerank | None = None,
+    ) -> Hits[Hit]:
         """Return the `k` best hits for a question, best first.
 
-        The filter is applied again to the store's results: a store that filters wrongly must not
-        show one person's session to another.
+        The filter is applied again to the results: a store that filters wrongly must not show one
+        person's session to another.
 
         Raises:
-            ConfigurationError: If the question is empty or `k` is below 1.
+            ConfigurationError: If the question is empty, `k` is below 1, there is no such mode, or
+                `rerank` returns something else than the hits it was given.
             UnsupportedFilterError: If the store cannot translate the filter.
         """
-        if not text.strip():
+        ranking = await self._rank(text, k, filter, mode)
+        wanted = max(k, _RERANKED) if rerank or collapse else k
+        hits = await self._hits(ranking, filter, wanted)
+        if collapse:
+            hits = _collapsed(hits)
+        if rerank:
+            hits = await _reranked(rerank, ranking.question.text, hits)
+        return ranking.result(hits[:k])
+
+    async def search_sessions(
+        self,
+        text: str,
+        k: int,
+        filter: Filter,
+        *,
+        mode: Mode = "hybrid",
+        rerank: Rerank | None = None,
+    ) -> Hits[SessionHit]:
+        """Return the `k` best sessions for a question, best first; otherwise as `search`.
+
+        `rerank` is given the best hit of each session.
+        """
+        ranking = await self._rank(text, k, filter, mode)
+        found = await self._best_sessions(ranking, filter, max(k, _RERANKED) if rerank else k)
+        if rerank:
+            lane_of = {hits[0].id: lane for lane, hits in found.items()}
+            best = [hits[0] for hits in found.values()]
+            order = await _reranked(rerank, ranking.question.text, best)
+            found = {lane_of[hit.id]: found[lane_of[hit.id]] for hit in order}
+        return ranking.result(
+            await self._session_hits(dict(islice(found.items(), k)), ranking, filter)
+        )
+
+    # -- candidates ---------------------------------------------------------------------------
+
+    async def _rank(self, text: str, k: int, filter: Filter, mode: Mode) -> _Ranking:
+        question = Question.of(text)
+        if not question.text:
             raise ConfigurationError("the question is empty")
         if k < 1:
             raise ConfigurationError(f"k is how many hits to return, at least 1, not {k}")
-        if isinstance(self.store, VectorStore):
-            assert self.embedder is not None
-            found = await self.store.query(await self.embedder.embed_query(text), k, filter)
-        else:
-            found = await self.store.search(text, k, filter)
-        return Hits(
-            Hit.of(match.id, match.text, match.score, match.metadata)
-            for match in found
-            if filter.matches(match.metadata) and match.id != PROBE_ID
+        if mode not in get_args(Mode):
+            raise ConfigurationError(f"mode must be 'hybrid', 'dense' or 'text', not {mode!r}")
+        if mode == "text" and not self.catalog:
+            raise ConfigurationError("full text needs a journal, and there is none")
+        watermark = self.watermark()
+        scope = Scope(known=True, lanes=None, pending=0)
+        if self.catalog:
+            scope = await self.catalog.scope(filter.conditions())
+        dense, found = await _both(
+            self._dense(question.text, k, filter, scope) if mode != "text" else None,
+            self._words(question, k, filter) if mode != "dense" else None,
         )
+        matches = {match.id: match for match in dense or ()}
+        passages, whole = await self._passages(k, filter, scope, matches, found or _NOTHING)
+        candidates = await self._thread.run(
+            fused,
+            question,
+            passages,
+            {match.id: match.score for match in matches.values()},
+            (found or _NOTHING).counts,
+            (found or _NOTHING).total,
+            mode,
+            whole=whole,
+        )
+        return _Ranking(question, candidates, passages, matches, scope, watermark)
+
+    async def _dense(self, text: str, k: int, filter: Filter, scope: Scope) -> list[Match]:
+        limit = max(_NEAREST, 2 * k)
+        if isinstance(self.store, TextStore):
+            found = await self.store.search(text, limit, filter)
+        else:
+            assert self.store is not None
+            assert self.embedder is not None
+            vector = await self.embedder.embed_query(text)
+            if self._knows_all(scope) and "score" in self.store.capabilities:
+                # The catalog's index has the chunks of a few sessions at once.
+                ids = await self.catalog.chunk_ids(scope.lanes)
+                scores = await self.store.score(vector, ids)
+                return [Match(chunk, "", score) for chunk, score in scores.items()]
+            found = await self.store.query(vector, limit, filter)
+        return [one for one in found if one.id != PROBE_ID and filter.matches(one.metadata)]
+
+    async def _words(self, question: Question, k: int, filter: Filter) -> Found:
+        if not self.catalog:
+            return _NOTHING
+        return await self.catalog.find(
+            question.lookups, question.exact, filter.conditions(), max(_MATCHING, 2 * k)
+        )
+
+    async def _passages(
+        self, k: int, filter: Filter, scope: Scope, matches: Mapping[str, Match], found: Found
+    ) -> tuple[list[FoundPassage], bool]:
+        """What the candidate sessions say, and whether those are all that there are."""
+        lane_of = await self.catalog.lanes_of(list(matches)) if self.catalog else {}
+        unknown = [match for match in matches.values() if match.id not in lane_of]
+        others = [_as_passage(match, number) for number, match in enumerate(unknown, 1)]
+        if not self.catalog:
+            return others, False
+        if scope.lanes is not None:
+            return others + await self.catalog.passages(scope.lanes), True
+        most = max(_SESSIONS, k)
+        lanes = {
+            **dict.fromkeys(_first(most, (lane for _, lane in found.passages))),
+            **dict.fromkeys(_first(most, (lane_of[id] for id in matches if id in lane_of))),
+        }
+        whole = len(lanes) < k and bool(filter.conditions())
+        if whole:
+            recent = await self.catalog.recent_lanes(filter.conditions(), k)
+            lanes |= dict.fromkeys(recent)
+        seqs = [seq for seq, lane in found.passages if lane in lanes]
+        return others + await self.catalog.passages(list(lanes), seqs), whole
+
+    # -- hits ---------------------------------------------------------------------------------
+
+    async def _hits(self, ranking: _Ranking, filter: Filter, wanted: int) -> list[Hit]:
+        found: list[Hit] = []
+        candidates = iter(ranking.candidates)
+        while len(found) < wanted and (page := list(islice(candidates, wanted))):
+            made = await self._make(page, ranking)
+            found += [
+                made[one.unit]
+                for one in page
+                if one.unit in made and filter.matches(made[one.unit].metadata)
+            ]
+        return found[:wanted]
+
+    async def _make(self, candidates: Sequence[Candidate], ranking: _Ranking) -> dict[Unit, Hit]:
+        """Hits of candidates that are still there."""
+        units = [one.unit for one in candidates]
+        ids = [unit for unit in units if isinstance(unit, str)]
+        chunks: dict[Unit, Chunk] = {}
+        if self.catalog:
+            chunks |= {chunk.id: chunk for chunk in await self.catalog.chunks(ids)}
+            waiting = [unit for unit in units if isinstance(unit, int)]
+            if waiting:
+                for seq, found in (await self.catalog.waiting(waiting)).items():
+                    chunks[seq] = found
+        hits: dict[Unit, Hit] = {}
+        for one in candidates:
+            chunk: Chunk | Match | None = chunks.get(one.unit)
+            if chunk is None and isinstance(one.unit, str):
+                match = ranking.matches.get(one.unit)
+                chunk = match if match is not None and match.text else None
+            if chunk is not None:
+                hits[one.unit] = Hit.of(
+                    chunk.id,
+                    chunk.text,
+                    one.score,
+                    chunk.metadata,
+                    dense_score=one.dense_score,
+                    text_score=one.text_score,
+                    matched=matched(ranking.question, chunk.text),
+                    embedded=isinstance(one.unit, str),
+                )
+        return hits
+
+    # -- sessions -----------------------------------------------------------------------------
+
+    async def _best_sessions(
+        self, ranking: _Ranking, filter: Filter, wanted: int
+    ) -> dict[int, list[Hit]]:
+        """By lane the best hits that pass, the best session first."""
+        groups = group(ranking.candidates)
+        found: dict[int, list[Hit]] = {}
+        lanes = iter(groups)
+        while len(found) < wanted and (page := list(islice(lanes, wanted))):
+            best = {lane: groups[lane][:_HITS_OF_SESSION] for lane in page}
+            made = await self._make([one for some in best.values() for one in some], ranking)
+            for lane in page:
+                hits = _passing(made, best[lane], filter)
+                if not hits and len(groups[lane]) > _HITS_OF_SESSION:
+                    # Another part of it may pass.
+                    rest = groups[lane][_HITS_OF_SESSION:]
+                    hits = _passing(await self._make(rest, ranking), rest, filter)
+                if hits:
+                    found[lane] = hits[:_HITS_OF_SESSION]
+        return dict(islice(found.items(), wanted))
+
+    async def _session_hits(
+        self, found: Mapping[int, list[Hit]], ranking: _Ranking, filter: Filter
+    ) -> list[SessionHit]:
+        visits = await self.catalog.visits(list(found)) if self.catalog else {}
+        whole = await self._whole(found, ranking, filter)
+        return [
+            _session_hit(hits, visits.get(lane), whole.get(lane, hits))
+            for lane, hits in found.items()
+        ]
+
+    async def _whole(
+        self, found: Mapping[int, list[Hit]], ranking: _Ranking, filter: Filter
+    ) -> dict[int, list[Hit]]:
+        """By lane all parts of these sessions that belong to whom was asked for, in order."""
+        units: dict[int, dict[Unit, None]] = {}
+        for one in ranking.passages:
+            if one.lane in found:
+                unit = one.seq if one.chunk is None else one.chunk
+                units.setdefault(one.lane, {})[unit] = None
+        candidates = [
+            Candidate(unit, lane, 0.0, None, None) for lane, some in units.items() for unit in some
+        ]
+        made = await self._make(candidates, ranking)
+        people = replace(filter, since=None, until=None, kind=None)
+        return {
+            lane: [
+                made[unit] for unit in some if unit in made and people.matches(made[unit].metadata)
+            ]
+            for lane, some in units.items()
+        }
+
+
+class _Ranking(NamedTuple):
+    question: Question
+    candidates: list[Candidate]
+    passages: list[FoundPassage]
+    matches: dict[str, Match]
+    scope: Scope
+    watermark: int
+
+    def result(self, hits: Iterable[H]) -> Hits[H]:
+        return Hits(
+            hits,
+            watermark=self.watermark,
+            unembedded=self.scope.pending,
+            scope_known=self.scope.known,
+        )
+
+
+async def _both(
+    one: Coroutine[Any, Any, A] | None, other: Coroutine[Any, Any, B] | None
+) -> tuple[A | None, B | None]:
+    """The results of both; if one fails, the other is cancelled and the error raised as it is."""
+    tasks = [asyncio.ensure_future(each) if each is not None else None for each in (one, other)]
+    running = [task for task in tasks if task is not None]
+    try:
+        await asyncio.gather(*running)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    return tuple(task.result() if task is not None else None for task in tasks)  # type: ignore[return-value]
+
+
+def _as_passage(match: Match, number: int) -> FoundPassage:
+    """A chunk of which the catalog knows nothing: the store tells what it says."""
+    session = match.metadata.get("session_id")
+    product = str(match.metadata.get("product_id", ""))
+    lane = session_lane(product, str(session)) if session is not None else _UNKNOWN_LANE - number
+    started, ended = (_time(match.metadata, name) for name in ("started_at", "ended_at"))
+    return FoundPassage(0, lane, match.text, match.id, started, ended)
+
+
+def _passing(
+    made: Mapping[Unit, Hit], candidates: Iterable[Candidate], filter: Filter
+) -> list[Hit]:
+    hits = [made[one.unit] for one in candidates if one.unit in made]
+    return [hit for hit in hits if filter.matches(hit.metadata)]
+
+
+def _session_hit(hits: Sequence[Hit], visit: Visit | None, parts: Sequence[Hit]) -> SessionHit:
+    metadata = hits[0].metadata
+    people = {part.user_id for part in parts if part.user_id}
+    times = [_time(part.metadata, name) for part in parts for name in ("started_at", "ended_at")]
+    known = [at for at in times if at]
+    return SessionHit(
+        session_id=hits[0].session_id,
+        product_id=str(metadata.get("product_id", visit.product_id if visit else "")),
+        user_id=people.pop() if len(people) == 1 else None,
+        started_at=(visit.first if visit else None) or min(known, default=None),
+        ended_at=(visit.last if visit else None) or max(known, default=None),
+        score=hits[0].score,
+        hits=sorted(hits, key=lambda hit: _time(hit.metadata, "started_at") or 0.0),
+        text=joined_lines((part.text for part in parts), _SESSION_CHARACTERS),
+    )
+
+
+def joined_lines(texts: Iterable[str], most: int) -> str:
+    r"""Texts one after the other without lines that repeat the one before, bounded.
+
+    Example:
+        >>> joined_lines(["acme.test\nopened billing", "acme.test\npaid"], 100)
+        'acme.test\nopened billing\npaid'
+    """
+    lines: list[str] = []
+    headings: set[str] = set()
+    size = 0
+    for text in texts:
+        for line in text.split("\n"):
+            site = " " not in line and "." in line
+            if (site and line in headings) or (lines and lines[-1] == line):
+                continue
+            if site:
+                headings.add(line)
+            size += len(line) + 1
+            if size > most:
+                return "\n".join([*lines, "…"])
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _collapsed(hits: Iterable[Hit]) -> list[Hit]:
+    """One hit for each text, in the place of its best: the latest of them."""
+    same: dict[str, list[Hit]] = {}
+    for hit in hits:
+        same.setdefault(hit.text, []).append(hit)
+    return [
+        replace(
+            max(some, key=lambda hit: _time(hit.metadata, "ended_at") or 0.0),
+            score=some[0].score,
+            sessions=len({hit.session_id or hit.id for hit in some}),
+        )
+        for some in same.values()
+    ]
+
+
+async def _reranked(rerank: Rerank, question: str, hits: Sequence[Hit]) -> list[Hit]:
+    order = list(await rerank(question, list(hits)))
+    given = {hit.id for hit in hits}
+    if any(not isinstance(hit, Hit) or hit.id not in given for hit in order):
+        raise ConfigurationError("rerank must return hits that it was given, in another order")
+    return list({hit.id: hit for hit in order}.values())
+
+
+def _first(count: int, values: Iterable[int]) -> list[int]:
+    return list(islice(dict.fromkeys(values), count))
+
+
+def _time(metadata: Metadata, name: str) -> float | None:
+    found = metadata.get(name)
+    return float(found) if isinstance(found, int | float) else None
 
 
 def filter_of(filter: Filter | None, **conditions: Any) -> Filter:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from autoplay_rag.stores.chroma import ChromaStore
     from autoplay_rag.stores.memory import MemoryStore
     from autoplay_rag.stores.rows import Rows, checked_changes, pack, pack_vector
-    from autoplay_rag.stores.serial import SerialThread
+    from autoplay_rag._serial import SerialThread
 
 __all__ = [
     "Capability",
@@ -53,7 +53,7 @@ __getattr__, __dir__ = lazy_exports(
         "MemoryStore": "autoplay_rag.stores.memory",
         # For stores of one's own: checked and packed batches, and a thread to write in.
         "Rows": "autoplay_rag.stores.rows",
-        "SerialThread": "autoplay_rag.stores.serial",
+        "SerialThread": "autoplay_rag._serial",
         "checked_changes": "autoplay_rag.stores.rows",
         "pack": "autoplay_rag.stores.rows",
         "pack_vector": "autoplay_rag.stores.rows",

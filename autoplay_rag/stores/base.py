@@ -7,15 +7,14 @@ in the package needs to know of it. `autoplay_rag.testing` has the contract that
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from datetime import UTC, date, datetime, time
-from typing import Any, Literal, Self, TypeAlias, get_args
+from dataclasses import dataclass, field
+from typing import Literal, Self, TypeAlias, get_args
 
 from autoplay_rag.content.chunks import Chunk, Metadata, Vector
-from autoplay_rag.errors import ConfigurationError, MissingCapabilityError
+from autoplay_rag.content.filters import Condition, Filter, Moment
+from autoplay_rag.errors import MissingCapabilityError
 
 __all__ = [
     "Capability",
@@ -74,98 +73,6 @@ class StoreIdentity:
     store_id: str
     journal_id: str
     batch: int = 0
-
-
-Condition: TypeAlias = tuple[str, Literal["==", ">=", "<="], str | float]
-"""Metadata key, comparison, value. A chunk without the key does not match."""
-
-Moment: TypeAlias = float | date
-"""A time: Unix seconds, a `datetime` with a time zone, or a `date` (midnight UTC)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
-    """Which chunks a search may return: all conditions given must hold.
-
-    Attributes:
-        session_id: One session.
-        user_id: One person.
-        product_id: One product.
-        conversation_id: One chat thread.
-        kind: "actions", "summary" or "chat".
-        since: Chunks that ended at this time or later: Unix seconds, a `datetime` with a time
-            zone, or a `date`, which means midnight UTC. Kept as Unix seconds.
-        until: Chunks that started at this time or earlier; otherwise as `since`.
-
-    Raises:
-        ConfigurationError: If a time cannot be used: a `datetime` without a time zone, a number that
-            is not finite, or something that is not a time.
-
-    Example:
-        >>> Filter(user_id="u1", since=100).conditions()
-        [('user_id', '==', 'u1'), ('ended_at', '>=', 100.0)]
-        >>> Filter(since=date(1970, 1, 2)).since
-        86400.0
-    """
-
-    session_id: str | None = None
-    user_id: str | None = None
-    product_id: str | None = None
-    conversation_id: str | None = None
-    kind: str | None = None
-    since: Moment | None = None
-    until: Moment | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("since", "until"):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _seconds(name, value))
-
-    def conditions(self) -> list[Condition]:
-        """The filter as comparisons for a store to translate; empty where nothing is asked."""
-        found: list[Condition] = [
-            (f.name, "==", value)
-            for f in fields(self)
-            if f.name not in ("since", "until") and (value := getattr(self, f.name)) is not None
-        ]
-        if self.since is not None:
-            found.append(("ended_at", ">=", _seconds("since", self.since)))
-        if self.until is not None:
-            found.append(("started_at", "<=", _seconds("until", self.until)))
-        return found
-
-    def matches(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether a chunk with this metadata passes."""
-        return all(_holds(metadata.get(key), op, value) for key, op, value in self.conditions())
-
-
-def _seconds(name: str, value: Any) -> float:
-    if isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise ConfigurationError(
-                f"{name} is a datetime without a time zone, so nobody can say which moment it is: "
-                "give it one, as in datetime.now(timezone.utc)"
-            )
-        return value.timestamp()
-    if isinstance(value, date):
-        return datetime.combine(value, time(), UTC).timestamp()
-    try:
-        seconds = math.nan if isinstance(value, str | bytes | bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
-    if math.isfinite(seconds):
-        return seconds
-    raise ConfigurationError(
-        f"{name} must be Unix seconds, a datetime with a time zone, or a date, not {value!r}"
-    )
-
-
-def _holds(found: Any, op: str, wanted: str | float) -> bool:
-    if found is None:
-        return False
-    if op == "==":
-        return bool(found == wanted)
-    return bool(found >= wanted if op == ">=" else found <= wanted)
 
 
 class Store(ABC):

@@ -19,7 +19,7 @@ from autoplay_rag.stores.base import (
     VectorStore,
 )
 from autoplay_rag.stores.rows import Rows, checked_changes, pack, pack_vector
-from autoplay_rag.stores.serial import SerialThread
+from autoplay_rag._serial import SerialThread
 
 if TYPE_CHECKING:
     import numpy as np

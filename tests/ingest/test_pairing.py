@@ -146,7 +146,7 @@ async def test_what_was_filled_again_is_found_by_search(journal, disk):
         for number in range(5):
             hits = await pipeline.search(f"click {number}\nsave {number}", k=1)
             assert [hit.session_id for hit in hits] == [f"s{number}"]
-            assert hits[0].score == pytest.approx(1.0)
+            assert hits[0].dense_score == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("dimension", [8, 12])
@@ -162,7 +162,7 @@ async def test_another_model_is_refused_and_never_mixed(journal, disk, dimension
     async with pipeline_of(DiskStore(disk), journal, rebuild=True, **other) as pipeline:
         await pipeline.drain()
         hits = await pipeline.search("click 3\nsave 3", k=1)
-        assert (hits[0].session_id, hits[0].score) == ("s3", pytest.approx(1.0))
+        assert (hits[0].session_id, hits[0].dense_score) == ("s3", pytest.approx(1.0))
     assert await held_by(DiskStore(disk), "model-b") == lines_of(*range(21))
     with pytest.raises(StoreMismatchError, match="model-b"):
         await ingest(DiskStore(disk), journal)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from autoplay_rag.stores.serial import SerialThread
+from autoplay_rag._serial import SerialThread
 
 
 async def test_work_keeps_its_order_and_leaves_the_loop_free():

@@ -1,0 +1,209 @@
+"""The words of a text, as full-text search compares them. Pure.
+
+Text and question are taken apart in the same way, so that `exportCsv` is found by "export csv",
+`1,000` by "1000", and "march 3" by "mar 03". Only English is stemmed: other languages are compared
+word by word, and scripts without spaces by pairs of characters.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+from typing import Final
+
+import snowballstemmer
+
+__all__ = ["index_text", "lookups", "parts", "terms", "words"]
+
+_WORD: Final = re.compile(r"[^\W_]+")
+_ASCII_WORD: Final = re.compile(r"[A-Za-z0-9]+")
+"""The same for ASCII alone, in half the time: each payload is taken apart once."""
+_THOUSANDS: Final = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_BORDER: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])")
+"""Between `export` and `Csv`, between `q` and `3`."""
+_SPACELESS: Final = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+"
+)
+"""Scripts that put no space between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+
+_NUMBERS: Final = {
+    word: str(number)
+    for number, word in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+        ]
+    )
+}
+_MONTHS: Final = {
+    month[:3]: month
+    for month in [
+        "january",
+        "february",
+        "march",
+        "april",
+        "may",
+        "june",
+        "july",
+        "august",
+        "september",
+        "october",
+        "november",
+        "december",
+    ]
+}
+STOP_WORDS: Final = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "to",
+        "in",
+        "on",
+        "for",
+        "and",
+        "or",
+        "with",
+        "at",
+        "by",
+        "from",
+        "is",
+        "are",
+        "was",
+        "be",
+        "it",
+        "this",
+        "that",
+        "i",
+        "my",
+        "me",
+        "their",
+        "his",
+        "her",
+    ]
+)
+_LONGEST: Final = 64
+"""Characters of a word that count: a token of 10,000 letters is no word."""
+
+_ALIKE: Final = {
+    one: other
+    for word, short in (*_NUMBERS.items(), *((month, short) for short, month in _MONTHS.items()))
+    for one, other in ((word, short), (short, word))
+}
+"""Words that normalise alike and that SQLite's index keeps apart."""
+
+_stemmer = snowballstemmer.stemmer("porter")
+
+
+def terms(text: str) -> list[str]:
+    """What is compared: the words without stop words, normalised and stemmed.
+
+    Example:
+        >>> terms("Exported three reports, 1,000 rows each")
+        ['export', '3', 'report', '1000', 'row', 'each']
+        >>> terms("exportCsv in the Q3 report") == terms("export CSV, q 3 reports")
+        True
+    """
+    return [term for word in words(text) for term in _terms(word)]
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in order, as they are written.
+
+    Example:
+        >>> words("Opened invoice INV-0042, 1,000 rows")
+        ['Opened', 'invoice', 'INV', '0042', '1000', 'rows']
+    """
+    if "," in text:
+        text = _THOUSANDS.sub("", text)
+    return (_ASCII_WORD if text.isascii() else _WORD).findall(text)
+
+
+@lru_cache(maxsize=50_000)
+def parts(word: str) -> tuple[str, ...]:
+    """The parts of one word of `words`; the word itself if it has none.
+
+    Example:
+        >>> parts("exportCsv"), parts("Q3"), parts("設定画面"), parts("plain")
+        (('export', 'Csv'), ('Q', '3'), ('設定', '定画', '画面'), ('plain',))
+    """
+    apart = _BORDER.sub(" ", word)
+    if not word.isascii():
+        apart = _SPACELESS.sub(_pairs, apart)
+    return tuple(apart.split()) or (word,)
+
+
+def lookups(text: str) -> dict[str, tuple[str, ...]]:
+    """The different terms of a question, each with the words to look up in the full-text index.
+
+    The index stems by itself, and a stem is not stemmed to itself: it is asked for whole words.
+
+    Example:
+        >>> lookups("three reports")
+        {'3': ('three', '3'), 'report': ('reports',)}
+    """
+    found: dict[str, dict[str, None]] = {}
+    for word in words(text):
+        apart = parts(word)
+        for part in apart:
+            for term in _terms(part):
+                raw = found.setdefault(term, {})
+                raw[part] = None
+                if other := _ALIKE.get(part.casefold()):
+                    raw[other] = None
+                if len(apart) > 1 and len(part) > 1:
+                    raw[word] = None
+    return {term: tuple(raw) for term, raw in found.items()}
+
+
+def index_text(text: str) -> str:
+    """What SQLite's full-text index is given for a text: its words, and the parts of those.
+
+    Codes such as `Q3` or `INV2024` are found whole and by their parts.
+    """
+    if "," in text:
+        text = _THOUSANDS.sub("", text)
+    more = [part for word in words(text) if len(found := parts(word)) > 1 for part in found]
+    return f"{text}\n{' '.join(more)}" if more else text
+
+
+@lru_cache(maxsize=50_000)
+def _terms(word: str) -> tuple[str, ...]:
+    lower = [_folded(part)[:_LONGEST] for part in parts(word)]
+    return tuple(_normalised(part) for part in lower if part not in STOP_WORDS)
+
+
+def _normalised(word: str) -> str:
+    word = _NUMBERS.get(word, _MONTHS.get(word, word))
+    if word.isdecimal():
+        return word.lstrip("0") or "0"
+    stem: str = _stemmer.stemWord(word)
+    return stem
+
+
+def _pairs(match: re.Match[str]) -> str:
+    run = match[0]
+    pairs = [run[start : start + 2] for start in range(len(run) - 1)] or [run]
+    return f" {' '.join(pairs)} "
+
+
+def _folded(text: str) -> str:
+    """Lower case, without accents."""
+    text = text.casefold()
+    if text.isascii():
+        return text
+    decomposed = unicodedata.normalize("NFKD", text)
+    return "".join(char for char in decomposed if not unicodedata.combining(char))

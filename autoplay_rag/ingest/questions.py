@@ -1,0 +1,162 @@
+"""What a pipeline answers: the half of `IngestPipeline` that reads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from autoplay_rag._loop_thread import LoopClosedError, LoopThread
+from autoplay_rag.content.filters import Filter, Moment
+from autoplay_rag.errors import PipelineClosedError
+from autoplay_rag.ingest.running import RunningPipeline
+from autoplay_rag.search.fusion import Mode
+from autoplay_rag.search.hits import Hit, Hits, SessionHit
+from autoplay_rag.search.searcher import Rerank, filter_of
+
+__all__ = ["Questions"]
+
+T = TypeVar("T")
+
+
+class Questions(ABC):
+    """Searches what a pipeline stored and what it just received."""
+
+    def __init__(self) -> None:
+        self._search_thread: LoopThread | None = None
+        self._search_lock = threading.Lock()
+
+    @abstractmethod
+    def _open_run(self) -> RunningPipeline:
+        """The run that is open.
+
+        Raises:
+            PipelineClosedError: If the pipeline is not running.
+        """
+
+    async def search(
+        self,
+        query: str,
+        k: int = 5,
+        *,
+        mode: Mode = "hybrid",
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        conversation_id: str | None = None,
+        kind: str | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        filter: Filter | None = None,
+        collapse: bool = False,
+        rerank: Rerank | None = None,
+    ) -> Hits[Hit]:
+        """The chunks that answer a question best, those just received included.
+
+        Args:
+            query: The question: a person's words, a code, an address, in any script.
+            k: How many hits at most.
+            mode: "hybrid" adds both sides; "dense" compares meaning alone, "text" words alone.
+            user_id: Only chunks of this person.
+            session_id: Only chunks of this session.
+            product_id: Only chunks of this product.
+            conversation_id: Only chunks of this chat thread.
+            kind: Only "actions", "summary" or "chat".
+            since: Only chunks that ended then or later: Unix seconds, a `datetime` with a time
+                zone, a `date`, an ISO text of either, or how long ago, such as "7d".
+            until: Only chunks that started then or earlier; otherwise as `since`.
+            filter: All of these as one `Filter`, in their place.
+            collapse: Give equal texts once: the latest, with how many sessions have it.
+            rerank: An async function of the question and up to 50 hits that returns them in
+                another order: your own cross-encoder, for example.
+
+        Returns:
+            Hits, best first. Those that the embedder has not seen yet have `embedded=False`.
+
+        Raises:
+            ConfigurationError: If the question is empty, `k` is below 1, a time cannot be used, or
+                both `filter` and another condition are given.
+            UnsupportedFilterError: If the store cannot translate the filter.
+            EmbedderError: If the question cannot be embedded now; "text" needs no embedder.
+            StoreError: If the store cannot be searched now; "text" needs no store.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        searcher = self._open_run().searcher
+        wanted = filter_of(
+            filter,
+            user_id=user_id,
+            session_id=session_id,
+            product_id=product_id,
+            conversation_id=conversation_id,
+            kind=kind,
+            since=since,
+            until=until,
+        )
+        return await searcher.search(query, k, wanted, mode=mode, collapse=collapse, rerank=rerank)
+
+    async def search_sessions(
+        self,
+        query: str,
+        k: int = 5,
+        *,
+        mode: Mode = "hybrid",
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        conversation_id: str | None = None,
+        kind: str | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        filter: Filter | None = None,
+        rerank: Rerank | None = None,
+    ) -> Hits[SessionHit]:
+        """The sessions that answer a question best, each with its best hits and its whole text.
+
+        Arguments and errors are those of `search`; `rerank` is given the best hit of each session.
+
+        Returns:
+            Sessions, best first. A chunk without a session is a session of its own.
+        """
+        searcher = self._open_run().searcher
+        wanted = filter_of(
+            filter,
+            user_id=user_id,
+            session_id=session_id,
+            product_id=product_id,
+            conversation_id=conversation_id,
+            kind=kind,
+            since=since,
+            until=until,
+        )
+        return await searcher.search_sessions(query, k, wanted, mode=mode, rerank=rerank)
+
+    def search_sync(self, query: str, k: int = 5, **options: Any) -> Hits[Hit]:
+        """As `search`, from any thread; also inside a running loop, which it blocks meanwhile."""
+        return self._run_sync(self.search(query, k, **options))
+
+    def search_sessions_sync(self, query: str, k: int = 5, **options: Any) -> Hits[SessionHit]:
+        """As `search_sessions`, from any thread; otherwise as `search_sync`."""
+        return self._run_sync(self.search_sessions(query, k, **options))
+
+    def _run_sync(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            with self._search_lock:
+                self._open_run()
+                if self._search_thread is None:
+                    self._search_thread = LoopThread("autoplay-search")
+                thread = self._search_thread
+        except BaseException:
+            work.close()
+            raise
+        try:
+            return thread.run(work)
+        except LoopClosedError:
+            raise PipelineClosedError("the pipeline was closed during the search") from None
+
+    async def _close_questions(self) -> None:
+        with self._search_lock:
+            thread, self._search_thread = self._search_thread, None
+        if thread:
+            await asyncio.to_thread(thread.close)

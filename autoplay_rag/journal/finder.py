@@ -1,0 +1,127 @@
+"""The catalog's reading side for an event loop: each look runs where it may block."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from autoplay_rag._serial import SerialThread
+from autoplay_rag.content.chunks import Chunk
+from autoplay_rag.content.filters import Condition
+from autoplay_rag.errors import JournalError
+from autoplay_rag.journal.base import Findable, Found, FoundPassage, Scope, Visit
+from autoplay_rag.journal.finding import Finder
+from autoplay_rag.journal.rows import lossy_text
+
+__all__ = ["AsyncFinder", "ReadThread"]
+
+T = TypeVar("T")
+
+
+class Run(Protocol):
+    """Runs a blocking function somewhere and awaits it."""
+
+    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]:
+        """Await `work()`."""
+
+
+class AsyncFinder(Findable):
+    """A `Finder` on an event loop.
+
+    Args:
+        finder: Called where `run` runs, at the first look.
+        run: Runs a blocking function.
+    """
+
+    def __init__(self, finder: Callable[[], Finder], run: Run) -> None:
+        self._finder = finder
+        self._run = run
+
+    async def scope(self, conditions: Sequence[Condition]) -> Scope:
+        """As in `Findable`."""
+        return await self._run(lambda: self._finder().scope(conditions))
+
+    async def find(
+        self,
+        lookups: Mapping[str, Sequence[str]],
+        phrases: Sequence[str],
+        conditions: Sequence[Condition],
+        limit: int,
+    ) -> Found:
+        """As in `Findable`."""
+        return await self._run(lambda: self._finder().find(lookups, phrases, conditions, limit))
+
+    async def lanes_of(self, chunk_ids: Sequence[str]) -> dict[str, int]:
+        """As in `Findable`."""
+        return await self._run(lambda: self._finder().lanes_of(chunk_ids))
+
+    async def recent_lanes(self, conditions: Sequence[Condition], limit: int) -> list[int]:
+        """As in `Findable`."""
+        return await self._run(lambda: self._finder().recent_lanes(conditions, limit))
+
+    async def chunk_ids(self, lanes: Sequence[int]) -> list[str]:
+        """As in `Findable`."""
+        return await self._run(lambda: self._finder().chunk_ids(lanes))
+
+    async def passages(
+        self, lanes: Sequence[int], matched: Sequence[int] = ()
+    ) -> list[FoundPassage]:
+        """As in `Findable`."""
+        return await self._run(lambda: self._finder().passages(lanes, matched))
+
+    async def chunks(self, ids: Sequence[str]) -> list[Chunk]:
+        """As in `Findable`."""
+        return await self._run(lambda: self._finder().chunks(ids))
+
+    async def waiting(self, seqs: Sequence[int]) -> dict[int, Chunk]:
+        """As in `Findable`."""
+        return await self._run(lambda: self._finder().waiting(seqs))
+
+    async def visits(self, lanes: Sequence[int]) -> dict[int, Visit]:
+        """As in `Findable`."""
+        return await self._run(lambda: self._finder().visits(lanes))
+
+
+class ReadThread:
+    """A read-only connection to a journal's file, in a thread of its own.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = SerialThread("autoplay-journal-reader")
+        self._connection: sqlite3.Connection | None = None
+        self._finder: Finder | None = None
+
+    def opened(self) -> Finder:
+        """The finder; runs in the thread."""
+        if self._finder is None:
+            uri = f"{self._path.resolve().as_uri()}?mode=ro"
+            self._connection = sqlite3.connect(uri, uri=True, timeout=30.0)
+            self._connection.text_factory = lossy_text
+            self._finder = Finder(self._connection)
+        return self._finder
+
+    async def run(self, work: Callable[[], T], /) -> T:
+        """Await `work()` in the thread.
+
+        Raises:
+            JournalError: If the journal cannot be read.
+        """
+        try:
+            return await self._thread.run(work)
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {self._path} cannot be read: {error}") from error
+
+    async def close(self) -> None:
+        """Close the connection; the next look would open it again."""
+        await self._thread.finish(self._close)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._finder = None

@@ -1,0 +1,185 @@
+"""The full-text index: what each payload says, findable from the moment it is accepted.
+
+Everything here blocks and runs inside a transaction of the writer's thread. What is written was
+rendered before; only SQLite's FTS5 takes it apart here. `journal/finding.py` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from autoplay_rag.content.passages import storable
+from autoplay_rag.content.words import index_text
+from autoplay_rag.journal.base import Heard, Unindexed
+from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.rows import delete_in, insert, json_list
+from autoplay_rag.journal.schema import INDEX_BELOW, START_INDEXING, ChunkState, PayloadState
+
+__all__ = ["FullTextTables"]
+
+_INSERT_VISIT: Final = "visit (lane, product, session, first, last, payloads, actions)"
+_WIDEN_VISIT: Final = (
+    "ON CONFLICT (lane) DO UPDATE SET "
+    # `min` and `max` of something unknown are unknown.
+    "first = coalesce(min(first, excluded.first), first, excluded.first), "
+    "last = coalesce(max(last, excluded.last), last, excluded.last), "
+    "payloads = payloads + excluded.payloads, actions = actions + excluded.actions"
+)
+_INDEXED_STATES: Final = (
+    f"state IN ({PayloadState.WAITING:d}, {PayloadState.STORED:d}, {PayloadState.DEAD:d}, "
+    f"{PayloadState.ADOPTED:d})"
+)
+
+
+class FullTextTables:
+    """What can be found by its words.
+
+    Args:
+        file: The journal's file.
+    """
+
+    def __init__(self, file: JournalFile) -> None:
+        self.file = file
+        self._connection = file.connection
+
+    def add(self, heard: Sequence[Heard]) -> None:
+        """Make payloads findable."""
+        insert(
+            self._connection,
+            "passage (seq, lane, started, ended, text, urls)",
+            [
+                (
+                    one.seq,
+                    one.lane,
+                    one.passage.started or None,
+                    one.passage.ended or None,
+                    one.passage.text,
+                    one.passage.urls or None,
+                )
+                for one in heard
+            ],
+        )
+        insert(
+            self._connection,
+            "words (rowid, text)",
+            [(one.seq, one.passage.indexed) for one in heard],
+        )
+        insert(self._connection, _INSERT_VISIT, _visits(heard), after=_WIDEN_VISIT)
+        insert(
+            self._connection,
+            "belongs (field, value, lane)",
+            sorted(_belongings(heard)),
+            verb="INSERT OR IGNORE",
+        )
+
+    def remove(self, seqs: Sequence[int]) -> None:
+        """Take payloads out of the index, and sessions of which nothing is left."""
+        given = json_list(seqs)
+        rows = self._connection.execute(
+            "SELECT seq, text, lane FROM passage WHERE seq IN (SELECT value FROM json_each(?))",
+            (given,),
+        ).fetchall()
+        insert(
+            self._connection,
+            "words (words, rowid, text)",
+            [("delete", seq, index_text(text)) for seq, text, _ in rows],
+        )
+        delete_in(self._connection, "passage", "seq", seqs)
+        lanes = json_list({lane for _, _, lane in rows})
+        for table in ("visit", "belongs"):
+            self._connection.execute(
+                f"DELETE FROM {table} WHERE lane IN (SELECT value FROM json_each(?)) AND NOT "
+                f"EXISTS (SELECT 1 FROM passage WHERE passage.lane = {table}.lane)",
+                (lanes,),
+            )
+
+    # -- what is not indexed yet --------------------------------------------------------------
+
+    def reindex(self) -> None:
+        """Have everything that is not in the index put into it, the newest first."""
+        self._connection.execute(START_INDEXING)
+
+    def unindexed(self, limit: int) -> tuple[list[Unindexed], int]:
+        """The next payloads to index, newest first, and about how many are left after them.
+
+        Returns:
+            Nothing and 0 once all is indexed.
+        """
+        below = self.file.meta(INDEX_BELOW)
+        if below is None:
+            return [], 0
+        rows = self._connection.execute(
+            "SELECT payload.seq, coalesce(chunk.lane, payload.lane), body, chunk.text, "
+            "coalesce(chunk.product, ''), chunk.session, chunk.user, chunk.conversation, "
+            "chunk.started, chunk.ended, chunk.metadata "
+            "FROM payload LEFT JOIN chunk ON chunk.number = ("
+            "SELECT min(chunk) FROM chunk_payload WHERE chunk_payload.seq = payload.seq) "
+            f"AND chunk.state <> {ChunkState.PLANNED:d} AND payload.seq = ("
+            "SELECT min(seq) FROM chunk_payload WHERE chunk_payload.chunk = chunk.number) "
+            f"WHERE payload.seq < ? AND payload.{_INDEXED_STATES} "
+            "AND NOT EXISTS (SELECT 1 FROM passage WHERE passage.seq = payload.seq) "
+            "ORDER BY payload.seq DESC LIMIT ?",
+            (below, limit),
+        ).fetchall()
+        found = [
+            Unindexed(seq, lane, body, tuple(chunk) if chunk[0] is not None else None)
+            for seq, lane, body, *chunk in rows
+        ]
+        if not found:
+            self._connection.execute("DELETE FROM meta WHERE name = ?", (INDEX_BELOW,))
+            return [], 0
+        return found, found[-1].seq - self.file.scalar("SELECT min(seq) FROM payload")
+
+    def add_older(self, heard: Sequence[Heard], below: int) -> None:
+        """Put into the index what `unindexed` gave.
+
+        Args:
+            heard: Those of it that say something and are still there.
+            below: The lowest sequence number that it gave.
+        """
+        there = {
+            seq
+            for (seq,) in self._connection.execute(
+                f"SELECT seq FROM payload WHERE {_INDEXED_STATES} AND NOT EXISTS (SELECT 1 FROM "
+                "passage WHERE passage.seq = payload.seq) "
+                "AND seq IN (SELECT value FROM json_each(?))",
+                (json_list(one.seq for one in heard),),
+            )
+        }
+        self.add([one for one in heard if one.seq in there])
+        self.file.set_meta(INDEX_BELOW, below)
+
+
+def _visits(heard: Iterable[Heard]) -> list[list[Any]]:
+    """One row for each session: what these payloads add to it."""
+    rows: dict[int, list[Any]] = {}
+    for seq, lane, product, session, passage in heard:
+        row = rows.get(lane)
+        if row is None:
+            row = rows[lane] = [
+                lane,
+                storable(product),
+                session and storable(session),
+                None,
+                None,
+                0,
+                0,
+            ]
+        if passage.started and (row[3] is None or passage.started < row[3]):
+            row[3] = passage.started
+        if passage.ended and (row[4] is None or passage.ended > row[4]):
+            row[4] = passage.ended
+        row[5] += 1
+        row[6] += passage.actions
+    return list(rows.values())
+
+
+def _belongings(heard: Iterable[Heard]) -> set[tuple[str, str, int]]:
+    found: set[tuple[str, str, int]] = set()
+    for one in heard:
+        if one.passage.user_id:
+            found.add(("user_id", one.passage.user_id, one.lane))
+        if one.passage.conversation_id:
+            found.add(("conversation_id", one.passage.conversation_id, one.lane))
+    return found
