@@ -13,12 +13,14 @@ import io
 import logging
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from logging import StreamHandler
 from typing import Literal, TextIO
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -37,6 +39,7 @@ __all__ = [
     "note",
     "on_terminal",
     "out",
+    "paragraph",
     "prepare_streams",
     "progress",
     "say",
@@ -49,6 +52,10 @@ LogFormat = Literal["text", "json"]
 
 _log = logging.getLogger(__name__)
 _STDOUT, _STDERR = 1, 2
+_GAP = 2
+"""Spaces between the columns of a table."""
+_LAST_COLUMN = 24
+"""The least width of a table's last column, unless its cells are shorter."""
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -110,6 +117,12 @@ def say(line: str, style: str = "") -> None:
     _print(out, line, style)
 
 
+def paragraph(text: str, style: str = "") -> None:
+    """Print text that a terminal shows in as many lines as it needs, broken between words."""
+    for line in textwrap.wrap(text, out.width) if on_terminal() else [text]:
+        say(line, style)
+
+
 def say_json(value: object) -> None:
     """Print a value as one line of JSON."""
     _print(out, msgspec.json.encode(value).decode(), "")
@@ -148,19 +161,45 @@ def clean(text: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-    """Print rows under heads; without a terminal, tab-separated and without the heads."""
+    """Print rows under heads; without a terminal, tab-separated and without the heads.
+
+    On a terminal too narrow for the columns, a row is a paragraph without heads.
+    """
     if title:
-        say(title, "bold")
+        paragraph(title, "bold")
     if not on_terminal():
         for row in rows:
             say("\t".join(row))
-        return
-    drawn = Table(box=None, padding=(0, 2, 0, 0))
-    for head in heads:
-        drawn.add_column(head, header_style="dim", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    _draw(out, drawn)
+    elif _fits(heads, rows, out.width):
+        drawn = Table(box=None, padding=(0, _GAP, 0, 0))
+        for head in heads:
+            drawn.add_column(head, header_style="dim", overflow="fold")
+        for row in rows:
+            drawn.add_row(*(Text(cell) for cell in row))
+        _draw(out, drawn)
+    else:
+        for row in rows:
+            for line in _as_paragraph(row, out.width):
+                say(line)
+
+
+def _fits(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether all columns but the last fit unbroken, and leave room for the last one."""
+    *others, last = (max(map(cell_len, column)) for column in zip(heads, *rows, strict=True))
+    return sum(others) + _GAP * len(heads) + min(last, _LAST_COLUMN) <= width
+
+
+def _as_paragraph(row: Sequence[str], width: int) -> list[str]:
+    """The row as lines. Only the last cell is broken, and cells longer than a line."""
+    *cells, last = row
+    unbroken = [cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in cells]
+    lines = textwrap.wrap(
+        (" " * _GAP).join([*unbroken, last]),
+        width,
+        subsequent_indent=" " * _GAP,
+        break_on_hyphens=False,
+    )
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def stream_closed(number: int = _STDOUT) -> None:

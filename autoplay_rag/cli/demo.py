@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from autoplay_rag.cli.console import note, say
+from autoplay_rag.cli.console import note, paragraph, say
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.progress import showing_progress
 from autoplay_rag.cli.search import answers, hits_table
@@ -52,8 +52,10 @@ def demo(
 async def _demo(folder: Path) -> None:
     embedder = LocalEmbedder()
     total = sum(1 for _ in read_recording_lines(samples()))
-    say("A connector on this machine streams what people did in a made-up product. Their actions")
-    say("are gathered per session, embedded by the bundled model and kept in Chroma.")
+    paragraph(
+        "A connector on this machine streams what people did in a made-up product. Their actions "
+        "are gathered per session, embedded by the bundled model and kept in Chroma."
+    )
     began = time.monotonic()
     with Interrupts():
         async with (
@@ -63,9 +65,9 @@ async def _demo(folder: Path) -> None:
             client = AsyncConnectorClient(connector.url)
             async with showing_progress(pipeline, [client], total=total):
                 ledger = await pipeline.ingest(client, idle_seconds=_IDLE_S)
-            say(
+            paragraph(
                 f"Stored {ledger.stored:,} of {total:,} events as {ledger.chunks:,} chunks in "
-                f"{time.monotonic() - began:.0f} s, with {ledger.embed_requests:,} embedding requests."
+                f"{time.monotonic() - began:.0f} s."
             )
             await _ask(pipeline, embedder)
 
@@ -84,7 +86,7 @@ async def _ask(pipeline: IngestPipeline, embedder: Embedder) -> None:
         first += question.session_id in sessions[:1]
         found += question.session_id in sessions
     say("")
-    say(
+    paragraph(
         f"All {len(asked)} sample questions: the session that answers came first for {first}, "
         f"among the first {_K} hits for {found}."
     )

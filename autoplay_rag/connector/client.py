@@ -293,13 +293,15 @@ class AsyncConnectorClient:
         run = self._begin(buffer)
         buffer.start(run.stop)
         reading = run.loop.create_task(run.read(), name="autoplay-connector")
+        reading.add_done_callback(lambda _: buffer.close())
 
-        def read_to_the_end(_: asyncio.Task[None]) -> None:
-            buffer.close()
+        async def end() -> None:
+            await asyncio.wait({reading})
+            await run.hooks.join(self._drain_timeout)
             # Leaving `async with` must not wait until the consumer has taken the rest.
             run.ended.set()
 
-        reading.add_done_callback(read_to_the_end)
+        ending = run.loop.create_task(end(), name="autoplay-connector-end")
         error: BaseException | None = None
         try:
             while (payload := buffer.take_nowait() or await buffer.take()) is not None:
@@ -314,7 +316,7 @@ class AsyncConnectorClient:
             reading.cancel()
             await asyncio.wait({reading})
             buffer.discard()
-            await run.hooks.join(self._drain_timeout)
+            await asyncio.wait({ending})
             self._end(run, error)
 
     async def wait_connected(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the field's name for it

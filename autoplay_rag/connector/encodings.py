@@ -7,6 +7,7 @@ a file show its format. Only one line is held in memory.
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -53,6 +54,7 @@ _BRACES: Final = {
     b"{\0": "utf-16-le",
     b"\0{": "utf-16-be",
 }
+_Utf8Decoder: Final = codecs.getincrementaldecoder("utf-8")
 _BROKEN: Final = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error)
 
 
@@ -135,11 +137,17 @@ def _encoding(head: bytes) -> str | None:
 
 
 def _binary(head: bytes) -> bool:
-    """Whether it begins with control characters, or with much that is not valid UTF-8."""
+    """Whether it contains control characters, or is neither UTF-8 nor an 8-bit encoding."""
     if any(byte < 0x20 and byte not in b"\t\n\r\f\x1b" for byte in head):  # noqa: PLR2004 - ASCII controls
         return True
-    # A letter in Latin-1 is invalid UTF-8 too: text has a few such bytes, random data has many.
-    return head.decode("utf-8", "replace").count("\ufffd") * 4 > len(head) > 0
+    try:
+        _Utf8Decoder().decode(head)  # the head may end within a character
+    except UnicodeDecodeError:
+        try:
+            head.decode("cp1252")  # a line that is not UTF-8 is reported when it is read
+        except UnicodeDecodeError:
+            return True
+    return False
 
 
 def _head(file: io.BufferedReader) -> bytes:

@@ -34,7 +34,11 @@ class ConnectorMetrics(Protocol):
         """A callback of a payload raised. The payload is given up."""
 
     def dropped(self, kind: str) -> None:
-        """A payload was dropped, by `overflow="drop_oldest"` or when the drain timed out."""
+        """A payload was dropped, by `overflow="drop_oldest"` or unprocessed when a run ended.
+
+        A run leaves payloads unprocessed if its drain timed out, if it was cancelled, or if the
+        consumer of `stream` left early.
+        """
 
     def skipped(self, reason: str) -> None:
         """An event, a payload or a value was not used.
@@ -69,7 +73,8 @@ class ConnectorCounts:
         received: Payloads read from the wire.
         delivered: Payloads for which all callbacks ended without an error.
         failed: Payloads for which a callback raised.
-        dropped: Payloads dropped by `overflow="drop_oldest"` or when the drain timed out.
+        dropped: Payloads dropped by `overflow="drop_oldest"`, or unprocessed when a run ended:
+            its drain timed out, it was cancelled, or the consumer of `stream` left early.
         skipped: Events that were not a payload, or a payload without a callback.
         repaired: Values of a wrong type that became their default; ids that came as numbers.
         connections: Connections made.

@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -18,13 +18,16 @@ from autoplay_rag._checks import check_above
 from autoplay_rag._html import table_html
 from autoplay_rag.content.identity import changes_hands, people_of
 from autoplay_rag.content.render import action_line
+from autoplay_rag.content.times import own_time
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SlimAction, SummaryPayload
 
 __all__ = ["LiveEvent", "LiveSession", "LiveSessions"]
 
 _TEXT_LENGTH = 1_000
 """The most characters kept of one event, so that a long description cannot fill the memory."""
+_LONGEST_PAYLOAD_S = 3_600.0
+"""A payload covers seconds or minutes. An action further from the others has a wrong clock."""
 
 
 class LiveEvent(NamedTuple):
@@ -33,7 +36,8 @@ class LiveEvent(NamedTuple):
     Attributes:
         at: Unix seconds: when the event's payload arrived. For a payload of several actions this
             is the time of the last one; the others are earlier by the differences of their own
-            times. Never earlier than the event before it, because a fast replay delivers minutes
+            times. A time that is more than an hour from the payload's median counts as unknown.
+            Never earlier than the event before it, because a fast replay delivers minutes
             within a second.
         kind: "actions", "summary" or "chat".
         text: A description of the event. Untrusted: it contains text of pages and people.
@@ -390,15 +394,26 @@ def _events(payload: Payload, now: float, most: int) -> Iterator[LiveEvent]:
     elif actions := payload.actions[-most:]:
         # Browser clocks may be wrong, and a replayed recording is old. So only the differences
         # between the times of a payload's actions are used.
-        newest = max(action.timestamp_start for action in actions)
+        times = _times(actions)
+        newest = max((time for time in times if time), default=0.0)
         # An action without a time happened between its neighbours: it takes the previous time.
-        at = next((a.timestamp_start for a in actions if a.timestamp_start), 0.0)
-        for action in actions:
-            at = action.timestamp_start or at
+        at = next((time for time in times if time), 0.0)
+        for action, time in zip(actions, times, strict=True):
+            at = time or at
             before = newest - at
             if text := action_line(action):
                 url = action.canonical_url[:_TEXT_LENGTH]
                 yield LiveEvent(now - before, payload.kind, text[:_TEXT_LENGTH], url)
+
+
+def _times(actions: Sequence[SlimAction]) -> list[float]:
+    """Return the times of a payload's actions, in Unix seconds; 0 for unknown or wrong ones."""
+    times = [own_time(action.timestamp_start or 0.0) for action in actions]
+    known = sorted(time for time in times if time)
+    if not known:
+        return times
+    median = known[(len(known) - 1) // 2]
+    return [time if abs(time - median) <= _LONGEST_PAYLOAD_S else 0.0 for time in times]
 
 
 def _in_order(events: Iterable[LiveEvent], since: float = float("-inf")) -> list[LiveEvent]:

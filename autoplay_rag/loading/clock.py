@@ -5,26 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-__all__ = ["RecordingClock", "own_time"]
+__all__ = ["RecordingClock"]
 
 _SESSIONS: Final = 5
 """The number of latest sessions considered. Up to two of them may be wrong."""
-_LATEST: Final = 1e11
-"""Unix seconds of the year 5138: larger numbers are milliseconds or smaller units."""
 
 _Session = tuple[str, str | None]
-
-
-def own_time(forwarded_at: float) -> float:
-    """Convert a payload's time from seconds, milli-, micro- or nanoseconds to Unix seconds.
-
-    Example:
-        >>> own_time(1712345678.5), own_time(1712345678500.0)
-        (1712345678.5, 1712345678.5)
-    """
-    while forwarded_at > _LATEST:
-        forwarded_at /= 1000
-    return forwarded_at
 
 
 class RecordingClock:

@@ -31,6 +31,8 @@ class _Group:
 class SessionGroups:
     """Gathers payloads by session until the session is summarised or idle.
 
+    A session without any known time is never idle: if it is not summarised, `rest` returns it.
+
     Args:
         idle: Seconds without a payload after which a session is emitted.
 
@@ -88,7 +90,8 @@ class SessionGroups:
             complete.append(self._given(group))
         elif group.payloads:
             self._groups[session] = group
-            self._enqueue(session, group)
+            if group.last:  # otherwise nothing shows that it is idle
+                self._enqueue(session, group)
         if self._held > _MAX_HELD:
             complete.append(self._pop())
         return [payloads for payloads in complete if payloads]
@@ -103,7 +106,7 @@ class SessionGroups:
         return found
 
     def next_due(self) -> float | None:
-        """Return when `due` next returns a group; None if no payload is held."""
+        """Return when `due` next returns a group; None if no payload with a time is held."""
         while self._queue:
             at, _, session, group = self._queue[0]
             if self._groups.get(session) is not group:

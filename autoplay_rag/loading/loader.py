@@ -17,8 +17,9 @@ from autoplay_rag.content.keys import payload_key
 from autoplay_rag.content.redaction import RedactionError, redacted
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
+from autoplay_rag.content.times import own_time
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.loading.clock import RecordingClock, own_time
+from autoplay_rag.loading.clock import RecordingClock
 from autoplay_rag.loading.grouping import SessionGroups
 from autoplay_rag.loading.limits import Limits
 from autoplay_rag.loading.pauses import with_pauses
@@ -50,6 +51,7 @@ class PayloadLoader:
             one text: on its summary, when it is idle, or at the end.
         session_idle_seconds: Seconds without a payload after which a session is emitted. In a
             recording the session's own times count, in seconds or milliseconds.
+            A session without times is emitted on its summary or at the end.
         include: The kinds of payload to include: "actions", "summary", "chat".
         max_chars: The most characters of one text. Longer texts are split.
         redact: Returns a redacted copy of a payload. If it raises, the payload is left out and an

@@ -134,9 +134,24 @@ class StartConnector:
         return running
 
     def close(self) -> None:
-        """Close all connectors that were started."""
+        """Close all connectors that were started.
+
+        If closing one fails, the others are still closed.
+
+        Raises:
+            Exception: The error, if closing one fails.
+            ExceptionGroup: The errors, if closing several fails.
+        """
+        errors = []
         for running in self._running:
-            running.close()
+            try:
+                running.close()
+            except Exception as error:  # noqa: BLE001 - raised below, after the others are closed
+                errors.append(error)
+        if len(errors) > 1:
+            raise ExceptionGroup("connectors could not be closed", errors)
+        if errors:
+            raise errors[0]
 
 
 class MakePayload:

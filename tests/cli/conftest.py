@@ -117,7 +117,7 @@ def started_on_terminal(tmp_path):
         process = subprocess.Popen(
             command(*args),
             cwd=tmp_path,
-            env=environment(TERM="xterm-256color", COLUMNS="120", **env),
+            env=environment(**{"TERM": "xterm-256color", "COLUMNS": "120", **env}),
             stdin=slave,
             stdout=slave,
             stderr=slave,

@@ -1,8 +1,13 @@
 """`autoplay-rag demo`, on a terminal and without one."""
 
 import re
+from pathlib import Path
 
 import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+NARROW = 39
+"""How many characters of a code block GitHub shows on a screen of 390 pixels."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
@@ -36,3 +41,23 @@ def test_on_a_terminal_it_is_alive(terminal, tmp_path):
     assert "All 62 sample questions" in shown
     assert "Traceback" not in shown
     assert not list(tmp_path.glob("autoplay-rag-*")), "the store was thrown away"
+
+
+def test_the_readme_shows_what_a_narrow_terminal_shows(terminal):
+    block = next(each for each in readme_blocks() if "$ make demo\n" in each)
+    assert max(map(len, block.splitlines())) <= NARROW
+    code, shown = terminal("demo", COLUMNS=str(NARROW), TZ="UTC")
+    assert code == 0
+    shown = without_the_duration(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", shown))
+    at = 0
+    for part in block.partition("$ make demo\n")[2].split("...\n"):
+        at = shown.index(without_the_duration(part), at) + len(part)
+
+
+def readme_blocks():
+    top = README.read_text().partition("\n## ")[0]
+    return re.findall(r"^```console\n(.*?)^```$", top, re.DOTALL | re.MULTILINE)
+
+
+def without_the_duration(text):
+    return re.sub(r"in\s\d+ s\.", "in N s.", text)

@@ -227,6 +227,32 @@ async def test_one_at_a_time(server, connect, event):
             client.run_in_background()
 
 
+async def test_leaving_the_client_waits_for_its_hooks(server, connect, event):
+    server.script(server.stream(event("s1", 0), event("s1", 1)))
+    began, release, ended = asyncio.Event(), asyncio.Event(), []
+
+    async def slow():
+        began.set()
+        await release.wait()
+        ended.append(True)
+
+    client = connect(on_disconnect=slow)
+
+    async def leave():
+        async with client:
+            await anext(payloads)
+        assert ended, "the hook had not ended"
+
+    payloads = client.stream()
+    leaving = asyncio.create_task(leave())
+    await began.wait()
+    await asyncio.wait({leaving}, timeout=0.05)
+    release.set()
+    await leaving
+    await payloads.aclose()
+    assert client.state == "stopped"
+
+
 async def test_overflow_rules_hold_here_too(server, connect, event, until):
     first_taken, dropped = asyncio.Event(), []
 

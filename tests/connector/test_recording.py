@@ -230,8 +230,32 @@ def test_what_cannot_be_a_recording_is_refused_in_one_line(tmp_path, make, said)
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\n\n", b'"caf\xe9"', b"\xef\xbb\xbf", b"{}", "{'ключ': 'значение'}".encode()],
-    ids=["empty", "blank", "latin-1", "mark", "braces", "cyrillic"],
+    [
+        b"",
+        b"\n\n",
+        b'"caf\xe9"',
+        '"éàüöçñ"'.encode("latin-1"),
+        '"Отчёт за месяц"'.encode("cp1251"),
+        b"\xef\xbb\xbf",
+        b"{}",
+        "{'ключ': 'значение'}".encode(),
+        "価格".encode() * 100,
+        b" " + "é".encode() * 100,
+        '"é'.encode()[:2],
+    ],
+    ids=[
+        "empty",
+        "blank",
+        "latin-1",
+        "accents in latin-1",
+        "cyrillic in cp1251",
+        "mark",
+        "braces",
+        "cyrillic",
+        "cjk",
+        "a character across the end of the head",
+        "a cut character",
+    ],
 )
 def test_text_is_never_refused_as_a_whole(tmp_path, content):
     list(read_recording(_file(tmp_path, content), on_error=lambda error: None))

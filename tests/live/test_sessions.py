@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 import threading
 
@@ -388,6 +389,31 @@ def test_a_wrong_clock_changes_nothing_for_other_sessions(clock: Clock, wrong: f
     users = live.get(user_id="u1")
     assert users is not None
     assert users.session_id == "after"
+
+
+@pytest.mark.parametrize(
+    ("times", "before"),
+    [
+        ([1_600_000_000.0, 1_600_000_005_000.0], [5, 0]),
+        ([1_600_000_000_000.0, 1_600_000_005_000.0], [5, 0]),
+        ([1_600_000_000_000_000.0, 1_600_000_005.0], [5, 0]),
+        ([1_600_000_000.0, 1_600_000_005.0, 4_000_000_000.0], [5, 0, 0]),
+        ([4_000_000_000.0, 1_600_000_000.0, 1_600_000_005.0], [5, 5, 0]),
+        ([1_600_000_000.0, 1.0, 1_600_000_005.0], [5, 5, 0]),
+        ([1_600_000_000.0, -1.0, 1_600_000_005.0], [5, 5, 0]),
+        ([1.0, 1_600_000_000.0], [0, 0]),
+        ([1_600_000_000.0, math.inf], [0, 0]),
+    ],
+    ids=str,
+)
+def test_a_wrong_clock_hides_no_action_of_its_own_payload(
+    clock: Clock, times: list[float], before: list[float]
+) -> None:
+    live = LiveSessions(clock=clock)
+    live.add(clicks_at(*times))
+    session = live.get(session_id="s1")
+    assert session is not None
+    assert [clock.now - event.at for event in session.events] == before
 
 
 # -- text --------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """One wrong clock in a recording changes nothing for the other sessions."""
 
+import math
 import random
 
 import pytest
 
 from autoplay_rag.connector.recording import RecordingWriter
+from autoplay_rag.content.times import own_time
 from autoplay_rag.loading import PayloadLoader, RecordingSource
-from autoplay_rag.loading.clock import RecordingClock, own_time
+from autoplay_rag.loading.clock import RecordingClock
 from autoplay_rag.payloads import ActionsPayload, SlimAction
 
 START = 1_712_345_678.0
@@ -82,7 +84,7 @@ def test_two_wrong_clocks_of_five_do_not_move_the_time():
     assert START + 190 < now <= START + 200
 
 
-@pytest.mark.parametrize("at", [0.0, -1.0, START, 1e11])
+@pytest.mark.parametrize("at", [0.0, -1.0, START, 1e11, math.inf])
 def test_seconds_stay_as_they_are(at):
     assert own_time(at) == at
 

@@ -130,6 +130,32 @@ def test_an_unknown_time_is_no_gap():
     assert keys(groups.rest()) == [["a", "b", "c"]]
 
 
+def test_a_session_without_times_is_emitted_whole_at_the_end():
+    groups = SessionGroups(idle=60)
+    for n in range(3):
+        assert add(groups, actions("s1"), f"{n}", now=0.0) == []
+        assert groups.next_due() is None
+        assert groups.due(1.7e9 + n) == []
+    assert keys(groups.rest()) == [["0", "1", "2"]]
+
+
+def test_a_session_without_times_does_not_grow_without_bound(monkeypatch):
+    monkeypatch.setattr(grouping, "_MAX_PAYLOADS", 3)
+    groups = SessionGroups(idle=60)
+    found = [add(groups, actions("s1"), f"{n}") for n in range(4)]
+    assert found == [[], [], [["0", "1", "2"]], []]
+    assert keys(groups.rest()) == [["3"]]
+
+
+def test_a_session_is_idle_from_its_first_known_time():
+    groups = SessionGroups(idle=60)
+    add(groups, actions("s1"), "a", now=0.0)
+    add(groups, actions("s1"), "b", now=100.0)
+    add(groups, actions("s1"), "c", now=0.0)
+    assert groups.next_due() == 160.0
+    assert keys(groups.due(160.0)) == [["a", "b", "c"]]
+
+
 def test_sessions_become_idle_by_their_own_times_in_any_order():
     groups = SessionGroups(idle=60)
     add(groups, actions("ahead"), "a", now=1e6)
@@ -151,7 +177,8 @@ def test_what_is_due_is_always_what_is_idle(steps):
         payload = actions(session)
         groups.add(payload, (str(n), payload), at)
         last[session] = at or last.get(session, 0)
-        assert groups.next_due() == min(last.values()) + 5
+        timed = [at for at in last.values() if at]
+        assert groups.next_due() == (min(timed) + 5 if timed else None)
         for [(_, first), *_] in groups.due(10):
-            assert last.pop(first.session_id) + 5 <= 10
-        assert all(at + 5 > 10 for at in last.values())
+            assert 0 < last.pop(first.session_id) <= 10 - 5
+        assert all(at + 5 > 10 for at in last.values() if at)

@@ -10,6 +10,7 @@ import pytest
 import autoplay_rag.testing
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.payloads import ActionsPayload, SummaryPayload, decode
+from autoplay_rag.testing.fixtures import StartConnector
 
 pytest_plugins = ["pytester"]
 
@@ -49,6 +50,29 @@ def test_closing_twice_is_no_error(local_connector):
     connector.close()
     with pytest.raises(httpx.ConnectError):
         httpx.get(connector.url)
+
+
+@pytest.mark.parametrize("failing", [[0], [0, 2]], ids=str)
+def test_all_are_closed_although_closing_some_fails(make_payload, monkeypatch, failing):
+    start = StartConnector()
+    running = [start([make_payload()]) for _ in range(3)]
+    for n in failing:
+        monkeypatch.setattr(running[n], "close", close_and_fail(running[n].close, str(n)))
+    with pytest.raises((RuntimeError, ExceptionGroup)) as caught:
+        start.close()
+    errors = getattr(caught.value, "exceptions", [caught.value])
+    assert [str(error) for error in errors] == [str(n) for n in failing]
+    for connector in running:
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(connector.url)
+
+
+def close_and_fail(close, message):
+    def fails():
+        close()
+        raise RuntimeError(message)
+
+    return fails
 
 
 def test_what_cannot_start_says_why_and_leaves_nothing_behind(local_connector, tmp_path):
