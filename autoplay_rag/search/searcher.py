@@ -156,9 +156,10 @@ class Searcher:
             assert self.store is not None
             assert self.embedder is not None
             vector = await self.embedder.embed_query(text)
-            if self._knows_all(scope) and "score" in self.store.capabilities:
+            catalog = self.catalog if self.complete else None
+            if catalog and scope.lanes is not None and "score" in self.store.capabilities:
                 # The catalog's index has the chunks of a few sessions at once.
-                ids = await self.catalog.chunk_ids(scope.lanes)
+                ids = await catalog.chunk_ids(scope.lanes)
                 scores = await self.store.score(vector, ids)
                 return [Match(chunk, "", score) for chunk, score in scores.items()]
             found = await self.store.query(vector, limit, filter)
