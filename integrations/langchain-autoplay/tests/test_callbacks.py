@@ -22,7 +22,7 @@ from langchain_autoplay import AutoplayCallbackHandler, SyncAutoplayCallbackHand
 
 
 class Noticing(LiveSessions):
-    """Says when something came."""
+    """Sets an event when a payload arrives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ async def test_a_model_alone_is_a_turn_too(pipeline, scripted):
 
 
 class Rewriting(BaseRetriever):
-    """Has a model rewrite the question, as `MultiQueryRetriever` does."""
+    """Lets a model rewrite the question, as `MultiQueryRetriever` does."""
 
     model: Any
 

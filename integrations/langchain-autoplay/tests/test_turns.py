@@ -151,7 +151,7 @@ def test_two_runs_under_one_id_at_a_time_mix_nothing_of_two_people(other):
     for question, ids in (ANN, other):
         found.started(run, None, question, ids)
     assert found.ended(run, "An answer to one of them.") is None
-    found.started(run, None, *ANN)  # before the other of the two has ended
+    found.started(run, None, *ANN)  # before the end of the other one
     assert [found.ended(run, "There."), found.ended(run, "Elsewhere.")] == [None, None]
     assert not found._roots
     found.started(run, None, *ANN)
