@@ -1,4 +1,4 @@
-"""From payloads to plans: pure, so nothing here needs a journal or a store."""
+"""From payloads to plans. Pure: no journal, no store."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_payload_without_a_session_is_planned_and_nothing_is_known_of_it(plann
     assert metadata(plan, "user_id") == ["ann"]
 
 
-# -- what fails -------------------------------------------------------------------------------
+# -- failures ---------------------------------------------------------------------------------
 
 
 def failing_on(word, titles, how):
@@ -164,7 +164,7 @@ def test_nothing_but_damaged_bodies_says_nothing_of_the_session(planner, make_ac
     assert (plan.chunks, list(plan.unplanned), session) == ([], [1], None)
 
 
-# -- whose it is ------------------------------------------------------------------------------
+# -- identity ---------------------------------------------------------------------------------
 
 
 def known(payload, people, **changes) -> Session:
@@ -246,7 +246,7 @@ def test_a_retried_letter_of_a_session_of_one_person_is_theirs(planner, make_act
     letter = make_actions("s", "a")
     items = [retried(letter, 1), *waiting(make_actions("s", "b"), first=9)]
     plan, _ = planner().plan(3, items, known(letter, People("ann")))
-    assert texts(plan) == ["a", "b"]  # each in a chunk of its own
+    assert texts(plan) == ["a", "b"]  # in separate chunks
     assert metadata(plan, "user_id") == ["ann", "ann"]
 
 
@@ -265,7 +265,7 @@ def test_addresses_are_in_the_metadata_only_when_asked_for(planner):
         assert metadata(plan, "email") == [expected]
 
 
-# -- divided ----------------------------------------------------------------------------------
+# -- divided chunks ---------------------------------------------------------------------------
 
 
 def test_a_divided_chunk_becomes_one_per_payload_and_the_others_stay(planner, make_actions):
@@ -277,9 +277,9 @@ def test_a_divided_chunk_becomes_one_per_payload_and_the_others_stay(planner, ma
     assert texts(divided) == ["a", "b", "c\nd"]
     assert seqs(divided) == [(1,), (2,), (3, 4)]
     assert divided.chunks[-1] is second
-    assert divided.chunks[0].chunk.id == first.chunk.id  # overwrites what was half stored
+    assert divided.chunks[0].chunk.id == first.chunk.id  # overwrites the partly stored chunk
     assert (divided.number, divided.lane) == (plan.number, plan.lane)
-    assert texts(plan) == ["a\nb", "c\nd"]  # as it was
+    assert texts(plan) == ["a\nb", "c\nd"]  # unchanged
 
 
 def test_dividing_keeps_whose_it_is(planner, make_actions):
@@ -313,7 +313,7 @@ def test_tokens_are_counted_anew(planner, make_actions):
 
 
 def test_a_text_whose_tokens_cannot_be_counted_anew_is_estimated(planner, make_actions):
-    """The embedder may be another one by now."""
+    """The embedder may have changed since."""
 
     def count_tokens(text):
         if text == "abc":

@@ -1,4 +1,4 @@
-"""The user's own rules, and what it costs when they fail: select, redact, render."""
+"""The user's rules and the effect of their failures: select, redact, render."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_redact_is_what_is_kept_and_the_key_is_of_what_came(
 
     async with make_pipeline(redact=redact, journal=tmp_path / "j.db") as pipeline:
         await send(pipeline, make_actions, "PRIVATE")
-        await send(pipeline, make_actions, "PRIVATE")  # redacted otherwise, and a duplicate
+        await send(pipeline, make_actions, "PRIVATE")  # redacted differently, but a duplicate
         await pipeline.drain()
         assert await stored(pipeline) == Counter(["***"])
         assert pipeline.ledger.duplicate == 1
