@@ -118,7 +118,7 @@ def test_the_retry_field_is_the_wait_after_a_connection_that_worked():
     backoff = Backoff(1.0, 30.0)
     backoff.ask(100)
     assert 0.1 <= backoff.next_delay() <= 0.11
-    assert 0.75 * 2 <= backoff.next_delay() <= 2.0  # but not one after a failure
+    assert 0.75 * 2 <= backoff.next_delay() <= 2.0  # not the next delay: a failure came before it
 
 
 def test_the_retry_field_is_never_undercut():

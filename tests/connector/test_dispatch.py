@@ -30,7 +30,7 @@ def nothing_left(made):
 
 
 class Work:
-    """A callback that notes who started and waits until it is told to end."""
+    """A callback that records its starts and waits until the test releases it."""
 
     def __init__(self):
         self.started = []
@@ -70,7 +70,7 @@ async def test_a_session_has_so_many_tasks_and_no_more():
         made.put(summary("a", n))
     await settle()
     assert work.started == [("a", 0), ("a", 1)]
-    assert len(made._tasks) == 2  # what waits is no task
+    assert len(made._tasks) == 2  # pending payloads have no task
     assert made.pending == 5
     for expected in range(3, 6):
         work.release()
@@ -298,7 +298,7 @@ async def test_where_nothing_waits_the_new_payload_is_dropped():
 
 
 async def test_dropping_stays_cheap_behind_a_session_that_hangs():
-    """The bookkeeping of what waits must not grow behind a head that never moves."""
+    """The bookkeeping of pending payloads must not grow while the first one hangs."""
     release = asyncio.Event()
 
     async def work(payload):

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "recipes" / "opentelemetry.md"
 
 
 class Noted:
-    """Metrics that note every call."""
+    """Metrics that record every call."""
 
     def __init__(self):
         self.calls = []
@@ -29,7 +29,7 @@ class Noted:
 
 @pytest.fixture
 def opentelemetry_metrics():
-    """The class of the documentation page, as it stands there."""
+    """The class from the documentation page, unchanged."""
     code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
     names = {}
     exec(compile(code, str(PAGE), "exec"), names)
@@ -37,7 +37,7 @@ def opentelemetry_metrics():
 
 
 def read_values(reader):
-    """Name and attributes to value (a histogram's is its count)."""
+    """Map name and attributes to the value, or to the count of a histogram."""
     found = {}
     for resource in reader.get_metrics_data().resource_metrics:
         for scope in resource.scope_metrics:

@@ -1,4 +1,4 @@
-"""Recordings: what is written comes back, and a bad line costs itself at most."""
+"""Recordings: they round-trip, and a bad line loses at most itself."""
 
 import bz2
 import contextlib

@@ -1,4 +1,4 @@
-"""Connections that break, in all the ways they do."""
+"""Connections that break in every way."""
 
 import asyncio
 import logging
@@ -33,7 +33,7 @@ def indexes(payloads):
 
 
 async def take(client, n):
-    """The next `n` payloads."""
+    """Return the next `n` payloads."""
     return [payload async for payload in client.stream(limit=n)]
 
 
@@ -45,7 +45,7 @@ async def test_a_broken_connection_is_made_anew(server, connect, event, then):
 
 
 async def test_a_reset_connection_is_made_anew(server, connect, event):
-    # A reset may overtake what was sent before it, so nothing is.
+    # A reset may overtake data sent before it, so send none.
     server.script(server.stream(then="reset"), server.stream(event("s1", 1)))
     client = connect()
     assert indexes(await take(client, 1)) == [1]
@@ -135,7 +135,7 @@ async def test_the_last_event_id_is_sent_from_connection_to_connection(server, c
         server.stream(event("s1", 1, id="a"), event("s1", 2), then="close"),
         server.stream(event("s1", 3), then="close"),  # no id: the last one stays
         server.stream(event("s1", 4, id="b"), b"id: c\n\n", then="close"),  # an id alone counts
-        server.stream(b"id\n", event("s1", 5), then="close"),  # an empty one forgets
+        server.stream(b"id\n", event("s1", 5), then="close"),  # an empty id clears it
         server.stream(event("s1", 6)),
     )
     payloads = await take(connect(), 6)
@@ -205,7 +205,7 @@ async def test_a_single_refusal_in_the_middle_passes(server, connect, event, sta
         page,
         page,
         server.stream(event("s1", 2), then="close"),
-        page,  # they count in a row
+        page,  # only consecutive ones count
         server.stream(event("s1", 3)),
     )
     assert indexes(await take(connect(), 3)) == [1, 2, 3]
@@ -301,7 +301,7 @@ async def test_two_different_content_types_are_no_stream(server, connect, given)
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A self-signed certificate for 127.0.0.1, and its key, in one file."""
+    """Make one file with a self-signed certificate for 127.0.0.1 and its key."""
     path = tmp_path_factory.mktemp("tls") / "server.pem"
     key, signed = path.with_suffix(".key"), path.with_suffix(".crt")
     subprocess.run(
@@ -445,11 +445,11 @@ async def test_the_state_tells_what_goes_on(server, connect, until):
     assert client.last_event_at is None
 
 
-# What is inside events
+# The contents of events
 
 
 def read_all(events):
-    """What a stream makes of events, without a connection."""
+    """Return the payloads that a stream makes of events, without a connection."""
     recorder = Recorder(None)
     endpoint = Endpoint("http://a.test/", "", connect_timeout=1, read_timeout=1)
     stream = EventStream(endpoint, recorder)
