@@ -13,7 +13,7 @@ def lock(tmp_path):
 
 
 def test_it_is_held_until_it_is_released(lock):
-    assert FileLock(lock.path).is_held() is False  # nobody ever made it
+    assert FileLock(lock.path).is_held() is False  # the file does not exist yet
     assert lock.acquire()
     assert FileLock(lock.path).is_held() is True
     assert lock.is_held() is True
@@ -52,7 +52,7 @@ def test_two_who_ask_at_once_do_not_see_each_other(lock):
     lock.acquire()
     lock.release()
     other = os.open(lock.path, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_SH)  # as another process that asks has it for a moment
+    fcntl.flock(other, fcntl.LOCK_SH)  # what another process does while it checks
     try:
         assert lock.is_held() is False
     finally:

@@ -67,7 +67,7 @@ turns = st.builds(
 )
 payloads = batches | summaries | turns
 
-# JSON of any shape, values of the right names and wrong types among it.
+# JSON of any shape, including known names with values of the wrong type.
 leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 names = st.sampled_from(
     ["type", "session_id", "actions", "count", "forwarded_at", "summary", "replaces", "title"]
@@ -82,7 +82,7 @@ value = st.recursive(
 
 
 def repairs(data):
-    """A payload, and what was given up on the way."""
+    """Decode a payload; return it and the repairs that were made."""
     given_up = []
     return decode(data, on_repair=given_up.append), given_up
 
@@ -105,7 +105,7 @@ def test_decode_is_found_beside_the_types_too():
 
 @given(payloads)
 def test_the_tolerant_way_reads_what_the_strict_one_does(payload):
-    # A wrong type in a field of no other use makes the strict way fail.
+    # A wrong type in an unrelated field makes the strict decoder fail.
     spoilt = payload.to_dict() | {"forwarded_at": "soon"}
     found, given_up = repairs(json.dumps(spoilt))
     assert found == msgspec.structs.replace(payload, forwarded_at=0.0)
@@ -118,7 +118,7 @@ def test_any_json_is_a_payload_or_a_decode_error(found):
         payload = decode(json.dumps(found))
     except DecodeError:
         return
-    # Whatever was read can be written and read again, by the strict way.
+    # Every payload can be written and then read by the strict decoder.
     assert repairs(msgspec.json.encode(payload)) == (payload, [])
     payload.to_text().encode()
 
@@ -226,7 +226,7 @@ def test_an_empty_identity_is_none(kind, spoilt):
     cls = type(decode(json.dumps({"type": kind})))
     for payload in (decode(json.dumps(found)), cls.from_dict(found)):
         assert [getattr(payload, name, None) for name in names] == [None] * 4
-    # One alone: the others stay.
+    # Each one separately: the others keep their values.
     for name in set(names) & set(cls.__struct_fields__):
         payload = decode(json.dumps({"type": kind} | dict.fromkeys(names, "x") | {name: ""}))
         assert getattr(payload, name) is None
@@ -371,7 +371,7 @@ def test_from_dict_never_fails_for_what_an_object_holds(found):
         assert isinstance(cls.from_dict(found), cls)
 
 
-# Text forms: users' prompts and stores depend on them to the letter.
+# Text forms: users' prompts and stores depend on the exact text.
 
 
 def test_the_text_of_an_action():

@@ -1,4 +1,4 @@
-"""What one subscriber is sent, without a socket."""
+"""What one subscriber receives, without a socket."""
 
 import asyncio
 

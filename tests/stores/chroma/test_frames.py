@@ -37,7 +37,7 @@ REPLIES = msgspec.msgpack.Decoder(Reply)
 
 
 class Trickle:
-    """A pipe that takes and gives a few bytes at a time, as the given numbers say."""
+    """A pipe that reads and writes a few bytes at a time, as given by `sizes`."""
 
     def __init__(self, sizes: list[int]) -> None:
         self.data = BytesIO()
