@@ -103,7 +103,7 @@ def test_a_refusal_after_a_stream_is_tried_again_slowly(status):
     assert classify(refusal, worked=True) == "refused"
 
 
-def test_so_is_a_redirect_to_another_origin():
+def test_a_redirect_to_another_origin_counts_as_a_refusal():
     assert classify(RedirectError("to a login page")) == "fatal"
     assert classify(RedirectError("to a login page"), worked=True) == "refused"
 

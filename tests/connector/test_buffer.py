@@ -129,7 +129,7 @@ async def test_a_slow_consumer_is_not_idleness(clock, started):
     assert buffer.closed
 
 
-async def test_the_nearer_end_holds(clock, started):
+async def test_the_earlier_condition_ends_it(clock, started):
     both = {"seconds": 10.0, "idle": 3.0}
     quiet, busy = started(**both), started(**both)
     for now in (102.0, 104.0, 106.0, 108.0, 109.5):

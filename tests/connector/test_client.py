@@ -537,7 +537,9 @@ async def test_secrets_appear_nowhere(server, connect, event, caplog, fault):
 # Callbacks
 
 
-async def test_each_callback_fails_alone_and_the_failure_is_told(server, connect, event, caplog):
+async def test_each_callback_fails_separately_and_the_failure_is_reported(
+    server, connect, event, caplog
+):
     server.script(server.stream(event("s1", 1), event("s1", 2)))
     told, good = [], Collector()
 
@@ -694,7 +696,7 @@ async def test_callbacks_wait_for_on_connect_but_reading_does_not(until, server,
     assert order == ["reset", "s1", "s2"]
 
 
-async def test_hooks_fail_alone(server, connect, event, collector, caplog):
+async def test_hooks_fail_separately(server, connect, event, collector, caplog):
     server.script(server.stream(event("s1"), then="close"), server.stream(event("s1")))
 
     def broken():

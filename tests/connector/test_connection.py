@@ -35,7 +35,7 @@ def test_a_token_no_header_can_carry_is_refused_without_being_quoted(value):
 
 
 @pytest.mark.parametrize("value", ["Bearer uk_live_secret", " bearer\tuk_live_secret", "Bearer "])
-def test_a_token_with_the_word_before_it_is_told_apart(value):
+def test_a_token_that_starts_with_bearer_is_refused(value):
     with pytest.raises(ConfigurationError, match="Bearer; give it without") as caught:
         Token(value)
     assert "secret" not in str(caught.value)
@@ -110,7 +110,7 @@ async def test_a_body_encoded_unasked_is_an_error_before_a_byte_of_it_is_read(
         await connect().run()
 
 
-async def test_identity_is_no_encoding(server, connect, event):
+async def test_content_encoding_identity_is_accepted(server, connect, event):
     server.script(server.stream(event("s1"), headers=b"Content-Encoding: Identity\r\n"))
     assert [p.session_id async for p in connect().stream(limit=1)] == ["s1"]
 

@@ -102,7 +102,7 @@ async def test_every_place_to_cut_in_two(data_of):
         assert await data_of([text[:cut], text[cut:]]) == ["é…", "2", "3"]
 
 
-async def test_what_is_no_utf_8_stays_in_its_event(data_of):
+async def test_invalid_utf_8_affects_only_its_event(data_of):
     reads = [b"data: \xff\xc3\n\n", b"data: ok\n\n"]
     assert await data_of(reads) == ["\ufffd\ufffd", "ok"]
 

@@ -33,7 +33,7 @@ async def hook():
     return Hook()
 
 
-async def test_connections_that_pass_while_a_hook_works_are_told_as_one(hook):
+async def test_connections_during_a_running_hook_are_coalesced(hook):
     gates = []
     for _ in range(1000):
         gates.append(hook.hooks.connected())
@@ -59,7 +59,7 @@ async def test_hooks_that_keep_up_are_called_for_each_connection(hook):
 
 
 @pytest.mark.parametrize("which", ["connected", "lost"])
-async def test_a_hook_alone_waits_at_most_once(which):
+async def test_with_one_hook_at_most_one_call_is_pending(which):
     calls, release = [], asyncio.Event()
 
     async def work():

@@ -60,14 +60,14 @@ def test_an_event_of_one_line_of_data_is_given_as_its_data(text):
         b"retry: 1\n\n",
     ],
 )
-def test_all_else_is_given_whole(text):
+def test_every_other_event_is_given_whole(text):
     (event,) = parser().feed(text)
     assert isinstance(event, ServerSentEvent)
     assert event.data in {"{}", "{}\n{}", ""}
 
 
 @pytest.mark.parametrize("text", [b": c\n\n", b"\n\n\n", b"other: x\n\n", b"data: {}\n"])
-def test_what_holds_no_field_is_no_event(text):
+def test_a_block_without_a_field_is_not_an_event(text):
     assert list(parser().feed(text)) == []
 
 
@@ -136,7 +136,7 @@ def test_the_id_of_a_skipped_event_does_not_count():
     assert said(made.feed(b"event: e\ndata: 1\n\n")) == [("e", "1", "before")]
 
 
-def test_names_and_retry_are_told():
+def test_names_and_retry_are_reported():
     (event,) = parser().feed(b"event: heartbeat\nretry: 500\ndata:\n\n")
     assert (event.event, event.data, event.retry) == ("heartbeat", "", 500)
 
@@ -173,7 +173,7 @@ def test_a_retry_counts_without_data_too(line):
 
 
 @pytest.mark.parametrize("reads_of", [1, 7, 64, 10_000])
-def test_an_oversize_event_costs_itself_alone(reads_of):
+def test_an_oversize_event_loses_only_itself(reads_of):
     text = b"data: 1\n\n" + b"data: " + b"x" * 2000 + b"\ndata: y\n\n" + b"data: 2\n\n"
     reads = [text[i : i + reads_of] for i in range(0, len(text), reads_of)]
     assert read(reads, limit=100) == (["1", "2"], 1)

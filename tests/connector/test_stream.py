@@ -411,7 +411,7 @@ async def test_what_passes_once_it_has_worked_is_retried(server, connect, event,
     assert caplog.text.count("trying again") == 3
 
 
-async def test_it_counts_towards_max_retries(server, connect, event):
+async def test_a_refusal_after_a_stream_counts_towards_max_retries(server, connect, event):
     server.script(server.stream(event("s1"), then="close"), server.status(404))
     with pytest.raises(RuntimeError, match=r"3 failed attempts.*404"):
         await connect(max_retries=2).run()
@@ -483,7 +483,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("data", HOSTILE, ids=range(len(HOSTILE)))
-def test_what_is_no_payload_is_skipped_and_counted(data):
+def test_an_event_without_a_payload_is_skipped_and_counted(data):
     good = '{"type": "summary", "summary": "x"}'
     payloads, counts = read_all([good, data, good])
     assert [payload.summary for payload in payloads] == ["x", "x"]
@@ -501,7 +501,7 @@ def test_what_is_no_payload_is_skipped_and_counted(data):
         ('{"type": "actions", "actions": [1, {"title": 2}, null]}', 3),
     ],
 )
-def test_a_bad_value_costs_itself_alone(data, repaired):
+def test_a_bad_value_does_not_drop_its_event(data, repaired):
     payloads, counts = read_all([data])
     assert len(payloads) == 1
     assert (counts.received, counts.skipped, counts.repaired) == (1, 0, repaired)
@@ -515,7 +515,7 @@ def test_nothing_inside_an_event_ends_the_stream(data):
     assert counts.received + counts.skipped == (1 if data else 0)
 
 
-async def test_skipped_events_are_told_without_their_text_and_not_each(
+async def test_skipped_events_are_logged_without_their_text_and_not_each(
     server, connect, event, caplog
 ):
     caplog.set_level(logging.DEBUG, logger="autoplay_rag")

@@ -138,7 +138,7 @@ def test_async_functions_are_run_in_the_thread_that_calls_back(local_connector, 
     assert len([r for r in caplog.records if "raised" in r.getMessage()]) == 2
 
 
-async def test_inside_a_running_loop_an_async_function_is_told_apart(
+async def test_inside_a_running_loop_an_async_function_is_recognised(
     local_connector, connect, caplog
 ):
     async def work(payload):
@@ -188,7 +188,7 @@ def test_a_full_queue_drops_the_oldest_and_says_so(local_connector, connect):
     assert client.queue_size == 0
 
 
-def test_what_nobody_wants_evicts_nothing(local_connector, make_payload, connect):
+def test_a_payload_without_a_callback_evicts_nothing(local_connector, make_payload, connect):
     connector = local_connector([])
     go_on, began = threading.Event(), threading.Event()
     inbox, dropped = Inbox(), Inbox()
@@ -465,7 +465,7 @@ def test_a_background_run_logs_once_what_ended_it(local_connector, connect, capl
     client.run_in_background().join(5)  # a new run can start
 
 
-def test_hooks_are_told_of_connections(local_connector, connect):
+def test_hooks_are_called_for_connections(local_connector, connect):
     told = queue.SimpleQueue()
     connector = local_connector([summary(1)])
     client = connect(
@@ -479,7 +479,7 @@ def test_hooks_are_told_of_connections(local_connector, connect):
     assert told.get(timeout=5) == "disconnected"
 
 
-def test_metrics_are_told(local_connector, connect):
+def test_metrics_are_called(local_connector, connect):
     inbox = Inbox()
     received = []
 

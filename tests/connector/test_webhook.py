@@ -225,7 +225,7 @@ async def test_handle_awaits_coroutines_and_calls_plain_functions_elsewhere():
     assert seen == [payload, payload]
 
 
-async def test_what_is_wrong_has_an_error_of_the_package_and_calls_nobody():
+async def test_an_invalid_request_raises_an_error_of_the_package_and_runs_no_callback():
     seen = []
     receiver = WebhookReceiver(SECRET, seen.append, seen.append, max_body_bytes=100)
     for body, header, error in [
@@ -373,7 +373,7 @@ async def test_a_chunked_body_within_the_limit_is_verified_whole(pipeline):
         assert (await http.post("/", content=upload(), headers=headers)).status_code == 200
 
 
-async def test_an_endless_body_is_neither_held_nor_read_for_ever():
+async def test_an_endless_body_is_neither_buffered_nor_read_to_the_end():
     taken = 0
     sent = []
 
@@ -487,7 +487,7 @@ async def test_a_closed_pipeline_is_503(pipeline):
     assert pipeline.ledger.received == 1
 
 
-async def test_a_rule_of_the_user_that_raises_is_no_reason_to_send_again(make_pipeline):
+async def test_a_users_rule_that_raises_does_not_cause_a_resend(make_pipeline):
     def broken(payload):
         raise LookupError
 

@@ -221,7 +221,7 @@ def test_marks_of_the_model_in_a_text_are_plain_text():
     assert local._tokenizer().encode("[SEP]").tokens == ["[CLS]", "[", "sep", "]", "[SEP]"]
 
 
-def test_tokens_are_counted_as_far_as_they_are_read(loaded):
+def test_tokens_are_counted_up_to_the_length_the_model_reads(loaded):
     assert loaded.count_tokens("Exported a report") == 5
     assert loaded.count_tokens("") == 2
     assert loaded.count_tokens("word " * 10**6) == 256

@@ -193,7 +193,7 @@ async def test_an_index_that_is_missing_is_the_position(server, embedder, indexe
         (..., ..., ..., ...),
     ],
 )
-async def test_doubles_and_what_is_no_index_are_refused(server, embedder, indexes):
+async def test_duplicate_and_invalid_indexes_are_refused(server, embedder, indexes):
     server.answer = numbered(*indexes)
     with pytest.raises(EmbedderRejectedError, match=rf"{len(indexes)} vectors for 3 texts"):
         await embedder.embed(["a", "b", "c"])

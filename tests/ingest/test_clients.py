@@ -96,21 +96,21 @@ async def test_all_are_stopped_before_the_first_is_waited_for():
 
 
 @pytest.mark.parametrize("failing", [FailingToStop, FailingToLeave, FailingToExit])
-async def test_one_that_fails_keeps_no_other_from_being_left(failing, caplog):
+async def test_a_client_that_fails_does_not_prevent_closing_others(failing, caplog):
     other = AsyncClient()
     await attached(failing(), other).leave(10.0)
     assert other.done == ["stop", "aexit"]
     assert "RuntimeError" in caplog.text
 
 
-async def test_one_that_does_not_end_is_not_waited_for_longer_than_allowed(caplog):
+async def test_the_wait_for_a_client_that_does_not_end_is_bounded(caplog):
     other = AsyncClient()
     await attached(Endless(), other).leave(0.05)
     assert other.done == ["stop", "aexit"]
     assert "a client has not ended in time" in caplog.text
 
 
-async def test_leaving_nobody_is_fine():
+async def test_closing_without_clients_works():
     await Clients().leave(0.0)
 
 

@@ -100,7 +100,7 @@ def test_with_redact_the_message_of_select_is_not_kept(make_actions):
 # -- redact -----------------------------------------------------------------------------------
 
 
-def test_what_is_kept_is_redacted_and_the_key_is_of_what_came(make_actions):
+def test_the_kept_payload_is_redacted_and_the_key_is_of_the_original(make_actions):
     payload = make_actions("s", "PRIVATE")
     entry = Intake(None, lambda payload: make_actions("t", "***")).entry(payload, 1)
     assert entry.key == payload_key(payload)
@@ -119,7 +119,7 @@ def test_what_is_kept_is_redacted_and_the_key_is_of_what_came(make_actions):
         (lambda payload: ActionsPayload("acme", "s", actions=None), "TypeError"),
     ],
 )
-def test_of_what_redact_fails_on_nothing_is_kept(make_actions, redact, name, caplog):
+def test_nothing_is_kept_of_a_payload_on_which_redact_fails(make_actions, redact, name, caplog):
     payload = make_actions("s", "PRIVATE")
     entry = Intake(None, redact).entry(payload, 3)
     assert (entry.outcome, entry.payload, entry.body, entry.size) == ("dead", None, None, 0)

@@ -342,7 +342,7 @@ async def test_a_poisoned_payload_dies_alone_and_its_neighbours_are_stored(
             assert other > one + 1  # something else succeeded in between
 
 
-async def test_dead_letters_are_retried_when_the_fault_is_mended_or_discarded(
+async def test_dead_letters_can_be_retried_after_a_fix_or_discarded(
     running, embedding_server, make_actions
 ):
     embedding_server.answer = if_asked_for("poison", lambda body: error(400, "no", None))
@@ -443,7 +443,7 @@ async def test_the_last_payload_is_given_up_too_if_the_store_refuses_it(running,
         assert pipeline.health.state == "ok"
 
 
-async def test_what_shows_that_a_store_is_well_leaves_nothing_in_it(running, make_actions):
+async def test_a_probe_of_the_store_leaves_nothing_in_it(running, make_actions):
     """In particular, the probe does not bring back a deleted chunk."""
     store = FlakyStore()
     async with running(store) as pipeline:
@@ -460,9 +460,7 @@ async def test_what_shows_that_a_store_is_well_leaves_nothing_in_it(running, mak
         assert await store.count() == 0
 
 
-async def test_of_a_payload_in_several_chunks_that_dies_no_part_stays(
-    running, make_actions, monkeypatch
-):
+async def test_no_chunk_of_a_dead_payload_stays(running, make_actions, monkeypatch):
     monkeypatch.setattr(worker, "_JOURNAL_RETRY_SECONDS", 0.01)
     store = FlakyStore()
     store.failure = lambda chunks: (
@@ -505,7 +503,7 @@ async def test_a_store_that_cannot_delete_holds_nobody_up(running, make_actions,
         assert "stay in the store" in caplog.text
 
 
-async def test_a_store_that_refuses_everything_is_said_to(
+async def test_a_store_that_refuses_everything_is_reported(
     running, make_actions, eventually, caplog, tmp_path
 ):
     store = FlakyStore()
@@ -548,7 +546,7 @@ async def test_a_backlog_of_large_payloads_is_stored_a_few_at_a_time(
     assert not caplog.records
 
 
-async def test_what_cannot_be_planned_waits_and_is_said(
+async def test_a_payload_that_cannot_be_planned_stays_pending_and_is_reported(
     running, make_actions, monkeypatch, eventually
 ):
     """For example, memory runs out: other payloads are planned, and planning is retried."""

@@ -147,7 +147,7 @@ def test_it_never_waits_without_end_nor_less_than_it_was_asked(failures):
     assert pause.until <= now + max(30.0 * 1.2, most)
 
 
-def test_a_rest_is_kept_and_a_success_ends_it():
+def test_a_requested_pause_is_kept_and_a_success_ends_it():
     pause = Pause(shortest=1.0)
     pause.rest(20.0)
     pause.rest(10.0)
@@ -350,7 +350,7 @@ def test_what_the_service_asks_for_is_waited():
     assert (service.done, service.now) == (["a"], 1090.0)
 
 
-def test_a_rest_that_another_queue_was_asked_for_is_kept():
+def test_a_pause_requested_from_another_queue_is_kept():
     queue = RetryQueue("service", RequestLimits(1, 0), 1)
     queue.put("a")
     queue.rest(50.0)
@@ -441,7 +441,7 @@ def test_a_service_that_refuses_the_probe_still_gets_all_others():
     assert [item for item, _ in service.dead] == ["a"]
 
 
-def test_without_a_probe_only_the_success_of_another_condemns(caplog):
+def test_without_a_probe_an_item_dies_only_after_another_succeeds(caplog):
     service = Service(limits=RequestLimits(1, 100))
     service.probe = lambda: False
     service.fail = poison("a")
@@ -460,7 +460,7 @@ def test_without_a_probe_only_the_success_of_another_condemns(caplog):
     assert [item for item, _ in service.dead] == ["a"]
 
 
-def test_an_outage_between_attempts_counts_against_nobody():
+def test_an_outage_between_attempts_does_not_count_as_a_refusal():
     service = Service(max_attempts=2)
     answers = iter([ValueError("no"), ConnectionError(), ConnectionError(), TimeoutError(), None])
     service.fail = lambda items: next(answers)
@@ -488,7 +488,7 @@ def test_an_item_that_its_owner_takes_back_leaves_the_queue():
     assert service.dead == []
 
 
-def test_what_the_caller_ends_itself_does_not_come_again():
+def test_a_request_ended_by_the_caller_is_not_repeated():
     queue = RetryQueue("service", RequestLimits(1, 0), 1, pause=Pause(1.0, 1.0))
     queue.put("abc")
     first, second = queue.take(0.0), queue.take(0.0)

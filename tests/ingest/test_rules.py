@@ -76,7 +76,7 @@ async def test_with_redact_what_select_says_of_its_failure_is_not_kept(
     assert "PRIVATE" not in caplog.text
 
 
-async def test_redact_is_what_is_kept_and_the_key_is_of_what_came(
+async def test_the_redacted_payload_is_kept_and_the_key_is_of_the_original(
     make_pipeline, make_actions, tmp_path
 ):
     words = iter(["***", "---"])
@@ -111,7 +111,7 @@ async def test_a_render_that_fails_costs_that_payload_alone(
         assert letter.error.startswith("render failed: ")
 
 
-async def test_a_retried_letter_changes_nothing_in_whose_a_session_is(
+async def test_a_retried_letter_does_not_change_the_user_of_a_session(
     make_pipeline, make_actions, embedder, tmp_path
 ):
     def refuse(texts):

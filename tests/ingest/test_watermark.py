@@ -113,7 +113,7 @@ def test_nothing_is_kept_once_everything_is_settled(count, source):
     assert ranges(watermark) == 0
 
 
-def test_one_that_hangs_costs_one_range_however_many_come_after_it():
+def test_one_open_number_costs_one_range():
     watermark = taken(100_000)
     watermark.settle(range(100_000, 1, -1))
     assert (watermark.value, ranges(watermark)) == (0, 1)
@@ -162,7 +162,7 @@ async def test_a_call_waits_for_what_was_given_out_before_it_and_no_more():
     assert await ended(second)
 
 
-async def test_with_nothing_open_nobody_waits():
+async def test_with_nothing_open_no_call_waits():
     watermark = taken(1)
     watermark.settle([1])
     assert await ended(await waiting(watermark))
@@ -181,7 +181,7 @@ async def test_a_retried_letter_is_waited_for_and_does_not_move_the_watermark():
     assert watermark.value == 3
 
 
-async def test_letters_retried_again_and_again_keep_nobody_waiting():
+async def test_letters_retried_repeatedly_do_not_block_a_wait():
     """Each one is settled once after the call began, but never both at the same moment."""
     watermark = taken(2)
     watermark.settle([1, 2])

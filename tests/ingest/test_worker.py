@@ -264,7 +264,7 @@ async def test_one_session_that_cannot_be_planned_delays_no_other(
 # -- payloads that are no longer pending ------------------------------------------------------
 
 
-async def test_what_no_longer_waits_is_passed_over_once(rig, make_actions, monkeypatch):
+async def test_a_payload_that_is_not_pending_is_skipped_once(rig, make_actions, monkeypatch):
     async with rig() as made:
         reads = []
         read = made.journal.read

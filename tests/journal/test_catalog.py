@@ -125,7 +125,7 @@ def test_the_outbox_is_kept_until_it_is_confirmed(opened, add):
     assert sorted(db.deletions(-1)) == ["b", "c"]
 
 
-def test_what_is_stored_anew_leaves_the_outbox(opened, add):
+def test_a_chunk_stored_again_leaves_the_outbox(opened, add):
     db = opened()
     add(db, chunk("a"), chunk("b"))
     db.remove(db.numbers_of([1, 2]), "forgotten")

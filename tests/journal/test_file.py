@@ -293,7 +293,7 @@ def test_a_new_journal_is_for_its_owner_alone(opened, path, make_actions, entrie
 
 
 @pytest.mark.parametrize("include_email", [False, True])
-async def test_no_address_stands_in_the_file_unless_it_may(make_pipeline, path, include_email):
+async def test_the_file_contains_no_address_unless_allowed(make_pipeline, path, include_email):
     """Bodies are compressed, so they are also searched after decompression."""
     address = "ann.secret@example.com"
     action = SlimAction(

@@ -106,7 +106,7 @@ def test_nul_surrogates_and_megabytes_pass_through(opened, entries, store):
     assert db.accept(entries(*payloads, first=3)) == ["duplicate", "duplicate"]
 
 
-def test_nothing_stays_of_what_redact_failed_on(opened, make_actions, entry):
+def test_nothing_stays_of_a_payload_on_which_redact_failed(opened, make_actions, entry):
     db = opened()
 
     def fail(payload):
@@ -145,7 +145,7 @@ def test_recent_payloads_are_found_by_time(opened, make_actions, entries, clock)
 # -- forgetting -------------------------------------------------------------------------------
 
 
-def test_what_memory_alone_holds_is_known_for_a_day(opened, make_actions, entries, store, clock):
+def test_a_payload_only_in_memory_is_known_for_a_day(opened, make_actions, entries, store, clock):
     db = opened(path=None)
     payload = make_actions("s", "a")
     db.accept(entries(payload))

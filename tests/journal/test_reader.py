@@ -120,7 +120,7 @@ async def test_the_next_owner_carries_requests_out(pipeline, path, make_actions,
             assert await pipeline.dead_letters.list() == []
 
 
-async def test_health_is_told_in_the_owners_words(
+async def test_the_reader_reports_the_owners_health(
     pipeline, path, embedder, make_actions, eventually
 ):
     def fail(_texts):
@@ -141,7 +141,7 @@ async def test_health_is_told_in_the_owners_words(
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all, but long enough" * 100])
-def test_what_is_no_journal_is_refused_untouched(path, content):
+def test_a_file_that_is_not_a_journal_is_refused_untouched(path, content):
     path.write_bytes(content)
     with pytest.raises(JournalError):
         JournalReader(path)

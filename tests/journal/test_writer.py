@@ -204,7 +204,7 @@ async def test_what_follows_work_happens_also_if_its_caller_was_cancelled(opened
     assert followed == [42]
 
 
-async def test_one_that_fails_fails_alone(opened, many):
+async def test_a_failing_operation_does_not_affect_others(opened, many):
     journal = await opened()
 
     def fail():
@@ -222,7 +222,7 @@ async def test_one_that_fails_fails_alone(opened, many):
     assert journal.counts["received"] == 2
 
 
-async def test_what_is_no_exception_ends_no_writer(opened, many):
+async def test_a_base_exception_does_not_end_the_writer(opened, many):
     """What an extension written in Rust raises."""
 
     class Panic(BaseException):
@@ -338,7 +338,7 @@ async def test_a_second_journal_of_one_process_is_refused(opened):
         await opened()
 
 
-async def test_a_killed_owner_holds_up_nobody(opened, tmp_path):
+async def test_a_killed_owner_blocks_no_other(opened, tmp_path):
     path = tmp_path / "journal.db"
     async with holder(path) as (process, said):
         assert said == "open"

@@ -101,7 +101,7 @@ async def test_the_model_sees_what_the_user_did(live, scripted, context, sync):
         {"other": "thing"},
     ],
 )
-async def test_nothing_is_added_for_nobody(live, scripted, context):
+async def test_nothing_is_added_without_a_user(live, scripted, context):
     live.add(clicked("Export"))
     live.add(clicked("Secret", session="s2", user="u2"))
     seen, _ = await asked(live, scripted("Here."), context)

@@ -152,7 +152,7 @@ def test_a_filter_has_the_shape_that_qdrant_takes(filter_, key, expected):
     assert (found.should, found.must_not) == (None, None)
 
 
-def test_where_nothing_is_asked_there_is_no_filter():
+def test_an_empty_filter_becomes_none():
     assert qdrant(Filter()) is None
 
 

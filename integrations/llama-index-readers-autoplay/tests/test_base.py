@@ -74,7 +74,7 @@ def test_what_is_given_by_position_is_refused_not_passed_over(record, make_paylo
             load("other.jsonl", 3)
 
 
-def test_it_cannot_be_changed_for_that_would_change_nothing():
+def test_it_is_immutable_because_changes_would_have_no_effect():
     reader = AutoplayReader.from_recording("visits.jsonl")
     for name, value in (("max_chars", 10), ("group_by", "session"), ("max_documents", 3)):
         with pytest.raises(ValidationError, match="frozen"):

@@ -350,7 +350,7 @@ async def test_its_bound_holds_for_what_is_escaped(live, do):
     assert "&lt;b&gt;19&lt;/b&gt;" in lines[-1]
 
 
-async def test_what_was_said_is_left_out_for_the_chat_has_it(live, do):
+async def test_chat_turns_are_left_out_because_the_chat_has_them(live, do):
     do("clicked Export")
     live.add(SummaryPayload("acme", "s1", "Looked for an export."))
     for n in range(30):

@@ -160,7 +160,7 @@ async def test_a_pipeline_fills_a_store_that_has_no_collection_yet(
         assert len(await pipeline.search("report")) == 1
 
 
-async def test_so_does_a_stream_and_what_comes_again_is_replaced(
+async def test_a_stream_fills_such_a_store_and_replaces_repeated_payloads(
     unmade, embed_model, record, make_payload
 ):
     index = VectorStoreIndex.from_vector_store(unmade, embed_model=embed_model)

@@ -122,6 +122,6 @@ def test_a_lone_surrogate_cannot_be_sent():
         encode(Found([("a", "\ud800", 0.5, {})]))
 
 
-def test_another_message_than_expected_is_no_reply():
+def test_an_unexpected_message_is_not_a_reply():
     with pytest.raises(msgspec.DecodeError):
         read(BytesIO(encode(Done())), REQUESTS)
