@@ -32,7 +32,7 @@ class Running:
         self.process = process
 
     async def line(self, containing, stream="stdout"):
-        """Wait for a line of `stream` that contains `text`; skip the lines before it."""
+        """Wait for a line of `stream` that contains `containing`; skip the lines before it."""
         async with asyncio.timeout(30):
             async for line in getattr(self.process, stream):
                 if containing in line.decode():

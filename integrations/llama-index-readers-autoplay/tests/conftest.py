@@ -43,7 +43,7 @@ class WordEmbedding(BaseEmbedding):
     _texts: list[str] = PrivateAttr(default_factory=list)
 
     def fail(self, times: int) -> None:
-        """Fail the next `n` requests, as a service does during an outage."""
+        """Fail the next `times` requests, as a service does during an outage."""
         self._failed.clear()
         self._failures = [ConnectionError("the service is down")] * times
 
