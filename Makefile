@@ -1,8 +1,8 @@
-# Every target installs what it needs into a virtual environment in .venv, with the versions
-# that constraints.txt names. Nothing is installed elsewhere.
+# Every target installs what it needs into a virtual environment in .venv, with the versions in
+# constraints.txt. Nothing is installed elsewhere.
 
 VENV  ?= .venv
-# The first of these that runs and is 3.11 or later; `make PYTHON=/path/to/python` overrides.
+# The first of these that runs and is 3.11 or later. Override: `make PYTHON=/path/to/python`.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN   := $(VENV)/bin
@@ -10,7 +10,7 @@ PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PACKAGES = --editable ".[all]" $(foreach package,$(INTEGRATIONS),--editable $(package))
 INPUT := pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
 INTEGRATIONS := integrations/langchain-autoplay integrations/llama-index-readers-autoplay
-# How many test processes run at the same time: one per core.
+# The number of parallel test processes: one per core.
 WORKERS ?= logical
 # langgraph's packages need newer versions of langchain-core and of each other than their
 # metadata says.
@@ -36,7 +36,7 @@ help:  ## List the targets
 demo: $(VENV)/.demo  ## Stream sample sessions into Chroma and search them; needs no key and no service
 	@$(BIN)/autoplay-rag demo
 
-test: $(VENV)/.dev  ## Run all tests but the slow ones
+test: $(VENV)/.dev  ## Run all tests except the slow ones
 	$(call pytest,-m "not slow")
 
 test-slow: $(VENV)/.dev  ## Run the slow tests, and the property tests with more examples
@@ -69,7 +69,7 @@ format: $(VENV)/.dev  ## Fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## Measure the figures of the README, each as a ratio to a baseline of the same run
+bench: $(VENV)/.bench  ## Measure the figures of the README, each relative to a baseline of the same run
 	$(BIN)/python -m benchmarks
 
 notebooks: $(VENV)/.dev  ## Run the notebooks and save their outputs

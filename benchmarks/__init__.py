@@ -1,1 +1,1 @@
-"""Speed and memory, as ratios against a baseline in the same run: `python -m benchmarks`."""
+"""Benchmarks of speed and memory, relative to a baseline of the same run: `python -m benchmarks`."""

@@ -1,4 +1,7 @@
-"""All figures of the README in one table. Each module also runs alone: `python -m benchmarks.client`."""
+"""Print all figures of the README in one table.
+
+Each module also runs on its own: `python -m benchmarks.client`.
+"""
 
 import platform
 import sys

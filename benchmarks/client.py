@@ -1,4 +1,4 @@
-"""The client beside the public SDK's: CPU per event, and whether sessions wait for each other."""
+"""Compare the client with the public SDK's: CPU per event, and whether one session blocks others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Moment:
 
 
 async def _run_until(client, on_actions, done: asyncio.Event) -> _Moment:
-    """Run a client until `done`; says when that was."""
+    """Run a client until `done` and return the moment."""
     client.on_actions(on_actions)
     task = client.run_in_background()
     await done.wait()
@@ -43,7 +43,7 @@ async def _run_until(client, on_actions, done: asyncio.Event) -> _Moment:
 
 
 async def _cpu(which: str, url: str) -> float:
-    """Microseconds of CPU for each event, callbacks that do nothing."""
+    """Microseconds of CPU per event with a callback that does nothing."""
     client = _client(which, url)
     done = asyncio.Event()
     seen = 0
@@ -62,7 +62,7 @@ async def _cpu(which: str, url: str) -> float:
 
 
 async def _parallel(which: str, url: str, count: int) -> float:
-    """Seconds from the first event until callbacks of 20 ms have all ended."""
+    """Seconds from the first event until all callbacks, of 20 ms each, have ended."""
     client = _client(which, url)
     done = asyncio.Event()
     first = 0.0
@@ -81,7 +81,7 @@ async def _parallel(which: str, url: str, count: int) -> float:
 
 
 async def _isolation(which: str, url: str, count: int) -> float:
-    """Seconds until every other session's events are delivered, while one session takes 2 s each."""
+    """Seconds until the events of all other sessions are delivered while one session blocks for 2 s."""
     client = _client(which, url)
     done = asyncio.Event()
     first = 0.0
@@ -106,7 +106,7 @@ _MEASURES = {"cpu": _cpu, "parallel": _parallel, "isolation": _isolation}
 
 
 def _measure(name: str, which: str, url: str, *args: int) -> float:
-    """One measurement in a fresh process, so that neither pays for the other's imports."""
+    """Run one measurement in a new process, so that imports of the other client do not count."""
     command = [sys.executable, "-m", "benchmarks.client", name, which, url, *map(str, args)]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(found.stdout.splitlines()[-1])

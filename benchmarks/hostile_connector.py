@@ -1,4 +1,4 @@
-"""A connector that behaves as badly as one can, in a process of its own.
+"""A connector that injects faults, in its own process.
 
     python -m benchmarks.hostile_connector RATE SESSIONS SEED
 
@@ -32,13 +32,13 @@ GARBAGE = (
 )
 TICK = 0.02
 CUT_SECONDS = 5.0
-"""How long a connection lives on average."""
+"""Mean lifetime of a connection."""
 REPEATED = 50
-"""Events sent again to whoever connects."""
+"""Events repeated to each new connection."""
 
 
 class HostileConnector:
-    """One stream for whoever is connected; what nobody reads is gone, as with the real one."""
+    """One stream for the current connection. Unread events are lost, as with the real connector."""
 
     def __init__(self, rate: float, sessions: int, seed: int) -> None:
         self._rate = rate
@@ -93,7 +93,7 @@ class HostileConnector:
             self._cut(writer, block)
             return
         if luck < 2 * self._often:
-            await asyncio.sleep(self._chance.uniform(0.1, 2.0))  # a stall, then all at once
+            await asyncio.sleep(self._chance.uniform(0.1, 2.0))  # a stall, then a burst
         if luck > 0.998:
             writer.write(self._chance.choice(GARBAGE))
         if luck > 0.993:
@@ -101,7 +101,7 @@ class HostileConnector:
         writer.write(block)
 
     def _cut(self, writer: asyncio.StreamWriter, block: bytes) -> None:
-        """End in the middle of an event: in good order, or with a reset."""
+        """Close in the middle of an event, with FIN or RST."""
         writer.write(block[: self._chance.randrange(len(block))])
         if self._chance.random() < 0.5:
             sock = writer.get_extra_info("socket")

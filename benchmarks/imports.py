@@ -1,4 +1,4 @@
-"""What `import autoplay_rag` costs beyond `import httpx`, on a warm disk."""
+"""Measure what `import autoplay_rag` costs beyond `import httpx`, on a warm disk."""
 
 from __future__ import annotations
 

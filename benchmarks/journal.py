@@ -1,4 +1,4 @@
-"""What the journal costs: payloads a second into it, and the pipeline with it and without it."""
+"""Measure the journal: payloads per second into it, and the pipeline with and without it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUNDS = 3
 
 
 async def _together(durability: str) -> dict:
-    """Payloads handed over 200 at once, from decoded to committed."""
+    """Payloads per second from decoded to committed, 200 concurrent calls at a time."""
     from autoplay_rag.ingest.intake import Intake
     from autoplay_rag.journal.sqlite import SqliteJournal
 
@@ -45,7 +45,7 @@ async def _together(durability: str) -> dict:
 
 
 async def _one_by_one(durability: str) -> dict:
-    """A caller that awaits each `on_actions` before the next."""
+    """Payloads per second of a caller that awaits each `on_actions` before the next."""
     from autoplay_rag import IngestPipeline
     from autoplay_rag.stores import MemoryStore
 
@@ -67,21 +67,21 @@ _RUNS = {"together": _together, "one-by-one": _one_by_one}
 
 
 def _rate(*name: str) -> float:
-    """What a process of its own measured."""
+    """Run one measurement in its own process."""
     command = [sys.executable, "-m", *name]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(found.stdout.splitlines()[-1])["per_second"]
 
 
 def _best(*name: str) -> float:
-    """What disturbs a run only ever makes it slower."""
+    """Take the maximum of several runs: other load only makes a run slower."""
     return max(_rate("benchmarks.journal", *name) for _ in range(ROUNDS))
 
 
 def main() -> list[Figure]:
     together, together_full = _best("together", "normal"), _best("together", "full")
     single, single_full = _best("one-by-one", "normal"), _best("one-by-one", "full")
-    # Turn by turn, so that what else the machine does touches both alike.
+    # The two alternate, so that other load on the machine affects both.
     turns = [
         (_rate("benchmarks.pipeline", "ours-journal"), _rate("benchmarks.pipeline", "ours"))
         for _ in range(ROUNDS)

@@ -1,11 +1,11 @@
-"""What the journal costs where nothing else takes time: CPU and bytes written for each event.
+"""Measure the journal's own cost: CPU and bytes written per event.
 
-An embedder or a store that waits hides the journal's own work. Here both take no time, and each run
-is a process of its own. Bytes are what the process gives to the operating system to write: the
-write-ahead log and the checkpoints.
+The latency of an embedder or a store would hide the work of the journal. Here both take no time, and
+each run has its own process. The bytes are those that the process passes to the operating system:
+the write-ahead log and the checkpoints.
 
     python -m benchmarks.journal_cost            the table
-    python -m benchmarks.journal_cost million    with a million payloads known (takes minutes)
+    python -m benchmarks.journal_cost million    with a million known payloads (takes minutes)
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _written() -> int:
 
 
 async def _bulk(journal: str | None, count: int) -> dict:
-    """As fast as it goes, 200 handed over at once."""
+    """Ingest at full speed, 200 concurrent calls at a time."""
     from autoplay_rag import IngestPipeline
 
     store, embedder = _parts()
@@ -84,7 +84,7 @@ async def _bulk(journal: str | None, count: int) -> dict:
 
 
 async def _paced(journal: str | None, count: int) -> dict:
-    """As a live stream: `PER_SECOND` events a second, evenly."""
+    """Ingest as from a live stream: `PER_SECOND` events per second, evenly spaced."""
     from autoplay_rag import IngestPipeline
 
     store, embedder = _parts()
@@ -104,7 +104,7 @@ async def _paced(journal: str | None, count: int) -> dict:
 
 
 async def _million(journal: str) -> dict:
-    """With a million payloads known: what an event costs, and how long a start takes."""
+    """With a million known payloads, measure the cost per event and the time of a start."""
     from autoplay_rag import IngestPipeline
 
     store, embedder = _parts()
@@ -142,7 +142,7 @@ _numbers = iter(range(10**9))
 
 
 def _other(payload):
-    """The same payload with another key."""
+    """Copy a payload with another key."""
     import msgspec
 
     action = msgspec.structs.replace(payload.actions[0], title=f"Report {next(_numbers)}")

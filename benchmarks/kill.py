@@ -1,11 +1,11 @@
-"""`kill -9` at random moments of an ingest of 2,000 events into Chroma on disk.
+"""Run `kill -9` at random moments of an ingest of 2,000 events into Chroma on disk.
 
     python -m benchmarks.kill [--kills 100] [--events 2000] [--seed 1]
 
-The ingest runs in a process of its own that prints each event's number once `on_actions` has
-returned for it. It is killed up to five times, some of them together with Chroma's process, and
-takes up what is left each time; a last run goes to the end. Nothing that was reported is ever
-handed over again, so what is stored comes from the journal alone.
+The ingest runs in its own process and prints each event's number once `on_actions` has returned.
+It is killed up to five times, sometimes together with Chroma's process, and restarted each time.
+The last run completes. A reported event is never passed to `on_actions` again, so it can only be
+stored from the journal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.table import Figure, show
 
 
 def main(argv: list[str] | None = None) -> list[Figure]:
-    """Measure it; the arguments are those of the command line."""
+    """Run the benchmark; the arguments are those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kill")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--events", type=int, default=2000)

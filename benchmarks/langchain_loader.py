@@ -1,4 +1,4 @@
-"""What LangChain's faces cost: the loader's CPU and delay, the loop lag over langchain-chroma."""
+"""Measure the LangChain integration: the loader's CPU and delay, and loop lag on langchain-chroma."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROUNDS = 5
 
 
 async def _cpu_of_the_client(url: str) -> float:
-    """Microseconds of CPU for each event, with a callback that does nothing."""
+    """Microseconds of CPU per event with a callback that does nothing."""
     from autoplay_rag import AsyncConnectorClient
 
     done = asyncio.Event()
@@ -48,7 +48,7 @@ async def _cpu_of_the_client(url: str) -> float:
 
 
 async def _cpu_of_the_loader(url: str) -> float:
-    """The same for documents."""
+    """Microseconds of CPU per document of the loader."""
     from langchain_autoplay import AutoplayLoader
 
     loader = AutoplayLoader(url, max_documents=EVENTS, max_pending=EVENTS)
@@ -62,7 +62,7 @@ async def _cpu_of_the_loader(url: str) -> float:
 
 
 async def _delay(_: str) -> list[float]:
-    """Milliseconds from sending an event to its document, the connector in a thread of its own."""
+    """Milliseconds from sending an event to its document. The connector runs in its own thread."""
     from langchain_autoplay import AutoplayLoader
 
     from autoplay_rag.devserver import LocalConnector
@@ -107,7 +107,7 @@ def _chroma(folder: str):
 
 
 async def _paced(hand_over) -> list[float]:
-    """Lateness while a lot comes every `INTERVAL`: the same work, at the same pace, for each."""
+    """Loop lag while a batch is handed over every `INTERVAL`: the same work and pace for all."""
     loop = asyncio.get_running_loop()
     async with lag_of_the_loop() as late:
         started = loop.time()
@@ -118,7 +118,7 @@ async def _paced(hand_over) -> list[float]:
 
 
 async def _lag_of_its_own_calls(folder: str) -> list[float]:
-    """`aadd_documents` of langchain-chroma, with documents made before."""
+    """`aadd_documents` of langchain-chroma, with prepared documents."""
     from langchain_core.documents import Document
 
     store = _chroma(folder)
@@ -163,7 +163,7 @@ _MEASURES = {
 
 
 def _measure(name: str, argument: str = ""):
-    """One measurement in a fresh process, so that none pays for another."""
+    """Run one measurement in a new process, so that it does not affect others."""
     command = [sys.executable, "-m", "benchmarks.langchain_loader", name, argument]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(found.stdout.splitlines()[-1])

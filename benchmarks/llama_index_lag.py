@@ -1,7 +1,7 @@
-"""Loop lag over LlamaIndex's Chroma store: ours beside a bare loop of the store's own calls.
+"""Compare loop lag on LlamaIndex's Chroma store: ours, and a bare loop of the store's own calls.
 
-The store holds the interpreter while it writes, so both lag. The bar is on what we add. Run it on
-a machine with nothing else to do: with fewer free cores than threads all figures are noise.
+The store holds the GIL while it writes, so both lag. The bar applies to what we add. Run it on an
+idle machine: with fewer free cores than threads, all figures are noise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROUNDS = 3
 
 
 async def _paced(hand_over) -> list[float]:
-    """Lateness while a lot comes every `INTERVAL`: the same work, at the same pace, for each."""
+    """Loop lag while a batch is handed over every `INTERVAL`: the same work and pace for all."""
     loop = asyncio.get_running_loop()
     async with lag_of_the_loop() as late:
         started = loop.time()
@@ -43,7 +43,7 @@ def _chroma(folder: str):
 
 
 async def _bare(folder: str) -> list[float]:
-    """LlamaIndex's own call, with nodes made and embedded before."""
+    """LlamaIndex's own call, with nodes created and embedded in advance."""
     from llama_index.core.schema import TextNode
 
     store = _chroma(folder)
@@ -60,7 +60,7 @@ async def _bare(folder: str) -> list[float]:
 
 
 async def _bare_pipeline(folder: str) -> list[float]:
-    """LlamaIndex's own ingestion of documents: its splitter, its embedding, its writing."""
+    """LlamaIndex's own ingestion of documents: it splits, embeds and writes."""
     from llama_index.core import Document, MockEmbedding
     from llama_index.core.ingestion import IngestionPipeline
     from llama_index.core.node_parser import SentenceSplitter
@@ -91,7 +91,7 @@ async def _store(folder: str) -> list[float]:
 
 
 async def _stream(folder: str) -> list[float]:
-    """`stream_into` a `VectorStoreIndex`, its splitter included."""
+    """`stream_into` a `VectorStoreIndex`, including its splitter."""
     from llama_index.core import MockEmbedding, VectorStoreIndex
     from llama_index.readers.autoplay import AutoplayReader, stream_into
 
@@ -124,7 +124,7 @@ _MEASURES = {
 
 
 def _measure(name: str) -> dict[str, float]:
-    """One measurement in a fresh process: Chroma's threads and memory are its own."""
+    """Run one measurement in a new process, with Chroma's threads and memory."""
     command = [sys.executable, "-m", "benchmarks.llama_index_lag", name]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(found.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""What payloads that wait cost: the resident memory of a client whose callbacks do not end."""
+"""Measure the memory of pending payloads: the RSS of a client whose callbacks never end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SESSIONS = 2_000
 
 
 def resident_mb() -> float:
-    """This process's resident memory; Linux only."""
+    """This process's resident memory. Linux only."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 1e6
 

@@ -1,10 +1,10 @@
-"""An embedder that is down for a minute while the stream goes on.
+"""Measure an embedder outage of a minute while the stream continues.
 
     python -m benchmarks.outage [--down 60] [--rate 200] [--sessions 200]
 
-The connector runs in a process of its own; the pipeline has a journal and Chroma on disk. After
-ten seconds every embedding request fails, and later passes again. What was served must be stored
-to the last event, the reader must not have paused for it, and the backlog must be worked off.
+The connector runs in its own process. The pipeline has a journal and Chroma on disk. After ten
+seconds every embedding request fails; at the end of the outage requests succeed again. Every event
+served must be stored, the outage must not pause the reader, and the backlog must be cleared.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WINDOW = 5.0
 
 
 class FailingService(SlowService):
-    """As the service, but while it is down every request fails after its way there and back."""
+    """A `SlowService` whose requests fail, after the usual latency, while it is down."""
 
     down = False
 
@@ -40,7 +40,7 @@ class FailingService(SlowService):
 
 
 class Pauses(ConnectorMetrics):
-    """How long the reader stood still because the client held too much."""
+    """Seconds during which the reader paused because the client held too much."""
 
     seconds = 0.0
 
@@ -50,16 +50,16 @@ class Pauses(ConnectorMetrics):
 
 @dataclass
 class Outcome:
-    """What came of it.
+    """The result.
 
     Attributes:
-        served: Events the connector had.
-        stored: Events that were stored at the end.
-        waiting: Payloads that waited when the outage ended.
-        paused: Seconds the reader stood still.
-        gap: The longest time between two events read, in seconds, during the outage.
-        behind: Payloads the client held at most.
-        caught_up: Seconds from the end of the outage until no more waited than before it.
+        served: Events that the connector served.
+        stored: Events stored at the end.
+        waiting: Payloads pending at the end of the outage.
+        paused: Seconds during which the reader paused.
+        gap: The longest time between two reads during the outage, in seconds.
+        behind: The most payloads that the client held.
+        caught_up: Seconds from the end of the outage until no more were pending than before it.
     """
 
     served: int
@@ -134,7 +134,7 @@ async def _measure(url: str, total: int, down: float, folder: str) -> Outcome:
 
 
 def main(argv: list[str] | None = None) -> list[Figure]:
-    """Measure it; the arguments are those of the command line."""
+    """Run the benchmark; the arguments are those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.outage")
     parser.add_argument("--down", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=200.0)

@@ -1,4 +1,4 @@
-"""The pipeline beside the public SDK's: events stored a second, embedding requests, loop lag."""
+"""Compare the pipeline with the public SDK's: events stored per second, requests, loop lag."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def vector(text: str) -> array:
 
 
 class SlowService(Embedder):
-    """An embedding service on the other side of a network: 50 ms a request."""
+    """An embedding service with a network round trip: 50 ms per request."""
 
     model = "bench"
     max_inputs = 2048
@@ -46,7 +46,7 @@ class SlowService(Embedder):
 
 @asynccontextmanager
 async def lag_of_the_loop():
-    """Every lateness, in ms, of a task that wants to run each millisecond."""
+    """Collect the lag, in ms, of a task that is scheduled every millisecond."""
     late: list[float] = []
 
     async def watch() -> None:
@@ -72,7 +72,7 @@ def decoded(count: int, sessions: int):
 
 
 async def _ours(count: int, journal: bool) -> dict:
-    """A backlog of `count` events of 100 sessions through to Chroma on disk."""
+    """A backlog of `count` events of 100 sessions, ingested into Chroma on disk."""
     from autoplay_rag import IngestPipeline
     from autoplay_rag.stores import ChromaStore
 
@@ -100,7 +100,7 @@ async def _ours(count: int, journal: bool) -> dict:
 
 
 async def _peer() -> dict:
-    """The same through the SDK's pipeline: a request a payload, a Chroma upsert a payload."""
+    """The same through the SDK's pipeline: one request and one Chroma upsert per payload."""
     import chromadb
     from autoplay_sdk import ActionsPayload, AsyncRagPipeline
 
@@ -129,14 +129,14 @@ async def _peer() -> dict:
         pipeline = AsyncRagPipeline(embed=embed, upsert=upsert)
         payloads = [ActionsPayload.from_dict(event) for event in events(PEER_EVENTS, 100)]
         started = time.perf_counter()
-        for payload in payloads:  # as its client calls it: one after another
+        for payload in payloads:  # sequentially, as the SDK's client calls it
             await pipeline.on_actions(payload)
         took = time.perf_counter() - started
         return {"per_second": PEER_EVENTS / took, "requests": requests}
 
 
 async def _requests() -> dict:
-    """Embedding requests for 2,000 events of 100 sessions offered within a second."""
+    """Embedding requests for 2,000 events of 100 sessions that arrive within a second."""
     from autoplay_rag import IngestPipeline
     from autoplay_rag.stores import MemoryStore
 
@@ -148,7 +148,7 @@ async def _requests() -> dict:
             for number, payload in enumerate(payloads):
                 await asyncio.sleep(max(0.0, started + number / 2_000 - loop.time()))
                 pipeline.accept(payload)
-            while pipeline.ledger.stored < 2_000:  # windows close by themselves
+            while pipeline.ledger.stored < 2_000:  # windows close on their own
                 await asyncio.sleep(0.1)
             took = loop.time() - started
         return {"requests": embedder.requests, "seconds": took}

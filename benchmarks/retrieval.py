@@ -1,12 +1,12 @@
-"""What the text form of a chunk and the batch window do to search.
+"""Measure how the text form of a chunk and the batch window affect search.
 
-    python -m benchmarks.retrieval RECORDING.jsonl QUERIES.jsonl [--renders default,plain]
+    python -m benchmarks.retrieval RECORDING.jsonl QUERIES.jsonl [--renders default,wire]
 
-The recording holds payloads, one a line; each line of the queries is an object with
-`session_id` and `query` (or `question`): what that person wanted to do. A search with the query
-should find the session. R@1 and R@5: how often the session is the first, or among the first five
-sessions found. Sessions are cut into windows by `forwarded_at`, and into chunks as the
-pipeline does.
+The recording holds one payload per line. Each line of the queries is an object with `session_id`
+and `query` (or `question`): what that person wanted to do. A search with the query should find the
+session. R@1 and R@5 are the shares of queries for which the session is the first, or among the
+first five sessions found. Sessions are cut into windows by `forwarded_at`, and into chunks as the
+pipeline does it.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ WINDOWS = {"payload": 0.0, "15 s": 15.0, "30 s": 30.0, "session": math.inf}
 
 
 def wire(payloads: Sequence[Payload]) -> str:
-    """The wire format's own text form."""
+    """The text form of the wire format."""
     return "\n".join(payload.to_text() for payload in payloads)
 
 
 def described(payloads: Sequence[Payload]) -> str:
-    """The descriptions alone, as the connector words them."""
+    """The descriptions only, as the connector words them."""
     return "\n".join(action.description or "-" for action in actions_of(payloads)) or "-"
 
 
 def no_page(payloads: Sequence[Payload]) -> str:
-    """The default without the page's address: what `on reports` and the site's name bring."""
+    """The default without the page's URL; shows the effect of `on reports` and the site's name."""
     bare = [SlimAction(a.title, a.description, type=a.type) for a in actions_of(payloads)]
     return render([ActionsPayload(actions=bare)]) if bare else render(payloads)
 
@@ -63,7 +63,7 @@ class Result(NamedTuple):
 
 
 def windows(payloads: Sequence[Payload], seconds: float) -> Iterator[list[Payload]]:
-    """One session's payloads, in order, cut where a window that opened with the first closes."""
+    """Cut one session's payloads, in order, into windows that each open with their first payload."""
     window: list[Payload] = []
     for payload in payloads:
         if window and payload.forwarded_at >= window[0].forwarded_at + seconds:

@@ -1,12 +1,12 @@
-"""Minutes of a hostile world: does the ledger balance, and does memory stay flat?
+"""Run the pipeline with injected faults for minutes; check that the ledger balances and memory is flat.
 
     python -m benchmarks.soak [--minutes 10] [--rate 500] [--sessions 20000] [--kills 0]
 
-A connector in a process of its own cuts, resets and stalls the stream, repeats events and sends
-garbage. The embedder goes out, limits the rate, answers wrongly and refuses some texts for good.
-The store fails before it has stored, and after. `--kills` has Chroma's own process killed, too:
-not by default, since one that is killed while it writes its index may leave an index that it
-cannot read (chromadb 1.5.9), and that is not for a journal to mend.
+A connector in its own process cuts, resets and stalls the stream, repeats events and sends
+garbage. The embedder has outages, limits the rate, gives invalid answers and refuses some texts
+permanently. The store fails before and after an upsert. `--kills` also kills Chroma's process. This
+is off by default: a kill during an index write may leave an index that Chroma cannot read (chromadb
+1.5.9), and the journal cannot repair it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FLAT_MB = 20.0
 
 
 class HostileService(SlowService):
-    """An embedding service that fails in every way there is."""
+    """An embedding service with every kind of failure."""
 
     max_inputs = 256
 
@@ -65,7 +65,7 @@ class HostileService(SlowService):
 
 
 class HostileStore(ChromaStore):
-    """Fails before it has stored, and after."""
+    """Fails before or after an upsert."""
 
     def __init__(self, path: str, chance: random.Random) -> None:
         super().__init__(path)
@@ -81,7 +81,7 @@ class HostileStore(ChromaStore):
 
 
 def chromas_pid() -> int | None:
-    """The process in which the store has Chroma. Linux only."""
+    """The pid of the process that runs Chroma for the store. Linux only."""
     for children in Path("/proc/self/task").glob("*/children"):
         for pid in children.read_text().split():
             with suppress(OSError):
@@ -91,7 +91,7 @@ def chromas_pid() -> int | None:
 
 
 async def kill_chroma(kills: int, seconds: float, chance: random.Random, outcome: Outcome) -> None:
-    """Kill Chroma's process about so many times in so many seconds."""
+    """Kill Chroma's process about `kills` times within `seconds`."""
     while kills:
         await asyncio.sleep(chance.expovariate(kills / seconds))
         if pid := chromas_pid():
@@ -101,7 +101,7 @@ async def kill_chroma(kills: int, seconds: float, chance: random.Random, outcome
 
 
 def resident_mb(pid: int | str = "self") -> float:
-    """A process's resident memory; 0 if there is none. Linux only."""
+    """A process's resident memory; 0 if there is no such process. Linux only."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
     except OSError:
@@ -110,7 +110,7 @@ def resident_mb(pid: int | str = "self") -> float:
 
 @dataclass
 class Outcome:
-    """What came of it; memory is sampled each second, as (seconds, MB)."""
+    """The result. Memory is sampled each second, as (seconds, MB)."""
 
     ours: list[tuple[float, float]] = field(default_factory=list)
     chromas: list[float] = field(default_factory=list)
@@ -121,7 +121,7 @@ class Outcome:
     ledger: object = None
 
     def growth(self) -> float | None:
-        """MB at most above what it was at the end of the first minute; None in a short run."""
+        """The most MB above the level at the end of the first minute; None in a short run."""
         before = [mb for at, mb in self.ours if SETTLED - 10 <= at <= SETTLED]
         after = [mb for at, mb in self.ours if at > SETTLED]
         return max(after) - statistics.median(before) if before and after else None
@@ -150,7 +150,7 @@ async def _measure(url: str, options: argparse.Namespace, folder: str) -> Outcom
             await asyncio.sleep(1.0)
         killing.cancel()
         async with client:
-            pass  # stops it, and lets it hand over what it has read
+            pass  # leaving stops it; it hands over what it has read
         await pipeline.drain(300.0)
         outcome.in_store = await store.count()
         outcome.read, outcome.connections = client.counts.received, client.counts.connections
@@ -159,7 +159,7 @@ async def _measure(url: str, options: argparse.Namespace, folder: str) -> Outcom
 
 
 def main(argv: list[str] | None = None) -> list[Figure]:
-    """Measure it; the arguments are those of the command line."""
+    """Run the benchmark; the arguments are those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--rate", type=float, default=500.0)

@@ -1,4 +1,4 @@
-"""Streams to measure with, and a connector for them in a process of its own."""
+"""Streams for the benchmarks, and a connector for them in its own process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGES = ("reports", "billing", "team", "integrations", "dashboards", "exports")
 
 
 def events(count: int, sessions: int, actions: int = 3) -> Iterator[dict]:
-    """Made-up batches, round robin over the sessions; no two actions are the same."""
+    """Yield made-up batches, round robin over the sessions. No two actions are equal."""
     for number in range(count):
         session = number % sessions
         at = 1_700_000_000.0 + number * 0.01
@@ -48,7 +48,7 @@ def events(count: int, sessions: int, actions: int = 3) -> Iterator[dict]:
 
 @contextmanager
 def served(stream: Iterator[dict], rate: float | None = None) -> Iterator[str]:
-    """The address of a connector that serves `stream` from a process of its own."""
+    """Yield the URL of a connector that serves `stream` from its own process."""
     with tempfile.TemporaryDirectory() as folder:
         recording = Path(folder) / "recording.jsonl"
         with recording.open("w") as file:

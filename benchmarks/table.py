@@ -1,4 +1,4 @@
-"""How figures are printed."""
+"""The table of figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One row: what was measured, the baseline in the same run, and the bar."""
+    """One row: what was measured, the baseline of the same run, and the bar."""
 
     what: str
     measured: str

@@ -1,4 +1,4 @@
-"""What holds for every test: no task may outlive it, and every journal's counts must be true."""
+"""Checks after every test: no task is left running, and every journal's counts are correct."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.ledger import COUNTERS, Ledger
 from autoplay_rag.journal.schema import ChunkState, PayloadState
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts nothing on the path
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not add folders to the path
 
 from embedding_server import embedding_server  # noqa: F401 - a fixture for all
 from pipelines import (  # noqa: F401 - fixtures for all
@@ -36,25 +36,25 @@ settings.load_profile("quick")  # `--hypothesis-profile=thorough` replaces it
 
 @pytest.fixture(autouse=True)
 def _tasks_are_checked(request):
-    """For async tests alone; set up first, so that all other fixtures end before it looks."""
+    """Run only in async tests. Set up first, so that all other fixtures end before the check."""
     if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
         request.getfixturevalue("no_leaked_tasks")
 
 
 @pytest.fixture
 async def no_leaked_tasks():
-    """Fails a test that leaves a task behind."""
+    """Fail a test that leaves a task running."""
     yield
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     if tasks:
-        # Those that are ending anyway (a server's connections, say) get a moment.
+        # Give tasks that are about to end some time, for example a server's connections.
         _, tasks = await asyncio.wait(tasks, timeout=10)
     assert not tasks, f"tasks left running: {tasks}"
 
 
 @pytest.fixture(autouse=True)
 def _ledgers_are_checked(monkeypatch):
-    """Fails a test in which a journal was closed whose counts are not what its tables hold."""
+    """Fail a test if the counts of a journal that it closed do not match the tables."""
     close = JournalFile.close
     wrong: list[str] = []
 
@@ -62,7 +62,7 @@ def _ledgers_are_checked(monkeypatch):
         try:
             wrong.extend(faults_of(file))
         except sqlite3.DatabaseError as error:
-            if "malformed" not in str(error):  # a test may damage a journal
+            if "malformed" not in str(error):  # some tests damage a journal
                 wrong.append(str(error))
         close(file)
 
@@ -72,7 +72,7 @@ def _ledgers_are_checked(monkeypatch):
 
 
 def faults_of(file: JournalFile) -> list[str]:
-    """What in a journal contradicts itself."""
+    """Return the contradictions in a journal."""
     counts = file.counts
     held = {
         state.name: file.scalar("SELECT count(*) FROM payload WHERE state = ?", state)
@@ -89,8 +89,8 @@ def faults_of(file: JournalFile) -> list[str]:
         PayloadState.WAITING,
         ChunkState.PLANNED,
     )
-    # What was adopted, or stored before the present format, or forgotten in memory has no number
-    # of this ledger.
+    # Payloads that were adopted, stored by an older format, or forgotten in memory have no number of
+    # this ledger.
     stored = file.scalar("SELECT count(*) FROM payload WHERE state = ? AND seq > 0", 1)
     orphans = file.scalar(
         "SELECT count(*) FROM chunk_payload WHERE chunk NOT IN (SELECT number FROM chunk)"

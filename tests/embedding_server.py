@@ -1,4 +1,4 @@
-"""A server on loopback that speaks OpenAI's embedding protocol and fails as it is told."""
+"""A loopback server that speaks OpenAI's embedding protocol and injects faults."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from starlette.routing import Route
 class EmbeddingServer:
     """Speaks the protocol of OpenAI's `POST /v1/embeddings` on a loopback port.
 
-    The vector of a text is `[bytes, first byte, 0.5]`, so that a test can tell whose it is.
-    `answer` replaces the answer: it is given the request's body and may return None to let
-    the server answer as usual.
+    The vector of a text is `[bytes, first byte, 0.5]`, so that a test can match vectors to texts.
+    `answer` replaces the answer. It receives the request's body and may return None for the usual
+    answer.
     """
 
     def __init__(self, port: int) -> None:
@@ -81,7 +81,7 @@ def error(status: int, message: str, code: str | None, headers: Any = None) -> R
 
 @asynccontextmanager
 async def serving(listening: socket.socket) -> AsyncIterator[EmbeddingServer]:
-    """Serves on a socket that is bound; before, whoever connects is refused."""
+    """Serve on a socket that is already bound. Until then, connections are refused."""
     found = EmbeddingServer(listening.getsockname()[1])
     app = Starlette(routes=[Route("/v1/embeddings", found.embeddings, methods=["POST"])])
     config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none")

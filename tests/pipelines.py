@@ -1,4 +1,4 @@
-"""What the ingest tests share: an embedder that can be scripted, makers of payloads and pipelines."""
+"""Shared by the ingest tests: a scripted embedder, and makers of payloads and pipelines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autoplay_rag.stores import MemoryStore
 
 
 class ScriptedEmbedder(Embedder):
-    """Vectors from a hash of the text. `script` may raise or change what is returned."""
+    """Makes vectors from a hash of the text. `script` may raise or replace the answer."""
 
     model = "scripted"
     max_inputs = 64
@@ -52,7 +52,7 @@ async def embedder() -> ScriptedEmbedder:
 def make_actions(
     session: str | None, *titles: str, at: float = 1000.0, user: str | None = None
 ) -> ActionsPayload:
-    """A batch whose actions have these titles, a second apart."""
+    """Make a batch of actions with these titles, a second apart."""
     actions = [
         SlimAction(title, title, "https://app.test/p", i, "click", at + i, at + i)
         for i, title in enumerate(titles)
@@ -66,7 +66,7 @@ def make_actions_fixture():
 
 
 def titles(payloads) -> str:
-    """A `render` that keeps every action apart: its title, a line each."""
+    """A `render` that keeps actions apart: one title per line."""
     return "\n".join(
         line
         for payload in payloads
@@ -85,13 +85,13 @@ def titles_fixture():
 
 @pytest.fixture(scope="session")
 def scripted_embedder():
-    """The class itself, for tests that make several."""
+    """The class itself, for tests that create several."""
     return ScriptedEmbedder
 
 
 @pytest.fixture
 def eventually():
-    """Waits for what no event tells: a commit, or another process."""
+    """Poll for something that has no event: a commit, or another process."""
 
     async def wait(condition):
         async with asyncio.timeout(20):
@@ -103,7 +103,7 @@ def eventually():
 
 @pytest.fixture
 def make_pipeline(embedder, titles):
-    """Makes pipelines whose chunks are the titles of their actions, a line each."""
+    """Make pipelines whose chunks contain the titles of their actions, one per line."""
 
     def make(store=None, **options):
         given = {"render": titles, "batch_window": 0.0, **options}
@@ -113,7 +113,7 @@ def make_pipeline(embedder, titles):
 
 
 def copy_journal(journal: Path, folder: Path) -> Path:
-    """The journal as it would be found had the process been killed now."""
+    """Copy the journal as a kill at this moment would leave it."""
     folder.mkdir()
     for part in journal.parent.glob(journal.name + "*"):
         if not part.name.endswith(".lock"):

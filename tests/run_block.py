@@ -1,7 +1,7 @@
-"""Runs one block of Python from a page, as a reader would: in a script, a notebook, or a server.
+"""Run one block of Python from a page as a reader would: in a script, a notebook or a server.
 
-Usage: run_block.py FILE. The exit code is that of the block; a web application in it is started,
-asked once for `/search` by the first of its `LOGINS`, and shut down.
+Usage: run_block.py FILE. The exit code is that of the block. If the block defines a web application,
+it is started, gets one request for `/search` from the first of its `LOGINS`, and is shut down.
 """
 
 import ast
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 async def serve(app, login) -> None:
-    """Start and end an application as a server does, with one request in between."""
+    """Start and stop an application as a server does, with one request in between."""
     import httpx
 
     async with app.router.lifespan_context(app):

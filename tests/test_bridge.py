@@ -113,7 +113,7 @@ def test_the_garbage_collector_may_close_it_from_its_own_thread():
     async def endless():
         yield 1
         await asyncio.to_thread(go.wait)
-        holder.clear()  # the last reference goes here, in the bridge's own thread
+        holder.clear()  # drops the last reference, in the bridge's own thread
         gc.collect()
         collected.set()
         await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""Every block of Python in the README runs, against a connector on this machine."""
+"""Every block of Python in the README and four recipes runs against a local connector."""
 
 import asyncio
 import re
@@ -28,10 +28,10 @@ def blocks():
 
 
 async def run_block(code: str, folder: Path, python: str | Path) -> None:
-    """Run a block as its reader would, against the samples."""
+    """Run a block as its reader would, with the samples."""
     path = folder / "block.py"
     async with LocalConnector() as connector:
-        # Waiting a minute for silence is for the reader's stream; the local one ends sooner.
+        # A reader's stream may need a minute of silence; the local connector ends sooner.
         code = code.replace(PLACEHOLDER, connector.url).replace("idle_seconds=60", "idle_seconds=3")
         path.write_text(code.replace("idle=60", "idle=3"))
         process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""Errors travel: between processes, and as copies."""
+"""Errors can be pickled and copied."""
 
 import copy
 import inspect
@@ -11,7 +11,7 @@ from autoplay_rag import errors
 from autoplay_rag.errors import AutoplayError, ConnectorStatusError
 
 RESPONSE = httpx.Response(401, request=httpx.Request("GET", "https://a.test/stream/acme"))
-# What it takes to make one, where that is no message.
+# The arguments of errors that take more than a message.
 ARGUMENTS = {
     errors.MissingExtraError: (("Chroma", "chroma"), {"package": "other"}),
     errors.BodyTooLargeError: ((5,), {}),

@@ -13,7 +13,7 @@ def lock(tmp_path):
 
 
 def test_it_is_held_until_it_is_released(lock):
-    assert FileLock(lock.path).is_held() is False  # nobody ever made it
+    assert FileLock(lock.path).is_held() is False  # the file does not exist yet
     assert lock.acquire()
     assert FileLock(lock.path).is_held() is True
     assert lock.is_held() is True
@@ -21,7 +21,7 @@ def test_it_is_held_until_it_is_released(lock):
     assert FileLock(lock.path).is_held() is False
 
 
-def test_who_asks_needs_to_read_alone(lock, monkeypatch):
+def test_checking_needs_only_read_access(lock, monkeypatch):
     lock.acquire()
     opened = os.open
 
@@ -36,7 +36,7 @@ def test_who_asks_needs_to_read_alone(lock, monkeypatch):
     assert FileLock(lock.path).is_held() is False
 
 
-def test_who_may_not_read_it_cannot_know(lock, monkeypatch):
+def test_without_read_access_the_result_is_unknown(lock, monkeypatch):
     lock.acquire()
 
     def refuse(path, *_):
@@ -48,11 +48,11 @@ def test_who_may_not_read_it_cannot_know(lock, monkeypatch):
     lock.release()
 
 
-def test_two_who_ask_at_once_do_not_see_each_other(lock):
+def test_concurrent_checks_do_not_see_each_other(lock):
     lock.acquire()
     lock.release()
     other = os.open(lock.path, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_SH)  # as another process that asks has it for a moment
+    fcntl.flock(other, fcntl.LOCK_SH)  # what another process does while it checks
     try:
         assert lock.is_held() is False
     finally:

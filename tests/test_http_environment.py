@@ -1,4 +1,4 @@
-"""What HTTP clients take from the environment: errors name the variable, and only what is used counts."""
+"""What HTTP clients take from the environment. Errors name the variable; only used ones count."""
 
 import os
 import ssl
@@ -221,5 +221,5 @@ async def test_the_openai_client_can_be_built_by_the_same_rule(monkeypatch):
     async with openai.DefaultAsyncHttpxClient(
         verify=context, proxy=environment_proxy(url), trust_env=False
     ) as client:
-        with pytest.raises(httpx2.ConnectError):  # the proxy is asked, and nobody is there
+        with pytest.raises(httpx2.ConnectError):  # the proxy is used, and nobody listens there
             await client.get(url)

@@ -1,4 +1,4 @@
-"""Each section of the README works in a virtual environment with just what the section names."""
+"""Each section of the README works in a virtual environment with only the packages it names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from test_docs import BLOCK, ROOT, run_block
 
 NEEDS = re.compile(r"^Needs `pip install (.+?)`", re.MULTILINE)
-# Making an environment and installing Chroma in it takes a minute on a busy machine.
+# Creating an environment and installing Chroma takes a minute on a busy machine.
 INSTALLING = 280
 
 

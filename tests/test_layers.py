@@ -1,7 +1,7 @@
-"""Nothing imports upwards: each room knows the rooms below it and no others.
+"""No module imports upwards: each room knows the rooms below it and no others.
 
-Every import counts: at module level, inside a function, under `TYPE_CHECKING`, and a module that
-is named in a string, as lazy exports do it.
+Every import counts: at module level, inside a function, under `TYPE_CHECKING`, and a module named in
+a string, as in lazy exports.
 """
 
 import ast
@@ -13,7 +13,7 @@ import pytest
 import autoplay_rag
 
 ROOT = Path(autoplay_rag.__file__).parent
-# From the bottom up. Rooms with a | between them may not import each other.
+# From the bottom up. Rooms separated by | may not import each other.
 LAYERS = """
 errors payloads decoding _helpers
 content
@@ -33,7 +33,7 @@ NAMES = {
 
 
 def room_of(module: str) -> str:
-    """The room of a dotted name such as `autoplay_rag.stores.base`; "" outside of the package."""
+    """The room of a dotted name such as `autoplay_rag.stores.base`; "" outside the package."""
     package, _, rest = module.partition(".")
     room = rest.partition(".")[0] or "__init__"
     if package != "autoplay_rag":
@@ -42,13 +42,13 @@ def room_of(module: str) -> str:
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of every module that a source file imports or names in a string."""
+    """Yield line and dotted name of every module that a source file imports or names in a string."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, name.name) for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"line {node.lineno}: import by the full name"
-            for name in node.names:  # what is imported from a package may be a module
+            for name in node.names:  # a name imported from a package may be a module
                 full = f"{node.module}.{name.name}"
                 yield node.lineno, full if full in NAMES else str(node.module)
         elif isinstance(node, ast.Constant) and node.value in NAMES:
@@ -56,7 +56,7 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def upwards(room: str, source: str) -> list[str]:
-    """The imports in a source file that a module of this room must not have."""
+    """Return the imports in a source file that a module of this room must not have."""
     return [
         f"line {line}: {room} imports {module}"
         for line, module in imported(ast.parse(source))

@@ -59,7 +59,7 @@ def test_work_sees_the_callers_context(thread):
     assert thread.run(look()) == "mine"
 
 
-def test_work_that_was_cancelled_from_within_is_no_cancellation_of_the_caller(thread):
+def test_work_that_cancels_itself_does_not_cancel_the_caller(thread):
     async def cancelled():
         raise asyncio.CancelledError
 
@@ -68,7 +68,7 @@ def test_work_that_was_cancelled_from_within_is_no_cancellation_of_the_caller(th
     assert thread.run(where()) == NAME
 
 
-def test_who_waits_is_told_that_it_was_closed(thread):
+def test_waiting_callers_get_an_error_when_it_is_closed(thread):
     began, failed = threading.Event(), []
 
     async def work():

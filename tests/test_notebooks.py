@@ -1,4 +1,4 @@
-"""Every cell of the notebooks runs, twice in a row; what is committed of their outputs is fit to be seen."""
+"""Every cell of the notebooks runs, twice in a row; the committed outputs are presentable."""
 
 import asyncio
 import getpass
@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SECONDS = 120
 MAX_BYTES = 400_000
-# LlamaIndex imports, where it is installed, a package that says it is no longer kept.
-# Its chat memory leaves the closing of its database to the garbage collector.
+# LlamaIndex imports langchain_community if installed, which warns that it is not maintained.
+# LlamaIndex's chat memory leaves closing its database to the garbage collector.
 WARNINGS = (
     "default,ignore::DeprecationWarning:llama_index.core.bridge.langchain"
     ",ignore::ResourceWarning:aiosqlite.core"
@@ -53,7 +53,7 @@ async def test_every_cell_runs_twice_in_a_row(path, tmp_path):
         again = nbformat.from_dict(cell)
         again.id += "-again"
         notebook.cells.insert(notebook.cells.index(cell) + 1, again)
-    # No key of the machine, so that the scripted model answers; and every warning is shown.
+    # Without API keys the scripted model answers; all warnings are shown.
     env = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_TOKEN"))}
     env |= {"PYTHONWARNINGS": WARNINGS, "IPYTHONDIR": str(tmp_path / "ipython")}
     folder = tmp_path / "work"

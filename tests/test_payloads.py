@@ -67,7 +67,7 @@ turns = st.builds(
 )
 payloads = batches | summaries | turns
 
-# JSON of any shape, values of the right names and wrong types among it.
+# JSON of any shape, including known names with values of the wrong type.
 leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 names = st.sampled_from(
     ["type", "session_id", "actions", "count", "forwarded_at", "summary", "replaces", "title"]
@@ -82,7 +82,7 @@ value = st.recursive(
 
 
 def repairs(data):
-    """A payload, and what was given up on the way."""
+    """Decode a payload; return it and the repairs that were made."""
     given_up = []
     return decode(data, on_repair=given_up.append), given_up
 
@@ -105,7 +105,7 @@ def test_decode_is_found_beside_the_types_too():
 
 @given(payloads)
 def test_the_tolerant_way_reads_what_the_strict_one_does(payload):
-    # A wrong type in a field of no other use makes the strict way fail.
+    # A wrong type in an unrelated field makes the strict decoder fail.
     spoilt = payload.to_dict() | {"forwarded_at": "soon"}
     found, given_up = repairs(json.dumps(spoilt))
     assert found == msgspec.structs.replace(payload, forwarded_at=0.0)
@@ -118,7 +118,7 @@ def test_any_json_is_a_payload_or_a_decode_error(found):
         payload = decode(json.dumps(found))
     except DecodeError:
         return
-    # Whatever was read can be written and read again, by the strict way.
+    # Every payload can be written and then read by the strict decoder.
     assert repairs(msgspec.json.encode(payload)) == (payload, [])
     payload.to_text().encode()
 
@@ -226,7 +226,7 @@ def test_an_empty_identity_is_none(kind, spoilt):
     cls = type(decode(json.dumps({"type": kind})))
     for payload in (decode(json.dumps(found)), cls.from_dict(found)):
         assert [getattr(payload, name, None) for name in names] == [None] * 4
-    # One alone: the others stay.
+    # Each one separately: the others keep their values.
     for name in set(names) & set(cls.__struct_fields__):
         payload = decode(json.dumps({"type": kind} | dict.fromkeys(names, "x") | {name: ""}))
         assert getattr(payload, name) is None
@@ -279,7 +279,7 @@ def test_a_wrong_count_is_corrected_when_a_payload_is_made():
 NAMED = ["product_id", "session_id", "user_id", "conversation_id"]
 
 
-def test_an_id_that_is_a_number_is_read_as_text_and_told():
+def test_an_id_that_is_a_number_is_read_as_text_and_reported():
     numbers = dict.fromkeys(NAMED, 42)
     payload, told = repairs(json.dumps({"type": "actions", "actions": [numbers], **numbers}))
     assert [getattr(payload, name) for name in NAMED] == ["42"] * 4
@@ -295,7 +295,7 @@ def test_an_id_that_is_a_number_is_read_as_text_and_told():
 
 
 @pytest.mark.parametrize("value", ["true", "4.5", "[42]", "9" * 5000])
-def test_what_is_no_whole_number_is_no_id(value):
+def test_a_number_that_is_not_whole_is_not_an_id(value):
     payload, told = repairs(f'{{"type": "actions", "user_id": {value}, "email": 7}}')
     assert (payload.user_id, payload.email) == (None, None)
     assert len(told) == 2
@@ -336,7 +336,7 @@ def test_times_are_finite(value, found):
     assert math.isfinite(forwarded_at)
 
 
-def test_a_lone_surrogate_is_replaced_and_told():
+def test_a_lone_surrogate_is_replaced_and_reported():
     payload, given_up = repairs(
         '{"type": "summary", "summary": "a\\ud800b", "session_id": "\\udfff"}'
     )
@@ -345,7 +345,7 @@ def test_a_lone_surrogate_is_replaced_and_told():
     assert decode('{"type": "summary", "summary": "\\ud83d\\ude00"}').summary == "\U0001f600"
 
 
-def test_what_is_told_of_a_repair_never_has_the_value():
+def test_the_report_of_a_repair_never_has_the_value():
     for data in (
         '{"type": "summary", "summary": ["secret"], "replaces": "secret"}',
         '{"type": "actions", "actions": ["secret", {"title": {"secret": 1}}]}',
@@ -371,7 +371,7 @@ def test_from_dict_never_fails_for_what_an_object_holds(found):
         assert isinstance(cls.from_dict(found), cls)
 
 
-# Text forms: users' prompts and stores depend on them to the letter.
+# Text forms: users' prompts and stores depend on the exact text.
 
 
 def test_the_text_of_an_action():
@@ -467,7 +467,7 @@ def test_any_payload_can_be_shown(payload):
         ("-5", -5.0),
     ],
 )
-def test_times_that_are_text_are_read_and_told(given_time, seconds):
+def test_times_that_are_text_are_read_and_reported(given_time, seconds):
     body = {
         "type": "actions",
         "actions": [{"title": "x", "timestamp_start": given_time, "timestamp_end": given_time}],
@@ -497,7 +497,7 @@ def test_times_that_are_text_are_read_and_told(given_time, seconds):
         "٣",
     ],
 )
-def test_text_that_is_no_time_is_given_up(given_time):
+def test_text_that_is_not_a_time_is_dropped(given_time):
     found, repaired = repairs(json.dumps({"type": "summary", "forwarded_at": given_time}))
     assert found.forwarded_at == 0.0
     assert repaired == ["forwarded_at: a number was expected, not a string"]

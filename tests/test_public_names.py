@@ -1,4 +1,4 @@
-"""The public surface holds still, imports cheaply, and loads nothing optional."""
+"""The public names are stable, import quickly, and load nothing optional."""
 
 import importlib
 import subprocess
@@ -83,7 +83,7 @@ OPTIONAL = {
 def test_the_public_names_are_these_and_all_load(module):
     found = importlib.import_module(module)
     assert sorted(found.__all__) == NAMES[module]
-    if module != "autoplay_rag.testing":  # pytest loads whatever `dir` lists
+    if module != "autoplay_rag.testing":  # pytest loads everything that `dir` lists
         assert set(NAMES[module]) <= set(dir(found))
     for name in NAMES[module]:
         assert getattr(found, name) is not None

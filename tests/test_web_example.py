@@ -1,4 +1,4 @@
-"""The web application in the README: the login says who asks, and an empty question is a 422."""
+"""The web application in the README: the login gives the user, and an empty question is a 422."""
 
 import asyncio
 import re
@@ -23,7 +23,7 @@ VISITS = [visit("u_030", "exported the revenue report"), visit("u_031", "exporte
 
 
 def load(url):
-    """The block as a web server imports it."""
+    """Load the block as a web server imports it."""
     text = (ROOT / "README.md").read_text().partition("## In a web application")[2]
     code = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[0]
     names = {"__name__": "web_example"}
@@ -54,7 +54,7 @@ async def test_the_user_comes_from_the_login_and_an_empty_question_is_refused(
             answered = await ask(q="who exported a report?")
             assert answered.status_code == 200
             assert [("revenue" in text) for text in answered.json()] == [True]
-            # What the query says of the user changes nothing.
+            # A user in the query has no effect.
             for name in ("user_id", "user", "authorization"):
                 other = await ask(q="who exported a report?", **{name: "u_031"})
                 assert other.json() == answered.json()

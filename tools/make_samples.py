@@ -1,21 +1,21 @@
-"""Writes the samples that ship with the package, from `sample_journeys.txt`.
+"""Write the samples that ship with the package, from `sample_journeys.txt`.
 
     python tools/make_samples.py [FOLDER]
 
-The result is the same each time: names and words stand in the text file, and the times between
-actions come from a random generator with a fixed seed. Each block of the text file is one
-session; its first line says when it began, whose it was, and optionally `email` (the person's
-address is known) and `anon=N` (the connector does not know the session in its first N batches).
-A line below it is one thing, by its first character:
+The result is the same each time: the text file holds names and words, and a random generator with a
+fixed seed makes the times between actions. Each block of the text file is one session. Its first
+line gives the start, the user, and optionally `email` (the address is known) and `anon=N` (the
+connector does not know the session in its first N batches). The first character of each line below
+says what it is:
 
     @ PATH TITLE         visits a page               = NAME: TEXT    types into a field
     * NAME KIND          clicks an element           ? NAME: TEXT    selects a value
     > NAME               submits a form              ! TEXT          is shown a message
-    ~ SECONDS            does nothing for a while    # TEXT          is a comment
+    ~ SECONDS            pauses                      # TEXT          is a comment
     : TEXT               the summary the connector sends after the session
     Q TEXT               a question that this session answers
 """
-# ruff: noqa: INP001 - a script, in no package
+# ruff: noqa: INP001 - a script, not part of a package
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def main(folder: Path) -> None:
 
 
 def read_sessions(text: str, rng: random.Random) -> Iterator[Session]:
-    """The sessions of the text file, their actions timed."""
+    """Yield the sessions of the text file with times for their actions."""
     blocks = re.split(r"^== ", text, flags=re.MULTILINE)[1:]
     for number, block in enumerate(blocks):
         head, *lines = block.strip().splitlines()
@@ -113,7 +113,7 @@ def read_lines(lines: list[str], session: Session, rng: random.Random) -> None:
                 path, _, rest = rest.partition(" ")
                 url = urljoin(SITE, path)
             action = make_action(mark, rest, url)
-            # A look before acting (longer on a new page), and typing takes its time.
+            # Time to read before acting (longer on a new page), and time to type.
             now += rng.lognormvariate(2.1 if mark == "@" else 1.6, 0.6)
             action.timestamp_start = round(now, 3)
             now += 0.15 * len(rest) if mark == "=" else 0.0
@@ -122,7 +122,7 @@ def read_lines(lines: list[str], session: Session, rng: random.Random) -> None:
 
 
 def make_action(mark: str, rest: str, url: str) -> SlimAction:
-    """One action as a recorder in the browser words it."""
+    """Make one action, worded as a recorder in the browser does."""
     name, _, value = rest.partition(": ")
     if mark == "@":
         type_, description = "pageview", f'User visited the "{rest}" page'
@@ -148,13 +148,13 @@ def make_action(mark: str, rest: str, url: str) -> SlimAction:
 
 
 def quoted(name: str, kinds: str) -> str:
-    """`Export button` as `"Export" button`."""
+    """Turn `Export button` into `"Export" button`."""
     found = re.fullmatch(rf"(.+) ({kinds})", name)
     return f'"{found[1]}" {found[2]}' if found else f'"{name}"'
 
 
 def canonical(url: str) -> str:
-    """The URL without its query, and `:id` for what names one thing of many."""
+    """Remove a URL's query, and replace ids in its path by `:id`."""
     parts = urlsplit(url)
     path = "/".join(
         ":id" if re.search(r"_\w*\d", segment) else segment for segment in parts.path.split("/")
@@ -163,7 +163,7 @@ def canonical(url: str) -> str:
 
 
 def forward(session: Session, rng: random.Random) -> Iterator[Payload]:
-    """The session's payloads as the connector forwards them: every 10 s what has gathered."""
+    """Yield the session's payloads as the connector forwards them: a batch every 10 s."""
     gathered: list[list[SlimAction]] = []
     due = 0.0
     for action in session.actions:
@@ -194,7 +194,7 @@ def forward(session: Session, rng: random.Random) -> Iterator[Payload]:
 
 
 def identity(session: Session, *, known: bool) -> tuple[str | None, str | None, str | None]:
-    """Session, user and email as far as the connector knows them."""
+    """Return session, user and email as far as the connector knows them."""
     return (session.id, session.user_id, session.email) if known else (None, None, None)
 
 

@@ -1,10 +1,10 @@
-"""Runs the notebooks and keeps what they put out, for those who read them on the web.
+"""Run the notebooks and save their outputs, which readers see on the web.
 
     python tools/run_notebooks.py [NOTEBOOK ...]
 
-Each runs in a fresh kernel and in an empty folder, and is written back with its outputs.
+Each notebook runs in a new kernel and in an empty folder.
 """
-# ruff: noqa: INP001 - a script, in no package
+# ruff: noqa: INP001 - a script, not part of a package
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 async def run(
     notebook: nbformat.NotebookNode, folder: Path, env: Mapping[str, str] | None = None
 ) -> None:
-    """Run all cells in a fresh kernel that works in `folder`; outputs go into the notebook.
+    """Run all cells in a new kernel and put the outputs into the notebook.
 
     Args:
-        notebook: Its cells' outputs are replaced.
+        notebook: The notebook; the outputs of its cells are replaced.
         folder: The kernel's working folder.
-        env: The kernel's environment; this process's own if None.
+        env: The kernel's environment; None for this process's own.
 
     Raises:
         nbclient.exceptions.CellExecutionError: If a cell raises.
@@ -39,19 +39,19 @@ async def run(
     client = NotebookClient(
         notebook,
         kernel_name="python3",
-        # It warns that its connection, on this machine alone, is not encrypted.
+        # It warns that its local connection is not encrypted.
         extra_arguments=["--log-level=ERROR"],
         timeout=120,
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
     await client.async_execute(env=dict(os.environ if env is None else env))
-    # Versions differ from machine to machine, and say nothing to a reader.
+    # Versions differ between machines and do not matter to a reader.
     notebook.metadata["language_info"] = {"name": "python"}
 
 
 async def main(paths: list[Path]) -> None:
-    """Run each, and write it back."""
+    """Run each notebook and save it."""
     for path in paths:
         started = time.monotonic()
         notebook = nbformat.read(path, as_version=4)

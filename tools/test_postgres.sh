@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs langchain-autoplay's store against a real PostgreSQL with pgvector, which comes as a
-# package (pgserver: Python 3.11 and 3.12) into a virtual environment of its own.
+# Tests langchain-autoplay's store against a real PostgreSQL with pgvector. The server is the package
+# pgserver (Python 3.11 and 3.12), installed in its own virtual environment.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -11,5 +11,5 @@ test -x "$venv/bin/python" || "$PYTHON" -m venv "$venv"
 pip="$venv/bin/python -m pip --quiet --disable-pip-version-check"
 $pip install --upgrade pip
 $pip install --editable '.[local]' --editable "$package" --group "$package/pyproject.toml:test" pgserver
-# pgserver wants to know where its sockets go, and warns where nothing says it.
+# pgserver takes the folder of its sockets from XDG_RUNTIME_DIR, and warns if that is not set.
 "$venv/bin/python" -m pytest -q -W 'ignore:XDG_RUNTIME_DIR' "$package/tests/on_postgres.py" "$@"

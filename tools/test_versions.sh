@@ -1,11 +1,11 @@
 #!/bin/sh
-# Runs an integration's tests with versions other than the pinned ones, in a virtual environment
-# of their own that is gone afterwards:
+# Runs an integration's tests with other versions than the pinned ones, in a virtual environment
+# that is deleted afterwards:
 #
 #   tools/test_versions.sh langchain-autoplay                          the newest allowed
-#   tools/test_versions.sh langchain-autoplay langchain-core==1.2.0    these
+#   tools/test_versions.sh langchain-autoplay langchain-core==1.2.0    the given versions
 #
-# PYTHON names the interpreter to use.
+# PYTHON is the interpreter to use.
 set -eu
 [ $# -ge 1 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
 cd "$(dirname "$0")/.."
@@ -21,10 +21,10 @@ $python -m pip install --quiet --editable ".[all]" --editable "integrations/$nam
 echo "-- $name with"
 $python -m pip list --format=freeze 2>/dev/null | grep -E "^(langchain|langgraph|llama-index)" || true
 if [ $# -gt 0 ]; then
-    # Old releases of LlamaIndex look for word lists on the network that they hold themselves.
+    # Old releases of LlamaIndex look on the network for word lists that they contain.
     core=$(find "$folder" -type d -path '*/site-packages/llama_index/core')
     [ -z "$core" ] || export NLTK_DATA="$core"
-    # They warn about what newer packages beside them deprecated since: that is not ours.
+    # They warn about deprecations in newer packages; these are not ours to fix.
     set -- -o filterwarnings=default
 fi
 $python -m pytest -q "$@" "integrations/$name/tests"

@@ -1,4 +1,4 @@
-"""The command as users run it: a process of its own."""
+"""The command as users run it, in its own process."""
 
 import asyncio
 import os
@@ -21,18 +21,18 @@ main()
 
 
 def command(*args, hangup="SIG_DFL"):
-    """The command line; `hangup="SIG_IGN"` starts the command as `nohup` does."""
+    """The command line. `hangup="SIG_IGN"` starts the command as `nohup` does."""
     return [sys.executable, "-W", "error", "-c", MAIN.format(hangup=hangup), *map(str, args)]
 
 
 class Running:
-    """A command under way, its lines read as they come."""
+    """A running command. Its lines are read as they arrive."""
 
     def __init__(self, process):
         self.process = process
 
     async def line(self, containing, stream="stdout"):
-        """Wait for a line of `stream` that contains a text; the lines before it are skipped."""
+        """Wait for a line of `stream` that contains `containing`; skip the lines before it."""
         async with asyncio.timeout(30):
             async for line in getattr(self.process, stream):
                 if containing in line.decode():
@@ -43,7 +43,7 @@ class Running:
         self.process.send_signal(number)
 
     async def end(self):
-        """Wait for the end; returns the exit code and what was printed but not read yet."""
+        """Wait for the end; return the exit code and the output that was not read yet."""
         async with asyncio.timeout(30):
             out, err = await self.process.communicate()
         return self.process.returncode, out.decode(), err.decode()
@@ -56,7 +56,7 @@ def environment(**more):
 
 @pytest.fixture
 def cli(tmp_path):
-    """Runs a command to its end, in an empty folder; no terminal is attached."""
+    """Run a command to its end, in an empty folder and without a terminal."""
 
     def run(*args, **env):
         return subprocess.run(
@@ -75,7 +75,7 @@ def cli(tmp_path):
 
 @pytest.fixture
 def started(tmp_path):
-    """Starts a command and leaves it running for a while."""
+    """Start a command and let it run."""
 
     @asynccontextmanager
     async def start(*args, hangup="SIG_DFL", **env):
@@ -99,7 +99,7 @@ def started(tmp_path):
 
 @pytest.fixture
 def ended(started):
-    """Runs a command to its end while the test's own loop goes on serving it."""
+    """Run a command to its end while the test's own loop serves it."""
 
     async def run(*args, **env):
         async with started(*args, **env) as running:
@@ -110,7 +110,7 @@ def ended(started):
 
 @pytest.fixture
 def started_on_terminal(tmp_path):
-    """Starts a command on a terminal; returns the process and the terminal's other end."""
+    """Start a command on a terminal; return the process and the terminal's other end."""
 
     def start(*args, **env):
         master, slave = pty.openpty()
@@ -131,7 +131,7 @@ def started_on_terminal(tmp_path):
 
 @pytest.fixture
 def terminal(started_on_terminal):
-    """Runs a command to its end on a terminal; returns the exit code and all that was drawn."""
+    """Run a command to its end on a terminal; return the exit code and the output."""
 
     def run(*args, **env):
         process, master = started_on_terminal(*args, **env)
@@ -145,13 +145,13 @@ def terminal(started_on_terminal):
 def _read(master):
     try:
         return os.read(master, 65536)
-    except OSError:  # how Linux tells that the other end is closed
+    except OSError:  # on Linux, the other end is closed
         return b""
 
 
 @pytest.fixture
 def silent_port():
-    """A port of this machine where nobody listens."""
+    """A local port on which nobody listens."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         yield nobody.getsockname()[1]
@@ -159,7 +159,7 @@ def silent_port():
 
 @pytest.fixture
 def eventually():
-    """Waits for what another process does: there is no event to wait for, so it looks."""
+    """Poll for an effect of another process, which sends no event."""
 
     async def wait(condition):
         async with asyncio.timeout(30):

@@ -134,7 +134,7 @@ def assert_one_error(capsys, says):
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, asyncio.CancelledError, typer.Abort, 130])
 def test_an_interruption_is_a_failure_in_one_line(monkeypatch, capsys, ending):
     def interrupted(*_args, **_options):
-        if ending == 130:  # what newer versions of Typer make of it
+        if ending == 130:  # newer versions of Typer turn it into this
             return ending
         raise ending
 

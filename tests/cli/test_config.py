@@ -1,4 +1,4 @@
-"""`autoplay-rag.toml`: what it sets, what its errors name, and what wins."""
+"""`autoplay-rag.toml`: its settings, its errors, and its precedence."""
 
 import re
 import tomllib
@@ -176,7 +176,7 @@ async def test_the_command_takes_its_settings_from_the_file(ended, tmp_path):
             assert (code, out) == (0, "received 1 · pending 0 · stored 1\n")
             assert f"settings: {path}\n" in err
             assert (tmp_path / path).parent.joinpath("kept-journal.db").exists()
-        # The command line wins.
+        # The command line has precedence.
         code, _, err = await ended("ingest", "--token", "uk_wrong", "--store", "chroma:other")
         assert code == 1
         assert "error: 401" in err

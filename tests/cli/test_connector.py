@@ -43,7 +43,7 @@ async def test_started_with_nohup_it_survives_a_hangup(started):
         running.interrupt(signal.SIGHUP)
         running.interrupt()
         code, _, err = await running.end()
-    # A hangup that counted would make the Ctrl-C the second one, which exits with 1.
+    # If the hangup counted, the Ctrl-C would be the second signal, which exits with 1.
     assert code == 0
     assert "left at once" not in err
 

@@ -1,4 +1,4 @@
-"""What reaches the terminal: nothing that could act on it, and log records in one line."""
+"""Terminal output: no control sequences from outside, and one line per log record."""
 
 import json
 import logging
@@ -77,7 +77,7 @@ def test_a_log_record_as_json_has_its_time_and_all_of_its_text():
         raise_one()
     except RuntimeError:
         why = sys.exc_info()
-    # A lone surrogate is in the name of a file that is not UTF-8.
+    # The name of a file that is not UTF-8 contains a lone surrogate.
     message = ("a callback\nfailed: %s", ("✓\ud800",))
     record = logging.LogRecord("autoplay_rag.x", logging.ERROR, "x.py", 1, *message, why)
     record.created = 1.5

@@ -17,7 +17,7 @@ def test_it_stores_all_and_finds_what_it_should(cli, tmp_path):
     assert ended.returncode == 0
     assert "Stored 369 of 369 events" in ended.stdout
     assert "Who exported the revenue by region report to Excel?\n0." in ended.stdout
-    # Each question is followed by the line that answers it, not by the beginning of a visit.
+    # The line after each question is the one that answers it, not the beginning of a visit.
     for answer in (
         "revenue by region report, grouped it by country for the last quarter and downloaded it",
         "Valentine's campaign started",

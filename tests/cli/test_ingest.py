@@ -1,4 +1,4 @@
-"""`autoplay-rag ingest`, and what `search` and `status` then have to say."""
+"""`autoplay-rag ingest`, and the output of `search` and `status` afterwards."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ def test_the_journal_lies_beside_the_store(store, journal, tmp_path, monkeypatch
 async def test_a_stream_is_stored_and_found_again(started, ended, eventually, tmp_path):
     journal = tmp_path / "chroma-journal.db"
     async with LocalConnector(VISITS) as connector:
-        # Connecting counts as idle time, and takes long on a busy machine.
+        # Connecting counts as idle time and is slow on a busy machine.
         code, out, err = await ended("ingest", connector.url, "--idle-seconds", "5")
         assert (code, out) == (0, "received 4 · pending 0 · stored 4\n")
         assert err.splitlines()[0] == "journal: chroma-journal.db", "it lies beside the store"
@@ -216,7 +216,7 @@ async def test_the_store_of_another_journal_is_adopted_when_asked_for(ended):
 def received(journal):
     try:
         return JournalReader(journal).status().ledger.received
-    except JournalError:  # not there yet
+    except JournalError:  # not created yet
         return 0
 
 

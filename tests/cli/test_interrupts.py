@@ -1,4 +1,4 @@
-"""What the signals that end a command do."""
+"""The effect of signals that end a command."""
 
 import asyncio
 import signal
@@ -10,8 +10,8 @@ from autoplay_rag.cli.interrupts import Interrupts
 
 @pytest.fixture
 def hangup(monkeypatch):
-    """Lets a test say what SIGHUP does, and puts back what it did."""
-    monkeypatch.setattr("os.isatty", lambda _: False)  # the terminal of the tests does not close
+    """Let a test set the handler of SIGHUP, and restore it afterwards."""
+    monkeypatch.setattr("os.isatty", lambda _: False)  # the tests' terminal must not close
     before = signal.getsignal(signal.SIGHUP)
     yield lambda handler: signal.signal(signal.SIGHUP, handler)
     signal.signal(signal.SIGHUP, before)

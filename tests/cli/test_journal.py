@@ -1,4 +1,4 @@
-"""`autoplay-rag dead-letters`, beside a pipeline and without one."""
+"""`autoplay-rag dead-letters`, with and without a running pipeline."""
 
 import asyncio
 import json

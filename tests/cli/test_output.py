@@ -1,4 +1,4 @@
-"""Standard output and standard error of any encoding, closed, full, or without a reader."""
+"""Standard output and standard error: of any encoding, closed, full, or without a reader."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ PAYLOADS = [
 
 
 async def run(tmp_path, shell, *args, **env):
-    """Run a command with redirections of the shell; returns the exit code, output and errors."""
+    """Run a command with shell redirections; return the exit code, output and errors."""
     process = await asyncio.create_subprocess_exec(
         "bash", "-c", f'set -o pipefail; "$@" {shell}', "bash", *command(*args),
         cwd=tmp_path, env=environment(**env), stdin=subprocess.DEVNULL,

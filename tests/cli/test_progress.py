@@ -1,4 +1,4 @@
-"""What is shown while an ingest runs, without one."""
+"""The progress display of an ingest, without running one."""
 
 import asyncio
 import logging

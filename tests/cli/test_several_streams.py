@@ -1,4 +1,4 @@
-"""`autoplay-rag ingest` with several streams: one pipeline, a client and a token for each."""
+"""`autoplay-rag ingest` with several streams: one pipeline, with a client and a token per stream."""
 
 import json
 
@@ -143,5 +143,5 @@ async def test_a_stream_that_comes_back_is_said(started, eventually, tmp_path):
 def received(journal):
     try:
         return JournalReader(journal).status().ledger.received
-    except JournalError:  # not there yet
+    except JournalError:  # not created yet
         return 0

@@ -48,7 +48,7 @@ async def test_ctrl_c_ends_it_well(started):
 async def test_the_reader_of_its_output_may_leave(started):
     async with LocalConnector(loop=True) as connector, started("tail", connector.url) as running:
         await running.line("Sign in")
-        # What `| head -1` does.
+        # As `| head -1` does.
         running.process._transport.get_pipe_transport(1).close()
         async with asyncio.timeout(30):
             err = await running.process.stderr.read()
@@ -115,7 +115,7 @@ async def test_a_connector_that_only_listens_is_an_error_unless_the_user_left(st
 
 @asynccontextmanager
 async def listening(came=None):
-    """A server that takes connections and never says a word."""
+    """A server that accepts connections and never sends anything."""
 
     async def take(reader, writer):
         if came:

@@ -1,4 +1,4 @@
-"""A server on raw sockets that does what it is told, byte by byte, and what sends to it."""
+"""A raw-socket server that each test scripts byte by byte, and helpers for it."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Peer:
         await self._writer.drain()
 
     async def gone(self) -> None:
-        """Until the client has closed its end."""
+        """Wait until the client has closed its end."""
         while await self._reader.read(1024):
             pass
 
     def reset(self) -> None:
-        """End with RST instead of FIN."""
+        """Close with RST instead of FIN."""
         sock = self._writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
@@ -59,10 +59,10 @@ Answer = Callable[[Peer], Awaitable[None]]
 
 
 class FaultServer:
-    """Answers the first request with the first answer, and so on; the last one repeats.
+    """Gives the first answer to the first request, and so on; repeats the last one.
 
     Attributes:
-        url: The address of a stream.
+        url: The URL of a stream.
         peers: All connections so far that sent a request.
     """
 
@@ -77,7 +77,7 @@ class FaultServer:
         self._answers = list(answers)
 
     async def requests(self, n: int) -> None:
-        """Until `n` requests have come."""
+        """Wait for `n` requests."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self.peers) >= n)
 
@@ -106,7 +106,7 @@ class FaultServer:
 
     @staticmethod
     def stream(*pieces: bytes, then: str = "stay", headers: bytes = b"") -> Answer:
-        """A stream of these pieces; then "stay" open, "close", "reset", or "cut" a chunked body."""
+        """Send these parts as a stream; then "stay" open, "close", "reset", or "cut" a chunked body."""
 
         async def answer(peer: Peer) -> None:
             chunked = then == "cut"
@@ -123,7 +123,7 @@ class FaultServer:
 
     @staticmethod
     def trickle(data: bytes) -> Answer:
-        """A stream that comes byte by byte, then stays open."""
+        """Send a stream byte by byte, then stay open."""
 
         async def answer(peer: Peer) -> None:
             sock = peer._writer.get_extra_info("socket")
@@ -138,7 +138,7 @@ class FaultServer:
 
     @staticmethod
     def status(code: int, *headers: str, body: bytes = b"no") -> Answer:
-        """A whole answer that is no stream."""
+        """Send a complete answer that is not a stream."""
 
         async def answer(peer: Peer) -> None:
             lines = [f"HTTP/1.1 {code} Whatever", f"Content-Length: {len(body)}", *headers]
@@ -148,7 +148,7 @@ class FaultServer:
 
     @staticmethod
     def raw(data: bytes, *, then: str = "close") -> Answer:
-        """These bytes instead of HTTP."""
+        """Send these bytes instead of HTTP."""
 
         async def answer(peer: Peer) -> None:
             await peer.write(data)
@@ -168,7 +168,7 @@ async def server():
 
 @pytest.fixture
 def event():
-    """Makes one event of the wire format: `event("s1", 3)`, `event(None, kind="summary")`."""
+    """Make one event of the wire format: `event("s1", 3)`, `event(None, kind="summary")`."""
 
     def make(
         session_id: str | None = "s1", n: int = 0, *, kind: str = "actions", id: str = ""
@@ -186,7 +186,7 @@ def event():
 
 @pytest.fixture
 def until():
-    """Waits for a condition that nothing announces: `await until(lambda: client.pending == 2)`."""
+    """Poll for a condition that has no event: `await until(lambda: client.pending == 2)`."""
 
     async def wait(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
@@ -198,7 +198,7 @@ def until():
 
 @pytest.fixture
 async def connect(server):
-    """Makes clients of the server that wait little between attempts; stops them at the end."""
+    """Make clients of the server with short waits between attempts; stop them at the end."""
     clients: list[AsyncConnectorClient] = []
 
     def make(
@@ -217,7 +217,7 @@ async def connect(server):
 
 @pytest.fixture
 async def scripted():
-    """Makes an httpx client whose only answer is a stream of exactly these reads, then silence."""
+    """Make an httpx client with one answer: a stream of exactly these reads, then silence."""
     made: list[httpx.AsyncClient] = []
 
     class Body(httpx.AsyncByteStream):

@@ -103,7 +103,7 @@ def test_a_refusal_after_a_stream_is_tried_again_slowly(status):
     assert classify(refusal, worked=True) == "refused"
 
 
-def test_so_is_a_redirect_to_another_origin():
+def test_a_redirect_to_another_origin_counts_as_a_refusal():
     assert classify(RedirectError("to a login page")) == "fatal"
     assert classify(RedirectError("to a login page"), worked=True) == "refused"
 
@@ -118,7 +118,7 @@ def test_the_retry_field_is_the_wait_after_a_connection_that_worked():
     backoff = Backoff(1.0, 30.0)
     backoff.ask(100)
     assert 0.1 <= backoff.next_delay() <= 0.11
-    assert 0.75 * 2 <= backoff.next_delay() <= 2.0  # but not one after a failure
+    assert 0.75 * 2 <= backoff.next_delay() <= 2.0  # not the next delay: a failure came before it
 
 
 def test_the_retry_field_is_never_undercut():

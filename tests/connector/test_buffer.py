@@ -1,4 +1,4 @@
-"""`client.stream()`: payloads for those who want no callbacks."""
+"""`client.stream()`: payloads without callbacks."""
 
 import asyncio
 from contextlib import aclosing
@@ -35,7 +35,7 @@ async def test_negative_conditions_are_refused(server, connect, option):
 
 
 class Clock:
-    """What a buffer asks of its loop, at a time that a test says."""
+    """The part of an event loop that a buffer uses, with a clock that the test sets."""
 
     def __init__(self):
         self.now = 100.0
@@ -50,7 +50,7 @@ class Clock:
         return timer
 
     def until(self, now):
-        """Let the time come; what is due by then is called when it is due."""
+        """Advance the clock; run each timer at the time it is due."""
         while due := [t for t in self._timers if t.when() <= now and not t.cancelled()]:
             timer = min(due, key=asyncio.TimerHandle.when)
             self._timers.remove(timer)
@@ -66,7 +66,7 @@ async def clock():
 
 @pytest.fixture
 def started(clock):
-    """Makes a buffer whose time begins at 100."""
+    """Make a buffer that starts at time 100."""
 
     def make(**conditions):
         buffer = PayloadBuffer(Recorder(None), **conditions)
@@ -124,12 +124,12 @@ async def test_a_slow_consumer_is_not_idleness(clock, started):
     assert not buffer.closed
     assert buffer.take_nowait() is not None
     clock.until(199.0)
-    assert not buffer.closed  # looked at last at 190, when it waited still
+    assert not buffer.closed  # the timer ran at 190, when the payload was still pending
     clock.until(200.0)
     assert buffer.closed
 
 
-async def test_the_nearer_end_holds(clock, started):
+async def test_the_earlier_condition_ends_it(clock, started):
     both = {"seconds": 10.0, "idle": 3.0}
     quiet, busy = started(**both), started(**both)
     for now in (102.0, 104.0, 106.0, 108.0, 109.5):

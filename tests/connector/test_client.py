@@ -24,7 +24,7 @@ SECRET = "uk_live_secret"
 
 
 class Collector:
-    """Collects payloads and tells when there are enough."""
+    """Collects payloads and signals when there are enough."""
 
     def __init__(self):
         self.payloads = []
@@ -206,7 +206,7 @@ async def test_a_run_whose_loop_was_closed_is_over(server, connect, event, colle
     client = connect().on_actions(collector)
 
     async def begin():
-        client._begin(client._dispatcher())  # without tasks, whose destruction Python reports
+        client._begin(client._dispatcher())  # without tasks: Python reports their destruction
 
     await asyncio.to_thread(asyncio.run, begin())
     assert (client.state, client.pending) == ("stopped", 0)
@@ -437,7 +437,7 @@ async def test_state_and_last_error_are_read_from_other_threads(server, connect,
 
     looking = asyncio.create_task(asyncio.to_thread(look))
     task = client.on_actions(slow).run_in_background()
-    # Refused, and still at work on what it had received.
+    # Refused, while a callback still runs.
     await until(lambda: client.state == "stopping")
     assert isinstance(client.last_error, AuthenticationError)
     go_on.set()
@@ -495,7 +495,7 @@ async def test_wait_connected(server, connect):
 
 
 def everything_said(error):
-    """An error and all it leads to, as text and as attributes."""
+    """An error and all its causes, as text and as attributes."""
     said = ["".join(traceback.format_exception(error))]
     while error is not None:
         said += [repr(error), repr(error.args), repr(vars(error))]
@@ -537,7 +537,9 @@ async def test_secrets_appear_nowhere(server, connect, event, caplog, fault):
 # Callbacks
 
 
-async def test_each_callback_fails_alone_and_the_failure_is_told(server, connect, event, caplog):
+async def test_each_callback_fails_separately_and_the_failure_is_reported(
+    server, connect, event, caplog
+):
     server.script(server.stream(event("s1", 1), event("s1", 2)))
     told, good = [], Collector()
 
@@ -578,8 +580,8 @@ async def test_an_error_handler_may_fail_too(server, connect, event, caplog):
 async def test_plain_functions_run_in_threads_of_the_client_in_order(
     server, connect, event, monkeypatch
 ):
-    # With more threads than one, which of two functions gets to its first line is for the
-    # operating system to say; what we hand over is in order.
+    # With several threads, the operating system decides which of two functions starts first. The
+    # client hands them over in order.
     monkeypatch.setattr("autoplay_rag.connector.callbacks._THREADS", 1)
     server.script(server.stream(*(event("s1", n) for n in range(20))))
     loop_thread = threading.get_ident()
@@ -694,7 +696,7 @@ async def test_callbacks_wait_for_on_connect_but_reading_does_not(until, server,
     assert order == ["reset", "s1", "s2"]
 
 
-async def test_hooks_fail_alone(server, connect, event, collector, caplog):
+async def test_hooks_fail_separately(server, connect, event, collector, caplog):
     server.script(server.stream(event("s1"), then="close"), server.stream(event("s1")))
 
     def broken():
@@ -749,12 +751,12 @@ async def test_overflow_wait_stops_reading_and_loses_nothing(until, server, conn
 
     async with connect(max_pending=5, metrics=Metrics()).on_actions(work) as client:
         client.run_in_background()
-        await until(lambda: "max_pending" in caplog.text)  # said before it stands still
+        await until(lambda: "max_pending" in caplog.text)  # logged before the reader pauses
         assert (client.pending, client.counts.received) == (5, 6)
         release.set()
         await collector.have(50)
     assert max(pending) == 5
-    assert pauses[0] == 6  # not one was read until there was room
+    assert pauses[0] == 6  # none was read until there was room
     assert [payload.actions[0].index for payload in collector.payloads] == list(range(50))
     assert client.dropped_count == 0
     assert caplog.text.count("max_pending") == 1
@@ -804,7 +806,7 @@ async def test_overflow_drop_oldest_counts_and_tells(until, server, connect, eve
 
 
 def driven_without_asyncio(awaitable):
-    """Run a coroutine as trio would: no asyncio loop is running."""
+    """Run a coroutine as trio does: no asyncio loop is running."""
     with contextlib.closing(awaitable) as coroutine:
         coroutine.send(None)
 

@@ -1,4 +1,4 @@
-"""Statuses, headers, redirects and bodies that are none: what is settled before the first event."""
+"""Statuses, headers, redirects and invalid bodies: everything before the first event."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ def test_a_token_no_header_can_carry_is_refused_without_being_quoted(value):
 
 
 @pytest.mark.parametrize("value", ["Bearer uk_live_secret", " bearer\tuk_live_secret", "Bearer "])
-def test_a_token_with_the_word_before_it_is_told_apart(value):
+def test_a_token_that_starts_with_bearer_is_refused(value):
     with pytest.raises(ConfigurationError, match="Bearer; give it without") as caught:
         Token(value)
     assert "secret" not in str(caught.value)
@@ -85,7 +85,7 @@ async def test_event_streams_are_known_by_their_media_type(scripted, event, cont
     http = scripted([event("ä")], headers={"Content-Type": content_type})
     client = AsyncConnectorClient("http://a.test/stream/a", http_client=http)
     payloads = [payload async for payload in client.stream(limit=1)]
-    assert payloads[0].session_id == "ä"  # UTF-8, whatever the charset says
+    assert payloads[0].session_id == "ä"  # UTF-8, whatever the charset of the header
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ async def test_a_body_encoded_unasked_is_an_error_before_a_byte_of_it_is_read(
         await connect().run()
 
 
-async def test_identity_is_no_encoding(server, connect, event):
+async def test_content_encoding_identity_is_accepted(server, connect, event):
     server.script(server.stream(event("s1"), headers=b"Content-Encoding: Identity\r\n"))
     assert [p.session_id async for p in connect().stream(limit=1)] == ["s1"]
 
@@ -144,7 +144,7 @@ async def test_a_redirect_to_another_origin_is_not_followed(server, connect, giv
     async with await asyncio.start_server(other, "127.0.0.1", 0) as stranger:
         port = stranger.sockets[0].getsockname()[1]
         server.script(server.status(302, f"Location: http://127.0.0.1:{port}/stream/acme"))
-        # Also when the user's own client would follow.
+        # Even if the user's own client follows redirects.
         http = httpx.AsyncClient(follow_redirects=True) if given else None
         with pytest.raises(RedirectError, match=str(port)):
             await connect(http_client=http).run()
@@ -184,7 +184,7 @@ async def test_a_client_of_the_users_is_used_and_not_closed(server, connect, eve
         ("é", "é"),
         ("é…", "é…"),
         ("a b", "a b"),
-        (" padded", "padded"),  # one space belongs to the field, so this is the id "padded"
+        (" padded", "padded"),  # the first space belongs to the field, so the id is "padded"
         ("  padded", None),
         ("bell\a", None),
         ("x" * 1025, None),
@@ -195,7 +195,7 @@ async def test_only_an_id_that_fits_a_header_is_sent_back(server, connect, event
         server.stream(f"id:{event_id}\ndata: {{}}\n\n".encode(), then="close"),
         server.stream(event("s1")),
     )
-    # To the payload of the second connection: httpx reads the request's headers again behind it.
+    # Read up to the second connection's payload: httpx reads the request's headers again after it.
     assert [p.session_id async for p in connect().stream(limit=1)] == ["s1"]
     assert server.peers[1].headers.get("last-event-id") == sent
 
@@ -222,7 +222,7 @@ async def test_userinfo_is_sent_as_a_header_and_logged_nowhere(  # noqa: PLR0917
         client = AsyncConnectorClient(url, token, http_client=http)
         assert [p.session_id async for p in client.stream(limit=1)] == ["s1"]
     assert [peer.headers["authorization"] for peer in server.peers] == [sent] * 2
-    assert "HTTP Request: GET" in caplog.text  # httpx's own line
+    assert "HTTP Request: GET" in caplog.text  # logged by httpx
     assert "p%40ss" not in caplog.text
     assert "p@ss" not in caplog.text
 
@@ -231,7 +231,7 @@ async def test_a_redirect_with_userinfo_is_logged_without_it(server, connect, ev
     caplog.set_level(logging.INFO)
     target = server.url.replace("//", "//user:secret@")
     server.script(server.status(302, f"Location: {target}"), server.stream(event("s1")))
-    # At DEBUG httpcore logs the headers of every answer: a server's own words.
+    # At DEBUG, httpcore logs the headers of every answer: the server's own text.
     assert [p.session_id async for p in connect().stream(limit=1)] == ["s1"]
     assert "secret@" not in caplog.text
 

@@ -30,7 +30,7 @@ def nothing_left(made):
 
 
 class Work:
-    """A callback that notes who started and waits until it is told to end."""
+    """A callback that records its starts and waits until the test releases it."""
 
     def __init__(self):
         self.started = []
@@ -63,14 +63,14 @@ async def settle():
         await asyncio.sleep(0)
 
 
-async def test_a_session_has_so_many_tasks_and_no_more():
+async def test_tasks_per_session_are_limited():
     work = Work()
     made = dispatcher(work, session_concurrency=2)
     for n in range(5):
         made.put(summary("a", n))
     await settle()
     assert work.started == [("a", 0), ("a", 1)]
-    assert len(made._tasks) == 2  # what waits is no task
+    assert len(made._tasks) == 2  # pending payloads have no task
     assert made.pending == 5
     for expected in range(3, 6):
         work.release()
@@ -203,7 +203,7 @@ async def test_a_callback_that_ends_badly_costs_its_own_payload(error):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_ends_the_program_does_so_and_is_counted(error):
+def test_an_exception_that_ends_the_program_is_raised_and_counted(error):
     counts = []
 
     async def bad(payload):
@@ -238,7 +238,7 @@ async def test_a_plain_callback_may_raise_stop_iteration():
     assert made._recorder.counts.failed == 2
 
 
-async def test_a_payload_nobody_asked_for_is_counted_and_let_go():
+async def test_a_payload_without_a_callback_is_counted_and_released():
     made = dispatcher()
     made.put(summary("a"))
     made.put(ActionsPayload(session_id="a"))
@@ -267,7 +267,7 @@ async def test_the_oldest_waiting_payload_of_all_is_dropped():
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "wait"])
-async def test_what_nobody_wants_takes_no_place_when_it_is_full(overflow):
+async def test_a_payload_without_a_callback_takes_no_room_when_it_is_full(overflow):
     dropped = []
     made = dispatcher(
         Work(),
@@ -284,7 +284,7 @@ async def test_what_nobody_wants_takes_no_place_when_it_is_full(overflow):
     await made.cancel()
 
 
-async def test_where_nothing_waits_the_new_payload_is_dropped():
+async def test_with_nothing_pending_the_new_payload_is_dropped():
     work, dropped = Work(), []
     made = dispatcher(
         work, limit=2, overflow="drop_oldest", on_drop=lambda payload, _: dropped.append(payload)
@@ -298,7 +298,7 @@ async def test_where_nothing_waits_the_new_payload_is_dropped():
 
 
 async def test_dropping_stays_cheap_behind_a_session_that_hangs():
-    """The bookkeeping of what waits must not grow behind a head that never moves."""
+    """The bookkeeping of pending payloads must not grow while the first one hangs."""
     release = asyncio.Event()
 
     async def work(payload):

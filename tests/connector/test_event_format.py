@@ -1,8 +1,8 @@
 """The event stream format, case by case.
 
-The cases are those of the web platform's own conformance tests (eventsource/format-*), in bytes
-of ours: what goes over the wire, and the data of the events a reader must see. Events with empty
-data are left out: they carry no payload.
+The cases are those of the web platform's conformance tests (eventsource/format-*), with our own
+bytes: what is sent, and the data of the events that a reader must see. Events with empty data are
+left out: they carry no payload.
 """
 
 import random
@@ -51,7 +51,7 @@ CASES = {
 
 
 def read_as(text):
-    """One read; a read a byte; random reads."""
+    """Yield the text in one read, in reads of one byte, and in random reads."""
     whole = text.encode()
     yield [whole]
     yield [whole[i : i + 1] for i in range(len(whole))]
@@ -62,7 +62,7 @@ def read_as(text):
 
 
 def one_connection(http):
-    """A client that stops when its first connection ends."""
+    """Make a client that stops when its first connection ends."""
 
     def stop():
         client.stop()
@@ -73,7 +73,7 @@ def one_connection(http):
 
 @pytest.fixture
 def data_of(scripted, monkeypatch):
-    """Runs a client over one connection; gives the data of the events it would decode."""
+    """Run a client over one connection; return the data of the events that it would decode."""
 
     def decode(data, **_):
         text = data if isinstance(data, str) else data.decode("utf-8", "replace")
@@ -102,7 +102,7 @@ async def test_every_place_to_cut_in_two(data_of):
         assert await data_of([text[:cut], text[cut:]]) == ["é…", "2", "3"]
 
 
-async def test_what_is_no_utf_8_stays_in_its_event(data_of):
+async def test_invalid_utf_8_affects_only_its_event(data_of):
     reads = [b"data: \xff\xc3\n\n", b"data: ok\n\n"]
     assert await data_of(reads) == ["\ufffd\ufffd", "ok"]
 

@@ -1,4 +1,4 @@
-"""The client in a web application: started and stopped by its lifespan."""
+"""The client in a web application: its lifespan starts and stops the client."""
 
 import asyncio
 from contextlib import asynccontextmanager

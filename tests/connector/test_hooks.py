@@ -1,4 +1,4 @@
-"""Hooks that take long, while connections come and go."""
+"""Slow hooks while connections open and close."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from autoplay_rag.connector.hooks import ConnectionHooks
 
 
 class Hook:
-    """Two hooks that note their calls; the first call waits until it is let go."""
+    """Two hooks that record their calls; the first call waits until the test releases it."""
 
     def __init__(self):
         self.calls = []
@@ -33,7 +33,7 @@ async def hook():
     return Hook()
 
 
-async def test_connections_that_pass_while_a_hook_works_are_told_as_one(hook):
+async def test_connections_during_a_running_hook_are_coalesced(hook):
     gates = []
     for _ in range(1000):
         gates.append(hook.hooks.connected())
@@ -41,7 +41,7 @@ async def test_connections_that_pass_while_a_hook_works_are_told_as_one(hook):
         hook.hooks.lost()
     assert len(hook.hooks._waiting) == 3
     assert hook.calls == ["on"]
-    assert not any(gate.is_set() for gate in gates)  # the first may still reset what they use
+    assert not any(gate.is_set() for gate in gates)  # the first hook may still reset shared state
     hook.release.set()
     await hook.hooks.join(5)
     assert hook.calls == ["on", "off", "on", "off"]
@@ -59,7 +59,7 @@ async def test_hooks_that_keep_up_are_called_for_each_connection(hook):
 
 
 @pytest.mark.parametrize("which", ["connected", "lost"])
-async def test_a_hook_alone_waits_at_most_once(which):
+async def test_with_one_hook_at_most_one_call_is_pending(which):
     calls, release = [], asyncio.Event()
 
     async def work():

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "recipes" / "opentelemetry.md"
 
 
 class Noted:
-    """Metrics that note every call."""
+    """Metrics that record every call."""
 
     def __init__(self):
         self.calls = []
@@ -29,7 +29,7 @@ class Noted:
 
 @pytest.fixture
 def opentelemetry_metrics():
-    """The class of the documentation page, as it stands there."""
+    """The class from the documentation page, unchanged."""
     code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
     names = {}
     exec(compile(code, str(PAGE), "exec"), names)
@@ -37,7 +37,7 @@ def opentelemetry_metrics():
 
 
 def read_values(reader):
-    """Name and attributes to value (a histogram's is its count)."""
+    """Map name and attributes to the value, or to the count of a histogram."""
     found = {}
     for resource in reader.get_metrics_data().resource_metrics:
         for scope in resource.scope_metrics:
@@ -125,7 +125,7 @@ async def test_a_pause_of_the_reader_is_reported(server, connect, event, until):
     assert metrics.of("paused")[0][0] > 0
 
 
-async def test_metrics_that_fail_never_disturb_the_stream_and_are_told_once(
+async def test_metrics_that_fail_never_disturb_the_stream_and_are_logged_once(
     server, connect, event, until, caplog
 ):
     class Broken:
@@ -143,7 +143,7 @@ async def test_metrics_that_fail_never_disturb_the_stream_and_are_told_once(
     assert caplog.text.count("metrics.received raised") == caplog.text.count("raised;") == 1
 
 
-async def test_a_hook_of_the_public_sdk_is_told_what_it_asks_for(server, connect, event, until):
+async def test_a_hook_of_the_public_sdk_gets_the_calls_it_defines(server, connect, event, until):
     class Hook:
         def __init__(self):
             self.drops, self.depths = [], []
@@ -185,6 +185,6 @@ async def test_a_hook_of_the_public_sdk_may_leave_methods_out(caplog):
 
 
 @pytest.mark.parametrize("metrics", [object(), {}, "statsd"])
-def test_an_object_that_would_never_be_told_anything_is_refused(metrics):
+def test_an_object_without_a_known_method_is_refused(metrics):
     with pytest.raises(ConfigurationError, match="none of the methods"):
         AsyncConnectorClient("http://127.0.0.1/stream/a", metrics=metrics)

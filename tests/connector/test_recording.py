@@ -1,4 +1,4 @@
-"""Recordings: what is written comes back, and a bad line costs itself at most."""
+"""Recordings: they round-trip, and a bad line loses at most itself."""
 
 import bz2
 import contextlib
@@ -71,7 +71,7 @@ def test_append_ends_an_unended_line_first(tmp_path, held, lines):
     assert b"\n\n" not in path.read_bytes()
 
 
-def test_append_goes_on_and_the_default_starts_anew(tmp_path):
+def test_append_keeps_the_recording_and_the_default_overwrites_it(tmp_path):
     path = tmp_path / "twice.jsonl"
     for append, expected in ((False, 1), (True, 2), (False, 1)):
         with RecordingWriter(path, append=append) as writer:
@@ -271,7 +271,7 @@ def test_a_pipe_is_read(tmp_path):
     writing.join()
 
 
-def test_an_endless_line_of_another_encoding_costs_itself_alone(tmp_path, monkeypatch):
+def test_an_endless_line_of_another_encoding_loses_only_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "MAX_EVENT_BYTES", 100)
     text = '{"x":"' + "é" * 1000 + "\n" + SUMMARY.decode() + "\n" + "é" * 100
     errors: list[RecordingError] = []

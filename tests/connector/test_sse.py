@@ -14,7 +14,7 @@ def parser(last_event_id="", limit=1000, on_oversize=lambda: None):
 
 
 def said(events):
-    """Name, data and id of events."""
+    """Return name, data and id of each event."""
     return [
         ("message", event.decode("utf-8", "replace"), None)
         if isinstance(event, bytes)
@@ -24,7 +24,7 @@ def said(events):
 
 
 def read(reads, limit=1000):
-    """The data of the events in some reads, and how many were skipped."""
+    """Return the data of the events in these reads, and how many events were skipped."""
     skipped = []
     made = parser(limit=limit, on_oversize=lambda: skipped.append(1))
     return [data for part in reads for _, data, _ in said(made.feed(part))], len(skipped)
@@ -34,7 +34,7 @@ def bytewise(text):
     return [text[i : i + 1] for i in range(len(text))]
 
 
-# What an event is given as
+# The form of an event
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ def test_an_event_of_one_line_of_data_is_given_as_its_data(text):
         b"retry: 1\n\n",
     ],
 )
-def test_all_else_is_given_whole(text):
+def test_every_other_event_is_given_whole(text):
     (event,) = parser().feed(text)
     assert isinstance(event, ServerSentEvent)
     assert event.data in {"{}", "{}\n{}", ""}
 
 
 @pytest.mark.parametrize("text", [b": c\n\n", b"\n\n\n", b"other: x\n\n", b"data: {}\n"])
-def test_what_holds_no_field_is_no_event(text):
+def test_a_block_without_a_field_is_not_an_event(text):
     assert list(parser().feed(text)) == []
 
 
@@ -123,7 +123,7 @@ def test_ids_stay_until_they_change():
     assert made.feed(b"data: 3\n\n") == (b"3",)
     assert made.last_event_id == "a"
     made.feed(b"id: b\n")
-    assert made.last_event_id == "a"  # its event has not ended
+    assert made.last_event_id == "a"  # the new event is not complete
     made.feed(b"\n")
     assert made.last_event_id == "b"
     made.feed(b"id\n\n")
@@ -136,7 +136,7 @@ def test_the_id_of_a_skipped_event_does_not_count():
     assert said(made.feed(b"event: e\ndata: 1\n\n")) == [("e", "1", "before")]
 
 
-def test_names_and_retry_are_told():
+def test_names_and_retry_are_reported():
     (event,) = parser().feed(b"event: heartbeat\nretry: 500\ndata:\n\n")
     assert (event.event, event.data, event.retry) == ("heartbeat", "", 500)
 
@@ -173,7 +173,7 @@ def test_a_retry_counts_without_data_too(line):
 
 
 @pytest.mark.parametrize("reads_of", [1, 7, 64, 10_000])
-def test_an_oversize_event_costs_itself_alone(reads_of):
+def test_an_oversize_event_loses_only_itself(reads_of):
     text = b"data: 1\n\n" + b"data: " + b"x" * 2000 + b"\ndata: y\n\n" + b"data: 2\n\n"
     reads = [text[i : i + reads_of] for i in range(0, len(text), reads_of)]
     assert read(reads, limit=100) == (["1", "2"], 1)
@@ -212,7 +212,7 @@ def test_comments_never_make_an_event_too_large():
     assert read([b"data: 1\n", *comments, b"\n"], limit=100) == (["1"], 0)
 
 
-# Against httpx-sse, and against itself
+# Compared with httpx-sse, and with itself
 
 lines = st.sampled_from(
     [
@@ -238,7 +238,7 @@ ends = st.sampled_from([b"\n", b"\r", b"\r\n"])
 
 
 class _Answer:
-    """What `EventSource` reads: text that is there already."""
+    """The part of a response that `EventSource` reads, with its text in memory."""
 
     def __init__(self, text):
         self.headers = {"content-type": "text/event-stream"}
@@ -253,7 +253,7 @@ class _Answer:
 def test_it_reads_what_httpx_sse_reads(written):
     text = b"".join(line + end for line, end in written) + b"\n"
     by_httpx = EventSource(_Answer(text.decode("utf-8", "replace"))).iter_sse()
-    # It gives an event for every blank line once there was an id.
+    # It yields an event for every blank line after the first id.
     expected = [(e.event, e.data, e.retry) for e in by_httpx if e.data or e.retry]
     found = [
         ("message", event.decode("utf-8", "replace"), None)

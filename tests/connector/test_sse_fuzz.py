@@ -1,7 +1,7 @@
 """Random event streams, cut at random bytes: the parser agrees with a second one, written here.
 
-The second one reads a whole stream at once, as https://html.spec.whatwg.org describes it, and shares
-no code and no approach with the first.
+The second one reads a whole stream at once, as https://html.spec.whatwg.org describes it. The two
+share no code and take different approaches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FRAGMENTS = [
     *(b"\xef\xbb\xbf", b"\xef\xbb", b"\xef", b"\xbb\xbf", b"\0", b"\xe2\x80\xa6", b"\xe2\x80", b"\x85", b"\x0c"),
     *(b'{"type":"summary"}', b"{}", b" ", b"1", b"::"),
 ]  # fmt: skip
-"""What the format gives a meaning to, what looks like it, and bytes that are no UTF-8."""
+"""Fragments with a meaning in the format, similar fragments, and bytes that are not UTF-8."""
 
 WHOLE = [b"data: 1\n\n", b"data: 2\r\n\r\n", b"data: 3\r\r", b"event: heartbeat\ndata:\n\n", b": hi\n\n"]  # fmt: skip
 
@@ -36,7 +36,7 @@ def random_stream(rng: random.Random) -> bytes:
 
 
 def cut(stream: bytes, rng: random.Random) -> list[bytes]:
-    """The stream in reads: of one byte each, or cut anywhere; some reads are empty."""
+    """Cut the stream into reads of one byte, or at random places; some reads are empty."""
     if rng.random() < 0.2:
         return [stream[i : i + 1] for i in range(len(stream))]
     edges = sorted(rng.choices(range(len(stream) + 1), k=rng.randrange(12)))
@@ -44,12 +44,12 @@ def cut(stream: bytes, rng: random.Random) -> list[bytes]:
 
 
 def parsed(reads: list[bytes], last_id: str) -> tuple[list[tuple], str]:
-    """What the package makes of these reads: name, data, id and retry of each event."""
+    """Parse these reads with the package: name, data, id and retry of each event."""
     parser = EventParser(last_id, max_event_bytes=10**6, on_oversize=pytest.fail)
     events = []
     for read in reads:
         for event in parser.feed(read):
-            if isinstance(event, bytes):  # its id is that of the event before
+            if isinstance(event, bytes):  # its id is that of the previous event
                 events.append(("", event.decode("utf-8", "replace"), last_id, None))
             else:
                 name, last_id = "" if event.event == "message" else event.event, event.id
@@ -59,7 +59,7 @@ def parsed(reads: list[bytes], last_id: str) -> tuple[list[tuple], str]:
 
 
 def expected(stream: bytes, last_id: str) -> tuple[list[tuple], str]:
-    """The same by the letter of the standard, except that events without data are given too."""
+    """Parse as the standard says, except that events without data are included."""
     text = stream.decode("utf-8", "replace").removeprefix("\ufeff")
     *lines, _unfinished = re.split("\r\n|\r|\n", text)
     events = []
@@ -84,7 +84,7 @@ def expected(stream: bytes, last_id: str) -> tuple[list[tuple], str]:
 
 
 def compare(seed: int) -> int:
-    """Compare one random stream; gives the number of its events."""
+    """Compare one random stream; return the number of its events."""
     rng = random.Random(seed)
     stream, last_id = random_stream(rng), rng.choice(["", "41"])
     wanted = expected(stream, last_id)

@@ -1,4 +1,4 @@
-"""Connections that break, in all the ways they do."""
+"""Connections that break in every way."""
 
 import asyncio
 import logging
@@ -33,7 +33,7 @@ def indexes(payloads):
 
 
 async def take(client, n):
-    """The next `n` payloads."""
+    """Return the next `n` payloads."""
     return [payload async for payload in client.stream(limit=n)]
 
 
@@ -45,7 +45,7 @@ async def test_a_broken_connection_is_made_anew(server, connect, event, then):
 
 
 async def test_a_reset_connection_is_made_anew(server, connect, event):
-    # A reset may overtake what was sent before it, so nothing is.
+    # A reset may overtake data sent before it, so send none.
     server.script(server.stream(then="reset"), server.stream(event("s1", 1)))
     client = connect()
     assert indexes(await take(client, 1)) == [1]
@@ -135,7 +135,7 @@ async def test_the_last_event_id_is_sent_from_connection_to_connection(server, c
         server.stream(event("s1", 1, id="a"), event("s1", 2), then="close"),
         server.stream(event("s1", 3), then="close"),  # no id: the last one stays
         server.stream(event("s1", 4, id="b"), b"id: c\n\n", then="close"),  # an id alone counts
-        server.stream(b"id\n", event("s1", 5), then="close"),  # an empty one forgets
+        server.stream(b"id\n", event("s1", 5), then="close"),  # an empty id clears it
         server.stream(event("s1", 6)),
     )
     payloads = await take(connect(), 6)
@@ -205,7 +205,7 @@ async def test_a_single_refusal_in_the_middle_passes(server, connect, event, sta
         page,
         page,
         server.stream(event("s1", 2), then="close"),
-        page,  # they count in a row
+        page,  # only consecutive ones count
         server.stream(event("s1", 3)),
     )
     assert indexes(await take(connect(), 3)) == [1, 2, 3]
@@ -301,7 +301,7 @@ async def test_two_different_content_types_are_no_stream(server, connect, given)
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A self-signed certificate for 127.0.0.1, and its key, in one file."""
+    """Make one file with a self-signed certificate for 127.0.0.1 and its key."""
     path = tmp_path_factory.mktemp("tls") / "server.pem"
     key, signed = path.with_suffix(".key"), path.with_suffix(".crt")
     subprocess.run(
@@ -411,7 +411,7 @@ async def test_what_passes_once_it_has_worked_is_retried(server, connect, event,
     assert caplog.text.count("trying again") == 3
 
 
-async def test_it_counts_towards_max_retries(server, connect, event):
+async def test_a_refusal_after_a_stream_counts_towards_max_retries(server, connect, event):
     server.script(server.stream(event("s1"), then="close"), server.status(404))
     with pytest.raises(RuntimeError, match=r"3 failed attempts.*404"):
         await connect(max_retries=2).run()
@@ -445,11 +445,11 @@ async def test_the_state_tells_what_goes_on(server, connect, until):
     assert client.last_event_at is None
 
 
-# What is inside events
+# The contents of events
 
 
 def read_all(events):
-    """What a stream makes of events, without a connection."""
+    """Return the payloads that a stream makes of events, without a connection."""
     recorder = Recorder(None)
     endpoint = Endpoint("http://a.test/", "", connect_timeout=1, read_timeout=1)
     stream = EventStream(endpoint, recorder)
@@ -483,7 +483,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("data", HOSTILE, ids=range(len(HOSTILE)))
-def test_what_is_no_payload_is_skipped_and_counted(data):
+def test_an_event_without_a_payload_is_skipped_and_counted(data):
     good = '{"type": "summary", "summary": "x"}'
     payloads, counts = read_all([good, data, good])
     assert [payload.summary for payload in payloads] == ["x", "x"]
@@ -501,7 +501,7 @@ def test_what_is_no_payload_is_skipped_and_counted(data):
         ('{"type": "actions", "actions": [1, {"title": 2}, null]}', 3),
     ],
 )
-def test_a_bad_value_costs_itself_alone(data, repaired):
+def test_a_bad_value_does_not_drop_its_event(data, repaired):
     payloads, counts = read_all([data])
     assert len(payloads) == 1
     assert (counts.received, counts.skipped, counts.repaired) == (1, 0, repaired)
@@ -515,7 +515,7 @@ def test_nothing_inside_an_event_ends_the_stream(data):
     assert counts.received + counts.skipped == (1 if data else 0)
 
 
-async def test_skipped_events_are_told_without_their_text_and_not_each(
+async def test_skipped_events_are_logged_without_their_text_and_not_each(
     server, connect, event, caplog
 ):
     caplog.set_level(logging.DEBUG, logger="autoplay_rag")

@@ -1,4 +1,4 @@
-"""The client for code without a loop, against real connectors in other threads."""
+"""The client for code without an event loop, with real connectors in other threads."""
 
 import asyncio
 import inspect
@@ -32,7 +32,7 @@ def summary(n, session_id=None):
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left(request):
-    """Fails a test that leaves a thread behind. The connector of the tests ends after this."""
+    """Fail a test that leaves a thread running. The tests' connector ends after this check."""
     if "local_connector" in request.fixturenames:
         request.getfixturevalue("local_connector")
     before = set(threading.enumerate())
@@ -46,7 +46,7 @@ def _no_thread_is_left(request):
 
 @pytest.fixture
 def connect():
-    """Makes clients that wait little between attempts; ends them with the test."""
+    """Make clients with short waits between attempts; stop them after the test."""
     clients = []
 
     def make(url, token="", *args, **options):
@@ -60,7 +60,7 @@ def connect():
 
 
 class Inbox(queue.SimpleQueue):
-    """A callback that collects; `take(n)` waits for the next n texts."""
+    """A callback that collects texts; `take(n)` waits for the next n."""
 
     def __call__(self, payload, *_):
         self.put(payload)
@@ -132,13 +132,13 @@ def test_async_functions_are_run_in_the_thread_that_calls_back(local_connector, 
         thread = client.run_in_background()
         assert inbox.take(6) == ["0", "0", "1", "1", "2", "2"]
     assert threads == {thread}
-    assert len(loops) == 1  # what belongs to a loop, a connection say, goes on working
+    assert len(loops) == 1  # what is bound to a loop, such as a connection, keeps working
     assert loops.pop().is_closed()
-    # Of each of the two, and the stream went on.
+    # One line for each of the two callbacks; the stream continued.
     assert len([r for r in caplog.records if "raised" in r.getMessage()]) == 2
 
 
-async def test_inside_a_running_loop_an_async_function_is_told_apart(
+async def test_inside_a_running_loop_an_async_function_is_recognised(
     local_connector, connect, caplog
 ):
     async def work(payload):
@@ -188,7 +188,7 @@ def test_a_full_queue_drops_the_oldest_and_says_so(local_connector, connect):
     assert client.queue_size == 0
 
 
-def test_what_nobody_wants_evicts_nothing(local_connector, make_payload, connect):
+def test_a_payload_without_a_callback_evicts_nothing(local_connector, make_payload, connect):
     connector = local_connector([])
     go_on, began = threading.Event(), threading.Event()
     inbox, dropped = Inbox(), Inbox()
@@ -392,7 +392,7 @@ def test_stop_from_a_callback_ends_it(local_connector, connect, caplog):
     def once(payload):
         seen.append(payload)
         client.stop()
-        with client:  # leaving it here must not wait for ourselves
+        with client:  # leaving it here must not wait for this thread
             pass
 
     client.on_summary(once).run()
@@ -404,7 +404,7 @@ def test_stop_at_once_ends_a_run_that_has_hardly_begun(local_connector, connect)
     url = local_connector([]).url
     for _ in range(50):
         client = connect(url)
-        client.stop()  # before a run it does nothing
+        client.stop()  # no effect before a run
         thread = client.run_in_background()
         client.stop()
         thread.join(5)
@@ -462,10 +462,10 @@ def test_a_background_run_logs_once_what_ended_it(local_connector, connect, capl
     assert "401" in errors[0].getMessage()
     assert TOKEN not in caplog.text
     assert errors[0].exc_info is None
-    client.run_in_background().join(5)  # an ended run is over
+    client.run_in_background().join(5)  # a new run can start
 
 
-def test_hooks_are_told_of_connections(local_connector, connect):
+def test_hooks_are_called_for_connections(local_connector, connect):
     told = queue.SimpleQueue()
     connector = local_connector([summary(1)])
     client = connect(
@@ -479,7 +479,7 @@ def test_hooks_are_told_of_connections(local_connector, connect):
     assert told.get(timeout=5) == "disconnected"
 
 
-def test_metrics_are_told(local_connector, connect):
+def test_metrics_are_called(local_connector, connect):
     inbox = Inbox()
     received = []
 
@@ -507,7 +507,7 @@ def test_a_silent_connection_is_made_anew(local_connector, connect):
 
 
 def test_what_it_shares_with_the_async_client_has_the_same_name_and_default():
-    # Which ones may be given by position is the public SDK's, and what these two are called.
+    # Left out: which parameters are positional, and the names of these two. The public SDK sets both.
     ours, theirs = (
         {(each.name, each.default) for each in inspect.signature(made).parameters.values()}
         for made in (ConnectorClient, AsyncConnectorClient)

@@ -1,4 +1,4 @@
-"""Push mode over real HTTP: what is acknowledged is kept, and what is not kept is not acknowledged."""
+"""Push mode over real HTTP: a payload is acknowledged if and only if it is kept."""
 
 import asyncio
 import hashlib
@@ -69,7 +69,7 @@ async def embedder():
 
 @pytest.fixture
 async def make_pipeline(tmp_path, embedder):
-    """Makes pipelines that are not started; their ledgers are checked at the end."""
+    """Make pipelines that are not started; check their ledgers at the end."""
     made = []
 
     def make(**options):
@@ -93,7 +93,7 @@ async def pipeline(make_pipeline):
 
 @asynccontextmanager
 async def serving(app, lifespan="off"):
-    """Serves with uvicorn; gives an HTTP client of it."""
+    """Serve with uvicorn; yield an HTTP client for it."""
     server = LoopServer(app)
     server.config.lifespan = lifespan
     port = await server.listen("127.0.0.1", 0)
@@ -171,7 +171,7 @@ def test_an_empty_secret_is_refused_unless_asked_for():
             webhook_app(None, secret)
     unsigned = WebhookReceiver("", allow_unsigned=True)
     assert unsigned.handle_sync(SUMMARY).summary == "Exported a report."
-    # With a secret the permission changes nothing.
+    # With a secret, `allow_unsigned` has no effect.
     with pytest.raises(SignatureError):
         WebhookReceiver(SECRET, allow_unsigned=True).handle_sync(SUMMARY)
 
@@ -225,7 +225,7 @@ async def test_handle_awaits_coroutines_and_calls_plain_functions_elsewhere():
     assert seen == [payload, payload]
 
 
-async def test_what_is_wrong_has_an_error_of_the_package_and_calls_nobody():
+async def test_an_invalid_request_raises_an_error_of_the_package_and_runs_no_callback():
     seen = []
     receiver = WebhookReceiver(SECRET, seen.append, seen.append, max_body_bytes=100)
     for body, header, error in [
@@ -241,7 +241,7 @@ async def test_what_is_wrong_has_an_error_of_the_package_and_calls_nobody():
         with pytest.raises(error):
             await receiver.handle(body, header)
         assert issubclass(error, AutoplayError)
-        assert issubclass(error, ValueError)  # as other clients raise here
+        assert issubclass(error, ValueError)  # as in other clients
     assert seen == []
 
 
@@ -360,7 +360,7 @@ async def test_a_body_without_a_length_is_limited_too(pipeline, pieces):
 
     async with serving(webhook_app(pipeline, SECRET, max_body_bytes=1000)) as http:
         assert (await http.post("/", content=upload())).status_code == 413
-        assert (await post(http, SUMMARY)).status_code == 200  # the connection is still good
+        assert (await post(http, SUMMARY)).status_code == 200  # the connection is still usable
 
 
 async def test_a_chunked_body_within_the_limit_is_verified_whole(pipeline):
@@ -373,7 +373,7 @@ async def test_a_chunked_body_within_the_limit_is_verified_whole(pipeline):
         assert (await http.post("/", content=upload(), headers=headers)).status_code == 200
 
 
-async def test_an_endless_body_is_neither_held_nor_read_for_ever():
+async def test_an_endless_body_is_neither_buffered_nor_read_to_the_end():
     taken = 0
     sent = []
 
@@ -418,7 +418,7 @@ async def test_a_body_that_never_comes_is_503(pipeline):
     assert pipeline.ledger.received == 0
 
 
-# -- when it cannot be kept -------------------------------------------------------------------
+# -- when a payload cannot be kept ------------------------------------------------------------
 
 
 async def test_a_full_journal_is_503_until_there_is_room(make_pipeline, embedder):
@@ -428,7 +428,7 @@ async def test_a_full_journal_is_503_until_there_is_room(make_pipeline, embedder
     async with serving(webhook_app(pipeline, SECRET)) as http:
         assert (await post(http, summary(1))).status_code == 200
         assert (await post(http, summary(2, "x" * 100))).status_code == 503
-        assert (await post(http, summary(1))).status_code == 200  # known, so no room is needed
+        assert (await post(http, summary(1))).status_code == 200  # a duplicate needs no room
         embedder.open.set()
         await pipeline.drain()
         answer = await post(http, summary(2, "x" * 100))
@@ -462,7 +462,7 @@ async def test_a_journal_that_fails_is_503_until_it_is_well(pipeline, tmp_path, 
         assert "could not be used" in caplog.text
         rename("gone", "payload")
         assert (await post(http, SUMMARY)).json()["detail"] == "accepted"
-    # What was refused is counted: not every sender comes again.
+    # The refused payload counts as overflow: not every sender retries.
     assert (pipeline.ledger.received, pipeline.ledger.overflow) == (2, 1)
 
 
@@ -487,7 +487,7 @@ async def test_a_closed_pipeline_is_503(pipeline):
     assert pipeline.ledger.received == 1
 
 
-async def test_a_rule_of_the_user_that_raises_is_no_reason_to_send_again(make_pipeline):
+async def test_a_users_rule_that_raises_does_not_cause_a_resend(make_pipeline):
     def broken(payload):
         raise LookupError
 
@@ -498,7 +498,7 @@ async def test_a_rule_of_the_user_that_raises_is_no_reason_to_send_again(make_pi
         assert (answer.status_code, answer.json()["detail"]) == (200, "dead")
 
 
-# -- where it is served -----------------------------------------------------------------------
+# -- inside applications ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/autoplay/", "/autoplay/any", "/route"])
@@ -525,11 +525,11 @@ async def test_by_itself_it_starts_and_closes_the_pipeline(make_pipeline):
 async def test_a_pipeline_that_runs_is_left_running(pipeline):
     async with serving(webhook_app(pipeline, SECRET), lifespan="on") as http:
         assert (await post(http, SUMMARY)).status_code == 200
-    await pipeline.drain()  # raises once it is closed
+    await pipeline.drain()  # raises if closed
 
 
 async def lifespan(app, *moments):
-    """Sends lifespan messages; gives what was answered."""
+    """Send lifespan messages; return the answers."""
     messages = [{"type": f"lifespan.{moment}"} for moment in moments]
     answers = []
 
@@ -588,7 +588,7 @@ async def test_a_websocket_is_closed_and_the_unknown_refused():
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """Runs the nth block of the recipe; gives its names."""
+    """Run the nth block of the recipe; return its names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUTOPLAY_WEBHOOK_SECRET", SECRET)
     blocks = re.findall(r"^```python\n(.*?)^```$", RECIPE.read_text(), re.DOTALL | re.MULTILINE)

@@ -70,7 +70,7 @@ def test_an_empty_session_id_is_none():
     assert len(drafted(batch(1, 1, ""), batch(2, 1, ""))) == 2
 
 
-def test_a_summary_is_its_sessions_person_s():
+def test_a_summary_gets_the_user_of_its_session():
     summary = SummaryPayload("p", "s", "did things", 3, 1.0)
     assert "user_id" not in metadata_of([summary])
     found = metadata_of([summary], people=People("ann", "c1"))

@@ -90,7 +90,7 @@ def test_lanes_of_payloads_without_session_are_their_own():
     assert lane_of(actions(), 7) < 2**63
 
 
-def test_a_session_is_the_last_persons_who_had_it():
+def test_a_session_belongs_to_its_last_user():
     def by(user_id=None, conversation_id=None):
         return ActionsPayload("p", "s", user_id, conversation_id=conversation_id)
 

@@ -1,4 +1,4 @@
-"""LocalConnector over real HTTP: frames, statuses, pace, pushes and its end."""
+"""LocalConnector over real HTTP: frames, statuses, pace, pushes and closing."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ async def subscribed(connector, url=None, **headers):
 
 
 async def read_frames(response, count):
-    """The first `count` frames, as their bytes; a frame ends with an empty line."""
+    """Return the first `count` frames as bytes; a frame ends with an empty line."""
     buffer = b""
     async for piece in response.aiter_bytes():
         buffer += piece
@@ -308,7 +308,7 @@ async def test_a_recording_written_by_the_writer_is_served(tmp_path):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 async def test_events_leave_at_once(host):
-    # With Nagle's algorithm each event would wait 40 ms for the acknowledgement of the one before.
+    # With Nagle's algorithm each event would wait 40 ms for the previous acknowledgement.
     connector = LocalConnector(summaries(1), host=host)
     async with connector, subscribed(connector) as response:
         await read_frames(response, 1)

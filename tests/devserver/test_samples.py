@@ -1,4 +1,4 @@
-"""The shipped samples: what they hold, and that their questions can be answered from them."""
+"""The shipped samples: their contents, and that they contain the answers to their questions."""
 
 import subprocess
 import sys

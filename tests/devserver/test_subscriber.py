@@ -1,4 +1,4 @@
-"""What one subscriber is sent, without a socket."""
+"""What one subscriber receives, without a socket."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ async def test_push_waits_while_too_many_wait():
     await stream.aclose()
 
 
-async def test_who_left_is_given_nothing_and_holds_up_nobody():
+async def test_a_subscriber_who_left_gets_nothing_and_blocks_no_other():
     one = subscriber()
     for _ in range(WAITING_LIMIT):
         await one.push(b"{}")

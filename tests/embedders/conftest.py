@@ -5,5 +5,5 @@ import pytest
 
 @pytest.fixture
 def server(embedding_server):
-    """The name these tests have for it."""
+    """A shorter name for these tests."""
     return embedding_server

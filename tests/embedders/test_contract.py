@@ -21,7 +21,7 @@ class TestLocalEmbedder(EmbedderContract):
 
 @pytest.fixture(scope="module")
 def url():
-    """The server in a thread, so that a test may run several event loops."""
+    """Run the server in a thread, so that a test may run several event loops."""
     started, ending = threading.Event(), threading.Event()
     urls = []
 

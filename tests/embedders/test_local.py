@@ -53,7 +53,7 @@ async def test_what_means_the_same_is_near(loaded):
 
 
 async def test_similarities_are_those_the_full_model_is_documented_to_give(loaded):
-    # sbert.net, quickstart: these three sentences with all-MiniLM-L6-v2.
+    # The quickstart on sbert.net has these three sentences with all-MiniLM-L6-v2.
     weather, sunny, stadium = await loaded.embed(
         ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     )
@@ -205,7 +205,7 @@ def test_the_vocabulary_is_the_models():
 @pytest.mark.parametrize(
     ("text", "ids"),
     [
-        # As bert-base-uncased is documented to give them.
+        # As documented for bert-base-uncased.
         ("hello world", [101, 7592, 2088, 102]),
         ("Hello, my dog is cute", [101, 7592, 1010, 2026, 3899, 2003, 10140, 102]),
         ("Using a Transformer network is simple", [101, 2478, 1037, 10938, 2121, 2897, 2003, 3722, 102]),
@@ -221,7 +221,7 @@ def test_marks_of_the_model_in_a_text_are_plain_text():
     assert local._tokenizer().encode("[SEP]").tokens == ["[CLS]", "[", "sep", "]", "[SEP]"]
 
 
-def test_tokens_are_counted_as_far_as_they_are_read(loaded):
+def test_tokens_are_counted_up_to_the_length_the_model_reads(loaded):
     assert loaded.count_tokens("Exported a report") == 5
     assert loaded.count_tokens("") == 2
     assert loaded.count_tokens("word " * 10**6) == 256

@@ -116,7 +116,7 @@ async def test_a_long_text_that_is_refused_at_any_length_is_rejected(server, emb
     server.answer = error(400)
     with pytest.raises(EmbedderRejectedError):
         await embedder.embed(["word " * 10_000])
-    # Only the last is sure to be short enough: there, base64 may be what is refused.
+    # Only the last text is surely short enough: there, the service may refuse base64 itself.
     assert formats(server) == ["base64", "base64", "base64", "float"]
     assert embedder.truncated == 0
 
@@ -140,7 +140,7 @@ def formats(server) -> list[str]:
 
 
 def numbered(*indexes: Any, usage: Any = None) -> Any:
-    """An answer with these indexes, `...` for none; the vector at position i is [i]."""
+    """Make an answer with these indexes, `...` for none; the vector at position i is [i]."""
     data = [
         {"embedding": [float(i)]} | ({} if index is ... else {"index": index})
         for i, index in enumerate(indexes)
@@ -152,7 +152,7 @@ def numbered(*indexes: Any, usage: Any = None) -> Any:
     ("indexes", "order"),
     [
         ((..., ..., ...), [0, 1, 2]),
-        ((..., 1, 2), [0, 1, 2]),  # zeros are left out
+        ((..., 1, 2), [0, 1, 2]),  # zeros are omitted
         ((..., 2, 1), [0, 2, 1]),
         ((0, ..., 2), [0, 1, 2]),
         ((2, ..., 0), [2, 1, 0]),
@@ -193,7 +193,7 @@ async def test_an_index_that_is_missing_is_the_position(server, embedder, indexe
         (..., ..., ..., ...),
     ],
 )
-async def test_doubles_and_what_is_no_index_are_refused(server, embedder, indexes):
+async def test_duplicate_and_invalid_indexes_are_refused(server, embedder, indexes):
     server.answer = numbered(*indexes)
     with pytest.raises(EmbedderRejectedError, match=rf"{len(indexes)} vectors for 3 texts"):
         await embedder.embed(["a", "b", "c"])
@@ -228,7 +228,7 @@ async def test_usage_is_advice(server, embedder, usage, tokens):
 
 
 def refusing(status: int, *encodings: str) -> Any:
-    """Refuses these encodings; the texts are never the reason."""
+    """Refuses these encodings, never the texts."""
     refuse = error(status)
     return lambda body: refuse(body) if body["encoding_format"] in encodings else None
 
@@ -306,7 +306,7 @@ async def test_calls_at_once_find_out_about_base64_together(server, embedder):
     assert formats(server)[-1] == "float"
 
 
-# -- services that will never work ------------------------------------------------------------
+# -- services that never work -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ async def test_what_may_pass_by_itself_names_nothing_to_check(server, embedder, 
 
 async def test_an_address_that_nobody_answers_is_said_before_the_whole_timeout(monkeypatch):
     monkeypatch.setattr("autoplay_rag.embedders.openai._CONNECT_SECONDS", 0.2)
-    # A listening socket whose queue is full: the system answers no further connection.
+    # A listening socket with a full queue: the system accepts no more connections.
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listening:
         port = listening.getsockname()[1]
         waiting = []

@@ -1,14 +1,14 @@
-"""An ingest that says what it does, line by line, until it is killed or has come to its end.
+"""An ingest that prints each step until it is killed or completes.
 
     python kill_child.py FOLDER EVENTS
 
-It hands over events 0 to EVENTS - 1, but for those that FOLDER/reported names, and prints
+It passes events 0 to EVENTS - 1 to `on_actions`, except those listed in FOLDER/reported, and prints
 
     accepted 17      `on_actions` has returned for event 17
-    > embed, < embed a step on the way to the store begins, ends
+    > embed, < embed a step towards the store begins, ends
     refused 47       the store takes no part of event 47
-    worker 4711      the Chroma worker's process
-    end              all is stored, and closed
+    worker 4711      the pid of the Chroma worker
+    end              everything is stored, and the pipeline is closed
 """
 
 import asyncio
@@ -34,7 +34,7 @@ STEPS = {"record_plans": "plan"}
 
 
 def say(line: str) -> None:
-    os.write(1, f"{line}\n".encode())  # past every buffer: what was said stays said
+    os.write(1, f"{line}\n".encode())  # unbuffered: what was printed survives a kill
 
 
 @contextmanager
@@ -71,21 +71,21 @@ class TalkingStore(ChromaStore):
 
 
 def talk(name: str) -> None:
-    """Have a method of the journal say when it begins and ends."""
+    """Make a method of the journal print when it begins and ends."""
     method = getattr(QueueTables, name)
 
     def talking(*args):
         with step(STEPS.get(name, name)):
-            time.sleep(0.001)  # a kill takes about as long to come: let it find some before,
+            time.sleep(0.001)  # a kill takes as long to arrive: some come before the call,
             result = method(*args)
-            time.sleep(0.001)  # and some after
+            time.sleep(0.001)  # and some after it
             return result
 
     setattr(QueueTables, name, talking)
 
 
 def payload(number: int) -> ActionsPayload:
-    """One action; every `REFUSED_EVERY`th fills three chunks, of which the store refuses one."""
+    """One action. Every `REFUSED_EVERY`th payload fills three chunks; the store refuses one of them."""
     at = 1_700_000_000.0 + number
     parts = [str(number)]
     if number % REFUSED_EVERY == 1:
@@ -107,11 +107,11 @@ async def send(pipeline: IngestPipeline, numbers) -> None:
     for number in numbers:
         await pipeline.on_actions(payload(number))
         say(f"accepted {number}")
-        await asyncio.sleep(0.003)  # long enough that all steps run beside it
+        await asyncio.sleep(0.003)  # long enough for all steps to run concurrently
 
 
 async def main(folder: Path, events: int) -> None:
-    logging.getLogger("autoplay_rag").setLevel(logging.CRITICAL)  # each refused payload is said
+    logging.getLogger("autoplay_rag").setLevel(logging.CRITICAL)  # each refused payload is logged
     for name in ("record_plans", "acknowledge", "accept"):
         talk(name)
     store = TalkingStore(folder / "chroma")
@@ -128,7 +128,7 @@ async def main(folder: Path, events: int) -> None:
         say(f"worker {store._worker._process._popen.pid}")
         rest = [number for number in range(events) if str(number) not in reported]
         async with asyncio.TaskGroup() as group:
-            for sender in range(SENDERS):  # a session is always with the same one, in order
+            for sender in range(SENDERS):  # each session has one sender, which keeps its order
                 mine = [n for n in rest if n % SESSIONS % SENDERS == sender]
                 group.create_task(send(pipeline, mine))
         await pipeline.drain()

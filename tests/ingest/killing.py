@@ -1,4 +1,4 @@
-"""Kills an ingest with `kill -9` again and again, and looks whether anything is lost or doubled."""
+"""Kill an ingest with `kill -9` repeatedly, and check that nothing is lost or stored twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autoplay_rag.stores.base import Filter
 
 CHILD = Path(__file__).with_name("kill_child.py")
 STEPS = {"accept": 4, "plan": 16, "embed": 16, "upsert": 60, "acknowledge": 60, "delete": 300}
-"""The steps of the way, with about how many events each of their turns takes."""
+"""The steps of the ingest, and about how many events one occurrence handles."""
 _KILLS_OF_ONE = 5
 _BY_TIME = 0.3
 _KILL_CHROMA_TOO = 0.25
@@ -26,14 +26,14 @@ _LONGEST_RUN_SECONDS = 60.0
 
 @dataclass
 class Outcome:
-    """What came of it.
+    """The result.
 
     Attributes:
         kills: How often the ingest was killed.
-        rounds: How many ingests that were.
-        during: How many kills found each step under way.
-        reported: Events whose `on_actions` had returned.
-        lost: Events that were reported and are not stored, though the store takes them.
+        rounds: The number of ingests.
+        during: The number of kills during each step.
+        reported: Events for which `on_actions` had returned.
+        lost: Events that were reported but are not stored, except those that the store refuses.
         doubled: Events stored more than once.
     """
 
@@ -46,7 +46,7 @@ class Outcome:
 
 
 async def kill_again_and_again(folder: Path, kills: int, events: int, seed: int) -> Outcome:
-    """Ingest `events` events in a new folder, over and over, until there were so many kills."""
+    """Ingest `events` events into a new folder, repeatedly, until `kills` kills have happened."""
     chance = random.Random(seed)
     outcome = Outcome()
     while outcome.kills < kills:
@@ -58,7 +58,7 @@ async def kill_again_and_again(folder: Path, kills: int, events: int, seed: int)
         outcome.during += ingest.during
         outcome.reported += len(ingest.reported)
         outcome.lost += sorted(ingest.reported - ingest.refused - stored.keys())
-        # Of an event that the store refuses nothing may stay, however many chunks it filled.
+        # No chunk of a refused event may remain, however many chunks it filled.
         outcome.doubled += sorted(
             number for number, times in stored.items() if times > 1 or number in ingest.refused
         )
@@ -66,7 +66,7 @@ async def kill_again_and_again(folder: Path, kills: int, events: int, seed: int)
 
 
 class _Ingest:
-    """One ingest, in as many processes as it takes."""
+    """One ingest, in one or more processes."""
 
     def __init__(self, folder: Path, events: int, chance: random.Random) -> None:
         folder.mkdir()
@@ -79,7 +79,7 @@ class _Ingest:
         self._chance = chance
 
     async def run(self, kills: int) -> None:
-        """Kill it so many times, unless it ends before; then let it go on to its end."""
+        """Kill it `kills` times, unless it completes before; then let it complete."""
         while self.kills < kills:
             if (child := await self._process(self._moment())).ended:
                 self.refused = child.refused
@@ -113,11 +113,11 @@ class _Ingest:
         return child
 
     def _moment(self) -> _Moment:
-        """When to kill: some time after the start, or when a step begins for the nth time."""
+        """Choose when to kill: some time after the start, or when a step begins for the nth time."""
         if self._chance.random() < _BY_TIME:
             return _Moment(seconds=self._chance.uniform(0.1, 3.5))
         step = self._chance.choice(list(STEPS))
-        # Three runs or so to an ingest: as often as a step is taken in one of them.
+        # An ingest has about three runs: this is how often the step occurs in one of them.
         often = max(1, (self._events - len(self.reported)) // 3 // STEPS[step])
         return _Moment(step=step, number=self._chance.randint(1, often))
 
@@ -130,7 +130,7 @@ class _Moment:
 
 
 class _Child:
-    """What one process says, and its end."""
+    """The output of one process, and its end."""
 
     def __init__(self, pid: int, reported: set[str], moment: _Moment | None) -> None:
         self.steps: Counter[str] = Counter()
@@ -147,7 +147,7 @@ class _Child:
             self._timer = loop.call_later(self._moment.seconds, _kill, pid)
 
     def hear(self, line: str) -> None:
-        """Take in one line; kill it if that is the moment."""
+        """Read one line; kill the process if the moment has come."""
         match line.split():
             case ["accepted", number]:
                 self._reported.add(number)
@@ -167,7 +167,7 @@ class _Child:
                 self.ended = True
 
     def forget(self) -> None:
-        """It has ended: kill nobody who gets its number."""
+        """Cancel the kill: the process has ended, and its pid may be reused."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -179,7 +179,7 @@ def _kill(pid: int) -> None:
 
 
 async def _stored(folder: Path) -> Counter[str]:
-    """How often each event stands in the store."""
+    """How often the store contains each event."""
     store = ChromaStore(folder / "chroma")
     await store.start("quick")
     try:

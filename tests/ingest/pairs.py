@@ -1,4 +1,4 @@
-"""What the tests of journal and store together share: a store with a disk of its own, and kills."""
+"""Shared by tests of journal and store together: a store with its own disk, and kills."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autoplay_rag.stores.memory import _Table
 
 
 class DiskStore(MemoryStore):
-    """Keeps its chunks in `disk`, so that another object finds them, as after a restart."""
+    """Keeps its chunks in `disk`, where another object finds them, as after a restart."""
 
     persistent = True
 
@@ -37,7 +37,7 @@ def embedder_of(model="model-a", dimension=8):
 
 
 def pipeline_of(store, journal, model="model-a", dimension=8, **options):
-    """A pipeline whose chunks are the titles of their actions, a line each."""
+    """A pipeline with chunks that contain the titles of their actions, one per line."""
     return IngestPipeline(
         store,
         embedder_of(model, dimension),
@@ -49,17 +49,17 @@ def pipeline_of(store, journal, model="model-a", dimension=8, **options):
 
 
 def visits(*numbers):
-    """Payloads, each with two actions in a session of its own."""
+    """Payloads with two actions each, and one session each."""
     return [make_actions(f"s{n}", f"click {n}", f"save {n}", at=1000.0 + n) for n in numbers]
 
 
 def lines_of(*numbers):
-    """What the store holds once `visits` are stored."""
+    """The lines in the store once `visits` are stored."""
     return Counter(line for n in numbers for line in (f"click {n}", f"save {n}"))
 
 
 async def ingest(store, journal, *numbers, **options):
-    """Start, hand over, drain, close; returns the ledger."""
+    """Start, pass the payloads, drain and close; return the ledger."""
     async with pipeline_of(store, journal, **options) as pipeline:
         for payload in visits(*numbers):
             await pipeline.on_actions(payload)
@@ -68,7 +68,7 @@ async def ingest(store, journal, *numbers, **options):
 
 
 async def held_by(store, model="model-a"):
-    """Every line of every chunk of a store, and that `count` says the same number of chunks."""
+    """Return every line of every chunk of a store; check that `count` gives the number of chunks."""
     await store.start(model)
     try:
         chunks = [chunk async for page in store.scan() for chunk in page]
@@ -79,7 +79,7 @@ async def held_by(store, model="model-a"):
 
 
 def copy_journal(journal, to, *, power_loss=False):
-    """Copy a journal as it is on the disk now; a power loss takes what was not synced."""
+    """Copy a journal as it is on disk now. A power loss drops what was not synced."""
     to.parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("", "-wal"):
         part = journal.with_name(journal.name + suffix)
@@ -92,7 +92,7 @@ def copy_journal(journal, to, *, power_loss=False):
 
 @dataclass
 class Moments:
-    """What the disk held at each step of a run: before and after each call that changes anything."""
+    """The contents of the disk at each step of a run: before and after each call that changes it."""
 
     journal: Path
     disk: dict

@@ -81,7 +81,7 @@ def test_a_long_backlog_of_one_session_goes_in_several_batches_in_order():
     assert taken == list(range(1200))
 
 
-def test_what_is_given_back_comes_first_again():
+def test_a_returned_payload_comes_first_again():
     batcher = Batcher(0.0)
     batcher.add(1, 1, 0.0)
     (gathered,) = batcher.take(0.0)
@@ -90,7 +90,7 @@ def test_what_is_given_back_comes_first_again():
     assert batcher.take(5.0) == [Gathered(1, [1, 2])]
 
 
-def test_of_what_was_planned_in_part_the_rest_waits_for_its_batch():
+def test_the_rest_of_a_partly_planned_batch_waits_for_its_batch():
     batcher = Batcher(0.0)
     batcher.add(1, 1, 0.0)
     batcher.add(1, 2, 0.0)
@@ -116,7 +116,7 @@ def test_a_busy_lane_does_not_hide_one_that_is_stuck():
         assert batcher.oldest() == 10.0
 
 
-def test_what_is_under_way_still_counts_as_waiting():
+def test_a_payload_in_progress_still_counts_as_pending():
     batcher = Batcher(1.0)
     assert batcher.oldest() is None
     batcher.add(1, 1, 5.0)

@@ -1,4 +1,4 @@
-"""Operations on chunks reach the store in their order, whatever embedder and store do meanwhile."""
+"""Operations on chunks reach the store in order, whatever embedder and store do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(30)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """The same waits, a hundred times shorter."""
+    """Make the waits a hundred times shorter."""
     quicken(monkeypatch)
 
 
@@ -38,7 +38,7 @@ def quicken(monkeypatch):
 
 
 class PanicError(BaseException):
-    """As extensions written in Rust raise it: not an Exception."""
+    """Not an `Exception`, like a panic of an extension written in Rust."""
 
 
 class RateLimitError(Exception):
@@ -47,13 +47,13 @@ class RateLimitError(Exception):
 
 
 class ForbiddenError(Exception):
-    """As a key without the right to delete gets it."""
+    """What a client without the right to delete gets."""
 
     status_code = 403
 
 
 class _Scripted:
-    """Keeps what it is given. `fail` is asked before each call, with its kind and its ids."""
+    """Keeps what it receives. `fail` is called before each call, with its kind and its ids."""
 
     def __init__(self, max_batch=100):
         self.max_batch = max_batch
@@ -120,7 +120,7 @@ class FakeTexts(_Scripted, TextStore):
 
 
 class UpsertOnly(FakeVectors):
-    """Declares nothing; its methods must not be called."""
+    """Declares no capabilities; their methods must not be called."""
 
     capabilities = frozenset()
 
@@ -133,7 +133,7 @@ async def _raise(failure):
 
 
 class Owner:
-    """A writer, and how each operation put into it ended."""
+    """A writer, and the result of each operation put into it."""
 
     def __init__(self, embedder, store=None, **options):
         self.store = store if store is not None else FakeVectors()
@@ -201,13 +201,13 @@ def make_owner(embedder):
 
 
 def refusing(*names, kind=None, error=ValueError):
-    """Refuses calls with one of these ids."""
+    """Refuse calls with one of these ids."""
     return lambda called, ids: (
         error("poison") if set(names) & set(ids) and kind in (None, called) else None
     )
 
 
-# -- the way ----------------------------------------------------------------------------------
+# -- order and requests -----------------------------------------------------------------------
 
 
 async def test_chunks_are_embedded_and_stored(make_owner, embedder):
@@ -280,7 +280,7 @@ async def test_requests_hold_as_much_as_they_may(make_owner, embedder):
     owner.put(*[upsert(f"u{n}") for n in range(7)], *[Delete(f"d{n}") for n in range(7)])
     async with owner.running():
         await owner.until(14)
-    assert [len(texts) for texts in embedder.requests] == [3, 3, 1]  # of 10 tokens each
+    assert [len(texts) for texts in embedder.requests] == [3, 3, 1]  # 10 tokens each
     assert [len(ids) for ids in owner.store.made("delete")] == [5, 2]
 
 
@@ -336,11 +336,11 @@ async def test_a_chunk_that_the_store_refuses_is_given_up_alone(make_owner):
         await owner.until(4)
     assert owner.errors == {"a": None, "b": None, "c": "store: ValueError: poison", "d": None}
     assert owner.store.made("upsert").count(["c"]) == 3
-    assert sorted(owner.store.rows) == ["a", "b", "d"]  # the probe is deleted again
+    assert sorted(owner.store.rows) == ["a", "b", "d"]  # the probe was deleted
     assert [PROBE_ID] in owner.store.made("delete")
     assert owner.writer.chunks == 3
     assert owner.writer.retries == 5  # with its neighbours, with one of them, and alone
-    assert len(owner.store.made("upsert")) == 5 + 2 + 1  # two that succeeded and one probe
+    assert len(owner.store.made("upsert")) == 5 + 2 + 1  # two successes and one probe
     assert owner.writer.problems == []
 
 
@@ -356,7 +356,7 @@ async def test_a_chunk_that_the_embedder_refuses_is_given_up_alone(make_owner, e
     async with owner.running():
         await owner.until(5)
     assert ("c", "embedder: ValueError: too odd") in [(id_of(op), e) for op, e in owner.ended]
-    assert owner.ended[-1][0].id == "c"  # the delete came after
+    assert owner.ended[-1][0].id == "c"  # the delete ran after it
     assert owner.ended[-1][1] is None
     assert [PROBE] in embedder.requests
     assert owner.store.made("upsert").count(["c"]) == 0
@@ -412,7 +412,7 @@ async def test_a_store_that_does_not_delete_does_not_fail_the_probe(make_owner, 
         assert owner.errors == {"a": None, "b": None, "c": "store: ValueError: poison"}
         owner.put(upsert("d"))
         await owner.until(4)
-        assert owner.writer.operations == 0  # the probe is not counted
+        assert owner.writer.operations == 0  # the probe does not count
 
 
 async def test_a_refused_delete_of_the_probe_is_not_repeated(make_owner):
@@ -423,7 +423,7 @@ async def test_a_refused_delete_of_the_probe_is_not_repeated(make_owner):
     owner.put(*map(upsert, "abc"))
     async with owner.running():
         await owner.until(3)
-        owner.put(upsert("d"), UpdateMetadata("a", {}))  # all kinds get a turn
+        owner.put(upsert("d"), UpdateMetadata("a", {}))  # every kind of operation runs
         await owner.until(5)
     probes = owner.store.made("upsert").count([PROBE_ID])
     assert probes >= 1
@@ -490,7 +490,7 @@ async def test_a_refused_delete_or_update_is_ended_once_it_stood_alone(make_owne
     ]
     assert owner.store.made(kind).count(["b"]) == 1
     assert sorted(owner.store.rows) == ["b", "e"]
-    assert owner.store.made("upsert") == [["e"], ["b"]]  # b waited for what came before it
+    assert owner.store.made("upsert") == [["e"], ["b"]]  # b waited for the operation before it
     assert owner.writer.problems == []
 
 
@@ -526,7 +526,7 @@ async def test_a_chunk_that_its_owner_takes_back_gives_up_its_place(make_owner):
     owner.put(upsert("whole", divide=divide), UpdateMetadata("whole", {"n": 1}), upsert("other"))
     async with owner.running():
         await owner.until(4)
-    # The update came before the parts, and found nothing.
+    # The update ran before the parts and found nothing.
     assert owner.store.rows == {
         "whole": ("first part", {}),
         "part 2": ("text of part 2", {}),
@@ -639,7 +639,7 @@ async def test_errors_that_are_no_exceptions_are_outages(make_owner, embedder, e
 
 
 class Clock:
-    """In place of the module `time`: it stands still until it is moved."""
+    """Replaces the module `time`; it stands still until a test advances it."""
 
     now = 1000.0
 
@@ -699,7 +699,7 @@ async def test_waiting_for_a_turn_is_not_waiting_for_an_answer(make_owner, clock
         release["add"].set()
         await owner.until(1)
         await eventually(lambda: owner.store.made("delete"))
-        assert owner.writer.problems == []  # the delete has waited 90 s for the other
+        assert owner.writer.problems == []  # the delete spent 90 s waiting for the add
         clock.now += 30.0
         assert owner.writer.problems == []
         release["delete"].set()
@@ -707,7 +707,7 @@ async def test_waiting_for_a_turn_is_not_waiting_for_an_answer(make_owner, clock
 
 
 class Together:
-    """Requests that end only once so many of them are in flight."""
+    """Requests that end only when `count` of them are in flight."""
 
     def __init__(self, count):
         self.count = count
@@ -835,7 +835,7 @@ def test_it_can_run_again_in_another_loop(scripted_embedder):
     async def run(chunk_id):
         owner.changed = asyncio.Event()
         async with owner.running():
-            await asyncio.sleep(0)  # it waits
+            await asyncio.sleep(0)  # let it wait
             owner.put(upsert(chunk_id))
             await owner.until(len(owner.ended) + 1)
 
@@ -940,7 +940,7 @@ def test_the_store_holds_what_the_operations_say_in_their_order(  # noqa: PLR091
         put, unanswered = [], set()
 
         def note_unanswered(chunk_id):
-            """Note the operation that the store has just carried out without an answer."""
+            """Note the operation that the store has just performed without an answer."""
             number = sum(id_of(operation) == chunk_id for operation, _ in owner.ended)
             unanswered.add([op for op in put if id_of(op) == chunk_id][number])
 
@@ -965,9 +965,9 @@ def test_the_store_holds_what_the_operations_say_in_their_order(  # noqa: PLR091
     for chunk_id in "abc":
         ended = [operation for operation, _ in owner.ended if id_of(operation) == chunk_id]
         assert ended == [operation for operation in put if id_of(operation) == chunk_id]
-    # What was carried out without an answer may be refused when it comes again, and stays done.
+    # An operation performed without an answer may be refused on retry; its effect remains.
     done = unanswered | {operation for operation, error in owner.ended if error is None}
-    owner.store.rows.pop(PROBE_ID, None)  # an outage may have kept it from being deleted
+    owner.store.rows.pop(PROBE_ID, None)  # an outage may have prevented its deletion
     assert owner.store.rows == carried_out([operation for operation in put if operation in done])
 
 
@@ -978,7 +978,7 @@ def make_operation(number, kind, chunk_id, n):
 
 
 def fail_by_number(store, store_failures, embedder, embed_failures, note_unanswered):
-    """Let the requests with these numbers fail."""
+    """Make the requests with these numbers fail."""
 
     def fail(kind, ids):
         error = ERRORS.get(store_failures.get(len(store.calls) - 1))
@@ -1000,7 +1000,7 @@ def fail_by_number(store, store_failures, embedder, embed_failures, note_unanswe
 
 
 def carried_out(operations):
-    """What a store holds after these operations, one after another."""
+    """The contents of a store after these operations, in order."""
     model = _Scripted()
     for operation in operations:
         if isinstance(operation, Upsert):

@@ -1,4 +1,4 @@
-"""Attached clients: what they hand over, how their end is noticed, and how they are left."""
+"""Attached clients: what they hand over, how their end is noticed, and how they are closed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(40)
 
 
 class Client:
-    """The least that can be attached; notes what is done with it."""
+    """The minimum that can be attached; records what is done with it."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -96,21 +96,21 @@ async def test_all_are_stopped_before_the_first_is_waited_for():
 
 
 @pytest.mark.parametrize("failing", [FailingToStop, FailingToLeave, FailingToExit])
-async def test_one_that_fails_keeps_no_other_from_being_left(failing, caplog):
+async def test_a_client_that_fails_does_not_prevent_closing_others(failing, caplog):
     other = AsyncClient()
     await attached(failing(), other).leave(10.0)
     assert other.done == ["stop", "aexit"]
     assert "RuntimeError" in caplog.text
 
 
-async def test_one_that_does_not_end_is_not_waited_for_longer_than_allowed(caplog):
+async def test_the_wait_for_a_client_that_does_not_end_is_bounded(caplog):
     other = AsyncClient()
     await attached(Endless(), other).leave(0.05)
     assert other.done == ["stop", "aexit"]
     assert "a client has not ended in time" in caplog.text
 
 
-async def test_leaving_nobody_is_fine():
+async def test_closing_without_clients_works():
     await Clients().leave(0.0)
 
 
@@ -164,7 +164,7 @@ async def test_closing_closes_store_and_journal_although_a_client_fails(
         pipeline.attach(failing())
         await pipeline.on_actions(make_actions("s", "a"))
     assert store.closed == 1
-    async with make_pipeline(journal=journal) as again:  # no lock is left
+    async with make_pipeline(journal=journal) as again:  # no lock remains
         assert again.ledger.received == 1
 
 
@@ -257,7 +257,7 @@ async def test_closing_while_the_blocking_client_calls_back_does_not_deadlock(
         client = pipeline.attach(ConnectorClient(connector.url))
         client.run_in_background()
         await eventually(lambda: client.counts.received == 300)
-        # Most of them wait for their callbacks now, which wait for this loop.
+        # Most payloads wait for their callbacks now, which wait for this loop.
     assert client.state == "stopped"
     assert (client.counts.delivered, client.counts.failed) == (300, 0)
     assert pipeline.ledger.received == pipeline.ledger.stored == 300
@@ -279,7 +279,7 @@ async def test_a_client_ended_by_its_token_is_part_of_health_in_any_thread(
         assert connector.url in reason
         assert "AuthenticationError" in reason
         assert "SECRET" not in str(health)
-        # The pipeline goes on: what others hand over is stored.
+        # The pipeline continues to store what other clients hand over.
         assert pipeline.ledger.balanced
 
 

@@ -1,8 +1,8 @@
-"""After a crash at any moment, what was accepted is stored exactly once, in its session's order.
+"""After a crash at any moment, accepted payloads are stored exactly once, in their session's order.
 
-The disk as it was after every single journal commit, with the store as it was then and after
-each of its operations since, is started from again. Some payloads are refused by the store: of
-those nothing may be left in it, however many chunks they fill.
+The test restarts from the disk as it was after every single journal commit, with the store as it was
+then and after each of its later operations. The store refuses some payloads: none of their chunks
+may remain in it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SETTINGS = st.fixed_dictionaries(
 
 @st.composite
 def streams(draw):
-    """Payloads with unique action titles, some delivered twice, sessions interleaved or null."""
+    """Payloads with unique action titles. Some are delivered twice; sessions interleave or are null."""
     payloads = []
     for number in range(draw(st.integers(1, 10))):
         session = draw(st.sampled_from(["a", "b", None]))
@@ -49,7 +49,7 @@ def streams(draw):
             payloads.append(SummaryPayload("p", session, f"{number:03}.summary", 2, 100.0 + number))
             continue
         count = draw(st.integers(1, 5))
-        same = draw(st.booleans())  # equal actions inside one payload stay
+        same = draw(st.booleans())  # equal actions within one payload remain
         poison = ".poison" if draw(st.integers(0, 6)) == 0 else ""
         names = [f"{number:03}.{0 if same else i}{poison}" for i in range(count)]
         actions = [SlimAction(name, name, timestamp_start=at, timestamp_end=at) for name in names]
@@ -60,7 +60,7 @@ def streams(draw):
 
 @dataclass
 class Crashes:
-    """Disk and store at every moment at which a crash would find them different."""
+    """Disk and store at every moment at which a crash would leave a different state."""
 
     path: Path
     operations: list = field(default_factory=list)
@@ -99,9 +99,9 @@ class Crashes:
 
 
 class RefusingStore(MemoryStore):
-    """Refuses every chunk with poison in it, and whatever comes together with one."""
+    """Refuses every request that contains a poisoned chunk."""
 
-    persistent = True  # it is as it was at the crash, and nobody fills it again
+    persistent = True  # as it was at the crash; it is not filled again
 
     async def upsert(self, chunks, vectors) -> None:
         if any("poison" in chunk.text for chunk in chunks):
@@ -157,7 +157,7 @@ async def contents(store, embedder) -> list[str]:
 
 
 def check_order(texts: list[str], payloads) -> None:
-    """Inside a chunk as received; and no two chunks of a session interleave."""
+    """Chunks keep the order received, and no two chunks of a session interleave."""
     first_at: dict[str, int] = {}
     session_of: dict[str, object] = {}
     for position, payload in enumerate(payloads):
@@ -192,7 +192,7 @@ def test_every_crash_point(payloads, before, after, scripted_embedder):
 
 
 async def run_and_crash_everywhere(payloads, before, after, folder, make_embedder):
-    async with asyncio.timeout(30):  # a hang must be a failure that hypothesis can shrink
+    async with asyncio.timeout(30):  # a hang must be a failure that Hypothesis can shrink
         await crash_everywhere(payloads, before, after, folder, make_embedder)
 
 
@@ -246,7 +246,7 @@ async def start_again(  # noqa: PLR0917 - what there is to start from
         found = lines_in(await contents(store, embedder))
         promised = expected([p for p in payloads if payload_key(p) in returned])
         assert all(found[line] == count for line, count in promised.items())
-        # The connector delivers everything once more.
+        # The connector delivers everything again.
         await asyncio.gather(*(pipeline.accept(payload) for payload in payloads))
         await pipeline.drain()
         assert pipeline.ledger.balanced

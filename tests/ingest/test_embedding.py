@@ -1,4 +1,4 @@
-"""Texts to vectors: reuse, the checks of what comes back, tokens and their budget."""
+"""From texts to vectors: reuse, checks of the vectors, tokens and their budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from autoplay_rag.ingest.embedding import PROBE, Embedding, TokenBudget, today
 
 
 class Saved:
-    """Takes what a budget saves."""
+    """Receives what a budget saves."""
 
     def __init__(self):
         self.days = []
@@ -53,14 +53,14 @@ async def test_equal_texts_are_embedded_once(make_embedding, embedder):
     assert embedder.requests == [["one", "two"], ["three"]]
     assert (embedding.requests, embedding.texts, embedding.reused) == (2, 3, 2)
     await embedding.request(items("one"))
-    assert embedding.requests == 2  # nothing to send, no request
+    assert embedding.requests == 2  # no texts, no request
 
 
 async def test_only_so_many_vectors_are_remembered_the_latest_used(make_embedding, embedder):
     embedding = make_embedding(remembered=2)
     await embedding.request(items("one", "two"))
     await embedding.request(items("one"))
-    await embedding.request(items("three"))  # pushes out two
+    await embedding.request(items("three"))  # evicts two
     await embedding.request(items("one", "two"))
     assert embedder.requests == [["one", "two"], ["three"], ["two"]]
 
@@ -146,7 +146,7 @@ async def test_other_tasks_get_a_turn_while_many_vectors_are_checked(make_embedd
 
 
 class CountingEmbedder(Embedder):
-    """Says exactly what was spent: so many tokens a text."""
+    """Reports the exact usage: `per_text` tokens per text."""
 
     model = "counting"
 
@@ -180,7 +180,7 @@ async def test_the_budget_is_kept_and_saved(make_embedding):
         await embedding.request(items("three"))
     assert 0 < caught.value.retry_after <= 86_400
     assert embedding.requests == 1
-    await embedding.request(items("one"))  # reuse is free
+    await embedding.request(items("one"))  # a reused vector costs nothing
     assert saved.days == [(today(), 20)]
 
 
@@ -245,7 +245,7 @@ async def test_estimates_are_corrected_by_what_was_spent(make_embedding):
     embedding = make_embedding(100, given=CountingEmbedder(40))
     await embedding.request(items("one"))  # estimated 10, spent 40
     with pytest.raises(EmbedderUnavailableError):
-        await embedding.request(items("two", "three"))  # 20 estimated: 80 expected
+        await embedding.request(items("two", "three"))  # estimated 20, expected 80
 
 
 async def test_a_new_day_has_a_new_budget(make_embedding, monkeypatch):

@@ -1,4 +1,4 @@
-"""Live sessions in another process: what it sees, and what it must not miss or see twice."""
+"""Live sessions in another process: it sees each payload, and none twice."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_what_a_failing_look_had_found_is_not_added_again(
     loop = asyncio.get_running_loop()
 
     def second_page_fails_once(reader, after, since):
-        if len(page(reader, 0, since)) < 2:  # both must be there for one look to find two pages
+        if len(page(reader, 0, since)) < 2:  # wait for both, so that one read finds two pages
             return []
         found = page(reader, after, since)[:1]
         if found and after and not failed.is_set():
@@ -118,7 +118,7 @@ async def test_no_journal_is_said_at_once(tmp_path):
 
 
 def follow_until(ended, path, seen) -> None:
-    """As another process does, with connections of its own, as fast as it can."""
+    """Read as another process does: with its own connections, as fast as possible."""
     reader, after = JournalReader(path), 0
     while True:
         last_look = ended.is_set()
@@ -179,7 +179,7 @@ async def test_a_retried_letter_is_not_shown_a_second_time(tmp_path, embedder, m
     async with IngestPipeline(MemoryStore(), embedder, **options) as pipeline:
         await pipeline.on_actions(make_actions("a", "poison"))
         async with follow_journal(path, interval=0.01) as live:
-            assert len(live.get(session_id="a").events) == 1  # it waits
+            assert len(live.get(session_id="a").events) == 1  # still pending
             await pipeline.on_actions(make_actions("b", "good"))
             await pipeline.drain()
             assert pipeline.ledger.dead == 1

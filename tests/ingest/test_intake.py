@@ -1,4 +1,4 @@
-"""From payloads to entries for the journal: the user's rules, addresses, keys."""
+"""From payloads to journal entries: the user's rules, email addresses, keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryP
 
 
 def kept(entry):
-    """What the journal keeps of it."""
+    """The payload that the journal keeps."""
     return decoded(unpack(entry.body))
 
 
@@ -30,7 +30,7 @@ def with_addresses() -> ActionsPayload:
     return ActionsPayload("acme", "s", "ann", "ann@acme.test", actions, 2, 10.0)
 
 
-# -- as it comes ------------------------------------------------------------------------------
+# -- unchanged payloads -----------------------------------------------------------------------
 
 
 def test_an_entry_identifies_its_payload_and_keeps_it(make_actions):
@@ -100,7 +100,7 @@ def test_with_redact_the_message_of_select_is_not_kept(make_actions):
 # -- redact -----------------------------------------------------------------------------------
 
 
-def test_what_is_kept_is_redacted_and_the_key_is_of_what_came(make_actions):
+def test_the_kept_payload_is_redacted_and_the_key_is_of_the_original(make_actions):
     payload = make_actions("s", "PRIVATE")
     entry = Intake(None, lambda payload: make_actions("t", "***")).entry(payload, 1)
     assert entry.key == payload_key(payload)
@@ -119,7 +119,7 @@ def test_what_is_kept_is_redacted_and_the_key_is_of_what_came(make_actions):
         (lambda payload: ActionsPayload("acme", "s", actions=None), "TypeError"),
     ],
 )
-def test_of_what_redact_fails_on_nothing_is_kept(make_actions, redact, name, caplog):
+def test_nothing_is_kept_of_a_payload_on_which_redact_fails(make_actions, redact, name, caplog):
     payload = make_actions("s", "PRIVATE")
     entry = Intake(None, redact).entry(payload, 3)
     assert (entry.outcome, entry.payload, entry.body, entry.size) == ("dead", None, None, 0)
@@ -130,7 +130,7 @@ def test_of_what_redact_fails_on_nothing_is_kept(make_actions, redact, name, cap
     assert "SECRET" not in caplog.text
 
 
-# -- addresses --------------------------------------------------------------------------------
+# -- email addresses --------------------------------------------------------------------------
 
 
 def test_addresses_are_kept_only_when_asked_for():
@@ -145,7 +145,7 @@ def test_addresses_are_kept_only_when_asked_for():
                 ["a", "b"],
             )
         assert entry.key == payload_key(payload)
-    assert payload.actions[0].email == "ann@acme.test"  # other callbacks hold the same object
+    assert payload.actions[0].email == "ann@acme.test"  # other callbacks share the object
 
 
 def test_an_address_on_the_payload_alone_is_left_out_too(make_actions):
@@ -165,7 +165,7 @@ def test_redact_sees_addresses_and_cannot_bring_one_in():
     assert kept(entry).email is None
 
 
-# -- text that is none ------------------------------------------------------------------------
+# -- invalid text -----------------------------------------------------------------------------
 
 
 def test_lone_surrogates_are_replaced_and_not_lost():
@@ -175,7 +175,7 @@ def test_lone_surrogates_are_replaced_and_not_lost():
     title = kept(entry).actions[0].title
     assert title.startswith("half ")
     title.encode()
-    assert Intake(None, None).entry(payload, 2).key == entry.key  # a second delivery is known
+    assert Intake(None, None).entry(payload, 2).key == entry.key  # a second delivery is a duplicate
 
 
 # -- another client's classes -----------------------------------------------------------------

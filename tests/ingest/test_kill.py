@@ -1,4 +1,4 @@
-"""`kill -9`: what `on_actions` has returned for is stored, once. `benchmarks.kill` is the long form."""
+"""`kill -9`: payloads are stored once if `on_actions` has returned. Long form: `benchmarks.kill`."""
 
 from __future__ import annotations
 

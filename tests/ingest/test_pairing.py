@@ -1,7 +1,7 @@
-"""A journal and a store that do not belong together, and what is done about it.
+"""Detection and repair of a journal and a store that do not belong together.
 
-The store of most of these tests keeps its chunks in a dictionary that outlives it; real folders of
-Chroma are in `test_pairing_chroma.py`.
+In most of these tests the store keeps its chunks in a dictionary that outlives it. Tests with real
+Chroma folders are in `test_pairing_chroma.py`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ async def notes_of(journal):
 
 
 async def refused(store, journal, says, **options):
-    """The start is refused, and says so."""
+    """Check that the start fails with this message."""
     with pytest.raises(StoreMismatchError, match=says) as error:
         await ingest(store, journal, **options)
     assert str(journal) in str(error.value)
@@ -68,7 +68,7 @@ async def refused(store, journal, says, **options):
     return str(error.value)
 
 
-# -- what two notes say of each other ----------------------------------------------------------
+# -- comparing the two notes -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ async def test_an_emptied_store_is_refused_and_filled_again(journal, disk, how):
     assert "rebuild=True" in said
     assert "--rebuild" in said
     assert await held_by(DiskStore(disk, name)) == {}
-    if how != "rows deleted":  # the right store is still welcome
+    if how != "rows deleted":  # the right store is still accepted
         right = whole if how == "deleted" else copy.deepcopy(disk)
         await ingest(DiskStore(right), copy_journal(journal, journal.parent / "2" / "j.db"))
 
@@ -183,7 +183,7 @@ async def test_an_older_copy_of_the_store_is_refused_and_made_anew(journal, disk
     await ingest(DiskStore(disk), journal, *range(10))
     older = copy.deepcopy(disk)
     await ingest(DiskStore(disk), journal, *range(10, 20))
-    # What was deleted since must not come back with the copy.
+    # A chunk deleted since then must not come back with the copy.
     older["autoplay"].upsert([Chunk("f" * 32, "deleted since", {})], [[1.0] * 8])
 
     said = await refused(DiskStore(older), journal, "older copy: it lacks batches")
@@ -207,12 +207,12 @@ async def test_an_older_copy_of_the_journal_is_refused_and_adopts(journal, disk)
     ledger = await ingest(DiskStore(disk), older, *range(25), adopt=True)
     assert ledger.duplicate == 20
     assert await held_by(DiskStore(disk)) == lines_of(*range(25))
-    # The newer copy does not know what came since.
+    # The newer copy does not know the later payloads.
     await refused(DiskStore(disk), journal, "is not the store that the journal")
     ledger = await ingest(DiskStore(disk), older, *range(26))
     assert ledger.duplicate == 20 + 25
 
-    disk.clear()  # what was adopted is in the catalog, with its text
+    disk.clear()  # the catalog has the adopted chunks with their texts
     await ingest(DiskStore(disk), older, rebuild=True)
     assert await held_by(DiskStore(disk)) == lines_of(*range(26))
 
@@ -256,7 +256,7 @@ async def test_a_foreign_store_is_never_rebuilt_and_can_be_adopted(journal, disk
 
     ledger = await ingest(DiskStore(disk, "theirs"), journal, *range(16), adopt=True)
     assert ledger.duplicate == 15
-    # What this journal had stored elsewhere is in its new store, too.
+    # Chunks that this journal had stored elsewhere are in its new store too.
     assert await held_by(DiskStore(disk, "theirs")) == lines_of(*range(16))
     await refused(DiskStore(disk, "theirs"), theirs, "another journal")
 
@@ -334,7 +334,7 @@ async def test_adopting_a_store_that_cannot_be_scanned_says_so(journal, disk, ca
     assert "cannot be scanned" in caplog.text
     assert "stored once more" in caplog.text
     assert ledger.stored == 2
-    # The id of a chunk comes from its first payload: it was overwritten, not doubled.
+    # The first payload determines a chunk's id, so the chunk was overwritten.
     assert await held_by(DiskStore(disk)) == lines_of(1, 2)
 
 
@@ -362,7 +362,7 @@ def test_both_need_a_journal(option, disk):
         pipeline_of(DiskStore(disk), None, **{option: True})
 
 
-# -- stores that end with the process ------------------------------------------------------------
+# -- stores in memory ----------------------------------------------------------------------------
 
 
 async def test_a_store_in_memory_is_filled_again_without_a_warning(journal, caplog):
@@ -400,7 +400,7 @@ async def test_an_earlier_store_in_memory_is_made_anew(journal):
 
 
 class Nameless(DiskStore):
-    """Has no metadata of its own."""
+    """Has no metadata of its own, and so no identity."""
 
     hidden: frozenset[str] = frozenset(("identity",))
 
@@ -416,7 +416,7 @@ class Nameless(DiskStore):
 
 
 class Nothing(Nameless):
-    """Can do nothing but store and search."""
+    """Can only store and search."""
 
     hidden = frozenset(("identity", "get", "scan", "drop", "delete", "update_metadata"))
 
@@ -427,7 +427,7 @@ async def test_a_store_without_identity_is_noticed_when_it_was_emptied(journal, 
     table = disk["autoplay"]
     kept = table.ids()[::2]
     table.delete(kept)
-    await ingest(Nameless(disk), journal)  # some are missing: that is no emptied store
+    await ingest(Nameless(disk), journal)  # some chunks are missing, but the store is not empty
     disk.clear()
     await refused(Nameless(disk), journal, "none of the 301 chunks")
     await ingest(Nameless(disk), journal, rebuild=True)
@@ -467,14 +467,14 @@ async def test_an_outage_at_start_keeps_no_payload_out(journal, disk, monkeypatc
 async def test_a_store_that_can_do_nothing_else_works(journal, disk):
     await ingest(Nothing(disk), journal, 1)
     disk.clear()
-    await ingest(Nothing(disk), journal, 2)  # nobody can know
+    await ingest(Nothing(disk), journal, 2)  # this cannot be detected
     assert await held_by(DiskStore(disk)) == lines_of(2)
     await ingest(Nothing(disk), journal, rebuild=True)
     assert await held_by(DiskStore(disk)) == lines_of(1, 2)
 
 
 class Texts(TextStore):
-    """Embeds for itself, and keeps a dictionary."""
+    """Embeds texts itself and keeps them in a dictionary."""
 
     def __init__(self):
         self.held = {}
@@ -506,7 +506,7 @@ async def test_a_text_store_is_filled_again(journal):
 
 
 async def without_texts(journal):
-    """What an upgrade leaves: chunks whose texts are in the store alone, and no note of it."""
+    """Leave the journal as an upgrade does: the texts are only in the store, and there is no note."""
     opened = open_journal(journal)
     await opened.open()
 
@@ -519,7 +519,7 @@ async def without_texts(journal):
 
 
 async def upgraded(journal, disk):
-    """A store and a journal of an older version, which knew the first chunk of a payload alone."""
+    """Make a store and a journal of an older version, which knew only a payload's first chunk."""
     await ingest(DiskStore(disk), journal, *range(5))
     await without_texts(journal)
     disk["autoplay"].identity = None
@@ -563,7 +563,7 @@ async def test_texts_that_are_lost_are_counted(journal, disk, caplog):
 
 
 async def goes_on(moments, numbers, *, since="", **options):
-    """Whenever it was killed or the power failed, the next start is no mismatch."""
+    """Check that after each kill or power loss the next start finds no mismatch."""
     names = [name for name, *_ in moments.taken]
     begin = names.index(since) if since else 0
     assert len(names) - begin > 4

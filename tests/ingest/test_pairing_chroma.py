@@ -1,4 +1,4 @@
-"""A journal and a real folder of Chroma: deleted, exchanged, copied, killed."""
+"""A journal and a real Chroma folder: deleted, exchanged, copied, killed."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_copies_put_back(journal, folder):
         await ingest(ChromaStore(older_folder), journal)
     with pytest.raises(StoreMismatchError, match=r"the journal .* is an older copy"):
         await ingest(ChromaStore(folder), older_journal)
-    await ingest(ChromaStore(older_folder), older_journal)  # both together: a backup
+    await ingest(ChromaStore(older_folder), older_journal)  # both from the same time: a backup
 
     await ingest(ChromaStore(older_folder), journal, rebuild=True)
     assert await held_by(ChromaStore(older_folder)) == lines_of(*range(20))
@@ -123,7 +123,7 @@ async def test_a_mistyped_journal(journal, folder):
     assert await held_by(ChromaStore(folder)) == lines_of(*range(11))
     with pytest.raises(StoreMismatchError, match="another journal"):
         await ingest(ChromaStore(folder), journal)
-    await ingest(ChromaStore(folder), None, 11)  # without a journal, nobody asks
+    await ingest(ChromaStore(folder), None, 11)  # without a journal there is no check
 
 
 async def test_a_killed_rebuild_for_another_model_goes_on(journal, folder):

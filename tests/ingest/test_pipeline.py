@@ -1,4 +1,4 @@
-"""The pipeline as its users meet it: its life, what goes in, what is found."""
+"""The pipeline as its users see it: life cycle, intake, search."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def texts_of(pipeline, **conditions) -> list[str]:
     return sorted(hit.text for hit in await pipeline.search("x", 100, **conditions))
 
 
-# -- life -------------------------------------------------------------------------------------
+# -- life cycle -------------------------------------------------------------------------------
 
 
 async def test_start_and_aclose_do_what_async_with_does(make_pipeline, make_actions, tmp_path):
@@ -196,7 +196,7 @@ def test_settings_that_cannot_work_are_refused_where_they_are_given(options, sai
         IngestPipeline(**{"store": MemoryStore(), "embedder": embedder, **options})
 
 
-# -- in ---------------------------------------------------------------------------------------
+# -- intake -----------------------------------------------------------------------------------
 
 
 async def test_concurrent_callbacks_keep_a_sessions_order(make_pipeline, make_actions):
@@ -310,7 +310,7 @@ async def test_overflow_is_loud_once_and_ends_when_there_is_room(
     async with make_pipeline(journal_max_bytes=1200) as pipeline:
         for i in range(10):
             await pipeline.on_actions(make_actions("s", str(i)))
-            await pipeline.on_actions(make_actions("s", "0"))  # a duplicate says nothing of room
+            await pipeline.on_actions(make_actions("s", "0"))  # a duplicate needs no room
         lost = pipeline.ledger.overflow
         assert 0 < lost < 10
         assert sum("being LOST" in record.message for record in caplog.records) == 1
@@ -326,7 +326,7 @@ async def test_overflow_is_loud_once_and_ends_when_there_is_room(
 
 
 class SilentStore(MemoryStore):
-    """Keeps no note of itself, so that nobody notices when it lost something."""
+    """Has no identity, so that lost chunks go unnoticed."""
 
     persistent = True
     capabilities = frozenset({"delete"})
@@ -368,7 +368,7 @@ async def test_full_durability_stores_again_what_the_store_may_have_lost(
         assert (before.received, before.stored, before.pending) == (3, 3, 0)
     store = SilentStore()
     async with make_pipeline(store, journal=journal, durability="full") as pipeline:
-        await pipeline.drain()  # it ended well: nothing is stored again
+        await pipeline.drain()  # after a clean close nothing is stored again
         assert await store.count() == 0
 
 
@@ -380,7 +380,7 @@ async def test_numbers_given_anew_are_not_taken_for_those_of_an_earlier_run(
         for title in "abc":
             await pipeline.on_actions(make_actions("s", title))
     async with make_pipeline(journal=journal, durability="full", batch_window=60) as pipeline:
-        for title in "xyz":  # numbered 1 to 3, as the others were
+        for title in "xyz":  # numbers 1 to 3 again
             await pipeline.on_actions(make_actions("t", title))
         killed = copy_journal(journal, tmp_path / "killed")
     async with make_pipeline(journal=killed, durability="full", batch_window=60) as pipeline:
@@ -400,7 +400,7 @@ async def test_ingest_runs_a_client_until_it_is_idle(make_pipeline, make_payload
         assert (ledger.received, ledger.stored) == (50, 50)
         assert client.state == "stopped"
         started = time.monotonic()
-        ledger = await pipeline.ingest(client, max_seconds=0.3)  # the same again
+        ledger = await pipeline.ingest(client, max_seconds=0.3)  # the same stream again
         assert time.monotonic() - started >= 0.3
         assert (ledger.received, ledger.duplicate) == (100, 50)
 
@@ -432,7 +432,7 @@ async def test_closing_lets_a_client_hand_over_what_it_has_received(
     await eventually(lambda: client.counts.received == 200)
     closing = asyncio.create_task(pipeline.aclose())
     await eventually(lambda: client.state == "stopping")
-    await eventually(lambda: pipeline.ledger.stored == 4)  # no more of a session at once
+    await eventually(lambda: pipeline.ledger.stored == 4)  # the limit per session
     gate.set()
     await closing
     assert client.state == "stopped"
@@ -448,7 +448,7 @@ async def test_the_users_own_rendering_holds_up_no_loop(make_pipeline, make_acti
 
     def render(payloads):
         rendering.set()
-        assert go.wait(10)  # on the loop nobody could set it
+        assert go.wait(10)  # blocks forever if it runs on the loop
         return titles(payloads)
 
     async with make_pipeline(render=render) as pipeline:

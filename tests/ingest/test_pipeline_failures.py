@@ -1,4 +1,4 @@
-"""What may fail on the way to the store, and what it may not cost. HTTP where it is HTTP."""
+"""Failures on the way to the store, and what they must not affect. Real HTTP where HTTP is used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PAUSE = retries.Pause
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """The same waits, shorter."""
+    """Make the waits shorter."""
     monkeypatch.setattr(retries, "_LONE_RETRY_SECONDS", 0.01)
     pause = retries.Pause
     monkeypatch.setattr(retries, "Pause", lambda: pause(0.02, 0.1))
@@ -46,7 +46,7 @@ def _quick(monkeypatch):
 
 @pytest.fixture
 def running(titles, embedding_server):
-    """Runs pipelines that embed over HTTP, a chunk a session, titles as text."""
+    """Run pipelines that embed over HTTP, with one chunk per session and titles as text."""
 
     @asynccontextmanager
     async def run(store=None, **options):
@@ -63,7 +63,7 @@ def running(titles, embedding_server):
 
 
 def failing(times, answer):
-    """Gives `answer` so many times, then lets the server answer as usual."""
+    """Return `answer()` for the first `times` requests, then let the server answer as usual."""
     left = [times]
 
     def give(_body):
@@ -139,7 +139,7 @@ NEVER = {
 
 
 async def first_error(caplog, seconds) -> str:
-    """The only line at the level ERROR, once it is there."""
+    """Wait for a record of level ERROR; return its message. There must be only one."""
     async with asyncio.timeout(seconds):
         while not any(record.levelname == "ERROR" for record in caplog.records):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -188,11 +188,11 @@ async def test_a_wrong_address_is_an_error_within_a_minute_of_real_time(
         if kind == "refused":
             listening.close()
         waiting = [socket.socket() for _ in range(4 if kind == "silent" else 0)]
-        for client in waiting:  # the queue is full: no further connection is answered
+        for client in waiting:  # the queue is full: no more connections are accepted
             client.setblocking(False)
             client.connect_ex(("127.0.0.1", port))
         host = "no-such-host.invalid" if kind == "unknown" else "127.0.0.1"
-        # The timeout is the default: a connection has less.
+        # Only the read timeout is long; the connect timeout is shorter.
         async with running(url=f"http://{host}:{port}/v1", timeout=60.0) as pipeline:
             await send(pipeline, make_actions, "a")
             assert "check base_url and the network" in await first_error(caplog, 60)
@@ -217,12 +217,12 @@ async def test_a_rate_limit_is_waited_out_once_by_all(
         await send(pipeline, make_actions, "first", session="first")
         await eventually(lambda: pipeline.health.reasons)
         assert "429" in str(pipeline.health)
-        for i in range(4):  # they come while all wait
+        for i in range(4):  # they arrive during the wait
             await send(pipeline, make_actions, f"{i}", session=f"s{i}")
         await pipeline.drain()
         assert pipeline.ledger.stored == 5
     assert asked[1] - asked[0] >= 1.0
-    assert len(asked) == 2  # and then they went together
+    assert len(asked) == 2  # then they were sent in one request
 
 
 async def test_a_service_that_does_not_answer_is_an_outage(running, embedding_server, make_actions):
@@ -260,13 +260,13 @@ async def test_nothing_dies_in_an_outage_however_long_it_lasts(
         await send(pipeline, make_actions, *"abcdef")
         await eventually(lambda: pipeline.ledger.retries > 30)
         assert (pipeline.ledger.pending, pipeline.ledger.dead) == (6, 0)
-        await send(pipeline, make_actions, "g", session="t")  # and goes on taking in
+        await send(pipeline, make_actions, "g", session="t")  # intake continues
         embedding_server.answer = lambda body: None
         await pipeline.drain()
         assert await stored(pipeline) == Counter("abcdefg")
 
 
-# -- answers that are no vectors --------------------------------------------------------------
+# -- invalid vectors --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ async def test_a_service_that_answers_wrongly_to_everything_kills_nothing(
         await pipeline.drain()
         embedding_server.answer = spoil
         await send(pipeline, make_actions, "a", "b", "c")
-        await eventually(lambda: pipeline.health.reasons)  # not even the probe went through
+        await eventually(lambda: pipeline.health.reasons)  # even the probe failed
         retries = pipeline.ledger.retries
         await eventually(lambda: pipeline.ledger.retries > retries + 5)
         assert (pipeline.ledger.pending, pipeline.ledger.dead) == (3, 0)
@@ -300,7 +300,7 @@ async def test_a_service_that_answers_wrongly_to_everything_kills_nothing(
 
 
 def raw_nan(body):
-    """NaN is no JSON; services send it all the same, in base64."""
+    """NaN is not valid JSON, but services send it in base64."""
     import base64
     from array import array
 
@@ -339,10 +339,10 @@ async def test_a_poisoned_payload_dies_alone_and_its_neighbours_are_stored(
         alone = [i for i, r in enumerate(embedding_server.requests) if r["input"] == ["poison"]]
         assert len(alone) == 3
         for one, other in pairwise(alone):
-            assert other > one + 1  # something else went through in between
+            assert other > one + 1  # something else succeeded in between
 
 
-async def test_dead_letters_are_retried_when_the_fault_is_mended_or_discarded(
+async def test_dead_letters_can_be_retried_after_a_fix_or_discarded(
     running, embedding_server, make_actions
 ):
     embedding_server.answer = if_asked_for("poison", lambda body: error(400, "no", None))
@@ -352,10 +352,10 @@ async def test_dead_letters_are_retried_when_the_fault_is_mended_or_discarded(
         first, second, third = [letter.id for letter in await pipeline.dead_letters.list()]
         assert await pipeline.dead_letters.retry([first]) == 1
         await pipeline.drain()
-        assert pipeline.ledger.dead == 3  # dead once more, under a new number
+        assert pipeline.ledger.dead == 3  # dead again, under a new number
         embedding_server.answer = lambda body: None
         assert await pipeline.dead_letters.discard([second]) == 1
-        assert await pipeline.dead_letters.discard([]) == 0  # none is not all
+        assert await pipeline.dead_letters.discard([]) == 0  # an empty list does not mean all
         assert await pipeline.dead_letters.retry([third, 999]) == 1
         await pipeline.drain()
         assert await stored(pipeline) == Counter(["ok", "poison 3"])
@@ -385,7 +385,7 @@ async def test_a_retry_whose_caller_gave_up_is_carried_out(running, embedding_se
 
 
 class FlakyStore(MemoryStore):
-    """Fails while `failure` says how; counts how often each chunk was stored."""
+    """Fails as `failure` says; counts the calls."""
 
     def __init__(self):
         super().__init__()
@@ -443,8 +443,8 @@ async def test_the_last_payload_is_given_up_too_if_the_store_refuses_it(running,
         assert pipeline.health.state == "ok"
 
 
-async def test_what_shows_that_a_store_is_well_leaves_nothing_in_it(running, make_actions):
-    """Above all it brings nothing back that was deleted meanwhile."""
+async def test_a_probe_of_the_store_leaves_nothing_in_it(running, make_actions):
+    """In particular, the probe does not bring back a deleted chunk."""
     store = FlakyStore()
     async with running(store) as pipeline:
         await send(pipeline, make_actions, "a")
@@ -460,9 +460,7 @@ async def test_what_shows_that_a_store_is_well_leaves_nothing_in_it(running, mak
         assert await store.count() == 0
 
 
-async def test_of_a_payload_in_several_chunks_that_dies_no_part_stays(
-    running, make_actions, monkeypatch
-):
+async def test_no_chunk_of_a_dead_payload_stays(running, make_actions, monkeypatch):
     monkeypatch.setattr(worker, "_JOURNAL_RETRY_SECONDS", 0.01)
     store = FlakyStore()
     store.failure = lambda chunks: (
@@ -505,7 +503,7 @@ async def test_a_store_that_cannot_delete_holds_nobody_up(running, make_actions,
         assert "stay in the store" in caplog.text
 
 
-async def test_a_store_that_refuses_everything_is_said_to(
+async def test_a_store_that_refuses_everything_is_reported(
     running, make_actions, eventually, caplog, tmp_path
 ):
     store = FlakyStore()
@@ -548,10 +546,10 @@ async def test_a_backlog_of_large_payloads_is_stored_a_few_at_a_time(
     assert not caplog.records
 
 
-async def test_what_cannot_be_planned_waits_and_is_said(
+async def test_a_payload_that_cannot_be_planned_stays_pending_and_is_reported(
     running, make_actions, monkeypatch, eventually
 ):
-    """As when memory does not suffice: others are planned, and it is tried again."""
+    """For example, memory runs out: other payloads are planned, and planning is retried."""
     monkeypatch.setattr(worker, "_JOURNAL_RETRY_SECONDS", 0.01)
     decoded, short = planner.decoded, True
 
@@ -575,7 +573,7 @@ async def test_what_cannot_be_planned_waits_and_is_said(
 
 
 async def test_a_pipeline_that_failed_says_so(running, make_actions, monkeypatch, tmp_path, caplog):
-    """A fault of this package's own: what came is in the journal, and `status` tells."""
+    """A bug in this package: payloads stay in the journal, and `status` shows the failure."""
     async with running(MemoryStore(), journal=tmp_path / "j.db") as pipeline:
 
         def broken(*_args):
@@ -621,11 +619,11 @@ async def test_a_chroma_worker_killed_in_the_middle_costs_nothing(
     assert Counter(hit.text for hit in hits) == Counter(names)
 
 
-# -- no Exception ----------------------------------------------------------------------------
+# -- not an Exception ------------------------------------------------------------------------
 
 
 class Panic(BaseException):
-    """As extensions written in Rust raise it."""
+    """What an extension written in Rust raises."""
 
 
 async def test_an_embedder_that_panics_is_an_outage(running, make_actions, embedder):
@@ -660,7 +658,7 @@ async def test_a_render_that_panics_costs_its_payload_alone(running, make_action
 
 
 async def test_a_cancelled_end_leaves_no_lock_behind(running, make_actions, embedder, tmp_path):
-    """The embedder takes its time to let itself be cancelled; whoever waits is cancelled twice."""
+    """The embedder delays its cancellation, and the waiting caller is cancelled twice."""
     cleaning, cleaned = asyncio.Event(), asyncio.Event()
 
     async def embed(_texts):
@@ -679,9 +677,9 @@ async def test_a_cancelled_end_leaves_no_lock_behind(running, make_actions, embe
     await embedder.requested.wait()
     closing = asyncio.create_task(pipeline.aclose())
     await asyncio.sleep(0)
-    closing.cancel()  # in the drain
+    closing.cancel()  # during the drain
     await cleaning.wait()
-    closing.cancel()  # while it closes
+    closing.cancel()  # during the close
     with pytest.raises(asyncio.CancelledError):
         await closing
     cleaned.set()
@@ -780,7 +778,7 @@ async def test_the_days_budget_pauses_embedding_and_nothing_else(  # noqa: PLR09
         assert "max_embed_tokens_per_day" in caplog.text
         await send(pipeline, make_actions, "c" * 50)
         assert (pipeline.ledger.stored, pipeline.ledger.pending) == (1, 2)
-    async with running(store, **options) as pipeline:  # a restart is no new day
+    async with running(store, **options) as pipeline:  # a restart does not renew the budget
         await eventually(lambda: pipeline.health.reasons)
         assert pipeline.ledger.embed_requests == 0
         status = JournalReader(tmp_path / "j.db").status()
@@ -869,7 +867,7 @@ async def test_a_full_disk_loses_only_what_came_meanwhile_and_says_so(
         assert pipeline.ledger.overflow == 5
         assert pipeline.ledger.balanced
         assert caplog.text.count("being LOST") == 1
-        assert await pipeline.dead_letters.list() == []  # it can still be read
+        assert await pipeline.dead_letters.list() == []  # the journal can still be read
         await limit(1_000_000)
         await send(pipeline, make_actions, *lost[:2])
         await pipeline.drain()
@@ -881,13 +879,13 @@ async def test_a_full_disk_loses_only_what_came_meanwhile_and_says_so(
 
 
 class ForbiddenError(Exception):
-    """As clients of vector databases raise it."""
+    """What clients of vector databases raise."""
 
     status_code = 403
 
 
 def upserts_only(error):
-    """A store that refuses poison, and every deletion."""
+    """Make a store that refuses poison and every deletion."""
     store = FlakyStore()
     store.failure = lambda chunks: (
         ValueError("bad metadata") if any("poison" in c.text for c in chunks) else None
@@ -922,7 +920,7 @@ async def test_a_store_that_refuses_deletes_stops_no_acknowledgement(
         await pipeline.on_actions(make_actions("t", "a", "b", "poison", "d", "e", "f"))
         for name in names:
             await send(pipeline, make_actions, name, session=name)
-        await pipeline.drain(10.0)  # which also shows that the probe is no obstacle
+        await pipeline.drain(10.0)  # also: the probe does not block it
         ledger = pipeline.ledger
         assert (ledger.stored, ledger.dead, ledger.pending) == (21, 1, 0)
         assert (await stored(pipeline)).keys() >= {"before", *names}
@@ -932,7 +930,7 @@ async def test_a_store_that_refuses_deletes_stops_no_acknowledgement(
         await pipeline.drain(10.0)
         assert pipeline.ledger.stored == 22
     del store.delete
-    async with running(store, journal=journal) as pipeline:  # the outbox is kept
+    async with running(store, journal=journal) as pipeline:  # the outbox persists
         await pipeline.drain(10.0)
         assert await stored(pipeline) == Counter(["before", *names, "after"])
         assert pipeline.health.state == "ok"
@@ -941,7 +939,7 @@ async def test_a_store_that_refuses_deletes_stops_no_acknowledgement(
 async def test_deletes_in_an_outage_that_lasts_stop_nothing_else(
     running, make_actions, tmp_path, monkeypatch, eventually
 ):
-    """However many of them there are: they do not count as chunks under way."""
+    """Their number does not matter: they do not count as chunks in progress."""
     monkeypatch.setattr(worker, "_MOST_CHUNKS", 4)
     store, journal = upserts_only(ConnectionError("down")), tmp_path / "j.db"
     names = [f"n{n}" for n in range(20)]
@@ -977,6 +975,6 @@ async def test_a_retried_payload_stays_though_its_deletion_was_refused_before(
         del store.delete
         assert await pipeline.dead_letters.retry() == 1
         await pipeline.drain(10.0)
-        await asyncio.sleep(0.1)  # a repeated deletion would have come by now
+        await asyncio.sleep(0.1)  # enough time for a repeated deletion
         assert await stored(pipeline) == Counter(["before", "a", "b", "poison", "d"])
         assert pipeline.health.state == "ok"

@@ -1,4 +1,4 @@
-"""From payloads to plans: pure, so nothing here needs a journal or a store."""
+"""From payloads to plans. Pure: no journal, no store."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_payload_without_a_session_is_planned_and_nothing_is_known_of_it(plann
     assert metadata(plan, "user_id") == ["ann"]
 
 
-# -- what fails -------------------------------------------------------------------------------
+# -- failures ---------------------------------------------------------------------------------
 
 
 def failing_on(word, titles, how):
@@ -164,7 +164,7 @@ def test_nothing_but_damaged_bodies_says_nothing_of_the_session(planner, make_ac
     assert (plan.chunks, list(plan.unplanned), session) == ([], [1], None)
 
 
-# -- whose it is ------------------------------------------------------------------------------
+# -- identity ---------------------------------------------------------------------------------
 
 
 def known(payload, people, **changes) -> Session:
@@ -172,7 +172,7 @@ def known(payload, people, **changes) -> Session:
     return session._replace(**changes)
 
 
-def test_a_session_is_whose_it_was_until_somebody_else_is_named(planner, make_actions):
+def test_a_session_keeps_its_user_until_another_is_named(planner, make_actions):
     summary = SummaryPayload("acme", "s", "Did a.", 1, 2000.0)
     plan, session = planner().plan(1, waiting(summary), known(summary, People("ann", "c1")))
     assert metadata(plan, "user_id") == ["ann"]
@@ -195,7 +195,7 @@ def test_two_people_never_share_a_chunk_and_the_session_is_ambiguous(planner, ma
     assert (session.people.user_id, session.ambiguous) == ("bob", True)
 
 
-def test_who_stands_on_an_action_alone_is_known_too(planner):
+def test_a_user_named_only_on_an_action_is_known(planner):
     action = SlimAction("a", "a", "https://app.test/p", user_id="ann", conversation_id="c1")
     plan, session = planner().plan(1, waiting(ActionsPayload("acme", "s", actions=[action])), None)
     assert metadata(plan, "user_id") == ["ann"]
@@ -218,7 +218,7 @@ def retried(payload, seq) -> Waiting:
     return item._replace(retried=True)
 
 
-def test_a_retried_letter_does_not_give_the_session_back_to_whose_it_was(planner, make_actions):
+def test_a_retried_letter_does_not_return_the_session_to_its_earlier_user(planner, make_actions):
     letter = make_actions("s", "a", user="ann")
     summary = SummaryPayload("acme", "s", "Did b.", 1, 2000.0)
     items = [retried(letter, 1), *waiting(summary, first=9)]
@@ -229,9 +229,7 @@ def test_a_retried_letter_does_not_give_the_session_back_to_whose_it_was(planner
     assert (session.people, session.ambiguous) == (People("bob", "c2"), True)
 
 
-def test_a_retried_letter_of_nobody_is_not_given_to_who_had_the_session_later(
-    planner, make_actions
-):
+def test_a_retried_letter_without_a_user_does_not_get_the_later_user(planner, make_actions):
     letter = make_actions("s", "a")
     later = make_actions("s", "b", user="bob")
     items = [*waiting(later, first=9), retried(letter, 1)]
@@ -242,11 +240,11 @@ def test_a_retried_letter_of_nobody_is_not_given_to_who_had_the_session_later(
     assert session.people == People("bob")
 
 
-def test_a_retried_letter_of_a_session_of_one_person_is_theirs(planner, make_actions):
+def test_a_retried_letter_gets_the_only_user_of_its_session(planner, make_actions):
     letter = make_actions("s", "a")
     items = [retried(letter, 1), *waiting(make_actions("s", "b"), first=9)]
     plan, _ = planner().plan(3, items, known(letter, People("ann")))
-    assert texts(plan) == ["a", "b"]  # each in a chunk of its own
+    assert texts(plan) == ["a", "b"]  # in separate chunks
     assert metadata(plan, "user_id") == ["ann", "ann"]
 
 
@@ -265,7 +263,7 @@ def test_addresses_are_in_the_metadata_only_when_asked_for(planner):
         assert metadata(plan, "email") == [expected]
 
 
-# -- divided ----------------------------------------------------------------------------------
+# -- divided chunks ---------------------------------------------------------------------------
 
 
 def test_a_divided_chunk_becomes_one_per_payload_and_the_others_stay(planner, make_actions):
@@ -277,12 +275,12 @@ def test_a_divided_chunk_becomes_one_per_payload_and_the_others_stay(planner, ma
     assert texts(divided) == ["a", "b", "c\nd"]
     assert seqs(divided) == [(1,), (2,), (3, 4)]
     assert divided.chunks[-1] is second
-    assert divided.chunks[0].chunk.id == first.chunk.id  # overwrites what was half stored
+    assert divided.chunks[0].chunk.id == first.chunk.id  # overwrites the partly stored chunk
     assert (divided.number, divided.lane) == (plan.number, plan.lane)
-    assert texts(plan) == ["a\nb", "c\nd"]  # as it was
+    assert texts(plan) == ["a\nb", "c\nd"]  # unchanged
 
 
-def test_dividing_keeps_whose_it_is(planner, make_actions):
+def test_dividing_keeps_the_user(planner, make_actions):
     payloads = [make_actions("s", "a"), make_actions("s", "b", user="ann")]
     items = waiting(*payloads)
     plan, _ = planner().plan(1, items, None)
@@ -306,14 +304,14 @@ def test_what_cannot_be_planned_apart_is_added_to_what_could_not_before(
     assert sorted(divided.unplanned) == [2, 3, 4]
 
 
-def test_tokens_are_counted_anew(planner, make_actions):
+def test_tokens_are_counted_again(planner, make_actions):
     plan, _ = planner().plan(1, waiting(make_actions("s", "abc")), None)
     double = planner(count_tokens=lambda text: 2 * len(text))
     assert double.count([planned.chunk for planned in plan.chunks]) == [6]
 
 
-def test_a_text_whose_tokens_cannot_be_counted_anew_is_estimated(planner, make_actions):
-    """The embedder may be another one by now."""
+def test_tokens_that_cannot_be_counted_again_are_estimated(planner, make_actions):
+    """The embedder may have changed since."""
 
     def count_tokens(text):
         if text == "abc":

@@ -1,4 +1,4 @@
-"""Ledger and contents, end to end: random payloads, refusals and restarts."""
+"""Ledger and contents, end to end, with random payloads, refusals and restarts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ USERS = [None, "ann", "bob"]
 
 
 class RefusingStore(MemoryStore):
-    """Refuses every chunk with poison in it, and whatever comes together with one."""
+    """Refuses every request that contains a poisoned chunk."""
 
     async def upsert(self, chunks, vectors) -> None:
         if any("poison" in chunk.text for chunk in chunks):
@@ -37,7 +37,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Restart:
-    """`how`: "close" ends well; "kill" goes on with the files as they are at that moment."""
+    """`how`: "close" closes cleanly; "kill" continues with a copy of the files at that moment."""
 
     how: str
     drain: bool
@@ -99,7 +99,7 @@ def render(payloads) -> str:
 
 
 @settings(
-    # Each example is several runs of a pipeline.
+    # One example runs several pipelines.
     max_examples=settings.default.max_examples // 2,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -112,7 +112,7 @@ def test_each_accepted_payload_is_in_the_store_once_whatever_happened(
 
 
 async def play(steps, options, folder, make_embedder) -> None:
-    async with asyncio.timeout(30):  # a hang must be a failure that hypothesis can shrink
+    async with asyncio.timeout(30):  # a hang must be a failure that Hypothesis can shrink
         story = Story(options, folder, make_embedder())
         await story.begin()
         for step in steps:
@@ -121,7 +121,7 @@ async def play(steps, options, folder, make_embedder) -> None:
 
 
 class Story:
-    """One journal over many runs, each with a store that is empty at first."""
+    """One journal over many runs; each run has a store that is empty at first."""
 
     def __init__(self, options, folder, embedder) -> None:
         self.options = options
@@ -175,7 +175,7 @@ class Story:
             assert ledger.pending == 0
 
     async def copy_between_commits(self) -> Path:
-        """What a kill would leave: the writer itself copies, so it writes nothing meanwhile."""
+        """Copy what a kill would leave. The copy runs on the writer thread, so nothing is written."""
         journal = self.pipeline._run._journal
         folder = self.folder / str(self.runs)
         return await journal._writer.run(copy_journal, self.journal, folder)
@@ -195,7 +195,7 @@ class Story:
         chunks = [chunk async for page in self.store.scan() for chunk in page]
         found = Counter(line for chunk in chunks for line in chunk.text.split("\n"))
         assert found == Counter(line for payload in good for line in lines_of(payload))
-        # No chunk holds anything of two sessions or of two people.
+        # No chunk mixes two sessions or two people.
         about = {line: payload for payload in good for line in lines_of(payload)}
         for chunk in chunks:
             payloads = [about[line] for line in chunk.text.split("\n")]

@@ -1,4 +1,4 @@
-"""What follows a failed request: who is to blame, how long to wait, what is split and given up."""
+"""After a failed request: its cause, the wait, what is split, and when an item is dead."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def http_error(status, headers=None):
 
 
 class CodedError(Exception):
-    """As the OpenAI client's errors are: the status on the error itself."""
+    """Like the OpenAI client's errors: the status is on the error itself."""
 
     def __init__(self, status_code):
         super().__init__("no")
@@ -126,7 +126,7 @@ def test_requests_that_were_under_way_together_are_one_failure():
     pause.failed(10.5, 11.4)
     pause.failed(10.9, 11.5)
     assert (pause.failures, pause.until) == (1, until)
-    pause.failed(10.9, 12.0, asked=30.0)  # but what one of them was told holds for all
+    pause.failed(10.9, 12.0, asked=30.0)  # but a Retry-After sent to one of them applies to all
     assert (pause.failures, pause.until) == (1, 42.0)
 
 
@@ -147,7 +147,7 @@ def test_it_never_waits_without_end_nor_less_than_it_was_asked(failures):
     assert pause.until <= now + max(30.0 * 1.2, most)
 
 
-def test_a_rest_is_kept_and_a_success_ends_it():
+def test_a_requested_pause_is_kept_and_a_success_ends_it():
     pause = Pause(shortest=1.0)
     pause.rest(20.0)
     pause.rest(10.0)
@@ -160,7 +160,7 @@ def test_a_rest_is_kept_and_a_success_ends_it():
 
 
 class Service:
-    """A service that answers at once; its time moves only as far as the queue has to wait."""
+    """A service that answers at once; its time advances only while the queue waits."""
 
     def __init__(self, *, limits=RequestLimits(4, 100), max_attempts=3, take_back=None):  # noqa: B008
         self.queue = RetryQueue("service", limits, max_attempts, cost=len, take_back=take_back)
@@ -173,7 +173,7 @@ class Service:
         self.probe = lambda: True
 
     def step(self):
-        """Make the next request; False if the queue waits for a change."""
+        """Make the next request; return False if the queue waits for a change."""
         request = self.queue.take(self.now)
         if request is None:
             at = self.queue.next_at(self.now)
@@ -206,7 +206,7 @@ class Service:
 
 
 def poison(*names):
-    """Fails every request that holds one of these."""
+    """Fail every request that contains one of these."""
     return lambda items: ValueError("poison") if set(names) & set(items) else None
 
 
@@ -238,7 +238,7 @@ def test_an_outage_pauses_all_and_then_one_request_at_a_time_asks():
     assert 11.8 <= queue.next_at(11.5) <= 12.2
     alone = queue.take(13.0)
     assert queue.take(13.0) is None
-    assert queue.next_at(13.0) is None  # until the one in flight says more
+    assert queue.next_at(13.0) is None  # not before the one in flight ends
     queue.succeeded(alone)
     assert queue.problem is None
     assert not queue.is_out
@@ -252,7 +252,7 @@ def test_in_an_outage_nothing_is_given_up_however_long_it_lasts():
     service.work(200)
     assert service.done == service.dead == []
     assert len(service.requests) == 200
-    assert service.now > 1000 + 100 * 24  # it asks every 24 to 36 seconds
+    assert service.now > 1000 + 100 * 24  # one attempt every 24 to 36 seconds
     service.fail = lambda items: None
     service.work()
     assert service.done == list("abcdefghij")  # still in order
@@ -294,7 +294,7 @@ def test_an_outage_after_a_success_does_not_say_that_it_never_worked(caplog):
     service = Service()
     service.queue.put("a")
     service.work()
-    for _ in range(2):  # each outage has its own lines
+    for _ in range(2):  # each outage logs its own lines
         caplog.clear()
         service.fail = lambda items: CodedError(401)
         service.queue.put("b")
@@ -350,7 +350,7 @@ def test_what_the_service_asks_for_is_waited():
     assert (service.done, service.now) == (["a"], 1090.0)
 
 
-def test_a_rest_that_another_queue_was_asked_for_is_kept():
+def test_a_pause_requested_from_another_queue_is_kept():
     queue = RetryQueue("service", RequestLimits(1, 0), 1)
     queue.put("a")
     queue.rest(50.0)
@@ -392,7 +392,7 @@ def test_others_go_before_an_item_that_was_refused():
     assert service.requests == [["a"], ["b"], ["c"]]
     service.queue.put("d")
     service.now += 60.0
-    service.step()  # b and c succeeded since: no probe is needed, and it has waited long enough
+    service.step()  # b and c succeeded since: no probe is needed, and its wait is over
     assert service.requests[-1] == ["a"]
     assert service.probes == 0
 
@@ -402,11 +402,11 @@ def test_others_go_before_a_probe_too():
     service.fail = poison("a")
     service.queue.put("a")
     service.work(1)
-    service.now += 60.0  # it has waited long enough
+    service.now += 60.0  # its wait is over
     service.queue.put("b")
     service.work(2)
     assert service.requests == [["a"], ["b"], ["a"]]
-    assert service.probes == 0  # b was as good as one
+    assert service.probes == 0  # the success of b replaces the probe
 
 
 def test_a_lone_item_dies_only_while_the_service_is_proven_well():
@@ -434,33 +434,33 @@ def test_a_service_that_refuses_the_probe_still_gets_all_others():
     service.queue.put("b")
     service.work(15)
     assert service.done == ["b"]
-    assert service.dead == []  # refused twice: the success of the other proved the second
+    assert service.dead == []  # refused twice: the success of b confirmed the second
     service.queue.put("cde")
     service.work(15)
     assert service.done == list("bcde")
     assert [item for item, _ in service.dead] == ["a"]
 
 
-def test_without_a_probe_only_the_success_of_another_condemns(caplog):
+def test_without_a_probe_an_item_dies_only_after_another_succeeds(caplog):
     service = Service(limits=RequestLimits(1, 100))
     service.probe = lambda: False
     service.fail = poison("a")
     service.queue.put("a")
     service.work(6)
-    assert service.queue.problem == "ValueError: poison"  # it may be everything
+    assert service.queue.problem == "ValueError: poison"  # the service may refuse everything
     assert caplog.text.count("has taken nothing since (ValueError: poison)") == 1
     service.queue.put("b")
     service.work(1)
     assert service.done == ["b"]
     assert service.queue.problem is None
     service.work(12)
-    assert service.dead == []  # refused once before and many times after: that counts as two
+    assert service.dead == []  # refused once before the success and often after it: counts as two
     service.queue.put("c")
     service.work(3)
     assert [item for item, _ in service.dead] == ["a"]
 
 
-def test_an_outage_between_attempts_counts_against_nobody():
+def test_an_outage_between_attempts_does_not_count_as_a_refusal():
     service = Service(max_attempts=2)
     answers = iter([ValueError("no"), ConnectionError(), ConnectionError(), TimeoutError(), None])
     service.fail = lambda items: next(answers)
@@ -488,13 +488,13 @@ def test_an_item_that_its_owner_takes_back_leaves_the_queue():
     assert service.dead == []
 
 
-def test_what_the_caller_ends_itself_does_not_come_again():
+def test_a_request_ended_by_the_caller_is_not_repeated():
     queue = RetryQueue("service", RequestLimits(1, 0), 1, pause=Pause(1.0, 1.0))
     queue.put("abc")
     first, second = queue.take(0.0), queue.take(0.0)
     queue.failed(first, ConnectionError(), 1.0)
     queue.gave_up(second)
-    assert queue.is_out  # it says nothing about the service
+    assert queue.is_out  # this says nothing about the service
     assert [queue.take(9.0).items, queue.take(9.0)] == [["a"], None]
 
 
@@ -502,7 +502,7 @@ def test_a_cleared_queue_is_as_new():
     service = Service(limits=RequestLimits(2, 100))
     service.fail = poison("a")
     service.queue.put("abcd")
-    service.work(3)  # a waits alone
+    service.work(3)  # a waits for its retry
     service.fail = lambda items: ConnectionError()
     service.work(1)
     service.queue.clear()
@@ -514,7 +514,7 @@ def test_a_cleared_queue_is_as_new():
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Requests end in any order and any way: no item is lost, doubled or condemned too early."""
+    """Requests end in any order and any way: no item is lost, doubled or declared dead too early."""
 
     @initialize(count=st.integers(1, 5), cost=st.integers(1, 9), max_attempts=st.integers(1, 3))
     def begin(self, count, cost, max_attempts):
@@ -526,7 +526,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.in_flight = []
         self.ended = {}
         self.successes = 0
-        self.counted = {}  # by item: refusals alone that count, and the successes at the last
+        self.counted = {}  # by item: refusals that count, and the successes at the last one
         self.out = False
         self.out_since = -1.0
 
@@ -588,7 +588,7 @@ class AnyOrder(RuleBasedStateMachine):
                 self.note_end(item, "given up")
 
     def note_outage(self, request):
-        # A request from before the last outage says nothing of what is now.
+        # A request from before the last outage says nothing about the current state.
         if request.started >= self.out_since:
             self.out = True
             self.out_since = self.now
@@ -610,7 +610,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert not set(held) & set(getattr(self, "ended", {}))
 
     def teardown(self):
-        """The service is well from now on: everything that has not ended is done."""
+        """The service works from now on: every item that has not ended succeeds."""
         if not hasattr(self, "queue"):
             return
         for request in self.in_flight:

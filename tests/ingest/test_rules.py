@@ -1,4 +1,4 @@
-"""The user's own rules, and what it costs when they fail: select, redact, render."""
+"""The user's rules and the effect of their failures: select, redact, render."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_with_redact_what_select_says_of_its_failure_is_not_kept(
     assert "PRIVATE" not in caplog.text
 
 
-async def test_redact_is_what_is_kept_and_the_key_is_of_what_came(
+async def test_the_redacted_payload_is_kept_and_the_key_is_of_the_original(
     make_pipeline, make_actions, tmp_path
 ):
     words = iter(["***", "---"])
@@ -86,7 +86,7 @@ async def test_redact_is_what_is_kept_and_the_key_is_of_what_came(
 
     async with make_pipeline(redact=redact, journal=tmp_path / "j.db") as pipeline:
         await send(pipeline, make_actions, "PRIVATE")
-        await send(pipeline, make_actions, "PRIVATE")  # redacted otherwise, and a duplicate
+        await send(pipeline, make_actions, "PRIVATE")  # redacted differently, but a duplicate
         await pipeline.drain()
         assert await stored(pipeline) == Counter(["***"])
         assert pipeline.ledger.duplicate == 1
@@ -111,7 +111,7 @@ async def test_a_render_that_fails_costs_that_payload_alone(
         assert letter.error.startswith("render failed: ")
 
 
-async def test_a_retried_letter_changes_nothing_in_whose_a_session_is(
+async def test_a_retried_letter_does_not_change_the_user_of_a_session(
     make_pipeline, make_actions, embedder, tmp_path
 ):
     def refuse(texts):

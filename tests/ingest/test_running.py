@@ -1,4 +1,4 @@
-"""One run of a pipeline: what it takes up, what it notes, what it forgets, what it says of itself."""
+"""One run of a pipeline: what it resumes, records, forgets and reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(40)
 
 
 class SilentStore(MemoryStore):
-    """Keeps no note of itself, so that nobody notices when it lost something."""
+    """Has no identity, so that lost chunks go unnoticed."""
 
     persistent = True
     capabilities = frozenset({"delete", "get"})
@@ -35,7 +35,7 @@ class SilentStore(MemoryStore):
         self.refused = refused
 
     async def get(self, ids):
-        return await super().get(ids) or [None]  # it never looks empty
+        return await super().get(ids) or [None]  # it never appears empty
 
     async def upsert(self, chunks, vectors) -> None:
         if any(chunk.text == self.refused for chunk in chunks):
@@ -150,7 +150,7 @@ async def test_a_retried_letter_keeps_its_number_and_drain_waits_for_it(
         assert (pipeline.ledger.stored, pipeline.ledger.dead) == (3, 0)
         assert pipeline.watermark == 3
     embedder.script = poison_is_refused
-    async with make_pipeline(journal=killed) as pipeline:  # it is waited for after a restart too
+    async with make_pipeline(journal=killed) as pipeline:  # a restart does not end the wait
         assert pipeline.watermark == 3
         await pipeline.drain()
         (letter,) = await pipeline.dead_letters.list()
@@ -177,7 +177,7 @@ async def test_without_keep_payloads_a_body_is_dropped_once_it_is_stored(
         for title in ("a", "poison", "b"):
             await pipeline.on_actions(make_actions(title, title))
         await pipeline.drain()
-        assert bodies(journal) == 1  # the dead letter's
+        assert bodies(journal) == 1  # the dead letter
         embedder.script = lambda texts: None
         await pipeline.dead_letters.retry()
         await pipeline.drain()
@@ -222,12 +222,12 @@ async def test_in_memory_everything_that_is_kept_is_bounded(
         ledger = pipeline.ledger
         assert (ledger.received, ledger.stored, ledger.dead) == (51, 50, 1)
         assert pipeline.watermark == 51
-        # Those it remembers are duplicates; the others cannot be known any more.
+        # Remembered payloads are duplicates; the others are no longer known.
         await pipeline.on_actions(make_actions("s49", "49"))
         await pipeline.on_actions(make_actions("s0", "0"))
         await pipeline.drain()
         assert (pipeline.ledger.duplicate, pipeline.ledger.stored) == (1, 51)
-        assert len(await texts_of(pipeline)) == 50  # the same chunk, once more
+        assert len(await texts_of(pipeline)) == 50  # the same chunk again
         assert len(await pipeline.dead_letters.list()) == 1
         monkeypatch.setattr(queue, "_KEEP_KEYS_SECONDS", -1.0)
         await pipeline._run._journal.tidy()
@@ -261,7 +261,7 @@ async def test_what_waits_in_memory_is_not_forgotten(
 
 
 async def crashed(make_pipeline, make_actions, tmp_path, *titles):
-    """The journal of a pipeline that was killed after it had stored these, a chunk each."""
+    """The journal of a pipeline killed after it stored one chunk for each title."""
     journal = tmp_path / "j.db"
     async with make_pipeline(SilentStore(), journal=journal, durability="full") as pipeline:
         for title in titles:
@@ -426,7 +426,7 @@ async def test_after_a_restart_live_shows_what_the_journal_holds(
             assert found.user_id == before[name].user_id == user
             first, was = found.events[0], before[name].events[0]
             assert first.text == was.text
-            assert abs(first.at - was.at) < 1.0  # when it came, not when it was read
+            assert abs(first.at - was.at) < 1.0  # the time of receipt, not of reading
         assert pipeline.live.get(user_id="ann").session_id == "s"
 
 
@@ -514,7 +514,7 @@ async def test_nobody_else_may_read_journal_and_store(make_pipeline, make_action
         await pipeline.on_actions(make_actions("s", "a"))
         await pipeline.drain()
         found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
-        # What is beside the journal while it is open holds the same payloads.
+        # The other files of an open journal contain the same payloads.
         assert {"j.db", "j.db-wal", "j.db.lock", "chroma"} <= found.keys()
         assert found.pop("chroma") == 0o700
         assert set(found.values()) == {0o600}

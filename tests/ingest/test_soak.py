@@ -1,4 +1,4 @@
-"""A quarter of a minute of the soak; `python -m benchmarks.soak` is the long form."""
+"""The soak for 15 seconds; `python -m benchmarks.soak` is the long form."""
 
 from __future__ import annotations
 

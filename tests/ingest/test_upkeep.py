@@ -1,4 +1,4 @@
-"""Chunks that are stored again, and the outbox of deletions: with a real journal and writer."""
+"""Chunks that are stored again, and the outbox of deletions, with a real journal and writer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(30)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """The same waits, shorter."""
+    """Make the waits shorter."""
     monkeypatch.setattr(retries, "_LONE_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(upkeep, "_JOURNAL_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(upkeep, "_FIRST_REPEAT_SECONDS", 0.02)
@@ -34,7 +34,7 @@ def _quick(monkeypatch):
 
 
 class ScriptedStore(TextStore):
-    """Texts by id. Its hooks may raise."""
+    """Keeps texts by id. Its hooks may raise."""
 
     capabilities = frozenset({"delete"})
     max_batch = 50
@@ -74,7 +74,7 @@ def fail_with(error):
 
 
 class Rig:
-    """Journal, writer and upkeep, at work."""
+    """A running journal, writer and upkeep."""
 
     def __init__(self, path, store) -> None:
         self.store = store
@@ -87,7 +87,7 @@ class Rig:
         self.batch = self.seq = 0
 
     async def plan(self, payload, parts=1) -> Plan:
-        """Accept a payload and record its plan: `parts` chunks."""
+        """Accept a payload and record its plan of `parts` chunks."""
         self.seq += 1
         await self.journal.accept(self._intake.entry(payload, self.seq))
         return await self.plan_again(payload, self.seq, parts)
@@ -103,7 +103,7 @@ class Rig:
         return plan
 
     async def store_plan(self, plan: Plan) -> None:
-        """Write its chunks and acknowledge it."""
+        """Write the plan's chunks and acknowledge it."""
         await self.write(plan)
         await self.acknowledge(plan)
 
@@ -127,7 +127,7 @@ class Rig:
         return found
 
     async def die(self, payload, parts=2) -> list[str]:
-        """A payload of several parts, all of them stored, that died all the same."""
+        """Let a payload die after all of its parts were stored."""
         plan = await self.plan(payload, parts)
         await self.write(plan)
         return await self.acknowledge(plan, "store: refused")
@@ -250,7 +250,7 @@ async def test_a_note_of_a_deletion_that_fails_is_written_later(rig, make_action
 
 
 async def test_what_is_stored_anew_is_not_deleted(rig, make_actions, eventually):
-    """A refused deletion is repeated while the retried payload is on its way to the store."""
+    """A refused deletion is repeated while the retried payload is being stored."""
     store = ScriptedStore()
     store.on_delete = fail_with(ValueError("upserts only"))
     payload = make_actions("s", "retried")
@@ -262,9 +262,9 @@ async def test_what_is_stored_anew_is_not_deleted(rig, make_actions, eventually)
         attempts = store.attempts
         await made.write(plan)
         store.on_delete = lambda ids: None
-        # It is repeated often by now, as the plan is under way.
+        # Time for many repeats. The plan in progress prevents them.
         await asyncio.sleep(0.2)
-        assert store.attempts <= attempts + 2  # what had begun before the plan
+        assert store.attempts <= attempts + 2  # deletions that began before the plan
         assert made.upkeep.problems == []
         await made.acknowledge(plan)
         await asyncio.sleep(0.1)
@@ -291,7 +291,7 @@ async def test_what_dies_once_more_is_deleted_after_all(rig, make_actions, event
 
 
 async def queue_all(made, make_actions, count) -> None:
-    """Stored chunks of a session each, all to be stored again; `made` does not work on them yet."""
+    """Store chunks, one per session, and queue all of them to be stored again after a restart."""
     for number in range(count):
         plan = await made.plan(make_actions(f"s{number}", f"n{number}"))
         await made.write(plan)
@@ -303,7 +303,7 @@ async def test_queued_chunks_are_stored_again_page_by_page(rig, make_actions, mo
     monkeypatch.setattr(upkeep, "_PAGE", 4)
     async with rig(ScriptedStore()) as made:
         await queue_all(made, make_actions, 10)
-    store = ScriptedStore()  # emptied meanwhile
+    store = ScriptedStore()  # emptied in the meantime
     async with rig(store) as made:
         assert made.upkeep.problems == ["10 stored chunks are still to be embedded again"]
         assert not made.upkeep.idle

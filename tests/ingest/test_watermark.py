@@ -1,4 +1,4 @@
-"""The watermark: against a set of numbers, and what a waiting call waits for."""
+"""The watermark: compared with a set of numbers, and the calls that wait for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autoplay_rag.ingest.watermark import Watermark
 
 
 class NothingWaits:
-    """A queue of which only one lane has something that waits."""
+    """A queue in which only the given lanes have pending payloads."""
 
     def __init__(self, settled: dict[int, int]) -> None:
         self.settled = settled
@@ -32,11 +32,11 @@ def ranges(watermark: Watermark) -> int:
     return len(watermark._end_of)
 
 
-# -- against a set ----------------------------------------------------------------------------
+# -- compared with a set ----------------------------------------------------------------------
 
 
 class Model:
-    """The same, naive: the set of what is open, and of letters that are retried."""
+    """A naive model: the set of open numbers, and of retried letters."""
 
     def __init__(self, last: int = 0) -> None:
         self.last = last
@@ -98,7 +98,7 @@ def test_it_is_the_highest_number_up_to_which_nothing_is_open(history):
         assert watermark.value == model.value
         assert watermark.value >= before  # it never moves back
         before = watermark.value
-        # Memory: between two neighbouring ranges, and before the first, something is open.
+        # Memory: there is an open number between neighbouring ranges, and before the first one.
         assert ranges(watermark) <= len(model.open)
 
 
@@ -113,7 +113,7 @@ def test_nothing_is_kept_once_everything_is_settled(count, source):
     assert ranges(watermark) == 0
 
 
-def test_one_that_hangs_costs_one_range_however_many_come_after_it():
+def test_one_open_number_costs_one_range():
     watermark = taken(100_000)
     watermark.settle(range(100_000, 1, -1))
     assert (watermark.value, ranges(watermark)) == (0, 1)
@@ -162,7 +162,7 @@ async def test_a_call_waits_for_what_was_given_out_before_it_and_no_more():
     assert await ended(second)
 
 
-async def test_with_nothing_open_nobody_waits():
+async def test_with_nothing_open_no_call_waits():
     watermark = taken(1)
     watermark.settle([1])
     assert await ended(await waiting(watermark))
@@ -181,8 +181,8 @@ async def test_a_retried_letter_is_waited_for_and_does_not_move_the_watermark():
     assert watermark.value == 3
 
 
-async def test_letters_retried_again_and_again_keep_nobody_waiting():
-    """Each is settled once after the call began, though never both at one moment."""
+async def test_letters_retried_repeatedly_do_not_block_a_wait():
+    """Each one is settled once after the call began, but never both at the same moment."""
     watermark = taken(2)
     watermark.settle([1, 2])
     watermark.reopen([1, 2])
@@ -223,4 +223,4 @@ async def test_a_session_is_settled_as_far_as_the_journal_says_and_at_least_as_a
     watermark.settle([1, 2])
     assert await watermark.of(7) == 4
     assert await watermark.of(8) == 2
-    assert await watermark.of(9) == 6  # nothing of it waits
+    assert await watermark.of(9) == 6  # it has no pending payloads

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(40)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """The same waits, shorter."""
+    """Make the waits shorter."""
     monkeypatch.setattr(retries, "_LONE_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(worker, "_JOURNAL_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(upkeep, "_FIRST_REPEAT_SECONDS", 0.02)
@@ -36,7 +36,7 @@ def _quick(monkeypatch):
 
 
 class Texts(TextStore):
-    """Texts by id; refuses those with poison in them."""
+    """Keeps texts by id; refuses poisoned ones."""
 
     capabilities = frozenset({"delete"})
 
@@ -64,7 +64,7 @@ class Texts(TextStore):
 
 
 class Rig:
-    """A worker with all it needs, without a pipeline around it."""
+    """A worker and its dependencies, without a pipeline."""
 
     def __init__(self, store, render, max_actions) -> None:
         self.store = store
@@ -132,7 +132,7 @@ def rig(titles):
 
 
 def fail_first(monkeypatch, journal, name, *, times=3, when=lambda *_: True):
-    """Has a method of the journal fail at first; returns the failures that are left."""
+    """Make a method of the journal fail at first; return the failures that are left."""
     method, left = getattr(journal, name), [JournalError("the disk is away")] * times
 
     async def failing(*arguments):
@@ -144,7 +144,7 @@ def fail_first(monkeypatch, journal, name, *, times=3, when=lambda *_: True):
     return left
 
 
-# -- planning in a thread of its own ----------------------------------------------------------
+# -- planning in its own thread ---------------------------------------------------------------
 
 
 async def test_a_render_that_sleeps_delays_nobodys_on_actions(
@@ -169,7 +169,7 @@ async def test_a_render_that_sleeps_delays_nobodys_on_actions(
             returned += not done.is_set()
         await pipeline.on_actions(make_actions("s", "of the same session"))
         returned += not done.is_set()
-        assert returned > 5  # it sleeps for a second, and each of these takes some milliseconds
+        assert returned > 5  # render sleeps for a second; each call takes a few milliseconds
         assert pipeline.ledger.pending == 12
         await pipeline.drain()
         assert pipeline.ledger.stored == 12
@@ -231,7 +231,7 @@ async def test_a_chunk_is_divided_though_the_journal_fails_meanwhile(
         failures = fail_first(monkeypatch, made.journal, "replace_plan")
         made.store.gate.set()
         await made.until_settled(3)
-        await made.accept(make_actions("t", "other"))  # shows that the store is well
+        await made.accept(make_actions("t", "other"))  # proves that the store works
         await made.until_settled(5)
         assert not failures
         assert made.store.lines == Counter(["first", "a", "b", "other"])
@@ -261,10 +261,10 @@ async def test_one_session_that_cannot_be_planned_delays_no_other(
         assert made.store.lines["bad"] == 1
 
 
-# -- what no longer waits ---------------------------------------------------------------------
+# -- payloads that are no longer pending ------------------------------------------------------
 
 
-async def test_what_no_longer_waits_is_passed_over_once(rig, make_actions, monkeypatch):
+async def test_a_payload_that_is_not_pending_is_skipped_once(rig, make_actions, monkeypatch):
     async with rig() as made:
         reads = []
         read = made.journal.read
@@ -274,13 +274,13 @@ async def test_what_no_longer_waits_is_passed_over_once(rig, make_actions, monke
             return await read(seqs, most_bytes)
 
         monkeypatch.setattr(made.journal, "read", watched)
-        made.gathered([(7, 1000), (-1001, 1001)])  # the journal knows nothing of them
+        made.gathered([(7, 1000), (-1001, 1001)])  # unknown to the journal
         await made.accept(make_actions("s", "a"))
         await made.until_settled(1)
         await asyncio.sleep(0.1)
         assert len(reads) <= 3
         assert len(made.batcher) == 0
-        # Together with others of its session, in any place.
+        # Together with others of its session, in any position.
         lane = made.intake.entry(make_actions("s", "a"), 1).lane
         reads.clear()
         made.gathered([(lane, 2000)])
@@ -328,7 +328,7 @@ async def test_parts_of_a_payload_that_died_are_deleted(rig, make_actions):
 async def test_plans_of_an_earlier_run_are_carried_out_as_they_were_recorded(
     make_pipeline, make_actions, embedder, tmp_path
 ):
-    """Tokens are counted anew, and nothing is rendered anew."""
+    """Tokens are counted again; nothing is rendered again."""
     journal = tmp_path / "j.db"
     embedder.script = lambda texts: asyncio.Event().wait()
     async with make_pipeline(journal=journal, drain_timeout=0.1) as pipeline:

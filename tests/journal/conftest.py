@@ -1,4 +1,4 @@
-"""What the journal's tests share: its tables, open without a writer, and a crash to order."""
+"""Shared by the journal's tests: its tables without a writer, and simulated crashes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANY = 2**30
 
 
 class Tables:
-    """A journal's tables without a writer: every call is a transaction of its own."""
+    """A journal's tables without a writer: every call has its own transaction."""
 
     def __init__(self, path, durability="normal", *, max_bytes=MANY, keep_payloads=True):
         self.file = JournalFile(path, durability)
@@ -59,7 +59,7 @@ class Tables:
         self.file.close()
 
     def kill(self):
-        """As `kill -9` would: nothing is noted."""
+        """Close as `kill -9` does: without recording anything."""
         self.connection.close()
 
     @property
@@ -78,7 +78,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def opened(path):
-    """Opens the journal at `path`; closes what a test leaves open."""
+    """Open the journal at `path`; close what a test leaves open."""
     found = []
 
     def open_(durability="normal", path=path, **options):
@@ -93,7 +93,7 @@ def opened(path):
 
 @pytest.fixture
 def copied(tmp_path):
-    """Copies a journal as it stands on the disk: what a crash at this moment would leave."""
+    """Copy a journal as it is on disk: what a crash at this moment would leave."""
     numbers = count()
 
     def copy(path):
@@ -108,7 +108,7 @@ def copied(tmp_path):
 
 @pytest.fixture(scope="session")
 def entry():
-    """Makes an entry of a payload, as the pipeline does."""
+    """Make a journal entry from a payload, as the pipeline does."""
 
     def make(payload, seq, *, select=None, redact=None, include_email=False):
         return Intake(select, redact, include_email=include_email).entry(payload, seq)
@@ -118,7 +118,7 @@ def entry():
 
 @pytest.fixture(scope="session")
 def entries(entry):
-    """Makes entries with numbers in sequence."""
+    """Make entries with consecutive numbers."""
     return lambda *payloads, first=1: [entry(p, seq) for seq, p in enumerate(payloads, first)]
 
 
@@ -129,7 +129,7 @@ def planner(titles):
 
 @pytest.fixture
 def plan(planner):
-    """Plans payloads as one batch, and records that."""
+    """Plan payloads as one batch and record the plan."""
 
     def make(tables, *seqs, number=1):
         waiting = tables.read(seqs, MANY)
@@ -142,7 +142,7 @@ def plan(planner):
 
 @pytest.fixture
 def store(plan):
-    """Plans payloads as one batch and acknowledges it."""
+    """Plan payloads as one batch and acknowledge it."""
 
     def make(tables, *seqs, number=1, dead=None):
         made = plan(tables, *seqs, number=number)

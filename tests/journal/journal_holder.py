@@ -1,4 +1,4 @@
-"""A process that opens a journal, says so, and holds it until it is killed or its input ends."""
+"""Open a journal, report it, and hold it until the process is killed or its input ends."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Random operations, crashes and failures: nothing is lost, and every count is true."""
+"""Random operations, crashes and failures: nothing is lost, and every count is correct."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class InjectedError(Exception):
 
 
 class Balance(RuleBasedStateMachine):
-    """One journal, and a model of it: the state of each payload by key."""
+    """One journal and a model of it: the state of each payload by key."""
 
     tables_class = None
     make_entry = None
@@ -202,11 +202,11 @@ class Balance(RuleBasedStateMachine):
     def tidy(self):
         self.db.tidy()
 
-    # -- ends -----------------------------------------------------------------------------------
+    # -- closing and crashing -------------------------------------------------------------------
 
     @rule(end=st.sampled_from(["close", "kill", "copy"]))
     def reopen(self, end):
-        if end == "copy":  # what the disk has while it runs
+        if end == "copy":  # the state of the disk during a run
             self.copies += 1
             folder = self.folder / f"copy-{self.copies}"
             folder.mkdir()
@@ -248,7 +248,7 @@ class Balance(RuleBasedStateMachine):
             for table in ("payload", "chunk", "chunk_payload", "plan", "deletion", "counts")
         ]
 
-    # -- what must hold -------------------------------------------------------------------------
+    # -- invariants -----------------------------------------------------------------------------
 
     @invariant()
     def counts_are_true(self):
@@ -270,7 +270,7 @@ class Balance(RuleBasedStateMachine):
         )
         assert counts["bytes"] <= self.options["max_bytes"] or self.db.scalar(
             "SELECT count(*) FROM payload WHERE state = 2 OR retried = 1"
-        )  # what dies as it is stored again comes back, however little room there is
+        )  # a payload that dies when it is stored again returns even if there is no room
 
     @invariant()
     def rows_are_what_was_done(self):
@@ -278,7 +278,7 @@ class Balance(RuleBasedStateMachine):
             return
         rows = self.db.connection.execute("SELECT hex(key), seq, state FROM payload").fetchall()
         assert {key.lower(): (seq, state) for key, seq, state in rows} == self.state
-        assert len(rows) == len(self.state)  # no key twice
+        assert len(rows) == len(self.state)  # each key once
         assert set(self.db.deletions(-1)) == self.outbox
         known = self.db.known()
         assert known.seq >= self.known_before[0]
@@ -326,6 +326,6 @@ def machine(opened, entry, make_actions):
 
 @pytest.mark.parametrize("large_bytes", [0, 4096])
 def test_nothing_is_lost_and_every_count_is_true(machine, monkeypatch, large_bytes):
-    """Where 0 bytes are large, all rows are written anew when their bodies are dropped."""
+    """If 0 bytes count as large, every row is rewritten when its body is dropped."""
     monkeypatch.setattr(queue_module, "_LARGE_BYTES", large_bytes)
     run_state_machine_as_test(machine)

@@ -1,4 +1,4 @@
-"""Payload bodies: small, the same again, and None where they are damaged."""
+"""Payload bodies: small, unchanged after a round trip, and None if damaged."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_usual_payload_takes_less_than_a_third():
 
 
 def test_the_dictionary_is_part_of_the_format():
-    """Another one cannot read what is in the files: it needs another `SCHEMA_VERSION`."""
+    """Another dictionary cannot read existing files: it needs another `SCHEMA_VERSION`."""
     digest = blake2b(bodies._DICTIONARY, digest_size=16).hexdigest()
     assert digest == "284ba7ad164639127da17139a70b9130"
     assert decoded(
@@ -88,7 +88,7 @@ def test_a_body_that_was_cut_off_is_damaged(kept):
 def test_a_flipped_byte_raises_nothing(at, flip):
     packed = bytearray(pack(body_of(USUAL)))
     packed[at % len(packed)] ^= flip
-    # What a damaged payload says is unknown; that it is one is not.
+    # The content of a damaged payload is unknown; its type is not.
     assert isinstance(decoded(unpack(bytes(packed))), ActionsPayload | None)
 
 

@@ -1,4 +1,4 @@
-"""The catalog's tables: chunks as they were given, sessions, the outbox, what a store says."""
+"""The catalog's tables: chunks, sessions, the outbox, and what is filled in from a store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LANE = session_lane("acme", "s")
 
 @pytest.fixture
 def add(make_actions, entries):
-    """Stores chunks, each of a payload of its own."""
+    """Store chunks, each with its own payload."""
 
     def make(db, *chunks, first=1):
         payloads = [make_actions("s", f"{one.id} {first}") for one in chunks]
@@ -35,7 +35,7 @@ def chunk(id, text="text", **metadata):
 
 
 def said(session="s", user=None, conversation=None, started=5.0, ended=6.0):
-    """Metadata of a chunk, as a store has it."""
+    """Metadata of a chunk, as in a store."""
     found = {
         "product_id": "acme", "session_id": session, "user_id": user,
         "conversation_id": conversation, "started_at": started, "ended_at": ended,
@@ -125,7 +125,7 @@ def test_the_outbox_is_kept_until_it_is_confirmed(opened, add):
     assert sorted(db.deletions(-1)) == ["b", "c"]
 
 
-def test_what_is_stored_anew_leaves_the_outbox(opened, add):
+def test_a_chunk_stored_again_leaves_the_outbox(opened, add):
     db = opened()
     add(db, chunk("a"), chunk("b"))
     db.remove(db.numbers_of([1, 2]), "forgotten")
@@ -138,7 +138,7 @@ def test_what_is_stored_anew_leaves_the_outbox(opened, add):
 
 
 def test_a_session_without_times_gets_them_later(opened):
-    """One of an older format has none, nor its names."""
+    """A session from an older format has neither times nor names."""
     db = opened()
     db.connection.execute(
         "INSERT INTO session (lane, product, session, user) VALUES (?, '', '', 'ann')", (LANE,)
@@ -167,7 +167,7 @@ def test_memory_holds_only_so_many_sessions(opened, monkeypatch):
 
 @pytest.fixture
 def bare(opened, add):
-    """A journal as an upgrade leaves it: chunks without texts."""
+    """A journal after an upgrade: chunks without texts."""
     db = opened()
     add(db, chunk("a"), chunk("b"), chunk("c"))
     db.connection.execute("UPDATE chunk SET text = NULL, lane = NULL")
@@ -192,7 +192,7 @@ def test_texts_are_filled_once_where_they_are_missing(bare):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_store_says_who_a_session_belongs_to_whatever_the_order(bare, order):
-    """Scans have no order."""
+    """Scans are unordered."""
     chunks = [
         chunk("a", **said(conversation="t", started=1.0, ended=2.0)),
         chunk("b", **said(user="ann", started=3.0, ended=4.0)),
@@ -226,7 +226,7 @@ def test_what_the_journal_knows_of_a_session_is_newer_than_what_a_store_says(bar
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_later_parts_of_a_long_payload_are_found_by_the_first(opened, make_actions, entries, order):
-    """An older format kept the first chunk of a payload only."""
+    """An older format kept only the first chunk of a payload."""
     long, other = make_actions("s", "a"), make_actions("s", "b")
     metadata = {**said(user="ann"), "kind": "actions"}
     parts = [

@@ -1,4 +1,4 @@
-"""The contract of journals, kept by the file and by the journal in memory."""
+"""The contract of journals, for the file and for the journal in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal's file: transactions, bounds, what it refuses, how it is damaged, who may read it."""
+"""The journal's file: transactions, bounds, rejected files, damage, permissions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MANY = 2**30
 
 @pytest.fixture
 def noise():
-    """Text that cannot be compressed."""
+    """Text that does not compress."""
     source = random.Random(1)
     return lambda size: source.randbytes(size // 2).hex()
 
@@ -118,7 +118,7 @@ def test_space_comes_back(  # noqa: PLR0917 - fixtures
     db.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     full = path.stat().st_size
     seqs = range(1, 2001)
-    # The text of a chunk stays as long as the chunk.
+    # The text of a chunk is kept as long as the chunk.
     plans = [Plan(seq, 1, [PlannedChunk(Chunk(f"{seq}", "short", {}), (seq,), 0)]) for seq in seqs]
     db.record_plans(plans, [])
     dies = end == "discarded"
@@ -126,7 +126,7 @@ def test_space_comes_back(  # noqa: PLR0917 - fixtures
     db.discard(None)
     assert db.counts[end] == 2000
     free = db.scalar("PRAGMA freelist_count")
-    for _ in range(100):  # commits, as a pipeline makes them anyway
+    for _ in range(100):  # commits, as a pipeline makes them
         with db.file.transaction():
             pass
     assert db.scalar("PRAGMA freelist_count") == free - 2000
@@ -135,12 +135,12 @@ def test_space_comes_back(  # noqa: PLR0917 - fixtures
     assert path.stat().st_size < full / 10
 
 
-# -- files that are not as they should be -----------------------------------------------------
+# -- invalid files ----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def fill(opened, make_actions, entries, noise):
-    """Makes a journal with 300 payloads and ends it."""
+    """Make a journal with 300 payloads and close or kill it."""
 
     def make(end):
         db = opened()
@@ -162,7 +162,7 @@ def test_a_journal_that_was_cut_to_nothing_is_not_taken_for_a_new_one(opened, pa
 
 def test_a_garbage_header_is_set_aside_and_never_overwritten(opened, path, fill):
     asides = []
-    for n in range(3):  # also several in one second
+    for n in range(3):  # several within one second
         fill("close")
         data = bytearray(path.read_bytes())
         data[:16] = b"this is garbage!"
@@ -199,7 +199,7 @@ def test_damage_met_while_running_is_looked_for_at_the_next_start(opened, path, 
         ).fetchone()
     data[PAGE_SIZE * (root - 1)] = 0xFF
     path.write_bytes(data)
-    db = opened()  # a clean end: nothing is checked, nothing of it read yet
+    db = opened()  # after a clean close nothing is checked, and this part is not read yet
     with pytest.raises(sqlite3.DatabaseError, match="malformed"):
         db.carry_out_requests()
     db.close()
@@ -281,7 +281,7 @@ def test_each_journal_has_a_name_of_its_own(opened, tmp_path):
     assert opened().notes().journal_id == name
 
 
-# -- who may read it --------------------------------------------------------------------------
+# -- permissions ------------------------------------------------------------------------------
 
 
 def test_a_new_journal_is_for_its_owner_alone(opened, path, make_actions, entries):
@@ -293,8 +293,8 @@ def test_a_new_journal_is_for_its_owner_alone(opened, path, make_actions, entrie
 
 
 @pytest.mark.parametrize("include_email", [False, True])
-async def test_no_address_stands_in_the_file_unless_it_may(make_pipeline, path, include_email):
-    """Bodies are compressed; they are searched as they are decompressed, too."""
+async def test_the_file_contains_no_address_unless_allowed(make_pipeline, path, include_email):
+    """Bodies are compressed, so they are also searched after decompression."""
     address = "ann.secret@example.com"
     action = SlimAction(
         "Paid", "Paid", "https://app.example.com", 0, "click", 5.0, 5.0, email=address
@@ -320,5 +320,5 @@ async def test_no_address_stands_in_the_file_unless_it_may(make_pipeline, path, 
     bodies = [journal_bodies.unpack(body) for (body,) in rows]
     assert len(bodies) == 3
     assert {b"ann.secret" in body for body in bodies} == {include_email}
-    assert (b"ann.secret" in raw) == include_email  # in the metadata of the chunks
+    assert (b"ann.secret" in raw) == include_email  # in the chunks' metadata
     assert (b"ann.secret" in path.read_bytes()) == include_email

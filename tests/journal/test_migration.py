@@ -1,14 +1,14 @@
 """Upgrades of a journal that an earlier version wrote.
 
-`format-2.db` was written by the version of commit ce0e29a, whose process ended with `os._exit`
-while plans were under way, with `durability="full"`, `max_attempts=1` and the renderer of these
-tests; then its write-ahead log was copied into it. It holds
+The version of commit ce0e29a wrote `format-2.db`. Its process ended with `os._exit` while plans were
+in progress, with `durability="full"`, `max_attempts=1` and the renderer of these tests. Then its
+write-ahead log was copied into it. It holds
 
 - stored: three actions and a summary of s1, 25 actions of s2 (two chunks), one without a session,
   one each of two batches of s4; all of them acknowledged in the minutes before the end;
 - dead: one refused by `select` (a retry of it is requested), one by `redact`, one by the embedder;
-- discarded: one of the embedder's; received but not kept: a duplicate, and one that is filtered;
-- planned: two batches of s5 in one chunk, and one of s1, whose embedding did not end;
+- discarded: one refused by the embedder; received but not kept: a duplicate, and a filtered one;
+- planned: two batches of s5 in one chunk, and one of s1; their embedding did not end;
 - waiting: one of s1, a summary of s2, one without a session.
 """
 
@@ -86,13 +86,13 @@ TEXTS = {
     "2bef624b97085c26f822a95c923fb6b7": "stored four",
     "4d084bab680e683d10b21e39ee1552cc": "stored five",
 }
-"""What the store held, by the ids that the old version gave."""
+"""The contents of the store, by the ids of the old version."""
 SESSION_OF = dict(zip(TEXTS, ("s1", "s1", "s2", "s2", None, "s4", "s4"), strict=True))
 
 
 @pytest.fixture
 def old(path):
-    """The journal of format 2, where the tests open it."""
+    """A copy of the journal of format 2, at the path that the tests open."""
     shutil.copy(OLD, path)
     path.chmod(0o644)
     return path
@@ -100,7 +100,7 @@ def old(path):
 
 @pytest.fixture
 def aged(old):
-    """The same, some minutes later: what was acknowledged is not kept any more."""
+    """The same journal some minutes later: acknowledged payloads are dropped."""
     with closing(sqlite3.connect(old, isolation_level=None)) as connection:
         connection.execute("DELETE FROM batches WHERE acknowledged IS NOT NULL")
     return old
@@ -108,7 +108,7 @@ def aged(old):
 
 @pytest.fixture
 async def opened_journal(path):
-    """Opens the journal at `path`; closes what a test leaves open."""
+    """Open the journal at `path`; close what a test leaves open."""
     journals = []
 
     async def open_(path=path, **options):
@@ -130,7 +130,7 @@ async def opened_journal(path):
 
 @pytest.fixture
 async def old_store(embedder):
-    """A store with the chunks that the old version stored, and no note of a journal."""
+    """A store with the chunks that the old version stored, and without an identity."""
     return await filled(MemoryStore(), embedder)
 
 
@@ -168,7 +168,7 @@ async def texts_of(store):
     return {chunk.id: chunk.text async for page in store.scan() for chunk in page}
 
 
-# -- what is there afterwards -----------------------------------------------------------------
+# -- contents after the upgrade ---------------------------------------------------------------
 
 
 async def test_all_payloads_are_there(old, opened_journal):
@@ -208,7 +208,7 @@ async def test_plans_are_replayed_as_they_were_recorded(old, opened_journal):
         "started_at": 2000.0, "ended_at": 2100.0, "forwarded_at": 2110.0, "action_count": 2,
         "urls": "https://app.example.com/p",
     }  # fmt: skip
-    # Known from what was stored before.
+    # Known from the payloads stored before.
     assert one.chunks[0].chunk.metadata["user_id"] == "ann"
 
 
@@ -287,7 +287,7 @@ async def test_an_upgraded_journal_is_private_with_all_its_files(old, opened_jou
 
 @pytest.mark.parametrize("keep_addresses", [False, True])
 async def test_addresses_stay_only_where_they_may(old, opened_journal, keep_addresses):
-    """Format 2 kept them, whatever `include_email` said."""
+    """Format 2 kept addresses regardless of `include_email`."""
     assert b"dan@example.com" in old.read_bytes()
     journal = await opened_journal(keep_addresses=keep_addresses)
     (first,) = await journal.read([14], MANY)
@@ -295,7 +295,7 @@ async def test_addresses_stay_only_where_they_may(old, opened_journal, keep_addr
     emails = [decoded(first.body).email, letter.payload.email]
     assert emails == (["dan@example.com", "cid@example.com"] if keep_addresses else [None, None])
     await journal.close()
-    # Nor does the old text stand in pages that are free now.
+    # The old text is not in free pages either.
     assert b"@example.com" not in old.read_bytes()
 
 
@@ -383,7 +383,7 @@ async def test_a_reader_asks_for_the_upgrade(old, opened_journal):
 
 
 async def test_a_large_queue_is_upgraded_row_by_row(path, opened_journal, make_actions):
-    """All of it at once may be more than memory holds."""
+    """The whole queue may not fit into memory."""
     shutil.copy(OLD, path)
     payloads = [make_actions("s9", f"{i}") for i in range(3000)]
     with closing(sqlite3.connect(path)) as connection, connection:
@@ -409,7 +409,7 @@ async def test_a_large_queue_is_upgraded_row_by_row(path, opened_journal, make_a
 
 @pytest.fixture
 def run(make_pipeline, old, embedder):
-    """Makes pipelines over the old journal that refuse what was refused then."""
+    """Make pipelines on the old journal that refuse what was refused then."""
 
     def refuse(texts):
         if any("poison" in text for text in texts):
@@ -438,7 +438,7 @@ async def test_the_store_is_adopted_and_what_waited_is_stored(
                     if isinstance(payload, SummaryPayload)
                     else pipeline.on_actions(payload)
                 )
-            # The request for "rule" is carried out within a second.
+            # The request to retry "rule" is carried out within a second.
             await eventually(lambda: pipeline.ledger.dead == 2)
             await pipeline.drain()
             ledger = pipeline.ledger
@@ -472,13 +472,13 @@ async def test_texts_are_filled_from_the_store(run, aged, old_store, opened_jour
 async def test_an_empty_store_is_a_mismatch_that_names_the_way_out(run, old_store):
     with pytest.raises(StoreMismatchError, match=r"none of the 7 chunks.*rebuild=True"):
         await run(Emptied()).start()
-    # Nothing is lost by it: the right store is still taken.
+    # Nothing was lost: the right store is still accepted.
     async with run(old_store) as pipeline:
         assert pipeline.ledger.stored >= 7
 
 
 class Emptied(MemoryStore):
-    """A store that outlives its process, and is empty."""
+    """A store that outlives its process but is empty."""
 
     persistent = True
 

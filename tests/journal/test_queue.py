@@ -1,4 +1,4 @@
-"""The queue's tables: what they hold over restarts, and when they forget."""
+"""The queue's tables: what persists over restarts, and what is forgotten when."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOUR = 3600.0
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Sets the time, in seconds from now."""
+    """Set the time, in seconds from now."""
     now = time.time()
     return lambda later: monkeypatch.setattr(time, "time", lambda: now + later)
 
@@ -49,7 +49,7 @@ def test_a_plan_is_taken_up_as_it_was_recorded(opened, make_actions, entries, pl
     assert planned[0].chunks[0].tokens == len("a\nb")
     db.kill()
     again = opened()
-    # What embedding costs is counted anew: the embedder may be another one.
+    # Tokens are counted again: the embedder may have changed.
     bare = [
         Plan(one.number, one.lane, [replace(chunk, tokens=0) for chunk in one.chunks])
         for one in planned
@@ -83,7 +83,7 @@ def test_bytes_that_wait_are_known_after_a_restart(opened, make_actions, entries
     assert db.accept([replace(payloads[2], seq=4)]) == ["overflow"]
 
 
-# -- what a payload may hold ------------------------------------------------------------------
+# -- contents of payloads ---------------------------------------------------------------------
 
 
 def test_nul_surrogates_and_megabytes_pass_through(opened, entries, store):
@@ -106,7 +106,7 @@ def test_nul_surrogates_and_megabytes_pass_through(opened, entries, store):
     assert db.accept(entries(*payloads, first=3)) == ["duplicate", "duplicate"]
 
 
-def test_nothing_stays_of_what_redact_failed_on(opened, make_actions, entry):
+def test_nothing_stays_of_a_payload_on_which_redact_failed(opened, make_actions, entry):
     db = opened()
 
     def fail(payload):
@@ -142,10 +142,10 @@ def test_recent_payloads_are_found_by_time(opened, make_actions, entries, clock)
     assert [p.actions[0].title for _, p in db.recent(now - 30, 99)] == ["9"]
 
 
-# -- what is forgotten ------------------------------------------------------------------------
+# -- forgetting -------------------------------------------------------------------------------
 
 
-def test_what_memory_alone_holds_is_known_for_a_day(opened, make_actions, entries, store, clock):
+def test_a_payload_only_in_memory_is_known_for_a_day(opened, make_actions, entries, store, clock):
     db = opened(path=None)
     payload = make_actions("s", "a")
     db.accept(entries(payload))
@@ -232,7 +232,7 @@ def test_full_durability_stores_again_after_an_unclean_end_only(
     assert db.queue_unconfirmed() == 1
     (queued,) = db.queued(0, 9)
     assert queued.chunk == made.chunks[0].chunk
-    # Until the store has taken it, it stays queued, whatever time passes and however runs end.
+    # It stays queued until the store has taken it, over time and restarts.
     db.tidy()
     db.close()
     db = opened("full")

@@ -1,4 +1,4 @@
-"""A journal seen from beside its owner, and requests left for it."""
+"""A journal read next to its owner, and requests left for the owner."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autoplay_rag.stores import MemoryStore
 
 @pytest.fixture
 def pipeline(path, embedder, titles):
-    """A pipeline whose `select` fails on sessions called "bad", and stores at once."""
+    """A pipeline that stores at once; its `select` fails on sessions named "bad"."""
 
     def select(payload):
         if payload.session_id == "bad":
@@ -51,7 +51,7 @@ async def test_it_sees_what_is_committed_beside_the_owner(pipeline, path, embedd
         await pipeline.drain()
         status = await asyncio.to_thread(reader.status)
         assert (status.ledger.stored, status.ledger.pending, status.oldest_at) == (1, 0, None)
-    status = JournalReader(path).status()  # nobody owns it now
+    status = JournalReader(path).status()  # it has no owner now
     assert not status.running
     assert status.ledger.stored == 1
 
@@ -72,7 +72,7 @@ async def test_a_reader_in_the_middle_of_reading_holds_up_no_commit(
         await pipeline.drain()
         assert pipeline.ledger.stored == 2
         again = beside.execute("SELECT received FROM counts").fetchone()
-        assert before == again == (1,)  # its moment stands still
+        assert before == again == (1,)  # its snapshot does not change
         beside.close()
 
 
@@ -110,7 +110,7 @@ async def test_the_next_owner_carries_requests_out(pipeline, path, make_actions,
         reader = JournalReader(path)
         first, second, third = [letter.id for letter in reader.dead_letters()]
         assert not reader.ask("retry", [first, third])
-        assert not reader.ask("discard", [])  # none is not all
+        assert not reader.ask("discard", [])  # an empty list does not mean all
         async with pipeline:
             await eventually(lambda: pipeline.ledger.stored == 2)
             assert [letter.id for letter in await pipeline.dead_letters.list()] == [second]
@@ -120,7 +120,7 @@ async def test_the_next_owner_carries_requests_out(pipeline, path, make_actions,
             assert await pipeline.dead_letters.list() == []
 
 
-async def test_health_is_told_in_the_owners_words(
+async def test_the_reader_reports_the_owners_health(
     pipeline, path, embedder, make_actions, eventually
 ):
     def fail(_texts):
@@ -141,7 +141,7 @@ async def test_health_is_told_in_the_owners_words(
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all, but long enough" * 100])
-def test_what_is_no_journal_is_refused_untouched(path, content):
+def test_a_file_that_is_not_a_journal_is_refused_untouched(path, content):
     path.write_bytes(content)
     with pytest.raises(JournalError):
         JournalReader(path)
@@ -177,7 +177,7 @@ def test_no_file_is_an_error_and_makes_none(path):
     assert not path.exists()
 
 
-# -- beside the writer ------------------------------------------------------------------------
+# -- concurrent with the writer ---------------------------------------------------------------
 
 
 def test_it_never_waits_for_the_writer(opened, path, make_actions, entries, store):
@@ -185,7 +185,7 @@ def test_it_never_waits_for_the_writer(opened, path, make_actions, entries, stor
     db.accept(entries(*(make_actions("s", title) for title in "abc")))
     store(db, 1, 2, dead={2: "store: no"})
     before = JournalReader(path).status()
-    with db.file.transaction():  # open, with changes in it, in another connection
+    with db.file.transaction():  # an open transaction with changes, on another connection
         db.queue.accept(entries(make_actions("s", "d"), first=4))
         reader = JournalReader(path)
         assert reader.status() == before
@@ -238,7 +238,7 @@ def test_payloads_are_followed_once_each_in_order(opened, path, make_actions, en
     db.accept(entries(payloads[3], first=4))
     assert [seq for seq, _, _ in reader.payloads(3, 0.0)] == [4]
     db.retry(None)
-    # It keeps its number: who was past it does not see it again.
+    # It keeps its number: a reader past that number does not see it again.
     assert reader.payloads(4, 0.0) == []
     assert [seq for seq, _, _ in reader.payloads(0, 0.0)] == [1, 2, 3, 4]
     at = found[0][1]

@@ -1,4 +1,4 @@
-"""Many rows in one statement, in both directions."""
+"""Many rows in one statement: writing and reading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one writer: who may write, what is committed together, what callers see."""
+"""The single writer: who may write, what is committed together, what callers get."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOLDER = Path(__file__).with_name("journal_holder.py")
 
 @pytest.fixture
 async def opened(tmp_path):
-    """Opens journals at one path; closes those a test leaves open."""
+    """Open journals at one path; close those that a test leaves open."""
     journals = []
 
     async def open_(
@@ -55,7 +55,7 @@ async def opened(tmp_path):
 
 @pytest.fixture
 def commits(monkeypatch):
-    """The number of commits so far, as a list that grows."""
+    """A list with one element per commit."""
     found = []
     transaction = JournalFile.transaction
 
@@ -68,7 +68,7 @@ def commits(monkeypatch):
 
 
 class Held:
-    """Keeps the writer busy until it is let go, so that what is handed over gathers."""
+    """Keeps the writer busy until the end of the block, so that calls accumulate."""
 
     def __init__(self, journal):
         self._go = threading.Event()
@@ -88,7 +88,7 @@ class Held:
 
 
 def run(journal, operation, *arguments, **options):
-    """Have something carried out in the writer's thread, in a transaction."""
+    """Run an operation on the writer thread, in a transaction."""
     return journal._writer.run(operation, *arguments, **options)
 
 
@@ -98,7 +98,7 @@ def limit_pages(journal, pages):
 
 @pytest.fixture
 def many(make_actions, entry):
-    """Makes entries of sessions of their own."""
+    """Make entries with one session each."""
 
     def make(count, first=1, size=1):
         return [
@@ -110,7 +110,7 @@ def many(make_actions, entry):
 
 @asynccontextmanager
 async def holder(path):
-    """Another process that opens the journal; yields what it says."""
+    """Another process that opens the journal; yields the process and its output."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(HOLDER),
@@ -143,7 +143,7 @@ async def test_what_gathers_while_the_writer_is_busy_is_committed_together(opene
     async with Held(journal):
         futures = [journal.accept(entry) for entry in many(600)]
     assert await asyncio.gather(*futures) == ["accepted"] * 600
-    assert len(commits) == 1 + 3  # at most 256 together
+    assert len(commits) == 1 + 3  # at most 256 per commit
 
 
 async def test_large_payloads_do_not_gather_without_end(opened, commits, many):
@@ -151,7 +151,7 @@ async def test_large_payloads_do_not_gather_without_end(opened, commits, many):
     async with Held(journal):
         futures = [journal.accept(e) for e in many(6, size=1_100_000)]
     await asyncio.gather(*futures)
-    assert len(commits) == 1 + 3  # title and description: two of them are 4 MB
+    assert len(commits) == 1 + 3  # title and description: two payloads are 4 MB
 
 
 async def test_entries_are_reported_in_order_before_their_futures_end(opened, many):
@@ -204,7 +204,7 @@ async def test_what_follows_work_happens_also_if_its_caller_was_cancelled(opened
     assert followed == [42]
 
 
-async def test_one_that_fails_fails_alone(opened, many):
+async def test_a_failing_operation_does_not_affect_others(opened, many):
     journal = await opened()
 
     def fail():
@@ -222,8 +222,8 @@ async def test_one_that_fails_fails_alone(opened, many):
     assert journal.counts["received"] == 2
 
 
-async def test_what_is_no_exception_ends_no_writer(opened, many):
-    """As extensions written in Rust raise it."""
+async def test_a_base_exception_does_not_end_the_writer(opened, many):
+    """What an extension written in Rust raises."""
 
     class Panic(BaseException):
         pass
@@ -274,7 +274,7 @@ async def test_a_full_disk_is_overflow_for_payloads_and_an_error_for_the_rest(
     opened, make_actions, entry
 ):
     journal = await opened()
-    noise = random.Random(1).randbytes  # what cannot be compressed
+    noise = random.Random(1).randbytes  # does not compress
     small = entry(make_actions("s1", "x"), 1)
     large, later = (entry(make_actions(f"s{i}", noise(50_000).hex()), i) for i in (2, 3))
     again = dataclasses.replace(small, seq=4)
@@ -299,7 +299,7 @@ async def test_a_full_disk_is_overflow_for_payloads_and_an_error_for_the_rest(
 async def test_what_the_disk_refuses_for_another_reason_is_counted_and_raised(
     opened, many, monkeypatch
 ):
-    """A quota or a limit of the file's size is no full disk to SQLite."""
+    """SQLite does not report an exceeded quota or file size limit as a full disk."""
     journal = await opened()
 
     def refuse(self, entries, bodies):
@@ -322,7 +322,7 @@ async def test_a_journal_in_memory_works_as_one_on_disk(opened, many):
     assert outcomes == ["accepted", "overflow", "overflow"]
 
 
-# -- who may write it -------------------------------------------------------------------------
+# -- one writer only --------------------------------------------------------------------------
 
 
 async def test_a_second_process_is_refused_with_the_first_ones_number(opened, tmp_path):
@@ -338,7 +338,7 @@ async def test_a_second_journal_of_one_process_is_refused(opened):
         await opened()
 
 
-async def test_a_killed_owner_holds_up_nobody(opened, tmp_path):
+async def test_a_killed_owner_blocks_no_other(opened, tmp_path):
     path = tmp_path / "journal.db"
     async with holder(path) as (process, said):
         assert said == "open"
@@ -431,7 +431,7 @@ async def test_a_file_that_never_was_a_journal_is_refused_and_left_alone(
 ):
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    for _ in range(2):  # the first refusal leaves no trace that makes it one
+    for _ in range(2):  # the first refusal must not turn it into a journal
         pipeline = IngestPipeline(MemoryStore(), embedder, journal=path)
         with pytest.raises(JournalError, match="is not a journal"):
             await pipeline.start()
@@ -439,7 +439,7 @@ async def test_a_file_that_never_was_a_journal_is_refused_and_left_alone(
     assert path.read_bytes() == content
 
 
-# -- one that fails ---------------------------------------------------------------------------
+# -- failures ---------------------------------------------------------------------------------
 
 
 async def test_a_failing_operation_of_a_group_is_rolled_back_alone(opened, many, monkeypatch):
@@ -498,5 +498,5 @@ async def test_tables_that_cannot_be_read_are_an_error_that_leaves_no_lock(opene
         patched.setattr(CatalogTables, "__init__", fail)
         with pytest.raises(JournalError, match=r"journal\.db cannot be opened: .*malformed"):
             await opened()
-    gc.collect()  # a connection left open would warn
+    gc.collect()  # an open connection would warn
     await opened()

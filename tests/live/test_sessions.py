@@ -578,13 +578,13 @@ def ages(text: str) -> list[float]:
 @pytest.mark.parametrize(
     "payloads",
     [
-        # A fast replay: payloads that span minutes come within milliseconds.
+        # A fast replay: payloads that span minutes arrive within milliseconds.
         [[0.0, 60.0], [100.0, 140.0], [150.0, 700.0]],
-        # Actions of one payload that are out of order.
+        # Actions of one payload out of order.
         [[10.0, 5.0, 30.0, 20.0]],
-        # Without times at the beginning, in the middle and at the end.
+        # No times at the beginning, in the middle and at the end.
         [[0.0, 500.0], [0.0, 600.0, 0.0, 650.0, 0.0]],
-        # The same minutes once more.
+        # The same minutes again.
         [[1.0, 90.0], [1.0, 90.0], [1.0, 90.0]],
     ],
 )

@@ -1,4 +1,4 @@
-"""One wrong clock in a recording changes nothing for the other sessions."""
+"""One wrong clock in a recording does not affect the other sessions."""
 
 import math
 import random
@@ -27,7 +27,7 @@ WRONG = {
 
 
 def visits(count=12, every=20.0):
-    """Sessions of three payloads, 20 seconds apart; a new one begins every 30 seconds."""
+    """Sessions of three payloads, 20 seconds apart. A new session begins every 30 seconds."""
     found = [
         (START + 30.0 * n + every * step, f"s{n}", step) for n in range(count) for step in range(3)
     ]

@@ -102,7 +102,7 @@ def test_seconds_end_a_recording_too(tmp_path, make_payload):
 
 
 @pytest.mark.parametrize("bad", [b"nonsense", b"{", b'"text"', b"[1]", b"un caf\xe9 au lait"])
-def test_a_file_full_of_bad_lines_is_told_in_a_few(tmp_path, caplog, bad):
+def test_many_bad_lines_are_logged_in_a_few_records(tmp_path, caplog, bad):
     path = tmp_path / "visits.jsonl"
     good = b'{"type":"summary","session_id":"s1","summary":"Exported."}\n'
     path.write_bytes((bad + b"\n") * 2_000 + good)
@@ -112,7 +112,7 @@ def test_a_file_full_of_bad_lines_is_told_in_a_few(tmp_path, caplog, bad):
     assert lines[-1] == f"skipped 2000 lines of {path} in all"
 
 
-def test_a_few_bad_lines_are_told_one_by_one(tmp_path, caplog):
+def test_a_few_bad_lines_are_logged_one_by_one(tmp_path, caplog):
     path = tmp_path / "visits.jsonl"
     path.write_bytes(b"nonsense\n" * 2 + b'{"type":"summary","summary":"Exported."}\n')
     PayloadLoader(RecordingSource(path)).load()

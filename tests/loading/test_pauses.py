@@ -20,7 +20,7 @@ async def test_items_come_as_they_are_until_they_end():
     assert [item async for item in with_pauses(queued(queue), lambda: None)] == ["a", "b"]
 
 
-async def test_a_time_that_has_come_is_told_and_loses_no_item():
+async def test_a_due_time_yields_none_and_loses_no_item():
     queue: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     due = [loop.time() + 0.01]

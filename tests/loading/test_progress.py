@@ -1,4 +1,4 @@
-"""Whoever waits for a load sees how far it is; whoever reads a log or a pipe does not."""
+"""Progress appears on a terminal and in a notebook, not in a log or a pipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
 
 
 class Cell(io.StringIO):
-    """What a notebook's kernel puts in the place of standard error."""
+    """What a notebook's kernel uses as standard error."""
 
 
 Cell.__module__ = "ipykernel.iostream"

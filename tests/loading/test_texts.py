@@ -36,7 +36,7 @@ def test_the_first_piece_has_the_id_of_the_pipelines_chunk(make_payload) -> None
     assert text.id == draft.id == text.metadata["chunk_id"]
 
 
-def test_an_address_stands_in_the_metadata_only_when_asked_for(make_payload) -> None:
+def test_an_address_is_in_the_metadata_only_when_asked_for(make_payload) -> None:
     payload = make_payload("Clicked Export")
     payload.email = "ann@acme.example"
     for asked in (True, False):

@@ -1,4 +1,4 @@
-"""How hits look in a notebook."""
+"""The display of hits in a notebook."""
 
 import pickle
 

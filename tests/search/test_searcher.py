@@ -1,4 +1,4 @@
-"""What a search finds, for whom, and from which thread."""
+"""What a search finds, its restriction to one user, and searches from other threads."""
 
 from __future__ import annotations
 

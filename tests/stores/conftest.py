@@ -1,4 +1,4 @@
-"""Helpers are a module beside the tests; importlib mode puts nothing on the path."""
+"""Makes `store_helpers` importable: importlib mode does not add folders to the path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short names for what tests of stores use all the time."""
+"""Short names that many tests of stores use."""
 
 from __future__ import annotations
 

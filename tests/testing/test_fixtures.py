@@ -1,4 +1,4 @@
-"""The fixtures for those who build on the package, used as they would use them."""
+"""The fixtures for packages that build on this one, used as those would use them."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The contracts themselves: they pass stores that are right and fail those that are not."""
+"""The store contracts: they pass correct stores and fail incorrect ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest_plugins = ["pytester"]
 
 
 class WordStore(TextStore):
-    """Ranks by the share of a question's words that a chunk has; can do nothing else."""
+    """Ranks by the share of a question's words in a chunk; has no capabilities."""
 
     def __init__(self):
         self.chunks = {}
@@ -28,7 +28,7 @@ class WordStore(TextStore):
         self.model = model
 
     async def add(self, chunks):
-        await asyncio.sleep(0)  # as any store suspends that is not in memory
+        await asyncio.sleep(0)  # suspends, as any store does that is not in memory
         found = {c.id: Match(c.id, c.text, 0.0, dict(c.metadata)) for c in chunks}
         self.chunks.update(found)
 
@@ -51,7 +51,7 @@ class TestATextStoreWithoutCapabilities(TextStoreContract):
 
 
 class ProductStore(MemoryStore):
-    """Filters by equality alone, and keeps no model."""
+    """Filters by equality only, and keeps no model."""
 
     async def start(self, model):
         pass
@@ -191,7 +191,7 @@ def test_each_fault_is_found_by_the_test_that_is_named_for_it(pytester):
         code += CLASSES.format(number=number, body=indent(dedent(body), "    "))
         expressions.append(f"(Test{number} and {test})")
     pytester.makepyfile(code)
-    # All in one run: to start one takes seconds.
+    # All in one run: starting one takes seconds.
     result = pytester.inline_run("-q", "-p", "no:cacheprovider", "-k", " or ".join(expressions))
     failed = {report.nodeid.split("::")[1] for report in result.listoutcomes()[2]}
     for number, fault in enumerate(FAULTS):

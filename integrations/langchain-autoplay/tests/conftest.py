@@ -24,7 +24,7 @@ settings.load_profile("quick")  # `--hypothesis-profile=thorough` replaces it
 
 
 class WordEmbeddings(Embeddings):
-    """Counts words into 64 buckets: texts that share words are near, and nothing is loaded."""
+    """Count words into 64 buckets: texts with words in common are similar. Loads no model."""
 
     model = "words"
 
@@ -46,7 +46,7 @@ def embeddings() -> WordEmbeddings:
 
 @pytest.fixture
 def new_vectorstore(embeddings) -> Callable[..., VectorStore]:
-    """Makes a real vector store: `new_vectorstore("chroma-cosine")`."""
+    """Make a real vector store: `new_vectorstore("chroma-cosine")`."""
 
     def new(name: str, embeddings: Any = embeddings) -> VectorStore:
         kind, _, detail = name.partition("-")
@@ -89,7 +89,7 @@ def _faiss(embeddings: Any, index: str = "") -> VectorStore:
 
 
 class ScriptedModel(BaseChatModel):
-    """A chat model that answers from a script, and keeps what it was asked."""
+    """A chat model that answers from a script and records its input."""
 
     script: list[Any]
     seen: list[list[BaseMessage]]

@@ -1,7 +1,7 @@
 """`LangChainStore` over PGVector and PGVectorStore, on a real PostgreSQL with pgvector.
 
-It needs a database server, hence its name, which pytest does not take for a test file by
-itself: `sh tools/test_postgres.sh` brings a server and names this file.
+The tests need a database server, so pytest must not collect this file by its name.
+`sh tools/test_postgres.sh` starts a server and runs the file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def url(server):
-    """A database of its own, for PGVector's ids are unique over all collections."""
+    """Yield a separate database: PGVector's ids are unique over all collections."""
     name = f"test_{uuid.uuid4().hex}"
     server.psql(f"create database {name};")
     return server.get_uri(database=name).replace("postgresql://", "postgresql+psycopg://")

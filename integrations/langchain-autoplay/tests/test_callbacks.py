@@ -22,7 +22,7 @@ from langchain_autoplay import AutoplayCallbackHandler, SyncAutoplayCallbackHand
 
 
 class Noticing(LiveSessions):
-    """Says when something came."""
+    """Sets an event when a payload arrives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ async def test_a_model_alone_is_a_turn_too(pipeline, scripted):
 
 
 class Rewriting(BaseRetriever):
-    """Has a model rewrite the question, as `MultiQueryRetriever` does."""
+    """Lets a model rewrite the question, as `MultiQueryRetriever` does."""
 
     model: Any
 
@@ -232,7 +232,7 @@ async def test_without_a_session_nothing_is_recorded_and_that_is_said_once(pipel
     assert caplog.text.count("names no session") == 1
 
 
-async def test_a_turn_is_not_given_to_anothers_session(pipeline, caplog):
+async def test_a_turn_is_not_added_to_another_users_session(pipeline, caplog):
     await pipeline.on_actions(ActionsPayload("acme", "s1", "u1", actions=[SlimAction("Export")]))
     await ANSWER.ainvoke("Where?", config(AutoplayCallbackHandler(pipeline), user_id="u2"))
     assert said(pipeline) == []

@@ -192,7 +192,7 @@ async def test_stores_without_metadata_of_their_own_have_no_identity(new_vectors
             await store.save_identity(StoreIdentity("s1", "j1"))
 
 
-# -- whether it outlives the process --------------------------------------------------------------
+# -- durability -----------------------------------------------------------------------------------
 
 
 def test_what_lives_in_memory_is_not_persistent(new_vectorstore):
@@ -214,11 +214,11 @@ def test_a_user_may_say_that_a_store_is_persistent(embeddings):
     assert store.persistent is True
 
 
-# -- stores that are not known -------------------------------------------------------------------
+# -- unknown stores ------------------------------------------------------------------------------
 
 
 class UpsertsOnly(VectorStore):
-    """Implements what LangChain's base class demands, and nothing else."""
+    """Implements only what LangChain's base class requires."""
 
     def __init__(self, embeddings):
         self.inner = InMemoryVectorStore(embeddings)
@@ -243,7 +243,7 @@ class Deletes(UpsertsOnly):
 
 
 class DeletesAndGets(UpsertsOnly):
-    """Has the async methods alone."""
+    """Has only the async methods."""
 
     async def adelete(self, ids=None, **kwargs):
         self.inner.delete(ids)

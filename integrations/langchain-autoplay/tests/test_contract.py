@@ -1,4 +1,4 @@
-"""The core's contract of stores, over LangChain's."""
+"""The core's store contract, applied to LangChain's stores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from langchain_autoplay import LangChainStore
 
 class _Contract(TextStoreContract):
     name: str
-    keeps_model = False  # the vector store embeds, and does not say how
+    keeps_model = False  # the vector store embeds and does not name its model
 
     @pytest.fixture
     def make_store(self, new_vectorstore):

@@ -55,7 +55,7 @@ async def pipeline(local_connector, vectorstore):
 
 @pytest.fixture
 def user(pipeline) -> str:
-    """Somebody who is in the product just now."""
+    """A user who is active right now."""
     return next(session.user_id for session in pipeline.live.sessions() if session.user_id)
 
 

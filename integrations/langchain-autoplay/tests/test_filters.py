@@ -32,7 +32,7 @@ metadata = st.fixed_dictionaries(
 
 
 def holds(expression: dict | None, found: dict) -> bool:
-    """What `operators` made, carried out as the databases carry it out."""
+    """Evaluate what `operators` returned, as the databases do."""
     if expression is None:
         return True
     if "$and" in expression:

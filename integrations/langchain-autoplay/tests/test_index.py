@@ -1,4 +1,4 @@
-"""LangChain's `index()` and `aindex()` with what the loader gives, with a splitter and without."""
+"""LangChain's `index()` and `aindex()` with the loader's documents, with and without a splitter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def texts(documents) -> Counter:
 
 
 class Indexed:
-    """A vector store and its records, filled by one of the two functions."""
+    """A vector store and its record manager, filled by one of the two functions."""
 
     def __init__(self, embeddings, cleanup, function, **options) -> None:
         self.vectorstore = InMemoryVectorStore(embeddings)
@@ -73,7 +73,7 @@ async def test_every_piece_is_kept(make_indexed, group_by, chunk_size):
     assert len(pieces) > (30 if chunk_size == 60 else 29)
     indexed = make_indexed()
     await indexed.run(pieces)
-    # Two pieces of one document with the same text are one.
+    # Two pieces of one document with the same text count as one.
     assert indexed.texts == Counter(texts(pieces).keys())
 
 

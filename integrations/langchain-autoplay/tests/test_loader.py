@@ -112,7 +112,7 @@ def test_the_indexing_api_keeps_what_earlier_runs_brought(
 ):
     store, records = InMemoryVectorStore(embeddings), InMemoryRecordManager("autoplay")
     records.create_schema()
-    path = tmp_path / "live.jsonl"  # one source, as a stream is, with something else in each run
+    path = tmp_path / "live.jsonl"  # one source, like a stream, with other content in each run
     loader = AutoplayLoader.from_recording(path)
 
     def run(*payloads, source_id_key="chunk_id"):
@@ -140,7 +140,7 @@ def test_the_indexing_api_keeps_what_earlier_runs_brought(
     assert len(store.store) == 3
     assert run(*first)["num_skipped"] == 2
     assert ids < set(store.store)
-    if cleanup:  # why it is not the source
+    if cleanup:  # shows why `source_id_key` is not "source"
         run(make_payload("Clicked Send", session_id="s3"), source_id_key="source")
         run(make_payload("Clicked Back", session_id="s4"), source_id_key="source")
         assert "Clicked Send" not in str(store.store)

@@ -61,7 +61,7 @@ ASKED = {"messages": [HumanMessage("Where is it?")]}
 
 
 def context_of(messages) -> str:
-    """The one message that was put in; "" if none was."""
+    """The one message that was inserted; "" if there was none."""
     added = [m for m in messages if "<recent_user_activity>" in m.text]
     assert len(added) <= 1
     return added[0].text if added else ""
@@ -101,7 +101,7 @@ async def test_the_model_sees_what_the_user_did(live, scripted, context, sync):
         {"other": "thing"},
     ],
 )
-async def test_nothing_is_added_for_nobody(live, scripted, context):
+async def test_nothing_is_added_without_a_user(live, scripted, context):
     live.add(clicked("Export"))
     live.add(clicked("Secret", session="s2", user="u2"))
     seen, _ = await asked(live, scripted("Here."), context)
@@ -159,7 +159,7 @@ async def test_every_call_of_a_run_sees_the_same_and_the_next_run_what_is_new(
 
     @tool
     def look_up(thing: str) -> str:
-        """Look something up, which takes a while."""
+        """Look something up. It takes a while."""
         clock.now += 30
         live.add(clicked("Later"))
         return f"found {thing}"
@@ -202,13 +202,13 @@ THREADS = [{"configurable": {"thread_id": name}} for name in ("t1", "t2")]
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        # Numbered anew in each thread: other question, or the same.
+        # Message ids restart in each thread: another question, or the same.
         (("Hello?", "1", THREADS[0]), ("Why?", "1", THREADS[1])),
         (("Hello?", "1", THREADS[0]), ("Hello?", "1", THREADS[1])),
-        # One thread: another question under the same id, the same question under another.
+        # One thread: another question under the same id, and the same question under another id.
         (("Hello?", "msg-0", THREADS[0]), ("Why?", "msg-0", THREADS[0])),
         (("Hello?", "1", THREADS[0]), ("Hello?", "2", THREADS[0])),
-        # A thread whose id is a number.
+        # A thread with a number as its id.
         (("Hello?", "1", {"configurable": {"thread_id": 1}}), ("Hello?", "1", THREADS[1])),
     ],
 )
@@ -237,7 +237,7 @@ async def test_without_a_thread_each_run_is_its_own_conversation(live, scripted,
 
     @tool
     def look_up(thing: str) -> str:
-        """Look something up; something is done meanwhile."""
+        """Look something up while something else happens."""
         live.add(clicked("Meanwhile"))
         return thing
 
@@ -258,7 +258,7 @@ async def test_without_a_thread_each_run_is_its_own_conversation(live, scripted,
 
 
 async def test_a_run_that_is_resumed_sees_what_it_saw_before(live, scripted):
-    """The wait for a person's yes is part of the same answer."""
+    """Waiting for a person's approval is part of the same answer."""
     from langgraph.types import Command, interrupt
 
     @tool
@@ -363,7 +363,7 @@ def test_no_text_can_close_its_block(text):
 
 
 class Request:
-    """As much of a ModelRequest as is looked at."""
+    """The part of a ModelRequest that the middleware reads."""
 
     def __init__(self, messages, context) -> None:
         self.messages = messages

@@ -1,4 +1,4 @@
-"""Whoever waits for a load sees how far it is; whoever reads a log or a pipe does not."""
+"""Progress appears on a terminal and in a notebook, not in a log or a pipe."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def wait_for(stream: io.StringIO, text: str) -> None:
 
 
 def patient(_payloads) -> str:
-    """A text, not before the line is there: the load goes on for as long."""
+    """Return a text once the progress line is there; the load continues until then."""
     wait_for(sys.stderr, "AutoplayLoader: 0 of 1 documents")
     return "text"
 

@@ -1,4 +1,4 @@
-"""Qdrant: the filter by its shape and over Qdrant's own engine in memory; the kind over both."""
+"""Qdrant: the form of filters and their effect in Qdrant's in-memory engine; the index kind in both."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ METADATA = [
 
 
 class QdrantVectorStore(VectorStore):
-    """As much of `langchain_qdrant.QdrantVectorStore` as is called, over the same client.
+    """The part of `langchain_qdrant.QdrantVectorStore` that is called, over the same client.
 
-    That package need not be installed here; it fills in and names everything as this does.
+    It uses the same defaults and names, so that package need not be installed.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ def test_a_filter_has_the_shape_that_qdrant_takes(filter_, key, expected):
     assert (found.should, found.must_not) == (None, None)
 
 
-def test_where_nothing_is_asked_there_is_no_filter():
+def test_an_empty_filter_becomes_none():
     assert qdrant(Filter()) is None
 
 

@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, against the local connector."""
+"""The README's code runs unchanged against the local connector."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_each_block_runs(title, names, capsys):
 
 @pytest.fixture
 def anonymous(tmp_path) -> Path:
-    """The visits of the samples that have no session; the first of all have one."""
+    """A recording of the samples without a session id; the first samples have one."""
     recording = tmp_path / "anonymous.jsonl"
     lines = Path(samples()).read_text().splitlines(keepends=True)
     recording.write_text("".join(line for line in lines if not json.loads(line).get("session_id")))
@@ -77,7 +77,7 @@ def test_there_are_the_blocks_that_newcomers_look_for():
 
 
 async def test_the_agent_of_the_readme_knows_what_was_done(names, scripted):
-    """In the README it may be asked before anything was streamed; here it is not."""
+    """The README may ask before anything was streamed. This test waits for the stream."""
     code = BLOCKS["An agent that knows what the user just did"]
     wait = "    await seen.wait()\n    agent ="
     await run(

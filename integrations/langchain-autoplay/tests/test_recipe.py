@@ -1,4 +1,4 @@
-"""The FastAPI recipe runs as it stands, against the local connector."""
+"""The FastAPI recipe runs unchanged against the local connector."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def app(local_connector, model, tmp_path, monkeypatch):
 
 
 def store_all(browser: TestClient, count: int) -> None:
-    """Wait until so many were received, and spare the test the windows in which they gather."""
+    """Wait until `count` payloads were received, then drain instead of waiting for batch windows."""
     pipeline = browser.app.state.pipeline
     while pipeline.ledger.received < count:
         assert browser.get("/health").json()["state"] == "ok"

@@ -35,7 +35,7 @@ async def pipeline(embeddings):
 
 
 class TestStandard(RetrieversIntegrationTests):
-    """LangChain's own suite: also from inside a running loop, for its tests are sync here."""
+    """LangChain's own suite. It covers calls inside a running loop too, because its tests are sync."""
 
     @pytest.fixture(autouse=True)
     def _running(self, pipeline):
@@ -154,7 +154,7 @@ async def test_what_it_does_not_know_is_refused_not_passed_over(pipeline):
 
 
 class Wrapping(BaseRetriever):
-    """Passes on callbacks alone, as LangChain's own retrievers around retrievers do."""
+    """Passes on callbacks only, as LangChain's own wrapping retrievers do."""
 
     inner: BaseRetriever
 

@@ -37,7 +37,7 @@ def ids(hits) -> list[str]:
     return [hit.id for hit in hits]
 
 
-# -- what every kind does ------------------------------------------------------------------------
+# -- what every kind of store does ---------------------------------------------------------------
 
 
 async def test_it_is_a_text_store(store):
@@ -137,7 +137,7 @@ async def test_chroma_finds_what_no_path_of_its_index_leads_to(new_vectorstore, 
     store = LangChainStore(vectorstore)
     await store.add([chunk("a", "one two", user_id="u2"), chunk("b", "five six", user_id="u2")])
     await store.add([chunk("c", "one two three", user_id="u1")])
-    # Which documents the index cannot reach is up to chance: here it reaches none.
+    # Which documents the index misses is random; here it misses all.
     nothing = {name: [[]] for name in ("ids", "documents", "metadatas", "distances")}
     monkeypatch.setattr(type(vectorstore._collection), "query", lambda *_, **__: nothing)
     hits = await store.search("one two three", 3, Filter(user_id="u2"))
@@ -178,11 +178,11 @@ async def test_a_pipeline_fills_it_and_filters_it(store):
         assert pipeline.search_sync("opened the page", 5, user_id=user) == hits
 
 
-# -- what it makes of failures -------------------------------------------------------------------
+# -- failures ------------------------------------------------------------------------------------
 
 
 class Fragile(InMemoryVectorStore):
-    """Fails as it is told to."""
+    """Fails on request."""
 
     failures: list[Exception]
 
@@ -236,11 +236,11 @@ async def test_text_that_a_database_cannot_hold_is_made_to_fit(embeddings):
     assert vectorstore.store["a"]["text"] == "one\ufffdtwo"
 
 
-# -- stores it does not know ---------------------------------------------------------------------
+# -- unknown stores ------------------------------------------------------------------------------
 
 
 class Unknown(VectorStore):
-    """Knows a filter of its own form."""
+    """Has its own form of filters."""
 
     def __init__(self, embeddings):
         self.inner = InMemoryVectorStore(embeddings)

@@ -122,7 +122,7 @@ def test_a_question_may_be_known_only_at_the_end():
     assert found.ended(resumed, state).question == "Where?"
 
 
-def test_runs_of_which_no_end_is_told_do_not_fill_the_memory(monkeypatch):
+def test_runs_without_a_reported_end_do_not_fill_the_memory(monkeypatch):
     monkeypatch.setattr(turns, "_MOST_RUNS", 5)
     found = Turns(question_of, answer_of)
     for _ in range(50):
@@ -145,13 +145,13 @@ ANN = ("Where?", {"session_id": "s1", "user_id": "ann"})
         ("Why?", {"session_id": "s1", "user_id": "ann"}),
     ],
 )
-def test_two_runs_under_one_id_at_a_time_mix_nothing_of_two_people(other):
+def test_concurrent_runs_with_one_id_never_mix_two_users(other):
     found = Turns(question_of, answer_of)
     run = uuid4()
     for question, ids in (ANN, other):
         found.started(run, None, question, ids)
     assert found.ended(run, "An answer to one of them.") is None
-    found.started(run, None, *ANN)  # before the other of the two has ended
+    found.started(run, None, *ANN)  # before the end of the other one
     assert [found.ended(run, "There."), found.ended(run, "Elsewhere.")] == [None, None]
     assert not found._roots
     found.started(run, None, *ANN)
@@ -159,7 +159,7 @@ def test_two_runs_under_one_id_at_a_time_mix_nothing_of_two_people(other):
     assert (exchange.question, exchange.metadata["user_id"]) == ("Where?", "ann")
 
 
-def test_a_handler_that_is_told_twice_of_a_run_records_it_once():
+def test_a_handler_called_twice_for_a_run_records_it_once():
     found = Turns(question_of, answer_of)
     run = uuid4()
     found.started(run, None, *ANN)

@@ -1,4 +1,4 @@
-"""What several test modules need."""
+"""Fixtures and helpers of several test modules."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DIMENSIONS = 64
 
 
 class WordEmbedding(BaseEmbedding):
-    """Texts with words in common are similar. It can be told to fail."""
+    """Texts with words in common are similar. Fails on request."""
 
     model_name: str = "words"
     embed_batch_size: int = 50
@@ -43,16 +43,16 @@ class WordEmbedding(BaseEmbedding):
     _texts: list[str] = PrivateAttr(default_factory=list)
 
     def fail(self, times: int) -> None:
-        """Fail that many requests, as a service does that is down."""
+        """Fail the next `times` requests, as a service does during an outage."""
         self._failed.clear()
         self._failures = [ConnectionError("the service is down")] * times
 
     async def has_failed(self) -> None:
-        """Wait until it has failed twice: by then it is known."""
+        """Wait for two failures: by then the outage is known."""
         assert await asyncio.to_thread(self._failed.wait, 10)
 
     def refuse(self, word: str) -> None:
-        """Refuse every request with this word in it."""
+        """Refuse every request that contains this word."""
         self._refused = word
 
     @property
@@ -97,7 +97,7 @@ def embed_model() -> WordEmbedding:
 
 @pytest.fixture
 def chroma() -> ChromaVectorStore:
-    """Real Chroma in memory; its clients share one space, hence the name."""
+    """Real Chroma in memory. Its clients share one space, so each collection has its own name."""
     collection = chromadb.EphemeralClient().create_collection(f"c{uuid.uuid4().hex}")
     return ChromaVectorStore(chroma_collection=collection)
 
@@ -111,7 +111,7 @@ def vector_store(request: pytest.FixtureRequest) -> BasePydanticVectorStore:
 
 @pytest.fixture
 def record(tmp_path: Path) -> Callable[[Sequence[Payload]], Path]:
-    """Writes payloads to a recording: `record([payload])`."""
+    """Write payloads to a recording: `record([payload])`."""
 
     def write(payloads: Sequence[Payload]) -> Path:
         path = tmp_path / f"{uuid.uuid4().hex}.jsonl"
@@ -125,23 +125,23 @@ def record(tmp_path: Path) -> Callable[[Sequence[Payload]], Path]:
 
 @pytest.fixture
 def token(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The token of the tests, in no environment variable."""
+    """The tests' token. The environment variable for it is unset."""
     monkeypatch.delenv("AUTOPLAY_APP_UNKEY_TOKEN", raising=False)
     return "uk_live_secret_of_the_tests"
 
 
 @pytest.fixture(autouse=True)
 def _tasks_are_checked(request: pytest.FixtureRequest) -> None:
-    """For async tests alone; set up first, so that all other fixtures end before it looks."""
+    """Run only in async tests. Set up first, so that all other fixtures end before the check."""
     if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
         request.getfixturevalue("no_leaked_tasks")
 
 
 @pytest.fixture
 async def no_leaked_tasks() -> AsyncIterator[None]:
-    """Fails a test that leaves a task behind."""
+    """Fail a test that leaves a task running."""
     yield
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     if tasks:
-        _, tasks = await asyncio.wait(tasks, timeout=10)  # some are ending anyway
+        _, tasks = await asyncio.wait(tasks, timeout=10)  # some are about to end
     assert not tasks, f"tasks left running: {tasks}"

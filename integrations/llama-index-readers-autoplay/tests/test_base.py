@@ -26,7 +26,7 @@ URL = "https://connector.example/stream/acme"
 
 
 class TestContract(LoaderContract):
-    """What LangChain's loader must do, this reader must do."""
+    """The reader passes the contract of LangChain's loader."""
 
     def make(self, url: str, **options: Any) -> AutoplayReader:
         return AutoplayReader(url, **options)
@@ -74,7 +74,7 @@ def test_what_is_given_by_position_is_refused_not_passed_over(record, make_paylo
             load("other.jsonl", 3)
 
 
-def test_it_cannot_be_changed_for_that_would_change_nothing():
+def test_it_is_immutable_because_changes_would_have_no_effect():
     reader = AutoplayReader.from_recording("visits.jsonl")
     for name, value in (("max_chars", 10), ("group_by", "session"), ("max_documents", 3)):
         with pytest.raises(ValidationError, match="frozen"):
@@ -202,7 +202,7 @@ def test_a_document_that_changed_replaces_the_old_one(record, make_payload, embe
     for summary in (first, first, second):
         path = record([clicks, summary])
         [document] = AutoplayReader.from_recording(path, group_by="session").load_data()
-        document.metadata.pop("source")  # each test file has a name of its own
+        document.metadata.pop("source")  # differs between test files
         pipeline.run(documents=[document])
     [node] = chroma.get_nodes(None)
     assert "Exported all." in node.text

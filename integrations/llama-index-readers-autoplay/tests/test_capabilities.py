@@ -205,7 +205,7 @@ async def test_chroma_keeps_an_identity_beside_what_its_owner_noted(metadata, tm
 async def test_chroma_refuses_vectors_of_another_model(chroma: ChromaVectorStore):
     store = LlamaIndexStore(chroma)
     await store.start("one")
-    await store.start("two")  # nothing is stored yet
+    await store.start("two")  # allowed: nothing is stored yet
     await fill(store, [Chunk("a", "one", {})])
     await store.start("two")
     with pytest.raises(StoreMismatchError, match=r"'two', but 'one' was asked for"):
@@ -221,7 +221,7 @@ async def test_stores_without_metadata_of_their_own_have_no_identity():
         await store.save_identity(StoreIdentity("s1", "j1"))
 
 
-# -- whether it outlives the process --------------------------------------------------------------
+# -- durability -----------------------------------------------------------------------------------
 
 
 def test_what_lives_in_memory_is_not_persistent_unless_its_owner_says_so(store, tmp_path):
@@ -233,11 +233,11 @@ def test_what_lives_in_memory_is_not_persistent_unless_its_owner_says_so(store, 
     assert LlamaIndexStore(Bare()).persistent is True
 
 
-# -- stores that are not known -------------------------------------------------------------------
+# -- unknown stores ------------------------------------------------------------------------------
 
 
 class Bare(BasePydanticVectorStore):
-    """Implements what LlamaIndex's base class demands, and nothing else."""
+    """Implements only what LlamaIndex's base class requires."""
 
     stores_text: bool = True
     kept: dict[str, TextNode] = Field(default_factory=dict)

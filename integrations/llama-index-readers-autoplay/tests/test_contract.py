@@ -1,4 +1,4 @@
-"""The core's contract of stores, over LlamaIndex's."""
+"""The core's store contract, applied to LlamaIndex's stores."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class TestChroma(VectorStoreContract):
 
 
 class TestSimple(VectorStoreContract):
-    keeps_model = False  # it keeps vectors and metadata of chunks, and nothing else
+    keeps_model = False  # it keeps only the chunks' vectors and metadata
 
     @pytest.fixture
     def make_store(self):
         return lambda: LlamaIndexStore(SimpleVectorStore())
 
     async def test_a_zero_vector_is_similar_to_nothing(self, store):
-        """`SimpleVectorStore` divides by a vector's length: zeros would break every search."""
+        """`SimpleVectorStore` divides by a vector's length: zero vectors would break every search."""
         with pytest.raises(StoreRejectedError, match="'zero' holds only zeros"):
             await store.upsert([Chunk("zero", "zero", {})], [[0.0, 0.0, 0.0]])
         await store.upsert([Chunk("a", "a", {})], [[1.0, 0.0, 0.0]])

@@ -18,5 +18,5 @@ def test_examples_run(name: str):
 
 @pytest.mark.parametrize("name", package.__all__)
 def test_what_is_public_has_an_example(name: str):
-    if name != "LiveIngestion":  # made by stream_into, whose example shows it
+    if name != "LiveIngestion":  # created by stream_into; the example there shows it
         assert ">>>" in getattr(package, name).__doc__

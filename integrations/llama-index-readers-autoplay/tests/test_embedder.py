@@ -15,7 +15,7 @@ threads: list[int] = []
 
 
 class Local(BaseEmbedding):
-    """As local models are: async methods that block."""
+    """Like a local model: async methods that block."""
 
     def _get_text_embedding(self, text: str) -> list[float]:
         threads.append(threading.get_ident())
@@ -30,7 +30,7 @@ class Local(BaseEmbedding):
 
 
 class Remote(Local):
-    """As services are: batches over an async client."""
+    """Like a service: batches through an async client."""
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return [self._get_text_embedding(text) for text in texts]

@@ -34,7 +34,7 @@ HOSTILE = (
 
 
 class Recorder(CustomLLM):
-    """Answers the same each time and keeps what it was asked."""
+    """Always gives the same answer and records its input."""
 
     _prompts: list[str] = PrivateAttr(default_factory=list)
 
@@ -79,7 +79,7 @@ def live(clock: Clock) -> LiveSessions:
 
 @pytest.fixture
 def do(live: LiveSessions, make_payload) -> Callable[..., None]:
-    """Has a user do something: `do("clicked Export", user_id="u1")`."""
+    """Simulate a user's action: `do("clicked Export", user_id="u1")`."""
 
     def act(*what: str, session_id: str = "s1", user_id: str | None = "u1", **more: Any) -> None:
         live.add(make_payload(*what, session_id=session_id, user_id=user_id, **more))
@@ -89,7 +89,7 @@ def do(live: LiveSessions, make_payload) -> Callable[..., None]:
 
 @pytest.fixture
 async def memory_with() -> AsyncIterator[Callable[..., Memory]]:
-    """Makes memories of a chat, whose database is closed after the test."""
+    """Make chat memories; their databases are closed after the test."""
     engines = []
 
     def make(block: SessionContextBlock, **options: Any) -> Memory:
@@ -257,7 +257,7 @@ async def test_messages_that_leave_the_chat_are_not_kept(live):
 
 
 class ChatRecorder(Recorder):
-    """As `Recorder`, for chat: keeps the messages of each call."""
+    """Like `Recorder`, for chat: records the messages of each call."""
 
     _calls: list[list[ChatMessage]] = PrivateAttr(default_factory=list)
 
@@ -278,7 +278,7 @@ class ChatRecorder(Recorder):
         yield response
 
     def place(self) -> str:
-        """Where the block stands in the latest call: by which role, and before which question."""
+        """The role of the block's message in the latest call, and the question after it."""
         messages = self._calls[-1]
         [at] = [n for n, m in enumerate(messages) if "<memory>" in text_of(m)] or [None]
         if at is None:
@@ -350,7 +350,7 @@ async def test_its_bound_holds_for_what_is_escaped(live, do):
     assert "&lt;b&gt;19&lt;/b&gt;" in lines[-1]
 
 
-async def test_what_was_said_is_left_out_for_the_chat_has_it(live, do):
+async def test_chat_turns_are_left_out_because_the_chat_has_them(live, do):
     do("clicked Export")
     live.add(SummaryPayload("acme", "s1", "Looked for an export."))
     for n in range(30):

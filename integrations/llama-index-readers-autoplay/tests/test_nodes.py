@@ -68,7 +68,7 @@ def test_a_splitters_nodes_get_the_same_ids_each_time():
         [SentenceSplitter(chunk_size=128, chunk_overlap=0), TokenTextSplitter(chunk_size=64)],
     ],
 )
-def test_so_do_those_of_other_parsers_and_of_several(parsers):
+def test_nodes_of_other_and_of_several_parsers_get_the_same_ids_too(parsers):
     runs = []
     for _ in range(2):
         nodes = [make_document("d1", LONG, {})]

@@ -46,7 +46,7 @@ def test_the_public_names():
 
 
 def core_imports(code: str) -> Iterator[tuple[str, str]]:
-    """Module and name of everything that code imports from the core."""
+    """Module and name of everything that the code imports from the core."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             yield from ((name.name, "") for name in node.names if _is_core(name.name))
@@ -59,7 +59,7 @@ def _is_core(module: str) -> bool:
 
 
 def examples(path: Path) -> str:
-    """The import statements in a page or in docstrings: their first lines are enough."""
+    """The first lines of the import statements in a page or in docstrings."""
     found = re.findall(
         r"^(?:\s*>>> )?(from autoplay_rag\S* import [\w, ]+)$", path.read_text(), re.MULTILINE
     )
@@ -115,7 +115,7 @@ CONSTRAINTS = ROOT.parents[1] / "constraints.txt"
     not CONSTRAINTS.exists(), reason="the pins are in the repository, not in the package's archive"
 )
 def test_the_readme_names_the_versions_that_were_tried():
-    """From the oldest that is allowed to the one that is pinned."""
+    """The range goes from the oldest allowed version to the pinned one."""
     name = "llama-index-core"
     [oldest] = re.findall(rf'"{name}>=(\d+\.\d+),', (ROOT / "pyproject.toml").read_text())
     [pinned] = re.findall(rf"^{name}==(\d+\.\d+)", CONSTRAINTS.read_text(), re.MULTILINE)

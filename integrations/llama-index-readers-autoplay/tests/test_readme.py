@@ -1,4 +1,4 @@
-"""The README's code, run as it stands, a block after the other."""
+"""The README's code runs unchanged, one block after another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCKS = re.findall(
 
 @pytest.fixture
 def settings(embed_model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a reader of the README has set up for their own models."""
+    """The models that a reader of the README has set up."""
     monkeypatch.setattr(Settings, "_llm", MockLLM())
     monkeypatch.setattr(Settings, "_embed_model", embed_model)
 
@@ -43,7 +43,7 @@ async def test_all_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     printed = capsys.readouterr().out
     assert "visits, each as one document" in printed
     assert "None" not in printed
-    # The model answers with what it was asked: the block stands before the question.
+    # The model repeats its input: the block comes before the question.
     block = "<recent_user_activity>", "</recent_user_activity>", "</memory>"
     assert all(tag in printed for tag in block)
     assert "</memory>\nWhy does my promo code not work?" in printed

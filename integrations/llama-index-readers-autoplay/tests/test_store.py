@@ -203,7 +203,7 @@ async def test_texts_can_be_kept_in_a_docstore_of_ones_own():
 
 
 class Recorder(SimpleVectorStore):
-    """Notes in which thread each method runs; keeps text, as far as anyone asks."""
+    """Records the thread of each method call."""
 
     def note(self, name: str) -> None:
         calls.append((name, threading.get_ident()))
@@ -221,7 +221,7 @@ calls: list[tuple[str, int]] = []
 
 
 class Blocking(BasePydanticVectorStore):
-    """A store with nothing but blocking methods, and only those that must be."""
+    """A store with blocking methods only, and only the required ones."""
 
     stores_text: bool = False
 
@@ -247,7 +247,7 @@ kept: dict[str, Any] = {}
 
 
 class Asynchronous(Blocking):
-    """As `Blocking`, with an async method of its own for adding."""
+    """Like `Blocking`, with an async method for adding."""
 
     async def async_add(self, nodes, **kwargs):
         return self.add(nodes, **kwargs)
@@ -304,7 +304,7 @@ async def test_the_in_memory_store_is_changed_on_the_loop_alone():
     await store.upsert([chunk(f"c{n}") for n in range(40)], [EAST] * 40)
     await store.query(EAST, 1, ALL)
     assert {thread for _, thread in calls} == {threading.get_ident()}
-    assert [name for name, _ in calls].count("add") > 1  # in portions, the loop runs between
+    assert [name for name, _ in calls].count("add") > 1  # the loop runs in between
 
 
 async def test_a_count_that_a_store_cannot_give_raises():

@@ -53,7 +53,7 @@ def _splitter() -> SentenceSplitter:
 
 
 def stored(target: Target) -> dict[str, Any]:
-    """All that a target's stores hold, by node id."""
+    """Everything in a target's stores, by node id."""
     if isinstance(target, VectorStoreIndex):
         vector_store, docs = target.vector_store, target.docstore.docs
         indexed = dict(target.index_struct.nodes_dict)
@@ -357,7 +357,7 @@ async def test_metadata_of_all_nodes_changes_without_embedding_anew(
         assert [part for part in after[node] if not isinstance(part, dict)] == [
             part for part in before[node] if not isinstance(part, dict)
         ]
-    # Nothing of what was removed stays, nor is the new key shown to a model.
+    # Nothing of the removed keys remains, and the new key is not shown to a model.
     docs = target.docstore.docs.values() if isinstance(target, VectorStoreIndex) else []
     for node in [node for node in docs if node.ref_doc_id == changed]:
         assert "s1" not in node.to_json()

@@ -1,6 +1,6 @@
-"""Stores that make their collection when nodes are first added, and those that cannot do.
+"""Stores that create their collection when nodes are first added, and stores with missing methods.
 
-Stand-ins behave as the sources of LlamaIndex's stores do; where Qdrant is installed it is tried.
+The stand-ins behave like the sources of LlamaIndex's stores. Qdrant itself is tested if installed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llama_index.readers.autoplay import (
 
 
 class _Lazy(BasePydanticVectorStore):
-    """Makes its collection in the first `add`, and fails whatever else is asked before."""
+    """Creates its collection in the first `add`; every call before that fails."""
 
     stores_text: bool = True
     flat_metadata: bool = False
@@ -70,7 +70,7 @@ class LanceDBVectorStore(_Lazy):
 
 
 class QdrantVectorStore(_Lazy):
-    """It has async methods of its own, which raise where it was given no async client."""
+    """Has async methods that raise without an async client."""
 
     collection_name: str = "visits"
 
@@ -98,7 +98,7 @@ class QdrantVectorStore(_Lazy):
         return super().add(nodes)
 
     async def async_add(self, nodes, **kwargs):
-        self._ensure_async_client()  # and it leaves _collection_initialized as it was
+        self._ensure_async_client()  # does not change _collection_initialized
         return super().add(nodes)
 
     async def aget_nodes(self, node_ids=None, filters=None):
@@ -119,7 +119,7 @@ class QdrantVectorStore(_Lazy):
 
 
 class FaissVectorStore(_Lazy):
-    """It gives nodes ids of its own, cannot delete and cannot filter."""
+    """Assigns its own node ids; cannot delete or filter."""
 
 
 def _real_qdrant(aclient: bool) -> BasePydanticVectorStore:
@@ -160,7 +160,7 @@ async def test_a_pipeline_fills_a_store_that_has_no_collection_yet(
         assert len(await pipeline.search("report")) == 1
 
 
-async def test_so_does_a_stream_and_what_comes_again_is_replaced(
+async def test_a_stream_fills_such_a_store_and_replaces_repeated_payloads(
     unmade, embed_model, record, make_payload
 ):
     index = VectorStoreIndex.from_vector_store(unmade, embed_model=embed_model)

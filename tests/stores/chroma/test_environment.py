@@ -1,4 +1,4 @@
-"""Settings that Chroma would take from the environment reach no worker: each field of them."""
+"""No worker takes settings of Chroma from the environment: one test per setting."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FOREIGN = {
     "migrations": "none",
     "persist_directory": "elsewhere",
 }
-"""Values of other programs that Chroma takes; any other field gets one that it may not take."""
+"""Values that other programs set and Chroma accepts. Other settings get a value that may be invalid."""
 
 _LIST = """
 import json
@@ -52,7 +52,7 @@ print(json.dumps(found))
 
 
 def run(script: str, *arguments: str, folder: Path, **environment: str) -> object:
-    """What a script in a process of its own prints as JSON."""
+    """Run a script in its own process; return the JSON that it prints."""
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         stdout=subprocess.PIPE,
@@ -76,7 +76,7 @@ def foreign(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """What the environment and a `.env` with all fields do to each field of the settings."""
+    """The effect on each setting of an environment and a `.env` file that set all of them."""
     folder = tmp_path_factory.mktemp("environment")
     values = {name: foreign(name) for name in FIELDS}
     (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in values.items()))

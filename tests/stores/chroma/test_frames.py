@@ -37,7 +37,7 @@ REPLIES = msgspec.msgpack.Decoder(Reply)
 
 
 class Trickle:
-    """A pipe that takes and gives a few bytes at a time, as the given numbers say."""
+    """A pipe that reads and writes a few bytes at a time, as given by `sizes`."""
 
     def __init__(self, sizes: list[int]) -> None:
         self.data = BytesIO()
@@ -122,6 +122,6 @@ def test_a_lone_surrogate_cannot_be_sent():
         encode(Found([("a", "\ud800", 0.5, {})]))
 
 
-def test_another_message_than_expected_is_no_reply():
+def test_an_unexpected_message_is_not_a_reply():
     with pytest.raises(msgspec.DecodeError):
         read(BytesIO(encode(Done())), REQUESTS)

@@ -1,4 +1,4 @@
-"""Which program runs the worker, and that none starts itself again and again."""
+"""Which program runs the worker; no program starts itself repeatedly."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with open({log!r}, "a") as log:
 
 
 def program(path: Path, *lines: str) -> Path:
-    """An executable shell script."""
+    """Write an executable shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(("#!/bin/sh", *lines, "")))
     path.chmod(0o755)
@@ -48,7 +48,7 @@ def program(path: Path, *lines: str) -> Path:
 
 @pytest.fixture
 def application(tmp_path):
-    """Runs a program that uses a store and is its own `sys.executable`; returns its log's lines."""
+    """Run a program that uses a store and is its own `sys.executable`; return its log lines."""
 
     def run(
         name: str, *, executable: str | None = "", prepare: str = "", python: str | None = None
@@ -97,7 +97,7 @@ def test_a_host_program_that_names_an_interpreter_works(application):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("python-like", {}),  # nothing tells that it is not an interpreter
+        ("python-like", {}),  # nothing shows that it is not an interpreter
         ("invoicing", {"python": "itself"}),
         ("invoicing-frozen", {"python": "itself", "prepare": "sys.frozen = True"}),
     ],
@@ -150,7 +150,7 @@ def test_a_sibling_has_the_same_interpreter(tmp_path):
     link = tmp_path / "interpreter"
     link.symlink_to(sys.executable)
     sibling = ChromaStore(tmp_path, python=link).sibling("large")
-    assert sibling._interpreter.path == str(link)  # a virtual environment is found by the link
+    assert sibling._interpreter.path == str(link)  # the link's path identifies a venv
 
 
 async def test_a_named_interpreter_has_its_own_import_path(monkeypatch, tmp_path):

@@ -1,7 +1,7 @@
-"""What a kill leaves of an index half written is put back, and nothing that was stored is missing.
+"""A half-written index after a kill is restored, and no stored chunk is missing.
 
-Chroma writes an index once in a thousand chunks. How it leaves the files when it is killed
-meanwhile is tried with real kills; the other tests break the files themselves.
+Chroma writes an index once per thousand chunks. Real kills test the files that an interrupted write
+leaves; the other tests damage the files themselves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from autoplay_rag.stores.chroma import mirror
 
 SIZE = 16
 BATCH = 250
-"""Chroma writes the index at the fourth."""
+"""Chroma writes the index at the fourth batch."""
 WRITTEN = 4 * BATCH
 
 
@@ -84,7 +84,7 @@ async def test_without_the_copy_chroma_cannot_go_on(store, tmp_path):
     await upsert(store, range(WRITTEN + 30))
     await store.aclose()
     (index_of(tmp_path) / "data_level0.bin").write_bytes(b"half")
-    (mirror_of(tmp_path) / "state.json").unlink()  # as a copy that was broken off
+    (mirror_of(tmp_path) / "state.json").unlink()  # like an interrupted copy
     with pytest.raises(StoreUnavailableError, match="embedding"):
         await store.query(vector(1), 1, Filter())
 
@@ -149,14 +149,14 @@ async def test_copies_of_a_collection_that_is_gone_are_dropped(tmp_path):
     first = mirror_of(tmp_path)
     assert (first / "state.json").exists()
     await store.delete([f"c{n}" for n in range(WRITTEN)])
-    await store.start("model-b")  # nothing to lose: it is made anew
+    await store.start("model-b")  # the collection is empty, so it is created again
     await store.upsert([Chunk("c1", "text", {})], [vector(1)])
     await store.aclose()
     assert not first.exists()
 
 
 def test_nothing_is_written_on_a_disk_that_is_nearly_full(tmp_path):
-    """Chroma does not notice a write of its index that fails, and drops the log of what it held."""
+    """Chroma does not notice a failed write of its index, and drops the log of its contents."""
     script = """
 import shutil, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The worker's life: who may have one, how it ends, and what happens when it dies."""
+"""The worker's life cycle: who may have one, how it ends, and what happens if it dies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def popen_of(store: ChromaStore) -> subprocess.Popen[bytes]:
 
 @asynccontextmanager
 async def script(body: str, folder: Path, *options: str, **kwargs):
-    """A process that runs `body`. Its worker shares its standard error: that ends with both."""
+    """A process that runs `body`. Its worker shares its stderr, which closes when both have ended."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, *options, "-", str(folder),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs,

@@ -1,6 +1,6 @@
-"""`ChromaStore` over a real Chroma: the contract, and what is its own.
+"""`ChromaStore` over a real Chroma: the contract, and its own behaviour.
 
-Chroma itself is only ever imported in other processes: in the worker and in scripts.
+Chroma is only imported in other processes: in the worker and in scripts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ IDENTITY = StoreIdentity("store-1", "journal-1", 7)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder whose worker stays for all tests of this module: to start one takes seconds."""
+    """A folder with one worker for all tests of this module: starting one takes seconds."""
     path = tmp_path_factory.mktemp("chroma").resolve()
     worker = SharedWorker.acquire(path)
     yield path
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def make_store(folder):
-    """Makes stores with collections of their own."""
+    """Make stores, each with its own collection."""
     return lambda: ChromaStore(folder, collection=f"test-{next(NUMBERS)}")
 
 
@@ -65,7 +65,7 @@ class TestContract(VectorStoreContract):
 
 
 def with_chromadb(script: str, folder: Path) -> object:
-    """What a script prints as JSON that uses plain chromadb on `folder`."""
+    """Run a script that uses plain chromadb on `folder`; return the JSON that it prints."""
     prelude = "import chromadb, json, sys; client = chromadb.PersistentClient(sys.argv[1])\n"
     done = subprocess.run(
         [sys.executable, "-c", prelude + script, str(folder)],
@@ -373,7 +373,7 @@ async def test_more_than_a_batch_is_updated_and_read(store):
 
 @pytest.mark.slow
 async def test_an_update_of_metadata_leaves_the_index_whole(tmp_path):
-    """Chroma logs it without a vector, and writes the index once per thousand log entries."""
+    """Chroma logs an update without a vector, and writes the index once per thousand log entries."""
     store = ChromaStore(tmp_path)
     await store.start("model-a")
     many = [chunk(f"c{i}") for i in range(1100)]
