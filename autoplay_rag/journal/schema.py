@@ -8,34 +8,34 @@ from typing import Final
 __all__ = ["APPLICATION_ID", "PAGE_SIZE", "SCHEMA", "SCHEMA_VERSION", "ChunkState", "PayloadState"]
 
 APPLICATION_ID: Final = 0x41505247
-"""Marks the file as ours ("APRG"), so that another program's database is never touched."""
+"""Marks the file as a journal ("APRG"), so that another program's database is never changed."""
 SCHEMA_VERSION: Final = 3
 PAGE_SIZE: Final = 2048
-"""Bytes. Small pages write less: keys are spread at random over their index, and each commit writes
-whole pages. Of 4096, 2048 and 1024 bytes, 200 events a second wrote 21, 13 and 8 KB an event, at the
-same CPU; 2048 still holds most chunks in one page."""
+"""In bytes. Each commit writes whole pages, and keys are spread at random over their index, so small
+pages write less. Measured at 200 events a second: pages of 4096, 2048 and 1024 bytes write 21, 13
+and 8 KB per event and take the same CPU time. Most chunks still fit into one page of 2048 bytes."""
 
 
 class PayloadState(IntEnum):
-    """What became of a payload."""
+    """The state of a payload."""
 
     WAITING = 0
-    """In the queue: not planned yet, or its plan is under way."""
+    """In the queue: not planned yet, or its plan is not acknowledged yet."""
     STORED = 1
     DEAD = 2
     DISCARDED = 3
     ADOPTED = 4
-    """Stands for the unknown payload that a chunk of an adopted store begins with. Not counted."""
+    """A placeholder for the unknown payload that an adopted chunk begins with. Not counted."""
 
 
 class ChunkState(IntEnum):
-    """How far a chunk is."""
+    """The state of a chunk."""
 
     PLANNED = 0
-    """Part of a plan under way."""
+    """Part of a plan that is not acknowledged yet."""
     STORED = 1
     QUEUED = 2
-    """Was stored, and is to be embedded and stored again."""
+    """Was stored, and must be embedded and stored again."""
 
 
 SCHEMA: Final = f"""
