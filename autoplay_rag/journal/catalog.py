@@ -255,7 +255,7 @@ class CatalogTables:
         """Remove confirmed ids from the outbox."""
         delete_in(self._connection, "deletion", "chunk", ids)
 
-    def _to_delete(self, ids: Sequence[str]) -> set[str]:
+    def _in_outbox(self, ids: Sequence[str]) -> set[str]:
         rows = self._connection.execute(
             "SELECT chunk FROM deletion WHERE chunk IN (SELECT value FROM json_each(?))",
             (json_list(ids),),
@@ -329,7 +329,7 @@ class CatalogTables:
         """
         ids = [chunk.id for chunk in chunks]
         # Chunks with a pending deletion are not adopted.
-        known = self._numbers(ids).keys() | self._to_delete(ids)
+        known = self._numbers(ids).keys() | self._in_outbox(ids)
         fresh = {chunk.id: chunk for chunk in chunks if chunk.id not in known}
         if not fresh:
             return 0
@@ -385,17 +385,17 @@ class CatalogTables:
 
     def set_sessions(self, sessions: Sequence[Session]) -> None:
         """Save the people of sessions, and extend the sessions' active time."""
-        self._keep_sessions(sessions, _NEW_PEOPLE)
+        self._save_sessions(sessions, _NEW_PEOPLE)
 
     def _add_sessions(self, sessions: Sequence[Session]) -> None:
         """Save the people of sessions that the journal does not know yet."""
         merged: dict[int, Session] = {}
         for one in sorted(sessions, key=attrgetter("last")):
             before = merged.get(one.lane)
-            merged[one.lane] = _followed(before, one) if before else one
-        self._keep_sessions(list(merged.values()), _KNOWN_PEOPLE)
+            merged[one.lane] = _merged(before, one) if before else one
+        self._save_sessions(list(merged.values()), _KNOWN_PEOPLE)
 
-    def _keep_sessions(self, sessions: Sequence[Session], people: str) -> None:
+    def _save_sessions(self, sessions: Sequence[Session], people: str) -> None:
         now = time.time()
         insert(
             self._connection,
@@ -403,10 +403,10 @@ class CatalogTables:
             [
                 (
                     one.lane,
-                    _plain(one.product_id),
-                    _plain(one.session_id),
-                    _plain(one.people.user_id),
-                    _plain(one.people.conversation_id),
+                    _without_nul(one.product_id),
+                    _without_nul(one.session_id),
+                    _without_nul(one.people.user_id),
+                    _without_nul(one.people.conversation_id),
                     one.ambiguous,
                     one.first or None,
                     one.last or None,
@@ -552,7 +552,7 @@ def _later_parts(chunk: Chunk, key: str) -> Iterator[str]:
     return (chunk_id(payload, key, part) for part in range(1, _MOST_PARTS))
 
 
-def _followed(before: Session, after: Session) -> Session:
+def _merged(before: Session, after: Session) -> Session:
     """Merge the session data of two chunks of one session, given in order of time."""
     hands_over = changes_hands(before.people.user_id, after.people.user_id)
     people = after.people
@@ -590,6 +590,6 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _plain(value: str | None) -> str | None:
+def _without_nul(value: str | None) -> str | None:
     # `read_all` truncates a text at its first NUL.
     return value.replace("\0", "\ufffd") if value else value

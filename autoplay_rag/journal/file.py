@@ -76,7 +76,7 @@ class JournalFile:
         self.upgraded_from: int | None = None
         try:
             if path is not None and not existed:
-                _create_private(path)
+                _create_for_owner(path)
             self.connection = sqlite3.connect(
                 path or ":memory:",
                 isolation_level=None,
@@ -94,11 +94,11 @@ class JournalFile:
             self.connection.close()
             if isinstance(error, sqlite3.OperationalError):
                 raise JournalError(f"the journal {path} cannot be opened: {error}") from error
-            if not known and not _is_marked(path):
+            if not known and not _has_application_id(path):
                 raise JournalError(
-                    f"{path} is not a journal ({error}); name another file"
+                    f"{path} is not a journal ({error}); use another file"
                 ) from error
-            raise self._set_aside(error) from error
+            raise self._rename_damaged(error) from error
         except BaseException:
             self.connection.close()
             raise
@@ -115,12 +115,12 @@ class JournalFile:
         version = execute("PRAGMA user_version").fetchone()[0]
         tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if tables and application != APPLICATION_ID:
-            raise JournalError(f"{self.path} is another program's database; name another file")
+            raise JournalError(f"{self.path} is another program's database; use another file")
         if tables and not OLDEST_VERSION <= version <= SCHEMA_VERSION:
             raise other_version(self.path, version)
         if not tables and was_in_use:
             # All tables are created in one transaction, so a journal without tables was truncated.
-            raise sqlite3.DatabaseError("it is empty, but was in use before")
+            raise sqlite3.DatabaseError("the file is empty, but was in use before")
         if not tables:
             execute(f"PRAGMA page_size = {PAGE_SIZE}")
             execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -147,7 +147,7 @@ class JournalFile:
         self.set_meta("journal_id", os.urandom(16).hex())
         execute("COMMIT")
 
-    def _set_aside(self, error: sqlite3.Error) -> JournalDamagedError:
+    def _rename_damaged(self, error: sqlite3.Error) -> JournalDamagedError:
         assert self.path is not None
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
@@ -160,8 +160,8 @@ class JournalFile:
             if part.exists():
                 part.rename(aside.with_name(aside.name + suffix))
         return JournalDamagedError(
-            f"the journal {self.path} is damaged ({error}) and was set aside as {aside}; the next "
-            "start makes a new one. What was waiting in the old one may be recovered with sqlite3's "
+            f"the journal {self.path} is damaged ({error}) and was renamed to {aside}; the next start "
+            "creates a new one. Pending payloads of the damaged one may be recovered with sqlite3's "
             "`.recover`"
         )
 
@@ -236,7 +236,7 @@ class JournalFile:
     def _load_counts(self) -> dict[str, int]:
         found = self.connection.execute(_LOAD_COUNTS).fetchone()
         if found is None:
-            raise sqlite3.DatabaseError("its counts are missing")
+            raise sqlite3.DatabaseError("the counts are missing")
         return dict(zip(_COUNTS, found, strict=True))
 
     def _shrink(self, pages: int) -> None:
@@ -250,17 +250,17 @@ def other_version(path: Path | None, version: int) -> JournalVersionError:
     """Return the error for a file format that this version cannot read."""
     if version > SCHEMA_VERSION:
         return JournalVersionError(
-            f"the journal {path} has format {version}, and this version reads up to "
-            f"{SCHEMA_VERSION}: install the newer version of autoplay-rag that wrote it, or name "
-            "another file"
+            f"the journal {path} has format {version}, but this version of autoplay-rag reads up to "
+            f"{SCHEMA_VERSION}: install the newer version that wrote it, or use another file"
         )
     return JournalVersionError(
-        f"the journal {path} has format {version}, and this version upgrades from "
-        f"{OLDEST_VERSION} on: let the version that wrote it drain it, or name another file"
+        f"the journal {path} has format {version}, but this version of autoplay-rag upgrades only "
+        f"format {OLDEST_VERSION} or later: drain it with the version that wrote it, or use another "
+        "file"
     )
 
 
-def _create_private(path: Path) -> None:
+def _create_for_owner(path: Path) -> None:
     """Create the file readable by its owner only. SQLite gives `-wal` and `-shm` the same mode."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
@@ -269,7 +269,7 @@ def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {name: one[name] + other[name] for name in _COUNTS}
 
 
-def _is_marked(path: Path | None) -> bool:
+def _has_application_id(path: Path | None) -> bool:
     """Whether the file's header has the journal's application id, even if the rest is damaged."""
     if path is None:
         return False

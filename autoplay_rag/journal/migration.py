@@ -163,7 +163,7 @@ class _Upgrade:
             try:
                 batch = msgspec.msgpack.decode(record, type=_OldBatch)
             except msgspec.DecodeError:
-                _log.warning("a damaged plan is dropped: its payloads are planned anew")
+                _log.warning("dropped a damaged plan; its payloads will be planned again")
                 continue
             if at is None:
                 plans.append(batch)

@@ -43,7 +43,7 @@ _MEMORY_PAYLOADS: Final = 100_000
 _LARGE_BYTES: Final = 4096
 """Rows of larger payloads are rewritten when their bodies are dropped."""
 _FEW_WAITING: Final = 20_000
-_PART: Final = "part of a payload that died"
+_PART: Final = "part of a dead payload"
 _INSERT_PAYLOAD: Final = (
     "payload (seq, key, lane, kind, at, forwarded_at, actions, state, size, ended, error, body)"
 )
@@ -185,7 +185,7 @@ class QueueTables:
 
     def read(self, seqs: Sequence[int], most_bytes: int) -> list[Waiting]:
         """Read queued payloads in the given order, up to `most_bytes`, but at least one."""
-        sizes = dict(self._of("seq, size", seqs))
+        sizes = dict(self._select_waiting("seq, size", seqs))
         room = most_bytes
         wanted: list[int] = []
         for seq in seqs:
@@ -202,13 +202,13 @@ class QueueTables:
                 unpack(bytes.fromhex(body)) if body else None,
                 bool(retried),
             )
-            for seq, key, lane, body, retried in self._of(
+            for seq, key, lane, body, retried in self._select_waiting(
                 "seq, hex(key), lane, hex(body), retried", wanted
             )
         }
         return [found[seq] for seq in wanted]
 
-    def _of(self, columns: str, seqs: Sequence[int]) -> list[Any]:
+    def _select_waiting(self, columns: str, seqs: Sequence[int]) -> list[Any]:
         return read_all(
             self._connection,
             columns,
@@ -340,7 +340,7 @@ class QueueTables:
 
     def retry(self, ids: Sequence[int] | None) -> list[tuple[int, int]]:
         """Put dead letters back into the queue, and return (lane, sequence number) of each."""
-        which, given = _which(ids)
+        which, given = _condition_of(ids)
         back = self._connection.execute(
             f"SELECT lane, seq FROM payload WHERE state = {PayloadState.DEAD:d} "
             f"AND body IS NOT NULL{which} ORDER BY seq",
@@ -357,7 +357,7 @@ class QueueTables:
 
     def discard(self, ids: Sequence[int] | None) -> int:
         """Delete dead letters permanently, and return how many."""
-        which, given = _which(ids)
+        which, given = _condition_of(ids)
         dead = f"state = {PayloadState.DEAD:d}{which}"
         rows = read_all(self._connection, "seq, size", f"FROM payload WHERE {dead}", *given)
         seqs = json_list(seq for seq, _ in rows)
@@ -609,7 +609,7 @@ def _decode_record(record: bytes) -> tuple[list[int], dict[int, str]]:
     return msgspec.msgpack.decode(record, type=tuple[list[int], dict[int, str]])
 
 
-def _which(ids: Sequence[int] | None) -> tuple[str, tuple[str, ...]]:
+def _condition_of(ids: Sequence[int] | None) -> tuple[str, tuple[str, ...]]:
     if ids is None:
         return "", ()
     return " AND seq IN (SELECT value FROM json_each(?))", (json_list(ids),)

@@ -67,13 +67,13 @@ class JournalReader:
     Example:
         >>> JournalReader("nowhere.db")
         Traceback (most recent call last):
-        autoplay_rag.errors.JournalError: there is no journal at nowhere.db
+        autoplay_rag.errors.JournalError: no journal found at nowhere.db; check the path
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         if not self._path.is_file():
-            raise JournalError(f"there is no journal at {self._path}")
+            raise JournalError(f"no journal found at {self._path}; check the path")
         with self._connected() as connection:
             application = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -83,8 +83,8 @@ class JournalReader:
             raise other_version(self._path, version)
         if version < SCHEMA_VERSION:
             raise JournalVersionError(
-                f"the journal {self._path} has format {version}, and this version reads "
-                f"{SCHEMA_VERSION}: start a pipeline on it once, which upgrades it"
+                f"the journal {self._path} has format {version}, but this version of autoplay-rag "
+                f"reads {SCHEMA_VERSION}: start a pipeline with it once to upgrade it"
             )
 
     def status(self) -> JournalStatus:
@@ -172,7 +172,8 @@ class JournalReader:
                 connection.text_factory = lossy_text
                 yield connection
         except sqlite3.Error as error:
-            raise JournalError(f"the journal {self._path} cannot be read: {error}") from error
+            verb = "written" if write else "read"
+            raise JournalError(f"the journal {self._path} cannot be {verb}: {error}") from error
 
     def _is_running(self) -> bool | None:
         return FileLock(self._path.with_name(self._path.name + ".lock")).is_held()

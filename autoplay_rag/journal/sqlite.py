@@ -120,8 +120,8 @@ class SqliteJournal(Journal):
         known = self._lock.path.exists()
         if not self._lock.acquire():
             raise JournalLockedError(
-                f"the journal {self._path} is in use by process {self._lock.holder()}: one "
-                "pipeline writes a journal at a time; stop that one or name another file"
+                f"the journal {self._path} is in use by process {self._lock.holder()}, and only one "
+                "pipeline at a time can use a journal: stop that process or use another file"
             )
         try:
             return JournalFile(

@@ -133,7 +133,7 @@ class Writer:
         except asyncio.CancelledError:
             # The caller will not call `close`, so the writer closes the tables after opening them.
             self._queue.put(None)
-            opened.add_done_callback(_take_note)
+            opened.add_done_callback(_retrieve_exception)
             raise
 
     async def close(self) -> None:
@@ -149,7 +149,7 @@ class Writer:
         Cancelling the future does not cancel the commit.
         """
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        self._hand_over(_Accept(entry, future))
+        self._submit(_Accept(entry, future))
         return future
 
     async def run(
@@ -171,10 +171,10 @@ class Writer:
             PipelineClosedError: If it is closed.
         """
         future: asyncio.Future[T] = self._loop.create_future()
-        self._hand_over(_Work(operation, arguments, future, then))
+        self._submit(_Work(operation, arguments, future, then))
         return await future
 
-    def _hand_over(self, item: _Item) -> None:
+    def _submit(self, item: _Item) -> None:
         if self._closed:
             raise PipelineClosedError("the pipeline is not running: its journal is closed")
         self._queue.put(item)
@@ -239,18 +239,18 @@ class Writer:
         while True:
             try:
                 with self._tables.file.transaction():
-                    results = self._carry_out(group)
+                    results = self._run_operations(group)
             except sqlite3.OperationalError as error:
                 if self._closed or not _is_busy(error):
                     raise
                 if self.problem is None:
                     self.problem = f"another program holds the lock of {self._name}"
-                    _log.warning("%s: what comes waits for it", self.problem)
+                    _log.warning("%s; writes wait until it is released", self.problem)
             else:
                 self.problem = None
                 return results
 
-    def _carry_out(self, group: list[_Item]) -> list[Any]:
+    def _run_operations(self, group: list[_Item]) -> list[Any]:
         results: list[Any] = []
         for accepting, items in groupby(group, lambda item: isinstance(item, _Accept)):
             if accepting:
@@ -311,7 +311,7 @@ def _settle(future: asyncio.Future[Any], result: Any) -> None:
         future.set_result(result)
 
 
-def _take_note(future: asyncio.Future[Any]) -> None:
+def _retrieve_exception(future: asyncio.Future[Any]) -> None:
     """Read the exception. Otherwise asyncio logs it as never retrieved."""
     future.exception()
 
