@@ -1,7 +1,7 @@
-"""Checks of what goes into a store, and its packing into columns (pure).
+"""Checks of batches for a store, and their packing into columns (pure functions).
 
-A pipeline may hand over texts and vectors of a user's own code. Values that no store can keep are
-refused here, before any part of the batch is stored; the message names the chunk.
+Texts and vectors may come from the user's code. Values that no store can keep are rejected here,
+before any part of the batch is stored. The error message names the chunk.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _FLOAT32 = array("f").itemsize
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A batch as columns: at each position the parts of one chunk.
+    """A batch as columns. The same position in each column belongs to the same chunk.
 
     Attributes:
         ids: All different.
-        texts: What was embedded.
-        metadatas: Copies; the caller may change its own afterwards.
+        texts: The embedded texts.
+        metadatas: Copies; later changes of the caller's mappings do not affect them.
         vectors: float32 values in the machine's byte order, row after row.
-        dimension: Values in a row.
+        dimension: The number of values in a row.
     """
 
     ids: list[str]
@@ -40,15 +40,16 @@ class Rows:
 
 
 def pack(chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> Rows:
-    """Check a batch and turn it into columns. Of chunks with the same id the last one is kept.
+    """Check a batch and convert it to columns. The last of several chunks with the same id is kept.
 
     Args:
         chunks: At least one.
         vectors: One for each chunk.
 
     Raises:
-        StoreRejectedError: If the numbers differ, if vectors are empty, of different
-            dimensions or not finite, or if a text or a metadata value is of a wrong type.
+        StoreRejectedError: If the numbers of chunks and vectors differ, if vectors are empty, of
+            different dimensions or not finite, or if an id, a text or a metadata entry cannot be
+            stored.
 
     Example:
         >>> rows = pack([Chunk("c1", "Opened billing", {"user_id": "u1"})], [[0.6, 0.8]])
@@ -80,14 +81,14 @@ def pack(chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> Rows:
 
 
 def pack_vector(vector: Vector, owner: str) -> bytes:
-    """One vector as float32 bytes in the machine's byte order.
+    """Convert a vector to float32 bytes in the machine's byte order.
 
     Args:
         vector: Any sequence of numbers.
-        owner: What it belongs to, for the error message.
+        owner: The vector's chunk or question, for the error message.
 
     Raises:
-        StoreRejectedError: If it is empty, or holds a value that is not a finite number.
+        StoreRejectedError: If it is empty, or has a value that is not a finite number.
     """
     try:
         row = vector if isinstance(vector, array) and vector.typecode == "f" else array("f", vector)
@@ -97,7 +98,7 @@ def pack_vector(vector: Vector, owner: str) -> bytes:
         ) from None
     if not row:
         raise StoreRejectedError(f"the vector of {owner} is empty")
-    # Finite float32 values never overflow the double they are summed in, so one sum tells.
+    # A sum of finite float32 values never overflows a double, so the sum is finite if all are.
     if not math.isfinite(sum(row)):
         raise StoreRejectedError(f"the vector of {owner} holds NaN or infinity")
     return row.tobytes()
@@ -106,10 +107,10 @@ def pack_vector(vector: Vector, owner: str) -> bytes:
 def checked_changes(
     changes: Mapping[str, Changes],
 ) -> dict[str, dict[str, str | int | float | None]]:
-    """Check changes of metadata and copy them; chunks without a change are left out.
+    """Check and copy metadata changes. Chunks without a change are left out.
 
     Raises:
-        StoreRejectedError: If an id or a key is not a name, or a value is of a wrong type.
+        StoreRejectedError: If an id, a key or a value cannot be stored.
 
     Example:
         >>> checked_changes({"c1": {"user_id": "u1", "email": None}, "c2": {}})
@@ -152,7 +153,7 @@ def _check_metadata(id: str, metadata: Mapping[str, object], *, removable: bool 
 
 
 def _problem_of(value: object) -> str | None:
-    """Why a store cannot keep this value, or None. The value itself is left out: it is private."""
+    """Say why a store cannot keep this value, or return None. Does not quote it: it may be private."""
     if isinstance(value, str):
         return None if _is_unicode(value) else "holds a lone surrogate"
     if isinstance(value, int):
