@@ -143,8 +143,8 @@ def _seconds(name: str, value: Any) -> float:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ConfigurationError(
-                f"{name} is a datetime without a time zone, so nobody can say which moment it is: "
-                "give it one, as in datetime.now(timezone.utc)"
+                f"{name} is a datetime without a time zone; add one, as in "
+                "datetime.now(timezone.utc)"
             )
         return value.timestamp()
     if isinstance(value, date):

@@ -30,7 +30,7 @@ __all__ = ["MemoryStore"]
 _FIRST_CAPACITY = 256
 _REMEDY = (
     "start once with IngestPipeline(rebuild=True) (command: --rebuild) to embed everything again "
-    "with the new model, or use that model, or another MemoryStore"
+    "with the new model, or use the old model, or another MemoryStore"
 )
 
 
@@ -197,7 +197,7 @@ class _Table:
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
         rows = pack(chunks, vectors)
-        matrix = self._room_for(rows)
+        matrix = self._matrix_for(rows)
         parts = zip(rows.ids, rows.texts, rows.metadatas, strict=True)
         for chunk, vector in zip(starmap(Chunk, parts), _unit_rows(rows), strict=True):
             row = self._row_of.setdefault(chunk.id, len(self.chunks))
@@ -212,7 +212,7 @@ class _Table:
 
         question = pack_vector(vector, "the question")
         if k < 1:
-            raise StoreRejectedError(f"k is {k}; a search asks for at least 1 hit")
+            raise StoreRejectedError(f"k is {k}; it must be at least 1")
         if self._matrix is None or not self.chunks:
             return []
         unit = _unit(np.frombuffer(question, np.float32))
@@ -257,7 +257,7 @@ class _Table:
             metadata = {key: value for key, value in merged.items() if value is not None}
             self.chunks[row] = Chunk(chunk.id, chunk.text, metadata)
 
-    def _room_for(self, rows: Rows) -> NDArray[np.float32]:
+    def _matrix_for(self, rows: Rows) -> NDArray[np.float32]:
         import numpy as np
 
         if self._matrix is None or not self.chunks:
@@ -276,8 +276,8 @@ class _Table:
         held = self._matrix.shape[1]
         if dimension != held:
             raise StoreMismatchError(
-                f"this MemoryStore holds vectors of dimension {held}, but one of {dimension} came; "
-                f"{_REMEDY}"
+                f"this MemoryStore holds vectors of dimension {held}, but was given one of dimension "
+                f"{dimension}; {_REMEDY}"
             )
 
 

@@ -18,6 +18,7 @@ __all__ = ["Rows", "checked_changes", "pack", "pack_vector"]
 
 _INT64 = 2**63
 _FLOAT32 = array("f").itemsize
+_NAME = "it must be a string, not empty, without lone surrogates"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ def pack(chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> Rows:
     """
     if len(chunks) != len(vectors):
         raise StoreRejectedError(
-            f"{len(chunks)} chunks came with {len(vectors)} vectors; each needs one of its own"
+            f"the batch has {len(chunks)} chunks and {len(vectors)} vectors; each chunk needs one "
+            "vector"
         )
     for chunk in chunks:
         _check_id(chunk.id)
@@ -68,8 +70,9 @@ def pack(chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> Rows:
     for chunk_id, row in zip(kept, packed, strict=True):
         if len(row) != width:
             raise StoreRejectedError(
-                f"chunk {chunk_id!r} came with a vector of dimension {len(row) // _FLOAT32}, "
-                f"the first of its batch with {width // _FLOAT32}; a batch has one dimension"
+                f"the vector of chunk {chunk_id!r} has dimension {len(row) // _FLOAT32}, but the "
+                f"first of its batch has {width // _FLOAT32}; all vectors of a batch must have the "
+                "same dimension"
             )
     return Rows(
         ids=list(kept),
@@ -100,7 +103,7 @@ def pack_vector(vector: Vector, owner: str) -> bytes:
         raise StoreRejectedError(f"the vector of {owner} is empty")
     # A sum of finite float32 values never overflows a double, so the sum is finite if all are.
     if not math.isfinite(sum(row)):
-        raise StoreRejectedError(f"the vector of {owner} holds NaN or infinity")
+        raise StoreRejectedError(f"the vector of {owner} has NaN or infinity")
     return row.tobytes()
 
 
@@ -124,7 +127,7 @@ def checked_changes(
 
 def _check_id(id: object) -> None:
     if not _is_name(id):
-        raise StoreRejectedError(f"the id of a chunk is {id!r}, which is not a name")
+        raise StoreRejectedError(f"the id of a chunk is {id!r}; {_NAME}")
 
 
 def _checked_text(chunk: Chunk) -> str:
@@ -143,9 +146,7 @@ def _checked_metadata(id: str, metadata: Metadata) -> dict[str, str | int | floa
 def _check_metadata(id: str, metadata: Mapping[str, object], *, removable: bool = False) -> None:
     for key, value in metadata.items():
         if not _is_name(key):
-            raise StoreRejectedError(
-                f"a metadata key of chunk {id!r} is {key!r}, which is not a name"
-            )
+            raise StoreRejectedError(f"a metadata key of chunk {id!r} is {key!r}; {_NAME}")
         if removable and value is None:
             continue
         if problem := _problem_of(value):
@@ -155,7 +156,7 @@ def _check_metadata(id: str, metadata: Mapping[str, object], *, removable: bool 
 def _problem_of(value: object) -> str | None:
     """Say why a store cannot keep this value, or return None. Does not quote it: it may be private."""
     if isinstance(value, str):
-        return None if _is_unicode(value) else "holds a lone surrogate"
+        return None if _is_unicode(value) else "has a lone surrogate"
     if isinstance(value, int):
         return None if -_INT64 <= value < _INT64 else "is an integer of more than 64 bits"
     if isinstance(value, float):
@@ -164,7 +165,7 @@ def _problem_of(value: object) -> str | None:
 
 
 def _wrong_type(value: object) -> str:
-    return f"is a {type(value).__name__}, which no store keeps"
+    return f"is a {type(value).__name__}, which stores cannot keep"
 
 
 def _is_name(name: object) -> bool:

@@ -61,12 +61,12 @@ nearest, 400 finds 95 and takes 4 ms longer."""
 _EXACT = 1000
 """Up to this many chunks that pass a filter are compared exactly. This is faster than a filtered
 search of the index: 8 instead of 43 ms for the 25 chunks of one user among 50,000."""
-_ROOM = 64 << 20
+_FREE_BYTES = 64 << 20
 """Free bytes on disk that a write needs, in addition to half the size of the indexes. A full index
 grows by a fifth, and so does its copy."""
 _REMEDY = (
     "start once with IngestPipeline(rebuild=True) (command: --rebuild) to embed everything again "
-    "with the new model, or use that model, or another collection name"
+    "with the new model, or use the old model, or another collection name"
 )
 
 
@@ -141,7 +141,7 @@ class Folder:
         except StoreMismatchError as error:
             return Failed("mismatch", str(error))
         except self._refusals as error:
-            return Failed("rejected", f"Chroma refused it: {error}")
+            return Failed("rejected", f"Chroma rejected the request: {error}")
         except Exception as error:  # noqa: BLE001 - the rest are outages: disk, database, index
             # The cached collection may be stale.
             self._collections.pop(request.collection, None)
@@ -162,7 +162,7 @@ class Folder:
             case Open():
                 return Done()
             case Upsert():
-                self._check_room()
+                self._check_disk()
                 collection.upsert(request)
                 return Done()
             case Delete():
@@ -177,7 +177,7 @@ class Folder:
             case Scan():
                 return collection.scan(request.after, request.limit)
             case UpdateMetadata():
-                self._check_room()
+                self._check_disk()
                 collection.update_metadata(request)
                 return Done()
             case SaveIdentity():
@@ -201,23 +201,23 @@ class Folder:
             return
         if _MODEL not in (found.metadata or {}):
             raise StoreMismatchError(
-                f"the Chroma collection {name!r} was made elsewhere, so it is not deleted here; "
-                "delete it with Chroma, or choose another collection name"
+                f"the Chroma collection {name!r} was not created by autoplay-rag, so it is not "
+                "deleted; delete it with Chroma, or choose another collection name"
             )
         _delete_collection(self._client, self._path, found)
 
-    def _check_room(self) -> None:
+    def _check_disk(self) -> None:
         """Raise `OSError` if the disk is nearly full.
 
         Chroma ignores a failed write of an index and loses vectors.
         """
         free = shutil.disk_usage(self._path).free
-        needed = _ROOM + self._mirror.size // 2
+        needed = _FREE_BYTES + self._mirror.size // 2
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"{free >> 20} MB are free where {self._path} is, and {needed >> 20} MB are needed "
-                "to write safely; free some, and the pipeline stores what is pending",
+                f"{free >> 20} MB are free on the disk of {self._path}, but {needed >> 20} MB are "
+                "needed to write safely; free some space, and the pipeline stores the pending chunks",
             )
 
     def _collection(self, name: str, model: str | None) -> _Collection:
@@ -257,7 +257,7 @@ class _Collection:
         import numpy as np
 
         if self._dimension not in (None, request.dimension):
-            if not self._make_anew():
+            if not self._recreate():
                 raise self._wrong_dimension(request.dimension)
             self._dimension = None
         vectors = np.frombuffer(request.vectors, np.float32).reshape(-1, request.dimension)
@@ -446,7 +446,7 @@ class _Collection:
             configuration={"hnsw": {"space": "cosine", "ef_search": _EF_SEARCH}},
         )
 
-    def _make_anew(self) -> bool:
+    def _recreate(self) -> bool:
         """Recreate the collection if it is empty and this package created it. Its identity stays."""
         metadata = self._chroma.metadata or {}
         if _MODEL not in metadata or self.count() > 0:
@@ -464,8 +464,8 @@ class _Collection:
         space = (configuration.get("hnsw") or configuration.get("spann") or {}).get("space")
         if space != "cosine":
             raise StoreMismatchError(
-                f"the Chroma collection {self._name!r} was made elsewhere and compares vectors by "
-                f"{space!r} instead of 'cosine'; choose another collection name"
+                f"the Chroma collection {self._name!r} was not created by autoplay-rag and compares "
+                f"vectors by {space!r} instead of 'cosine'; choose another collection name"
             )
 
     def _check_model(self) -> None:
@@ -475,7 +475,7 @@ class _Collection:
         if held == "":  # used before its first `start`
             self._annotate({_MODEL: self.model or ""})
             return
-        if self._make_anew():
+        if self._recreate():
             return
         raise StoreMismatchError(
             f"the Chroma collection {self._name!r} holds {self.count()} vectors of the model "
@@ -485,7 +485,7 @@ class _Collection:
     def _wrong_dimension(self, dimension: int) -> StoreMismatchError:
         return StoreMismatchError(
             f"the Chroma collection {self._name!r} holds vectors of dimension {self._dimension}, "
-            f"but one of {dimension} came; {_REMEDY}"
+            f"but was given one of dimension {dimension}; {_REMEDY}"
         )
 
 

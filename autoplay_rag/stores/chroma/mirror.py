@@ -69,13 +69,13 @@ class IndexMirror:
         """
         for index, written_to in self._written_to().items():
             if written_to is None:
-                self._begin_anew(index)
+                self._delete_unfinished(index)
                 continue
             state = self._state(index)
             if state is None or state.written_to != written_to:
                 continue
             if _files(self._folder / index) != state.files:
-                self._put_back(index)
+                self._restore_copy(index)
                 _logger.warning(
                     "Chroma was killed while it wrote the index %s in %s: restored the last copy; "
                     "Chroma adds later chunks from its own log",
@@ -91,7 +91,9 @@ class IndexMirror:
         try:
             self._refresh()
         except (OSError, sqlite3.Error) as error:
-            _logger.warning("the indexes in %s could not be copied: %s", self._folder, error)
+            _logger.warning(
+                "the indexes in %s could not be copied for recovery: %s", self._folder, error
+            )
 
     def _refresh(self) -> None:
         found = {
@@ -140,14 +142,14 @@ class IndexMirror:
             _copy_changed(self._folder / index / name, copy / name)
         (copy / _STATE).write_bytes(msgspec.json.encode(taken))
 
-    def _begin_anew(self, index: str) -> None:
+    def _delete_unfinished(self, index: str) -> None:
         """Delete an index that was never finished. The log still has all its chunks."""
         # This file is written last. If it exists, either only the record in SQLite is missing, or
         # the index is of an older Chroma, which kept the record in this file.
         if not (self._folder / index / "index_metadata.pickle").exists():
             shutil.rmtree(self._folder / index, ignore_errors=True)
 
-    def _put_back(self, index: str) -> None:
+    def _restore_copy(self, index: str) -> None:
         # After an interruption, the files differ from the copy, so the next start repeats this.
         shutil.rmtree(self._folder / index, ignore_errors=True)
         shutil.copytree(self._mirror / index, self._folder / index, ignore=lambda *_: [_STATE])

@@ -38,8 +38,8 @@ _WORKER_MARK = "AUTOPLAY_RAG_CHROMA_WORKER"
 """The environment variable that is set in a worker."""
 _INTERPRETER_NAME = re.compile(r"\.?(python|pypy|graalpy)[\w.+-]*", re.IGNORECASE)
 _REMEDY = (
-    "Pass ChromaStore(..., python=PATH): the path of a Python interpreter that has "
-    "autoplay-rag[chroma] installed, in the version used here"
+    "Pass ChromaStore(..., python=PATH) with the path of a Python interpreter that has the same "
+    "version of autoplay-rag[chroma] installed"
 )
 _decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
@@ -71,7 +71,7 @@ class Interpreter:
             # `sys.executable` was this program, not an interpreter, so it started itself.
             raise ConfigurationError(
                 f"this process was started as a Chroma worker ({_WORKER_MARK} is set), and a worker "
-                f"does not start another: {_shown(sys.executable)} is not a Python interpreter. "
+                f"does not start another: {_quoted(sys.executable)} is not a Python interpreter. "
                 f"{_REMEDY}"
             )
         own = _executable(sys.executable or "")
@@ -82,8 +82,8 @@ class Interpreter:
         named_so = python is not None or _INTERPRETER_NAME.fullmatch(Path(found or "").name)
         if found is None or packaged or not named_so:
             raise ConfigurationError(
-                "ChromaStore runs Chroma in a Python process of its own. This program cannot start "
-                f"one: sys.executable is {_shown(sys.executable)}, which is missing, a packaged "
+                "ChromaStore runs Chroma in a separate Python process. This program cannot start "
+                f"one: sys.executable is {_quoted(sys.executable)}, which is missing, a packaged "
                 f"application or a program that embeds Python. {_REMEDY}"
             )
         return cls(found, None if python is None else found)
@@ -154,12 +154,12 @@ class ChromaProcess:
             self._popen.kill()
             self.end()
             what = (
-                f"did not answer within {timeout:g} s and was ended"
+                f"did not answer within {timeout:g} s and was killed"
                 if expired.is_set()
                 else f"ended unexpectedly with status {self._popen.returncode}"
             )
             raise StoreUnavailableError(
-                f"the Chroma worker of {self._folder} {what}; the next call starts it anew"
+                f"the Chroma worker of {self._folder} {what}; the next call restarts it"
             )
         if isinstance(reply, Failed):
             raise _error_of(reply)
@@ -174,7 +174,7 @@ class ChromaProcess:
         try:
             status = self._popen.wait(_NOT_READY_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            what = "wrote something else to its standard output"
+            what = "wrote other data to its standard output"
         else:
             if status < 0:
                 return
@@ -262,7 +262,7 @@ def _executable(path: str) -> str | None:
     return None if found is None else str(Path(found).absolute())
 
 
-def _shown(path: str | None) -> str:
+def _quoted(path: str | None) -> str:
     return repr(path) if path else "not set"
 
 

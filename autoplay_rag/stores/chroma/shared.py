@@ -90,7 +90,7 @@ class SharedWorker:
             frame = encode(request)
         except UnicodeEncodeError:
             raise StoreRejectedError(
-                "an id, a filter or an identity holds a lone surrogate; replace it"
+                "an id, a filter or an identity has a lone surrogate; replace it"
             ) from None
         if self._process is None or not self._process.is_alive:
             self._end()

@@ -356,7 +356,7 @@ class ChromaStore(VectorStore):
 
     def _query(self, vector: Vector, k: int, filter: Filter) -> Query:
         if k < 1:
-            raise StoreRejectedError(f"k is {k}; a search asks for at least 1 hit")
+            raise StoreRejectedError(f"k is {k}; it must be at least 1")
         return Query(
             **self._to(self._model),
             vector=pack_vector(vector, "the question"),

@@ -78,7 +78,7 @@ def _claim_stdout() -> FileIO:
 
 def _open(path: Path, lock: FileLock, owner: int) -> Folder | Failed:
     try:
-        if not _take(lock):
+        if not _acquire(lock):
             return Failed("locked", _locked_message(path, lock.holder()))
         # The lock names the parent, because a user who ends this process would only make the
         # parent start another.
@@ -91,7 +91,7 @@ def _open(path: Path, lock: FileLock, owner: int) -> Folder | Failed:
         return Failed("unavailable", f"Chroma could not open {path}: {error}")
 
 
-def _take(lock: FileLock) -> bool:
+def _acquire(lock: FileLock) -> bool:
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while not lock.acquire():
         if time.monotonic() > deadline:
@@ -102,9 +102,9 @@ def _take(lock: FileLock) -> bool:
 
 def _locked_message(path: Path, holder: str) -> str:
     return (
-        f"the Chroma folder {path} is in use by process {holder}, and Chroma allows one process "
-        "at a time, also for searching alone: close the store there, end that process, or use "
-        "another folder here"
+        f"the Chroma folder {path} is in use by process {holder}, and Chroma allows only one process "
+        "at a time, even for searches: close the store in that process, end the process, or use "
+        "another folder"
     )
 
 
