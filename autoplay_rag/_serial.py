@@ -1,4 +1,4 @@
-"""One thread that does a store's blocking work, in order, for any number of event loops."""
+"""One thread for a store's blocking work, in order, for any number of event loops."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class SerialThread:
     """Runs functions one after another, off the event loop.
 
     Data that only this thread uses needs no lock. The thread starts with the first call and ends
-    once the object is no longer referenced. Asyncio's own pool is no replacement: it is small,
-    shared by the whole process, and keeps no order.
+    when the object is no longer referenced. Asyncio's default pool is not suitable: it is small,
+    shared by the whole process, and does not keep the order of calls.
 
     Args:
-        name: The thread's name, as debuggers show it.
+        name: The thread's name in debuggers.
 
     Example:
         >>> import asyncio
@@ -37,8 +37,8 @@ class SerialThread:
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Await `work(*args, **kwargs)`.
 
-        A cancelled caller returns at once. Work that has started runs to its end, so its data
-        stays consistent; work that has not started is dropped.
+        A cancelled caller returns immediately. Work that has started runs to its end, so that its
+        data stays consistent. Work that has not started is dropped.
         """
         return await asyncio.wrap_future(self._submit(work, *args, **kwargs))
 

@@ -48,7 +48,7 @@ async def follow_journal(
         ...         return live.get(user_id="u1")
         >>> asyncio.run(main())
         Traceback (most recent call last):
-        autoplay_rag.errors.JournalError: there is no journal at journal.db
+        autoplay_rag.errors.JournalError: no journal found at journal.db; check the path
     """
     check_above("interval", interval)
     kept = LiveSessions() if live is None else live

@@ -1,1 +1,1 @@
-"""What was received and what became of it: the queue and the catalog."""
+"""The journal: the queue of received payloads and the catalog of stored chunks."""

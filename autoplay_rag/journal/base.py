@@ -1,10 +1,10 @@
-"""What a queue and a catalog must do. SQLite (`journal/sqlite.py`) implements both in one file.
+"""The interfaces of the queue and the catalog. `journal/sqlite.py` implements both in one file.
 
-The **queue** keeps what was received until it is stored or given up. The **catalog** knows what
-is stored: chunks with their text and metadata, sessions, and what is still to be deleted. One
-transaction moves a payload from one to the other, so an implementation provides both.
+The **queue** keeps received payloads until they are stored or dead. The **catalog** lists what the
+store holds: chunks with their text and metadata, sessions, and pending deletions. One transaction
+moves a payload from the queue to the catalog, so an implementation provides both.
 
-No method takes a function: each names one operation, which is one transaction.
+Each method is one operation and one transaction. No method takes a callback.
 """
 
 from __future__ import annotations
@@ -51,25 +51,26 @@ __all__ = [
 ]
 
 Outcome = Literal["accepted", "duplicate", "filtered", "dead", "overflow"]
-"""What became of a payload that was handed over."""
+"""What happened to a submitted payload."""
 Durability = Literal["normal", "full"]
 Action = Literal["retry", "discard"]
-"""What can be asked of dead letters."""
+"""Actions on dead letters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A payload on its way into the queue.
+    """A payload to be added to the queue.
 
     Attributes:
         seq: Its sequence number.
         key: Its `payload_key`.
         lane: Its `lane_of`.
-        payload: As it is kept; None if only its receipt is recorded.
+        payload: The payload as it is kept; None if only its receipt is recorded.
         body: Its JSON; None if only its receipt is recorded.
-        first_chunk: The id of the chunk that begins with it: how a payload is recognised whose
-            chunk was adopted from a store, which knows no payload keys.
-        outcome: "accepted" for the queue, "filtered" to count it only, "dead" for `error`.
+        first_chunk: The id of the chunk that begins with it. It identifies duplicates of payloads
+            in chunks adopted from a store, because a store has no payload keys.
+        outcome: "accepted" adds it to the queue, "filtered" only counts it, "dead" adds it to the
+            dead letters.
         error: Why it is dead.
     """
 
@@ -84,7 +85,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes of its JSON."""
+        """The size of its JSON in bytes."""
         return 0 if self.body is None else len(self.body)
 
 
@@ -101,14 +102,14 @@ class Prepared(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """A payload of the queue, as planning needs it.
+    """A queued payload, in the form that planning needs.
 
     Attributes:
         seq: Its sequence number.
         key: Its `payload_key`.
         lane: Its lane.
         body: Its JSON; None if the journal's copy is damaged.
-        retried: Whether it is a dead letter that was put back: later ones may be stored already.
+        retried: True if it is a retried dead letter. Later payloads may be stored already.
     """
 
     seq: int
@@ -119,14 +120,14 @@ class Waiting(NamedTuple):
 
 
 class Session(NamedTuple):
-    """Who a session belongs to, and when it was active.
+    """The people of a session, and when it was active.
 
     Attributes:
         lane: Its lane.
         product_id: Its product.
         session_id: Its id.
-        people: Who it belongs to.
-        ambiguous: Whether more than one person used it.
+        people: The people it belongs to.
+        ambiguous: True if more than one person used it.
         first: Unix seconds of its first known activity.
         last: Unix seconds of its last known activity.
     """
@@ -147,7 +148,7 @@ class PlannedChunk:
     Attributes:
         chunk: Id, text and metadata.
         seqs: The sequence numbers of its payloads, in order.
-        tokens: What embedding it costs, as the embedder counts.
+        tokens: Tokens to embed, as the embedder counts them.
     """
 
     chunk: Chunk
@@ -157,15 +158,16 @@ class PlannedChunk:
 
 @dataclass(slots=True)
 class Plan:
-    """The chunks of one session that are stored together: recorded before anything is embedded.
+    """A batch: chunks of one session that are stored together.
 
-    After a crash it is carried out as recorded, so that what was half stored is overwritten and
-    never doubled, whatever the settings are by then.
+    A plan is recorded before its chunks are embedded. After a crash it is executed as recorded,
+    even if the settings have changed. Partly stored chunks are overwritten, so there are no
+    duplicates.
 
     Attributes:
-        number: The number of the batch; numbers only grow.
+        number: The batch number; it only increases.
         lane: The session's lane.
-        chunks: In the session's order.
+        chunks: The chunks in the session's order.
         unplanned: Errors of payloads that could not be rendered, by sequence number.
     """
 
@@ -183,10 +185,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """A plan that was carried out.
+    """An executed plan.
 
     Attributes:
-        plan: As it was recorded last.
+        plan: The plan as last recorded.
         dead: Errors of payloads that could not be stored, by sequence number.
     """
 
@@ -301,11 +303,11 @@ class Visit(NamedTuple):
 
 
 class QueuedChunk(NamedTuple):
-    """A chunk of the catalog that is to be embedded and stored again.
+    """A chunk of the catalog that must be embedded and stored again.
 
     Attributes:
         number: Its number in the catalog.
-        chunk: As the catalog has it.
+        chunk: The chunk as the catalog has it.
     """
 
     number: int
@@ -317,12 +319,12 @@ class DeadLetter:
     """A payload that could not be stored.
 
     Attributes:
-        id: Names it in `retry` and `discard`.
-        kind: "actions", "summary" or "chat"; "unknown" where nothing was kept.
+        id: Its id, for `retry` and `discard`.
+        kind: "actions", "summary" or "chat"; "unknown" if the payload was not kept.
         session_id: Its session.
-        error: Why it was given up.
-        died_at: Unix seconds.
-        payload: The payload; None where `redact` failed on it and nothing was kept.
+        error: Why it could not be stored.
+        died_at: When it became a dead letter, in Unix seconds.
+        payload: The payload; None if `redact` failed on it, so that it was not kept.
     """
 
     id: int
@@ -338,9 +340,9 @@ class Health:
     """Whether payloads reach the store.
 
     Attributes:
-        state: "ok"; "degraded" while something fails that is retried or needs attention; "failed"
-            once the pipeline stores nothing more.
-        reasons: What is wrong, a line each; empty while all is well.
+        state: "ok"; "degraded" while a failure is retried or needs attention; "failed" when the
+            pipeline has stopped storing.
+        reasons: What is wrong, one line each; empty if the state is "ok".
 
     Example:
         >>> str(Health()), str(Health("degraded", ("store: ConnectionError: refused",)))
@@ -356,14 +358,14 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What a journal notes about itself and the store it belongs to.
+    """A journal's notes about itself and its store.
 
     Attributes:
-        journal_id: Names this journal for good.
-        store_id: The store it belongs to; "" if none yet.
+        journal_id: The permanent id of this journal.
+        store_id: The id of its store; "" if it has none yet.
         store_batch: The batch number that the store confirmed last.
-        model: The embedder of what is stored; "" if none is known.
-        adopted: Whether it holds chunks that were read from a store.
+        model: The embedder of the stored chunks; "" if unknown.
+        adopted: True if it holds chunks that were read from a store.
     """
 
     journal_id: str
@@ -375,13 +377,13 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """How far a journal has come.
+    """The progress of a journal.
 
     Attributes:
-        seq: The highest sequence number given out.
+        seq: The highest sequence number assigned.
         batch: The highest number of a recorded plan.
-        acknowledged: The highest number of an acknowledged one.
-        chunks: How many chunks were stored: those of plans under way are not counted.
+        acknowledged: The highest number of an acknowledged plan.
+        chunks: The number of stored chunks, without those of pending plans.
     """
 
     seq: int
@@ -391,103 +393,103 @@ class Known:
 
 
 class Queue(ABC):
-    """What was received and is not stored yet."""
+    """The payloads that were received and are not stored yet."""
 
     @property
     @abstractmethod
     def counts(self) -> Counts:
-        """The durable counts, as of the last commit. Readable from any thread."""
+        """The durable counts as of the last commit. May be read from any thread."""
 
     @property
     @abstractmethod
     def problem(self) -> str | None:
-        """What prevents writing now, in one line; None while all is well."""
+        """What prevents writing now, in one line; None if writing works."""
 
     @abstractmethod
     def accept(self, entry: Entry) -> asyncio.Future[Outcome]:
-        """Hand over a payload; the future ends when it is committed.
+        """Submit a payload. The future completes when the payload is committed.
 
-        Entries are committed in the order in which they are handed over. Cancelling the future
-        changes nothing.
+        Entries are committed in the order of the calls. Cancelling the future does not cancel the
+        commit.
         """
 
     @abstractmethod
     async def known(self) -> Known:
-        """How far the journal has come."""
+        """Return the progress of the journal."""
 
     @abstractmethod
     async def settled_of(self, lane: int) -> int | None:
-        """The watermark of one lane: all its payloads up to this number are settled.
+        """Return the watermark of one lane: all its payloads up to this number are settled.
 
         Returns:
-            None if nothing of the lane is waiting: everything that was received is settled.
+            The watermark; None if all received payloads of the lane are settled.
         """
 
     @abstractmethod
     async def waiting(self, after: int, limit: int) -> list[tuple[int, int, bool]]:
-        """What waits, in order of sequence numbers: (seq, lane, whether it is a retried letter)."""
+        """Return queued payloads by sequence number: (seq, lane, whether it is a retried letter)."""
 
     @abstractmethod
     async def read(self, seqs: Sequence[int], most_bytes: int) -> list[Waiting]:
-        """Payloads that wait, in the order asked for: as many as `most_bytes` allow, at least one."""
+        """Read queued payloads in the given order, up to `most_bytes`, but at least one."""
 
     @abstractmethod
     async def recent(self, since: float, limit: int) -> list[tuple[float, Payload]]:
-        """Accepted payloads by time of arrival, oldest first: the last `limit` since a time."""
+        """Return the last `limit` payloads accepted since a time, with arrival time, oldest first."""
 
     @abstractmethod
     async def plans(self) -> list[Plan]:
-        """Plans that were recorded and not acknowledged, oldest first."""
+        """Return the plans that are not acknowledged, oldest first."""
 
     @abstractmethod
     async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> None:
-        """Record plans, and who their sessions belong to."""
+        """Record plans, and the people of their sessions."""
 
     @abstractmethod
     async def replace_plan(self, plan: Plan) -> None:
-        """Record a plan anew under its number; chunks that it no longer has are forgotten."""
+        """Overwrite the plan of the same number. Chunks it no longer has leave the catalog."""
 
     @abstractmethod
     async def acknowledge(self, ended: Sequence[Acknowledgement]) -> list[str]:
-        """Settle the payloads of plans that were carried out.
+        """Settle the payloads of executed plans.
 
         Returns:
-            Ids of chunks that are now in the deletion outbox: parts of payloads that died.
+            Ids of chunks added to the deletion outbox: parts of payloads that are now dead.
         """
 
     @abstractmethod
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
-        """The dead letters, oldest first."""
+        """Return at most `limit` dead letters, oldest first."""
 
     @abstractmethod
     async def retry(self, ids: Sequence[int] | None) -> list[tuple[int, int]]:
         """Put dead letters back into the queue; None means all.
 
-        They keep their sequence numbers, and the watermark stays where it is.
+        They keep their sequence numbers. The watermark does not move.
 
         Returns:
-            (lane, sequence number) of each that was put back.
+            (lane, sequence number) of each retried dead letter.
         """
 
     @abstractmethod
     async def discard(self, ids: Sequence[int] | None) -> int:
-        """Drop dead letters for good; returns how many. None means all."""
+        """Delete dead letters permanently, and return how many. None means all."""
 
     @abstractmethod
     async def carry_out_requests(self) -> list[tuple[int, int]]:
-        """Do what other processes asked for; returns what was put back, as `retry` does."""
+        """Execute the requests of other processes. Returns retried letters, as `retry` does."""
 
     @abstractmethod
     async def note_health(self, health: Health) -> None:
-        """Keep how the pipeline is, for other processes."""
+        """Save the health of the pipeline for other processes."""
 
     @abstractmethod
     async def tokens(self, day: str) -> int:
-        """The tokens embedded on a day."""
+        """Return the number of tokens embedded on a day."""
 
     @abstractmethod
     async def note_tokens(self, day: str, count: int) -> None:
-        """Keep the tokens embedded on a day."""
+        """Save the number of tokens embedded on a day."""
 
 
 class Findable(ABC):
@@ -546,81 +548,85 @@ class Findable(ABC):
 
 
 class Catalog(ABC):
-    """What is stored."""
+    """The chunks in the store, their sessions, and pending deletions."""
 
     @abstractmethod
     async def sessions(self, lanes: Sequence[int]) -> dict[int, Session]:
-        """Who these lanes' sessions belong to, where that is known."""
+        """Return the known sessions of these lanes."""
 
     @abstractmethod
     async def notes(self) -> Notes:
-        """What the journal notes about itself and its store."""
+        """Return the journal's notes about itself and its store."""
 
     @abstractmethod
     async def note_store(self, store_id: str, batch: int, model: str) -> None:
-        """Keep which store the journal belongs to, and the batch that the store confirmed."""
+        """Save the store's id, the batch it confirmed, and its model."""
 
     @abstractmethod
     async def acknowledged_for_good(self) -> int:
-        """The highest acknowledged batch, which no power loss will undo after this returned."""
+        """Return the highest acknowledged batch, after making it survive a power loss."""
 
     @abstractmethod
     async def sample(self, count: int) -> list[str]:
-        """Ids of stored chunks, spread over the catalog."""
+        """Return ids of stored chunks, spread over the catalog."""
 
     @abstractmethod
     async def queue_all(self) -> int:
-        """Have every stored chunk embedded and stored again, where its text is known.
+        """Queue every stored chunk with a known text to be embedded and stored again.
 
         Returns:
-            How many chunks are to be stored again.
+            The number of queued chunks.
         """
 
     @abstractmethod
     async def queue_unconfirmed(self) -> int:
-        """With "full" durability, after a crash: queue what was acknowledged in the last minutes."""
+        """Queue recently acknowledged chunks after a crash. Needs "full" durability.
+
+        Returns:
+            The number of chunks queued by this call.
+        """
 
     @abstractmethod
     async def queued(self, after: int, limit: int) -> list[QueuedChunk]:
-        """Chunks to be stored again, by number."""
+        """Return queued chunks, ordered by number."""
 
     @abstractmethod
     async def count_queued(self) -> int:
-        """How many chunks are to be stored again."""
+        """Return the number of queued chunks."""
 
     @abstractmethod
     async def stored_again(self, numbers: Sequence[int], refused: Mapping[int, str]) -> list[str]:
-        """Chunks were stored again; those refused take their payloads to the dead letters.
+        """Record that chunks were stored again. Payloads of refused chunks become dead letters.
 
         Returns:
-            Ids of chunks that are now in the deletion outbox.
+            Ids of chunks added to the deletion outbox.
         """
 
     @abstractmethod
     async def deletions(self, limit: int, *, planned: bool = True) -> list[str]:
-        """Ids of chunks that the store has not confirmed to have deleted, oldest first.
+        """Return ids of chunks whose deletion the store has not confirmed, oldest first.
 
         Args:
-            limit: The most; -1 for all.
-            planned: Whether chunks that a plan stores anew are among them. A deletion that
-                starts after such a plan would delete what the plan stored.
+            limit: The most ids; -1 for all.
+            planned: Whether to include chunks that a plan stores again. Deleting such a chunk
+                after the plan was executed would delete what the plan stored.
         """
 
     @abstractmethod
     async def deleted(self, ids: Sequence[str]) -> None:
-        """The store has deleted these."""
+        """Record that the store has deleted these chunks."""
 
     @abstractmethod
     async def missing_texts(self) -> int:
-        """How many stored chunks have no text here: those of an older format."""
+        """Return how many stored chunks have no text here, as in older formats."""
 
     @abstractmethod
     async def fill(self, chunks: Sequence[Chunk]) -> int:
-        """Take texts and metadata of known chunks from the store; returns how many were missing."""
+        """Add missing texts and metadata from the store's chunks. Returns how many were missing."""
 
     @abstractmethod
     async def adopt(self, chunks: Sequence[Chunk]) -> int:
-        """Take chunks that a store holds into the catalog; returns how many were not known."""
+        """Add chunks of a store to the catalog, and return how many were unknown."""
 
     @property
     @abstractmethod
@@ -637,26 +643,26 @@ class Catalog(ABC):
 
     @abstractmethod
     async def tidy(self) -> None:
-        """Drop what has expired."""
+        """Delete expired data."""
 
 
 class Journal(Queue, Catalog):
     """A queue and a catalog that one transaction can change together.
 
     Attributes:
-        upgraded_from: The older format that opening upgraded; None if none.
+        upgraded_from: The format before `open` upgraded the file; None if it did not.
     """
 
     upgraded_from: int | None = None
 
     @abstractmethod
     async def open(self) -> None:
-        """Open what is there, or make it.
+        """Open the journal, or create it.
 
         Raises:
-            JournalError: One of its kinds, if it cannot be used.
+            JournalError: If it cannot be used. Subclasses name the reason.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Carry out what was handed over, and close."""
+        """Finish all submitted operations and close."""

@@ -1,8 +1,8 @@
-"""Payload bodies as the journal keeps them: JSON, compressed with a preset dictionary.
+"""Payload bodies in the journal: JSON, compressed with a preset dictionary.
 
-The dictionary holds what nearly every payload holds: the field names of the wire format, in the
-order in which this package writes them, and the usual words of descriptions. It takes a typical
-body of 890 bytes to about 140. It is part of the file format: another one needs a new format.
+The dictionary holds the field names of the wire format, in the order in which this package writes
+them, and frequent words of descriptions. It reduces a typical body of 890 bytes to about 140. It is
+part of the file format: a different dictionary needs a new format.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from autoplay_rag.payloads import Payload
 
 __all__ = ["decoded", "pack", "unpack"]
 
-# Raw deflate in a window of 8 KB: a fresh state costs a third of the usual 32 KB one to copy.
+# Raw deflate with a window of 8 KB. Copying its state costs a third of copying one of 32 KB.
 _WINDOW: Final = -13
 _MEMORY: Final = 5
 _LEVEL: Final = 3
 
 _PACKED: Final = b"\1"
 _JSON: Final = b"{"
-"""First bytes of a packed body, and of one that is not: a journal in memory packs none."""
+"""First bytes of a packed and an unpacked body. A journal in memory does not pack bodies."""
 
 _ACTION: Final = (
     b'"index":0,"type":"%s","timestamp_start":17123456%02d.0,"timestamp_end":17123456%02d.0,'
     b'"raw_url":"https://www.","session_id":null,"user_id":null,"email":null,"conversation_id":null}'
 )
-# Later bytes are cheaper to refer to, so what is most frequent comes last.
+# Later bytes are cheaper to refer to, so the most frequent strings come last.
 _DICTIONARY: Final = b"".join(
     (
         (
@@ -66,7 +66,7 @@ _fresh = zlib.compressobj(
 
 
 def pack(body: bytes) -> bytes:
-    """A payload's JSON, compressed. Takes about 8 us, and lets other threads run meanwhile.
+    """Compress a payload's JSON. Takes about 8 us and releases the GIL.
 
     Example:
         >>> body = b'{"type":"summary","product_id":"acme","session_id":"s1","summary":"Paid."}'
@@ -78,7 +78,7 @@ def pack(body: bytes) -> bytes:
 
 
 def unpack(packed: bytes | None) -> bytes | None:
-    """A payload's JSON, packed or not; None where nothing was kept, or the copy is damaged."""
+    """Return a payload's JSON, packed or not; None if it was not kept or is damaged."""
     if packed is None or packed[:1] == _JSON:
         return packed
     state = zlib.decompressobj(_WINDOW, _DICTIONARY)
@@ -86,13 +86,13 @@ def unpack(packed: bytes | None) -> bytes | None:
         if packed[:1] != _PACKED:
             return None
         body = state.decompress(packed[1:])
-    except (zlib.error, TypeError):  # a flipped byte may make a text of it
+    except (zlib.error, TypeError):  # a flipped byte may turn the blob into a text
         return None
     return body if state.eof else None
 
 
 def decoded(body: bytes | None) -> Payload | None:
-    """The payload of a body; None where nothing was kept, or the copy is damaged."""
+    """Decode a body; None if it was not kept or is damaged."""
     try:
         return decode(body) if body else None
     except DecodeError:

@@ -1,6 +1,6 @@
-"""The catalog's tables: chunks, which payloads they hold, sessions, deletions, notes.
+"""The catalog's tables: chunks, their payloads, sessions, deletions, notes.
 
-Everything here blocks and runs inside a transaction of the writer's thread.
+All functions block. They run in a transaction on the writer thread.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _INSERT_SESSION = (
 _UPDATE_SESSION = (
     "ON CONFLICT (lane) DO UPDATE SET product = excluded.product, session = excluded.session, "
     "{people}, ambiguous = max(ambiguous, excluded.ambiguous), "
-    # `min` and `max` of something unknown are unknown.
+    # SQLite's `min` and `max` return NULL if one argument is NULL.
     "first = coalesce(min(first, excluded.first), first, excluded.first), "
     "last = coalesce(max(last, excluded.last), last, excluded.last), seen = excluded.seen"
 )
@@ -56,16 +56,16 @@ _KNOWN_PEOPLE = (
     "THEN coalesce(conversation, excluded.conversation) ELSE conversation END, "
     "user = coalesce(user, excluded.user)"
 )
-"""What the journal knows of a session is newer than what the chunks of a store say."""
+"""The people in the journal are newer than those in the chunks of a store, so they are kept."""
 _KEY_DIGITS = 32
 _MOST_PARTS = 64
-"""How many chunks of one payload are recognised in a store that an older format filled."""
+"""The most chunks of one payload that are recognised in a store filled by an older format."""
 _MEMORY_SESSIONS = 50_000
-"""The most sessions that a journal in memory remembers."""
+"""The most sessions that a journal in memory keeps."""
 
 
 class CatalogTables:
-    """What is stored.
+    """The operations on the catalog's tables.
 
     Args:
         file: The journal's file.
@@ -80,9 +80,9 @@ class CatalogTables:
     # -- chunks -------------------------------------------------------------------------------
 
     def insert_planned(self, chunks: Sequence[PlannedChunk], lane: int) -> list[int]:
-        """Add chunks of a plan; returns their numbers.
+        """Add the chunks of a plan, and return their numbers.
 
-        One that is known by its id keeps its number and is replaced.
+        A chunk with a known id replaces the old one and keeps its number.
         """
         ids = [planned.chunk.id for planned in chunks]
         known = self._numbers(ids)
@@ -106,7 +106,7 @@ class CatalogTables:
         return numbers
 
     def planned(self, numbers: Sequence[int]) -> list[PlannedChunk]:
-        """The chunks of a plan, in order; what embedding them costs is not known."""
+        """Return the chunks of a plan, in order. Their `tokens` are 0, because they are not kept."""
         given = json_list(numbers)
         seqs: dict[int, list[int]] = {}
         for number, seq in self._connection.execute(
@@ -123,7 +123,7 @@ class CatalogTables:
         ]
 
     def set_stored(self, numbers: Sequence[int], model: str) -> None:
-        """Mark chunks as stored; deletions of theirs that are still open are obsolete."""
+        """Mark chunks as stored, and drop their pending deletions."""
         given = json_list(numbers)
         self._connection.execute(
             "UPDATE chunk SET state = ?, model = ? WHERE number IN (SELECT value FROM json_each(?))",
@@ -137,14 +137,15 @@ class CatalogTables:
             )
 
     def remove(self, numbers: Sequence[int], reason: str | None = None) -> list[str]:
-        """Forget chunks.
+        """Delete chunks from the catalog.
 
         Args:
-            numbers: Which.
-            reason: Puts them into the deletion outbox for this reason; None leaves the store alone.
+            numbers: The chunks' numbers.
+            reason: Why they must also be deleted from the store; their ids go into the deletion
+                outbox. None leaves the store as it is.
 
         Returns:
-            Their ids, if they are in the outbox now.
+            The ids added to the outbox.
         """
         ids: list[str] = []
         if reason is not None and numbers:
@@ -161,7 +162,7 @@ class CatalogTables:
         return ids
 
     def numbers_of(self, seqs: Sequence[int]) -> list[int]:
-        """The chunks that hold any of these payloads."""
+        """Return the numbers of the chunks that hold any of these payloads."""
         return [
             number
             for (number,) in self._connection.execute(
@@ -172,7 +173,7 @@ class CatalogTables:
         ]
 
     def seqs_of(self, number: int) -> list[int]:
-        """The payloads that a chunk holds."""
+        """Return the sequence numbers of a chunk's payloads."""
         return [
             seq
             for (seq,) in self._connection.execute(
@@ -181,20 +182,20 @@ class CatalogTables:
         ]
 
     def count(self) -> int:
-        """How many chunks are known."""
+        """Return the number of chunks."""
         return self.file.scalar("SELECT count(*) FROM chunk")
 
     def sample(self, count: int) -> list[str]:
-        """Ids of stored chunks, spread over the catalog: one of each span of numbers."""
+        """Return ids of stored chunks: one from each of `count` equal ranges of numbers."""
         first, last = self._connection.execute(
-            # In two queries: asked for both, SQLite reads the whole table.
+            # Two subqueries: for `min` and `max` in one SELECT, SQLite reads the whole table.
             "SELECT (SELECT min(number) FROM chunk), (SELECT max(number) FROM chunk)"
         ).fetchone()
         if first is None:
             return []
         step = -(-(last - first + 1) // max(1, count))  # rounded up: no more than `count`
         found = (
-            # Not at even distances, which could match a pattern in what is missing.
+            # A random offset: equal distances could match a pattern in the missing chunks.
             self._stored_in(start + random.randrange(step), start + step)  # noqa: S311
             or self._stored_in(start, start + step)
             for start in range(first, last + 1, step)
@@ -202,7 +203,7 @@ class CatalogTables:
         return [one for one in found if one is not None]
 
     def _stored_in(self, start: int, end: int) -> str | None:
-        """The id of the first stored chunk with a number in a range."""
+        """Return the id of the first stored chunk in a range of numbers."""
         row = self._connection.execute(
             "SELECT id FROM chunk WHERE number >= ? AND number < ? AND state = ? "
             "ORDER BY number LIMIT 1",
@@ -213,7 +214,7 @@ class CatalogTables:
     # -- stored again -------------------------------------------------------------------------
 
     def queue_all(self) -> int:
-        """Have every stored chunk stored again, where its text is known."""
+        """Queue every stored chunk with a known text, and return the number of queued chunks."""
         self._connection.execute(
             "UPDATE chunk SET state = ? WHERE state = ? AND text IS NOT NULL",
             (ChunkState.QUEUED, ChunkState.STORED),
@@ -221,7 +222,7 @@ class CatalogTables:
         return self.count_queued()
 
     def queue(self, numbers: Sequence[int]) -> int:
-        """Have these stored again, if they are still stored; returns how many."""
+        """Queue those of these chunks that are still stored, and return how many."""
         return self._connection.execute(
             "UPDATE chunk SET state = ? WHERE number IN (SELECT value FROM json_each(?)) "
             "AND state = ? AND text IS NOT NULL",
@@ -229,7 +230,7 @@ class CatalogTables:
         ).rowcount
 
     def queued(self, after: int, limit: int) -> list[QueuedChunk]:
-        """Chunks to be stored again, by number."""
+        """Return queued chunks, ordered by number."""
         found = self._chunks(
             f"WHERE state = {ChunkState.QUEUED:d} AND number > ? ORDER BY number LIMIT ?",
             after,
@@ -238,13 +239,13 @@ class CatalogTables:
         return [QueuedChunk(number, chunk) for number, chunk in found]
 
     def count_queued(self) -> int:
-        """How many chunks are to be stored again."""
+        """Return the number of queued chunks."""
         return self.file.scalar(f"SELECT count(*) FROM chunk WHERE state = {ChunkState.QUEUED:d}")
 
     # -- deletions ----------------------------------------------------------------------------
 
     def deletions(self, limit: int, planned: bool = True) -> list[str]:
-        """Ids in the deletion outbox, oldest first; `planned`: with those that a plan stores anew."""
+        """Return ids in the deletion outbox, oldest first. For `planned` see `Catalog`."""
         rows = self._connection.execute(
             "SELECT chunk FROM deletion WHERE ? OR NOT EXISTS "
             "(SELECT 1 FROM chunk WHERE id = deletion.chunk) ORDER BY at LIMIT ?",
@@ -253,10 +254,10 @@ class CatalogTables:
         return [found for (found,) in rows]
 
     def deleted(self, ids: Sequence[str]) -> None:
-        """Take confirmed ids out of the outbox."""
+        """Remove confirmed ids from the outbox."""
         delete_in(self._connection, "deletion", "chunk", ids)
 
-    def _to_delete(self, ids: Sequence[str]) -> set[str]:
+    def _in_outbox(self, ids: Sequence[str]) -> set[str]:
         rows = self._connection.execute(
             "SELECT chunk FROM deletion WHERE chunk IN (SELECT value FROM json_each(?))",
             (json_list(ids),),
@@ -269,14 +270,14 @@ class CatalogTables:
     # -- from a store -------------------------------------------------------------------------
 
     def missing_texts(self) -> int:
-        """How many chunks have no text."""
+        """Return the number of chunks without text."""
         return self.file.scalar("SELECT count(*) FROM chunk WHERE text IS NULL")
 
     def fill(self, chunks: Sequence[Chunk]) -> int:
-        """Take texts and metadata of chunks that have none; returns how many had none.
+        """Add texts and metadata to chunks without text, and return how many those were.
 
-        Later parts of payloads that fill several chunks are added, once the first part is filled:
-        an older format did not know them.
+        If a payload fills several chunks, an older format recorded only the first. The others are
+        added once the first has its text.
         """
         missing = {
             found: (number, model, state)
@@ -324,14 +325,14 @@ class CatalogTables:
         insert(self._connection, "chunk_payload (seq, chunk)", links)
 
     def adopt(self, chunks: Sequence[Chunk], model: str) -> int:
-        """Take chunks of a store into the catalog; returns how many were not known.
+        """Add chunks of a store to the catalog, and return how many were unknown.
 
-        Nothing says which payloads they hold. Each gets one that stands for the payload it begins
-        with, recognised by the chunk's id.
+        Their payloads are unknown. Each chunk gets a placeholder for the payload it begins with.
+        The placeholder's key is the chunk's id.
         """
         ids = [chunk.id for chunk in chunks]
-        # What is to be deleted from the store is not taken back.
-        known = self._numbers(ids).keys() | self._to_delete(ids)
+        # Chunks with a pending deletion are not adopted.
+        known = self._numbers(ids).keys() | self._in_outbox(ids)
         fresh = {chunk.id: chunk for chunk in chunks if chunk.id not in known}
         if not fresh:
             return 0
@@ -366,7 +367,7 @@ class CatalogTables:
     # -- sessions -----------------------------------------------------------------------------
 
     def sessions(self, lanes: Sequence[int]) -> dict[int, Session]:
-        """Who these lanes' sessions belong to, where that is known."""
+        """Return the known sessions of these lanes."""
         rows = read_all(
             self._connection,
             "lane, product, session, user, conversation, ambiguous, first, last",
@@ -387,18 +388,18 @@ class CatalogTables:
         }
 
     def set_sessions(self, sessions: Sequence[Session]) -> None:
-        """Keep who sessions belong to, and widen the time in which they were active."""
-        self._keep_sessions(sessions, _NEW_PEOPLE)
+        """Save the people of sessions, and extend the sessions' active time."""
+        self._save_sessions(sessions, _NEW_PEOPLE)
 
     def _add_sessions(self, sessions: Sequence[Session]) -> None:
-        """Keep who sessions belong to as far as the journal does not know it."""
+        """Save the people of sessions that the journal does not know yet."""
         merged: dict[int, Session] = {}
         for one in sorted(sessions, key=attrgetter("last")):
             before = merged.get(one.lane)
-            merged[one.lane] = _followed(before, one) if before else one
-        self._keep_sessions(list(merged.values()), _KNOWN_PEOPLE)
+            merged[one.lane] = _merged(before, one) if before else one
+        self._save_sessions(list(merged.values()), _KNOWN_PEOPLE)
 
-    def _keep_sessions(self, sessions: Sequence[Session], people: str) -> None:
+    def _save_sessions(self, sessions: Sequence[Session], people: str) -> None:
         now = time.time()
         insert(
             self._connection,
@@ -406,10 +407,10 @@ class CatalogTables:
             [
                 (
                     one.lane,
-                    _plain(one.product_id),
-                    _plain(one.session_id),
-                    _plain(one.people.user_id),
-                    _plain(one.people.conversation_id),
+                    _without_nul(one.product_id),
+                    _without_nul(one.session_id),
+                    _without_nul(one.people.user_id),
+                    _without_nul(one.people.conversation_id),
                     one.ambiguous,
                     one.first or None,
                     one.last or None,
@@ -423,7 +424,7 @@ class CatalogTables:
     # -- notes --------------------------------------------------------------------------------
 
     def notes(self) -> Notes:
-        """What the journal notes about itself and its store."""
+        """Return the journal's notes about itself and its store."""
         meta = self.file.meta
         return Notes(
             journal_id=meta("journal_id"),
@@ -434,22 +435,22 @@ class CatalogTables:
         )
 
     def note_store(self, store_id: str, batch: int, model: str) -> None:
-        """Keep which store the journal belongs to, and the batch that the store confirmed."""
+        """Save the store's id, the batch it confirmed, and its model."""
         for name, value in (("store_id", store_id), ("store_batch", batch), ("model", model)):
             if self.file.meta(name) != value:
                 self.file.set_meta(name, value)
 
-    # -- what is forgotten --------------------------------------------------------------------
+    # -- expiry -------------------------------------------------------------------------------
 
     def drop_adopted(self, seqs: Sequence[int]) -> None:
-        """Forget what stands for unknown payloads, so that they are stored when delivered again."""
+        """Delete placeholders of adopted chunks. A repeated delivery is then stored."""
         self._connection.execute(
             "DELETE FROM payload WHERE state = ? AND seq IN (SELECT value FROM json_each(?))",
             (PayloadState.ADOPTED, json_list(seqs)),
         )
 
     def drop_stored(self, seqs: Sequence[int]) -> None:
-        """Forget stored payloads, and the chunks that hold nothing else."""
+        """Delete stored payloads, and chunks that hold no other payload."""
         numbers = self.numbers_of(seqs)
         self.fulltext.remove(seqs)
         delete_in(self._connection, "chunk_payload", "seq", seqs)
@@ -461,7 +462,7 @@ class CatalogTables:
         )
 
     def drop_sessions(self, seen_before: float) -> None:
-        """Forget sessions that were not active since, and the oldest of too many."""
+        """Delete sessions last seen before a time, and the oldest above the limit."""
         self._connection.execute("DELETE FROM session WHERE seen < ?", (seen_before,))
         over = self.file.scalar("SELECT count(*) FROM session") - _MEMORY_SESSIONS
         if over > 0:
@@ -525,7 +526,7 @@ class CatalogTables:
 
 
 def as_key(chunk_id: str) -> bytes | None:
-    """A chunk's id in the form of a payload's key; None if it is not one of this package."""
+    """Return a chunk's id as a payload key; None if this package did not make the id."""
     if len(chunk_id) != _KEY_DIGITS:
         return None
     try:
@@ -551,14 +552,14 @@ def _lane_of(chunk: Chunk) -> int | None:
 
 
 def _later_parts(chunk: Chunk, key: str) -> Iterator[str]:
-    """Ids of the chunks after the first one, of a payload of the session of `chunk`."""
+    """Yield possible ids of the later chunks of a payload in the session of `chunk`."""
     metadata = chunk.metadata
     payload = ActionsPayload(str(metadata.get("product_id", "")), str(metadata["session_id"]))
     return (chunk_id(payload, key, part) for part in range(1, _MOST_PARTS))
 
 
-def _followed(before: Session, after: Session) -> Session:
-    """What two chunks of one session say of it, the later one last."""
+def _merged(before: Session, after: Session) -> Session:
+    """Merge the session data of two chunks of one session, given in order of time."""
     hands_over = changes_hands(before.people.user_id, after.people.user_id)
     people = after.people
     if not hands_over:
@@ -595,6 +596,6 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _plain(value: str | None) -> str | None:
-    # `read_all` would end a text at its first NUL.
+def _without_nul(value: str | None) -> str | None:
+    # `read_all` truncates a text at its first NUL.
     return value.replace("\0", "\ufffd") if value else value

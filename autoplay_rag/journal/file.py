@@ -1,6 +1,6 @@
-"""The journal's file: opened, upgraded, refused or set aside; its transactions; its size.
+"""The journal's file: opening, upgrades, damage, transactions, and size.
 
-Everything here blocks; the writer's thread runs it.
+All functions block. They run on the writer thread.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from autoplay_rag.journal.schema import APPLICATION_ID, PAGE_SIZE, SCHEMA, SCHEM
 __all__ = ["JournalFile", "other_version"]
 
 _LOCKED_SECONDS = 5.0
-"""How long one attempt waits for another program that holds the file's lock."""
+"""Seconds that one attempt waits for the file's lock."""
 _CHECKPOINT_PAGES = 8192
-"""Pages of write-ahead log until they are copied into the file. A page that changes often is then
-copied once for many changes."""
+"""Pages of write-ahead log per checkpoint. With a large log, a page that changes often is copied into
+the file once for many changes."""
 _SHRINK_EVERY = 50
-"""Commits. An idle pipeline makes one a second."""
+"""Commits between two vacuums. An idle pipeline commits once a second."""
 _SHRINK_PAGES = 1000
-"""Vacuuming so many pages takes about 10 ms, in which nothing is accepted."""
+"""Vacuuming this many pages takes about 10 ms and blocks intake."""
 _COUNTS: Final = (*COUNTERS, "bytes")
 _LOAD_COUNTS = f"SELECT {', '.join(_COUNTS)} FROM counts"
 _SAVE_COUNTS = f"UPDATE counts SET {', '.join(f'{name} = ?' for name in _COUNTS)}"
 
 
 class JournalFile:
-    """A file with the journal's tables, its counts, and transactions that keep both together.
+    """A file with the journal's tables and counts. One transaction changes both.
 
     Args:
-        path: The file, made if there is none; None keeps the journal in memory.
+        path: The file. A missing file is created. None keeps the journal in memory.
         durability: What a commit survives: "normal" any end of the process, "full" also a power
             loss.
-        known: Whether the file is known to be a journal, should nothing in it say so any more.
-        keep_addresses: Whether payloads of an older format keep the e-mail addresses in them.
+        known: Whether the file is known to be a journal, even if its content does not show it.
+        keep_addresses: Whether upgraded payloads of an older format keep their e-mail addresses.
 
     Attributes:
         connection: The database.
-        counts: The ledger's durable counts and `bytes`, as of the transaction under way.
-        committed: The same as of the last commit. Readable from any thread.
-        unclean: Whether the last run did not close the file.
-        upgraded_from: The older format that was upgraded just now; None if none.
+        counts: The ledger's durable counts and `bytes`, as of the current transaction.
+        committed: The same as of the last commit. May be read from any thread.
+        unclean: True if the last run did not close the file.
+        upgraded_from: The format before this object upgraded the file; None if it did not.
 
     Raises:
-        JournalDamagedError: If the file is damaged; it was renamed to the name in the message.
-        JournalVersionError: If a newer version of this package wrote it.
-        JournalError: If another program's file, or it cannot be opened.
+        JournalDamagedError: If the file is damaged. It was renamed; the message has the new name.
+        JournalVersionError: If this version cannot read the file's format.
+        JournalError: If another program wrote the file, or it cannot be opened.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class JournalFile:
         self._keep_addresses = keep_addresses
         self._commits = 0
         existed = path is not None and path.exists()
-        # Counted, but not saved yet because the disk was full.
+        # Counted, but not saved yet because the write failed.
         self._unsaved = dict.fromkeys(_COUNTS, 0)
         self.upgraded_from: int | None = None
         try:
             if path is not None and not existed:
-                _create_private(path)
+                _create_for_owner(path)
             self.connection = sqlite3.connect(
                 path or ":memory:",
                 isolation_level=None,
@@ -94,33 +94,33 @@ class JournalFile:
             self.connection.close()
             if isinstance(error, sqlite3.OperationalError):
                 raise JournalError(f"the journal {path} cannot be opened: {error}") from error
-            if not known and not _is_marked(path):
+            if not known and not _has_application_id(path):
                 raise JournalError(
-                    f"{path} is not a journal ({error}); name another file"
+                    f"{path} is not a journal ({error}); use another file"
                 ) from error
-            raise self._set_aside(error) from error
+            raise self._rename_damaged(error) from error
         except BaseException:
             self.connection.close()
             raise
-        # What other threads may read: never in the middle of a transaction.
+        # Other threads read this copy, so that they never see half a transaction.
         self.committed = dict(self.counts)
 
     # -- opening and closing ------------------------------------------------------------------
 
     def _open(self, durability: Durability, was_in_use: bool) -> None:
-        # A flipped byte costs at most the one payload it stands in.
+        # With strict decoding, a flipped byte in a text would make the whole query fail.
         self.connection.text_factory = lossy_text
         execute = self.connection.execute
         application = execute("PRAGMA application_id").fetchone()[0]
         version = execute("PRAGMA user_version").fetchone()[0]
         tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if tables and application != APPLICATION_ID:
-            raise JournalError(f"{self.path} is another program's database; name another file")
+            raise JournalError(f"{self.path} is another program's database; use another file")
         if tables and not OLDEST_VERSION <= version <= SCHEMA_VERSION:
             raise other_version(self.path, version)
         if not tables and was_in_use:
-            # They are made in one transaction: a file of ours without any was cut off.
-            raise sqlite3.DatabaseError("it is empty, but was in use before")
+            # All tables are created in one transaction, so a journal without tables was truncated.
+            raise sqlite3.DatabaseError("the file is empty, but was in use before")
         if not tables:
             execute(f"PRAGMA page_size = {PAGE_SIZE}")
             execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -147,7 +147,7 @@ class JournalFile:
         self.set_meta("journal_id", os.urandom(16).hex())
         execute("COMMIT")
 
-    def _set_aside(self, error: sqlite3.Error) -> JournalDamagedError:
+    def _rename_damaged(self, error: sqlite3.Error) -> JournalDamagedError:
         assert self.path is not None
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
@@ -160,31 +160,31 @@ class JournalFile:
             if part.exists():
                 part.rename(aside.with_name(aside.name + suffix))
         return JournalDamagedError(
-            f"the journal {self.path} is damaged ({error}) and was set aside as {aside}; the next "
-            "start makes a new one. What was waiting in the old one may be recovered with sqlite3's "
+            f"the journal {self.path} is damaged ({error}) and was renamed to {aside}; the next start "
+            "creates a new one. Pending payloads of the damaged one may be recovered with sqlite3's "
             "`.recover`"
         )
 
     def close(self) -> None:
-        """Close in good order, so that the next start knows that nothing was cut off."""
-        # On a full disk this fails, and the next start checks the file: no harm is done.
+        """Mark an undamaged file as cleanly closed, and close it."""
+        # On a full disk this fails, and the next start checks the file.
         with suppress(sqlite3.Error), self.transaction():
             self.set_meta("open", int(self._damaged))
         with suppress(sqlite3.Error):
-            self._shrink(0)  # all
+            self._shrink(0)  # 0: all free pages
         self.connection.close()
 
     # -- transactions -------------------------------------------------------------------------
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit everything inside together, counts included, or nothing."""
+        """Commit all changes inside, with the counts, or none."""
         before = dict(self.counts)
         changes = self.connection.total_changes
         try:
             self.connection.execute("BEGIN IMMEDIATE")
             yield
-            # Readers must be able to read while the disk is full.
+            # A transaction that only reads must not write: it must work on a full disk.
             written = self.connection.total_changes != changes
             if written:
                 self.counts = _sum(self.counts, self._unsaved)
@@ -204,64 +204,64 @@ class JournalFile:
         if self._sync_after_commit:
             self._sync_after_commit = False
             self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        # What was asked for is committed; the next transaction will see a disk that is full now.
+        # The caller's changes are committed. If the disk is full now, the next transaction fails.
         with suppress(sqlite3.Error):
             if self._commits % _SHRINK_EVERY == 0:
                 self._shrink(_SHRINK_PAGES)
 
     def count_unsaved(self, name: str, count: int) -> None:
-        """Count what could not be written; saved as soon as something can be."""
+        """Count what could not be written. The next successful write saves the count."""
         self._unsaved[name] += count
         self.committed = _sum(self.counts, self._unsaved)
 
     def sync_after_commit(self) -> None:
-        """Have the transaction under way, and all before it, survive a power loss."""
+        """Make the current transaction, and all before it, survive a power loss."""
         self._sync_after_commit = self.path is not None
 
     # -- helpers ------------------------------------------------------------------------------
 
     def scalar(self, sql: str, *parameters: Any) -> int:
-        """The one number that a query gives."""
+        """Return the single number that a query selects."""
         return int(self.connection.execute(sql, parameters).fetchone()[0])
 
     def meta(self, name: str) -> Any:
-        """A single value kept under a name; None if there is none."""
+        """Return the value saved under a name; None if there is none."""
         row = self.connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return row[0] if row else None
 
     def set_meta(self, name: str, value: Any) -> None:
-        """Keep a single value under a name."""
+        """Save a value under a name."""
         self.connection.execute("REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     def _load_counts(self) -> dict[str, int]:
         found = self.connection.execute(_LOAD_COUNTS).fetchone()
         if found is None:
-            raise sqlite3.DatabaseError("its counts are missing")
+            raise sqlite3.DatabaseError("the counts are missing")
         return dict(zip(_COUNTS, found, strict=True))
 
     def _shrink(self, pages: int) -> None:
-        """Give unused pages back to the disk; a few are kept for what comes."""
+        """Return unused pages to the disk. Up to `_SHRINK_PAGES` are kept for later writes."""
         if self.scalar("PRAGMA freelist_count") > _SHRINK_PAGES:
-            # `execute` would take one step, and each step gives one page back.
+            # `execute` runs one step of the statement, and each step frees one page.
             self.connection.executescript(f"PRAGMA incremental_vacuum({pages})")
 
 
 def other_version(path: Path | None, version: int) -> JournalVersionError:
-    """The error for a file of a format that this version cannot read."""
+    """Return the error for a file format that this version cannot read."""
     if version > SCHEMA_VERSION:
         return JournalVersionError(
-            f"the journal {path} has format {version}, and this version reads up to "
-            f"{SCHEMA_VERSION}: install the newer version of autoplay-rag that wrote it, or name "
-            "another file"
+            f"the journal {path} has format {version}, but this version of autoplay-rag reads up to "
+            f"{SCHEMA_VERSION}: install the newer version that wrote it, or use another file"
         )
     return JournalVersionError(
-        f"the journal {path} has format {version}, and this version upgrades from "
-        f"{OLDEST_VERSION} on: let the version that wrote it drain it, or name another file"
+        f"the journal {path} has format {version}, but this version of autoplay-rag upgrades only "
+        f"format {OLDEST_VERSION} or later: drain it with the version that wrote it, or use another "
+        "file"
     )
 
 
-def _create_private(path: Path) -> None:
-    """Make the file for this user alone; SQLite gives its companions the same mode."""
+def _create_for_owner(path: Path) -> None:
+    """Create the file readable by its owner only. SQLite gives `-wal` and `-shm` the same mode."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
@@ -269,8 +269,8 @@ def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {name: one[name] + other[name] for name in _COUNTS}
 
 
-def _is_marked(path: Path | None) -> bool:
-    """Whether a file has our mark where SQLite keeps it, however damaged the rest is."""
+def _has_application_id(path: Path | None) -> bool:
+    """Whether the file's header has the journal's application id, even if the rest is damaged."""
     if path is None:
         return False
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The counts that prove nothing went missing."""
+"""The ledger: counts that show that no payload was lost unnoticed."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from autoplay_rag._html import table_html
 __all__ = ["COUNTERS", "Counts", "Ledger"]
 
 Counts: TypeAlias = Mapping[str, int]
-"""A journal's counts by name, as in `COUNTERS`."""
+"""A journal's counts by name; the names are in `COUNTERS`."""
 
 COUNTERS = (
     "received", "stored", "pending", "duplicate", "dead", "discarded", "filtered", "refused",
     "overflow",
 )  # fmt: skip
-"""What is counted durably, in the transaction that moves the payload."""
+"""Names of the durable counts. The transaction that moves a payload updates them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """What became of the payloads a pipeline received, at one moment.
+    """The state of the payloads a pipeline received, at one moment.
 
-    The first nine count payloads. They are kept in the journal, in the transaction that moves
-    the payload, and continue over restarts. The others count work since the pipeline started.
+    The first nine attributes count payloads. The transaction that moves a payload updates them in
+    the journal, so they continue after a restart. The others count work since the pipeline
+    started.
 
     Attributes:
-        received: Handed to the pipeline.
-        stored: In the vector store, confirmed.
-        pending: Waiting or under way.
-        duplicate: Known already: delivered more than once.
+        received: Submitted to the pipeline.
+        stored: Stored, and confirmed by the store.
+        pending: Queued or being stored.
+        duplicate: Received again.
         dead: In the dead letters.
-        discarded: Dropped from the dead letters by the user.
-        filtered: `select` said no, or there was nothing in it.
-        refused: Belong to a person or session that was forgotten; 0 while nobody was.
-        overflow: Not accepted because the queue or the disk was full: these are lost.
+        discarded: Deleted from the dead letters by the user.
+        filtered: Rejected by `select`, or empty.
+        refused: Belong to a person or session whose data was erased; 0 if there was no erasure.
+        overflow: Lost, because the queue or the disk was full.
         chunks: Chunks stored.
-        embed_requests: Requests made to the embedder; this and the next three stay 0 where the
-            store embeds for itself.
-        embed_texts: Texts sent in them.
-        embed_tokens: Tokens sent in them, as the embedder counts.
-        embed_reused: Texts not sent because an equal one's vector was at hand.
-        retries: Requests to embedder or store that failed and were made again.
+        embed_requests: Requests to the embedder. This and the next three stay 0 if the store
+            embeds texts itself.
+        embed_texts: Texts in these requests.
+        embed_tokens: Tokens in these requests, as the embedder counts them.
+        embed_reused: Texts not sent, because the vector of an equal text was available.
+        retries: Failed requests to the embedder or the store that were retried.
 
     Example:
         >>> Ledger(received=3, stored=2, duplicate=1).balanced
@@ -68,7 +69,7 @@ class Ledger:
 
     @property
     def balanced(self) -> bool:
-        """Whether every payload received is accounted for."""
+        """True if `received` equals the sum of the other eight payload counts."""
         return self.received == (
             self.stored
             + self.pending

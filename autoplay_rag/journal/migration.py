@@ -1,8 +1,8 @@
 """Upgrades of older journal files, in place.
 
-Format 2 (the first that was used) kept no payload once it was stored and no text of a chunk: only
-keys, each with the id of the chunk it went into. Texts are read from the store afterwards, where
-it can be scanned.
+Format 2 is the oldest format in use. It kept neither stored payloads nor the texts of chunks, only
+the key of each stored payload and the id of its chunk. If the store can be scanned, the texts are
+read from it after the upgrade.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _OLD_TABLES: Final = (
 )
 _PAGE: Final = 1000
 _KEPT_SECONDS: Final = 24 * 3600.0
-"""How long format 2 knew the key of a discarded payload: until `expires`."""
+"""How long format 2 kept the key of a discarded payload: until `expires`."""
 
 
 class _OldChunk(msgspec.Struct):
@@ -82,10 +82,10 @@ def upgrade(
         connection: The open file, outside any transaction.
         path: The file.
         version: Its format.
-        keep_addresses: Whether payloads keep the e-mail addresses in them.
+        keep_addresses: Whether payloads keep their e-mail addresses.
 
     Raises:
-        sqlite3.Error: If it cannot be done; the file is as it was.
+        sqlite3.Error: If the upgrade fails. The file is then unchanged.
     """
     if version > OLDEST_VERSION:
         _log.warning("upgrading the journal %s from format %d to %d", path, version, SCHEMA_VERSION)
@@ -98,9 +98,9 @@ def upgrade(
         return
     assert path is not None
     for suffix in ("", "-wal", "-shm"):
-        with suppress(OSError):  # another user's file: it is no less private than it was
+        with suppress(OSError):  # another user's file; its mode stays as it was
             path.with_name(path.name + suffix).chmod(0o600)
-    # Format 2 kept payloads as plain text: nothing of it stays in pages that are free now.
+    # Format 2 kept payloads as plain text. No remains of it may stay in free pages.
     connection.execute("PRAGMA secure_delete = ON").fetchone()
     copy = path.with_name(f"{path.name}.format-{version}")
     _copy_to(connection, copy)
@@ -119,7 +119,7 @@ def upgrade(
 
 
 def _copy_to(connection: sqlite3.Connection, copy: Path) -> None:
-    copy.unlink(missing_ok=True)  # a broken-off one
+    copy.unlink(missing_ok=True)  # of an interrupted upgrade
     os.close(os.open(copy, os.O_RDWR | os.O_CREAT, 0o600))
     with closing(sqlite3.connect(copy)) as target:
         connection.backup(target)
@@ -131,7 +131,7 @@ class _Upgrade:
         self._keep_addresses = keep_addresses
         self._model: dict[str, int] = {}
         self._next_chunk = 1
-        # Chunks of batches that were acknowledged lately, by the key of a payload in them.
+        # Chunks of recently acknowledged batches, by the key of each payload in them.
         self._chunks_of: dict[str, set[int]] = {}
 
     def run(self) -> None:
@@ -141,7 +141,7 @@ class _Upgrade:
         for index in ("recent_at", "catalog_expires", "sessions_at"):
             execute(f"DROP INDEX IF EXISTS {index}")
         for statement in SCHEMA.split(";\n"):
-            # `meta` is as it was.
+            # `meta` is the same in both formats.
             if "CREATE TABLE meta" not in statement:
                 execute(statement)
         execute("REPLACE INTO meta VALUES ('journal_id', ?)", (os.urandom(16).hex(),))
@@ -168,8 +168,8 @@ class _Upgrade:
         self._connection.execute("DELETE FROM meta WHERE name IN ('health')")
 
     def _sessions(self) -> None:
-        # Format 2 knew lanes and people, but not the ids that a lane stands for: they are empty
-        # until a payload of the session says them.
+        # Format 2 kept lanes and people, but not the product and session ids of a lane. They stay
+        # empty until a payload of the session arrives.
         self._connection.execute(
             "INSERT INTO session (lane, product, session, user, conversation, seen) "
             "SELECT lane, '', '', user, conversation, at FROM old_sessions"
@@ -181,7 +181,7 @@ class _Upgrade:
             try:
                 batch = msgspec.msgpack.decode(record, type=_OldBatch)
             except msgspec.DecodeError:
-                _log.warning("a damaged plan is dropped: its payloads are planned anew")
+                _log.warning("dropped a damaged plan; its payloads will be planned again")
                 continue
             if at is None:
                 plans.append(batch)
@@ -256,7 +256,7 @@ class _Upgrade:
         )
 
     def _plan(self, batch: _OldBatch, acknowledged: float | None) -> None:
-        """Record a plan; what it acknowledged is in the catalog, with its text."""
+        """Record a plan. Chunks of an acknowledged plan go into the catalog with their texts."""
         state = ChunkState.PLANNED if acknowledged is None else ChunkState.STORED
         numbers = []
         for chunk in batch.chunks if acknowledged is None else self._stored_of(batch):
@@ -279,7 +279,7 @@ class _Upgrade:
                 self._name_sessions({batch.lane: (metadata.get("product_id", ""), session)})
 
     def _stored_of(self, batch: _OldBatch) -> list[_OldChunk]:
-        """The chunks of an acknowledged batch, without those of payloads that died."""
+        """Return the chunks of an acknowledged batch, without those of dead payloads."""
         return [
             chunk
             for chunk in batch.chunks
@@ -290,7 +290,7 @@ class _Upgrade:
         ]
 
     def _stored(self) -> None:
-        """Keys of what was stored, or discarded: they get numbers below 0, oldest last."""
+        """Copy the keys of stored and discarded payloads. They get sequence numbers below 0."""
         after = ""
         seq = 0
         while True:
@@ -384,5 +384,5 @@ class _Upgrade:
         return self._model[model]
 
     def _rows(self, sql: str, *parameters: Any) -> Iterator[Any]:
-        """Read row by row: the bodies of a queue may be more than memory holds."""
+        """Read row by row, because the bodies of a queue may not fit into memory."""
         return iter(self._connection.execute(sql, parameters))

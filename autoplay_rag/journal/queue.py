@@ -1,7 +1,7 @@
 """The queue's tables: payloads, plans, dead letters, requests of other processes.
 
-Everything here blocks and runs inside a transaction of the writer's thread. Nothing is rendered,
-decoded or tokenised here: whoever plans does that in a thread of its own.
+All functions block. They run in a transaction on the writer thread. Planning renders, decodes and
+tokenises payloads in a thread of its own.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ __all__ = ["FOLLOWED", "QueueTables", "first_since", "letters"]
 _log = logging.getLogger(__name__)
 
 _KEEP_KEYS_SECONDS: Final = 24 * 3600.0
-"""How long the key of a discarded payload is known, and in memory that of a stored one."""
+"""How long the key of a discarded payload is kept; in memory also that of a stored payload."""
 _KEEP_ACKNOWLEDGED_SECONDS: Final = 600.0
-"""How long "full" durability keeps plans it acknowledged, to store them again after a power loss."""
+"""How long "full" durability keeps acknowledged plans, to store them again after a power loss."""
 _MEMORY_PAYLOADS: Final = 100_000
-"""The most stored payloads that a journal in memory remembers."""
+"""The most stored payloads that a journal in memory keeps."""
 _LARGE_BYTES: Final = 4096
-"""Rows of larger payloads are written anew when their bodies are dropped."""
+"""Rows of larger payloads are rewritten when their bodies are dropped."""
 _FEW_WAITING: Final = 20_000
-_PART: Final = "part of a payload that died"
+_PART: Final = "part of a dead payload"
 _INSERT_PAYLOAD: Final = (
     "payload (seq, key, lane, kind, at, forwarded_at, actions, state, size, ended, error, body)"
 )
@@ -62,19 +62,19 @@ _LETTER: Final = "seq, kind, session, error, ended, body"
 FOLLOWED: Final = (
     f"body IS NOT NULL AND state IN ({PayloadState.WAITING:d}, {PayloadState.STORED:d})"
 )
-"""Payloads that `live` shows, as a condition."""
+"""The SQL condition for payloads that `live` shows."""
 
 
 class QueueTables:
-    """What was received.
+    """The operations on the queue's tables.
 
     Args:
         file: The journal's file.
         catalog: The catalog in the same file.
         durability: See `IngestPipeline`.
-        max_bytes: The most bytes of payloads that wait or are dead.
+        max_bytes: The most bytes of queued and dead payloads.
         keep_payloads: Whether the bodies of stored payloads are kept.
-        model: Names the embedder of what is acknowledged.
+        model: The name of the embedder, saved with acknowledged chunks.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class QueueTables:
     # -- in -----------------------------------------------------------------------------------
 
     def prepare(self, entry: Entry) -> Prepared:
-        """An entry's body as it is kept: packed in a file, as it is in memory. And its words."""
+        """Return an entry's body and words in the form to be kept. Only a file's bodies are packed."""
         body = entry.body
         if body is not None and self.file.path is not None:
             body = pack(body)
@@ -114,11 +114,11 @@ class QueueTables:
     def accept(
         self, entries: Sequence[Entry], prepared: Sequence[Prepared] | None = None
     ) -> list[Outcome]:
-        """Take payloads in; what became of each, in order.
+        """Add payloads to the queue, and return the outcome of each, in order.
 
         Args:
-            entries: What was handed over.
-            prepared: For each what `prepare` gave; None prepares them here.
+            entries: The submitted payloads.
+            prepared: The result of `prepare` for each; None prepares them here.
         """
         if prepared is None:
             prepared = [self.prepare(entry) for entry in entries]
@@ -174,7 +174,10 @@ class QueueTables:
         return outcomes
 
     def _insert_if_new(self, row_of: Mapping[int, Sequence[Any]]) -> set[int]:
-        """Insert all but known ones; nearly always that is all of them, and one statement."""
+        """Insert rows with new keys, and return their sequence numbers.
+
+        Nearly always all keys are new, so one statement is enough.
+        """
         inserted = insert(
             self._connection,
             _INSERT_PAYLOAD,
@@ -202,7 +205,7 @@ class QueueTables:
         return found
 
     def overflow(self, entry: Entry) -> Outcome:  # noqa: ARG002 - it is only counted
-        """Count an entry that could not be written; the count is saved as soon as it can be."""
+        """Count an entry that could not be written. The next successful write saves the count."""
         self.file.count_unsaved("received", 1)
         self.file.count_unsaved("overflow", 1)
         return "overflow"
@@ -210,8 +213,8 @@ class QueueTables:
     # -- out ----------------------------------------------------------------------------------
 
     def read(self, seqs: Sequence[int], most_bytes: int) -> list[Waiting]:
-        """Payloads that wait, in the order asked for; as many as `most_bytes` allow."""
-        sizes = dict(self._of("seq, size", seqs))
+        """Read queued payloads in the given order, up to `most_bytes`, but at least one."""
+        sizes = dict(self._select_waiting("seq, size", seqs))
         room = most_bytes
         wanted: list[int] = []
         for seq in seqs:
@@ -228,13 +231,13 @@ class QueueTables:
                 unpack(bytes.fromhex(body)) if body else None,
                 bool(retried),
             )
-            for seq, key, lane, body, retried in self._of(
+            for seq, key, lane, body, retried in self._select_waiting(
                 "seq, hex(key), lane, hex(body), retried", wanted
             )
         }
         return [found[seq] for seq in wanted]
 
-    def _of(self, columns: str, seqs: Sequence[int]) -> list[Any]:
+    def _select_waiting(self, columns: str, seqs: Sequence[int]) -> list[Any]:
         return read_all(
             self._connection,
             columns,
@@ -244,7 +247,7 @@ class QueueTables:
         )
 
     def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> None:
-        """Record plans, and who their sessions belong to."""
+        """Record plans, and the people of their sessions."""
         insert(
             self._connection,
             "plan (number, lane, record)",
@@ -253,7 +256,7 @@ class QueueTables:
         self.catalog.set_sessions(sessions)
 
     def replace_plan(self, plan: Plan) -> None:
-        """Record a plan anew; chunks that it no longer has are forgotten."""
+        """Overwrite a plan. Chunks that it no longer has leave the catalog."""
         (before,) = self._numbers_of([plan.number]).values()
         self.catalog.remove(before)
         self._connection.execute(
@@ -265,7 +268,7 @@ class QueueTables:
         return msgspec.msgpack.encode((numbers, plan.unplanned))
 
     def _numbers_of(self, plans: Sequence[int]) -> dict[int, list[int]]:
-        """By plan, the numbers of its chunks, in the order in which it has them."""
+        """Return the numbers of each plan's chunks, in the plan's order."""
         rows = read_all(
             self._connection,
             "number, hex(record)",
@@ -275,7 +278,7 @@ class QueueTables:
         return {number: _decode_record(bytes.fromhex(record))[0] for number, record in rows}
 
     def plans(self) -> list[Plan]:
-        """Plans that were not acknowledged, oldest first."""
+        """Return the plans that are not acknowledged, oldest first."""
         found = []
         for number, lane, record in self._connection.execute(
             "SELECT number, lane, record FROM plan WHERE acknowledged IS NULL ORDER BY number"
@@ -285,7 +288,7 @@ class QueueTables:
         return found
 
     def acknowledge(self, ended: Sequence[Acknowledgement]) -> list[str]:
-        """Settle the payloads of plans that were carried out; returns new deletions."""
+        """Settle the payloads of executed plans, and return the ids added to the deletion outbox."""
         now = time.time()
         errors = {seq: error for one in ended for seq, error in one.dead.items()}
         stored_chunks: list[int] = []
@@ -342,7 +345,7 @@ class QueueTables:
             self._compact(given)
 
     def _compact(self, given: str) -> None:
-        """Write rows anew whose large bodies were dropped: an update leaves each on its page."""
+        """Rewrite rows that lost a large body: an update would leave each on its own page."""
         large = f"size > {_LARGE_BYTES} AND seq IN (SELECT value FROM json_each(?))"
         rows = self._connection.execute(
             f"SELECT {_WITHOUT_BODY} FROM payload WHERE {large}", (given,)
@@ -360,13 +363,13 @@ class QueueTables:
     # -- dead letters and requests ------------------------------------------------------------
 
     def dead_letters(self, limit: int) -> list[DeadLetter]:
-        """The dead letters, oldest first."""
+        """Return at most `limit` dead letters, oldest first."""
         rows = self._connection.execute(letters(limit))
         return [dead_letter(*row) for row in rows]
 
     def retry(self, ids: Sequence[int] | None) -> list[tuple[int, int]]:
-        """Put dead letters back; returns (lane, sequence number) of each."""
-        which, given = _which(ids)
+        """Put dead letters back into the queue, and return (lane, sequence number) of each."""
+        which, given = _condition_of(ids)
         back = self._connection.execute(
             f"SELECT lane, seq FROM payload WHERE state = {PayloadState.DEAD:d} "
             f"AND body IS NOT NULL{which} ORDER BY seq",
@@ -382,8 +385,8 @@ class QueueTables:
         return back
 
     def discard(self, ids: Sequence[int] | None) -> int:
-        """Drop dead letters for good; returns how many."""
-        which, given = _which(ids)
+        """Delete dead letters permanently, and return how many."""
+        which, given = _condition_of(ids)
         dead = f"state = {PayloadState.DEAD:d}{which}"
         rows = read_all(self._connection, "seq, size", f"FROM payload WHERE {dead}", *given)
         seqs = json_list(seq for seq, _ in rows)
@@ -401,7 +404,7 @@ class QueueTables:
         return len(rows)
 
     def carry_out_requests(self) -> list[tuple[int, int]]:
-        """Do what other processes asked for; returns what was put back."""
+        """Execute the requests of other processes, and return retried letters as `retry` does."""
         back = []
         rows = self._connection.execute(
             "SELECT action, seq FROM request ORDER BY number"
@@ -419,7 +422,7 @@ class QueueTables:
     # -- stored again -------------------------------------------------------------------------
 
     def queue_unconfirmed(self) -> int:
-        """After a crash: queue what "full" durability acknowledged in the last minutes."""
+        """Queue recently acknowledged chunks after a crash, with "full" durability only."""
         if not self.file.unclean or not self._keep_acknowledged:
             return 0
         records = self._connection.execute(
@@ -431,10 +434,11 @@ class QueueTables:
         return count
 
     def stored_again(self, numbers: Sequence[int], refused: Mapping[int, str]) -> list[str]:
-        """Chunks were stored again; those refused take their payloads to the dead letters.
+        """Record that chunks were stored again. Payloads of refused chunks become dead letters.
 
         Returns:
-            New deletions: an older version of what was refused may be in the store.
+            Ids added to the deletion outbox, because the store may hold an older version of a
+            refused chunk.
         """
         self.catalog.set_stored(numbers, self._model)
         errors: dict[int, str] = {}
@@ -462,7 +466,7 @@ class QueueTables:
     # -- reading ------------------------------------------------------------------------------
 
     def known(self) -> Known:
-        """How far the journal has come."""
+        """Return the progress of the journal."""
         acknowledged = self.file.meta("acknowledged") or 0
         planned = self.file.scalar("SELECT coalesce(max(number), 0) FROM plan")
         under_way = sum(len(planned.chunks) for planned in self.plans())
@@ -478,12 +482,12 @@ class QueueTables:
         return max(highest, self.file.meta("last_seq") or 0)
 
     def acknowledged_for_good(self) -> int:
-        """The highest acknowledged batch; once this is committed, no power loss undoes it."""
+        """Return the highest acknowledged batch. The commit of this call survives a power loss."""
         self.file.sync_after_commit()
         return self.file.meta("acknowledged") or 0
 
     def settled_of(self, lane: int) -> int | None:
-        """The watermark of one lane; None if nothing of it waits."""
+        """Return the watermark of one lane; None if all its payloads are settled."""
         found = self._connection.execute(
             f"SELECT min(seq) FROM payload WHERE lane = ? AND state = {PayloadState.WAITING:d} "
             "AND retried = 0",
@@ -492,9 +496,9 @@ class QueueTables:
         return None if found is None else int(found) - 1
 
     def waiting(self, after: int, limit: int) -> list[tuple[int, int, bool]]:
-        """(seq, lane, whether it is a retried letter) of what waits, in order."""
-        # The index is by lane: sorting a page of many rows takes longer than reading past those
-        # that do not wait.
+        """Return queued payloads by sequence number: (seq, lane, whether it is a retried letter)."""
+        # The index is by lane, so its rows need sorting. For many rows, sorting takes longer than
+        # scanning the table.
         few = self.file.counts["pending"] <= _FEW_WAITING
         rows = self._connection.execute(
             f"SELECT seq, lane, retried FROM payload "
@@ -504,7 +508,7 @@ class QueueTables:
         return [(seq, lane, bool(retried)) for seq, lane, retried in rows]
 
     def recent(self, since: float, limit: int) -> list[tuple[float, Payload]]:
-        """Accepted payloads by time of arrival, oldest first."""
+        """Return the last `limit` payloads accepted since a time, with arrival time, oldest first."""
         rows = self._connection.execute(
             f"SELECT at, body FROM payload WHERE seq >= ? AND at >= ? AND {FOLLOWED} "
             "ORDER BY seq DESC LIMIT ?",
@@ -514,24 +518,24 @@ class QueueTables:
         return [(at, payload) for at, payload in found if payload is not None]
 
     def tokens(self, day: str) -> int:
-        """The tokens embedded on a day."""
+        """Return the number of tokens embedded on a day."""
         kept_day, _, count = str(self.file.meta("tokens") or "").partition(" ")
         return int(count) if kept_day == day else 0
 
     def note_tokens(self, day: str, count: int) -> None:
-        """Keep the tokens embedded on a day; those of other days are dropped."""
+        """Save the number of tokens embedded on a day. It replaces that of another day."""
         self.file.set_meta("tokens", f"{day} {count}")
 
     def note_health(self, health: Health) -> None:
-        """Keep how the pipeline is, for other processes."""
+        """Save the health of the pipeline for other processes."""
         self.file.set_meta("health", msgspec.json.encode(health).decode())
 
-    # -- what expires -------------------------------------------------------------------------
+    # -- expiry -------------------------------------------------------------------------------
 
     def tidy(self) -> None:
-        """Drop what has expired."""
+        """Delete expired data."""
         now = time.time()
-        # Followers rely on numbers that only grow: the highest is kept before its row may go.
+        # Followers need increasing numbers. The highest is saved, because its row may be deleted.
         self.file.set_meta("last_seq", self._last_seq())
         self._connection.execute(
             "DELETE FROM plan WHERE acknowledged < ?", (now - _KEEP_ACKNOWLEDGED_SECONDS,)
@@ -544,7 +548,7 @@ class QueueTables:
             self._tidy_memory(now - _KEEP_KEYS_SECONDS)
 
     def _tidy_memory(self, ended_before: float) -> None:
-        """A catalog in memory that lived as long as its chunks would grow forever."""
+        """Delete old stored payloads and sessions. A catalog in memory would grow forever."""
         oldest = self.file.scalar("SELECT coalesce(max(seq), 0) FROM payload") - _MEMORY_PAYLOADS
         found = read_all(
             self._connection,
@@ -558,7 +562,7 @@ class QueueTables:
 
 
 def letters(limit: int) -> str:
-    """The statement that reads dead letters, oldest first."""
+    """Return the statement that selects dead letters, oldest first."""
     return (
         f"SELECT {_LETTER} FROM payload WHERE state = {PayloadState.DEAD:d} "
         f"ORDER BY seq LIMIT {int(limit)}"
@@ -573,7 +577,7 @@ def dead_letter(  # noqa: PLR0917 - a row
     ended: float | None,
     body: bytes | None,
 ) -> DeadLetter:
-    """A dead letter from a row of `letters`."""
+    """Make a dead letter from a row of `letters`."""
     payload = decoded(unpack(body))
     if session is None and payload is not None:
         session = payload.session_id
@@ -581,12 +585,12 @@ def dead_letter(  # noqa: PLR0917 - a row
 
 
 def first_since(connection: sqlite3.Connection, since: float) -> int:
-    """About the lowest sequence number that arrived at a time or later.
+    """Find roughly the lowest sequence number that arrived at a time or later.
 
-    Payloads arrive in the order of their numbers, so a few look-ups find it without an index.
+    Sequence numbers grow with arrival time, so a binary search finds it without an index.
     """
     low, high = connection.execute(
-        # Each by itself is one look-up; both in one query would read every row.
+        # Two subqueries: for `min` and `max` in one SELECT, SQLite reads the whole table.
         "SELECT coalesce((SELECT min(seq) FROM payload), 0), "
         "coalesce((SELECT max(seq) FROM payload), 0)"
     ).fetchone()
@@ -623,7 +627,7 @@ def _row(entry: Entry, body: bytes | None, now: float) -> tuple[Any, ...]:
 
 
 def _parts(one: Acknowledgement) -> set[int]:
-    """The dead payloads that fill several chunks: none of them may stay in the store."""
+    """Return the dead payloads that fill several chunks. The store must keep none of these chunks."""
     counts: dict[int, int] = {}
     for planned in one.plan.chunks:
         if planned.seqs[0] in one.dead:
@@ -635,7 +639,7 @@ def _decode_record(record: bytes) -> tuple[list[int], dict[int, str]]:
     return msgspec.msgpack.decode(record, type=tuple[list[int], dict[int, str]])
 
 
-def _which(ids: Sequence[int] | None) -> tuple[str, tuple[str, ...]]:
+def _condition_of(ids: Sequence[int] | None) -> tuple[str, tuple[str, ...]]:
     if ids is None:
         return "", ()
     return " AND seq IN (SELECT value FROM json_each(?))", (json_list(ids),)

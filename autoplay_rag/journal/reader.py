@@ -1,6 +1,6 @@
-"""A journal seen from another process: what it holds, and what may be asked of its owner.
+"""Read access to a journal from another process, and requests to the process that owns it.
 
-Every look has a read-only connection of its own and never waits for the writer.
+Each read opens its own read-only connection and never waits for the writer.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ class JournalStatus:
 
     Attributes:
         ledger: Its durable counts.
-        queue_bytes: Bytes of payloads that wait or are dead.
-        oldest_at: Unix seconds when the payload that waits longest arrived; None if none waits.
-        watermark: Everything received up to this sequence number is settled: stored, dead,
-            discarded, filtered, refused, lost to overflow, or a duplicate.
-        health: How the pipeline was when its owner last noted it.
-        running: Whether a pipeline has the journal open now; None if that cannot be known,
-            because its lock file belongs to another user.
+        queue_bytes: Bytes of queued and dead payloads.
+        oldest_at: Arrival time of the oldest queued payload, in Unix seconds; None if the queue is
+            empty.
+        watermark: All payloads up to this sequence number are settled: stored, dead, discarded,
+            filtered, refused, lost to overflow, or duplicate.
+        health: The health of the pipeline when it last saved it.
+        running: Whether a pipeline has the journal open now. None if that is unknown, because the
+            lock file belongs to another user.
     """
 
     ledger: Ledger
@@ -54,25 +55,25 @@ class JournalStatus:
 
 
 class JournalReader:
-    """Reads a journal beside the pipeline that writes it.
+    """Reads a journal while a pipeline may be writing it.
 
     Args:
         path: The journal's file.
 
     Raises:
-        JournalError: If there is no such journal.
-        JournalVersionError: If another version of this package wrote it.
+        JournalError: If the file does not exist, is not a journal, or cannot be read.
+        JournalVersionError: If the file has another format than this version reads.
 
     Example:
         >>> JournalReader("nowhere.db")
         Traceback (most recent call last):
-        autoplay_rag.errors.JournalError: there is no journal at nowhere.db
+        autoplay_rag.errors.JournalError: no journal found at nowhere.db; check the path
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         if not self._path.is_file():
-            raise JournalError(f"there is no journal at {self._path}")
+            raise JournalError(f"no journal found at {self._path}; check the path")
         with self._connected() as connection:
             application = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -82,14 +83,14 @@ class JournalReader:
             raise other_version(self._path, version)
         if version < SCHEMA_VERSION:
             raise JournalVersionError(
-                f"the journal {self._path} has format {version}, and this version reads "
-                f"{SCHEMA_VERSION}: start a pipeline on it once, which upgrades it"
+                f"the journal {self._path} has format {version}, but this version of autoplay-rag "
+                f"reads {SCHEMA_VERSION}: start a pipeline with it once to upgrade it"
             )
 
     def status(self) -> JournalStatus:
-        """The state of the journal, as of its last commit."""
+        """Return the state of the journal as of its last commit."""
         with self._connected() as connection:
-            connection.execute("BEGIN")  # one moment for all that is read
+            connection.execute("BEGIN")  # one snapshot for all queries
             names = (*COUNTERS, "bytes")
             values = connection.execute(f"SELECT {', '.join(names)} FROM counts").fetchone()
             counts = dict(zip(names, values, strict=True))
@@ -108,12 +109,12 @@ class JournalReader:
         )
 
     def dead_letters(self, limit: int = 1000) -> list[DeadLetter]:
-        """The dead letters, oldest first, at most `limit`."""
+        """Return at most `limit` dead letters, oldest first."""
         with self._connected() as connection:
             return [dead_letter(*row) for row in connection.execute(letters(limit))]
 
     def dead_ids(self) -> list[int]:
-        """The ids of all dead letters, oldest first, however many there are."""
+        """Return the ids of all dead letters, oldest first, without a limit."""
         with self._connected() as connection:
             rows = connection.execute(
                 f"SELECT seq FROM payload WHERE state = {PayloadState.DEAD:d} ORDER BY seq"
@@ -121,18 +122,18 @@ class JournalReader:
             return [seq for (seq,) in rows]
 
     def payloads(self, after: int, since: float) -> list[tuple[int, float, Payload]]:
-        """What was accepted lately, stored or waiting, in order.
+        """Return recently accepted payloads, stored or queued, by sequence number.
 
-        Sequence numbers are committed in order and a retried dead letter keeps its own, so whoever
-        goes on after the last number it has seen misses nothing and sees nothing twice.
+        Sequence numbers are committed in order, and a retried dead letter keeps its own. A caller
+        that continues after the last number it has seen misses no payload and gets none twice.
 
         Args:
-            after: The sequence number up to which it is known already; 0 for none.
-            since: Unix seconds; nothing that arrived earlier.
+            after: The last sequence number the caller has seen; 0 for none.
+            since: Unix seconds. Payloads that arrived earlier are left out.
 
         Returns:
-            Sequence number, Unix seconds of arrival, payload; at most 10,000. Payloads of which
-            `keep_payloads=False` kept nothing are not among them.
+            Sequence number, arrival time in Unix seconds, and payload; at most 10,000. Stored
+            payloads that were not kept because of `keep_payloads=False` are left out.
         """
         with self._connected() as connection:
             start = after + 1 if after > 0 else first_since(connection, since)
@@ -145,15 +146,16 @@ class JournalReader:
         return [(seq, at, payload) for seq, at, payload in found if payload is not None]
 
     def ask(self, action: Action, ids: Sequence[int] | None) -> bool | None:
-        """Leave a request with the pipeline that owns the journal.
+        """Leave a request for the pipeline that owns the journal.
 
         Args:
             action: "retry" or "discard".
-            ids: Which dead letters; None for all.
+            ids: The dead letters' ids; None for all.
 
         Returns:
-            Whether a pipeline is running and will carry it out within a second or two; otherwise
-            the next one does when it starts. None if that cannot be known (see `JournalStatus`).
+            True if a pipeline is running; it executes the request within one or two seconds. False
+            if none is running; the next one executes it when it starts. None if that is unknown
+            (see `JournalStatus`).
         """
         asked: list[int | None] = [None] if ids is None else [*ids]
         with self._connected(write=True) as connection:
@@ -170,7 +172,8 @@ class JournalReader:
                 connection.text_factory = lossy_text
                 yield connection
         except sqlite3.Error as error:
-            raise JournalError(f"the journal {self._path} cannot be read: {error}") from error
+            verb = "written" if write else "read"
+            raise JournalError(f"the journal {self._path} cannot be {verb}: {error}") from error
 
     def _is_running(self) -> bool | None:
         return FileLock(self._path.with_name(self._path.name + ".lock")).is_held()

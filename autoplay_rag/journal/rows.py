@@ -1,8 +1,7 @@
-"""Many rows in one statement, in both directions.
+"""Reads and writes of many rows in one statement.
 
-Python releases its lock around every step of a statement. Beside a busy event loop a thread that
-writes or reads row by row would wait for that lock at every row; one statement for many rows waits
-once.
+`sqlite3` releases the GIL at every step of a statement. While the event loop is busy, a thread that
+reads or writes row by row waits for the GIL at every row. One statement for many rows waits once.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import msgspec
 __all__ = ["delete_in", "insert", "json_list", "lossy_text", "read_all"]
 
 _SLICES: Final = (128, 32, 8, 1)
-"""Rows in one statement: few sizes, so that their prepared statements are reused."""
+"""Rows in one statement. With few different sizes, prepared statements are reused."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -29,14 +28,14 @@ def insert(
     verb: str = "INSERT",
     after: str = "",
 ) -> int:
-    """Insert rows; returns how many were inserted.
+    """Insert rows, and return how many were inserted.
 
     Args:
         connection: The database.
-        into: Table and columns, `"plan (number, lane)"`.
-        rows: Values, as many in each as there are columns.
-        verb: "INSERT" or "INSERT OR REPLACE" and the like.
-        after: What follows the values, such as an ON CONFLICT clause.
+        into: Table and columns, such as `"plan (number, lane)"`.
+        rows: One value for each column.
+        verb: "INSERT" or a variant, such as "INSERT OR REPLACE".
+        after: SQL after the values, such as an ON CONFLICT clause.
     """
     done = inserted = 0
     for size in _SLICES:
@@ -53,14 +52,14 @@ def insert(
 
 
 def json_list(values: Iterable[int | str]) -> str:
-    """Values as a parameter for `IN (SELECT value FROM json_each(?))`."""
+    """Encode values as a parameter for `IN (SELECT value FROM json_each(?))`."""
     return _encode(list(values)).decode()
 
 
 def delete_in(
     connection: sqlite3.Connection, table: str, column: str, values: Sequence[int] | Sequence[str]
 ) -> int:
-    """Delete the rows whose column holds one of `values`; returns how many."""
+    """Delete the rows that have one of `values` in a column, and return how many."""
     if not values:
         return 0
     return connection.execute(
@@ -72,16 +71,16 @@ def delete_in(
 def read_all(
     connection: sqlite3.Connection, columns: str, rest: str, *parameters: Any
 ) -> list[Any]:
-    """Read rows in one step, through SQLite's JSON functions, which end a text at its first NUL.
+    """Read rows in one step with SQLite's JSON functions. These truncate a text at its first NUL.
 
     Args:
         connection: The database.
-        columns: What to select; blobs as `hex(...)`.
-        rest: The statement from FROM on, without an order.
-        parameters: Its parameters.
+        columns: The columns to select; blobs as `hex(...)`.
+        rest: The statement from FROM on, without ORDER BY.
+        parameters: The statement's parameters.
 
     Returns:
-        A list for each row, in no order.
+        A list for each row, in any order.
     """
     found = connection.execute(
         f"SELECT json_group_array(json_array({columns})) {rest}",
@@ -92,5 +91,5 @@ def read_all(
 
 
 def lossy_text(stored: bytes) -> str:
-    """For a connection's `text_factory`: a flipped byte costs at most the text it stands in."""
+    """Decode a text; an invalid byte damages only this text. For a connection's `text_factory`."""
     return stored.decode("utf-8", "replace")

@@ -18,34 +18,34 @@ __all__ = [
 ]
 
 APPLICATION_ID: Final = 0x41505247
-"""Marks the file as ours ("APRG"), so that another program's database is never touched."""
+"""Marks the file as a journal ("APRG"), so that another program's database is never changed."""
 SCHEMA_VERSION: Final = 4
 PAGE_SIZE: Final = 2048
-"""Bytes. Small pages write less: keys are spread at random over their index, and each commit writes
-whole pages. Of 4096, 2048 and 1024 bytes, 200 events a second wrote 21, 13 and 8 KB an event, at the
-same CPU; 2048 still holds most chunks in one page."""
+"""In bytes. Each commit writes whole pages, and keys are spread at random over their index, so small
+pages write less. Measured at 200 events a second: pages of 4096, 2048 and 1024 bytes write 21, 13
+and 8 KB per event and take the same CPU time. Most chunks still fit into one page of 2048 bytes."""
 
 
 class PayloadState(IntEnum):
-    """What became of a payload."""
+    """The state of a payload."""
 
     WAITING = 0
-    """In the queue: not planned yet, or its plan is under way."""
+    """In the queue: not planned yet, or its plan is not acknowledged yet."""
     STORED = 1
     DEAD = 2
     DISCARDED = 3
     ADOPTED = 4
-    """Stands for the unknown payload that a chunk of an adopted store begins with. Not counted."""
+    """A placeholder for the unknown payload that an adopted chunk begins with. Not counted."""
 
 
 class ChunkState(IntEnum):
-    """How far a chunk is."""
+    """The state of a chunk."""
 
     PLANNED = 0
-    """Part of a plan under way."""
+    """Part of a plan that is not acknowledged yet."""
     STORED = 1
     QUEUED = 2
-    """Was stored, and is to be embedded and stored again."""
+    """Was stored, and must be embedded and stored again."""
 
 
 INDEX_BELOW: Final = "index_below"
@@ -84,7 +84,7 @@ CREATE INDEX belongs_lane ON belongs (lane)"""
 
 SCHEMA: Final = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
--- The ledger's durable counts, and `bytes`: the size of all bodies that wait or are dead.
+-- The ledger's durable counts, and `bytes`: the size of the bodies of queued and dead payloads.
 CREATE TABLE counts (
     received INTEGER NOT NULL DEFAULT 0, stored INTEGER NOT NULL DEFAULT 0,
     pending INTEGER NOT NULL DEFAULT 0, duplicate INTEGER NOT NULL DEFAULT 0,
@@ -93,8 +93,9 @@ CREATE TABLE counts (
     overflow INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0
 );
 INSERT INTO counts DEFAULT VALUES;
--- Every payload known, by sequence number: those of an older format are below 0. `size` is that
--- of the JSON, `ended` when its state was settled.
+-- All known payloads, by sequence number. The numbers of stored and discarded payloads of an older
+-- format and of placeholders are below 0. `size` is the size of the JSON. `ended` is the time when
+-- the payload was settled.
 CREATE TABLE payload (
     seq INTEGER PRIMARY KEY, key BLOB NOT NULL, lane INTEGER NOT NULL, kind TEXT, session TEXT,
     at REAL NOT NULL, forwarded_at REAL, actions INTEGER, claimed INTEGER NOT NULL DEFAULT 0,
@@ -105,7 +106,7 @@ CREATE UNIQUE INDEX payload_key ON payload (key);
 CREATE INDEX payload_waiting ON payload (lane, seq) WHERE state = {PayloadState.WAITING:d};
 CREATE INDEX payload_dead ON payload (seq) WHERE state = {PayloadState.DEAD:d};
 CREATE INDEX payload_discarded ON payload (ended) WHERE state = {PayloadState.DISCARDED:d};
--- `metadata` is JSON of what has no column here. `text` is NULL where an older format did not
+-- `metadata` is JSON of the metadata without a column. `text` is NULL if an older format did not
 -- keep it and the store could not be read.
 CREATE TABLE chunk (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, lane INTEGER, product TEXT, session TEXT,
@@ -118,25 +119,25 @@ CREATE TABLE chunk_payload (
     seq INTEGER NOT NULL, chunk INTEGER NOT NULL, PRIMARY KEY (seq, chunk)
 ) WITHOUT ROWID;
 CREATE INDEX chunk_payload_chunk ON chunk_payload (chunk, seq);
--- Names of embedders, as `chunk.model` has them.
+-- Names of embedders, for `chunk.model`.
 CREATE TABLE model (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE session (
     lane INTEGER PRIMARY KEY, product TEXT NOT NULL, session TEXT NOT NULL, user TEXT,
     conversation TEXT, ambiguous INTEGER NOT NULL DEFAULT 0, first REAL, last REAL, seen REAL
 );
 CREATE INDEX session_user ON session (user) WHERE user IS NOT NULL;
--- Plans under way and, with "full" durability, those acknowledged in the last minutes. The record
--- names the chunks by number.
+-- Plans that are not acknowledged yet. With "full" durability, also those acknowledged in the last
+-- minutes. The record has the chunks' numbers.
 CREATE TABLE plan (
     number INTEGER PRIMARY KEY, lane INTEGER NOT NULL, record BLOB NOT NULL, acknowledged REAL
 );
--- What the store has not confirmed to have deleted.
+-- The deletion outbox: chunks whose deletion the store has not confirmed.
 CREATE TABLE deletion (chunk TEXT PRIMARY KEY, reason TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
--- Scopes that were forgotten, as keyed hashes: what happened until then is refused.
+-- Erased scopes, as keyed hashes. Payloads of a scope up to `happened_until` are refused.
 CREATE TABLE refused (
     scope TEXT NOT NULL, hash BLOB NOT NULL, happened_until REAL NOT NULL, PRIMARY KEY (scope, hash)
 ) WITHOUT ROWID;
 {FULLTEXT_SCHEMA};
--- What other processes ask of the one that owns the journal.
+-- Requests of other processes to the process that owns the journal.
 CREATE TABLE request (number INTEGER PRIMARY KEY, action TEXT NOT NULL, seq INTEGER)
 """

@@ -1,4 +1,4 @@
-"""Queue and catalog in one SQLite file, or in memory."""
+"""A queue and a catalog in one SQLite file or in memory."""
 
 from __future__ import annotations
 
@@ -47,14 +47,15 @@ class SqliteJournal(Journal):
     Args:
         path: The file; None keeps the journal in memory.
         durability: See `IngestPipeline`.
-        keep_addresses: Whether payloads of an older format keep the e-mail addresses in them.
-        max_bytes: The most bytes of payloads that wait or are dead.
-        keep_payloads: Whether the bodies of stored payloads are kept. Never in memory.
-        model: Names the embedder of what is acknowledged.
-        on_entry: Called on the loop for each entry with what became of it, in the order in which
-            they were handed over, before its `accept` ends; None if it could not be written.
-        on_returned: Called on the loop with (lane, sequence number) of each dead letter that was
-            put back, as soon as that is committed.
+        keep_addresses: Whether upgraded payloads of an older format keep their e-mail addresses.
+        max_bytes: The most bytes of queued and dead payloads.
+        keep_payloads: Whether the bodies of stored payloads are kept. In memory they never are.
+        model: The name of the embedder, saved with acknowledged chunks.
+        on_entry: Called on the loop with each entry and its outcome, in the order of the `accept`
+            calls, before the future of `accept` completes. The outcome is None if the entry could
+            not be written.
+        on_returned: Called on the loop with the list of (lane, sequence number) of retried dead
+            letters, after the commit.
     """
 
     def __init__(
@@ -89,18 +90,19 @@ class SqliteJournal(Journal):
             self._finder = AsyncFinder(lambda: self._finder_tables, self._writer.look)
 
     async def open(self) -> None:
-        """Open or make the file, upgrade an older format, and start the writer.
+        """Open or create the file, upgrade an older format, and start the writer.
 
         Raises:
             JournalLockedError: If another pipeline has this journal open.
-            JournalDamagedError: If the file is damaged; it was renamed to the name in the message.
-            JournalVersionError: If a newer version of this package wrote it.
-            JournalError: If it is another program's file or cannot be opened.
+            JournalDamagedError: If the file is damaged. It was renamed; the message has the new
+                name.
+            JournalVersionError: If this version cannot read the file's format.
+            JournalError: If another program wrote the file, or it cannot be opened.
         """
         await self._writer.open()
 
     async def close(self) -> None:
-        """Carry out what was handed over and close the file."""
+        """Finish all submitted operations and close the file."""
         if self._read_thread:
             await self._read_thread.close()
         await self._writer.close()
@@ -129,12 +131,12 @@ class SqliteJournal(Journal):
         if not self._path or not self._lock:
             return JournalFile(None, self._durability)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # A lock file beside it shows that this was a journal, even if nothing in it does any more.
+        # A lock file shows that the file was a journal, even if its content is damaged.
         known = self._lock.path.exists()
         if not self._lock.acquire():
             raise JournalLockedError(
-                f"the journal {self._path} is in use by process {self._lock.holder()}: one "
-                "pipeline writes a journal at a time; stop that one or name another file"
+                f"the journal {self._path} is in use by process {self._lock.holder()}, and only one "
+                "pipeline at a time can use a journal: stop that process or use another file"
             )
         try:
             return JournalFile(

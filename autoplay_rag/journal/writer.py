@@ -1,8 +1,8 @@
-"""The one writer: a thread that commits what has gathered.
+"""The writer: one thread that commits submitted items in groups.
 
-A commit starts as soon as the writer is free and takes everything handed over meanwhile. There
-is no timer: one caller that awaits each payload pays for one commit each, a thousand callers at
-once share a few.
+A commit starts as soon as the thread is free. It takes all items submitted since the last one,
+without a timer. A single caller that awaits each payload causes one commit per payload. A thousand
+concurrent callers share a few commits.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ T = TypeVar("T")
 OnEntry: TypeAlias = Callable[[Entry, Outcome | None], None]
 
 _GROUP = 256
-"""The most entries in one commit: more would delay whoever waits behind them."""
+"""The most items in one commit. A larger commit would delay the items behind it."""
 _GROUP_BYTES = 4 * 2**20
 
 
 class Tables(Protocol):
-    """What the writer needs of the journal's tables.
+    """The operations on the journal's tables that the writer needs.
 
     Attributes:
-        file: The file they are in.
+        file: The file with the tables.
     """
 
     file: JournalFile
 
     def prepare(self, entry: Entry) -> Prepared:
-        """An entry's body and words as they are kept. Runs before the transaction."""
+        """Return an entry's body and words in the form to be kept. Runs before the transaction."""
 
     def accept(self, entries: Sequence[Entry], prepared: Sequence[Prepared]) -> list[Outcome]:
-        """Take payloads in; what became of each, in order."""
+        """Add payloads to the queue, and return the outcome of each, in order."""
 
     def overflow(self, entry: Entry) -> Outcome:
         """Count an entry that could not be written."""
@@ -88,18 +88,19 @@ class _Failure:
 
 
 class Writer:
-    """Runs the operations of a journal's tables, in order, many in one transaction.
+    """Runs operations on the journal's tables in order, many in one transaction.
 
     Args:
         name: The file, for messages; None for a journal in memory.
-        open_tables: Opens the tables; runs in the writer's thread.
-        close_tables: Runs in the writer's thread at the end, also if opening failed: then with
-            None.
-        on_entry: Called on the loop for each entry with what became of it, in the order in which
-            they were handed over, before its future ends; None if it could not be written.
+        open_tables: Opens the tables. Runs on the writer thread.
+        close_tables: Closes the tables. Runs on the writer thread at the end. If opening failed, it
+            is called with None.
+        on_entry: Called on the loop with each entry and its outcome, in the order of the `accept`
+            calls, before the entry's future completes. The outcome is None if the entry could not
+            be written.
 
     Attributes:
-        problem: What prevents writing, in one line; None while all is well.
+        problem: What prevents writing, in one line; None if writing works.
     """
 
     def __init__(
@@ -125,12 +126,12 @@ class Writer:
         """Start the thread and open the tables.
 
         Raises:
-            JournalError: As `open_tables` does.
+            JournalError: If `open_tables` raises it, an `OSError` or a `sqlite3.Error`.
         """
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         opened: asyncio.Future[None] = self._loop.create_future()
-        # A daemon: what it has committed is safe, so it need not delay the interpreter's end.
+        # A daemon thread does not delay the interpreter's exit. Committed data is safe.
         self._thread = threading.Thread(
             target=self._write, args=(opened,), name="autoplay-journal", daemon=True
         )
@@ -138,25 +139,25 @@ class Writer:
         try:
             await asyncio.shield(opened)
         except asyncio.CancelledError:
-            # Nobody will close what is being opened: the writer does, as soon as it is open.
+            # The caller will not call `close`, so the writer closes the tables after opening them.
             self._queue.put(None)
-            opened.add_done_callback(_take_note)
+            opened.add_done_callback(_retrieve_exception)
             raise
 
     async def close(self) -> None:
-        """Carry out what was handed over and close the tables."""
+        """Finish all submitted items and close the tables."""
         self._closed = True
         self._queue.put(None)
         await self._ended.wait()
         self._thread.join()
 
     def accept(self, entry: Entry) -> asyncio.Future[Outcome]:
-        """Hand an entry over; the future ends when it is committed.
+        """Submit an entry. The future completes when the entry is committed.
 
-        Cancelling the future changes nothing: what was handed over is taken in.
+        Cancelling the future does not cancel the commit.
         """
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        self._hand_over(_Accept(entry, future))
+        self._submit(_Accept(entry, future))
         return future
 
     async def run(
@@ -165,24 +166,24 @@ class Writer:
         *arguments: Any,
         then: Callable[[T], None] | None = None,
     ) -> T:
-        """Have an operation of the tables carried out in a transaction.
+        """Run an operation of the tables in a transaction.
 
         Args:
             operation: A method of the tables. It runs even if the caller is cancelled.
             arguments: Its arguments.
-            then: Called on the loop with the result once it is committed, also if the caller was
-                cancelled meanwhile.
+            then: Called on the loop with the result after the commit, even if the caller was
+                cancelled.
 
         Raises:
             JournalError: If the journal cannot be written.
             PipelineClosedError: If it is closed.
         """
         future: asyncio.Future[T] = self._loop.create_future()
-        self._hand_over(_Work(operation, arguments, future, then))
+        self._submit(_Work(operation, arguments, future, then))
         return await future
 
     async def look(self, look: Callable[[], T], /) -> T:
-        """Have something read in the writer's thread, after what was handed over before.
+        """Read in the writer's thread, after all operations that were submitted before.
 
         Works on any event loop, also while the writer's own is blocked.
 
@@ -190,15 +191,15 @@ class Writer:
             PipelineClosedError: If the journal is closed.
         """
         future: Future[T] = Future()
-        self._hand_over(_Look(look, future))
+        self._submit(_Look(look, future))
         return await asyncio.wrap_future(future)
 
-    def _hand_over(self, item: _Item) -> None:
+    def _submit(self, item: _Item) -> None:
         if self._closed:
             raise PipelineClosedError("the pipeline is not running: its journal is closed")
         self._queue.put(item)
 
-    # -- the writer's thread ------------------------------------------------------------------
+    # -- on the writer thread -----------------------------------------------------------------
 
     def _write(self, opened: asyncio.Future[None]) -> None:
         try:
@@ -213,8 +214,8 @@ class Writer:
         try:
             while group := self._next_group():
                 for item in group:
-                    # Here, not on the loop: at each call of zlib the loop would lose Python's lock
-                    # to whoever waits for it.
+                    # Not on the loop: zlib releases the GIL, and the loop would have to wait to
+                    # get it back.
                     if isinstance(item, _Accept):
                         item.prepared = self._tables.prepare(item.entry)
                 if changes := [item for item in group if not isinstance(item, _Look)]:
@@ -227,7 +228,7 @@ class Writer:
             self._call_soon(self._end)
 
     def _next_group(self) -> list[_Item]:
-        """Wait for something to do and take what has gathered with it; nothing at the end."""
+        """Wait for an item, and return it with the items behind it; an empty list at the end."""
         first = self._queue.get()
         group: list[_Item] = []
         size = 0
@@ -242,7 +243,7 @@ class Writer:
                 break
         else:
             if group:
-                self._queue.put(None)  # the end comes again, after this group
+                self._queue.put(None)  # read again after this group, and ends the thread
         return group
 
     def _commit(self, group: Sequence[_Change]) -> None:
@@ -250,7 +251,7 @@ class Writer:
             results = self._committed(group)
         except BaseException as error:  # noqa: BLE001 - raised again in the callers
             if len(group) > 1 and not _is_busy(error):
-                # One of them failed for all: each alone, so that only that one fails.
+                # One item rolled back the group. Run each alone, so that only that item fails.
                 for item in group:
                     self._commit([item])
                 return
@@ -258,22 +259,22 @@ class Writer:
         self._call_soon(self._report, group, results)
 
     def _committed(self, group: Sequence[_Change]) -> list[Any]:
-        """Carry out a group; wait as long as another program holds the file, but not to close."""
+        """Run a group. Wait while another program holds the file's lock, unless closing."""
         while True:
             try:
                 with self._tables.file.transaction():
-                    results = self._carry_out(group)
+                    results = self._run_operations(group)
             except sqlite3.OperationalError as error:
                 if self._closed or not _is_busy(error):
                     raise
                 if self.problem is None:
                     self.problem = f"another program holds the lock of {self._name}"
-                    _log.warning("%s: what comes waits for it", self.problem)
+                    _log.warning("%s; writes wait until it is released", self.problem)
             else:
                 self.problem = None
                 return results
 
-    def _carry_out(self, group: Sequence[_Change]) -> list[Any]:
+    def _run_operations(self, group: Sequence[_Change]) -> list[Any]:
         results: list[Any] = []
         for accepting, items in groupby(group, lambda item: isinstance(item, _Accept)):
             if accepting:
@@ -298,7 +299,7 @@ class Writer:
         return _Failure(error)
 
     def _call_soon(self, call: Callable[..., None], *args: Any) -> None:
-        # A loop that is closed has nobody left to inform.
+        # The loop is closed, so no caller is waiting.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, *args)
 
@@ -317,7 +318,7 @@ class Writer:
                     else:
                         _settle(item.future, _Failure(closed))
 
-    # -- back on the loop ---------------------------------------------------------------------
+    # -- on the loop --------------------------------------------------------------------------
 
     def _report(self, group: Sequence[_Change], results: list[Any]) -> None:
         for item, result in zip(group, results, strict=True):
@@ -330,7 +331,7 @@ class Writer:
 
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:
-    if future.done():  # cancelled by a caller that no longer waits
+    if future.done():  # cancelled by its caller
         return
     if isinstance(result, _Failure):
         future.set_exception(result.error)
@@ -347,7 +348,7 @@ def _carry_out_look(item: _Look) -> None:
         item.future.set_exception(error)
 
 
-def _take_note(future: asyncio.Future[Any]) -> None:
+def _retrieve_exception(future: asyncio.Future[Any]) -> None:
     """Asyncio logs an exception that nobody has asked for."""
     future.exception()
 

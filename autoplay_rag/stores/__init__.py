@@ -1,4 +1,4 @@
-"""Stores: where chunks are kept and found."""
+"""Stores keep chunks and search them."""
 
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ __getattr__, __dir__ = lazy_exports(
     {
         "ChromaStore": "autoplay_rag.stores.chroma",
         "MemoryStore": "autoplay_rag.stores.memory",
-        # For stores of one's own: checked and packed batches, and a thread to write in.
+        # For custom stores: functions that check and pack batches, and a thread for blocking work.
         "Rows": "autoplay_rag.stores.rows",
         "SerialThread": "autoplay_rag._serial",
         "checked_changes": "autoplay_rag.stores.rows",

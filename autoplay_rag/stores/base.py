@@ -1,8 +1,8 @@
-"""What a store is, and what it may be able to do beyond storing and searching.
+"""The interfaces of stores, and their optional capabilities.
 
-A store is one of two kinds: a `VectorStore` takes the vectors the pipeline made, a `TextStore`
-embeds for itself. To add one, inherit from either and write its abstract methods; nothing else
-in the package needs to know of it. `autoplay_rag.testing` has the contract that a store passes.
+There are two kinds of store. A `VectorStore` takes vectors from the pipeline. A `TextStore` embeds
+texts itself. To add a store, inherit from one of them and write its abstract methods. Nothing else
+in the package needs a change. `autoplay_rag.testing` has the contract tests for stores.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Changes: TypeAlias = Mapping[str, str | int | float | None]
 Capability: TypeAlias = Literal[
     "delete", "get", "scan", "update_metadata", "sibling", "drop", "identity"
 ]
-"""What a store can do beyond storing and searching; each names the method of `Store` that does it."""
+"""Optional capabilities of a store. Each is named after the method of `Store` that implements it."""
 
 _PAGE = 500
 
@@ -49,8 +49,8 @@ class Match:
 
     Attributes:
         id: The chunk's id.
-        text: What was stored as its text.
-        score: The store's own score, higher is better: for a `VectorStore` the cosine similarity.
+        text: The chunk's stored text.
+        score: The store's score; higher is better. A `VectorStore` gives the cosine similarity.
         metadata: As in `Chunk`.
     """
 
@@ -62,12 +62,12 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class StoreIdentity:
-    """A note that a store keeps beside its chunks, so that an exchanged or older copy is noticed.
+    """A record in the store that shows if the store was replaced or restored from an older copy.
 
     Attributes:
-        store_id: Names this store for good; chosen when a journal first uses it.
-        journal_id: The journal it belongs to.
-        batch: The journal's number of the last acknowledged batch, as of the last note.
+        store_id: The permanent id of this store, chosen when a journal first uses it.
+        journal_id: The id of its journal.
+        batch: The last acknowledged batch of the journal when this record was saved.
     """
 
     store_id: str
@@ -76,21 +76,21 @@ class StoreIdentity:
 
 
 class Store(ABC):
-    """What both kinds of store share; inherit from `VectorStore` or `TextStore`.
+    """The base of both kinds of store. Inherit from `VectorStore` or `TextStore`.
 
-    A store declares a capability by overriding its method: each method that raises
-    `MissingCapabilityError` here is one `Capability` (`identity` needs `save_identity` as well). A
-    feature that needs a capability says so when it starts. A store whose capabilities depend on
-    what it wraps overrides `capabilities` too.
+    A store declares a capability by overriding its method. The methods named in `Capability` raise
+    `MissingCapabilityError` here. `identity` needs `save_identity` as well. A feature that needs a
+    missing capability raises an error when it starts. If the capabilities depend on a wrapped
+    store, override `capabilities` too.
 
-    Every method may be called from more than one event loop. Failures that may pass later are
-    raised as `StoreUnavailableError` (or an `OSError` or `TimeoutError`), input that will never
-    be accepted as `StoreRejectedError` (or a `ValueError`).
+    Every method may be called from more than one event loop. Raise `StoreUnavailableError` (or an
+    `OSError` or `TimeoutError`) if the same call may succeed later. Raise `StoreRejectedError` (or
+    a `ValueError`) if the input will never be accepted.
 
     Attributes:
-        max_batch: The most chunks the pipeline hands over in one call.
-        persistent: Whether the chunks outlive the process. A store that does not is filled
-            again from the journal when it starts empty.
+        max_batch: The most chunks that the pipeline passes in one call.
+        persistent: Whether the chunks outlive the process. If not, an empty store is filled again
+            from the journal when it starts.
     """
 
     max_batch: int = 1000
@@ -98,17 +98,17 @@ class Store(ABC):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What this store can do beyond storing and searching."""
+        """The optional capabilities of this store."""
         return frozenset(
             capability for capability in get_args(Capability) if _overrides(type(self), capability)
         )
 
     async def start(self, model: str) -> None:  # noqa: B027 - opening nothing is fine
-        """Open what needs opening. Called before the first use.
+        """Open the store. Called before the first use.
 
         Args:
-            model: Names the embedder and its settings. A store that keeps vectors refuses to mix
-                those of two models.
+            model: The name of the embedder and its settings. A store that keeps vectors must not
+                mix vectors of two models.
 
         Raises:
             StoreMismatchError: If the store holds vectors of another model.
@@ -118,7 +118,7 @@ class Store(ABC):
         """Release what `start` opened. May be called more than once."""
 
     async def count(self) -> int:
-        """The number of chunks stored.
+        """Return the number of stored chunks.
 
         Raises:
             MissingCapabilityError: If the store cannot count.
@@ -126,15 +126,17 @@ class Store(ABC):
         raise _missing(self, "count")
 
     async def delete(self, ids: Sequence[str]) -> None:
-        """Delete chunks; an unknown id is not an error."""
+        """Delete chunks. An unknown id is not an error."""
         raise _missing(self, "delete")
 
     async def get(self, ids: Sequence[str]) -> list[Chunk]:
-        """The chunks with these ids, in any order; unknown ids are left out."""
+        """Return the chunks with these ids, in any order. Unknown ids are left out."""
         raise _missing(self, "get")
 
     def scan(self, page: int = _PAGE) -> AsyncIterator[list[Chunk]]:
-        """All chunks, in pages. What is stored or deleted meanwhile may be missing or not.
+        """Yield all chunks, in pages.
+
+        Chunks that are stored or deleted during the scan may be missing or not.
 
         Args:
             page: The most chunks in one page.
@@ -145,29 +147,29 @@ class Store(ABC):
         """Change metadata without touching text and vector.
 
         Args:
-            changes: By chunk id, the keys to set, or to remove by None. Other keys stay. At most
-                `max_batch` chunks; an unknown id is not an error.
+            changes: For each chunk id the keys to set; None removes a key. Other keys stay. At most
+                `max_batch` chunks. An unknown id is not an error.
         """
         raise _missing(self, "update_metadata")
 
     def sibling(self, name: str) -> Self:
-        """Another collection beside this one, not started yet; for vectors of another model.
+        """Return another collection beside this one, for vectors of another model. Not started.
 
         Args:
-            name: Names the collection. The same name gives the same collection again.
+            name: The name of the collection. The same name returns the same collection.
         """
         raise _missing(self, "sibling")
 
     async def drop(self) -> None:
-        """Delete the whole collection, its identity and its model; `start` makes it anew."""
+        """Delete the whole collection, its identity and its model. `start` creates it again."""
         raise _missing(self, "drop")
 
     async def identity(self) -> StoreIdentity | None:
-        """The note that `save_identity` left; None if there is none."""
+        """Return the identity saved by `save_identity`; None if there is none."""
         raise _missing(self, "identity")
 
     async def save_identity(self, identity: StoreIdentity) -> None:
-        """Keep a note in the store itself, where no search finds it. Needs `identity` as well."""
+        """Save an identity in the store. Searches must not find it. Needs `identity` as well."""
         raise _missing(self, "identity")
 
 
@@ -176,7 +178,7 @@ class VectorStore(Store):
 
     @abstractmethod
     async def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
-        """Store chunks, replacing those with the same id whole (text, metadata and vector).
+        """Store chunks. A chunk with a known id replaces text, metadata and vector of the old one.
 
         Args:
             chunks: At most `max_batch`, with different ids.
@@ -185,7 +187,7 @@ class VectorStore(Store):
 
     @abstractmethod
     async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
-        """The `k` nearest chunks that pass the filter, best first.
+        """Return the `k` nearest chunks that pass the filter, best first.
 
         Raises:
             UnsupportedFilterError: If the store cannot translate the filter.
@@ -193,11 +195,11 @@ class VectorStore(Store):
 
 
 class TextStore(Store):
-    """A store that embeds for itself."""
+    """A store that embeds texts itself."""
 
     @abstractmethod
     async def add(self, chunks: Sequence[Chunk]) -> None:
-        """Embed and store chunks, replacing those with the same id whole.
+        """Embed and store chunks. A chunk with a known id replaces text and metadata of the old one.
 
         Args:
             chunks: At most `max_batch`, with different ids.
@@ -205,7 +207,7 @@ class TextStore(Store):
 
     @abstractmethod
     async def search(self, text: str, k: int, filter: Filter) -> list[Match]:
-        """The `k` best chunks for `text` that pass the filter, best first.
+        """Return the `k` best chunks for `text` that pass the filter, best first.
 
         Raises:
             UnsupportedFilterError: If the store cannot translate the filter.

@@ -1,4 +1,4 @@
-"""A store in memory: for notebooks, for tests, and for data that may end with the process."""
+"""A store in memory, for notebooks, tests, and data that need not outlive the process."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = ["MemoryStore"]
 _FIRST_CAPACITY = 256
 _REMEDY = (
     "start once with IngestPipeline(rebuild=True) (command: --rebuild) to embed everything again "
-    "with the new model, or use that model, or another MemoryStore"
+    "with the new model, or use the old model, or another MemoryStore"
 )
 
 
 class MemoryStore(VectorStore):
-    """Keeps chunks in memory and searches all of them, exactly, by cosine similarity.
+    """Keeps chunks in memory, and searches by exact comparison of all vectors (cosine similarity).
 
-    A chunk takes 4 bytes per dimension, and its text and metadata. `aclose` keeps the chunks: a
+    A chunk takes 4 bytes per dimension, plus its text and metadata. `aclose` keeps the chunks, so a
     notebook can search after its pipeline has ended.
 
     Raises:
@@ -67,10 +67,10 @@ class MemoryStore(VectorStore):
         return f"<MemoryStore: {len(self._table.chunks)} chunks>"
 
     async def start(self, model: str) -> None:
-        """Note the model of the vectors.
+        """Set the model of the vectors.
 
         Args:
-            model: Names the embedder and its settings.
+            model: The name of the embedder and its settings.
 
         Raises:
             StoreMismatchError: If the store holds vectors of another model.
@@ -78,47 +78,47 @@ class MemoryStore(VectorStore):
         await self._thread.run(self._table.adopt, model)
 
     async def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
-        """Store chunks, replacing those with the same id whole.
+        """Store chunks. A chunk with a known id replaces text, metadata and vector of the old one.
 
         Args:
             chunks: Any number.
             vectors: One for each chunk, all of the same dimension.
 
         Raises:
-            StoreRejectedError: If the batch cannot be stored by any store.
+            StoreRejectedError: If the batch is invalid (see `pack`).
             StoreMismatchError: If the store holds vectors of another dimension.
         """
         if len(chunks) or len(vectors):
             await self._thread.run(self._table.upsert, chunks, vectors)
 
     async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
-        """The `k` nearest chunks that pass the filter, best first.
+        """Return the `k` nearest chunks that pass the filter, best first.
 
         Args:
-            vector: The question, of the dimension stored.
+            vector: The vector of the question, with the stored dimension.
             k: The most matches; at least 1.
-            filter: Which chunks may match.
+            filter: The filter on the chunks.
 
         Raises:
-            StoreRejectedError: If `k` is less than 1, or the vector is not one.
+            StoreRejectedError: If `k` is less than 1, or the vector is invalid.
             StoreMismatchError: If the store holds vectors of another dimension.
         """
         return await self._thread.run(self._table.query, vector, k, filter)
 
     async def count(self) -> int:
-        """The number of chunks stored."""
+        """Return the number of stored chunks."""
         return len(self._table.chunks)
 
     async def delete(self, ids: Sequence[str]) -> None:
-        """Delete chunks; an unknown id is not an error."""
+        """Delete chunks. An unknown id is not an error."""
         await self._thread.run(self._table.delete, ids)
 
     async def get(self, ids: Sequence[str]) -> list[Chunk]:
-        """The chunks with these ids; unknown ids are left out."""
+        """Return the chunks with these ids. Unknown ids are left out."""
         return await self._thread.run(self._table.get, ids)
 
     async def scan(self, page: int = 500) -> AsyncIterator[list[Chunk]]:
-        """All chunks stored when the scan starts, in pages, without those deleted meanwhile.
+        """Yield all chunks stored when the scan starts, in pages, except those deleted during it.
 
         Args:
             page: The most chunks in one page.
@@ -127,7 +127,7 @@ class MemoryStore(VectorStore):
             ConfigurationError: If `page` is less than 1.
         """
         check_at_least("page", page, 1, whole=True)
-        # Rows move when others are deleted; ids do not.
+        # Deletions move rows, so the scan goes by ids.
         ids = await self._thread.run(self._table.ids)
         for start in range(0, len(ids), page):
             if chunks := await self.get(ids[start : start + page]):
@@ -137,16 +137,16 @@ class MemoryStore(VectorStore):
         """Change metadata without touching text and vector.
 
         Args:
-            changes: By chunk id, the keys to set, or to remove by None. Other keys stay; an
+            changes: For each chunk id the keys to set; None removes a key. Other keys stay. An
                 unknown id is not an error.
 
         Raises:
-            StoreRejectedError: If no store could keep a key or a value.
+            StoreRejectedError: If a key or a value is invalid.
         """
         await self._thread.run(self._table.update_metadata, changes)
 
     def sibling(self, name: str) -> Self:
-        """Another store, kept by this one: the same name gives the same object again.
+        """Return another store in memory. The same name returns the same object.
 
         Example:
             >>> store = MemoryStore()
@@ -162,19 +162,19 @@ class MemoryStore(VectorStore):
         await self._thread.run(self._table.clear)
 
     async def identity(self) -> StoreIdentity | None:
-        """The note that `save_identity` left; None if there is none."""
+        """Return the identity saved by `save_identity`; None if there is none."""
         return self._table.identity
 
     async def save_identity(self, identity: StoreIdentity) -> None:
-        """Keep a note, as long as this object lives."""
+        """Save an identity. It lives as long as this object."""
         await self._thread.run(setattr, self._table, "identity", identity)
 
 
 class _Table:
-    """Unit vectors as the first rows of a matrix that grows by doubling.
+    """Chunks, and their unit vectors in a matrix that grows by doubling.
 
-    The last row overwrites a deleted one, so rows stay dense and no call moves more than one row
-    (except for the doubling).
+    A deleted row is overwritten by the last row, so the rows stay dense. Each deleted chunk moves at
+    most one row.
     """
 
     def __init__(self) -> None:
@@ -197,7 +197,7 @@ class _Table:
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
         rows = pack(chunks, vectors)
-        matrix = self._room_for(rows)
+        matrix = self._matrix_for(rows)
         parts = zip(rows.ids, rows.texts, rows.metadatas, strict=True)
         for chunk, vector in zip(starmap(Chunk, parts), _unit_rows(rows), strict=True):
             row = self._row_of.setdefault(chunk.id, len(self.chunks))
@@ -212,13 +212,13 @@ class _Table:
 
         question = pack_vector(vector, "the question")
         if k < 1:
-            raise StoreRejectedError(f"k is {k}; a search asks for at least 1 hit")
+            raise StoreRejectedError(f"k is {k}; it must be at least 1")
         if self._matrix is None or not self.chunks:
             return []
         unit = _unit(np.frombuffer(question, np.float32))
         self._check_dimension(len(unit))
         scores = self._matrix[: len(self.chunks)] @ unit
-        # Walking down the ranking tests no more chunks against the filter than it takes.
+        # Filtering in the order of the ranking stops after `k` matches.
         ranking = np.argsort(-scores, kind="stable").tolist()
         passing = (row for row in ranking if filter.matches(self.chunks[row].metadata))
         return [
@@ -257,11 +257,11 @@ class _Table:
             metadata = {key: value for key, value in merged.items() if value is not None}
             self.chunks[row] = Chunk(chunk.id, chunk.text, metadata)
 
-    def _room_for(self, rows: Rows) -> NDArray[np.float32]:
+    def _matrix_for(self, rows: Rows) -> NDArray[np.float32]:
         import numpy as np
 
         if self._matrix is None or not self.chunks:
-            # An empty store takes any dimension.
+            # An empty store accepts any dimension.
             self._matrix = np.empty((_FIRST_CAPACITY, rows.dimension), np.float32)
         self._check_dimension(rows.dimension)
         wanted = len(self.chunks) + len(rows.ids)
@@ -276,8 +276,8 @@ class _Table:
         held = self._matrix.shape[1]
         if dimension != held:
             raise StoreMismatchError(
-                f"this MemoryStore holds vectors of dimension {held}, but one of {dimension} came; "
-                f"{_REMEDY}"
+                f"this MemoryStore holds vectors of dimension {held}, but was given one of dimension "
+                f"{dimension}; {_REMEDY}"
             )
 
 
@@ -288,7 +288,7 @@ def _unit_rows(rows: Rows) -> NDArray[np.float32]:
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale to length 1 along the last axis; a zero vector stays as it is, similar to nothing."""
+    """Scale vectors to length 1. A zero vector stays zero, so its similarity to any vector is 0."""
     import numpy as np
 
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)

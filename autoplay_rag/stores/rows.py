@@ -1,7 +1,7 @@
-"""Checks of what goes into a store, and its packing into columns (pure).
+"""Checks of batches for a store, and their packing into columns (pure functions).
 
-A pipeline may hand over texts and vectors of a user's own code. Values that no store can keep are
-refused here, before any part of the batch is stored; the message names the chunk.
+Texts and vectors may come from the user's code. Values that no store can keep are rejected here,
+before any part of the batch is stored. The error message names the chunk.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ __all__ = ["Rows", "checked_changes", "pack", "pack_vector"]
 
 _INT64 = 2**63
 _FLOAT32 = array("f").itemsize
+_NAME = "it must be a string, not empty, without lone surrogates"
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A batch as columns: at each position the parts of one chunk.
+    """A batch as columns. The same position in each column belongs to the same chunk.
 
     Attributes:
         ids: All different.
-        texts: What was embedded.
-        metadatas: Copies; the caller may change its own afterwards.
+        texts: The embedded texts.
+        metadatas: Copies; later changes of the caller's mappings do not affect them.
         vectors: float32 values in the machine's byte order, row after row.
-        dimension: Values in a row.
+        dimension: The number of values in a row.
     """
 
     ids: list[str]
@@ -40,15 +41,16 @@ class Rows:
 
 
 def pack(chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> Rows:
-    """Check a batch and turn it into columns. Of chunks with the same id the last one is kept.
+    """Check a batch and convert it to columns. The last of several chunks with the same id is kept.
 
     Args:
         chunks: At least one.
         vectors: One for each chunk.
 
     Raises:
-        StoreRejectedError: If the numbers differ, if vectors are empty, of different
-            dimensions or not finite, or if a text or a metadata value is of a wrong type.
+        StoreRejectedError: If the numbers of chunks and vectors differ, if vectors are empty, of
+            different dimensions or not finite, or if an id, a text or a metadata entry cannot be
+            stored.
 
     Example:
         >>> rows = pack([Chunk("c1", "Opened billing", {"user_id": "u1"})], [[0.6, 0.8]])
@@ -57,7 +59,8 @@ def pack(chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> Rows:
     """
     if len(chunks) != len(vectors):
         raise StoreRejectedError(
-            f"{len(chunks)} chunks came with {len(vectors)} vectors; each needs one of its own"
+            f"the batch has {len(chunks)} chunks and {len(vectors)} vectors; each chunk needs one "
+            "vector"
         )
     for chunk in chunks:
         _check_id(chunk.id)
@@ -67,8 +70,9 @@ def pack(chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> Rows:
     for chunk_id, row in zip(kept, packed, strict=True):
         if len(row) != width:
             raise StoreRejectedError(
-                f"chunk {chunk_id!r} came with a vector of dimension {len(row) // _FLOAT32}, "
-                f"the first of its batch with {width // _FLOAT32}; a batch has one dimension"
+                f"the vector of chunk {chunk_id!r} has dimension {len(row) // _FLOAT32}, but the "
+                f"first of its batch has {width // _FLOAT32}; all vectors of a batch must have the "
+                "same dimension"
             )
     return Rows(
         ids=list(kept),
@@ -80,14 +84,14 @@ def pack(chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> Rows:
 
 
 def pack_vector(vector: Vector, owner: str) -> bytes:
-    """One vector as float32 bytes in the machine's byte order.
+    """Convert a vector to float32 bytes in the machine's byte order.
 
     Args:
         vector: Any sequence of numbers.
-        owner: What it belongs to, for the error message.
+        owner: The vector's chunk or question, for the error message.
 
     Raises:
-        StoreRejectedError: If it is empty, or holds a value that is not a finite number.
+        StoreRejectedError: If it is empty, or has a value that is not a finite number.
     """
     try:
         row = vector if isinstance(vector, array) and vector.typecode == "f" else array("f", vector)
@@ -97,19 +101,19 @@ def pack_vector(vector: Vector, owner: str) -> bytes:
         ) from None
     if not row:
         raise StoreRejectedError(f"the vector of {owner} is empty")
-    # Finite float32 values never overflow the double they are summed in, so one sum tells.
+    # A sum of finite float32 values never overflows a double, so the sum is finite if all are.
     if not math.isfinite(sum(row)):
-        raise StoreRejectedError(f"the vector of {owner} holds NaN or infinity")
+        raise StoreRejectedError(f"the vector of {owner} has NaN or infinity")
     return row.tobytes()
 
 
 def checked_changes(
     changes: Mapping[str, Changes],
 ) -> dict[str, dict[str, str | int | float | None]]:
-    """Check changes of metadata and copy them; chunks without a change are left out.
+    """Check and copy metadata changes. Chunks without a change are left out.
 
     Raises:
-        StoreRejectedError: If an id or a key is not a name, or a value is of a wrong type.
+        StoreRejectedError: If an id, a key or a value cannot be stored.
 
     Example:
         >>> checked_changes({"c1": {"user_id": "u1", "email": None}, "c2": {}})
@@ -123,7 +127,7 @@ def checked_changes(
 
 def _check_id(id: object) -> None:
     if not _is_name(id):
-        raise StoreRejectedError(f"the id of a chunk is {id!r}, which is not a name")
+        raise StoreRejectedError(f"the id of a chunk is {id!r}; {_NAME}")
 
 
 def _checked_text(chunk: Chunk) -> str:
@@ -142,9 +146,7 @@ def _checked_metadata(id: str, metadata: Metadata) -> dict[str, str | int | floa
 def _check_metadata(id: str, metadata: Mapping[str, object], *, removable: bool = False) -> None:
     for key, value in metadata.items():
         if not _is_name(key):
-            raise StoreRejectedError(
-                f"a metadata key of chunk {id!r} is {key!r}, which is not a name"
-            )
+            raise StoreRejectedError(f"a metadata key of chunk {id!r} is {key!r}; {_NAME}")
         if removable and value is None:
             continue
         if problem := _problem_of(value):
@@ -152,9 +154,9 @@ def _check_metadata(id: str, metadata: Mapping[str, object], *, removable: bool 
 
 
 def _problem_of(value: object) -> str | None:
-    """Why a store cannot keep this value, or None. The value itself is left out: it is private."""
+    """Say why a store cannot keep this value, or return None. Does not quote it: it may be private."""
     if isinstance(value, str):
-        return None if _is_unicode(value) else "holds a lone surrogate"
+        return None if _is_unicode(value) else "has a lone surrogate"
     if isinstance(value, int):
         return None if -_INT64 <= value < _INT64 else "is an integer of more than 64 bits"
     if isinstance(value, float):
@@ -163,7 +165,7 @@ def _problem_of(value: object) -> str | None:
 
 
 def _wrong_type(value: object) -> str:
-    return f"is a {type(value).__name__}, which no store keeps"
+    return f"is a {type(value).__name__}, which stores cannot keep"
 
 
 def _is_name(name: object) -> bool:

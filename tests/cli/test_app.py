@@ -60,8 +60,8 @@ def test_idle_seconds_that_are_no_time_are_wrong_usage(capsys, tmp_path, command
     [
         (["connector", "--recording", "absent.jsonl"], "absent.jsonl: No such file"),
         (["search", "who exported?"], "no Chroma store at chroma; run"),
-        (["status", "absent.db"], "no journal at absent.db"),
-        (["dead-letters", "list", "absent.db"], "no journal at absent.db"),
+        (["status", "absent.db"], "no journal found at absent.db; check the path"),
+        (["dead-letters", "list", "absent.db"], "no journal found at absent.db; check the path"),
     ],
 )
 def test_what_fails_exits_with_1(capsys, args, says):
@@ -95,7 +95,7 @@ def test_help_exits_with_0(capsys, args):
 def test_the_process_ends_with_that_code_and_no_traceback(cli):
     ended = cli("status", "absent.db")
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == "error: there is no journal at absent.db\n"
+    assert ended.stderr == "error: no journal found at absent.db; check the path\n"
 
 
 def test_the_package_itself_is_the_command():
@@ -108,7 +108,7 @@ def test_the_package_itself_is_the_command():
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == "error: there is no journal at absent.db\n"
+    assert ended.stderr == "error: no journal found at absent.db; check the path\n"
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):

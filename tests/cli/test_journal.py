@@ -135,7 +135,7 @@ async def test_status_has_its_values_in_one_column(ended, tmp_path):
 
 async def test_status_finds_the_journal_beside_the_default_store(ended, tmp_path):
     code, _, err = await ended("status")
-    assert (code, err) == (1, "error: there is no journal at chroma-journal.db\n")
+    assert (code, err) == (1, "error: no journal found at chroma-journal.db; check the path\n")
     await fill(tmp_path / "chroma-journal.db", count=2)
     code, out, _ = await ended("status", "--json")
     assert (code, json.loads(out)["dead"]) == (0, 2)
@@ -167,7 +167,7 @@ async def test_check_says_in_one_line_whether_all_is_well(ended, tmp_path):
         assert (code, out, err) == (1, "not ok: the pipeline is not running\n", "")
     code, out, err = await ended("status", "absent.db", "--check")
     assert (code, out) == (1, "")
-    assert err == "error: there is no journal at absent.db\n"
+    assert err == "error: no journal found at absent.db; check the path\n"
 
 
 def state_of(*, running=True, health=None, **ledger):

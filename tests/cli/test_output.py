@@ -122,7 +122,7 @@ async def test_a_full_disk_is_one_line(tmp_path, args):
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437"])
 async def test_errors_and_help_can_be_written_in_every_encoding(tmp_path, encoding):
     code, _, err = await run(tmp_path, "", "status", "✓.db", PYTHONIOENCODING=encoding)
-    assert (code, err) == (1, b"error: there is no journal at \\u2713.db\n")
+    assert (code, err) == (1, b"error: no journal found at \\u2713.db; check the path\n")
     code, out, err = await run(tmp_path, "", "--help", PYTHONIOENCODING=encoding)
     assert (code, err) == (0, b"")
     assert b"Usage" in out
@@ -137,5 +137,5 @@ async def test_errors_as_json(tmp_path):
     assert line == {
         "level": "ERROR",
         "logger": "autoplay_rag.cli",
-        "message": "there is no journal at ✓\ufffd.db",
+        "message": "no journal found at ✓\ufffd.db; check the path",
     }

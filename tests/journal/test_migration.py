@@ -360,7 +360,7 @@ async def test_a_damaged_plan_costs_only_the_plan(old, opened_journal, caplog):
 
 @pytest.mark.parametrize(
     ("version", "remedy"),
-    [(99, "install the newer version"), (1, "let the version that wrote it drain it")],
+    [(99, "install the newer version"), (1, "drain it with the version that wrote it")],
 )
 async def test_another_format_is_refused_untouched(old, opened_journal, version, remedy):
     with closing(sqlite3.connect(old, isolation_level=None)) as connection:
@@ -374,7 +374,7 @@ async def test_another_format_is_refused_untouched(old, opened_journal, version,
 
 
 async def test_a_reader_asks_for_the_upgrade(old, opened_journal):
-    with pytest.raises(JournalVersionError, match="start a pipeline on it once"):
+    with pytest.raises(JournalVersionError, match="start a pipeline with it once to upgrade it"):
         JournalReader(old)
     journal = await opened_journal()
     await journal.close()

@@ -167,12 +167,14 @@ async def test_an_unknown_format_is_refused(path, pipeline):
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 2")
     other.close()
-    with pytest.raises(JournalVersionError, match=r"format 2, .* start a pipeline on it once"):
+    with pytest.raises(
+        JournalVersionError, match=r"format 2, .* start a pipeline with it once to upgrade it"
+    ):
         JournalReader(path)
 
 
 def test_no_file_is_an_error_and_makes_none(path):
-    with pytest.raises(JournalError, match="there is no journal"):
+    with pytest.raises(JournalError, match=r"no journal found at .*; check the path"):
         JournalReader(path)
     assert not path.exists()
 

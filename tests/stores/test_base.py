@@ -96,7 +96,20 @@ def test_times_become_unix_seconds(moment, seconds):
 
 
 @pytest.mark.parametrize(
-    "moment", [math.nan, math.inf, -math.inf, 10**400, True, "soon", "100", "2026-01-01T10:00", b"1", [1], object()]
+    "moment",
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+        10**400,
+        True,
+        "soon",
+        "100",
+        "2026-01-01T10:00",
+        b"1",
+        [1],
+        object(),
+    ],
 )
 @pytest.mark.parametrize("name", ["since", "until"])
 def test_what_is_not_a_time_is_refused(name, moment):

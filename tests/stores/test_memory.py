@@ -50,7 +50,9 @@ async def test_it_names_the_way_out_of_another_model_and_dimension():
     way_out = r"rebuild=True\).*--rebuild"
     with pytest.raises(StoreMismatchError, match=f"'model-a'.*'model-b'.*{way_out}"):
         await store.start("model-b")
-    with pytest.raises(StoreMismatchError, match=f"dimension 3, .* 2 came.*{way_out}"):
+    with pytest.raises(
+        StoreMismatchError, match=f"dimension 3, but was given one of dimension 2.*{way_out}"
+    ):
         await store.query([1.0, 0.0], 1, ALL)
 
 

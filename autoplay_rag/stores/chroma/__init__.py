@@ -1,14 +1,14 @@
-"""Chroma as a vector store: embedded, on disk, in a worker process of its own.
+"""Chroma as a vector store, embedded and on disk, in a separate worker process.
 
 | module | process | task |
 |---|---|---|
-| `store` | yours | `ChromaStore`: makes requests of calls |
-| `shared` | yours | one worker for each folder, shared by all stores |
-| `process` | yours | one run of the worker: start, ask, end |
-| `frames` | both | the requests and replies, and their bytes on the pipe |
+| `store` | yours | `ChromaStore`: turns calls into requests |
+| `shared` | yours | one worker per folder, shared by all stores |
+| `process` | yours | one run of the worker: start, request, end |
+| `frames` | both | requests and replies, and their encoding on the pipe |
 | `worker` | worker | the main loop: lock the folder, answer requests |
 | `folder` | worker | the only module that imports Chroma |
-| `mirror` | worker | a copy of each vector index, in case of a kill |
+| `mirror` | worker | a copy of each vector index, for recovery after a kill |
 """
 
 from typing import TYPE_CHECKING
@@ -20,5 +20,5 @@ if TYPE_CHECKING:
 
 __all__ = ["ChromaStore"]
 
-# Loaded on demand: the worker imports this package too, and needs nothing of the other side.
+# Loaded on demand: the worker imports this package too, and does not need `ChromaStore`.
 __getattr__, __dir__ = lazy_exports(__name__, {"ChromaStore": "autoplay_rag.stores.chroma.store"})

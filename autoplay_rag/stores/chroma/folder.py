@@ -1,6 +1,6 @@
-"""A Chroma folder and its collections: the only module that imports Chroma.
+"""A Chroma folder and its collections. This is the only module that imports Chroma.
 
-It runs in the worker process. Statements about Chroma hold for chromadb 1.5.9.
+It runs in the worker process. Statements about Chroma apply to chromadb 1.5.9.
 """
 
 from __future__ import annotations
@@ -50,31 +50,32 @@ if TYPE_CHECKING:
 __all__ = ["Folder", "ignore_environment"]
 
 _MODEL = "autoplay_model"
-"""The key of the collection's own metadata that names the model of its vectors."""
+"""The key in the collection's metadata for the model of its vectors."""
 _STORE_ID, _JOURNAL_ID, _BATCH = "autoplay_store_id", "autoplay_journal_id", "autoplay_batch"
-"""The keys of its identity."""
+"""The keys in the collection's metadata for its identity."""
 _ROUNDING = 1e-6
 _EF_SEARCH = 400
-"""How widely the index is searched. Chroma's 100 gets lost among chunks that are alike: of 50,000,
-a fifth of them copies of 50 texts, it found 82 of 100 nearest; this found 95, in 4 ms more."""
+"""Candidates considered in a search of the index. Chroma's default of 100 misses chunks among similar
+ones. Measured with 50,000 chunks, a fifth of them copies of 50 texts: 100 finds 82 of the 100
+nearest, 400 finds 95 and takes 4 ms longer."""
 _EXACT = 1000
-"""Up to so many chunks that pass a filter are compared one by one, which is exact, and faster than
-a filtered search of the index: of 50,000, the 25 of one user in 8 ms instead of 43."""
-_ROOM = 64 << 20
-"""Bytes of disk that must be free to write, besides half of what the indexes take: one that is full
-grows by a fifth, and its copy with it."""
+"""Up to this many chunks that pass a filter are compared exactly. This is faster than a filtered
+search of the index: 8 instead of 43 ms for the 25 chunks of one user among 50,000."""
+_FREE_BYTES = 64 << 20
+"""Free bytes on disk that a write needs, in addition to half the size of the indexes. A full index
+grows by a fifth, and so does its copy."""
 _REMEDY = (
     "start once with IngestPipeline(rebuild=True) (command: --rebuild) to embed everything again "
-    "with the new model, or use that model, or another collection name"
+    "with the new model, or use the old model, or another collection name"
 )
 
 
 def ignore_environment() -> None:
-    """Keep the environment and `.env` files out of Chroma's settings, in this whole process.
+    """Stop Chroma from reading its settings from the environment and `.env`, in the whole process.
 
-    Chroma reads each of its settings from the environment, in any case, and from `.env`. Variables
-    that are meant for another program would make it contact a server, or not start. Call this
-    before anything imports Chroma: the import itself already reads its settings.
+    Chroma reads each setting from the environment (in upper or lower case) and from `.env`.
+    Variables for another program could make it contact a server, or prevent its start. Call this
+    before the first import of Chroma, because the import reads the settings.
 
     Raises:
         ModuleNotFoundError: If chromadb is not installed.
@@ -82,8 +83,8 @@ def ignore_environment() -> None:
     from pydantic import BaseModel
     from pydantic_settings import BaseSettings
 
-    # A plain model takes its values from its arguments and its defaults alone. Any hook of
-    # BaseSettings runs after `.env` is read, and that fails if the file is not UTF-8.
+    # BaseModel reads only its arguments and defaults. The hooks of BaseSettings are too late: they
+    # run after `.env` is read, which fails if the file is not UTF-8.
     BaseSettings.__init__ = BaseModel.__init__  # type: ignore[assignment,method-assign]
     from chromadb.config import Settings
 
@@ -93,7 +94,7 @@ def ignore_environment() -> None:
 
 
 class Folder:
-    """Answers requests from the collections of one folder.
+    """Answers requests to the collections of one folder.
 
     Args:
         path: Chroma's folder.
@@ -107,8 +108,8 @@ class Folder:
         import chromadb.errors as chroma
         from chromadb.config import Settings
 
-        # Chroma runs in this process, writes to this folder, and sends nothing anywhere. These
-        # values are pinned: they hold whatever the defaults and the environment say.
+        # Chroma runs in this process, writes to this folder, and sends nothing over the network.
+        # The values are pinned, so other defaults or environment variables do not change this.
         settings = Settings(
             chroma_api_impl="chromadb.api.rust.RustBindingsAPI",
             is_persistent=True,
@@ -134,15 +135,15 @@ class Folder:
         )
 
     def answer(self, request: Request) -> Reply:
-        """Do what the request says; a failure is a reply too."""
+        """Execute a request. A failure is returned as a `Failed` reply."""
         try:
             return self._answer(request)
         except StoreMismatchError as error:
             return Failed("mismatch", str(error))
         except self._refusals as error:
-            return Failed("rejected", f"Chroma refused it: {error}")
+            return Failed("rejected", f"Chroma rejected the request: {error}")
         except Exception as error:  # noqa: BLE001 - the rest are outages: disk, database, index
-            # What is cached of the collection may be out of date.
+            # The cached collection may be stale.
             self._collections.pop(request.collection, None)
             return Failed("unavailable", f"Chroma failed: {describe(error)}")
         finally:
@@ -161,7 +162,7 @@ class Folder:
             case Open():
                 return Done()
             case Upsert():
-                self._check_room()
+                self._check_disk()
                 collection.upsert(request)
                 return Done()
             case Delete():
@@ -176,7 +177,7 @@ class Folder:
             case Scan():
                 return collection.scan(request.after, request.limit)
             case UpdateMetadata():
-                self._check_room()
+                self._check_disk()
                 collection.update_metadata(request)
                 return Done()
             case SaveIdentity():
@@ -187,33 +188,36 @@ class Folder:
         from chromadb.errors import NotFoundError
 
         try:
-            # Left out, the embedding function would be Chroma's own, which downloads a model.
+            # The default embedding function would download a model.
             return self._client.get_collection(name, embedding_function=None)
         except NotFoundError:
             return None
 
     def _drop(self, name: str) -> None:
-        """Delete a collection that this package made, without a look at its model."""
+        """Delete a collection that this package created, whatever its model is."""
         self._collections.pop(name, None)
         found = self._find(name)
         if found is None:
             return
         if _MODEL not in (found.metadata or {}):
             raise StoreMismatchError(
-                f"the Chroma collection {name!r} was made elsewhere, so it is not deleted here; "
-                "delete it with Chroma, or choose another collection name"
+                f"the Chroma collection {name!r} was not created by autoplay-rag, so it is not "
+                "deleted; delete it with Chroma, or choose another collection name"
             )
         _delete_collection(self._client, self._path, found)
 
-    def _check_room(self) -> None:
-        """Refuse to write on a full disk: Chroma ignores a failed write of an index and loses vectors."""
+    def _check_disk(self) -> None:
+        """Raise `OSError` if the disk is nearly full.
+
+        Chroma ignores a failed write of an index and loses vectors.
+        """
         free = shutil.disk_usage(self._path).free
-        needed = _ROOM + self._mirror.size // 2
+        needed = _FREE_BYTES + self._mirror.size // 2
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"{free >> 20} MB are free where {self._path} is, and {needed >> 20} MB are needed "
-                "to write safely; free some, and the pipeline stores what is pending",
+                f"{free >> 20} MB are free on the disk of {self._path}, but {needed >> 20} MB are "
+                "needed to write safely; free some space, and the pipeline stores the pending chunks",
             )
 
     def _collection(self, name: str, model: str | None) -> _Collection:
@@ -227,13 +231,13 @@ class Folder:
 
 
 class _Collection:
-    """A collection of explicit vectors, compared by cosine.
+    """A collection of given vectors, compared by cosine.
 
-    Chroma fixes a collection's dimension with the first vector, and this package its model. An
-    empty collection that this package made is made anew for another dimension or model.
+    Chroma fixes the dimension of a collection with its first vector. This package fixes its model.
+    An empty collection that this package created is recreated for another dimension or model.
 
     Raises:
-        StoreMismatchError: If it holds another model's vectors, or compares differently.
+        StoreMismatchError: If it holds vectors of another model, or does not compare by cosine.
     """
 
     def __init__(
@@ -249,11 +253,11 @@ class _Collection:
         self._dimension = self._stored_dimension()
 
     def upsert(self, request: Upsert) -> None:
-        """Store a batch; a chunk with a known id is replaced whole."""
+        """Store a batch. A chunk with a known id replaces text, metadata and vector of the old one."""
         import numpy as np
 
         if self._dimension not in (None, request.dimension):
-            if not self._make_anew():
+            if not self._recreate():
                 raise self._wrong_dimension(request.dimension)
             self._dimension = None
         vectors = np.frombuffer(request.vectors, np.float32).reshape(-1, request.dimension)
@@ -262,14 +266,14 @@ class _Collection:
             self._chroma.upsert(
                 ids=[request.ids[row] for row in rows],
                 documents=[request.texts[row] for row in rows],
-                # Chroma takes no empty mapping, but None instead.
+                # Chroma rejects an empty mapping and accepts None.
                 metadatas=[request.metadatas[row] or None for row in rows],  # type: ignore[misc]
                 embeddings=vectors[rows],
             )
         self._dimension = request.dimension
 
     def query(self, request: Query) -> list[FoundChunk]:
-        """The nearest, best first, as (id, text, cosine similarity, metadata)."""
+        """Return the nearest chunks, best first, as (id, text, cosine similarity, metadata)."""
         import numpy as np
 
         vector = np.frombuffer(request.vector, np.float32)
@@ -277,7 +281,7 @@ class _Collection:
             if self.count() == 0:
                 return []
             raise self._wrong_dimension(len(vector))
-        # The index is approximate: asked for most of what there is, it leaves some out.
+        # The index is approximate. A request for most of the chunks would miss some.
         exact = request.where is not None or self.count() <= 2 * request.k
         scores = self._exact_scores(request.where, vector) if exact else None
         if scores is None:
@@ -306,7 +310,7 @@ class _Collection:
     def _exact_scores(
         self, where: dict[str, Any] | None, vector: NDArray[np.float32]
     ) -> dict[str, float] | None:
-        """The cosine similarity of each chunk that passes; None where too many do."""
+        """Return the cosine similarity of each chunk that passes; None if more than `_EXACT` do."""
         import numpy as np
 
         found: Any = self._chroma.get(where=where, limit=_EXACT + 1, include=["embeddings"])
@@ -324,11 +328,11 @@ class _Collection:
         self._chroma.delete(ids=list(ids))
 
     def count(self) -> int:
-        """The number of chunks."""
+        """Return the number of chunks."""
         return self._chroma.count()
 
     def get(self, ids: Sequence[str]) -> list[StoredChunk]:
-        """The chunks with these ids; unknown ids are left out."""
+        """Return the chunks with these ids. Unknown ids are left out."""
         if not ids:
             return []  # Chroma would return every chunk
         found: Any = self._chroma.get(ids=list(ids), include=["documents", "metadatas"])
@@ -339,13 +343,13 @@ class _Collection:
         ]
 
     def scan(self, after: int, limit: int) -> Chunks:
-        """The next page of all chunks.
+        """Return the next page of all chunks.
 
-        Chroma's own pages are found by counting rows: page 200 takes 40 times as long as the
-        first, and a delete in between shifts chunks out of sight. Row numbers do neither.
+        Chroma's own paging counts rows. Its page 200 takes 40 times as long as the first page, and
+        after a deletion between two pages it skips chunks. Paging by row number avoids both.
         """
         if after == 0:
-            self.count()  # makes Chroma catch up with its log after a kill
+            self.count()  # makes Chroma apply its log after a kill
         page = self._rows_after(after, limit)
         return Chunks(
             self.get([chunk_id for _, chunk_id in page]),
@@ -353,7 +357,8 @@ class _Collection:
         )
 
     def _rows_after(self, after: int, limit: int) -> list[tuple[int, str]]:
-        # The plus keeps SQLite off the index by id, after which it would sort all rows per page.
+        # With the plus, SQLite does not use the index on `segment_id`. With that index, it would
+        # sort all rows for each page.
         query = (
             "SELECT id, embedding_id FROM embeddings WHERE id > ? AND +segment_id ="
             " (SELECT id FROM segments WHERE scope = 'METADATA' AND collection = ?)"
@@ -362,9 +367,9 @@ class _Collection:
         return _select(self._path, query, (after, str(self._chroma.id), limit))
 
     def update_metadata(self, request: UpdateMetadata) -> None:
-        """Set and remove metadata keys, of the chunks that are stored and not so yet.
+        """Set and remove metadata keys of stored chunks, where they differ.
 
-        Chroma's `update` keeps the other keys, and removes one that is None.
+        Chroma's `update` keeps other keys and removes keys that are None.
         """
         changes = dict(zip(request.ids, request.metadatas, strict=True))
         if not changes:
@@ -379,7 +384,7 @@ class _Collection:
             self._chroma.update(ids=list(wanted), metadatas=list(wanted.values()))
 
     def save_identity(self, identity: StoreIdentity) -> None:
-        """Keep an identity in the collection's own metadata."""
+        """Save an identity in the collection's metadata."""
         self._annotate(
             {
                 _STORE_ID: identity.store_id,
@@ -389,25 +394,25 @@ class _Collection:
         )
 
     def _annotate(self, notes: Mapping[str, str | int]) -> None:
-        """Set keys of the collection's own metadata. The index's configuration stays."""
-        # `modify` replaces the metadata whole.
+        """Set keys of the collection's metadata. The configuration of its index stays."""
+        # `modify` replaces all metadata.
         metadata: dict[str, Any] = {**(self._chroma.metadata or {}), **notes}
         if "hnsw:space" not in metadata:
             self._chroma.modify(metadata=metadata)
             return
-        # A collection of an older Chroma: `modify` refuses this key even if it stays the same,
-        # and without it such a collection would forget how it compares.
+        # A collection of an older Chroma keeps its distance function under this key. `modify`
+        # rejects the key even if its value stays the same, and without it the function is lost.
         self._client._modify(id=self._chroma.id, new_metadata=metadata)  # noqa: SLF001
         self._chroma = self._client.get_collection(self._name, embedding_function=None)
 
     def _rows_to_write(self, request: Upsert, vectors: NDArray[np.float32]) -> list[int]:
-        """The rows that differ from what is stored.
+        """Return the rows that differ from the stored chunks.
 
-        Overwriting a chunk costs Chroma five times as much as adding one, and after a crash most
-        of a repeated batch is stored already: a look is cheaper.
+        In Chroma, overwriting a chunk takes five times as long as adding one. After a crash, most
+        chunks of a repeated batch are stored already, so comparing them first is faster.
 
-        Chroma keeps the old metadata keys of a chunk that is overwritten. The request sets them
-        to None, which removes them.
+        Chroma keeps the old metadata keys of an overwritten chunk. This method sets them to None in
+        the request, which removes them.
         """
         import numpy as np
 
@@ -419,7 +424,7 @@ class _Collection:
         row_of = {chunk_id: row for row, chunk_id in enumerate(request.ids)}
         rows = [row_of[chunk_id] for chunk_id in stored["ids"]]
         wanted = vectors[rows]
-        # Chroma keeps direction and length apart, so vectors come back with rounding errors.
+        # Chroma keeps direction and length separately, so stored vectors have rounding errors.
         error = np.abs(np.asarray(stored["embeddings"]) - wanted).max(axis=1)
         same_vector = error <= _ROUNDING * np.abs(wanted).max(axis=1)
         unchanged = set()
@@ -441,8 +446,8 @@ class _Collection:
             configuration={"hnsw": {"space": "cosine", "ef_search": _EF_SEARCH}},
         )
 
-    def _make_anew(self) -> bool:
-        """Start over, if the collection is empty and this package made it. Its identity stays."""
+    def _recreate(self) -> bool:
+        """Recreate the collection if it is empty and this package created it. Its identity stays."""
         metadata = self._chroma.metadata or {}
         if _MODEL not in metadata or self.count() > 0:
             return False
@@ -459,8 +464,8 @@ class _Collection:
         space = (configuration.get("hnsw") or configuration.get("spann") or {}).get("space")
         if space != "cosine":
             raise StoreMismatchError(
-                f"the Chroma collection {self._name!r} was made elsewhere and compares vectors by "
-                f"{space!r} instead of 'cosine'; choose another collection name"
+                f"the Chroma collection {self._name!r} was not created by autoplay-rag and compares "
+                f"vectors by {space!r} instead of 'cosine'; choose another collection name"
             )
 
     def _check_model(self) -> None:
@@ -470,7 +475,7 @@ class _Collection:
         if held == "":  # used before its first `start`
             self._annotate({_MODEL: self.model or ""})
             return
-        if self._make_anew():
+        if self._recreate():
             return
         raise StoreMismatchError(
             f"the Chroma collection {self._name!r} holds {self.count()} vectors of the model "
@@ -480,19 +485,19 @@ class _Collection:
     def _wrong_dimension(self, dimension: int) -> StoreMismatchError:
         return StoreMismatchError(
             f"the Chroma collection {self._name!r} holds vectors of dimension {self._dimension}, "
-            f"but one of {dimension} came; {_REMEDY}"
+            f"but was given one of dimension {dimension}; {_REMEDY}"
         )
 
 
 def _select(folder: Path, query: str, arguments: tuple[Any, ...]) -> list[Any]:
-    """Read Chroma's database, between its own calls."""
+    """Read Chroma's database. Call it only between calls to Chroma."""
     uri = f"{(folder / 'chroma.sqlite3').as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
         return connection.execute(query, arguments).fetchall()
 
 
 def _delete_collection(client: ClientAPI, folder: Path, collection: Collection) -> None:
-    """Delete a collection and its index files, which Chroma leaves; the mirror drops its copy."""
+    """Delete a collection and its index files, which Chroma leaves. The mirror deletes its copy."""
     indexes = _select(
         folder,
         "SELECT id FROM segments WHERE scope = 'VECTOR' AND collection = ?",
@@ -512,17 +517,17 @@ def _identity_of(metadata: Mapping[str, Any] | None) -> StoreIdentity | None:
 def _found(
     chunk_id: str, text: str | None, metadata: Mapping[str, Any] | None, score: float
 ) -> FoundChunk:
-    """A match; a chunk that others stored may have no text or no metadata."""
+    """Return a match. A chunk stored by another program may have no text or no metadata."""
     return chunk_id, text or "", score, dict(metadata or {})
 
 
 def _typed(metadata: Mapping[str, Any]) -> dict[str, tuple[type, Any]]:
-    """Metadata with types, for comparing: to Python 1, 1.0 and True are equal."""
+    """Return metadata with types, for comparison. In Python, 1, 1.0 and True are equal."""
     return {key: (type(value), value) for key, value in metadata.items()}
 
 
 def _differing(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes that are not made yet. A removed key is None."""
+    """Return the changes that differ from the old metadata. None removes a key."""
     typed = _typed(old)
     return {
         key: value

@@ -1,7 +1,7 @@
-"""The requests of `ChromaStore`, the replies of its worker process, and their bytes on a pipe.
+"""The requests of `ChromaStore`, the replies of its worker process, and their encoding on a pipe.
 
 A frame is a length (four bytes, little-endian) and a MessagePack body. The worker sends the first
-frame: `Done` when it is ready, or `Failed`. Then each request gets one reply.
+frame: `Done` when it is ready, or `Failed`. After that, each request gets one reply.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ __all__ = [
 
 
 class _Request(msgspec.Struct, tag=True, kw_only=True):
-    """Each request names its collection and model, so a restarted worker needs no history.
+    """Base of the requests. Each has collection and model, so a restarted worker needs no state.
 
-    After `timeout` seconds the worker counts as stuck.
+    After `timeout` seconds without a reply, the worker is considered stuck.
     """
 
     collection: str
@@ -53,11 +53,11 @@ class _Request(msgspec.Struct, tag=True, kw_only=True):
 
 
 class Open(_Request, tag=True, kw_only=True):
-    """Make the collection if there is none, and check which model its vectors are of."""
+    """Create a missing collection, and check the model of its vectors."""
 
 
 class Upsert(_Request, tag=True, kw_only=True):
-    """Columns of a batch; `vectors` are float32 values in the machine's byte order."""
+    """Store a batch, given as columns. `vectors` are float32 in the machine's byte order."""
 
     ids: list[str]
     texts: list[str]
@@ -67,13 +67,13 @@ class Upsert(_Request, tag=True, kw_only=True):
 
 
 class Delete(_Request, tag=True, kw_only=True):
-    """Delete the chunks with these ids; unknown ids are ignored."""
+    """Delete the chunks with these ids. Unknown ids are ignored."""
 
     ids: Sequence[str]
 
 
 class Query(_Request, tag=True, kw_only=True):
-    """The `k` nearest; `where` is in Chroma's own form."""
+    """Ask for the `k` nearest chunks. `where` is a filter in Chroma's form."""
 
     vector: bytes
     k: int
@@ -91,9 +91,9 @@ class Get(_Request, tag=True, kw_only=True):
 
 
 class Scan(_Request, tag=True, kw_only=True):
-    """Ask for the next chunks, in the order of Chroma's row numbers.
+    """Ask for the next page of chunks, in the order of Chroma's row numbers.
 
-    `after` is 0 for the first page, and from then on that of the last reply.
+    `after` is 0 for the first page, then `after` of the previous reply.
     """
 
     after: int
@@ -101,22 +101,22 @@ class Scan(_Request, tag=True, kw_only=True):
 
 
 class UpdateMetadata(_Request, tag=True, kw_only=True):
-    """Set metadata keys, or remove them by None; unknown ids are ignored."""
+    """Set metadata keys; None removes a key. Unknown ids are ignored."""
 
     ids: Sequence[str]
     metadatas: Sequence[dict[str, Any]]
 
 
 class Drop(_Request, tag=True, kw_only=True):
-    """Delete the collection, whichever model its vectors are of."""
+    """Delete the collection, whatever the model of its vectors is."""
 
 
 class Identity(_Request, tag=True, kw_only=True):
-    """Ask for the identity, without making the collection."""
+    """Ask for the identity, without creating the collection."""
 
 
 class SaveIdentity(_Request, tag=True, kw_only=True):
-    """Keep an identity in the collection's own metadata."""
+    """Save an identity in the collection's metadata."""
 
     identity: StoreIdentity
 
@@ -156,20 +156,20 @@ class Found(msgspec.Struct, tag=True):
 
 
 class Chunks(msgspec.Struct, tag=True):
-    """The chunks asked for; `after` is where the next page of a scan starts, None at the end."""
+    """The requested chunks. `after` is the start of the next page of a scan; None at the end."""
 
     chunks: list[StoredChunk]
     after: int | None = None
 
 
 class Kept(msgspec.Struct, tag=True):
-    """The identity that the collection keeps."""
+    """The identity of the collection; None if there is none."""
 
     identity: StoreIdentity | None
 
 
 class Failed(msgspec.Struct, tag=True):
-    """The request failed; `kind` says which error of the package it becomes."""
+    """The request failed. `kind` selects the exception that is raised for it."""
 
     kind: Literal["locked", "mismatch", "missing", "rejected", "unavailable"]
     message: str
@@ -180,13 +180,14 @@ Reply: TypeAlias = Answer | Failed
 
 _LENGTH = 4
 _MOST_READ = 1 << 20
-"""Bytes of memory taken before they are read: another program may write any length."""
+"""The most bytes to read in one call. Another program may write any length, so memory is not
+allocated for the whole length in advance."""
 _encoder = msgspec.msgpack.Encoder()
 T = TypeVar("T")
 
 
 class RawPipe(Protocol):
-    """An unbuffered end of a pipe; it may read or write less than it was asked to."""
+    """An unbuffered end of a pipe. A call may read or write fewer bytes than requested."""
 
     def read(self, size: int, /) -> bytes | None: ...
     def write(self, data: memoryview, /) -> int | None: ...
@@ -196,7 +197,7 @@ def encode(message: Request | Reply) -> bytes:
     """Encode a message as one frame.
 
     Raises:
-        UnicodeEncodeError: If a string in it holds a lone surrogate.
+        UnicodeEncodeError: If a string in it has a lone surrogate.
 
     Example:
         >>> list(encode(Done(count=3))[:4])
@@ -224,7 +225,7 @@ def read(pipe: RawPipe, decoder: msgspec.msgpack.Decoder[T]) -> T:
 
     Raises:
         EOFError: If the other end is closed.
-        msgspec.DecodeError: If the frame is not such a message.
+        msgspec.DecodeError: If the frame is not a message of the decoder's type.
     """
     length = int.from_bytes(_read_exactly(pipe, _LENGTH), "little")
     return decoder.decode(_read_exactly(pipe, length))

@@ -1,11 +1,11 @@
-"""A copy of Chroma's vector indexes, in case a kill leaves one half written.
+"""A copy of Chroma's vector indexes, to recover an index that a kill left half written.
 
-Chroma rewrites an index in place, file after file, once per thousand chunks. After a kill in between
-it refuses the collection (as in https://github.com/chroma-core/chroma/issues/7678). The data is
-safe: SQLite has texts, metadata, and a log of every chunk since the index was last written. An old
-index and the log together are the whole collection.
+Chroma rewrites an index in place, file after file, once per thousand chunks. After a kill during
+this, it refuses the collection (as in https://github.com/chroma-core/chroma/issues/7678). The data
+is safe: SQLite has texts, metadata, and a log of every chunk since the index was last written. An
+old index and the log together contain the whole collection.
 
-Statements about Chroma hold for chromadb 1.5.9.
+Statements about Chroma apply to chromadb 1.5.9.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _STATE = "state.json"
 _SLAB = 4 * 2**20
 _PAGE = 4096
 _Files = dict[str, tuple[int, int]]
-"""Size and time of the last change (in ns) of each file of an index."""
+"""The size and modification time (in ns) of each file of an index."""
 
 
 class _State(msgspec.Struct):
     """The state of an index when it was copied."""
 
     written_to: int
-    """The last entry of Chroma's log that the index contains, as noted by Chroma."""
+    """The last entry of Chroma's log in the index, as recorded by Chroma."""
     files: _Files
 
 
 class IndexMirror:
     """Copies of the indexes of a Chroma folder, each as Chroma last finished writing it.
 
-    Chroma writes an index, then notes in SQLite how far it goes. If the files differ from the copy
-    and the note does not, the index was not finished.
+    Chroma writes an index, then records in SQLite the last log entry in it. If the files differ
+    from the copy but the record does not, Chroma did not finish writing.
 
-    Only the process that owns the folder may use this, between its calls to Chroma: Chroma writes
-    an index within a call. The copies take as much disk as the indexes: 1.7 KB per chunk of 384
-    dimensions.
+    Only the process that owns the folder may use this class, and only between its calls to Chroma,
+    because Chroma writes an index during a call. The copies take as much disk space as the indexes:
+    1.7 KB per chunk of 384 dimensions.
 
     Args:
         folder: Chroma's folder.
@@ -57,11 +57,11 @@ class IndexMirror:
 
     @property
     def size(self) -> int:
-        """Bytes that the indexes took at the last `refresh`."""
+        """The size of the indexes in bytes, as of the last `refresh`."""
         return sum(size for files in self._seen.values() for size, _ in files.values())
 
     def restore(self) -> None:
-        """Restore indexes that Chroma did not finish. Call it before Chroma opens the folder.
+        """Restore indexes that Chroma did not finish writing. Call it before Chroma opens the folder.
 
         Raises:
             OSError: If files cannot be read or written.
@@ -69,13 +69,13 @@ class IndexMirror:
         """
         for index, written_to in self._written_to().items():
             if written_to is None:
-                self._begin_anew(index)
+                self._delete_unfinished(index)
                 continue
             state = self._state(index)
             if state is None or state.written_to != written_to:
                 continue
             if _files(self._folder / index) != state.files:
-                self._put_back(index)
+                self._restore_copy(index)
                 _logger.warning(
                     "Chroma was killed while it wrote the index %s in %s: restored the last copy; "
                     "Chroma adds later chunks from its own log",
@@ -86,12 +86,14 @@ class IndexMirror:
     def refresh(self) -> None:
         """Copy indexes written since the last call, and delete copies of deleted indexes.
 
-        A failed copy is logged; chunks are stored all the same.
+        A failed copy is logged and does not affect the stored chunks.
         """
         try:
             self._refresh()
         except (OSError, sqlite3.Error) as error:
-            _logger.warning("the indexes in %s could not be copied: %s", self._folder, error)
+            _logger.warning(
+                "the indexes in %s could not be copied for recovery: %s", self._folder, error
+            )
 
     def _refresh(self) -> None:
         found = {
@@ -105,12 +107,12 @@ class IndexMirror:
             if (end := written_to.get(index)) is not None:
                 self._copy(index, _State(end, files))
         for path in self._mirror.glob("*"):
-            # Chroma itself leaves the files of a deleted collection.
+            # Chroma does not delete the files of a deleted collection.
             if path.name not in written_to:
                 shutil.rmtree(path)
 
     def _written_to(self) -> dict[str, int | None]:
-        """How far each vector index goes; None if it was never written."""
+        """Return the last log entry in each vector index; None if it was never written."""
         database = self._folder / "chroma.sqlite3"
         if not database.exists():
             return {}
@@ -131,33 +133,34 @@ class IndexMirror:
     def _copy(self, index: str, taken: _State) -> None:
         held = self._state(index)
         if held is not None and held.written_to == taken.written_to:
-            return  # the copy is current, or Chroma did not finish and `restore` will need it
+            return  # the copy is current, or Chroma did not finish and `restore` needs it
         copy = self._mirror / index
-        # Without its state file a copy is never restored: a kill may leave it unfinished.
+        # A kill may leave the copy unfinished. A copy without a state file is never restored.
         copy.mkdir(parents=True, exist_ok=True)
         (copy / _STATE).unlink(missing_ok=True)
         for name in taken.files:
             _copy_changed(self._folder / index / name, copy / name)
         (copy / _STATE).write_bytes(msgspec.json.encode(taken))
 
-    def _begin_anew(self, index: str) -> None:
-        """Delete an index that was never finished: the log still has all of its chunks."""
-        # This file is written last. If it exists, the index may be finished and only the note be
-        # missing, or it is of an older Chroma, which kept the note in the file.
+    def _delete_unfinished(self, index: str) -> None:
+        """Delete an index that was never finished. The log still has all its chunks."""
+        # This file is written last. If it exists, either only the record in SQLite is missing, or
+        # the index is of an older Chroma, which kept the record in this file.
         if not (self._folder / index / "index_metadata.pickle").exists():
             shutil.rmtree(self._folder / index, ignore_errors=True)
 
-    def _put_back(self, index: str) -> None:
-        # If this is interrupted, the files differ from the copy, and the next start repeats it.
+    def _restore_copy(self, index: str) -> None:
+        # After an interruption, the files differ from the copy, so the next start repeats this.
         shutil.rmtree(self._folder / index, ignore_errors=True)
         shutil.copytree(self._mirror / index, self._folder / index, ignore=lambda *_: [_STATE])
 
 
 def _copy_changed(source: Path, copy: Path) -> None:
-    """Make `copy` equal to `source`, times included; write only the pages that differ.
+    """Make `copy` equal to `source`, including its times. Write only the pages that differ.
 
-    Whole copies of a growing index would write the square of its size. A thousand chunks change
-    about as much of a large index as of a small one: 22 MB of 39 were measured, and 25 of 47.
+    Whole copies of a growing index would write an amount that grows with the square of its size. A
+    thousand chunks change about the same amount of a large and a small index: measured 22 of 39 MB
+    and 25 of 47 MB.
     """
     copy.touch()
     with source.open("rb") as new, copy.open("r+b") as old:

@@ -1,4 +1,4 @@
-"""One run of the Chroma worker, seen from its parent: start, ask, end. All calls block."""
+"""One run of the Chroma worker, as its parent controls it: start, request, end. All calls block."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from autoplay_rag.stores.chroma.frames import Answer, Failed, Reply, read, write
 __all__ = ["ChromaProcess", "Interpreter"]
 
 _END_TIMEOUT_S = 10.0
-"""Seconds the worker may take to end by itself."""
+"""Seconds that the worker may take to end by itself."""
 _NOT_READY_TIMEOUT_S = 1.0
-"""Seconds that a process which is not ready may take to end after its output has ended."""
+"""Seconds that a process that was never ready may take to end after its output has failed."""
 _WORKER_MARK = "AUTOPLAY_RAG_CHROMA_WORKER"
-"""The environment variable that marks a worker."""
+"""The environment variable that is set in a worker."""
 _INTERPRETER_NAME = re.compile(r"\.?(python|pypy|graalpy)[\w.+-]*", re.IGNORECASE)
 _REMEDY = (
-    "Pass ChromaStore(..., python=PATH): the path of a Python interpreter that has "
-    "autoplay-rag[chroma] installed, in the version used here"
+    "Pass ChromaStore(..., python=PATH) with the path of a Python interpreter that has the same "
+    "version of autoplay-rag[chroma] installed"
 )
 _decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 @dataclass(frozen=True)
 class Interpreter:
-    """The Python interpreter that runs a worker; construct it with `named`.
+    """The Python interpreter that runs a worker. Construct it with `named`.
 
     Attributes:
         path: The executable.
-        given: What the user named; None for the interpreter of this process.
+        given: The same if the user named it; None for the interpreter of this process.
     """
 
     path: str
@@ -64,14 +64,14 @@ class Interpreter:
             python: Its path, or a name on `PATH`; None for the interpreter of this process.
 
         Raises:
-            ConfigurationError: If it is not an interpreter as far as can be seen, or if this
-                process is itself a worker.
+            ConfigurationError: If it is not executable or does not look like an interpreter, or if
+                this process is itself a worker.
         """
         if os.environ.get(_WORKER_MARK):
-            # Some program started itself in place of an interpreter.
+            # `sys.executable` was this program, not an interpreter, so it started itself.
             raise ConfigurationError(
                 f"this process was started as a Chroma worker ({_WORKER_MARK} is set), and a worker "
-                f"does not start another: {_shown(sys.executable)} is not a Python interpreter. "
+                f"does not start another: {_quoted(sys.executable)} is not a Python interpreter. "
                 f"{_REMEDY}"
             )
         own = _executable(sys.executable or "")
@@ -82,22 +82,22 @@ class Interpreter:
         named_so = python is not None or _INTERPRETER_NAME.fullmatch(Path(found or "").name)
         if found is None or packaged or not named_so:
             raise ConfigurationError(
-                "ChromaStore runs Chroma in a Python process of its own. This program cannot start "
-                f"one: sys.executable is {_shown(sys.executable)}, which is missing, a packaged "
+                "ChromaStore runs Chroma in a separate Python process. This program cannot start "
+                f"one: sys.executable is {_quoted(sys.executable)}, which is missing, a packaged "
                 f"application or a program that embeds Python. {_REMEDY}"
             )
         return cls(found, None if python is None else found)
 
 
 class ChromaProcess:
-    """A worker process; constructing one starts it and waits until it is ready.
+    """A worker process. The constructor starts it and waits until it is ready.
 
-    It ends by `end`, with this object, or with this process: the operating system then closes
-    its standard input.
+    The worker ends when `end` is called, when this object is garbage-collected, or when this
+    process ends, because the operating system then closes its standard input.
 
     Args:
-        folder: Chroma's folder, absolute. A missing folder is made, for its owner alone (mode 0700).
-        interpreter: Runs the worker.
+        folder: The absolute path of Chroma's folder. A missing folder is created with mode 0700.
+        interpreter: The interpreter that runs the worker.
         timeout: Seconds to wait.
 
     Raises:
@@ -112,7 +112,7 @@ class ChromaProcess:
         self._interpreter = interpreter
         self._ready = False
         try:
-            # It will hold what people did. The mode of an existing folder is its owner's choice.
+            # It will hold personal data. The mode of an existing folder stays as its owner set it.
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._popen = _spawn(folder, interpreter)
         except OSError as error:
@@ -128,15 +128,17 @@ class ChromaProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can answer."""
+        """Whether the worker is running."""
         return self._finalizer.alive and self._popen.poll() is None
 
     def ask(self, frame: bytes, timeout: float) -> Answer:
         """Send a frame and wait for the reply.
 
         Raises:
-            StoreError: As the worker says. A `StoreUnavailableError` also if it died, or did not
-                answer in time and was killed.
+            ConfigurationError: If the interpreter did not run the worker.
+            MissingExtraError: If the worker reports that chromadb is not installed.
+            StoreError: If the worker reports it. `StoreUnavailableError` also if the worker died,
+                or did not answer in time and was killed.
         """
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
@@ -152,27 +154,27 @@ class ChromaProcess:
             self._popen.kill()
             self.end()
             what = (
-                f"did not answer within {timeout:g} s and was ended"
+                f"did not answer within {timeout:g} s and was killed"
                 if expired.is_set()
                 else f"ended unexpectedly with status {self._popen.returncode}"
             )
             raise StoreUnavailableError(
-                f"the Chroma worker of {self._folder} {what}; the next call starts it anew"
+                f"the Chroma worker of {self._folder} {what}; the next call restarts it"
             )
         if isinstance(reply, Failed):
             raise _error_of(reply)
         return reply
 
     def _check_interpreter(self) -> None:
-        """Blame the interpreter for a worker that was never ready, unless something killed it.
+        """Raise `ConfigurationError` if the process is not a worker. Do nothing if it was killed.
 
-        A worker reports what fails in it. A program that writes something else, or ends by
-        itself, does not run the worker.
+        A worker reports its failures. A program that writes other output, or exits by itself, is
+        not a worker.
         """
         try:
             status = self._popen.wait(_NOT_READY_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            what = "wrote something else to its standard output"
+            what = "wrote other data to its standard output"
         else:
             if status < 0:
                 return
@@ -182,16 +184,16 @@ class ChromaProcess:
         )
 
     def kill(self) -> None:
-        """Kill it, from any thread; a pending call raises `StoreUnavailableError`."""
+        """Kill the worker, from any thread. A pending call raises `StoreUnavailableError`."""
         self._popen.kill()
 
     def end(self) -> None:
-        """Close its input and wait until it has ended. May be called more than once."""
+        """Close the worker's input and wait until it ends. May be called more than once."""
         self._finalizer()
 
     @contextmanager
     def _deadline(self, seconds: float) -> Iterator[threading.Event]:
-        """Kill the worker after a while: no other way interrupts a read of a pipe everywhere."""
+        """Kill the worker after `seconds`. Nothing else interrupts a pipe read on every platform."""
         expired = threading.Event()
 
         def expire() -> None:
@@ -208,7 +210,7 @@ class ChromaProcess:
             timer.join()
 
     def disown(self) -> None:
-        """In a forked child: leave the worker to the parent, and end with the parent."""
+        """Close the pipes in a forked child, so that the worker belongs to the parent alone."""
         self._finalizer.detach()
         for pipe in (self._popen.stdin, self._popen.stdout):
             if pipe is not None:
@@ -229,11 +231,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def _spawn(folder: Path, interpreter: Interpreter) -> subprocess.Popen[bytes]:
-    # `-P` keeps the working folder off the import path. It is Chroma's folder, so that the worker
-    # keeps no other one in use.
+    # `-P` keeps the working folder off the import path. The working folder is Chroma's folder, so
+    # that the worker does not keep another folder in use.
     env = {**os.environ, _WORKER_MARK: "1"}
     if interpreter.given is None:
-        # The worker has this process's import path; another interpreter has its own.
+        # The worker gets the import path of this process. Another interpreter has its own.
         env["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     command = [interpreter.path, "-P", "-W", "ignore", "-m", "autoplay_rag.stores.chroma.worker"]
     if sys.platform == "win32":
@@ -247,20 +249,20 @@ def _spawn(folder: Path, interpreter: Interpreter) -> subprocess.Popen[bytes]:
         bufsize=0,
         cwd=folder,
         env=env,
-        **group,  # a Ctrl-C in the terminal is for the parent alone
+        **group,  # Ctrl-C in the terminal reaches only the parent
     )
 
 
 def _executable(path: str) -> str | None:
-    """The absolute path of an executable file; None if there is none.
+    """Return the absolute path of an executable file; None if there is none.
 
-    Links are not resolved: the link to an interpreter is what names its virtual environment.
+    Links are not resolved: an interpreter finds its virtual environment by the path of the link.
     """
     found = shutil.which(Path(path).expanduser()) if path else None
     return None if found is None else str(Path(found).absolute())
 
 
-def _shown(path: str | None) -> str:
+def _quoted(path: str | None) -> str:
     return repr(path) if path else "not set"
 
 

@@ -1,4 +1,4 @@
-"""One Chroma worker per folder: shared by all stores of this process, restarted if it dies."""
+"""One Chroma worker per folder, shared by all stores of this process and restarted if it dies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autoplay_rag._serial import SerialThread
 __all__ = ["SharedWorker"]
 
 _RELEASE_TIMEOUT_S = 10.0
-"""Seconds the last user waits for a busy worker."""
+"""Seconds that the last user waits for a busy worker."""
 
 
 class SharedWorker:
@@ -25,8 +25,8 @@ class SharedWorker:
     Requests keep their order. The worker starts with the first request.
 
     Args:
-        folder: Absolute and resolved, so that one folder has one name.
-        interpreter: Runs the worker.
+        folder: The folder's absolute and resolved path, so that each folder has one worker.
+        interpreter: The interpreter that runs the worker.
     """
 
     def __init__(self, folder: Path, interpreter: Interpreter) -> None:
@@ -38,12 +38,12 @@ class SharedWorker:
 
     @classmethod
     def acquire(cls, folder: Path, interpreter: Interpreter | None = None) -> SharedWorker:
-        """The worker of this folder. Each caller must `release` it.
+        """Return the worker of this folder. Each caller must `release` it.
 
         Args:
-            folder: Absolute and resolved.
-            interpreter: Runs the worker; by default this process's. The first user of a folder
-                decides while it is in use.
+            folder: The folder's absolute and resolved path.
+            interpreter: The interpreter that runs the worker; by default that of this process. The
+                choice of a folder's first user applies as long as the worker is in use.
         """
         with _lock:
             worker = _by_folder.get(folder)
@@ -53,9 +53,10 @@ class SharedWorker:
             return worker
 
     async def release(self) -> None:
-        """Release the worker; it ends with its last user, after all earlier requests.
+        """Release the worker. After the last release it finishes its requests and ends.
 
-        A stuck worker is killed: pending calls raise `StoreUnavailableError` and can be repeated.
+        A stuck worker is killed. Pending calls then raise `StoreUnavailableError` and can be
+        repeated.
         """
         with _lock:
             self._users -= 1
@@ -70,14 +71,15 @@ class SharedWorker:
         """Send a request and await the reply.
 
         Args:
-            make_request: Makes the request, in the worker's thread: packing is work too.
+            make_request: Makes the request. Runs in this object's thread, because packing a batch
+                takes time.
 
         Raises:
             ConfigurationError: If the interpreter does not run the worker.
             MissingExtraError: If chromadb is not installed.
             StoreLockedError: If another process uses the folder.
             StoreMismatchError: If the collection holds another model's vectors.
-            StoreRejectedError: If Chroma will never take this.
+            StoreRejectedError: If the request will never be accepted.
             StoreUnavailableError: If Chroma failed, or the worker died or did not answer.
         """
         return await self._thread.run(self._ask, make_request)
@@ -88,7 +90,7 @@ class SharedWorker:
             frame = encode(request)
         except UnicodeEncodeError:
             raise StoreRejectedError(
-                "an id, a filter or an identity holds a lone surrogate; replace it"
+                "an id, a filter or an identity has a lone surrogate; replace it"
             ) from None
         if self._process is None or not self._process.is_alive:
             self._end()

@@ -47,35 +47,37 @@ __all__ = ["ChromaStore", "where_of"]
 
 _OPERATORS = {"==": "$eq", ">=": "$gte", "<=": "$lte"}
 _DROP_FACTOR = 60
-"""Chroma deletes a collection in one transaction: 100,000 chunks in 9 s, while all else waits. Killed
-for a timeout, it would start from the beginning each time."""
+"""The factor for the timeout of `drop`. Chroma deletes a collection in one transaction: 100,000 chunks
+take 9 s, while other calls wait. After a kill for a timeout, the deletion would start again from the
+beginning."""
 
 
 class ChromaStore(VectorStore):
     """Keeps chunks in a Chroma folder on this machine.
 
-    Chroma runs in a worker process. The worker starts with the first call (this takes some
-    seconds, mostly to import Chroma), is restarted if it dies, and ends with `aclose` or with
-    this process. Stores of one process may share a folder. Another process may use the folder
-    only after the store is closed; then any Chroma client can open it.
+    Chroma runs in a worker process. The worker starts with the first call, which takes some
+    seconds, mostly to import Chroma. It is restarted if it dies. It ends with `aclose` or with this
+    process. Stores of one process may share a folder. Another process may use the folder only after
+    the store is closed; then any Chroma client can open it.
 
-    A kill while Chroma writes its index would make the collection unreadable. The index is then
-    restored from a copy in the folder, and no stored chunk is lost. On a nearly full disk a write
-    raises `StoreUnavailableError` before Chroma begins.
+    A kill while Chroma writes its index would make the collection unreadable. The next start
+    restores the index from a copy in the folder, and no stored chunk is lost. On a nearly full disk,
+    a write raises `StoreUnavailableError` before Chroma starts writing.
 
     Vectors are compared by cosine. Nothing is fetched from or sent to a network.
 
     Two stores are equal if they name the same collection of the same folder.
 
     Args:
-        path: The folder. A missing folder is made, readable by its owner alone.
-        collection: The name of the collection; 3 to 512 of `a-zA-Z0-9._-`.
-        timeout: Seconds a call may take in the worker. After that the worker counts as stuck and
-            is killed, and the call raises `StoreUnavailableError`.
-        python: The Python interpreter that runs the worker. By default `sys.executable`, which
-            is not an interpreter in a packaged application (PyInstaller) or where a program
-            embeds Python (uWSGI). Name one there that has `autoplay-rag[chroma]` installed in
-            this version. Stores of one folder share a worker: the first one's counts.
+        path: The folder. A missing folder is created, readable by its owner only.
+        collection: The name of the collection: 3 to 512 characters of `a-zA-Z0-9._-`.
+        timeout: Seconds that a call may take in the worker. After that, the worker is considered
+            stuck and is killed, and the call raises `StoreUnavailableError`.
+        python: The Python interpreter that runs the worker. The default is `sys.executable`, which
+            is not an interpreter in a packaged application (PyInstaller) or in a program that
+            embeds Python (uWSGI). There, give an interpreter that has the same version of
+            `autoplay-rag[chroma]` installed. Stores of one folder share a worker; the interpreter
+            of the first store applies.
 
     Raises:
         ConfigurationError: If `sys.executable` is not a Python interpreter and `python` is not
@@ -96,7 +98,7 @@ class ChromaStore(VectorStore):
         'c1'
     """
 
-    # Chroma takes larger batches, but no faster, and a search would wait for them.
+    # Larger batches are not faster in Chroma, and a search would wait for them.
     max_batch = 500
 
     def __init__(
@@ -108,7 +110,7 @@ class ChromaStore(VectorStore):
         python: str | os.PathLike[str] | None = None,
     ) -> None:
         self._interpreter = Interpreter.named(python)
-        # Another interpreter has packages of its own. The worker says so if one is missing.
+        # Another interpreter has its own packages. The worker reports a missing one.
         if python is None and not (find_spec("chromadb") and find_spec("numpy")):
             raise MissingExtraError("ChromaStore", "chroma")
         self._folder = Path(path).expanduser().resolve()
@@ -129,10 +131,10 @@ class ChromaStore(VectorStore):
         return hash((self._folder, self._collection))
 
     async def start(self, model: str) -> None:
-        """Start the worker, and make the collection if there is none.
+        """Start the worker, and create the collection if it is missing.
 
         Args:
-            model: Names the embedder and its settings.
+            model: The name of the embedder and its settings.
 
         Raises:
             ConfigurationError: If the interpreter does not run the worker.
@@ -145,14 +147,14 @@ class ChromaStore(VectorStore):
         self._model = model
 
     async def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
-        """Store chunks, replacing those with the same id whole.
+        """Store chunks. A chunk with a known id replaces text, metadata and vector of the old one.
 
         Args:
-            chunks: Any number; each `max_batch` of them make one request.
+            chunks: Any number; one request stores at most `max_batch`.
             vectors: One for each chunk, all of the same dimension.
 
         Raises:
-            StoreRejectedError: If Chroma will never take the batch.
+            StoreRejectedError: If the batch will never be accepted.
             StoreMismatchError: If the collection holds vectors of another dimension.
             StoreUnavailableError: If it may pass later.
         """
@@ -161,25 +163,25 @@ class ChromaStore(VectorStore):
             await self._ask(partial(self._upsert, chunks[part], vectors[part]))
 
     async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
-        """The `k` nearest chunks that pass the filter, best first.
+        """Return the `k` nearest chunks that pass the filter, best first.
 
         Args:
-            vector: The question, of the dimension stored.
+            vector: The vector of the question, with the stored dimension.
             k: The most matches; at least 1.
-            filter: Which chunks may match.
+            filter: The filter on the chunks.
 
         Raises:
-            StoreRejectedError: If `k` is less than 1, or the vector is not one.
+            StoreRejectedError: If `k` is less than 1, or the vector is invalid.
             StoreMismatchError: If the collection holds vectors of another dimension.
             StoreUnavailableError: If it may pass later.
-            UnsupportedFilterError: If Chroma has no such comparison.
+            UnsupportedFilterError: If Chroma does not support the comparison.
         """
         found = await self._ask(partial(self._query, vector, k, filter))
         assert isinstance(found, Found)
         return [Match(*hit) for hit in found.hits]
 
     async def count(self) -> int:
-        """The number of chunks stored.
+        """Return the number of stored chunks.
 
         Raises:
             StoreUnavailableError: If it may pass later.
@@ -189,7 +191,7 @@ class ChromaStore(VectorStore):
         return done.count
 
     async def delete(self, ids: Sequence[str]) -> None:
-        """Delete chunks; an unknown id is not an error.
+        """Delete chunks. An unknown id is not an error.
 
         Raises:
             StoreUnavailableError: If it may pass later.
@@ -198,13 +200,13 @@ class ChromaStore(VectorStore):
             await self._ask(partial(Delete, **self._to(self._model), ids=part))
 
     async def get(self, ids: Sequence[str]) -> list[Chunk]:
-        """The chunks with these ids, in any order; unknown ids are left out.
+        """Return the chunks with these ids, in any order. Unknown ids are left out.
 
         Raises:
             StoreUnavailableError: If it may pass later.
         """
         found: list[Chunk] = []
-        # Chroma refuses an id that is asked for twice.
+        # Chroma rejects a request with the same id twice.
         for part in self._parts(list(dict.fromkeys(ids))):
             reply = await self._ask(partial(Get, **self._to(self._model), ids=part))
             assert isinstance(reply, Chunks)
@@ -212,13 +214,13 @@ class ChromaStore(VectorStore):
         return found
 
     async def scan(self, page: int = max_batch) -> AsyncIterator[list[Chunk]]:
-        """All chunks, in pages, in the order in which they were first stored.
+        """Yield all chunks, in pages, in the order in which they were first stored.
 
-        One page is in memory at a time. A chunk that is stored during the whole scan comes once;
-        what is stored or deleted meanwhile may be missing or not.
+        One page is in memory at a time. A chunk that is in the store during the whole scan is
+        returned once. Chunks that are stored or deleted during the scan may be missing or not.
 
         Args:
-            page: The most chunks in one page; never more than `max_batch` come.
+            page: The most chunks in one page. The limit is `max_batch`.
 
         Raises:
             ConfigurationError: If `page` is less than 1.
@@ -239,12 +241,12 @@ class ChromaStore(VectorStore):
     async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
         """Change metadata without touching text and vector.
 
-        Chroma takes three times as long as to store the same number of new chunks. Changes that
-        are made already cost a look only.
+        In Chroma this takes three times as long as storing the same number of new chunks. Changes
+        that are already made take only one read.
 
         Args:
-            changes: By chunk id, the keys to set, or to remove by None. Other keys stay; an
-                unknown id is not an error. Each `max_batch` of them make one request.
+            changes: For each chunk id the keys to set; None removes a key. Other keys stay. An
+                unknown id is not an error. One request changes at most `max_batch` chunks.
 
         Raises:
             StoreRejectedError: If a key or a value cannot be stored.
@@ -262,10 +264,10 @@ class ChromaStore(VectorStore):
             )
 
     def sibling(self, name: str) -> Self:
-        """Another collection in the same folder, served by the same worker; not started yet.
+        """Return another collection in the same folder, with the same worker. Not started.
 
         Args:
-            name: Goes after the name of this collection and a hyphen.
+            name: A suffix. The new name is this collection's name, a hyphen and `name`.
 
         Example:
             >>> ChromaStore("folder", "autoplay").sibling("large") == ChromaStore(
@@ -283,12 +285,12 @@ class ChromaStore(VectorStore):
     async def drop(self) -> None:
         """Delete the collection with its index files, its identity and its model.
 
-        It works for vectors of any model, before `start` too. Siblings stay. It may take 60 times
-        `timeout`: 100,000 chunks take 9 s, and other calls wait.
+        It works for vectors of any model, also before `start`. Siblings stay. The call may take up
+        to 60 times `timeout`. 100,000 chunks take 9 s, while other calls wait.
 
         Raises:
             StoreLockedError: If another process uses the folder.
-            StoreMismatchError: If this package did not make the collection.
+            StoreMismatchError: If this package did not create the collection.
             StoreUnavailableError: If it may pass later.
         """
         to = {**self._to(None), "timeout": self._timeout * _DROP_FACTOR}
@@ -296,9 +298,9 @@ class ChromaStore(VectorStore):
         self._model = None
 
     async def identity(self) -> StoreIdentity | None:
-        """The note that `save_identity` left; None if there is none, or no collection.
+        """Return the identity saved by `save_identity`; None if it or the collection is missing.
 
-        It works before `start`, and for vectors of any model.
+        It works for vectors of any model, also before `start`.
 
         Raises:
             StoreLockedError: If another process uses the folder.
@@ -309,9 +311,9 @@ class ChromaStore(VectorStore):
         return kept.identity
 
     async def save_identity(self, identity: StoreIdentity) -> None:
-        """Keep a note in the collection's own metadata, where no search finds it.
+        """Save an identity in the collection's metadata, where no search finds it.
 
-        Each call is a transaction of SQLite and writes some 30 KB.
+        Each call is a SQLite transaction and writes about 30 KB.
 
         Raises:
             StoreUnavailableError: If it may pass later.
@@ -319,7 +321,7 @@ class ChromaStore(VectorStore):
         await self._ask(partial(SaveIdentity, **self._to(self._model), identity=identity))
 
     async def aclose(self) -> None:
-        """Release the worker, which ends with the last store that uses it.
+        """Release the worker. It ends when the last store that uses it is closed.
 
         May be called more than once. A later call of another method starts the worker again.
         """
@@ -354,7 +356,7 @@ class ChromaStore(VectorStore):
 
     def _query(self, vector: Vector, k: int, filter: Filter) -> Query:
         if k < 1:
-            raise StoreRejectedError(f"k is {k}; a search asks for at least 1 hit")
+            raise StoreRejectedError(f"k is {k}; it must be at least 1")
         return Query(
             **self._to(self._model),
             vector=pack_vector(vector, "the question"),
@@ -367,7 +369,7 @@ def where_of(filter: Filter) -> dict[str, Any] | None:
     """Translate a filter into Chroma's form; None if it has no condition.
 
     Raises:
-        UnsupportedFilterError: If Chroma has no such comparison.
+        UnsupportedFilterError: If Chroma does not support the comparison.
 
     Example:
         >>> where_of(Filter(user_id="u1", since=100.0))
@@ -381,7 +383,7 @@ def where_of(filter: Filter) -> dict[str, Any] | None:
                 f"Chroma cannot compare {key!r} by {comparison!r} with a {type(value).__name__}"
             )
         conditions.append({key: {operator: value}})
-    # Chroma takes `$and` only of two or more.
+    # Chroma accepts `$and` only with two or more conditions.
     if len(conditions) > 1:
         return {"$and": conditions}
     return conditions[0] if conditions else None

@@ -1,8 +1,9 @@
-"""The process that runs Chroma for `ChromaStore`: `python -m` this module, FOLDER, PARENT'S ID.
+"""The worker process that runs Chroma for `ChromaStore`.
 
-Chroma holds the interpreter's lock while it writes, so it runs in a process of its own. The process
-owns the folder by a file lock, which the operating system frees in any case. It ends when its
-standard input is closed, at the latest when its parent ends.
+Its command is `python -m autoplay_rag.stores.chroma.worker FOLDER PARENT_PID`. Chroma holds the GIL
+while it writes, so it runs in a separate process. The process holds a file lock on the folder. The
+operating system releases the lock when the process ends. The process ends when its standard input
+is closed, at the latest when its parent ends.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["main"]
 
 _LOCK_NAME = "autoplay-rag.lock"
 _LOCK_TIMEOUT_S = 3.0
-"""Seconds the worker of a killed parent may take to finish its last request."""
+"""Seconds that the worker of a killed parent may take to finish its last request."""
 _LOCK_POLL_S = 0.05
 
 
@@ -35,7 +36,7 @@ def main(path: Path, owner: int) -> None:
 
     Args:
         path: The folder; it must exist.
-        owner: The parent's process id, named to others while the folder is locked.
+        owner: The parent's process id, for the error message of other users of the folder.
     """
     _ignore_signals()
     replies = _claim_stdout()
@@ -50,7 +51,7 @@ def main(path: Path, owner: int) -> None:
                 reply = opened.answer(request)
             write(replies, encode(reply))
     except BrokenPipeError:
-        pass  # the parent is gone, and nobody needs the reply
+        pass  # the parent has ended, so the reply is not needed
 
 
 def _requests() -> Iterator[Request]:
@@ -62,14 +63,14 @@ def _requests() -> Iterator[Request]:
 
 
 def _ignore_signals() -> None:
-    """Ignore signals that end the parent: it may still drain, and this process ends with it."""
+    """Ignore signals that end the parent. It may still drain; this process ends with it."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _claim_stdout() -> FileIO:
-    """Keep the pipe for replies; other output goes to standard error from now on."""
+    """Return the pipe for replies, and redirect other output to standard error."""
     replies = FileIO(os.dup(1), "wb")
     os.dup2(2, 1)
     return replies
@@ -77,9 +78,10 @@ def _claim_stdout() -> FileIO:
 
 def _open(path: Path, lock: FileLock, owner: int) -> Folder | Failed:
     try:
-        if not _take(lock):
+        if not _acquire(lock):
             return Failed("locked", _locked_message(path, lock.holder()))
-        # The parent's id: if users ended this process, the parent would only start another.
+        # The lock names the parent, because a user who ends this process would only make the
+        # parent start another.
         lock.path.write_text(str(owner))
         ignore_environment()
         return Folder(path)
@@ -89,7 +91,7 @@ def _open(path: Path, lock: FileLock, owner: int) -> Folder | Failed:
         return Failed("unavailable", f"Chroma could not open {path}: {error}")
 
 
-def _take(lock: FileLock) -> bool:
+def _acquire(lock: FileLock) -> bool:
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while not lock.acquire():
         if time.monotonic() > deadline:
@@ -100,18 +102,18 @@ def _take(lock: FileLock) -> bool:
 
 def _locked_message(path: Path, holder: str) -> str:
     return (
-        f"the Chroma folder {path} is in use by process {holder}, and Chroma allows one process "
-        "at a time, also for searching alone: close the store there, end that process, or use "
-        "another folder here"
+        f"the Chroma folder {path} is in use by process {holder}, and Chroma allows only one process "
+        "at a time, even for searches: close the store in that process, end the process, or use "
+        "another folder"
     )
 
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Let the operating system kill this process after a while, where it can.
+    """Let the operating system kill this process after `seconds`, where it supports that.
 
-    A living parent kills it itself; this is for a parent that was killed. Stuck code may hold the
-    interpreter's lock, so a timer in Python would not run.
+    A running parent kills it anyway; this is for a parent that was killed. Stuck code may hold the
+    GIL, so a timer in Python would not run.
     """
     if not hasattr(signal, "setitimer"):
         yield

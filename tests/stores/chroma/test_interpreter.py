@@ -124,7 +124,9 @@ def test_an_executable_that_is_not_an_interpreter_is_refused_before_anything_sta
     if executable in ("a-file", "a-folder"):
         path += "/python3"
     monkeypatch.setattr(sys, "executable", path)
-    with pytest.raises(ConfigurationError, match=r"python=PATH\): the path of a Python") as refused:
+    with pytest.raises(
+        ConfigurationError, match=r"python=PATH\) with the path of a Python"
+    ) as refused:
         ChromaStore(tmp_path / "chroma")
     assert (repr(path) if path else "sys.executable is not set") in str(refused.value)
     assert not (tmp_path / "chroma").exists()
@@ -169,8 +171,8 @@ async def test_a_named_interpreter_has_its_own_import_path(monkeypatch, tmp_path
         ("exit 0", "ended with status 0"),
         ("exit 3", "ended with status 3"),
         ("echo Welcome to the application", "."),
-        ("printf '\\001\\000\\000\\000\\301'; exec sleep 60", "wrote something else"),
-        ("exec 1>&-; exec sleep 60", "wrote something else"),
+        ("printf '\\001\\000\\000\\000\\301'; exec sleep 60", "wrote other data"),
+        ("exec 1>&-; exec sleep 60", "wrote other data"),
     ],
 )
 async def test_a_program_that_does_not_run_the_worker_is_named(tmp_path, line, what):

@@ -139,7 +139,7 @@ async def test_a_copy_that_fails_does_not_keep_chunks_from_being_stored(tmp_path
     await upsert(store, range(WRITTEN))
     await assert_whole(store, WRITTEN)
     await store.aclose()
-    assert "could not be copied" in capfd.readouterr().err
+    assert "could not be copied for recovery" in capfd.readouterr().err
 
 
 async def test_copies_of_a_collection_that_is_gone_are_dropped(tmp_path):

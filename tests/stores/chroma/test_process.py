@@ -58,7 +58,9 @@ async def test_a_killed_worker_fails_the_call_in_flight_and_the_next_one_starts_
     call = asyncio.create_task(store.upsert([chunk("b")], [EAST]))
     await asyncio.sleep(0)
     popen.kill()
-    with pytest.raises(StoreUnavailableError, match=r"ended unexpectedly with status -9.*anew"):
+    with pytest.raises(
+        StoreUnavailableError, match=r"ended unexpectedly with status -9.*the next call restarts it"
+    ):
         await call
     await store.upsert([chunk("b")], [EAST])
     assert await store.count() == 2
@@ -178,7 +180,7 @@ async def test_another_process_is_refused_with_the_owner_and_the_way_out(tmp_pat
         message = str(refused.value)
         assert f"process {owner.pid}" in message
         assert str(tmp_path) in message
-        assert "also for searching" in message
+        assert "even for searches" in message
         owner.kill()
         await owner.wait()
         await store.start("m")

@@ -122,7 +122,7 @@ old.add(ids=["no-text"], embeddings=[[1, 0, 0]])
     with pytest.raises(StoreMismatchError, match=r"'unfit'.*'l2'.*another collection name"):
         await unfit.start("model-a")
     await fit.start("model-a")
-    with pytest.raises(StoreMismatchError, match=r"dimension 3, but one of 2"):
+    with pytest.raises(StoreMismatchError, match=r"dimension 3, but was given one of dimension 2"):
         await fit.upsert([chunk("a")], [[1.0, 0.0]])
     await fit.delete(["bare"])
     await fit.upsert([chunk("ours")], [NORTH])
@@ -140,7 +140,9 @@ old.add(ids=["no-text"], embeddings=[[1, 0, 0]])
         await store.save_identity(IDENTITY)
         assert await store.identity() == IDENTITY
     for store in (unfit, fit, old):
-        with pytest.raises(StoreMismatchError, match=r"made elsewhere.* not deleted"):
+        with pytest.raises(
+            StoreMismatchError, match=r"not created by autoplay-rag, .* not deleted"
+        ):
             await store.drop()
         await store.aclose()
     assert with_chromadb(
@@ -163,7 +165,7 @@ async def test_what_was_stored_is_there_after_a_restart_and_still_of_its_model(t
     assert str(refused.value) == (
         "the Chroma collection 'autoplay' holds 1 vectors of the model 'model-a', but 'model-b' was "
         "asked for; start once with IngestPipeline(rebuild=True) (command: --rebuild) to embed "
-        "everything again with the new model, or use that model, or another collection name"
+        "everything again with the new model, or use the old model, or another collection name"
     )
     await again.start("model-a")
     assert ids(await again.query(EAST, 5, Filter(user_id="u1"))) == ["a"]
@@ -204,7 +206,7 @@ async def test_a_metadata_value_may_change_its_type(store, change):
 
 
 async def test_what_chroma_refuses_is_a_rejection(store):
-    with pytest.raises(StoreRejectedError, match="Chroma refused it"):
+    with pytest.raises(StoreRejectedError, match="Chroma rejected the request"):
         await store.upsert([chunk("ok"), Chunk("bad", "t", {"chroma:document": "x"})], [EAST, EAST])
     assert await store.count() == 0
     with pytest.raises(StoreRejectedError, match="lone surrogate"):
