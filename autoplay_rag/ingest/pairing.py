@@ -1,11 +1,13 @@
-"""Whether a journal and a store belong together, and what to do where they do not.
+"""Checks that a journal and a store belong together, and rebuilds or adopts the store if asked.
 
-Each keeps the other's id and the number of the last acknowledged batch. So an emptied, exchanged or
-older copy of either is noticed at start. A crash explains a store that is ahead of its own note;
-nothing explains one that is behind what it confirmed.
+The journal and the store each record the id of the other and the number of the last acknowledged
+batch. So `start` detects if either was emptied, exchanged or replaced by an older copy. A crash can
+leave the store ahead of the journal's note. It cannot leave the store behind a batch that it has
+confirmed.
 
-Every step is ordered so that a kill or a power loss after it leaves no mismatch: the journal first
-gives up the store it noted, then the store names the journal, then the journal notes the store.
+The order of the writes ensures that a kill or a power loss between them causes no mismatch: the
+journal forgets its old store, then the store records the journal, then the journal records the
+store.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ _log = logging.getLogger(__name__)
 Verdict: TypeAlias = Literal[
     "match", "new", "emptied", "exchanged", "older store", "older journal", "foreign", "other model"
 ]
-"""What two notes say of each other."""
+"""The results of comparing a journal's notes with a store's."""
 
 _SAMPLE = 100
 _ADOPT_PAGE = 500
 _NOTE_SECONDS = 5.0
-"""How long one note may take: nobody waits for it but the end of the pipeline."""
+"""The timeout of saving one note in the store. Only the end of the pipeline waits for it."""
 _ONCE = "start once with IngestPipeline({0}=True) (command: --{0})"
 _REBUILD = f"{_ONCE.format('rebuild')}, which embeds everything again from the journal's texts"
 _MAKE_ANEW = (
@@ -85,17 +87,17 @@ _SAID: dict[Verdict, tuple[str, str]] = {
 _REBUILT: frozenset[Verdict] = frozenset(("emptied", "exchanged", "older store", "other model"))
 _ADOPTED: frozenset[Verdict] = frozenset(("older journal", "foreign"))
 _DROPPED: frozenset[Verdict] = frozenset(("exchanged", "older store", "other model"))
-"""Where a rebuild first drops what the store holds: another model's vectors, and chunks that were
-deleted since, must not stay."""
+"""Verdicts for which a rebuild first drops the store's content: vectors of another model, and chunks
+that were deleted since, must not stay."""
 
 
 def judge(notes: Notes, known: Known, identity: StoreIdentity | None) -> Verdict:
     """Compare a journal's notes with a store's. Pure.
 
     Args:
-        notes: What the journal notes.
-        known: How far the journal has come; `chunks` without those that are to be stored again.
-        identity: What the store notes; None if nothing.
+        notes: The journal's notes about its store.
+        known: The journal's progress; `chunks` excludes those that are queued to be stored again.
+        identity: The store's notes about its journal; None if it has none.
 
     Example:
         >>> notes, known = Notes("j1", "s1", 4), Known(seq=9, batch=6, acknowledged=5, chunks=7)
@@ -119,14 +121,14 @@ def judge(notes: Notes, known: Known, identity: StoreIdentity | None) -> Verdict
 
 @dataclass(slots=True)
 class Pairing:
-    """A journal file and the store it is used with.
+    """A journal and the store it is used with.
 
     Attributes:
         journal: The journal, open.
         store: The store.
-        model: Names the embedder; "" where the store embeds for itself.
+        model: The embedder's model; "" if the store embeds texts itself.
         rebuild: Whether to embed everything again.
-        adopt: Whether to take over what the store holds.
+        adopt: Whether to adopt the store's content.
         path: The journal's file, for messages; None if it is in memory.
     """
 
@@ -140,14 +142,14 @@ class Pairing:
     _rebuilding: bool = False
     _noting_fails: bool = False
     _unnamed: bool = False
-    """Whether the store holds chunks of this journal, and neither has named the other yet: an older
-    version did not know all chunks of a payload, so what the journal lacks is taken from the store."""
+    """Whether the store has chunks of this journal and neither has recorded the other yet. An older
+    version did not record all chunks of a payload, so the missing ones are read from the store."""
 
     async def open_store(self) -> None:
-        """Start the store; with `rebuild`, one that holds another model's vectors is made anew.
+        """Start the store. With `rebuild`, drop one with another model's vectors first.
 
         Raises:
-            StoreMismatchError: If it holds another model's vectors.
+            StoreMismatchError: If it holds another model's vectors and may not be dropped.
         """
         try:
             await self.store.start(self.model)
@@ -157,10 +159,10 @@ class Pairing:
             await self._make_anew(error)
 
     async def check(self) -> None:
-        """Compare both, and rebuild or adopt where that was asked for.
+        """Compare journal and store, and rebuild or adopt the store if asked.
 
         Raises:
-            StoreMismatchError: If they do not belong together; the message says what to do.
+            StoreMismatchError: If they do not belong together. The message says what to do.
         """
         notes, known = await self._state()
         self._identity = await self._stored_identity()
@@ -182,9 +184,9 @@ class Pairing:
         await self._claim(anew=verdict == "older journal")
 
     async def note(self) -> None:
-        """Have the store note how far the journal has come, and the journal that it has.
+        """Save the last acknowledged batch in the store, then in the journal's notes.
 
-        A store that cannot note it is only compared less exactly at the next start.
+        If the store fails to save it, the comparison at the next start is only less exact.
 
         Raises:
             JournalError: If the journal cannot be written.
@@ -210,7 +212,7 @@ class Pairing:
     # -- what they say ------------------------------------------------------------------------
 
     async def _state(self) -> tuple[Notes, Known]:
-        """The journal's notes, and how far it is: `chunks` are those that the store must have."""
+        """Return the journal's notes and progress; `chunks` counts those the store must have."""
         notes, known = await self.journal.notes(), await self.journal.known()
         queued = await self.journal.count_queued()
         return notes, replace(known, chunks=known.chunks - queued)
@@ -226,8 +228,8 @@ class Pairing:
             verdict = judge(notes, known, self._identity)
         if verdict not in ("new", "match") or not known.chunks:
             return verdict
-        # Neither names the other: the first start after an upgrade, or a store without identity.
-        # Or the store was emptied by other means than deleting it.
+        # Neither has recorded the other (the first start after an upgrade, or a store without
+        # 'identity'), or the store kept its identity but may have been emptied.
         if await self._has_ours() is False:
             return "emptied"
         if notes.model and notes.model != self.model:
@@ -235,7 +237,7 @@ class Pairing:
         return "match"
 
     async def _has_ours(self) -> bool | None:
-        """Whether the store has any chunk of a sample; None if that cannot be known."""
+        """Whether the store has any of a sample of the journal's chunks; None if unknown."""
         ids = await self.journal.sample(_SAMPLE)
         if not ids or "get" not in self.store.capabilities:
             return None
@@ -245,7 +247,7 @@ class Pairing:
         except Exception as error:
             if can_name:
                 raise
-            # Such a store may be in an outage, which must not keep payloads out of the journal.
+            # The store may be in an outage. The journal must accept payloads all the same.
             _log.warning(
                 "%s could not be compared with the journal %s: %s",
                 _named(self.store),
@@ -276,14 +278,14 @@ class Pairing:
     # -- what is done -------------------------------------------------------------------------
 
     async def _make_anew(self, error: StoreMismatchError) -> None:
-        """Drop a store that refused to start with this model, if a rebuild may do that.
+        """Drop and restart a store that refused to start with this model, if allowed.
 
         Raises:
-            StoreMismatchError: If it may not.
+            StoreMismatchError: If it is not allowed.
         """
         notes, known = await self._state()
-        # Killed after everything was queued and before the store was dropped: nothing is in the
-        # store that the queue would not store again.
+        # An earlier rebuild was killed after it queued all chunks and before it dropped the store:
+        # the queue stores everything again that the store holds.
         interrupted = notes.model == self.model and not known.chunks
         interrupted = interrupted and await self.journal.count_queued() > 0
         self._identity = identity = await self._stored_identity()
@@ -320,14 +322,14 @@ class Pairing:
         )
 
     async def _may_drop(self) -> bool:
-        """Whether dropping the store loses nothing that a rebuild needs."""
+        """Whether the store can be dropped without losing texts that a rebuild needs."""
         can = self.store.capabilities
         return "drop" in can and ("scan" in can or not await self.journal.missing_texts())
 
     async def _queue_all(self, *, filled_again: bool) -> None:
         missing = await self._fill()
         count = await self.journal.queue_all()
-        # From here on a start with this model goes on, with `rebuild` or without.
+        # After this note, each start with this model continues the rebuild, even without `rebuild`.
         await self.journal.note_store("", 0, self.model)
         await self.journal.acknowledged_for_good()
         self._rebuilding = True
@@ -343,7 +345,7 @@ class Pairing:
 
     async def _take_over(self, verdict: Verdict) -> None:
         if verdict == "foreign":
-            # What this journal stored is in another store.
+            # The chunks that this journal has stored are in another store.
             await self.journal.queue_all()
         if "scan" not in self.store.capabilities:
             _log.warning(
@@ -364,10 +366,10 @@ class Pairing:
             )
 
     async def _fill(self) -> int:
-        """Take from the store what an older format of the journal did not keep.
+        """Read texts from the store that an older journal format did not keep.
 
         Returns:
-            How many chunks are still without a text.
+            The number of chunks that still have no text.
         """
         missing = await self.journal.missing_texts()
         if not missing and not self._unnamed:
@@ -382,7 +384,7 @@ class Pairing:
                 )
             return missing
         unknown = 0
-        for again in (False, True):  # later parts of a payload are known by its first one
+        for again in (False, True):  # `adopt` finds later parts of a payload by the first part
             async for page in self.store.scan(_ADOPT_PAGE):
                 missing -= await self.journal.fill(page)
                 if again and self._unnamed:
@@ -395,10 +397,11 @@ class Pairing:
         return missing
 
     async def _claim(self, *, anew: bool) -> None:
-        """Have each note the other.
+        """Record the journal in the store and the store in the journal.
 
         Args:
-            anew: Give the store a new id, so that a newer copy of the journal is refused from now.
+            anew: Whether to give the store a new id. It then no longer matches a newer copy of
+                the journal.
         """
         notes = await self.journal.notes()
         if "identity" not in self.store.capabilities:
@@ -409,7 +412,7 @@ class Pairing:
         store_id = os.urandom(16).hex() if held is None or anew else held.store_id
         if notes.store_id not in ("", store_id):
             await self.journal.note_store("", 0, self.model)
-        # The store must never confirm what a power loss could take from the journal.
+        # The store must never confirm a batch that the journal could lose in a power loss.
         batch = await self.journal.acknowledged_for_good()
         claimed = StoreIdentity(store_id, notes.journal_id, batch)
         if claimed != held:
@@ -419,10 +422,10 @@ class Pairing:
 
 
 def check_options(*, has_file: bool, rebuild: bool, adopt: bool) -> None:
-    """Refuse `rebuild` and `adopt` where there is no journal file.
+    """Check that `rebuild` and `adopt` are only used with a journal file.
 
     Raises:
-        ConfigurationError: If there is none.
+        ConfigurationError: If one is set without a journal file.
     """
     for name, given in (("rebuild", rebuild), ("adopt", adopt)):
         if given and not has_file:
@@ -430,7 +433,7 @@ def check_options(*, has_file: bool, rebuild: bool, adopt: bool) -> None:
 
 
 def _named(store: VectorStore | TextStore) -> str:
-    """A store in a message, without what its repr may give away."""
+    """Return a store's name for messages, without secrets that its repr may contain."""
     cls = type(store)
     if cls.__repr__ is object.__repr__ or dataclasses.is_dataclass(cls):
         return cls.__name__

@@ -1,4 +1,4 @@
-"""One run of a pipeline, from its start to its end: everything that lives and ends together."""
+"""One run of a pipeline: creates its parts, starts them and closes them together."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ __all__ = ["RunningPipeline"]
 _log = logging.getLogger(__name__)
 
 _REQUESTS_SECONDS = 1.0
-"""How often the journal is asked for requests of other processes."""
+"""The interval of checking the journal for requests of other processes."""
 _TIDY_EVERY = 60
 _NOTE_EVERY = 30
-"""Seconds between two runs of `tidy`, and between two notes of the store."""
+"""The intervals of `Journal.tidy` and `Pairing.note`, in seconds."""
 _GRACE_SECONDS = 5.0
-"""How long requests that were cancelled may take to end."""
+"""The time that cancelled requests have to end."""
 _RESUME_PAGE = 100_000
 _WITHOUT: dict[Capability, str] = {
     "delete": "parts of a payload that dies stay in it",
@@ -50,27 +50,27 @@ _WITHOUT: dict[Capability, str] = {
     "scan": "what it holds cannot be taken into a journal",
     "drop": "it is not made anew for another model",
 }
-"""What a pipeline does less well with a store that lacks a capability."""
+"""The consequences of each capability that a store lacks."""
 _LIVE_SECONDS = 3600.0
 _LIVE_PAYLOADS = 10_000
-"""How far back live sessions are filled at start."""
+"""The age and number of journalled payloads to fill live sessions with at start."""
 
 
 class RunningPipeline:
-    """Journal, worker and store of one run, and the task that works on them.
+    """The journal, worker and store of one run, and the task that runs them.
 
     Args:
-        settings: How to work.
-        store: Where chunks go.
-        embedder: Makes vectors; None where the store embeds for itself.
-        live: Is shown what was accepted.
-        clients: Whose failures are part of its health.
+        settings: The options of the pipeline.
+        store: The store for the chunks.
+        embedder: Makes the vectors; None if the store embeds texts itself.
+        live: Receives the accepted payloads.
+        clients: The attached clients. Their failures are part of `health`.
 
     Attributes:
         dead_letters: Payloads that could not be stored.
-        last_received: When the last payload arrived, in the loop's time.
-        loop: The event loop it runs on.
-        watermark: Up to which sequence number everything is settled.
+        last_received: The loop's time when the last payload arrived.
+        loop: The event loop of this run.
+        watermark: Tracks which sequence numbers are settled.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class RunningPipeline:
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open journal and store, take up what an earlier run left, and begin to work."""
+        """Open journal and store, resume the work of an earlier run, and start the task."""
         await self._journal.open()
         try:
             await self._pairing.open_store()
@@ -176,7 +176,7 @@ class RunningPipeline:
 
     async def _resume(self) -> None:
         await self._journal.queue_unconfirmed()
-        # Deletions first: a plan may store a chunk anew that is still to be deleted.
+        # Deletions first: a plan may store a chunk again that is still to be deleted.
         await self._upkeep.resume()
         plans = await self._worker.resume()
         planned = {seq for plan in plans for seq in plan.seqs}
@@ -215,7 +215,7 @@ class RunningPipeline:
             raise
 
     async def close(self) -> None:
-        """Stop working and close everything; what is not stored stays in the journal."""
+        """Stop the task and close everything. Payloads that are not stored stay in the journal."""
         self._task.cancel()
         _, busy = await asyncio.wait([self._task], timeout=_GRACE_SECONDS)
         if busy:
@@ -241,7 +241,7 @@ class RunningPipeline:
     # -- in -----------------------------------------------------------------------------------
 
     def accept(self, payload: Payload) -> asyncio.Future[Outcome]:
-        """Hand a payload to the journal; it takes its sequence number at once."""
+        """Assign a sequence number to a payload and pass it to the journal."""
         seq = self.watermark.take()
         self.last_received = self.loop.time()
         try:
@@ -268,7 +268,7 @@ class RunningPipeline:
 
     def _watch_overflow(self, outcome: Outcome | None) -> None:
         if outcome in ("duplicate", "filtered"):
-            return  # says nothing about room
+            return  # these take no space in the journal
         overflow = outcome in (None, "overflow")
         if overflow and not self._overflowing:
             _log.error(
@@ -281,7 +281,7 @@ class RunningPipeline:
     # -- out ----------------------------------------------------------------------------------
 
     async def drain(self, timeout: float | None) -> None:  # noqa: ASYNC109 - the error says what is left
-        """Close all windows and wait for what was accepted so far; see `IngestPipeline.drain`."""
+        """Close all windows and wait for the accepted payloads; see `IngestPipeline.drain`."""
         try:
             async with asyncio.timeout(timeout):
                 self._batcher.close_windows(self.loop.time())
@@ -352,7 +352,7 @@ class RunningPipeline:
 
     @property
     def lag(self) -> float:
-        """About how many seconds the payload that is kept longest has waited."""
+        """About how many seconds the oldest pending payload has waited."""
         oldest = self._batcher.oldest()
         return 0.0 if oldest is None else max(0.0, self.loop.time() - oldest)
 
@@ -366,7 +366,7 @@ class RunningPipeline:
         self._worker.wake()
 
     async def _look_after(self) -> None:
-        """What is done now and then: requests of other processes, notes, tidying."""
+        """Run the periodic work: requests of other processes, health notes, tidying."""
         noted: Health | None = None
         second = 0
         while True:
@@ -399,7 +399,7 @@ def _say_what_is_missing(store: Store) -> None:
 
 
 def _limits(embedder: Embedder, tokens_per_day: int | None) -> RequestLimits:
-    # A request larger than the day's budget would use up that of several days.
+    # A larger request would exceed the budget: the first request of a day always passes.
     most = min(embedder.max_request_tokens, tokens_per_day or embedder.max_request_tokens)
     return RequestLimits(embedder.max_inputs, most)
 

@@ -1,4 +1,4 @@
-"""How a pipeline works: its arguments, checked once. `IngestPipeline` says what each means."""
+"""The validated arguments of a pipeline. `IngestPipeline` documents each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Settings:
     """The options of one `IngestPipeline`.
 
     Raises:
-        ConfigurationError: If one of them can never work.
+        ConfigurationError: If one of them is not valid.
     """
 
     journal: Path | None
