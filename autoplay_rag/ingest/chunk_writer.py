@@ -234,7 +234,7 @@ class ChunkWriter:
         self._dimension: int | None = None
         self._tidying = False
         # By chunk id: the operations that wait for the one in progress; None if none wait.
-        self._under_way: dict[str, deque[_Job] | None] = {}
+        self._in_progress: dict[str, deque[_Job] | None] = {}
         self._operations = 0
         self.characters = 0
         self.chunks = 0
@@ -304,7 +304,7 @@ class ChunkWriter:
                 operations. An exception that it raises ends `run`.
         """
         ready: list[_Job] = []
-        under_way = self._under_way
+        in_progress = self._in_progress
         for operation in list(operations):
             if isinstance(operation, Upsert):
                 chunk_id = operation.chunk.id
@@ -313,13 +313,13 @@ class ChunkWriter:
                 chunk_id = operation.id
             self._operations += 1
             job = _Job(chunk_id, operation, ended)
-            if chunk_id not in under_way:
-                under_way[chunk_id] = None
+            if chunk_id not in in_progress:
+                in_progress[chunk_id] = None
                 ready.append(job)
-            elif (followers := under_way[chunk_id]) is not None:
+            elif (followers := in_progress[chunk_id]) is not None:
                 followers.append(job)
             else:
-                under_way[chunk_id] = deque((job,))
+                in_progress[chunk_id] = deque((job,))
         self._start(ready)
 
     async def run(self) -> None:
@@ -338,7 +338,7 @@ class ChunkWriter:
             for service in self._services:
                 for kind in service.kinds:
                     kind.queue.clear()
-            self._under_way.clear()
+            self._in_progress.clear()
             self._operations = self.characters = 0
             self._tidying = False
 
@@ -362,9 +362,9 @@ class ChunkWriter:
         self._operations -= 1
         if isinstance(job.operation, Upsert):
             self.characters -= len(job.operation.chunk.text)
-        if followers := self._under_way.pop(job.id):
+        if followers := self._in_progress.pop(job.id):
             follower = followers.popleft()
-            self._under_way[job.id] = followers or None
+            self._in_progress[job.id] = followers or None
             self._start((follower,))
 
     def _end(self, job: _Job, error: str | None) -> None:
@@ -428,7 +428,7 @@ class ChunkWriter:
             raise
         except BaseException as error:
             # Extensions written in Rust may raise errors that are not an Exception.
-            if _is_ours(error):
+            if _was_cancelled(error):
                 raise
             self.retries += 1
             self._failed(service, kind, request, error, probing)
@@ -461,7 +461,7 @@ class ChunkWriter:
             job = request.items[0]
             if isinstance(job.operation, Upsert):
                 # Log only the type: the message may contain the text. The owner gets the message.
-                _log.error("%s: a chunk was given up: %s", service.name, type(error).__name__)
+                _log.error("%s: a chunk failed permanently: %s", service.name, type(error).__name__)
             self._end(job, reason)
         asked = 0.0 if is_rejection(error) else retry_after(error)
         if asked:
@@ -477,7 +477,7 @@ class ChunkWriter:
             service.wake.set()
 
     def _refuse(self, service: _Service, kind: _Kind, request: Request[_Job]) -> None:
-        kind.queue.gave_up(request)
+        kind.queue.withdrawn(request)
         service.wake.set()
         error = describe(MissingCapabilityError(type(self._store).__name__, str(kind.capability)))
         for job in request.items:
@@ -548,7 +548,7 @@ class ChunkWriter:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            if _is_ours(error):
+            if _was_cancelled(error):
                 raise
             if not is_rejection(error) and not self._tidying:
                 # An outage: delete it when the store is available again.
@@ -559,6 +559,6 @@ class ChunkWriter:
         self._tidying = False
 
 
-def _is_ours(error: BaseException) -> bool:
+def _was_cancelled(error: BaseException) -> bool:
     """Whether the writer itself was cancelled, and not something that its request awaited."""
     return isinstance(error, asyncio.CancelledError) and is_cancelled()

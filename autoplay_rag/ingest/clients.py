@@ -66,11 +66,11 @@ class Clients:
             self._attached.append(client)
         return client
 
-    def ended_with(self, client: Any, task: asyncio.Task[None]) -> None:
-        """Remember the task that runs a client, for `release_ended`."""
+    def track(self, client: Any, task: asyncio.Task[None]) -> None:
+        """Remember the task that runs a client, for `detach_ended`."""
         self._runs.append((client, task))
 
-    def release_ended(self) -> None:
+    def detach_ended(self) -> None:
         """Detach the clients with an ended task, before another client is run.
 
         Until then their failures are part of `problems`.
@@ -90,7 +90,7 @@ class Clients:
                 if getattr(client, "state", None) == "failed":
                     found.append(_why_failed(client))
             except Exception as error:  # noqa: BLE001 - other people's code
-                found.append(f"a client does not tell its state: {describe(error)}")
+                found.append(f"the state of a client cannot be read: {describe(error)}")
         return found
 
     async def leave(self, within: float) -> None:
@@ -111,7 +111,10 @@ class Clients:
             async with asyncio.timeout(within):
                 await asyncio.gather(*(_leave(client) for client in self._attached))
         except TimeoutError:
-            _log.error("a client has not ended in time; what it still holds is refused")
+            _log.error(
+                "a client has not stopped within %g s; payloads that it still holds will be refused",
+                within,
+            )
 
 
 def _why_failed(client: Any) -> str:
@@ -128,4 +131,4 @@ async def _leave(client: Any) -> None:
             # Not on this loop: `__exit__` waits for a thread with callbacks that wait for the loop.
             await asyncio.to_thread(leave, None, None, None)
     except Exception:  # noqa: BLE001 - other people's code
-        _log.exception("a client failed as it was left")
+        _log.exception("a client failed while it was stopped")

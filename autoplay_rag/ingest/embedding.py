@@ -69,8 +69,8 @@ class TokenBudget:
             now = datetime.now(UTC)
             midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
             raise EmbedderUnavailableError(
-                f"max_embed_tokens_per_day={self._per_day:,} is used up; embedding goes on at "
-                "midnight UTC, journalling goes on meanwhile",
+                f"max_embed_tokens_per_day={self._per_day:,} is used up; embedding resumes at "
+                "midnight UTC, and journalling continues",
                 retry_after=(midnight - now).total_seconds(),
             )
         self._spent += tokens
@@ -222,8 +222,8 @@ class Embedding:
             self._dimension = len(vector)
         elif len(vector) != self._dimension:
             raise EmbedderRejectedError(
-                f"{self._embedder.model} returned a vector of {len(vector)} dimensions after ones "
-                f"of {self._dimension}"
+                f"{self._embedder.model} returned a vector of {len(vector)} dimensions; earlier "
+                f"vectors have {self._dimension}"
             )
         return vector
 

@@ -66,7 +66,7 @@ async def follow_journal(
                 failing = False
             except Exception as error:  # noqa: BLE001 - a look that fails must not be the last
                 if not failing:
-                    _log.warning("live sessions stand still: %s", describe(error))
+                    _log.warning("live sessions are not updated; retrying: %s", describe(error))
                 failing = True
 
     task = asyncio.create_task(follow(), name="autoplay-follow")

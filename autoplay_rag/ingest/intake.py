@@ -71,7 +71,7 @@ class Intake:
         except Exception as failure:  # noqa: BLE001 - the user's own code
             # The message may quote the payload: keep it only if the whole payload is kept.
             name = type(failure).__name__
-            _log.error("select failed (%s); the payload is in the dead letters", name)
+            _log.error("select failed (%s); the payload becomes a dead letter", name)
             error = f"select failed: {name if self._redact else describe(failure)}"
         try:
             kept = redacted(payload, self._redact)
@@ -118,5 +118,5 @@ def own(payload: Any, cls: type[P]) -> P:
     if dataclasses.is_dataclass(payload) and not of_ours and not isinstance(payload, type):
         return cls.from_dict(dataclasses.asdict(payload))
     raise TypeError(
-        f"a {cls.__name__} or something with its fields was expected, not {type(payload).__name__}"
+        f"expected a {cls.__name__} or an object with its fields, not {type(payload).__name__}"
     )

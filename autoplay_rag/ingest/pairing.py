@@ -39,54 +39,58 @@ _SAMPLE = 100
 _ADOPT_PAGE = 500
 _NOTE_SECONDS = 5.0
 """The timeout of saving one note in the store. Only the end of the pipeline waits for it."""
-_ONCE = "start once with IngestPipeline({0}=True) (command: --{0})"
-_REBUILD = f"{_ONCE.format('rebuild')}, which embeds everything again from the journal's texts"
-_MAKE_ANEW = (
-    f"{_ONCE.format('rebuild')}, which deletes what this store holds and embeds everything again "
-    "from the journal's texts"
+_START_ONCE = "start once with IngestPipeline({0}=True) (command: --{0})"
+_REBUILD = (
+    f"{_START_ONCE.format('rebuild')}, which embeds everything again from the journal's texts"
 )
-_ADOPT = f"{_ONCE.format('adopt')}, which takes over what the store holds"
-_SAID: dict[Verdict, tuple[str, str]] = {
+_DROP_AND_REBUILD = (
+    f"{_START_ONCE.format('rebuild')}, which deletes the content of this store and embeds everything "
+    "again from the journal's texts"
+)
+_ADOPT = f"{_START_ONCE.format('adopt')}, which adds the store's content to the journal"
+_MISMATCHES: dict[Verdict, tuple[str, str]] = {
     "emptied": (
         (
-            "{store} has none of the {chunks:,} chunks that the journal {journal} stored: it is "
-            "empty, or another store"
+            "{store} has none of the {chunks:,} chunks that the journal {journal} stored: it was "
+            "emptied, or is another store"
         ),
-        f"name the store that has them or restore it, or {_REBUILD}",
+        f"use the store that has them or restore it, or {_REBUILD}",
     ),
     "exchanged": (
         "{store} is not the store that the journal {journal} was last used with",
-        f"name that store, or {_MAKE_ANEW}",
+        f"use that store, or {_DROP_AND_REBUILD}",
     ),
     "older store": (
         (
             "{store} is an older copy: it lacks batches that it had confirmed to the journal "
             "{journal} (the store is at batch {held}, the journal at {noted})"
         ),
-        f"use the newer copy, or {_MAKE_ANEW}",
+        f"use the newer copy, or {_DROP_AND_REBUILD}",
     ),
     "other model": (
         (
-            "{store} holds vectors of the model {old!r} for the journal {journal}, and the "
+            "{store} holds vectors of the model {old!r} for the journal {journal}, but the "
             "embedder is {new!r}"
         ),
-        f"use the model {{old!r}}, or {_MAKE_ANEW}",
+        f"use the model {{old!r}}, or {_DROP_AND_REBUILD}",
     ),
     "older journal": (
         (
-            "the journal {journal} is an older copy: {store} holds batches that it does not know "
+            "the journal {journal} is an older copy: {store} holds batches that the journal lacks "
             "(the store is at batch {held}, the journal at {acknowledged})"
         ),
         f"use the newer copy, or {_ADOPT}",
     ),
     "foreign": (
-        "{store} belongs to another journal than {journal}",
+        "{store} belongs to another journal, not to {journal}",
         f"check the path of the journal and of the store, or {_ADOPT}",
     ),
 }
-_REBUILT: frozenset[Verdict] = frozenset(("emptied", "exchanged", "older store", "other model"))
-_ADOPTED: frozenset[Verdict] = frozenset(("older journal", "foreign"))
-_DROPPED: frozenset[Verdict] = frozenset(("exchanged", "older store", "other model"))
+_NEED_REBUILD: frozenset[Verdict] = frozenset(
+    ("emptied", "exchanged", "older store", "other model")
+)
+_NEED_ADOPT: frozenset[Verdict] = frozenset(("older journal", "foreign"))
+_NEED_DROP: frozenset[Verdict] = frozenset(("exchanged", "older store", "other model"))
 """Verdicts for which a rebuild first drops the store's content: vectors of another model, and chunks
 that were deleted since, must not stay."""
 
@@ -141,7 +145,7 @@ class Pairing:
     _identity: StoreIdentity | None = None
     _rebuilding: bool = False
     _noting_fails: bool = False
-    _unnamed: bool = False
+    _unrecorded: bool = False
     """Whether the store has chunks of this journal and neither has recorded the other yet. An older
     version did not record all chunks of a payload, so the missing ones are read from the store."""
 
@@ -156,7 +160,7 @@ class Pairing:
         except StoreMismatchError as error:
             if self.path is None:
                 raise
-            await self._make_anew(error)
+            await self._drop_mismatched(error)
 
     async def check(self) -> None:
         """Compare journal and store, and rebuild or adopt the store if asked.
@@ -168,20 +172,20 @@ class Pairing:
         self._identity = await self._stored_identity()
         verdict = await self._verdict(notes, known)
         _log.debug("journal and store: %s", verdict)
-        if verdict in _ADOPTED and not self.adopt:
+        if verdict in _NEED_ADOPT and not self.adopt:
             raise self._mismatch(verdict, notes, known)
-        filled_again = verdict in _REBUILT and not self.store.persistent
-        if verdict in _REBUILT and not (self.rebuild or filled_again):
+        refilling = verdict in _NEED_REBUILD and not self.store.persistent
+        if verdict in _NEED_REBUILD and not (self.rebuild or refilling):
             raise self._mismatch(verdict, notes, known)
-        if self.adopt and verdict not in _REBUILT:
-            await self._take_over(verdict)
-        if (self.rebuild or filled_again) and not self._rebuilding:
-            await self._queue_all(filled_again=filled_again)
-            if verdict in _DROPPED and await self._may_drop():
+        if self.adopt and verdict not in _NEED_REBUILD:
+            await self._adopt_content(verdict)
+        if (self.rebuild or refilling) and not self._rebuilding:
+            await self._queue_all(refilling=refilling)
+            if verdict in _NEED_DROP and await self._may_drop():
                 await self._drop()
         elif not notes.store_id or self.journal.upgraded_from is not None:
-            await self._fill()
-        await self._claim(anew=verdict == "older journal")
+            await self._read_missing_texts()
+        await self._record_each_other(new_id=verdict == "older journal")
 
     async def note(self) -> None:
         """Save the last acknowledged batch in the store, then in the journal's notes.
@@ -203,13 +207,13 @@ class Pairing:
         except Exception as error:  # noqa: BLE001 - a store may raise anything
             level = logging.DEBUG if self._noting_fails else logging.WARNING
             self._noting_fails = True
-            _log.log(level, "the store could not note how far the journal is: %s", describe(error))
+            _log.log(level, "the store could not save the journal's progress: %s", describe(error))
             return
         self._noting_fails = False
         self._identity = identity
         await self.journal.note_store(identity.store_id, batch, self.model)
 
-    # -- what they say ------------------------------------------------------------------------
+    # -- compare ------------------------------------------------------------------------------
 
     async def _state(self) -> tuple[Notes, Known]:
         """Return the journal's notes and progress; `chunks` counts those the store must have."""
@@ -250,19 +254,19 @@ class Pairing:
             # The store may be in an outage. The journal must accept payloads all the same.
             _log.warning(
                 "%s could not be compared with the journal %s: %s",
-                _named(self.store),
+                _name_of(self.store),
                 self.path,
                 describe(error),
             )
             return None
         upgraded = self.journal.upgraded_from is not None
-        self._unnamed = found and self._identity is None and (can_name or upgraded)
+        self._unrecorded = found and self._identity is None and (can_name or upgraded)
         return found
 
     def _mismatch(self, verdict: Verdict, notes: Notes, known: Known) -> StoreMismatchError:
         what, remedy = (
             text.format(
-                store=_named(self.store),
+                store=_name_of(self.store),
                 journal=self.path,
                 chunks=known.chunks,
                 held=self._identity.batch if self._identity else 0,
@@ -271,13 +275,13 @@ class Pairing:
                 old=notes.model or "the store's own",
                 new=self.model or "the store's own",
             )
-            for text in _SAID[verdict]
+            for text in _MISMATCHES[verdict]
         )
         return StoreMismatchError(f"{what}. What to do: {remedy}")
 
-    # -- what is done -------------------------------------------------------------------------
+    # -- carry out ----------------------------------------------------------------------------
 
-    async def _make_anew(self, error: StoreMismatchError) -> None:
+    async def _drop_mismatched(self, error: StoreMismatchError) -> None:
         """Drop and restart a store that refused to start with this model, if allowed.
 
         Raises:
@@ -290,34 +294,34 @@ class Pairing:
         interrupted = interrupted and await self.journal.count_queued() > 0
         self._identity = identity = await self._stored_identity()
         verdict = judge(notes, known, identity)
-        if verdict in _ADOPTED and not self.adopt:
+        if verdict in _NEED_ADOPT and not self.adopt:
             raise self._mismatch(verdict, notes, known) from error
-        if verdict in _ADOPTED and not self.rebuild:
+        if verdict in _NEED_ADOPT and not self.rebuild:
             raise StoreMismatchError(
-                f"{_named(self.store)} holds vectors of another model than {self.model!r}, and "
-                f"chunks that the journal {self.path} does not know. What to do: use their model, "
-                "or start once with IngestPipeline(adopt=True, rebuild=True) (command: --adopt "
-                "--rebuild), which takes over what the store holds and embeds everything again"
+                f"{_name_of(self.store)} holds vectors of another model than {self.model!r}, and "
+                f"chunks that the journal {self.path} lacks. What to do: use their model, or start "
+                "once with IngestPipeline(adopt=True, rebuild=True) (command: --adopt --rebuild), "
+                "which adds the store's content to the journal and embeds everything again"
             ) from error
         if not (self.rebuild or interrupted):
             if identity is None or notes.model in ("", self.model):
                 raise error
             raise self._mismatch("other model", notes, known) from error
         if identity is None and not await self._has_ours():
-            raise self._kept("the journal {journal} does not know them") from error
+            raise self._not_droppable("the journal {journal} has no record of them") from error
         if "drop" not in self.store.capabilities:
-            raise self._kept("the store cannot do that (no 'drop')") from error
+            raise self._not_droppable("the store does not support it (it has no 'drop')") from error
         if not await self._may_drop():
-            raise self._kept("the journal {journal} does not have all of their texts") from error
-        if verdict in _ADOPTED:
-            await self._take_over(verdict)
-        await self._queue_all(filled_again=False)
+            raise self._not_droppable("the journal {journal} lacks some of their texts") from error
+        if verdict in _NEED_ADOPT:
+            await self._adopt_content(verdict)
+        await self._queue_all(refilling=False)
         await self._drop()
 
-    def _kept(self, why: str) -> StoreMismatchError:
+    def _not_droppable(self, why: str) -> StoreMismatchError:
         return StoreMismatchError(
-            f"{_named(self.store)} holds vectors of another model than {self.model!r}, and they "
-            f"are not deleted: {why.format(journal=self.path)}. What to do: use their model, name "
+            f"{_name_of(self.store)} holds vectors of another model than {self.model!r}, and they "
+            f"are not deleted: {why.format(journal=self.path)}. What to do: use their model or "
             "another collection or folder, or check the path of the journal"
         )
 
@@ -326,32 +330,32 @@ class Pairing:
         can = self.store.capabilities
         return "drop" in can and ("scan" in can or not await self.journal.missing_texts())
 
-    async def _queue_all(self, *, filled_again: bool) -> None:
-        missing = await self._fill()
+    async def _queue_all(self, *, refilling: bool) -> None:
+        missing = await self._read_missing_texts()
         count = await self.journal.queue_all()
         # After this note, each start with this model continues the rebuild, even without `rebuild`.
         await self.journal.note_store("", 0, self.model)
         await self.journal.acknowledged_for_good()
         self._rebuilding = True
         _log.info("%d chunks are embedded and stored again from the journal's texts", count)
-        if missing and not filled_again:
-            _log.warning("%d chunks are not: their texts were in the store alone", missing)
+        if missing and not refilling:
+            _log.warning("%d chunks are not stored again: only the store had their texts", missing)
 
     async def _drop(self) -> None:
-        _log.info("%s: what it holds is deleted first", _named(self.store))
+        _log.info("%s: deleting its content before the rebuild", _name_of(self.store))
         await self.store.drop()
         await self.store.start(self.model)
         self._identity = None
 
-    async def _take_over(self, verdict: Verdict) -> None:
+    async def _adopt_content(self, verdict: Verdict) -> None:
         if verdict == "foreign":
             # The chunks that this journal has stored are in another store.
             await self.journal.queue_all()
         if "scan" not in self.store.capabilities:
             _log.warning(
-                "%s cannot be scanned: what it holds stays unknown to the journal, and a payload "
-                "that it holds already is stored once more when it is delivered again",
-                _named(self.store),
+                "%s cannot be scanned, so the journal does not learn its content: a payload that "
+                "the store already holds is stored again if it is delivered again",
+                _name_of(self.store),
             )
             return
         count = 0
@@ -359,48 +363,48 @@ class Pairing:
             count += await self.journal.adopt(page)
         if count:
             _log.warning(
-                "adopted %d chunks of the store. It does not say which payloads they hold: each "
-                "is known by its first one, the others are stored once more if they are delivered "
-                "again",
+                "adopted %d chunks of the store. The store does not record their payloads. The "
+                "journal recognises only the first payload of each chunk; others are stored again "
+                "if they are delivered again",
                 count,
             )
 
-    async def _fill(self) -> int:
+    async def _read_missing_texts(self) -> int:
         """Read texts from the store that an older journal format did not keep.
 
         Returns:
             The number of chunks that still have no text.
         """
         missing = await self.journal.missing_texts()
-        if not missing and not self._unnamed:
+        if not missing and not self._unrecorded:
             return 0
         if "scan" not in self.store.capabilities:
             if missing:
                 _log.warning(
-                    "the texts of %d chunks are in the store alone, and %s cannot be scanned: a "
+                    "only the store has the texts of %d chunks, and %s cannot be scanned: a "
                     "rebuild does not embed them again",
                     missing,
-                    _named(self.store),
+                    _name_of(self.store),
                 )
             return missing
         unknown = 0
         for again in (False, True):  # `adopt` finds later parts of a payload by the first part
             async for page in self.store.scan(_ADOPT_PAGE):
                 missing -= await self.journal.fill(page)
-                if again and self._unnamed:
+                if again and self._unrecorded:
                     unknown += await self.journal.adopt(page)
-        self._unnamed = False
+        self._unrecorded = False
         if unknown:
-            _log.info("%d chunks of the store were not in the journal and are now", unknown)
+            _log.info("added %d chunks of the store that the journal lacked", unknown)
         if missing:
             _log.warning("the store does not have %d chunks that the journal stored", missing)
         return missing
 
-    async def _claim(self, *, anew: bool) -> None:
+    async def _record_each_other(self, *, new_id: bool) -> None:
         """Record the journal in the store and the store in the journal.
 
         Args:
-            anew: Whether to give the store a new id. It then no longer matches a newer copy of
+            new_id: Whether to give the store a new id. It then no longer matches a newer copy of
                 the journal.
         """
         notes = await self.journal.notes()
@@ -409,7 +413,7 @@ class Pairing:
             await self.journal.note_store(notes.store_id, known.acknowledged, self.model)
             return
         held = self._identity
-        store_id = os.urandom(16).hex() if held is None or anew else held.store_id
+        store_id = os.urandom(16).hex() if held is None or new_id else held.store_id
         if notes.store_id not in ("", store_id):
             await self.journal.note_store("", 0, self.model)
         # The store must never confirm a batch that the journal could lose in a power loss.
@@ -432,7 +436,7 @@ def check_options(*, has_file: bool, rebuild: bool, adopt: bool) -> None:
             raise ConfigurationError(f"{name}=True needs a journal file: give journal=...")
 
 
-def _named(store: VectorStore | TextStore) -> str:
+def _name_of(store: VectorStore | TextStore) -> str:
     """Return a store's name for messages, without secrets that its repr may contain."""
     cls = type(store)
     if cls.__repr__ is object.__repr__ or dataclasses.is_dataclass(cls):

@@ -164,7 +164,7 @@ class IngestPipeline:
             on_progress=on_progress,
         )
         if isinstance(store, type):
-            raise ConfigurationError(f"store is the class {store.__name__}: give an object of it")
+            raise ConfigurationError(f"store is the class {store.__name__}: pass an instance of it")
         if not isinstance(store, VectorStore | TextStore):
             raise ConfigurationError(
                 f"{type(store).__name__} is not a store: see autoplay_rag.stores.VectorStore for what it needs"
@@ -261,11 +261,13 @@ class IngestPipeline:
                 await run.drain(0.0 if stuck else self._settings.drain_timeout)
             except PipelineError as error:
                 if journal:
-                    _log.warning("%s; it stays in %s for the next start", error, journal)
+                    _log.warning(
+                        "%s; unfinished work stays in %s until the next start", error, journal
+                    )
                 else:
-                    _log.error("%s; it is lost, since there is no journal file", error)
+                    _log.error("%s; unfinished work is lost without a journal file", error)
             except Exception:  # noqa: BLE001 - other people's code
-                _log.exception("draining failed; the pipeline is closed all the same")
+                _log.exception("draining failed; closing the pipeline anyway")
             finally:
                 self._running = False
                 if self._closing is None:
@@ -327,11 +329,11 @@ class IngestPipeline:
         check_at_least("idle_seconds", idle_seconds, 0, optional=True)
         check_at_least("max_seconds", max_seconds, 0, optional=True)
         run = self._open_run()
-        self._clients.release_ended()
+        self._clients.detach_ended()
         self.attach(client)
         started = run.last_received = run.loop.time()
         task = client.run_in_background()
-        self._clients.ended_with(client, task)
+        self._clients.track(client, task)
         try:
             while not task.done():
                 ends = [started + max_seconds] if max_seconds is not None else []
@@ -357,7 +359,7 @@ class IngestPipeline:
                 moved = (self.ledger.stored, self.ledger.dead) != (before.stored, before.dead)
                 self._stuck = self.health.state != "ok" and not moved
                 if self._stuck:
-                    _log.warning("%s; not waited for", error)
+                    _log.warning("%s; no longer waiting for them", error)
         return None
 
     async def on_actions(self, payload: ActionsPayload) -> None:
@@ -526,7 +528,7 @@ class IngestPipeline:
             PipelineClosedError: If the pipeline was never started.
         """
         if self._run is None:
-            raise PipelineClosedError("the pipeline was not started: there is nothing to count")
+            raise PipelineClosedError("the pipeline was never started, so it has no ledger")
         return self._run.ledger
 
     @property
@@ -559,7 +561,7 @@ class IngestPipeline:
             PipelineClosedError: If the pipeline was never started.
         """
         if self._run is None:
-            raise PipelineClosedError("the pipeline was not started: nothing was received")
+            raise PipelineClosedError("the pipeline was never started, so it has no watermark")
         return self._run.watermark.value
 
     @property

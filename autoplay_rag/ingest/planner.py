@@ -23,7 +23,7 @@ __all__ = ["Planner"]
 
 _log = logging.getLogger(__name__)
 
-_DAMAGED = "the journal's copy of it is damaged"
+_DAMAGED = "the payload's copy in the journal is damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Planner:
         try:
             return int(self.count_tokens(text))
         except Exception as error:  # noqa: BLE001 - other people's code
-            _log.warning("the tokens of a text could not be counted: %s", type(error).__name__)
+            _log.warning("count_tokens failed (%s); the tokens are estimated", type(error).__name__)
             return len(text)
 
     def _add(self, plan: Plan, accepted: Sequence[Accepted]) -> None:

@@ -211,7 +211,7 @@ class RetryQueue(Generic[T]):
     not the service.
 
     The caller ends every request that `take` returned with exactly one call of `succeeded`,
-    `failed`, `unhealthy` or `gave_up`.
+    `failed`, `unhealthy` or `withdrawn`.
 
     Args:
         name: The service in log lines and errors, "embedder" or "store".
@@ -337,7 +337,7 @@ class RetryQueue(Generic[T]):
         self._wait_longer(request.items[0], request.record, now)
         self._out(request, error, now)
 
-    def gave_up(self, request: Request[T]) -> None:  # noqa: ARG002 - as `failed`
+    def withdrawn(self, request: Request[T]) -> None:  # noqa: ARG002 - as `failed`
         """Record that the caller ended all items of a request itself, without a call."""
         self._in_flight -= 1
 
@@ -398,7 +398,7 @@ class RetryQueue(Generic[T]):
             # Rejected twice without a success in between: the service may reject everything.
             self.problem = describe(error)
             _log.warning(
-                "the %s refuses a payload and has taken nothing since (%s); it is retried",
+                "the %s rejects a payload and has accepted nothing since (%s); retrying",
                 self._name,
                 self.problem,
             )

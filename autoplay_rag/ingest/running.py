@@ -44,11 +44,11 @@ _NOTE_EVERY = 30
 _GRACE_SECONDS = 5.0
 """The time that cancelled requests have to end."""
 _RESUME_PAGE = 100_000
-_WITHOUT: dict[Capability, str] = {
-    "delete": "parts of a payload that dies stay in it",
-    "identity": "whether it was emptied or exchanged is seen by a sample of ids, if it has 'get'",
-    "scan": "what it holds cannot be taken into a journal",
-    "drop": "it is not made anew for another model",
+_CONSEQUENCES: dict[Capability, str] = {
+    "delete": "chunks of dead payloads stay in the store",
+    "identity": "only a sample of ids shows if it was emptied or exchanged, and only with 'get'",
+    "scan": "its content cannot be added to a journal",
+    "drop": "a rebuild cannot replace vectors of another model",
 }
 """The consequences of each capability that a store lacks."""
 _LIVE_SECONDS = 3600.0
@@ -128,7 +128,7 @@ class RunningPipeline:
         await self._journal.open()
         try:
             await self._pairing.open_store()
-            _say_what_is_missing(self._store)
+            _log_missing_capabilities(self._store)
             if self._settings.journal:
                 await self._pairing.check()
             await self._build()
@@ -205,7 +205,7 @@ class RunningPipeline:
                 group.create_task(self._writer.run())
                 group.create_task(self._worker.run())
                 group.create_task(self._upkeep.run())
-                group.create_task(self._look_after())
+                group.create_task(self._run_periodic_work())
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -219,7 +219,11 @@ class RunningPipeline:
         self._task.cancel()
         _, busy = await asyncio.wait([self._task], timeout=_GRACE_SECONDS)
         if busy:
-            _log.error("an embedder or a store does not let itself be cancelled: not waited for")
+            _log.error(
+                "a request to the embedder or the store did not end within %g s after it was "
+                "cancelled; closing anyway",
+                _GRACE_SECONDS,
+            )
         try:
             if self._settings.journal:
                 with suppress(AutoplayError):
@@ -264,7 +268,10 @@ class RunningPipeline:
         try:
             self._live.add(payload, **arrived)
         except Exception as error:  # noqa: BLE001 - a redacted payload may hold anything
-            _log.error("a payload is stored, but not shown live: %s", type(error).__name__)
+            _log.error(
+                "a payload is missing in the live sessions, but will be stored: %s",
+                type(error).__name__,
+            )
 
     def _watch_overflow(self, outcome: Outcome | None) -> None:
         if outcome in ("duplicate", "filtered"):
@@ -272,9 +279,9 @@ class RunningPipeline:
         overflow = outcome in (None, "overflow")
         if overflow and not self._overflowing:
             _log.error(
-                "the journal takes no more: it or its disk is full, or it cannot be written. "
-                "Payloads are being LOST and counted as overflow; raise journal_max_bytes, make "
-                "room, or see why the store does not keep up"
+                "the journal cannot accept payloads: it or its disk is full, or it cannot be "
+                "written. Payloads are being LOST and counted as overflow: raise "
+                "journal_max_bytes, free disk space, or check why the store does not keep up"
             )
         self._overflowing = overflow
 
@@ -292,12 +299,12 @@ class RunningPipeline:
             if not self.ledger.pending and self._upkeep.idle:
                 return
         else:
-            raise PipelineError(f"{self.health}; it stores nothing more, see the log")
+            raise PipelineError(f"{self.health}; the pipeline stores nothing more: see the log")
         reasons = self.health.reasons
         left = (
             f"{pending:,} payloads are not stored"
             if (pending := self.ledger.pending)
-            else ("deletions, or chunks that are stored again, are not done")
+            else "deletions, or chunks to be stored again, are not done"
         )
         raise DrainTimeoutError(
             f"{left} after {timeout:g} s" + (f" ({'; '.join(reasons)})" if reasons else "")
@@ -345,7 +352,7 @@ class RunningPipeline:
             return Health("failed", (self._failure,))
         reasons = [self._journal.problem] if self._journal.problem else []
         if self._overflowing:
-            reasons.append("overflow: the journal takes no more, payloads are lost")
+            reasons.append("overflow: the journal cannot accept payloads, and they are lost")
         reasons += self._writer.problems + self._worker.problems + self._upkeep.problems
         reasons += self._clients.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
@@ -365,7 +372,7 @@ class RunningPipeline:
             self._batcher.add(lane, seq, now)
         self._worker.wake()
 
-    async def _look_after(self) -> None:
+    async def _run_periodic_work(self) -> None:
         """Run the periodic work: requests of other processes, health notes, tidying."""
         noted: Health | None = None
         second = 0
@@ -381,7 +388,7 @@ class RunningPipeline:
                 if second % _NOTE_EVERY == _NOTE_EVERY - 1:
                     await self._pairing.note()
             except JournalError as error:
-                _log.error("requests of other processes have to wait: %s", error)
+                _log.error("the periodic work on the journal failed; retrying: %s", error)
             second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
 
@@ -389,11 +396,11 @@ class RunningPipeline:
         try:
             await self._journal.note_tokens(day, tokens)
         except JournalError as error:
-            _log.error("the day's tokens could not be kept: %s", error)
+            _log.error("the day's token count could not be saved: %s", error)
 
 
-def _say_what_is_missing(store: Store) -> None:
-    for capability, consequence in _WITHOUT.items():
+def _log_missing_capabilities(store: Store) -> None:
+    for capability, consequence in _CONSEQUENCES.items():
         if capability not in store.capabilities:
             _log.info("%s has no %r: %s", type(store).__name__, capability, consequence)
 

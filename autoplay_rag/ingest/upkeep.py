@@ -152,8 +152,8 @@ class Upkeep:
         else:
             if not self._refused:
                 _log.error(
-                    "chunks of dead or replaced payloads stay in the store, which does not delete "
-                    "them (%s); they are tried again",
+                    "chunks of dead or replaced payloads stay in the store, because it did not "
+                    "delete them (%s); retrying",
                     error,
                 )
             self._refused[operation.id] = error

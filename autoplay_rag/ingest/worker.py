@@ -41,7 +41,7 @@ _JOURNAL_RETRY_SECONDS = 1.0
 
 
 @dataclass(slots=True, eq=False)
-class _UnderWay:
+class _PlanInProgress:
     """A plan in progress."""
 
     plan: Plan
@@ -50,7 +50,7 @@ class _UnderWay:
     dead: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: Plan) -> _UnderWay:
+    def of(cls, plan: Plan) -> _PlanInProgress:
         chunks = {planned.chunk.id: planned for planned in plan.chunks}
         return cls(plan, chunks, set(chunks), dict(plan.unplanned))
 
@@ -89,8 +89,8 @@ class Worker:
         self._on_settled = on_settled
         self._thread = SerialThread("autoplay-plan")
         self._wake = asyncio.Event()
-        self._ended: list[_UnderWay] = []
-        self._to_divide: list[tuple[_UnderWay, PlannedChunk]] = []
+        self._ended: list[_PlanInProgress] = []
+        self._to_divide: list[tuple[_PlanInProgress, PlannedChunk]] = []
         self._settle = asyncio.Event()
         self._planning: str | None = None
         self._settling: str | None = None
@@ -163,7 +163,7 @@ class Worker:
                 for item in gathered:
                     await self._plan([item])
                 return
-            self._planning = _noted("planning", error)
+            self._planning = _log_failure("planning", error)
             self._batcher.give_back(gathered[0], asyncio.get_running_loop().time())
             await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
             return
@@ -190,10 +190,10 @@ class Worker:
                 self._batcher.done(item.lane)  # none of its payloads is pending any more
 
     def _begin(self, plan: Plan) -> None:
-        owner = _UnderWay.of(plan)
+        owner = _PlanInProgress.of(plan)
         self._write(owner, plan.chunks)
 
-    def _write(self, owner: _UnderWay, chunks: Iterable[PlannedChunk]) -> None:
+    def _write(self, owner: _PlanInProgress, chunks: Iterable[PlannedChunk]) -> None:
         operations = [
             Upsert(
                 planned.chunk,
@@ -207,7 +207,7 @@ class Worker:
         if not owner.remaining:
             self._end(owner)
 
-    def _chunk_ended(self, owner: _UnderWay, operation: Operation, error: str | None) -> None:
+    def _chunk_ended(self, owner: _PlanInProgress, operation: Operation, error: str | None) -> None:
         assert isinstance(operation, Upsert)
         self._chunks -= 1
         found = operation.chunk.id
@@ -218,7 +218,7 @@ class Worker:
             self._end(owner)
         self._wake.set()
 
-    def _divide(self, owner: _UnderWay, planned: PlannedChunk) -> bool:
+    def _divide(self, owner: _PlanInProgress, planned: PlannedChunk) -> bool:
         """Take back a chunk of several payloads, so that only the rejected payload dies."""
         self._chunks -= 1
         self._to_divide.append((owner, planned))
@@ -227,7 +227,7 @@ class Worker:
 
     # -- acknowledge --------------------------------------------------------------------------
 
-    def _end(self, owner: _UnderWay) -> None:
+    def _end(self, owner: _PlanInProgress) -> None:
         self._ended.append(owner)
         self._settle.set()
 
@@ -237,18 +237,18 @@ class Worker:
             self._settle.clear()
             try:
                 while self._to_divide:
-                    await self._plan_apart(*self._to_divide[0])
+                    await self._replan_divided(*self._to_divide[0])
                     del self._to_divide[0]
                 while ended := list(self._ended):
                     await self._acknowledge(ended)
                 self._settling = None
             except Exception as error:  # noqa: BLE001 - of the journal, or no memory: may be transient
                 # The chunks are stored. Only their acknowledgement has to wait.
-                self._settling = _noted("acknowledging", error)
+                self._settling = _log_failure("acknowledging", error)
                 self._settle.set()
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
 
-    async def _acknowledge(self, ended: list[_UnderWay]) -> None:
+    async def _acknowledge(self, ended: list[_PlanInProgress]) -> None:
         deletions = await self._journal.acknowledge(
             [Acknowledgement(owner.plan, owner.dead) for owner in ended]
         )
@@ -259,7 +259,7 @@ class Worker:
         self._on_settled(sorted(seq for owner in ended for seq in owner.plan.seqs))
         self._wake.set()
 
-    async def _plan_apart(self, owner: _UnderWay, planned: PlannedChunk) -> None:
+    async def _replan_divided(self, owner: _PlanInProgress, planned: PlannedChunk) -> None:
         """Plan one chunk per payload of a rejected chunk, and start writing them."""
         waiting: list[Waiting] = []
         for seq in planned.seqs:  # one by one: a single read has a byte limit
@@ -307,6 +307,6 @@ def _count_all(planner: Planner, plans: list[Plan]) -> None:
         ]
 
 
-def _noted(what: str, error: Exception) -> str:
+def _log_failure(what: str, error: Exception) -> str:
     _log.error("%s failed; retrying in %g s: %s", what, _JOURNAL_RETRY_SECONDS, error)
     return f"{what} failed: {describe(error)}"

@@ -448,7 +448,7 @@ def test_without_a_probe_only_the_success_of_another_condemns(caplog):
     service.queue.put("a")
     service.work(6)
     assert service.queue.problem == "ValueError: poison"  # it may be everything
-    assert caplog.text.count("has taken nothing since (ValueError: poison)") == 1
+    assert caplog.text.count("has accepted nothing since (ValueError: poison)") == 1
     service.queue.put("b")
     service.work(1)
     assert service.done == ["b"]
@@ -493,7 +493,7 @@ def test_what_the_caller_ends_itself_does_not_come_again():
     queue.put("abc")
     first, second = queue.take(0.0), queue.take(0.0)
     queue.failed(first, ConnectionError(), 1.0)
-    queue.gave_up(second)
+    queue.withdrawn(second)
     assert queue.is_out  # it says nothing about the service
     assert [queue.take(9.0).items, queue.take(9.0)] == [["a"], None]
 
