@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line and end the process with its exit code."""
+    """Run the command line and exit the process with its exit code."""
     if not (find_spec("typer") and find_spec("rich")):
         sys.exit(f"error: {MissingExtraError('autoplay-rag', 'cli')}")
     try:

@@ -1,4 +1,4 @@
-"""The command line put together, and how it ends."""
+"""The command-line application, its error output and its exit codes."""
 
 from __future__ import annotations
 
@@ -58,13 +58,14 @@ def _common(
 
 
 def run(args: list[str] | None = None) -> int:
-    """Carry out one command.
+    """Run one command.
 
     Args:
-        args: What stands after the command's name; by default the process's own.
+        args: The arguments after the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0 well, 1 failed, 2 usage. Whatever failed was said in one line.
+        The exit code: 0 for success, 1 for a failure, 2 for wrong usage. An error was already
+        printed in one line.
     """
     try:
         code = app(args, prog_name="autoplay-rag", standalone_mode=False)
@@ -72,7 +73,7 @@ def run(args: list[str] | None = None) -> int:
         error("interrupted")
         return FAILED
     except (BrokenPipeError, SystemExit):
-        # Nobody reads what was printed, as in `--help | true`: Rich then ends the process.
+        # The reader of the output has exited, as in `--help | true`. Rich raises SystemExit then.
         stream_closed()
         return 0
     except Exception as found:
@@ -88,7 +89,7 @@ def run(args: list[str] | None = None) -> int:
 
 
 def _explain(found: Exception) -> tuple[str, int] | None:
-    """What to say of an error and the exit code; None if it is a fault of this program."""
+    """Return the message and the exit code for an error; None if it is a bug in this program."""
     if isinstance(found, ConfigurationError) and not isinstance(found, MissingExtraError):
         return str(found), USAGE
     if isinstance(found, AutoplayError):
@@ -96,7 +97,7 @@ def _explain(found: Exception) -> tuple[str, int] | None:
     if isinstance(found, OSError):
         about = f"{found.filename}: " if found.filename else ""
         return about + (found.strerror or str(found) or type(found).__name__), FAILED
-    # The parser's own errors; which library they come from depends on Typer's version.
+    # Errors of the argument parser. Typer's version decides which library defines them.
     if (format_message := getattr(found, "format_message", None)) is not None:
         return format_message(), getattr(found, "exit_code", USAGE)
     return None

@@ -1,7 +1,7 @@
-"""`autoplay-rag.toml`: the settings of the command in a file.
+"""The settings file of the command, `autoplay-rag.toml`.
 
-The keys are the options of the command and the plain settings of `IngestPipeline`. Errors name the
-file, the line and the key, and never a value: it may be a secret.
+The keys are options of the command and simple settings of `IngestPipeline`. Errors name the file,
+the line and the key, but never a value, because it may be a secret.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PIPELINE_KEYS: Final[Mapping[str, str]] = {
     "remembered_vectors": _COUNT,
     "drain_timeout": _NUMBER,
 }
-"""Settings that `IngestPipeline` has under the same name."""
+"""Settings passed to `IngestPipeline` under the same name."""
 _STREAM_KEYS: Final[Mapping[str, str]] = {"url": _VALUE, "token": _VALUE}
 _KEYS: Final[Mapping[str, str]] = {
     **_STREAM_KEYS,
@@ -69,12 +69,12 @@ _FOR_ONE_START: Final = ("rebuild", "adopt")
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One stream of the file.
+    """One stream to read.
 
     Attributes:
-        url: Its address.
-        token: Its token; "" if the file has none. Not part of the repr.
-        where: File and line, for errors; "" if it is not from a file.
+        url: The URL.
+        token: The token; "" if the file has none. Not part of the repr.
+        where: File and line, for errors; "" if the stream is not from a file.
     """
 
     url: str
@@ -83,14 +83,14 @@ class Stream:
 
 
 class Config:
-    """The settings of one file, checked.
+    """The validated settings of one file.
 
     Args:
-        path: The file; None for no file: then nothing is set.
-        text: What it holds.
+        path: The file; None if there is none. Then no key is set.
+        text: The content of the file.
 
     Raises:
-        ConfigurationError: If it is not TOML, has a key that is not known, or a value of the wrong
+        ConfigurationError: If the text is not TOML, a key is unknown, or a value has the wrong
             type.
     """
 
@@ -116,23 +116,23 @@ class Config:
             raise self._error(("token",), "a token needs the url that it is for beside it")
 
     def get(self, name: str) -> Any:
-        """The value of a key of the first level; None if it is not set."""
+        """Return the value of a top-level key; None if it is not set."""
         return self._values.get(name)
 
     @property
     def pipeline(self) -> dict[str, Any]:
-        """The settings that are handed on to `IngestPipeline`."""
+        """The settings for `IngestPipeline`."""
         return {name: value for name, value in self._values.items() if name in PIPELINE_KEYS}
 
     @property
     def journal(self) -> Path | None:
-        """The journal's file; a relative path starts at the folder of this file."""
+        """The journal's file. A relative path is relative to the folder of the settings file."""
         path = self.get("journal")
         return None if path is None else self._beside(path)
 
     @property
     def store(self) -> str | None:
-        """The store; a relative path in it starts at the folder of this file."""
+        """The store. A relative path in it is relative to the folder of the settings file."""
         store = self.get("store")
         if store is None:
             return None
@@ -140,14 +140,14 @@ class Config:
         return f"{kind}{colon}{self._beside(path)}" if kind == "chroma" and path else str(store)
 
     def streams(self, urls: Collection[str] = (), *, tokens: bool = True) -> list[Stream]:
-        """The streams, with what the environment variables hold that they name.
+        """Return the streams, with the values of the environment variables that they name.
 
         Args:
-            urls: Only these; by default all.
-            tokens: Whether their tokens are wanted.
+            urls: Return only the streams with these URLs; by default all.
+            tokens: Whether to include the tokens.
 
         Raises:
-            ConfigurationError: If a variable that is needed is not set.
+            ConfigurationError: If a required variable is not set.
         """
         tables: list[tuple[_Where, Mapping[str, Any]]]
         if "url" in self._values:
@@ -168,10 +168,10 @@ class Config:
 
     @contextmanager
     def explaining(self, given: Iterable[str] = ()) -> Iterator[None]:
-        """Name the line in errors about a value of this file.
+        """Add the file and line to configuration errors about a value of this file.
 
         Args:
-            given: Settings of the command line: they are not from the file.
+            given: Names of settings from the command line, which the file did not set.
         """
         try:
             yield
@@ -206,14 +206,14 @@ class Config:
 
 
 def load_config(path: Path | None = None) -> Config:
-    """Read the settings.
+    """Read the settings file.
 
     Args:
-        path: The file; None for `autoplay-rag.toml` in the working folder, if there is one.
+        path: The file; None for `autoplay-rag.toml` in the working folder, if it exists.
 
     Raises:
-        ConfigurationError: As `Config`, or if the file is not UTF-8.
-        OSError: If it cannot be read.
+        ConfigurationError: As for `Config`, or if the file is not UTF-8.
+        OSError: If the file cannot be read.
     """
     if path is None:
         path = Path(DEFAULT_CONFIG)
@@ -252,10 +252,10 @@ def _unknown(name: str, keys: Mapping[str, str]) -> str:
 
 
 def _line(text: str, where: _Where) -> int:
-    """The line on which a value begins, counted from 1.
+    """Return the line on which a value begins, counted from 1.
 
-    Beginnings of the text are parsed, each a line longer. The value begins after the last one that
-    can be parsed without it.
+    This parses the first line, the first two lines, and so on. The value begins after the last
+    prefix that parses and does not contain it.
     """
     lines = text.splitlines(keepends=True)
     start = 0

@@ -1,4 +1,4 @@
-"""`autoplay-rag connector`: a connector on this machine."""
+"""`autoplay-rag connector`: serves a recording on this machine."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def connector(
         int, typer.Option(min=0, max=65535, help="The port; 0 takes any that is free.")
     ] = 8765,
 ) -> None:
-    """Serve a recording as the connector would, on this machine.
+    """Serve a recording on this machine, like the connector.
 
-    Every subscriber gets it from the beginning; Ctrl-C ends it.
+    Every subscriber gets it from the beginning. Stop with Ctrl-C.
     """
     if recording is not None:
         _look_through(recording)
@@ -47,7 +47,7 @@ def connector(
 
 
 def _look_through(recording: Path) -> None:
-    """Say what will be served, before somebody waits for events that never come."""
+    """Print the number of events; fail early if the recording has none."""
     unread: list[Exception] = []
     events = sum(1 for _ in read_recording(recording, on_error=unread.append))
     if not events:

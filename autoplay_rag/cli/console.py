@@ -1,10 +1,10 @@
-"""What the commands print: on a terminal with colour, elsewhere as plain lines.
+"""The output of the commands: with colour on a terminal, elsewhere as plain lines.
 
-What users typed or clicked is printed only through `clean`: it must not be able to move the
-reader's cursor or set the title of their window.
+Text from users is printed only through `clean`, so that it cannot move the cursor or set the title
+of the window.
 
-`prepare_streams` runs first. After it standard output and standard error exist and take any text,
-whatever their encoding is. A reader that leaves (`| head`) is not an error.
+`prepare_streams` runs first. After it, standard output and standard error exist and accept any
+text, whatever their encoding is. A reader that exits early (`| head`) is not an error.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class _Notes:
-    """What is written to standard error, and how."""
+    """The options of the output to standard error."""
 
     as_json = False
     ends_of_clients = False
@@ -71,15 +71,15 @@ class _Notes:
 def prepare_streams() -> None:
     r"""Make standard output and standard error usable for any text.
 
-    A closed one (a service, `>&-`) is replaced by the null device: otherwise Python has None in
-    its place, and the next file that is opened gets its descriptor. Characters that an encoding
-    lacks are written as `\u2713`.
+    A closed stream (in a service, or after `>&-`) is replaced by the null device. Otherwise Python
+    sets it to None, and the next opened file gets its descriptor. Characters that the encoding
+    lacks are written like `\u2713`.
     """
     for number in (0, _STDOUT, _STDERR):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest descriptor that is free; those below it are open by now.
+            # This opens the lowest free descriptor, which is `number`: those below are open now.
             os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(number, True)
     if sys.stdout is None:
@@ -87,14 +87,14 @@ def prepare_streams() -> None:
     if sys.stderr is None:
         sys.stderr = _nowhere(_STDERR)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not what a test or a host program put there
+        if isinstance(stream, io.TextIOWrapper):  # not a replacement by a test or a host program
             stream.reconfigure(errors="backslashreplace")
 
 
 def flush_streams() -> None:
-    """Write what is still buffered; what cannot be written (a full disk) is dropped.
+    """Flush the output, and drop what cannot be written, for example to a full disk.
 
-    The interpreter would try again as it ends, and print a traceback of its own.
+    Otherwise the interpreter would try again at exit and print its own traceback.
     """
     for number, stream in ((_STDOUT, sys.stdout), (_STDERR, sys.stderr)):
         try:
@@ -108,12 +108,12 @@ def _nowhere(number: int) -> TextIO:
 
 
 def on_terminal() -> bool:
-    """Whether a person is looking at what we print."""
+    """Whether standard output is a terminal."""
     return out.is_terminal
 
 
 def say(line: str, style: str = "") -> None:
-    """Print one line of result."""
+    """Print one line of the result to standard output."""
     _print(out, line, style)
 
 
@@ -129,7 +129,7 @@ def say_json(value: object) -> None:
 
 
 def note(line: str, style: str = "dim") -> None:
-    """Print one line that is no result, so that results can be piped on."""
+    """Print one line to standard error that is not part of the result."""
     if _Notes.as_json:
         _print(err, _json_line("INFO", __package__, line), "")
     else:
@@ -137,7 +137,7 @@ def note(line: str, style: str = "dim") -> None:
 
 
 def progress(line: str) -> None:
-    """Print one line of progress as a log record, with its time."""
+    """Log one line of progress, with its time."""
     _log.info("%s", line)
 
 
@@ -151,7 +151,7 @@ def error(message: object) -> None:
 
 
 def clean(text: str) -> str:
-    r"""Text on one line, without anything a terminal would act on.
+    r"""Return a text on one line, without control characters.
 
     Example:
         >>> clean("Export\n\x1b[2Jnow")
@@ -203,18 +203,18 @@ def _as_paragraph(row: Sequence[str], width: int) -> list[str]:
 
 
 def stream_closed(number: int = _STDOUT) -> None:
-    """Send the rest to the null device: nobody reads it, and the end must not fail on it."""
+    """Redirect a stream without a reader to the null device, so that exiting does not fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)
     os.close(nowhere)
 
 
 def log_to_stderr(*, verbose: bool, log_format: LogFormat = "text") -> None:
-    """Have log records printed, each with its time.
+    """Print log records to standard error, each with its time.
 
     Args:
-        verbose: With all details and tracebacks.
-        log_format: "json": each line of standard error is a JSON object.
+        verbose: Whether to print all details and tracebacks.
+        log_format: With "json", each line of standard error is a JSON object.
     """
     _Notes.as_json = log_format == "json"
     _Notes.ends_of_clients = False
@@ -224,7 +224,7 @@ def log_to_stderr(*, verbose: bool, log_format: LogFormat = "text") -> None:
         handler.setFormatter(JsonFormatter(tracebacks=verbose))
     else:
         handler = RichHandler(console=err, show_path=False) if err.is_terminal else StreamHandler()
-        # The one for terminals prints time and level itself.
+        # RichHandler prints time and level itself.
         start = "" if err.is_terminal else "%(asctime)s %(levelname)s "
         formatter = (logging.Formatter if verbose else OneLineFormatter)(
             f"{start}%(message)s", "%Y-%m-%dT%H:%M:%SZ"
@@ -232,7 +232,7 @@ def log_to_stderr(*, verbose: bool, log_format: LogFormat = "text") -> None:
         formatter.converter = time.gmtime
         handler.setFormatter(formatter)
     if not verbose:
-        # A client's end is also raised, and then printed as the command's error.
+        # A client's failure is also raised, and then printed as the command's error.
         handler.addFilter(
             lambda record: _Notes.ends_of_clients or record.name != "autoplay_rag.connector.client"
         )
@@ -241,22 +241,22 @@ def log_to_stderr(*, verbose: bool, log_format: LogFormat = "text") -> None:
 
 
 def log_ends_of_clients() -> None:
-    """Log at once that a client ended: others go on, and the command's own error comes last."""
+    """Log immediately when a client fails. With several clients, the command's error comes last."""
     _Notes.ends_of_clients = True
 
 
 class OneLineFormatter(logging.Formatter):
-    """Of an exception it keeps the name."""
+    """Formats a record on one line, with only the name of an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line."""
+        """Return the record as one line."""
         short = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
         name = f" ({record.exc_info[0].__name__})" if record.exc_info and record.exc_info[0] else ""
         return clean(super().format(short)) + name
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object: time, level, logger, message, and the exception's name.
+    """Formats a record as one JSON object: time, level, logger, message, and the exception's name.
 
     Args:
         tracebacks: Whether to add the traceback of an exception.
@@ -267,7 +267,7 @@ class JsonFormatter(logging.Formatter):
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line of JSON."""
+        """Return the record as one line of JSON."""
         more = {}
         if record.exc_info and record.exc_info[0]:
             more["error"] = record.exc_info[0].__name__
@@ -284,7 +284,7 @@ def _json_line(
     at = time.time() if at is None else at
     when = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(at))}.{int(at % 1 * 1000):03}Z"
     line = {"time": when, "level": level, "logger": logger, "message": message, **more}
-    # Lone surrogates, as in the name of a file, are not UTF-8.
+    # Lone surrogates, as in a file name, cannot be encoded as UTF-8.
     known = {
         name: value and value.encode("utf-8", "replace").decode() for name, value in line.items()
     }
@@ -301,7 +301,7 @@ def _print(console: Console, line: str, style: str) -> None:
 def _draw(console: Console, drawn: Text | Table) -> None:
     try:
         console.print(drawn)
-    except (BrokenPipeError, SystemExit):  # Rich makes the second one of the first one
+    except (BrokenPipeError, SystemExit):  # Rich turns the first into the second
         _left(console)
 
 

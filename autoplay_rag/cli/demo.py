@@ -1,4 +1,4 @@
-"""`autoplay-rag demo`: the whole way in one command, on this machine alone."""
+"""`autoplay-rag demo`: stream, ingest and search in one command, only on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from autoplay_rag.stores.chroma import ChromaStore
 __all__ = ["demo"]
 
 _RATE = 100.0
-"""Events a second: fast, and yet to be seen. It makes a minute of the samples 50 ms long."""
+"""Events per second: fast, but slow enough to see. One minute of the samples takes 50 ms."""
 _WINDOW_S = 0.5
 _IDLE_S = 1.0
 _SHOWN = 4
@@ -38,7 +38,7 @@ def demo(
         typer.Option(metavar="PATH", help="Keep the store here; by default it is thrown away."),
     ] = None,
 ) -> None:
-    """See it work: a live stream into Chroma, then questions; no key, no network."""
+    """Stream samples into Chroma and search them, without a key or network access."""
     if folder is not None:
         asyncio.run(_demo(folder))
         note(f'ask more: autoplay-rag search "..." --store chroma:{folder}')
@@ -73,7 +73,7 @@ async def _demo(folder: Path) -> None:
 
 
 async def _ask(pipeline: IngestPipeline, embedder: Embedder) -> None:
-    """Show what a few questions find, and say how many of all find what they should."""
+    """Show the hits of a few questions, and count for all whether the right session is found."""
     asked = questions()
     for question in asked[:: len(asked) // _SHOWN][:_SHOWN]:
         say("")

@@ -1,4 +1,4 @@
-"""`autoplay-rag ingest`: a stream into a vector store, until it is told to stop."""
+"""`autoplay-rag ingest`: reads streams into a vector store until stopped."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ def ingest(
         ),
     ] = False,
 ) -> None:
-    """Take one or more streams into a vector store.
+    """Read one or more streams into a vector store.
 
-    Ctrl-C stops reading, stores what was received, and ends. A second Ctrl-C leaves at once: what
-    is not stored yet waits in the journal for the next start.
+    Ctrl-C stops reading, stores the received payloads, and exits. A second Ctrl-C exits at once:
+    payloads that are not stored yet stay in the journal for the next start.
 
-    If one of several streams fails for good, the others go on; the exit code is 1 in the end.
+    If one of several streams fails permanently, the others continue, and the exit code is 1.
     """
     file = load_config(config)
     named = {
@@ -137,7 +137,7 @@ def ingest(
 
 
 def token_variable(url: str) -> str:
-    """The environment variable for the token of one stream.
+    """Return the name of the environment variable for a stream's token.
 
     Example:
         >>> token_variable("https://connector.example.com/stream/acme-eu")
@@ -148,10 +148,10 @@ def token_variable(url: str) -> str:
 
 
 def _streams(urls: Sequence[str], tokens: Sequence[str], file: Config) -> list[Stream]:
-    """The streams to read: those of the command line or, without any, those of the file."""
+    """Return the streams to read: those of the command line or, if there are none, of the file."""
     from_file = file.streams(urls, tokens=not tokens)
     if urls:
-        # A token of the file goes to the address it stands beside, and to no other.
+        # A token of the file is only used for the URL in the same table.
         known = {stream.url: stream.token for stream in from_file}
         streams = [Stream(url, known.get(url, "")) for url in urls]
     else:
@@ -176,7 +176,7 @@ def _client(stream: Stream) -> AsyncConnectorClient:
     try:
         variable = token_variable(stream.url)
     except httpx.InvalidURL:
-        variable = TOKEN_VARIABLE  # the client says what is wrong with the URL
+        variable = TOKEN_VARIABLE  # the client reports what is wrong with the URL
     try:
         return AsyncConnectorClient(stream.url, stream.token or os.environ.get(variable, ""))
     except ConfigurationError as error:
@@ -191,7 +191,7 @@ async def _ingest(
     journal: Path,
     idle_seconds: float | None,
 ) -> tuple[Ledger, list[AutoplayError]]:
-    """Read all streams to their end; returns the counts and what ended single streams."""
+    """Read all streams to their end; return the ledger and the errors of single streams."""
     failures: list[AutoplayError] = []
 
     async def read(client: AsyncConnectorClient) -> None:
@@ -204,7 +204,7 @@ async def _ingest(
 
     def stop() -> None:
         for client in clients:
-            client.stop()  # first: the note fails if nobody holds the other end of stderr
+            client.stop()  # before the note, which fails if nobody reads stderr
         note("storing what was received; Ctrl-C again leaves at once")
 
     if len(clients) > 1:

@@ -1,4 +1,4 @@
-"""Ctrl-C and its like: the first one ends the command in good order, the second one at once."""
+"""Handling of Ctrl-C and similar signals: the first stops the command, the second exits at once."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _SHOW_CURSOR = "\x1b[?25h"
 
 
 class Interrupts:
-    """Handles SIGINT, SIGTERM and SIGHUP while it is entered; make it inside the running loop.
+    """A context manager that handles SIGINT, SIGTERM and SIGHUP. Create it in the running loop.
 
-    The first one calls what `calling` was given or, outside of it, cancels the current task.
-    The second one ends the process with exit code 1, whatever is under way. A SIGHUP is never
-    the second one, because a terminal that closes may send several; where it was ignored before,
-    as under `nohup`, it stays so.
+    The first signal calls the function given to `calling` or, outside of `calling`, cancels the
+    current task. The second signal exits the process with code 1 at once. A SIGHUP never counts as
+    the second signal, because a closing terminal may send several. If SIGHUP was ignored before,
+    as under `nohup`, it stays ignored.
 
     Args:
-        farewell: What the second one prints.
+        farewell: The message that the second signal prints.
 
     Attributes:
-        count: How many have come.
+        count: The number of signals received.
     """
 
     def __init__(self, farewell: str = "left at once") -> None:
@@ -46,7 +46,7 @@ class Interrupts:
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._came)
-        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
         if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
             self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
             self._previous[hangup] = signal.signal(hangup, self._hung_up)
@@ -58,7 +58,7 @@ class Interrupts:
 
     @contextmanager
     def calling(self, call: Callable[[], object]) -> Iterator[None]:
-        """Have the first Ctrl-C call `call` instead."""
+        """Make the first signal call `call` instead of cancelling the task."""
         self._call = call
         try:
             yield
@@ -69,7 +69,7 @@ class Interrupts:
         self._call()
 
     def _hung_up(self, number: int, frame: FrameType | None) -> None:
-        # Printing on a terminal that is gone raises, and would end the command half-way.
+        # Printing to a closed terminal raises, and would end the command half-way.
         if self._terminals:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for terminal in self._terminals:
@@ -84,6 +84,6 @@ class Interrupts:
         if self.count == 1:
             self._loop.call_soon_threadsafe(self._interrupt)
         else:
-            # Not print(): the signal may have come in the middle of one.
+            # Not print(): the signal may have interrupted a call of it.
             os.write(2, f"{_SHOW_CURSOR if err.is_terminal else ''}{self._farewell}\n".encode())
             os._exit(1)

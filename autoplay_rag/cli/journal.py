@@ -1,4 +1,4 @@
-"""`autoplay-rag status` and `dead-letters`: a journal, also while a pipeline writes it."""
+"""`autoplay-rag status` and `dead-letters`: read a journal, also while a pipeline writes it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def status(
     json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Say how a journal stands: counts, what waits, and whether a pipeline runs."""
+    """Show the state of a journal: counts, pending payloads, and whether a pipeline runs."""
     if journal is None:
         file = load_config(config)
         with file.explaining():
@@ -95,7 +95,7 @@ def status(
 
 
 def _wrong(found: JournalStatus) -> list[str]:
-    """What is not well, a few words each."""
+    """Return the problems of a journal, a few words each."""
     wrong = []
     if not found.running:
         unknown = found.running is None
@@ -105,7 +105,7 @@ def _wrong(found: JournalStatus) -> list[str]:
             else "the pipeline is not running"
         )
     if found.health.state != "ok":
-        # What is not running cannot be degraded now: this is what it noted last.
+        # A stopped pipeline has no current health: this is the last one it noted.
         last = "" if found.running else "last noted: "
         wrong.append(f"{last}{clean(str(found.health))}")
     if found.ledger.overflow:
@@ -115,7 +115,7 @@ def _wrong(found: JournalStatus) -> list[str]:
 
 @dead_letters.callback(invoke_without_command=True)
 def _about(context: typer.Context) -> None:
-    """Show, retry or drop payloads that could not be stored."""
+    """List, retry or discard payloads that could not be stored."""
     help_if_alone(context)
 
 
@@ -154,7 +154,7 @@ def retry(journal: JournalArgument, ids: IdsArgument = None, all_: AllOption = F
 
 @dead_letters.command()
 def discard(journal: JournalArgument, ids: IdsArgument = None, all_: AllOption = False) -> None:
-    """Drop dead letters for good."""
+    """Delete dead letters permanently."""
     _ask(journal, "discard", ids or [], all_=all_)
 
 

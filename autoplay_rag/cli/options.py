@@ -1,4 +1,4 @@
-"""Options that several commands have, and what their values mean."""
+"""Options shared by several commands, and the interpretation of their values."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ EmbedderOption = Annotated[
 
 
 def _seconds(value: float | None) -> float | None:
-    # Not `min=0` of the option: it lets NaN pass.
+    # Not `min=0` in the option: it accepts NaN.
     if value is not None and not value >= 0:
         raise typer.BadParameter(f"{value} is not 0 or more seconds")
     return value
@@ -71,25 +71,25 @@ IdleOption = Annotated[
 ]
 
 USAGE = 2
-"""The exit code when a command was called wrongly."""
+"""The exit code for wrong usage."""
 
 
 def help_if_alone(context: typer.Context) -> None:
-    """Print a group's help and end, if no command of it was named."""
+    """Print a group's help and exit, if no subcommand was given."""
     if context.invoked_subcommand is None:
         try:
             say(context.get_help())
         except (BrokenPipeError, SystemExit):
-            # Typer may print it itself, through Rich, which ends the process if nobody reads.
+            # Typer may print the help through Rich, which raises SystemExit for a closed pipe.
             stream_closed()
         raise typer.Exit(USAGE)
 
 
 def chroma_path(store: str) -> Path:
-    """The folder in `chroma:PATH`.
+    """Return the folder of `chroma:PATH`.
 
     Raises:
-        ConfigurationError: If it is something else.
+        ConfigurationError: If the value has another form.
     """
     kind, _, path = store.partition(":")
     if kind != "chroma" or not path:
@@ -98,33 +98,33 @@ def chroma_path(store: str) -> Path:
 
 
 def default_journal(store: Path) -> Path:
-    """The journal beside a store.
+    """Return the default journal file for a store.
 
     Example:
         >>> default_journal(Path("data/chroma")).as_posix()
         'data/chroma-journal.db'
     """
-    if store.name in ("", ".."):  # "." and "..": beside what they stand for
+    if store.name in ("", ".."):  # "." and ".." have no name of their own
         store = store.resolve()
     return store.parent / f"{store.name}-journal.db"
 
 
 def make_store(store: str, collection: str | None = None) -> ChromaStore:
-    """The store that an option names.
+    """Make the store that an option names.
 
     Args:
         store: `chroma:PATH`.
-        collection: The collection in it; None for the usual one.
+        collection: The collection in the store; None for the default.
     """
     path = chroma_path(store)
     return ChromaStore(path, collection) if collection else ChromaStore(path)
 
 
 def make_embedder(embedder: str) -> Embedder:
-    """The embedder an option names.
+    """Make the embedder that an option names.
 
     Raises:
-        ConfigurationError: If it names none.
+        ConfigurationError: If the value has another form.
     """
     kind, _, model = embedder.partition(":")
     if embedder == "local":

@@ -1,4 +1,4 @@
-"""The progress of an ingest: a live display on a terminal, elsewhere one log line a minute."""
+"""The progress of an ingest: a live display on a terminal, elsewhere one log line per minute."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _PLAIN_EVERY_S = 60.0
 
 
 class Meter:
-    """How fast a count grows, over the last seconds (pure: time is an argument).
+    """Measures the recent growth rate of a count. Pure: time is an argument.
 
     Args:
-        span: How many seconds back it looks, or to the look before if that is further.
+        span: Seconds over which to measure; longer if `rate` is called less often.
 
     Example:
         >>> meter = Meter(5.0)
@@ -43,9 +43,9 @@ class Meter:
         self._seen: deque[tuple[float, int]] = deque()
 
     def rate(self, now: float, count: int) -> float:
-        """Note the count at a moment; returns how much it grew a second."""
+        """Record the count at a time, and return its growth per second."""
         self._seen.append((now, count))
-        # One look that is a whole span back stays: asked less often, it would else know only now.
+        # Keep one entry that is a whole span old: otherwise rare calls would leave only this one.
         while len(self._seen) > 1 and self._seen[1][0] <= now - self._span:
             self._seen.popleft()
         since, before = self._seen[0]
@@ -53,7 +53,7 @@ class Meter:
 
 
 def counts(ledger: Ledger) -> str:
-    """A ledger in one line, without what is zero and unusual.
+    """Return a ledger in one line, without rare counts that are zero.
 
     Example:
         >>> counts(Ledger(received=1200, stored=1199, duplicate=1))
@@ -69,7 +69,7 @@ def counts(ledger: Ledger) -> str:
 async def showing_progress(
     pipeline: IngestPipeline, clients: Sequence[AsyncConnectorClient], *, total: int | None = None
 ) -> AsyncIterator[None]:
-    """Show how it goes until left; with `total` payloads expected, also as a bar."""
+    """Show the progress inside the block. With `total`, the expected payloads, also show a bar."""
     meter = Meter()
 
     def line() -> str:
@@ -115,7 +115,7 @@ async def _draw(
 
 
 def state(clients: Sequence[AsyncConnectorClient]) -> str:
-    """The state of all clients in a few words."""
+    """Return the state of all clients in a few words."""
     states = [client.state for client in clients]
     if all(each in ("stopping", "stopped") for each in states):
         return "storing what was received"

@@ -1,4 +1,4 @@
-"""Whether anybody was there: an empty result is no success if nobody ever answered."""
+"""The check that a client had a connection: without one, an empty result is a failure."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["require_reached"]
 
 
 def require_reached(client: AsyncConnectorClient, url: str, *, interrupted: bool) -> None:
-    """Fail if a client that has ended never had a connection.
+    """Fail if a stopped client never had a connection.
 
     Args:
         client: The client.
-        url: What it was to read.
-        interrupted: Whether the user ended it; then no attempt may have been over yet, and that
-            is no failure.
+        url: The URL that it was to read.
+        interrupted: Whether the user stopped it. Then it is not a failure if no attempt to
+            connect has finished.
 
     Raises:
-        ConnectorError: If there was none; the message has the last attempt's error.
+        ConnectorError: If there was no connection. The message contains the last error.
     """
     if client.counts.connections:
         return

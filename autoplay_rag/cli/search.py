@@ -1,4 +1,4 @@
-"""`autoplay-rag search`: what a store has on a question."""
+"""`autoplay-rag search`: searches a store for a question."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def search(
     embedder: EmbedderOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Search a store for what users did."""
+    """Search a store for actions of users."""
     file = load_config(config)
     with file.explaining(
         name for name, value in (("store", store), ("embedder", embedder)) if value is not None
@@ -59,13 +59,13 @@ def search(
         folder = chroma_path(store)
         embedder = embedder or file.get("embedder") or DEFAULT_EMBEDDER
         embeds = make_embedder(embedder)
-    if not (folder / _CHROMA_FILE).is_file():  # Chroma would make one
+    if not (folder / _CHROMA_FILE).is_file():  # Chroma would create it
         raise StoreError(
             f"there is no Chroma store at {folder}; run `autoplay-rag ingest URL` first"
         )
     limits = Filter(session_id=session, user_id=user)
     kept = make_store(store, collection or file.get("collection"))
-    # Of a service it would be one more request.
+    # Only with the bundled model: another embedder may need one more request to a service.
     finds_answers = not json and embedder == DEFAULT_EMBEDDER
     hits, texts = asyncio.run(
         _search(kept, embeds, question, k, limits, finds_answers=finds_answers)
@@ -99,7 +99,7 @@ async def _search(
 
 
 async def answers(embedder: Embedder, question: str, hits: Sequence[Hit]) -> list[str]:
-    """The line of each hit's text that is nearest in meaning to the question."""
+    """Return the line of each hit's text that is nearest in meaning to the question."""
     lines = [_lines(hit.text) for hit in hits]
     asked = await embedder.embed_query(question)
     texts = list(dict.fromkeys(line for each in lines for line in each))
@@ -112,8 +112,8 @@ def hits_table(hits: Sequence[Hit], title: str = "", *, texts: Sequence[str] | N
 
     Args:
         hits: The hits.
-        title: What stands above them.
-        texts: What to show of each hit; by default the beginning of its text.
+        title: The title above the table.
+        texts: The text to show for each hit; by default the beginning of its own text.
     """
     shown = [hit.text for hit in hits] if texts is None else texts
     table(

@@ -1,4 +1,4 @@
-"""`autoplay-rag tail`: a stream as it comes."""
+"""`autoplay-rag tail`: prints a stream live."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def tail(
     limit: Annotated[int | None, typer.Option(min=1, help="End after so many payloads.")] = None,
     idle_seconds: IdleOption = None,
 ) -> None:
-    """Print a stream as it comes, a line for each action; Ctrl-C ends it."""
+    """Print a stream live, one line per action. Stop with Ctrl-C."""
     client = AsyncConnectorClient(url, token)
     if output is None:
-        # The terminal's own encoding for people; for JSON Lines always UTF-8.
+        # Lines for people use the terminal's encoding; JSON Lines are always UTF-8.
         show = _json_line if jsonl else _pretty if on_terminal() else _plain
         count = asyncio.run(_follow(client, url, show, limit=limit, idle_seconds=idle_seconds))
     else:
@@ -66,7 +66,7 @@ def tail(
 
 
 def _open_private(path: Path) -> BinaryIO:
-    """Open a file that only its owner can read: it holds what people did."""
+    """Open a file that only its owner can read, because it records what users did."""
     binary = getattr(os, "O_BINARY", 0)  # Windows would write "\\r\\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | binary, 0o600)
     return open(descriptor, "wb")  # noqa: PTH123 - a descriptor, not a path
@@ -93,9 +93,9 @@ async def _follow(
         async with aclosing(client.stream(limit, idle=idle_seconds)) as payloads:
             async for payload in payloads:
                 try:
-                    # In a thread: a terminal or pipe that is slow must not slow the reader.
+                    # In a thread: a slow terminal or pipe must not block reading the stream.
                     await asyncio.to_thread(show, payload)
-                except BrokenPipeError:  # `| head` has seen enough
+                except BrokenPipeError:  # the reader of the output has exited, as in `| head`
                     stream_closed()
                     break
                 count += 1
@@ -133,7 +133,7 @@ def _pretty(payload: Payload) -> None:
 
 
 def lines(payload: Payload) -> Iterator[tuple[str, str, str, str, str]]:
-    """What is shown of a payload: when, whose session, what type, what, and on which page."""
+    """Yield the lines of a payload: time, session, type, description and URL."""
     who = clean(payload.session_id or "anonymous").ljust(_ID_WIDTH)
     forwarded = _clock(payload.forwarded_at)
     if isinstance(payload, SummaryPayload):

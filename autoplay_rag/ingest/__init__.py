@@ -1,1 +1,1 @@
-"""From a payload to a vector."""
+"""The pipeline: batches payloads, plans chunks, embeds them and writes them to the store."""

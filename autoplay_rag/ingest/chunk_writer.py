@@ -1,4 +1,4 @@
-"""Embeds chunks, then does the store's operations: upserts, metadata updates, deletes."""
+"""Embeds chunks and carries out the store's upserts, metadata updates and deletes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = ["ChunkWriter", "Delete", "Operation", "UpdateMetadata", "Upsert"]
 _log = logging.getLogger(__name__)
 
 _SLOW_SECONDS = 60.0
-"""A request without an answer for this long is a problem."""
+"""A request without a response for this long is reported as a problem."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,10 +54,11 @@ class Upsert:
     """Embed a chunk and store it, replacing the one with the same id.
 
     Attributes:
-        chunk: What is stored.
-        tokens: What embedding it costs, as the embedder counts.
-        divide: Called when the chunk is refused alone. True means that the owner takes it back:
-            the operation ends without a call of `ended`, and the next operation on the id starts.
+        chunk: The chunk to store.
+        tokens: The tokens of its text, as the embedder counts them.
+        divide: Called when a request with only this chunk is rejected. True means that the owner
+            takes the chunk back: the operation ends without a call of `ended`, and the next
+            operation on the id starts.
     """
 
     chunk: Chunk
@@ -94,7 +95,7 @@ Ended: TypeAlias = Callable[[Operation, str | None], None]
 
 
 class _Job:
-    """An operation under way."""
+    """An operation in progress."""
 
     __slots__ = ("ended", "id", "operation", "vector")
 
@@ -107,15 +108,16 @@ class _Job:
 
 @dataclass(slots=True, eq=False)
 class _Kind:
-    """One kind of request, with a queue of its own: an outage of one kind stops no other.
+    """One kind of request. Each has its own queue, so an outage of one kind does not stop others.
 
     Attributes:
-        label: Stands before the kind's problems.
+        label: Prefix of the kind's problems.
         queue: Its jobs.
         call: Makes one request.
-        done: Called with the jobs of a request that succeeded, and its result.
-        probe: Makes a request that any healthy service takes; False if none is known yet.
-        capability: What the store must be capable of.
+        done: Called with the jobs and the result of a successful request.
+        probe: Makes a request that any healthy service accepts. Returns False if no such request
+            is known yet.
+        capability: The capability that the store needs for these requests.
     """
 
     label: str
@@ -127,14 +129,14 @@ class _Kind:
 
 
 class _Service:
-    """The embedder or the store: its kinds of requests and its workers.
+    """The embedder or the store, with its kinds of requests and its workers.
 
     Attributes:
-        name: For messages.
+        name: The name in messages.
         kinds: All kinds of requests.
-        order: The same kinds; the one that waits longest for a worker comes first.
-        started: When each worker's request began; infinity while there is none.
-        wake: Set after every change that may let a request start.
+        order: The same kinds, least recently served first.
+        started: When each worker's request began; infinity if it has none.
+        wake: Set after every change that may allow a request to start.
     """
 
     def __init__(self, name: str, kinds: Sequence[_Kind], workers: int) -> None:
@@ -146,7 +148,7 @@ class _Service:
 
     @property
     def problems(self) -> list[str]:
-        # Read by other threads: no loop, and nothing that changes its size.
+        # Other threads read this: it uses no event loop and no collection that changes its size.
         found = [
             f"{self.name}: {kind.label}{problem}"
             for kind in self.kinds
@@ -159,36 +161,35 @@ class _Service:
 
 
 class ChunkWriter:
-    """Carries out operations on chunks, whatever fails meanwhile.
+    """Carries out operations on chunks, with retries.
 
-    Operations on one chunk id keep the order in which they were put: each starts when the one
-    before has ended. Operations on different ids never wait for each other. Requests grow with
-    the load: a free worker takes as many operations as one request may hold. The store gets at
-    most one request at a time.
+    Operations on one chunk id run one after the other, in the order of the `put` calls. Operations
+    on different ids do not wait for each other. Requests grow with the load: a free worker takes
+    as many operations as one request may hold. The store gets at most one request at a time.
 
-    An outage of a service is retried for as long as it lasts. A request that is refused is
-    split until one operation stands alone. An upsert is given up after `max_attempts` refusals
-    alone, with another success or a probe before each but the first. An update or a delete is
-    given up once it is refused alone: its owner repeats it later.
+    During an outage of a service, requests are retried until it ends. A rejected request is split
+    until each request holds one operation. An upsert fails after `max_attempts` rejections alone,
+    with a success of another item or a probe before each except the first. An update or a delete
+    fails at its first rejection alone: its owner repeats it later.
 
-    All methods are called on the event loop that runs `run`; the attributes may be read from any
-    thread. Memory is bounded by the owner, who looks at `operations` and `characters` before it
-    puts more.
+    Call all methods on the event loop that runs `run`. The attributes are readable from any
+    thread. The owner bounds the memory: it checks `operations` and `characters` before it puts
+    more.
 
     Args:
-        store: Where the chunks go.
+        store: The store to write to.
         embedding: Makes the vectors; None for a `TextStore`.
         embed_concurrency: The most embedding requests in flight.
-        limits: What one embedding request may hold; None for a `TextStore`.
-        max_attempts: Refusals of a chunk alone until it is given up.
+        limits: The limits of one embedding request; None for a `TextStore`.
+        max_attempts: The rejections of a chunk alone until its upsert fails.
 
     Attributes:
-        characters: Characters of text under way.
+        characters: Characters of text in progress.
         chunks: Chunks stored so far.
-        retries: Requests that failed so far, probes included.
+        retries: Requests that failed so far, including probes.
 
     Raises:
-        ConfigurationError: If a number is below 1, or the kind of store does not fit `embedding`.
+        ConfigurationError: If a number is below 1, or `embedding` does not fit the kind of store.
 
     Example:
         >>> import asyncio
@@ -232,8 +233,8 @@ class ChunkWriter:
         self._embedding = embedding
         self._dimension: int | None = None
         self._tidying = False
-        # By chunk id: the operations that wait for the one under way, None while there are none.
-        self._under_way: dict[str, deque[_Job] | None] = {}
+        # By chunk id: the operations that wait for the one in progress; None if none wait.
+        self._in_progress: dict[str, deque[_Job] | None] = {}
         self._operations = 0
         self.characters = 0
         self.chunks = 0
@@ -283,27 +284,27 @@ class ChunkWriter:
 
     @property
     def operations(self) -> int:
-        """Operations under way: put and not ended."""
+        """The number of operations that were put and have not ended."""
         return self._operations - self._tidying
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong with embedder and store now, one line each; empty while all is well."""
+        """Current problems of embedder and store, one line each."""
         return [problem for service in self._services for problem in service.problems]
 
     def put(self, operations: Iterable[Operation], ended: Ended) -> None:
-        """Start operations. They may be put before `run` is called.
+        """Start operations. This may be called before `run`.
 
         Args:
-            operations: In the order in which those on the same id are to happen.
-            ended: Called with each operation that ended: with None if it was carried out,
-                otherwise with the reason in one line ("store: ValueError: ..."). The store may
-                have carried out an operation that ended with a reason, if an earlier request for
-                it got no answer. Called on the event loop, never from within `put`. It may put
-                more operations. What it raises ends `run`.
+            operations: The operations. Those on the same id run in this order.
+            ended: Called with each operation that ended and an error: None after a success,
+                otherwise the reason in one line ("store: ValueError: ..."). After an error the
+                store may still have carried out the operation, if an earlier request for it got
+                no response. Called on the event loop, never from within `put`. It may put more
+                operations. An exception that it raises ends `run`.
         """
         ready: list[_Job] = []
-        under_way = self._under_way
+        in_progress = self._in_progress
         for operation in list(operations):
             if isinstance(operation, Upsert):
                 chunk_id = operation.chunk.id
@@ -312,22 +313,22 @@ class ChunkWriter:
                 chunk_id = operation.id
             self._operations += 1
             job = _Job(chunk_id, operation, ended)
-            if chunk_id not in under_way:
-                under_way[chunk_id] = None
+            if chunk_id not in in_progress:
+                in_progress[chunk_id] = None
                 ready.append(job)
-            elif (followers := under_way[chunk_id]) is not None:
+            elif (followers := in_progress[chunk_id]) is not None:
                 followers.append(job)
             else:
-                under_way[chunk_id] = deque((job,))
+                in_progress[chunk_id] = deque((job,))
         self._start(ready)
 
     async def run(self) -> None:
-        """Work until cancelled.
+        """Run until cancelled.
 
         Operations that have not ended by then are dropped without a call of `ended`.
         """
         for service in self._services:
-            service.wake = asyncio.Event()  # the last run may have had another loop
+            service.wake = asyncio.Event()  # the last run may have used another loop
         try:
             async with asyncio.TaskGroup() as group:
                 for service in self._services:
@@ -337,7 +338,7 @@ class ChunkWriter:
             for service in self._services:
                 for kind in service.kinds:
                     kind.queue.clear()
-            self._under_way.clear()
+            self._in_progress.clear()
             self._operations = self.characters = 0
             self._tidying = False
 
@@ -361,9 +362,9 @@ class ChunkWriter:
         self._operations -= 1
         if isinstance(job.operation, Upsert):
             self.characters -= len(job.operation.chunk.text)
-        if followers := self._under_way.pop(job.id):
+        if followers := self._in_progress.pop(job.id):
             follower = followers.popleft()
-            self._under_way[job.id] = followers or None
+            self._in_progress[job.id] = followers or None
             self._start((follower,))
 
     def _end(self, job: _Job, error: str | None) -> None:
@@ -387,7 +388,7 @@ class ChunkWriter:
             finally:
                 service.started[worker] = math.inf
             if is_cancelled():
-                raise asyncio.CancelledError  # the request swallowed it
+                raise asyncio.CancelledError  # the request swallowed the cancellation
 
     async def _next(self, service: _Service) -> tuple[_Kind, Request[_Job]]:
         while True:
@@ -426,8 +427,8 @@ class ChunkWriter:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            # Extensions written in Rust raise errors that are not an Exception.
-            if _is_ours(error):
+            # Extensions written in Rust may raise errors that are not an Exception.
+            if _was_cancelled(error):
                 raise
             self.retries += 1
             self._failed(service, kind, request, error, probing)
@@ -449,7 +450,8 @@ class ChunkWriter:
         probing: bool,
     ) -> None:
         if kind.capability and is_forbidden(error):
-            # Not an outage: whoever waits for it would wait forever. Its owner repeats it later.
+            # Not an outage: retrying here would block the queue forever. The owner repeats the
+            # operation later.
             error = StoreRejectedError(describe(error))
         now = time.monotonic()
         service.wake.set()
@@ -458,24 +460,24 @@ class ChunkWriter:
         elif reason := kind.queue.failed(request, error, now):
             job = request.items[0]
             if isinstance(job.operation, Upsert):
-                # The message may hold the text; the owner has it.
-                _log.error("%s: a chunk was given up: %s", service.name, type(error).__name__)
+                # Log only the type: the message may contain the text. The owner gets the message.
+                _log.error("%s: a chunk failed permanently: %s", service.name, type(error).__name__)
             self._end(job, reason)
         asked = 0.0 if is_rejection(error) else retry_after(error)
         if asked:
-            # A rate limit holds for all kinds of requests.
+            # A rate limit applies to all kinds of requests.
             for other in service.kinds:
                 other.queue.rest(now + asked)
 
     async def _prove_healthy(self, service: _Service, kind: _Kind) -> None:
-        """Before a lone operation is retried: find out whether the service is to blame."""
+        """Probe the service before a lone operation is retried; raises if it is unhealthy."""
         assert kind.probe is not None
         if await kind.probe():
             kind.queue.probed()
             service.wake.set()
 
     def _refuse(self, service: _Service, kind: _Kind, request: Request[_Job]) -> None:
-        kind.queue.gave_up(request)
+        kind.queue.withdrawn(request)
         service.wake.set()
         error = describe(MissingCapabilityError(type(self._store).__name__, str(kind.capability)))
         for job in request.items:
@@ -527,29 +529,29 @@ class ChunkWriter:
 
     async def _probe_store(self) -> bool:
         if not isinstance(self._store, VectorStore):
-            # A store that embeds for itself refuses texts as an embedder does.
+            # Such a store embeds texts itself. A search makes it embed one, without writing.
             await self._store.search(PROBE, 1, Filter())
             return True
         if self._dimension is None:
             return False
-        # A vector of its own: that of a chunk might bring back what was deleted.
+        # Do not upsert an existing chunk as the probe: it may have been deleted meanwhile.
         vector = array("f", [1.0] * self._dimension)
         await self._store.upsert([Chunk(PROBE_ID, PROBE, {})], [vector])
         await self._delete_probe()
         return True
 
     async def _delete_probe(self) -> None:
-        """Delete the probe; a failure is not one of the probe, since no search returns it."""
+        """Delete the probe's chunk. A failure does not fail the probe: searches hide this chunk."""
         try:
             if "delete" in self._store.capabilities:
                 await self._store.delete([PROBE_ID])
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            if _is_ours(error):
+            if _was_cancelled(error):
                 raise
             if not is_rejection(error) and not self._tidying:
-                # An outage: it is deleted once the store is back.
+                # An outage: delete it when the store is available again.
                 self._tidying = True
                 self.put([Delete(PROBE_ID)], self._tidied)
 
@@ -557,6 +559,6 @@ class ChunkWriter:
         self._tidying = False
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether the writer itself was cancelled, not something that its request awaited."""
+def _was_cancelled(error: BaseException) -> bool:
+    """Whether the writer itself was cancelled, and not something that its request awaited."""
     return isinstance(error, asyncio.CancelledError) and is_cancelled()

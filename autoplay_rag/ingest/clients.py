@@ -1,4 +1,4 @@
-"""The clients of a pipeline: attached, watched, and left at the end."""
+"""The clients attached to a pipeline: registers, monitors and stops them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Connector(Protocol):
-    """What `attach` takes: this package's clients, and others with these methods."""
+    """A client that `attach` accepts: one of this package, or any with these methods."""
 
     def on_actions(self, fn: Any, /) -> Any:
         """Register a callback for batches of actions."""
@@ -26,25 +26,25 @@ class Connector(Protocol):
 
 
 class BackgroundConnector(Connector, Protocol):
-    """What `ingest` takes: a client that it can start and stop."""
+    """A client that `ingest` accepts: it can be started and stopped."""
 
     def run_in_background(self) -> asyncio.Task[None]:
-        """Start reading."""
+        """Start to read."""
 
     def stop(self) -> None:
-        """End reading."""
+        """Stop reading."""
 
 
 C = TypeVar("C", bound=Connector)
 
 
 class Clients:
-    """Clients that hand over what they receive."""
+    """The clients that pass their payloads to one pipeline."""
 
     def __init__(self) -> None:
         self._attached: list[Any] = []
         self._runs: list[tuple[Any, asyncio.Task[None]]] = []
-        # By id, those with our callbacks: a client that was released may come again.
+        # By id, the clients with our callbacks: a released client may be attached again.
         self._registered: dict[int, weakref.ref[Any]] = {}
 
     def attach(
@@ -53,7 +53,7 @@ class Clients:
         on_actions: Callable[..., Any],
         on_summary: Callable[..., Any],
     ) -> C:
-        """Register the callbacks with a client, once."""
+        """Register the callbacks with a client; once, even if it is attached again."""
         known = self._registered.get(id(client))
         if known is None or known() is not client:
             client.on_actions(on_actions)
@@ -66,14 +66,14 @@ class Clients:
             self._attached.append(client)
         return client
 
-    def ended_with(self, client: Any, task: asyncio.Task[None]) -> None:
-        """Note the task that runs a client, for `release_ended`."""
+    def track(self, client: Any, task: asyncio.Task[None]) -> None:
+        """Remember the task that runs a client, for `detach_ended`."""
         self._runs.append((client, task))
 
-    def release_ended(self) -> None:
-        """Let go of clients whose task has ended: another one takes their place.
+    def detach_ended(self) -> None:
+        """Detach the clients with an ended task, before another client is run.
 
-        Until then a failure of theirs is among the problems.
+        Until then their failures are part of `problems`.
         """
         ended = [client for client, task in self._runs if task.done()]
         self._runs = [(client, task) for client, task in self._runs if not task.done()]
@@ -83,23 +83,23 @@ class Clients:
 
     @property
     def problems(self) -> list[str]:
-        """Clients that ended with an error, one line each. Readable from any thread."""
+        """The clients that ended with an error, one line each. Readable from any thread."""
         found = []
         for client in list(self._attached):
             try:
                 if getattr(client, "state", None) == "failed":
                     found.append(_why_failed(client))
             except Exception as error:  # noqa: BLE001 - other people's code
-                found.append(f"a client does not tell its state: {describe(error)}")
+                found.append(f"the state of a client cannot be read: {describe(error)}")
         return found
 
     async def leave(self, within: float) -> None:
-        """Stop them all, and let them hand over what they have received.
+        """Stop all clients and wait until they have passed on what they received.
 
-        A client that fails at this is logged; the others are left all the same.
+        A failure of a client is logged and does not affect the others.
 
         Args:
-            within: Seconds for all of them.
+            within: Seconds to wait, for all clients together.
         """
         for client in self._attached:
             try:
@@ -111,7 +111,10 @@ class Clients:
             async with asyncio.timeout(within):
                 await asyncio.gather(*(_leave(client) for client in self._attached))
         except TimeoutError:
-            _log.error("a client has not ended in time; what it still holds is refused")
+            _log.error(
+                "a client has not stopped within %g s; payloads that it still holds will be refused",
+                within,
+            )
 
 
 def _why_failed(client: Any) -> str:
@@ -125,7 +128,7 @@ async def _leave(client: Any) -> None:
         if callable(leave := getattr(client, "__aexit__", None)):
             await leave(None, None, None)
         elif callable(leave := getattr(client, "__exit__", None)):
-            # It waits for its thread, whose callbacks wait for this loop.
+            # Not on this loop: `__exit__` waits for a thread with callbacks that wait for the loop.
             await asyncio.to_thread(leave, None, None, None)
     except Exception:  # noqa: BLE001 - other people's code
-        _log.exception("a client failed as it was left")
+        _log.exception("a client failed while it was stopped")

@@ -1,4 +1,4 @@
-"""Dead letters, as the pipeline's owner handles them."""
+"""The public interface to a pipeline's dead letters."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["DeadLetters"]
 
 
 class DeadLetters:
-    """Payloads that could not be stored: each with its error. None of them stops the others.
+    """Payloads that could not be stored, each with its error. They do not block other payloads.
 
     Args:
-        queue: Keeps them.
+        queue: The queue that keeps the dead letters.
 
     Example:
         >>> import asyncio
@@ -32,29 +32,29 @@ class DeadLetters:
         self._queue = queue
 
     async def list(self, limit: int = 1000) -> list[DeadLetter]:
-        """The dead letters, oldest first, at most `limit`."""
+        """Return at most `limit` dead letters, oldest first."""
         return await self._queue.dead_letters(limit)
 
     async def retry(self, ids: Sequence[int] | None = None) -> int:
         """Put dead letters back into the queue.
 
-        Letters of which `redact` left nothing cannot be retried; they stay.
+        Letters without a body, because `redact` failed, cannot be retried. They stay dead.
 
         Args:
-            ids: Which; None for all.
+            ids: The ids of the letters; None for all.
 
         Returns:
-            How many were put back.
+            The number of letters that were put back.
         """
         return len(await self._queue.retry(ids))
 
     async def discard(self, ids: Sequence[int] | None = None) -> int:
-        """Drop dead letters for good.
+        """Delete dead letters permanently.
 
         Args:
-            ids: Which; None for all.
+            ids: The ids of the letters; None for all.
 
         Returns:
-            How many were dropped.
+            The number of letters that were deleted.
         """
         return await self._queue.discard(ids)

@@ -1,4 +1,4 @@
-"""Texts to vectors: one request for many sessions, no text embedded twice, every vector checked."""
+"""Embeds texts: caches vectors, checks them, and limits the tokens per day."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from autoplay_rag.stores.base import Vector
 __all__ = ["Embedding", "TokenBudget"]
 
 _STEP = 64
-"""Vectors checked before other tasks get a turn."""
+"""The number of vectors to check before yielding to the event loop."""
 
 
 class TokenBudget:
     """Limits the tokens embedded in one day (UTC).
 
     Args:
-        per_day: The most tokens in one day; None is no limit.
+        per_day: The most tokens in one day; None for no limit.
         spent: Tokens already spent today.
-        save: Called with the day and its tokens after each request.
+        save: Called with the day and its spent tokens after each request.
 
     Example:
         >>> async def save(day, tokens):
@@ -47,7 +47,9 @@ class TokenBudget:
         self._spent = spent
 
     def reserve(self, tokens: int) -> tuple[str, int]:
-        """Take tokens from the day's budget before a request; the first request of a day passes.
+        """Reserve tokens of the day's budget before a request.
+
+        The first request of a day always succeeds.
 
         Args:
             tokens: The tokens that the request is expected to spend.
@@ -56,7 +58,7 @@ class TokenBudget:
             The reservation: the day and its tokens. Pass it to `settle` or `release`.
 
         Raises:
-            EmbedderUnavailableError: If the budget is used up; `retry_after` is the time until
+            EmbedderUnavailableError: If the budget is used up. `retry_after` is the time until
                 midnight UTC.
         """
         if self._per_day is None:
@@ -67,24 +69,24 @@ class TokenBudget:
             now = datetime.now(UTC)
             midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
             raise EmbedderUnavailableError(
-                f"max_embed_tokens_per_day={self._per_day:,} is used up; embedding goes on at "
-                "midnight UTC, journalling goes on meanwhile",
+                f"max_embed_tokens_per_day={self._per_day:,} is used up; embedding resumes at "
+                "midnight UTC, and journalling continues",
                 retry_after=(midnight - now).total_seconds(),
             )
         self._spent += tokens
         return self._day, tokens
 
     def release(self, reserved: tuple[str, int]) -> None:
-        """Return the tokens of a request that failed."""
+        """Return the reserved tokens of a request that failed."""
         day, tokens = reserved
         if day == self._day:
             self._spent -= tokens
 
     async def settle(self, reserved: tuple[str, int], tokens: int) -> None:
-        """Count what a request spent, in place of its reservation.
+        """Replace a reservation by the tokens that the request spent.
 
         Args:
-            reserved: What `reserve` returned.
+            reserved: The reservation that `reserve` returned.
             tokens: The tokens that were spent.
         """
         if self._per_day is not None:
@@ -98,14 +100,14 @@ class Embedding:
 
     Args:
         embedder: Makes the vectors.
-        budget: Limits the tokens of a day.
-        remembered: How many vectors are kept for texts that come again.
+        budget: Limits the tokens per day.
+        remembered: The number of vectors to cache for repeated texts.
 
     Attributes:
-        requests: Requests made, probes not included.
+        requests: Requests made, without probes.
         texts: Texts sent in them.
-        tokens: Tokens sent in them: as the embedder counts, otherwise as estimated.
-        reused: Texts not sent, because the vector of an equal text was at hand.
+        tokens: Tokens sent in them, as the embedder reports, otherwise as estimated.
+        reused: Texts not sent, because the vector of an equal text was available.
 
     Example:
         >>> import asyncio
@@ -126,7 +128,7 @@ class Embedding:
         self._embedder = embedder
         self._budget = budget
         self._remembered = remembered
-        # By the text's digest: texts may be long and need not stay in memory.
+        # By the text's digest, because texts may be long.
         self._vectors: OrderedDict[bytes, Vector] = OrderedDict()
         self._dimension: int | None = None
         self._counted = embedder.tokens_used or 0
@@ -137,13 +139,13 @@ class Embedding:
         self.reused = 0
 
     async def request(self, items: Sequence[tuple[str, int]]) -> list[Vector]:
-        """Make one vector for each text; equal texts are embedded once.
+        """Return one vector per text. Equal texts are embedded once.
 
         Args:
-            items: Each text with what embedding it is expected to cost, in tokens.
+            items: Each text with its expected tokens.
 
         Raises:
-            EmbedderRejectedError: If the embedder did not return one proper vector for each text.
+            EmbedderRejectedError: If the embedder did not return one valid vector per text.
             EmbedderUnavailableError: If the day's budget is used up.
         """
         missing: dict[str, int] = {}
@@ -161,10 +163,10 @@ class Embedding:
         return [found[text] for text, _ in items]
 
     async def probe(self) -> None:
-        """Embed a text that any healthy embedder takes.
+        """Embed a text that any healthy embedder accepts.
 
         Raises:
-            EmbedderRejectedError: If the embedder did not return a proper vector.
+            EmbedderRejectedError: If the embedder did not return a valid vector.
         """
         self._checked(await self._embedder.embed([PROBE]), 0)
 
@@ -191,14 +193,14 @@ class Embedding:
         return found
 
     def _expected(self, estimate: int) -> int:
-        """What a request will cost: the estimate, corrected by the error of the estimates so far."""
+        """Correct an estimate by the ratio of spent to estimated tokens so far."""
         return estimate * self.tokens // self._estimated if self._estimated else estimate
 
     def _spent(self, estimate: int) -> int:
-        """Tokens spent since the last call: as the embedder counted, otherwise as estimated."""
+        """Return the tokens spent since the last call, as reported, otherwise as estimated."""
         self._estimated += estimate
         spent = estimate
-        if self._embedder.tokens_used:  # 0 after a request: the service does not say
+        if self._embedder.tokens_used:  # 0 after a request: the service does not report usage
             spent = self._embedder.tokens_used - self._counted
             self._counted += spent
         self.tokens += spent
@@ -220,8 +222,8 @@ class Embedding:
             self._dimension = len(vector)
         elif len(vector) != self._dimension:
             raise EmbedderRejectedError(
-                f"{self._embedder.model} returned a vector of {len(vector)} dimensions after ones "
-                f"of {self._dimension}"
+                f"{self._embedder.model} returned a vector of {len(vector)} dimensions; earlier "
+                f"vectors have {self._dimension}"
             )
         return vector
 
@@ -236,5 +238,5 @@ def _digest(text: str) -> bytes:
 
 
 def today() -> str:
-    """The day of the token budget in UTC, like "2026-01-31"."""
+    """Return the day of the token budget in UTC, like "2026-01-31"."""
     return datetime.now(UTC).strftime("%Y-%m-%d")

@@ -1,4 +1,4 @@
-"""What happens now, for processes beside the one that owns the journal."""
+"""Live sessions for processes that do not run the pipeline themselves."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ async def follow_journal(
     seconds: float = 600.0,
     interval: float = 0.5,
 ) -> AsyncIterator[LiveSessions]:
-    """Live sessions in a process that runs no pipeline: a second web worker, say.
+    """Follow live sessions in a process without a pipeline, such as a second web worker.
 
     Args:
         journal: The file that a pipeline on this machine writes.
-        live: Where to keep what is found; None makes one with the usual bounds.
-        seconds: How far back to begin. With `keep_payloads=False` only what waits is shown.
-        interval: Seconds between two looks at the file; more than 0.
+        live: The `LiveSessions` to fill; None makes one with the default limits.
+        seconds: How many seconds back to begin. With `keep_payloads=False` only payloads that are
+            not stored yet are shown.
+        interval: Seconds between two reads of the file; more than 0.
 
     Yields:
         The sessions, kept up to date until the block ends.
 
     Raises:
-        ConfigurationError: If `interval` can never work.
-        JournalError: If there is no such journal.
+        ConfigurationError: If `interval` is not valid.
+        JournalError: If the journal does not exist or cannot be read.
 
     Example:
         >>> async def main():
@@ -65,7 +66,7 @@ async def follow_journal(
                 failing = False
             except Exception as error:  # noqa: BLE001 - a look that fails must not be the last
                 if not failing:
-                    _log.warning("live sessions stand still: %s", describe(error))
+                    _log.warning("live sessions are not updated; retrying: %s", describe(error))
                 failing = True
 
     task = asyncio.create_task(follow(), name="autoplay-follow")
@@ -81,7 +82,7 @@ class _Follower:
         self._reader = reader
         self._live = live
         self._since = since
-        # Kept here, so that a look that fails half way does not forget what it had added.
+        # Updated after each payload, so that a read that fails half-way does not add any twice.
         self._seen = 0
 
     async def catch_up(self) -> None:

@@ -1,4 +1,4 @@
-"""From a payload that was handed over to an entry for the journal. Pure, but for the user's rules."""
+"""Turns a received payload into a journal entry. Pure, except for the user's rules."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Intake:
     """Applies the user's rules and identifies payloads.
 
     Args:
-        select: Says whether a payload is wanted.
-        redact: Gives the payload as it may be kept. Its key is taken before, so that a changed
-            rule makes no duplicates.
-        include_email: Whether addresses may be kept.
+        select: Returns whether a payload is wanted.
+        redact: Returns the payload as it may be kept. The key is computed before, so that a
+            changed rule does not create duplicates.
+        include_email: Whether to keep email addresses.
 
     Attributes:
-        names_first_chunks: Whether entries say which chunk begins with them. Needed only where
-            the journal holds chunks that were adopted from a store.
+        names_first_chunks: Whether entries contain the id of the chunk that would begin with them.
+            Only needed if the journal has chunks that were adopted from a store.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class Intake:
         self.names_first_chunks = False
 
     def entry(self, payload: Payload, seq: int) -> Entry:
-        """What the journal is to do with a payload.
+        """Make the journal entry for a payload.
 
-        A rule that raises never loses a payload: if `select` does, the payload becomes a dead
-        letter; if `redact` does, only its receipt is recorded, since nobody can say what of it
-        may be kept.
+        A rule that raises never loses a payload silently. If `select` raises, the payload becomes
+        a dead letter. If `redact` raises, only the receipt is recorded, because it is unknown
+        which parts may be kept.
         """
         try:
             body = _encode(payload)
-        except UnicodeEncodeError:  # lone surrogates, in a payload that `decode` did not make
+        except UnicodeEncodeError:  # lone surrogates, in a payload that did not come from `decode`
             payload = type(payload).from_dict(payload.to_dict())
             body = _encode(payload)
         key, lane = payload_key(payload), lane_of(payload, seq)
@@ -69,9 +69,9 @@ class Intake:
             if is_empty(payload) or (self._select and not self._select(payload)):
                 return Entry(seq, key, lane, None, None, outcome="filtered")
         except Exception as failure:  # noqa: BLE001 - the user's own code
-            # Its message may quote the payload: it is kept only where the whole payload is.
+            # The message may quote the payload: keep it only if the whole payload is kept.
             name = type(failure).__name__
-            _log.error("select failed (%s); the payload is in the dead letters", name)
+            _log.error("select failed (%s); the payload becomes a dead letter", name)
             error = f"select failed: {name if self._redact else describe(failure)}"
         try:
             kept = redacted(payload, self._redact)
@@ -79,7 +79,7 @@ class Intake:
                 kept = without_addresses(kept)
             if kept is not payload:
                 payload, body = kept, _encode(kept)
-        except Exception as failure:  # noqa: BLE001 - what `redact` returned may hold anything
+        except Exception as failure:  # noqa: BLE001 - `redact` may return anything
             name = str(failure) if isinstance(failure, RedactionError) else type(failure).__name__
             _log.error("redact failed (%s); the payload was not kept", name)
             return Entry(
@@ -105,7 +105,7 @@ class Intake:
 
 
 def own(payload: Any, cls: type[P]) -> P:
-    """A payload as this package's class; one of another client needs only the same fields.
+    """Convert a payload to this package's class. Any object with the same fields will do.
 
     Raises:
         TypeError: If it is not a payload of this kind.
@@ -114,9 +114,9 @@ def own(payload: Any, cls: type[P]) -> P:
         return payload
     if isinstance(payload, Mapping):
         return cls.from_dict(payload)
-    of_ours = isinstance(payload, msgspec.Struct)  # a dataclass too, but of another kind
+    of_ours = isinstance(payload, msgspec.Struct)  # is_dataclass() is true for these, too
     if dataclasses.is_dataclass(payload) and not of_ours and not isinstance(payload, type):
         return cls.from_dict(dataclasses.asdict(payload))
     raise TypeError(
-        f"a {cls.__name__} or something with its fields was expected, not {type(payload).__name__}"
+        f"expected a {cls.__name__} or an object with its fields, not {type(payload).__name__}"
     )

@@ -1,11 +1,13 @@
-"""Whether a journal and a store belong together, and what to do where they do not.
+"""Checks that a journal and a store belong together, and rebuilds or adopts the store if asked.
 
-Each keeps the other's id and the number of the last acknowledged batch. So an emptied, exchanged or
-older copy of either is noticed at start. A crash explains a store that is ahead of its own note;
-nothing explains one that is behind what it confirmed.
+The journal and the store each record the id of the other and the number of the last acknowledged
+batch. So `start` detects if either was emptied, exchanged or replaced by an older copy. A crash can
+leave the store ahead of the journal's note. It cannot leave the store behind a batch that it has
+confirmed.
 
-Every step is ordered so that a kill or a power loss after it leaves no mismatch: the journal first
-gives up the store it noted, then the store names the journal, then the journal notes the store.
+The order of the writes ensures that a kill or a power loss between them causes no mismatch: the
+journal forgets its old store, then the store records the journal, then the journal records the
+store.
 """
 
 from __future__ import annotations
@@ -31,71 +33,75 @@ _log = logging.getLogger(__name__)
 Verdict: TypeAlias = Literal[
     "match", "new", "emptied", "exchanged", "older store", "older journal", "foreign", "other model"
 ]
-"""What two notes say of each other."""
+"""The results of comparing a journal's notes with a store's."""
 
 _SAMPLE = 100
 _ADOPT_PAGE = 500
 _NOTE_SECONDS = 5.0
-"""How long one note may take: nobody waits for it but the end of the pipeline."""
-_ONCE = "start once with IngestPipeline({0}=True) (command: --{0})"
-_REBUILD = f"{_ONCE.format('rebuild')}, which embeds everything again from the journal's texts"
-_MAKE_ANEW = (
-    f"{_ONCE.format('rebuild')}, which deletes what this store holds and embeds everything again "
-    "from the journal's texts"
+"""The timeout of saving one note in the store. Only the end of the pipeline waits for it."""
+_START_ONCE = "start once with IngestPipeline({0}=True) (command: --{0})"
+_REBUILD = (
+    f"{_START_ONCE.format('rebuild')}, which embeds everything again from the journal's texts"
 )
-_ADOPT = f"{_ONCE.format('adopt')}, which takes over what the store holds"
-_SAID: dict[Verdict, tuple[str, str]] = {
+_DROP_AND_REBUILD = (
+    f"{_START_ONCE.format('rebuild')}, which deletes the content of this store and embeds everything "
+    "again from the journal's texts"
+)
+_ADOPT = f"{_START_ONCE.format('adopt')}, which adds the store's content to the journal"
+_MISMATCHES: dict[Verdict, tuple[str, str]] = {
     "emptied": (
         (
-            "{store} has none of the {chunks:,} chunks that the journal {journal} stored: it is "
-            "empty, or another store"
+            "{store} has none of the {chunks:,} chunks that the journal {journal} stored: it was "
+            "emptied, or is another store"
         ),
-        f"name the store that has them or restore it, or {_REBUILD}",
+        f"use the store that has them or restore it, or {_REBUILD}",
     ),
     "exchanged": (
         "{store} is not the store that the journal {journal} was last used with",
-        f"name that store, or {_MAKE_ANEW}",
+        f"use that store, or {_DROP_AND_REBUILD}",
     ),
     "older store": (
         (
             "{store} is an older copy: it lacks batches that it had confirmed to the journal "
             "{journal} (the store is at batch {held}, the journal at {noted})"
         ),
-        f"use the newer copy, or {_MAKE_ANEW}",
+        f"use the newer copy, or {_DROP_AND_REBUILD}",
     ),
     "other model": (
         (
-            "{store} holds vectors of the model {old!r} for the journal {journal}, and the "
+            "{store} holds vectors of the model {old!r} for the journal {journal}, but the "
             "embedder is {new!r}"
         ),
-        f"use the model {{old!r}}, or {_MAKE_ANEW}",
+        f"use the model {{old!r}}, or {_DROP_AND_REBUILD}",
     ),
     "older journal": (
         (
-            "the journal {journal} is an older copy: {store} holds batches that it does not know "
+            "the journal {journal} is an older copy: {store} holds batches that the journal lacks "
             "(the store is at batch {held}, the journal at {acknowledged})"
         ),
         f"use the newer copy, or {_ADOPT}",
     ),
     "foreign": (
-        "{store} belongs to another journal than {journal}",
+        "{store} belongs to another journal, not to {journal}",
         f"check the path of the journal and of the store, or {_ADOPT}",
     ),
 }
-_REBUILT: frozenset[Verdict] = frozenset(("emptied", "exchanged", "older store", "other model"))
-_ADOPTED: frozenset[Verdict] = frozenset(("older journal", "foreign"))
-_DROPPED: frozenset[Verdict] = frozenset(("exchanged", "older store", "other model"))
-"""Where a rebuild first drops what the store holds: another model's vectors, and chunks that were
-deleted since, must not stay."""
+_NEED_REBUILD: frozenset[Verdict] = frozenset(
+    ("emptied", "exchanged", "older store", "other model")
+)
+_NEED_ADOPT: frozenset[Verdict] = frozenset(("older journal", "foreign"))
+_NEED_DROP: frozenset[Verdict] = frozenset(("exchanged", "older store", "other model"))
+"""Verdicts for which a rebuild first drops the store's content: vectors of another model, and chunks
+that were deleted since, must not stay."""
 
 
 def judge(notes: Notes, known: Known, identity: StoreIdentity | None) -> Verdict:
     """Compare a journal's notes with a store's. Pure.
 
     Args:
-        notes: What the journal notes.
-        known: How far the journal has come; `chunks` without those that are to be stored again.
-        identity: What the store notes; None if nothing.
+        notes: The journal's notes about its store.
+        known: The journal's progress; `chunks` excludes those that are queued to be stored again.
+        identity: The store's notes about its journal; None if it has none.
 
     Example:
         >>> notes, known = Notes("j1", "s1", 4), Known(seq=9, batch=6, acknowledged=5, chunks=7)
@@ -119,14 +125,14 @@ def judge(notes: Notes, known: Known, identity: StoreIdentity | None) -> Verdict
 
 @dataclass(slots=True)
 class Pairing:
-    """A journal file and the store it is used with.
+    """A journal and the store it is used with.
 
     Attributes:
         journal: The journal, open.
         store: The store.
-        model: Names the embedder; "" where the store embeds for itself.
+        model: The embedder's model; "" if the store embeds texts itself.
         rebuild: Whether to embed everything again.
-        adopt: Whether to take over what the store holds.
+        adopt: Whether to adopt the store's content.
         path: The journal's file, for messages; None if it is in memory.
     """
 
@@ -139,52 +145,52 @@ class Pairing:
     _identity: StoreIdentity | None = None
     _rebuilding: bool = False
     _noting_fails: bool = False
-    _unnamed: bool = False
-    """Whether the store holds chunks of this journal, and neither has named the other yet: an older
-    version did not know all chunks of a payload, so what the journal lacks is taken from the store."""
+    _unrecorded: bool = False
+    """Whether the store has chunks of this journal and neither has recorded the other yet. An older
+    version did not record all chunks of a payload, so the missing ones are read from the store."""
 
     async def open_store(self) -> None:
-        """Start the store; with `rebuild`, one that holds another model's vectors is made anew.
+        """Start the store. With `rebuild`, drop one with another model's vectors first.
 
         Raises:
-            StoreMismatchError: If it holds another model's vectors.
+            StoreMismatchError: If it holds another model's vectors and may not be dropped.
         """
         try:
             await self.store.start(self.model)
         except StoreMismatchError as error:
             if self.path is None:
                 raise
-            await self._make_anew(error)
+            await self._drop_mismatched(error)
 
     async def check(self) -> None:
-        """Compare both, and rebuild or adopt where that was asked for.
+        """Compare journal and store, and rebuild or adopt the store if asked.
 
         Raises:
-            StoreMismatchError: If they do not belong together; the message says what to do.
+            StoreMismatchError: If they do not belong together. The message says what to do.
         """
         notes, known = await self._state()
         self._identity = await self._stored_identity()
         verdict = await self._verdict(notes, known)
         _log.debug("journal and store: %s", verdict)
-        if verdict in _ADOPTED and not self.adopt:
+        if verdict in _NEED_ADOPT and not self.adopt:
             raise self._mismatch(verdict, notes, known)
-        filled_again = verdict in _REBUILT and not self.store.persistent
-        if verdict in _REBUILT and not (self.rebuild or filled_again):
+        refilling = verdict in _NEED_REBUILD and not self.store.persistent
+        if verdict in _NEED_REBUILD and not (self.rebuild or refilling):
             raise self._mismatch(verdict, notes, known)
-        if self.adopt and verdict not in _REBUILT:
-            await self._take_over(verdict)
-        if (self.rebuild or filled_again) and not self._rebuilding:
-            await self._queue_all(filled_again=filled_again)
-            if verdict in _DROPPED and await self._may_drop():
+        if self.adopt and verdict not in _NEED_REBUILD:
+            await self._adopt_content(verdict)
+        if (self.rebuild or refilling) and not self._rebuilding:
+            await self._queue_all(refilling=refilling)
+            if verdict in _NEED_DROP and await self._may_drop():
                 await self._drop()
         elif not notes.store_id or self.journal.upgraded_from is not None:
-            await self._fill()
-        await self._claim(anew=verdict == "older journal")
+            await self._read_missing_texts()
+        await self._record_each_other(new_id=verdict == "older journal")
 
     async def note(self) -> None:
-        """Have the store note how far the journal has come, and the journal that it has.
+        """Save the last acknowledged batch in the store, then in the journal's notes.
 
-        A store that cannot note it is only compared less exactly at the next start.
+        If the store fails to save it, the comparison at the next start is only less exact.
 
         Raises:
             JournalError: If the journal cannot be written.
@@ -201,16 +207,16 @@ class Pairing:
         except Exception as error:  # noqa: BLE001 - a store may raise anything
             level = logging.DEBUG if self._noting_fails else logging.WARNING
             self._noting_fails = True
-            _log.log(level, "the store could not note how far the journal is: %s", describe(error))
+            _log.log(level, "the store could not save the journal's progress: %s", describe(error))
             return
         self._noting_fails = False
         self._identity = identity
         await self.journal.note_store(identity.store_id, batch, self.model)
 
-    # -- what they say ------------------------------------------------------------------------
+    # -- compare ------------------------------------------------------------------------------
 
     async def _state(self) -> tuple[Notes, Known]:
-        """The journal's notes, and how far it is: `chunks` are those that the store must have."""
+        """Return the journal's notes and progress; `chunks` counts those the store must have."""
         notes, known = await self.journal.notes(), await self.journal.known()
         queued = await self.journal.count_queued()
         return notes, replace(known, chunks=known.chunks - queued)
@@ -226,8 +232,8 @@ class Pairing:
             verdict = judge(notes, known, self._identity)
         if verdict not in ("new", "match") or not known.chunks:
             return verdict
-        # Neither names the other: the first start after an upgrade, or a store without identity.
-        # Or the store was emptied by other means than deleting it.
+        # Neither has recorded the other (the first start after an upgrade, or a store without
+        # 'identity'), or the store kept its identity but may have been emptied.
         if await self._has_ours() is False:
             return "emptied"
         if notes.model and notes.model != self.model:
@@ -235,7 +241,7 @@ class Pairing:
         return "match"
 
     async def _has_ours(self) -> bool | None:
-        """Whether the store has any chunk of a sample; None if that cannot be known."""
+        """Whether the store has any of a sample of the journal's chunks; None if unknown."""
         ids = await self.journal.sample(_SAMPLE)
         if not ids or "get" not in self.store.capabilities:
             return None
@@ -245,22 +251,22 @@ class Pairing:
         except Exception as error:
             if can_name:
                 raise
-            # Such a store may be in an outage, which must not keep payloads out of the journal.
+            # The store may be in an outage. The journal must accept payloads all the same.
             _log.warning(
                 "%s could not be compared with the journal %s: %s",
-                _named(self.store),
+                _name_of(self.store),
                 self.path,
                 describe(error),
             )
             return None
         upgraded = self.journal.upgraded_from is not None
-        self._unnamed = found and self._identity is None and (can_name or upgraded)
+        self._unrecorded = found and self._identity is None and (can_name or upgraded)
         return found
 
     def _mismatch(self, verdict: Verdict, notes: Notes, known: Known) -> StoreMismatchError:
         what, remedy = (
             text.format(
-                store=_named(self.store),
+                store=_name_of(self.store),
                 journal=self.path,
                 chunks=known.chunks,
                 held=self._identity.batch if self._identity else 0,
@@ -269,87 +275,87 @@ class Pairing:
                 old=notes.model or "the store's own",
                 new=self.model or "the store's own",
             )
-            for text in _SAID[verdict]
+            for text in _MISMATCHES[verdict]
         )
         return StoreMismatchError(f"{what}. What to do: {remedy}")
 
-    # -- what is done -------------------------------------------------------------------------
+    # -- carry out ----------------------------------------------------------------------------
 
-    async def _make_anew(self, error: StoreMismatchError) -> None:
-        """Drop a store that refused to start with this model, if a rebuild may do that.
+    async def _drop_mismatched(self, error: StoreMismatchError) -> None:
+        """Drop and restart a store that refused to start with this model, if allowed.
 
         Raises:
-            StoreMismatchError: If it may not.
+            StoreMismatchError: If it is not allowed.
         """
         notes, known = await self._state()
-        # Killed after everything was queued and before the store was dropped: nothing is in the
-        # store that the queue would not store again.
+        # An earlier rebuild was killed after it queued all chunks and before it dropped the store:
+        # the queue stores everything again that the store holds.
         interrupted = notes.model == self.model and not known.chunks
         interrupted = interrupted and await self.journal.count_queued() > 0
         self._identity = identity = await self._stored_identity()
         verdict = judge(notes, known, identity)
-        if verdict in _ADOPTED and not self.adopt:
+        if verdict in _NEED_ADOPT and not self.adopt:
             raise self._mismatch(verdict, notes, known) from error
-        if verdict in _ADOPTED and not self.rebuild:
+        if verdict in _NEED_ADOPT and not self.rebuild:
             raise StoreMismatchError(
-                f"{_named(self.store)} holds vectors of another model than {self.model!r}, and "
-                f"chunks that the journal {self.path} does not know. What to do: use their model, "
-                "or start once with IngestPipeline(adopt=True, rebuild=True) (command: --adopt "
-                "--rebuild), which takes over what the store holds and embeds everything again"
+                f"{_name_of(self.store)} holds vectors of another model than {self.model!r}, and "
+                f"chunks that the journal {self.path} lacks. What to do: use their model, or start "
+                "once with IngestPipeline(adopt=True, rebuild=True) (command: --adopt --rebuild), "
+                "which adds the store's content to the journal and embeds everything again"
             ) from error
         if not (self.rebuild or interrupted):
             if identity is None or notes.model in ("", self.model):
                 raise error
             raise self._mismatch("other model", notes, known) from error
         if identity is None and not await self._has_ours():
-            raise self._kept("the journal {journal} does not know them") from error
+            raise self._not_droppable("the journal {journal} has no record of them") from error
         if "drop" not in self.store.capabilities:
-            raise self._kept("the store cannot do that (no 'drop')") from error
+            raise self._not_droppable("the store does not support it (it has no 'drop')") from error
         if not await self._may_drop():
-            raise self._kept("the journal {journal} does not have all of their texts") from error
-        if verdict in _ADOPTED:
-            await self._take_over(verdict)
-        await self._queue_all(filled_again=False)
+            raise self._not_droppable("the journal {journal} lacks some of their texts") from error
+        if verdict in _NEED_ADOPT:
+            await self._adopt_content(verdict)
+        await self._queue_all(refilling=False)
         await self._drop()
 
-    def _kept(self, why: str) -> StoreMismatchError:
+    def _not_droppable(self, why: str) -> StoreMismatchError:
         return StoreMismatchError(
-            f"{_named(self.store)} holds vectors of another model than {self.model!r}, and they "
-            f"are not deleted: {why.format(journal=self.path)}. What to do: use their model, name "
+            f"{_name_of(self.store)} holds vectors of another model than {self.model!r}, and they "
+            f"are not deleted: {why.format(journal=self.path)}. What to do: use their model or "
             "another collection or folder, or check the path of the journal"
         )
 
     async def _may_drop(self) -> bool:
-        """Whether dropping the store loses nothing that a rebuild needs."""
+        """Whether the store can be dropped without losing texts that a rebuild needs."""
         can = self.store.capabilities
         return "drop" in can and ("scan" in can or not await self.journal.missing_texts())
 
-    async def _queue_all(self, *, filled_again: bool) -> None:
-        missing = await self._fill()
+    async def _queue_all(self, *, refilling: bool) -> None:
+        missing = await self._read_missing_texts()
         count = await self.journal.queue_all()
-        # From here on a start with this model goes on, with `rebuild` or without.
+        # After this note, each start with this model continues the rebuild, even without `rebuild`.
         await self.journal.note_store("", 0, self.model)
         await self.journal.acknowledged_for_good()
         self._rebuilding = True
         _log.info("%d chunks are embedded and stored again from the journal's texts", count)
-        if missing and not filled_again:
-            _log.warning("%d chunks are not: their texts were in the store alone", missing)
+        if missing and not refilling:
+            _log.warning("%d chunks are not stored again: only the store had their texts", missing)
 
     async def _drop(self) -> None:
-        _log.info("%s: what it holds is deleted first", _named(self.store))
+        _log.info("%s: deleting its content before the rebuild", _name_of(self.store))
         await self.store.drop()
         await self.store.start(self.model)
         self._identity = None
 
-    async def _take_over(self, verdict: Verdict) -> None:
+    async def _adopt_content(self, verdict: Verdict) -> None:
         if verdict == "foreign":
-            # What this journal stored is in another store.
+            # The chunks that this journal has stored are in another store.
             await self.journal.queue_all()
         if "scan" not in self.store.capabilities:
             _log.warning(
-                "%s cannot be scanned: what it holds stays unknown to the journal, and a payload "
-                "that it holds already is stored once more when it is delivered again",
-                _named(self.store),
+                "%s cannot be scanned, so the journal does not learn its content: a payload that "
+                "the store already holds is stored again if it is delivered again",
+                _name_of(self.store),
             )
             return
         count = 0
@@ -357,48 +363,49 @@ class Pairing:
             count += await self.journal.adopt(page)
         if count:
             _log.warning(
-                "adopted %d chunks of the store. It does not say which payloads they hold: each "
-                "is known by its first one, the others are stored once more if they are delivered "
-                "again",
+                "adopted %d chunks of the store. The store does not record their payloads. The "
+                "journal recognises only the first payload of each chunk; others are stored again "
+                "if they are delivered again",
                 count,
             )
 
-    async def _fill(self) -> int:
-        """Take from the store what an older format of the journal did not keep.
+    async def _read_missing_texts(self) -> int:
+        """Read texts from the store that an older journal format did not keep.
 
         Returns:
-            How many chunks are still without a text.
+            The number of chunks that still have no text.
         """
         missing = await self.journal.missing_texts()
-        if not missing and not self._unnamed:
+        if not missing and not self._unrecorded:
             return 0
         if "scan" not in self.store.capabilities:
             if missing:
                 _log.warning(
-                    "the texts of %d chunks are in the store alone, and %s cannot be scanned: a "
+                    "only the store has the texts of %d chunks, and %s cannot be scanned: a "
                     "rebuild does not embed them again",
                     missing,
-                    _named(self.store),
+                    _name_of(self.store),
                 )
             return missing
         unknown = 0
-        for again in (False, True):  # later parts of a payload are known by its first one
+        for again in (False, True):  # `adopt` finds later parts of a payload by the first part
             async for page in self.store.scan(_ADOPT_PAGE):
                 missing -= await self.journal.fill(page)
-                if again and self._unnamed:
+                if again and self._unrecorded:
                     unknown += await self.journal.adopt(page)
-        self._unnamed = False
+        self._unrecorded = False
         if unknown:
-            _log.info("%d chunks of the store were not in the journal and are now", unknown)
+            _log.info("added %d chunks of the store that the journal lacked", unknown)
         if missing:
             _log.warning("the store does not have %d chunks that the journal stored", missing)
         return missing
 
-    async def _claim(self, *, anew: bool) -> None:
-        """Have each note the other.
+    async def _record_each_other(self, *, new_id: bool) -> None:
+        """Record the journal in the store and the store in the journal.
 
         Args:
-            anew: Give the store a new id, so that a newer copy of the journal is refused from now.
+            new_id: Whether to give the store a new id. It then no longer matches a newer copy of
+                the journal.
         """
         notes = await self.journal.notes()
         if "identity" not in self.store.capabilities:
@@ -406,10 +413,10 @@ class Pairing:
             await self.journal.note_store(notes.store_id, known.acknowledged, self.model)
             return
         held = self._identity
-        store_id = os.urandom(16).hex() if held is None or anew else held.store_id
+        store_id = os.urandom(16).hex() if held is None or new_id else held.store_id
         if notes.store_id not in ("", store_id):
             await self.journal.note_store("", 0, self.model)
-        # The store must never confirm what a power loss could take from the journal.
+        # The store must never confirm a batch that the journal could lose in a power loss.
         batch = await self.journal.acknowledged_for_good()
         claimed = StoreIdentity(store_id, notes.journal_id, batch)
         if claimed != held:
@@ -419,18 +426,18 @@ class Pairing:
 
 
 def check_options(*, has_file: bool, rebuild: bool, adopt: bool) -> None:
-    """Refuse `rebuild` and `adopt` where there is no journal file.
+    """Check that `rebuild` and `adopt` are only used with a journal file.
 
     Raises:
-        ConfigurationError: If there is none.
+        ConfigurationError: If one is set without a journal file.
     """
     for name, given in (("rebuild", rebuild), ("adopt", adopt)):
         if given and not has_file:
             raise ConfigurationError(f"{name}=True needs a journal file: give journal=...")
 
 
-def _named(store: VectorStore | TextStore) -> str:
-    """A store in a message, without what its repr may give away."""
+def _name_of(store: VectorStore | TextStore) -> str:
+    """Return a store's name for messages, without secrets that its repr may contain."""
     cls = type(store)
     if cls.__repr__ is object.__repr__ or dataclasses.is_dataclass(cls):
         return cls.__name__

@@ -1,4 +1,4 @@
-"""The one room that knows the whole way: from a payload handed over to a chunk in the store."""
+"""The public pipeline: from a received payload to a chunk in the store."""
 
 from __future__ import annotations
 
@@ -36,67 +36,69 @@ __all__ = ["BackgroundConnector", "Connector", "IngestPipeline"]
 
 _log = logging.getLogger(__name__)
 _LEAST_DRAIN_SECONDS = 1.0
-"""`ingest` decides whether anything progresses by spans of this length or longer."""
+"""The shortest time over which `ingest` checks for progress while it drains."""
 
 
 C = TypeVar("C", bound=Connector)
 
 
 class IngestPipeline(Questions):
-    """Batches payloads per session, embeds them and keeps them in a vector store; loses nothing.
+    """Batches payloads per session, embeds them and stores them in a vector store.
 
-    Once `on_actions` or `on_summary` has returned, a payload is stored, waiting in the journal,
-    known as a duplicate, filtered by your own rule, or in the dead letters with its reason;
-    `ledger` says how many of each. The one exception is a full queue or a full disk, which is
-    counted as `overflow` and logged.
+    No payload is lost silently. Once `on_actions` or `on_summary` has returned, a payload is
+    stored, pending in the journal, a known duplicate, filtered by your own rule, or a dead letter
+    with its error. `ledger` counts each. If the queue or the disk is full, payloads are lost: they
+    are counted as `overflow` and logged.
 
     Args:
-        store: Where chunks go: a `VectorStore` or a `TextStore`. Closed with the pipeline.
+        store: The store for the chunks: a `VectorStore` or a `TextStore`. Closed with the pipeline.
         embedder: An `Embedder` or any LangChain `Embeddings`; the bundled model if None. Not used
-            by stores that embed for themselves. Closed with the pipeline.
-        journal: A file that remembers what was received over restarts and crashes. None keeps
-            that in memory: what waits is lost when the process ends, and what was stored is
-            remembered for a day at most.
-        durability: What survives once `on_actions` has returned. "normal": any end of the
-            process, `kill -9` included. "full": also a power loss or a crash of the operating
-            system, at about half the speed for a caller that awaits each payload; what was
-            acknowledged in the last ten minutes is then stored once more, since the store may
-            have lost it.
-        journal_max_bytes: The most bytes of payloads that wait or are dead.
-        keep_payloads: Whether the journal file keeps payloads once they are stored, compressed
-            and, unless `include_email`, without addresses: for rendering them anew, exports, and
-            for other processes that `follow_journal`. False drops each as soon as it is stored.
-        batch_window: Seconds from a session's first payload until what it gathered goes to the
-            store together. A connector forwards a session every 10 s or so while it is active:
-            15 s puts neighbouring batches together, which finds more and costs less. 0 waits
-            for nothing.
+            by a `TextStore`, which embeds texts itself. Closed with the pipeline.
+        journal: A file that records received payloads across restarts and crashes. None keeps
+            the journal in memory: pending payloads are lost when the process ends, and duplicates
+            are recognised for at most a day.
+        durability: What an accepted payload survives once `on_actions` has returned. "normal":
+            any end of the process, including `kill -9`. "full": also a power loss or a crash of
+            the operating system, at about half the speed for a caller that awaits each payload.
+            After such a crash, payloads acknowledged in the last ten minutes are stored again,
+            because the store may have lost them.
+        journal_max_bytes: The most bytes of pending and dead payloads.
+        keep_payloads: Whether the journal file keeps payloads after they are stored. They are
+            compressed and, unless `include_email` is set, without email addresses. They serve to
+            render texts again, to export, and for `follow_journal` in other processes. False
+            deletes each payload once it is stored.
+        batch_window: Seconds from a session's first payload until its batch is embedded and
+            stored. A connector forwards an active session about every 10 s. 15 s therefore
+            combines neighbouring batches, which improves search and costs less. 0 does not wait.
         max_batch_actions: The most actions in one chunk.
         embed_concurrency: The most embedding requests in flight.
-        max_attempts: How often a payload is refused, alone and with another success in between,
-            until it is a dead letter.
-        select: Says whether a payload is wanted; those refused are counted as filtered. Called on
-            the event loop: keep it quick.
-        redact: Gives a payload as it may be kept; a changed copy, since other callbacks may
-            hold the same object. Sees everything before it is journalled. Called on the loop, too.
+        max_attempts: The rejections of a payload, alone and with another success in between,
+            until it becomes a dead letter.
+        select: Returns whether a payload is wanted. Others are counted as filtered. Runs on the
+            event loop: keep it fast.
+        redact: Returns a payload as it may be kept. Return a changed copy, because other
+            callbacks may hold the same object. Runs on the event loop, before the payload is
+            journalled.
         render: Makes a chunk's text from payloads of one session; the package's own if None.
-            Runs in a thread of its own, as the embedder's `count_tokens` does; payloads are taken
-            in meanwhile.
-        include_email: Whether addresses go into journal and store.
-        max_embed_tokens_per_day: Pauses embedding, not journalling, for the rest of the day (UTC).
-        remembered_vectors: How many texts' vectors are kept so that equal ones are not embedded
+            Runs on its own thread, and so does the embedder's `count_tokens`. The pipeline accepts
+            payloads meanwhile.
+        include_email: Whether email addresses go into journal and store.
+        max_embed_tokens_per_day: The most tokens per day (UTC). Then embedding pauses until the
+            next day; journalling continues.
+        remembered_vectors: The number of vectors to cache, so that equal texts are not embedded
             again.
-        drain_timeout: Seconds that leaving the pipeline waits for what is pending.
-        on_progress: Called with the ledger whenever payloads were stored.
-        live: Keeps what each session did just now, of what was selected, redacted and not a
-            duplicate; one with its defaults if None. At start, one that is empty is filled with
-            what the journal holds of the last hour.
-        rebuild: Embed everything in the journal again and store it: after the store was emptied
-            or replaced, or for another model. Give it for one start.
-        adopt: Take a store over that belongs to another journal: its chunks are read into this
-            journal where the store can be scanned. Give it for one start.
+        drain_timeout: Seconds that closing the pipeline waits for pending payloads.
+        on_progress: Called with the ledger after payloads were stored.
+        live: Keeps the latest payloads of each session that were selected, redacted and not
+            duplicates; one with default limits if None. At start, an empty one is filled with the
+            last hour of the journal.
+        rebuild: Embed and store everything in the journal again, after the store was emptied or
+            replaced, or for another model. Set it for one start only.
+        adopt: Adopt a store that belongs to another journal: its chunks are read into this
+            journal if the store can be scanned. Set it for one start only.
 
     Attributes:
-        live: What each session did just now.
+        live: The latest payloads of each session.
 
     Example:
         >>> from autoplay_rag import ActionsPayload, SlimAction
@@ -139,7 +141,7 @@ class IngestPipeline(Questions):
     ) -> None:
         super().__init__()
         self._settings = Settings(
-            # Resolved, so that a link to a journal is known to be the same one.
+            # Resolved, so that a link and its target count as the same journal.
             journal=Path(journal).resolve() if journal is not None else None,
             durability=durability,
             journal_max_bytes=journal_max_bytes,
@@ -160,7 +162,7 @@ class IngestPipeline(Questions):
             on_progress=on_progress,
         )
         if isinstance(store, type):
-            raise ConfigurationError(f"store is the class {store.__name__}: give an object of it")
+            raise ConfigurationError(f"store is the class {store.__name__}: pass an instance of it")
         if not isinstance(store, VectorStore | TextStore):
             raise ConfigurationError(
                 f"{type(store).__name__} is not a store: see autoplay_rag.stores.VectorStore for what it needs"
@@ -208,14 +210,14 @@ class IngestPipeline(Questions):
         await self.aclose()
 
     async def start(self) -> None:
-        """Open store and journal and take up what an earlier run left.
+        """Open store and journal, and resume the work of an earlier run.
 
         Raises:
-            PipelineError: If it is running already.
-            JournalError: One of its kinds, if the journal cannot be used.
+            PipelineError: If the pipeline is already running.
+            JournalError: Or a subclass, if the journal cannot be used.
             StoreMismatchError: If the store holds another model's vectors, or journal and store do
-                not belong together; the message says what to do.
-            StoreError: Another of its kinds, if the store cannot be used.
+                not belong together. The message says what to do.
+            StoreError: Or another subclass, if the store cannot be used.
             MissingExtraError: If an optional package is not installed.
         """
         if self._closing is not None:
@@ -236,12 +238,13 @@ class IngestPipeline(Questions):
         self._run = run
 
     async def aclose(self) -> None:
-        """Finish what is under way, drain up to `drain_timeout`, and close everything.
+        """Stop the attached clients, drain for up to `drain_timeout`, and close everything.
 
-        Clients that were attached are stopped first. What could not be stored in time stays in
-        the journal for the next start; without a journal file it is lost, which is logged.
+        Payloads that are not stored in time stay in the journal for the next start. Without a
+        journal file they are lost, and the loss is logged.
 
-        Cancelled, it stops draining; a second call waits until everything is closed.
+        If cancelled, it stops draining and still closes. A second call waits until everything is
+        closed.
         """
         if self._closing is None:
             if not self._running or self._run is None:
@@ -249,21 +252,23 @@ class IngestPipeline(Questions):
             run, journal = self._run, self._settings.journal
             try:
                 await self._clients.leave(self._settings.drain_timeout)
-                # What did not progress just now is not waited for again.
+                # `ingest` just saw no progress: do not wait again.
                 stuck = self._stuck and journal and self.health.state != "ok"
                 await run.drain(0.0 if stuck else self._settings.drain_timeout)
             except PipelineError as error:
                 if journal:
-                    _log.warning("%s; it stays in %s for the next start", error, journal)
+                    _log.warning(
+                        "%s; unfinished work stays in %s until the next start", error, journal
+                    )
                 else:
-                    _log.error("%s; it is lost, since there is no journal file", error)
+                    _log.error("%s; unfinished work is lost without a journal file", error)
             except Exception:  # noqa: BLE001 - other people's code
-                _log.exception("draining failed; the pipeline is closed all the same")
+                _log.exception("draining failed; closing the pipeline anyway")
             finally:
                 self._running = False
                 if self._closing is None:
                     self._closing = asyncio.create_task(self._close(run), name="autoplay-close")
-        # A cancelled caller leaves no lock and no connection behind.
+        # Shielded, so that a cancelled caller leaves no lock and no connection open.
         if self._closing is not None:
             await asyncio.shield(self._closing)
 
@@ -277,10 +282,10 @@ class IngestPipeline(Questions):
     # -- in -----------------------------------------------------------------------------------
 
     def attach(self, client: C) -> C:
-        """Have a client hand everything it receives to this pipeline.
+        """Register this pipeline's callbacks with a client.
 
         Args:
-            client: An `AsyncConnectorClient`, a `ConnectorClient`, or anything with their
+            client: An `AsyncConnectorClient`, a `ConnectorClient`, or any object with their
                 `on_actions` and `on_summary`. It is stopped when the pipeline closes.
 
         Returns:
@@ -295,31 +300,33 @@ class IngestPipeline(Questions):
         idle_seconds: float | None = None,
         max_seconds: float | None = None,
     ) -> Ledger:
-        """Attach a client, run it until one of the limits is reached or it ends, and drain.
+        """Attach a client, run it until it ends or a limit is reached, and drain.
 
-        In an outage it does not wait forever: once nothing was stored for `drain_timeout`, it
-        returns, with a warning, and the pipeline goes on with what is left for as long as it runs.
+        It does not wait forever during an outage. If nothing is stored for `drain_timeout`, it
+        logs a warning and returns. The pipeline continues with the pending payloads as long as it
+        runs.
 
         Args:
             client: The client to run.
-            idle_seconds: Stop once nothing was received for so long, connected or not.
-            max_seconds: Stop after so long in all.
+            idle_seconds: Stop after this many seconds without a payload, connected or not.
+            max_seconds: Stop after this many seconds in total.
 
         Returns:
-            The ledger after draining; `pending` is what an outage has left.
+            The ledger after draining. `pending` counts payloads left by an outage.
 
         Raises:
-            ConfigurationError: If a limit is no number of seconds.
-            ConnectorError: What ended the client, if it failed; what it had received is stored.
+            ConfigurationError: If a limit is not a number of seconds.
+            ConnectorError: The error that ended the client, if it failed. What it had received
+                is still stored.
         """
         check_at_least("idle_seconds", idle_seconds, 0, optional=True)
         check_at_least("max_seconds", max_seconds, 0, optional=True)
         run = self._open_run()
-        self._clients.release_ended()
+        self._clients.detach_ended()
         self.attach(client)
         started = run.last_received = run.loop.time()
         task = client.run_in_background()
-        self._clients.ended_with(client, task)
+        self._clients.track(client, task)
         try:
             while not task.done():
                 ends = [started + max_seconds] if max_seconds is not None else []
@@ -345,38 +352,39 @@ class IngestPipeline(Questions):
                 moved = (self.ledger.stored, self.ledger.dead) != (before.stored, before.dead)
                 self._stuck = self.health.state != "ok" and not moved
                 if self._stuck:
-                    _log.warning("%s; not waited for", error)
+                    _log.warning("%s; no longer waiting for them", error)
         return None
 
     async def on_actions(self, payload: ActionsPayload) -> None:
-        """Take in a batch of actions; returns once it is in the journal.
+        """Accept a batch of actions; returns once it is in the journal.
 
-        Works on any event loop: another one than the pipeline's own waits for it.
+        This works from any event loop: a call from another loop than the pipeline's is forwarded.
 
         Args:
-            payload: This package's class, or another client's with the same fields.
+            payload: An object of this package's class, or any with the same fields.
 
         Raises:
             PipelineClosedError: If the pipeline is not running.
-            JournalError: If the journal cannot be written for another reason than a full disk.
+            JournalError: If the journal cannot be written, except because of a full disk.
         """
         await self._take_in(own(payload, ActionsPayload))
 
     async def on_summary(self, payload: SummaryPayload) -> None:
-        """Take in a summary; otherwise as `on_actions`."""
+        """Accept a summary; otherwise like `on_actions`."""
         await self._take_in(own(payload, SummaryPayload))
 
     async def on_chat(self, turn: ChatTurn) -> None:
-        """Take in an exchange with an assistant as part of its session; otherwise as `on_actions`."""
+        """Accept a chat turn with an assistant as part of its session; otherwise like `on_actions`."""
         await self._take_in(own(turn, ChatTurn))
 
     def accept(self, payload: Payload) -> asyncio.Future[Outcome]:
-        """Hand over a payload of any kind; the future ends once it is in the journal.
+        """Accept a payload of any kind. Call this on the pipeline's event loop.
 
-        Payloads keep the order in which this is called, however long each future takes.
+        Payloads keep the order of the calls, however long each future takes.
 
         Returns:
-            What became of it: "accepted", "duplicate", "filtered", "dead" or "overflow".
+            A future that is done once the payload is in the journal. Its result is "accepted",
+            "duplicate", "filtered", "dead" or "overflow".
 
         Raises:
             PipelineClosedError: If the pipeline is not running.
@@ -394,20 +402,20 @@ class IngestPipeline(Questions):
     # -- out ----------------------------------------------------------------------------------
 
     async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the error tells what is left
-        """Close all open windows and wait until all accepted so far is stored or dead.
+        """Close all open windows and wait until all payloads accepted so far are stored or dead.
 
         Args:
-            timeout: Seconds to wait; None waits for as long as an outage lasts.
+            timeout: Seconds to wait; None waits until an outage ends.
 
         Raises:
-            DrainTimeoutError: If time ran out; the message says what is left and why.
+            DrainTimeoutError: If the time is over. The message says what is left and why.
             PipelineClosedError: If the pipeline is not running.
         """
         await self._open_run().drain(timeout)
 
     @property
     def dead_letters(self) -> DeadLetters:
-        """Payloads that could not be stored.
+        """The payloads that could not be stored.
 
         Raises:
             PipelineClosedError: If the pipeline is not running.
@@ -416,18 +424,18 @@ class IngestPipeline(Questions):
 
     @property
     def ledger(self) -> Ledger:
-        """The counts as of the last commit, also after the end.
+        """The counts as of the last commit; available after the pipeline is closed, too.
 
         Raises:
             PipelineClosedError: If the pipeline was never started.
         """
         if self._run is None:
-            raise PipelineClosedError("the pipeline was not started: there is nothing to count")
+            raise PipelineClosedError("the pipeline was never started, so it has no ledger")
         return self._run.ledger
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop it runs on, for code in other threads.
+        """The pipeline's event loop, for code in other threads.
 
         Raises:
             PipelineClosedError: If the pipeline is not running.
@@ -436,31 +444,31 @@ class IngestPipeline(Questions):
 
     @property
     def health(self) -> Health:
-        """Whether payloads reach the store; readable from any thread.
+        """Whether payloads reach the store. Readable from any thread.
 
-        "ok"; "degraded" while something fails that is retried or needs attention, a client that
-        has ended included; "failed" once the pipeline stores nothing more. Before the start and
-        after the end it is "ok".
+        The state is "degraded" while something fails that is retried or needs attention, such as
+        a client that has failed. It is "failed" once the pipeline has stopped storing. Otherwise,
+        and while the pipeline is not running, it is "ok".
         """
         return self._run.health if self._running and self._run else Health()
 
     @property
     def watermark(self) -> int:
-        """Everything received up to this sequence number is settled.
+        """The highest sequence number up to which every payload is settled.
 
-        Settled is what is stored, dead, discarded, filtered, refused, lost to overflow, or known
-        as a duplicate.
+        A payload is settled once it is stored, dead, discarded, filtered, refused, lost to
+        overflow, or known to be a duplicate.
 
         Raises:
             PipelineClosedError: If the pipeline was never started.
         """
         if self._run is None:
-            raise PipelineClosedError("the pipeline was not started: nothing was received")
+            raise PipelineClosedError("the pipeline was never started, so it has no watermark")
         return self._run.watermark.value
 
     @property
     def lag(self) -> float:
-        """About how many seconds the payload that is kept longest has waited."""
+        """About how many seconds the oldest pending payload has waited."""
         return self._run.lag if self._running and self._run else 0.0
 
     def _open_run(self) -> RunningPipeline:

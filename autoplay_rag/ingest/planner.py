@@ -1,7 +1,7 @@
-"""From the payloads of a batch to its plan: which chunks, with which text and metadata. Pure.
+"""Plans the chunks of a batch with their text and metadata. Pure.
 
-The plan is recorded in the journal before anything is embedded. It runs in a thread of its own:
-rendering is the user's code, and both rendering and counting tokens take time.
+The plan is recorded in the journal before anything is embedded. Planning runs on its own thread:
+rendering calls the user's code, and rendering and token counting take time.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ __all__ = ["Planner"]
 
 _log = logging.getLogger(__name__)
 
-_DAMAGED = "the journal's copy of it is damaged"
+_DAMAGED = "the payload's copy in the journal is damaged"
 
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """How payloads become planned chunks.
+    """Turns payloads into planned chunks.
 
     Attributes:
         render: Makes a chunk's text.
-        count_tokens: What embedding a text costs.
+        count_tokens: Returns the tokens of a text.
         max_actions: The most actions in one chunk.
-        include_email: Whether addresses go into the store.
+        include_email: Whether email addresses go into the store.
     """
 
     render: Render
@@ -47,16 +47,17 @@ class Planner:
     ) -> tuple[Plan, Session | None]:
         """Plan a batch.
 
-        A payload that cannot be rendered costs only itself: it is left out, with the error. A
-        retried dead letter gets chunks of its own, since the session may have gone on without it.
+        A payload that fails to render is left out of the chunks and recorded with its error. A
+        retried dead letter gets its own chunks, because later payloads of the session may be
+        stored already.
 
         Args:
             number: The batch's number.
             waiting: Its payloads: at least one, all of one lane, in order.
-            session: What is known of the session; None if nothing is.
+            session: The session as known so far; None if it is not known.
 
         Returns:
-            The plan, and what is known of the session now; None for payloads without a session.
+            The plan and the updated session. The session is None for payloads without a session.
         """
         plan = Plan(number, waiting[0].lane, [])
         people, ambiguous = (session.people, session.ambiguous) if session else (NOBODY, False)
@@ -72,7 +73,7 @@ class Planner:
             after = people.after(payload)
             ambiguous = ambiguous or changes_hands(people.user_id, after.user_id)
             if item.retried and ambiguous:
-                # It may be of a person who had the session before: only it can say.
+                # It may belong to an earlier user of the session: use only its own ids.
                 retried.append(Accepted(item.seq, item.key, payload, people_of(payload)))
                 continue
             people = after
@@ -88,10 +89,10 @@ class Planner:
         return plan, _session(plan, last, people, ambiguous=ambiguous)
 
     def divide(self, plan: Plan, chunk: PlannedChunk, waiting: Sequence[Waiting]) -> Plan:
-        """The same plan with each payload of one chunk in a chunk of its own.
+        """Return the plan with one chunk divided into one chunk per payload.
 
         Args:
-            plan: As it was recorded last.
+            plan: The plan as last recorded.
             chunk: The chunk to divide.
             waiting: Its payloads.
         """
@@ -109,10 +110,10 @@ class Planner:
         return divided
 
     def count(self, chunks: Sequence[Chunk]) -> list[int]:
-        """What embedding each of these chunks costs.
+        """Return the tokens of each chunk.
 
-        Where the embedder cannot count a text, it is estimated: these chunks were planned before,
-        and one of them must not stop the others.
+        If `count_tokens` fails, the tokens are estimated: the chunks are already planned, and one
+        of them must not block the others.
         """
         return [self._cost(chunk.text) for chunk in chunks]
 
@@ -120,7 +121,7 @@ class Planner:
         try:
             return int(self.count_tokens(text))
         except Exception as error:  # noqa: BLE001 - other people's code
-            _log.warning("the tokens of a text could not be counted: %s", type(error).__name__)
+            _log.warning("count_tokens failed (%s); the tokens are estimated", type(error).__name__)
             return len(text)
 
     def _add(self, plan: Plan, accepted: Sequence[Accepted]) -> None:
@@ -134,7 +135,7 @@ class Planner:
                         self._add(plan, [source])
                 else:
                     plan.unplanned[draft.sources[0].seq] = f"render failed: {describe(error)}"
-            # Lets the event loop have Python's lock now, instead of after the usual 5 ms.
+            # Release Python's global lock to the event loop now, not after the usual 5 ms.
             time.sleep(0)
         # A payload of several chunks fails as a whole.
         plan.chunks += [chunk for chunk in chunks if chunk.seqs[0] not in plan.unplanned]
@@ -145,7 +146,7 @@ class Planner:
         text = self.render(payloads)
         if not text.strip():
             raise ValueError("it returned an empty text")
-        text.encode()  # a lone surrogate cannot be kept
+        text.encode()  # raises for a lone surrogate, which cannot be stored
         metadata = metadata_of(
             payloads, people=sources[-1].people, include_email=self.include_email
         )

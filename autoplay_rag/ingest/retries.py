@@ -1,7 +1,7 @@
-"""What follows a failed request: retry, split, give up. Pure: time is an argument.
+"""Decides what follows a failed request: retry, split or fail. Pure: time is an argument.
 
-An outage is retried for as long as it lasts and counts against no item. Only an item that a
-service refuses for its content may be given up.
+During an outage, requests are retried until it ends, and no item counts as rejected. An item fails
+only if a service rejects it because of its content.
 """
 
 from __future__ import annotations
@@ -40,20 +40,21 @@ _LONE_RETRY_SECONDS: Final = 0.2
 _LONGEST_LONE_RETRY_SECONDS: Final = 30.0
 
 _LASTING_SECONDS: Final = 20.0
-"""After this long an outage is an error: the pauses grow, and the next failure is within the minute."""
+"""An outage of this length is logged as an error. The pauses grow, so the first failure after this
+time, which logs the error, comes within a minute."""
 
 _FORBIDDEN: Final = 403
 _REJECTIONS: Final = (EmbedderRejectedError, StoreRejectedError, NotImplementedError)
-# Raised by code that fails on a value; any other error may not come again.
+# Errors of code that fails on a value. Other errors may be transient.
 _VALUE_ERRORS: Final = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
 
 def is_rejection(error: BaseException) -> bool:
-    """Whether the input is to blame: 400, 413, 422, or an error like ValueError.
+    """Whether the input caused the error: status 400, 413, 422, or an error like ValueError.
 
-    A capability that the store lacks (`NotImplementedError`) is a rejection too: a retry cannot
-    help. Everything else is an outage: connection errors, timeouts, 401, 403, 404, 408, 429,
-    5xx, a store of the wrong kind, and errors of unknown kind.
+    A missing capability of the store (`NotImplementedError`) is a rejection too, because a retry
+    does not help. Everything else is an outage: connection errors, timeouts, status 401, 403, 404,
+    408, 429, 5xx, a mismatched store, and unknown errors.
 
     Example:
         >>> is_rejection(ValueError("bad metadata")), is_rejection(ConnectionError())
@@ -72,8 +73,8 @@ def is_rejection(error: BaseException) -> bool:
 def is_forbidden(error: BaseException) -> bool:
     """Whether the credentials do not allow this kind of request: 403, or a `PermissionError`.
 
-    For an upsert this is an outage. A key that may only add refuses each deletion forever, so
-    there it is a refusal.
+    For an upsert this is an outage. For an update or a delete it is a rejection: with a key that
+    may only add, each retry fails the same way.
 
     Example:
         >>> is_forbidden(PermissionError("upserts only")), is_forbidden(ConnectionError())
@@ -83,7 +84,7 @@ def is_forbidden(error: BaseException) -> bool:
 
 
 def retry_after(error: BaseException) -> float:
-    """Seconds that the service asked to wait; 0 if it did not say. At most an hour.
+    """Return the seconds that the service asked to wait, at most an hour; 0 if it did not ask.
 
     Example:
         >>> from autoplay_rag.errors import EmbedderUnavailableError
@@ -106,14 +107,14 @@ def _status(error: BaseException) -> int | None:
 
 
 class Pause:
-    """How long all requests wait together while a service is out.
+    """The pause of all requests to a service during its outage.
 
     Args:
-        shortest: Seconds after the first failure.
-        longest: The most seconds; the wait doubles up to it.
+        shortest: Seconds to wait after the first failure.
+        longest: The most seconds to wait. The wait doubles with each failure up to this.
 
     Attributes:
-        failures: Failures in a row.
+        failures: Consecutive failures.
         until: No request starts before this time.
 
     Example:
@@ -131,10 +132,10 @@ class Pause:
         self._set_at = float("-inf")
 
     def failed(self, started: float, now: float, asked: float = 0.0) -> None:
-        """Note that a request which began at `started` found the service out.
+        """Record a request that failed because of an outage.
 
-        Several requests that hit the same rate limit are one failure: those that began before
-        the pause was set do not lengthen it.
+        Concurrent requests that hit the same rate limit count as one failure: a request that
+        began before the pause was set does not lengthen it.
 
         Args:
             started: When the request began.
@@ -149,22 +150,22 @@ class Pause:
         self.rest(now + asked)
 
     def rest(self, until: float) -> None:
-        """Start no request before `until`, whatever the failures say."""
+        """Extend the pause to `until`, independently of failures."""
         self.until = max(self.until, until)
 
     def passed(self) -> None:
-        """Note that a request succeeded."""
+        """Record a success: end the pause."""
         self.failures = 0
         self.until = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one request may hold.
+    """The limits of one request.
 
     Attributes:
         count: The most items.
-        cost: The most cost (tokens) of all items together. One item that costs more goes alone.
+        cost: The highest total cost (tokens) of the items. An item above it is sent alone.
     """
 
     count: int
@@ -173,7 +174,7 @@ class RequestLimits:
 
 @dataclass(slots=True)
 class _Record:
-    """What happened to an item that was refused alone."""
+    """The attempts of an item that was rejected alone."""
 
     attempts: int = 0
     tries: int = 0
@@ -182,13 +183,13 @@ class _Record:
 
 @dataclass(slots=True, eq=False)
 class Request(Generic[T]):
-    """Items that go to the service together; `RetryQueue.take` returns it.
+    """Items to send to the service together, as returned by `RetryQueue.take`.
 
     Attributes:
-        items: At least one.
-        started: When it began.
-        needs_probe: Whether the service must first be asked with input that any healthy service
-            takes: the item was refused alone, and nothing has succeeded since.
+        items: The items, at least one.
+        started: When the request began.
+        needs_probe: Whether to probe the service first, with input that any healthy service
+            accepts. True if the item was rejected alone and nothing has succeeded since.
     """
 
     items: list[T]
@@ -198,29 +199,32 @@ class Request(Generic[T]):
 
 
 class RetryQueue(Generic[T]):
-    """Decides which items go to a service next, and what happens to them after a failure.
+    """Decides which items to send to a service next, and what to do with them after a failure.
 
-    An outage puts the items back and pauses all requests together; while it lasts, one request
-    at a time finds out whether the service is back. An outage is logged once as a warning, and
-    once as an error if it lasts. A rejection splits the request in halves
-    until one item stands alone. An item refused alone waits, longer each time, while others go
-    first. It is given up after `max_attempts` refusals with another success before each but the
-    first: only then is the item to blame and not the service.
+    After an outage error, the items return to the queue and all requests pause. During the outage,
+    one request at a time tests the service. An outage is logged once as a warning, and once as an
+    error if it lasts.
 
-    Every request that `take` returns is ended by exactly one call of `succeeded`, `failed` or
-    `unhealthy` or `gave_up`.
+    A rejection splits the request in halves until each holds one item. An item that is rejected
+    alone waits, longer each time, while others go first. It fails after `max_attempts` rejections
+    with another success before each except the first: this shows that the item is the cause and
+    not the service.
+
+    The caller ends every request that `take` returned with exactly one call of `succeeded`,
+    `failed`, `unhealthy` or `withdrawn`.
 
     Args:
-        name: The service in log lines and reasons, "embedder" or "store".
-        limits: What one request may hold.
-        max_attempts: Refusals of an item alone until it is given up.
-        cost: What an item costs, in the unit of `limits.cost`; by default nothing.
-        take_back: Called with an item that is refused alone. True means that its owner takes it
-            back: it has left the queue.
-        pause: How long all wait in an outage.
+        name: The service in log lines and errors, "embedder" or "store".
+        limits: The limits of one request.
+        max_attempts: The rejections of an item alone until it fails.
+        cost: Returns the cost of an item, in the unit of `limits.cost`; by default items have no
+            cost.
+        take_back: Called with an item that was rejected alone. True means that the owner takes
+            it back and the item leaves the queue.
+        pause: The pause during outages.
 
     Attributes:
-        problem: What is wrong with the service, in one line; None while all is well.
+        problem: The current problem of the service in one line; None if there is none.
 
     Example:
         >>> queue = RetryQueue("store", RequestLimits(count=10, cost=0), max_attempts=1)
@@ -251,7 +255,7 @@ class RetryQueue(Generic[T]):
         self._pause = pause or Pause()
         self._fresh: deque[T] = deque()
         self._halves: deque[list[T]] = deque()
-        # Items refused alone: (due, number, item, record), the earliest first.
+        # Items rejected alone, as a heap of (due, number, item, record).
         self._waiting: list[tuple[float, int, T, _Record]] = []
         self._numbers = count()
         self._in_flight = 0
@@ -262,15 +266,15 @@ class RetryQueue(Generic[T]):
 
     @property
     def is_out(self) -> bool:
-        """Whether the last request found the service out; one request at a time may start."""
+        """Whether the last request failed by an outage. If so, one request at a time may start."""
         return self._pause.failures > 0
 
     def put(self, items: Iterable[T]) -> None:
-        """Queue items behind those that are already here."""
+        """Append items to the queue."""
         self._fresh.extend(items)
 
     def take(self, now: float) -> Request[T] | None:
-        """The next request; None if nothing may start now."""
+        """Return the next request; None if none may start now."""
         pause = self._pause
         if pause.until > now or (pause.failures and self._in_flight):
             return None
@@ -287,7 +291,7 @@ class RetryQueue(Generic[T]):
         return request
 
     def next_at(self, now: float) -> float | None:
-        """When `take` has something, unless anything changes before; None if only a change helps."""
+        """Return when `take` will next return a request; None if it first needs another call."""
         if self._pause.failures and self._in_flight:
             return None
         if self._halves or self._fresh:
@@ -297,20 +301,20 @@ class RetryQueue(Generic[T]):
         return None
 
     def succeeded(self, request: Request[T]) -> None:  # noqa: ARG002 - as `failed`
-        """Note that the service took a request; its items have left the queue."""
+        """Record that the service accepted a request. Its items leave the queue."""
         self._in_flight -= 1
         self._passed()
 
     def probed(self) -> None:
-        """Note that the service took a probe: it counts as the success of another item."""
+        """Record a successful probe. It counts as the success of another item."""
         self._passed()
 
     def failed(self, request: Request[T], error: BaseException, now: float) -> str | None:
-        """Decide what happens to the items of a request that failed.
+        """Decide what to do with the items of a request that failed.
 
         Returns:
-            Why the request's only item is given up: it has left the queue. None if all items
-            are still here, or if the owner took the only item back.
+            The error of the request's only item if it failed for good and left the queue. None if
+            all items stay in the queue, or if the owner took the only item back.
         """
         self._in_flight -= 1
         if is_rejection(error):
@@ -323,26 +327,26 @@ class RetryQueue(Generic[T]):
         return None
 
     def unhealthy(self, request: Request[T], error: BaseException, now: float) -> None:
-        """Note that the probe before a request failed: an outage, whatever the error is.
+        """Record that the probe before a request failed: an outage, whatever the error is.
 
-        The item waits again and others go first, since the success of one of them says more
-        than a probe.
+        The item waits again and others go first, because the success of another item is better
+        evidence than a probe.
         """
         assert request.record is not None
         self._in_flight -= 1
         self._wait_longer(request.items[0], request.record, now)
         self._out(request, error, now)
 
-    def gave_up(self, request: Request[T]) -> None:  # noqa: ARG002 - as `failed`
-        """Note that the caller ended all items of a request itself, without asking the service."""
+    def withdrawn(self, request: Request[T]) -> None:  # noqa: ARG002 - as `failed`
+        """Record that the caller ended all items of a request itself, without a call."""
         self._in_flight -= 1
 
     def rest(self, until: float) -> None:
-        """Start no request before `until`: the service asked for it in another queue."""
+        """Start no request before `until`, which the service asked for through another queue."""
         self._pause.rest(until)
 
     def clear(self) -> None:
-        """Drop all items and forget all failures. No request may be in flight."""
+        """Drop all items and reset the failures. No request may be in flight."""
         self._fresh.clear()
         self._halves.clear()
         self._waiting.clear()
@@ -371,8 +375,8 @@ class RetryQueue(Generic[T]):
         return record.seen_successes == self._successes
 
     def _goes_next(self, record: _Record) -> bool:
-        # Any other item can bring the success that a probe stands for. This also keeps one bad
-        # item from stopping all others where the service refuses the probe.
+        # Try another item instead of a probe first: its success is as good. This also prevents one
+        # bad item from blocking all others if the service rejects the probe.
         return not (self._fresh and self._needs_probe(record))
 
     def _rejected(self, request: Request[T], error: BaseException, now: float) -> str | None:
@@ -391,10 +395,10 @@ class RetryQueue(Generic[T]):
             self.problem = None
             return f"{self._name}: {describe(error)}"
         if record.attempts == record.tries == 1:
-            # Refused twice and nothing succeeded between: the service may refuse everything.
+            # Rejected twice without a success in between: the service may reject everything.
             self.problem = describe(error)
             _log.warning(
-                "the %s refuses a payload and has taken nothing since (%s); it is retried",
+                "the %s rejects a payload and has accepted nothing since (%s); retrying",
                 self._name,
                 self.problem,
             )
@@ -423,7 +427,7 @@ class RetryQueue(Generic[T]):
                 self.problem,
             )
         elif not self._lasts and not asked and now - self._out_since >= _LASTING_SECONDS:
-            # A wrong address, key or model looks like an outage and never ends.
+            # A wrong address, key or model looks like an outage that never ends.
             self._lasts = True
             _log.error(
                 "the %s has failed for %.0f s%s (%s): check its address, its key and its settings; "
@@ -448,7 +452,7 @@ class RetryQueue(Generic[T]):
 
 
 def _problem_of(error: BaseException) -> str:
-    """An error in one line, with what to check after the answer of a service that is not ours."""
-    # Our own errors say it themselves.
+    """Return an error in one line, with a hint for the HTTP status if it has one."""
+    # This package's own errors already contain the hint.
     hint = None if isinstance(error, AutoplayError) else hint_of(_status(error))
     return f"{describe(error)}; {hint}" if hint else describe(error)

@@ -1,4 +1,4 @@
-"""One run of a pipeline, from its start to its end: everything that lives and ends together."""
+"""One run of a pipeline: creates its parts, starts them and closes them together."""
 
 from __future__ import annotations
 
@@ -39,41 +39,41 @@ __all__ = ["RunningPipeline"]
 _log = logging.getLogger(__name__)
 
 _REQUESTS_SECONDS = 1.0
-"""How often the journal is asked for requests of other processes."""
+"""The interval of checking the journal for requests of other processes."""
 _TIDY_EVERY = 60
 _NOTE_EVERY = 30
-"""Seconds between two runs of `tidy`, and between two notes of the store."""
+"""The intervals of `Journal.tidy` and `Pairing.note`, in seconds."""
 _GRACE_SECONDS = 5.0
-"""How long requests that were cancelled may take to end."""
+"""The time that cancelled requests have to end."""
 _RESUME_PAGE = 100_000
-_WITHOUT: dict[Capability, str] = {
-    "delete": "parts of a payload that dies stay in it",
-    "identity": "whether it was emptied or exchanged is seen by a sample of ids, if it has 'get'",
-    "scan": "what it holds cannot be taken into a journal",
-    "drop": "it is not made anew for another model",
+_CONSEQUENCES: dict[Capability, str] = {
+    "delete": "chunks of dead payloads stay in the store",
+    "identity": "only a sample of ids shows if it was emptied or exchanged, and only with 'get'",
+    "scan": "its content cannot be added to a journal",
+    "drop": "a rebuild cannot replace vectors of another model",
 }
-"""What a pipeline does less well with a store that lacks a capability."""
+"""The consequences of each capability that a store lacks."""
 _LIVE_SECONDS = 3600.0
 _LIVE_PAYLOADS = 10_000
-"""How far back live sessions are filled at start."""
+"""The age and number of journalled payloads to fill live sessions with at start."""
 
 
 class RunningPipeline:
-    """Journal, worker and store of one run, and the task that works on them.
+    """The journal, worker and store of one run, and the task that runs them.
 
     Args:
-        settings: How to work.
-        store: Where chunks go.
-        embedder: Makes vectors; None where the store embeds for itself.
-        live: Is shown what was accepted.
-        clients: Whose failures are part of its health.
+        settings: The options of the pipeline.
+        store: The store for the chunks.
+        embedder: Makes the vectors; None if the store embeds texts itself.
+        live: Receives the accepted payloads.
+        clients: The attached clients. Their failures are part of `health`.
 
     Attributes:
         dead_letters: Payloads that could not be stored.
-        last_received: When the last payload arrived, in the loop's time.
-        loop: The event loop it runs on.
+        last_received: The loop's time when the last payload arrived.
+        loop: The event loop of this run.
         searcher: Answers questions from store and journal.
-        watermark: Up to which sequence number everything is settled.
+        watermark: Tracks which sequence numbers are settled.
     """
 
     def __init__(
@@ -135,11 +135,11 @@ class RunningPipeline:
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open journal and store, take up what an earlier run left, and begin to work."""
+        """Open journal and store, resume the work of an earlier run, and start the task."""
         await self._journal.open()
         try:
             await self._pairing.open_store()
-            _say_what_is_missing(self._store)
+            _log_missing_capabilities(self._store)
             if self._settings.journal:
                 await self._pairing.check()
             await self._build()
@@ -187,7 +187,7 @@ class RunningPipeline:
 
     async def _resume(self) -> None:
         await self._journal.queue_unconfirmed()
-        # Deletions first: a plan may store a chunk anew that is still to be deleted.
+        # Deletions first: a plan may store a chunk again that is still to be deleted.
         await self._upkeep.resume()
         plans = await self._worker.resume()
         planned = {seq for plan in plans for seq in plan.seqs}
@@ -217,7 +217,7 @@ class RunningPipeline:
                 group.create_task(self._worker.run())
                 group.create_task(self._upkeep.run())
                 group.create_task(Indexer(self._journal).run())
-                group.create_task(self._look_after())
+                group.create_task(self._run_periodic_work())
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -227,11 +227,15 @@ class RunningPipeline:
             raise
 
     async def close(self) -> None:
-        """Stop working and close everything; what is not stored stays in the journal."""
+        """Stop the task and close everything. Payloads that are not stored stay in the journal."""
         self._task.cancel()
         _, busy = await asyncio.wait([self._task], timeout=_GRACE_SECONDS)
         if busy:
-            _log.error("an embedder or a store does not let itself be cancelled: not waited for")
+            _log.error(
+                "a request to the embedder or the store did not end within %g s after it was "
+                "cancelled; closing anyway",
+                _GRACE_SECONDS,
+            )
         try:
             if self._settings.journal:
                 with suppress(AutoplayError):
@@ -253,7 +257,7 @@ class RunningPipeline:
     # -- in -----------------------------------------------------------------------------------
 
     def accept(self, payload: Payload) -> asyncio.Future[Outcome]:
-        """Hand a payload to the journal; it takes its sequence number at once."""
+        """Assign a sequence number to a payload and pass it to the journal."""
         seq = self.watermark.take()
         self.last_received = self.loop.time()
         try:
@@ -276,24 +280,27 @@ class RunningPipeline:
         try:
             self._live.add(payload, **arrived)
         except Exception as error:  # noqa: BLE001 - a redacted payload may hold anything
-            _log.error("a payload is stored, but not shown live: %s", type(error).__name__)
+            _log.error(
+                "a payload is missing in the live sessions, but will be stored: %s",
+                type(error).__name__,
+            )
 
     def _watch_overflow(self, outcome: Outcome | None) -> None:
         if outcome in ("duplicate", "filtered"):
-            return  # says nothing about room
+            return  # these take no space in the journal
         overflow = outcome in (None, "overflow")
         if overflow and not self._overflowing:
             _log.error(
-                "the journal takes no more: it or its disk is full, or it cannot be written. "
-                "Payloads are being LOST and counted as overflow; raise journal_max_bytes, make "
-                "room, or see why the store does not keep up"
+                "the journal cannot accept payloads: it or its disk is full, or it cannot be "
+                "written. Payloads are being LOST and counted as overflow: raise "
+                "journal_max_bytes, free disk space, or check why the store does not keep up"
             )
         self._overflowing = overflow
 
     # -- out ----------------------------------------------------------------------------------
 
     async def drain(self, timeout: float | None) -> None:  # noqa: ASYNC109 - the error says what is left
-        """Close all windows and wait for what was accepted so far; see `IngestPipeline.drain`."""
+        """Close all windows and wait for the accepted payloads; see `IngestPipeline.drain`."""
         try:
             async with asyncio.timeout(timeout):
                 self._batcher.close_windows(self.loop.time())
@@ -304,12 +311,12 @@ class RunningPipeline:
             if not self.ledger.pending and self._upkeep.idle:
                 return
         else:
-            raise PipelineError(f"{self.health}; it stores nothing more, see the log")
+            raise PipelineError(f"{self.health}; the pipeline stores nothing more: see the log")
         reasons = self.health.reasons
         left = (
             f"{pending:,} payloads are not stored"
             if (pending := self.ledger.pending)
-            else ("deletions, or chunks that are stored again, are not done")
+            else "deletions, or chunks to be stored again, are not done"
         )
         raise DrainTimeoutError(
             f"{left} after {timeout:g} s" + (f" ({'; '.join(reasons)})" if reasons else "")
@@ -357,14 +364,14 @@ class RunningPipeline:
             return Health("failed", (self._failure,))
         reasons = [self._journal.problem] if self._journal.problem else []
         if self._overflowing:
-            reasons.append("overflow: the journal takes no more, payloads are lost")
+            reasons.append("overflow: the journal cannot accept payloads, and they are lost")
         reasons += self._writer.problems + self._worker.problems + self._upkeep.problems
         reasons += self._clients.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 
     @property
     def lag(self) -> float:
-        """About how many seconds the payload that is kept longest has waited."""
+        """About how many seconds the oldest pending payload has waited."""
         oldest = self._batcher.oldest()
         return 0.0 if oldest is None else max(0.0, self.loop.time() - oldest)
 
@@ -377,8 +384,8 @@ class RunningPipeline:
             self._batcher.add(lane, seq, now)
         self._worker.wake()
 
-    async def _look_after(self) -> None:
-        """What is done now and then: requests of other processes, notes, tidying."""
+    async def _run_periodic_work(self) -> None:
+        """Run the periodic work: requests of other processes, health notes, tidying."""
         noted: Health | None = None
         second = 0
         while True:
@@ -393,7 +400,7 @@ class RunningPipeline:
                 if second % _NOTE_EVERY == _NOTE_EVERY - 1:
                     await self._pairing.note()
             except JournalError as error:
-                _log.error("requests of other processes have to wait: %s", error)
+                _log.error("the periodic work on the journal failed; retrying: %s", error)
             second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
 
@@ -401,17 +408,17 @@ class RunningPipeline:
         try:
             await self._journal.note_tokens(day, tokens)
         except JournalError as error:
-            _log.error("the day's tokens could not be kept: %s", error)
+            _log.error("the day's token count could not be saved: %s", error)
 
 
-def _say_what_is_missing(store: Store) -> None:
-    for capability, consequence in _WITHOUT.items():
+def _log_missing_capabilities(store: Store) -> None:
+    for capability, consequence in _CONSEQUENCES.items():
         if capability not in store.capabilities:
             _log.info("%s has no %r: %s", type(store).__name__, capability, consequence)
 
 
 def _limits(embedder: Embedder, tokens_per_day: int | None) -> RequestLimits:
-    # A request larger than the day's budget would use up that of several days.
+    # A larger request would exceed the budget: the first request of a day always passes.
     most = min(embedder.max_request_tokens, tokens_per_day or embedder.max_request_tokens)
     return RequestLimits(embedder.max_inputs, most)
 

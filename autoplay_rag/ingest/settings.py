@@ -1,4 +1,4 @@
-"""How a pipeline works: its arguments, checked once. `IngestPipeline` says what each means."""
+"""The validated arguments of a pipeline. `IngestPipeline` documents each."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from autoplay_rag.payloads import Payload
 
 __all__ = ["Settings"]
 
-_LEAST = {
+_MINIMUMS = {
     "journal_max_bytes": 1,
     "batch_window": 0,
     "drain_timeout": 0,
 }
-_LEAST_COUNT = {
+_MINIMUM_COUNTS = {
     "max_batch_actions": 1,
     "embed_concurrency": 1,
     "max_attempts": 1,
@@ -34,7 +34,7 @@ class Settings:
     """The options of one `IngestPipeline`.
 
     Raises:
-        ConfigurationError: If one of them can never work.
+        ConfigurationError: If one of them is not valid.
     """
 
     journal: Path | None
@@ -57,9 +57,9 @@ class Settings:
     on_progress: Callable[[Ledger], None] | None
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
+        for name, least in _MINIMUMS.items():
             check_at_least(name, getattr(self, name), least)
-        for name, least in _LEAST_COUNT.items():
+        for name, least in _MINIMUM_COUNTS.items():
             check_at_least(name, getattr(self, name), least, whole=True)
         check_at_least("max_embed_tokens_per_day", self.max_embed_tokens_per_day, 1, optional=True)
         for name in ("select", "redact", "render", "on_progress"):

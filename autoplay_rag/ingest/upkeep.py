@@ -1,4 +1,4 @@
-"""What a store needs beside new chunks: chunks stored again, and deletions until it confirms them."""
+"""Background work on the store: re-embeds queued chunks and repeats deletions until confirmed."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _PAGE = 200
 _JOURNAL_RETRY_SECONDS = 1.0
 _FIRST_REPEAT_SECONDS = 5.0
 _LONGEST_REPEAT_SECONDS = 600.0
-"""Between two attempts at deletions that the store refuses."""
+"""The shortest and the longest pause between attempts of rejected deletions."""
 
 
 class Upkeep:
     """Embeds and stores queued chunks of the catalog again, and empties the deletion outbox.
 
-    Neither delays anything else: new chunks share the writer with it.
+    This work does not block new chunks, which use the same writer.
 
     Args:
-        journal: Knows what is queued and what is to be deleted.
-        writer: Embeds and stores.
+        journal: Keeps the queued chunks and the outbox.
+        writer: Embeds and stores the chunks.
         planner: Counts tokens.
     """
 
@@ -52,22 +52,22 @@ class Upkeep:
 
     @property
     def problems(self) -> list[str]:
-        """What fails or is not done yet, one line each. Readable from any thread."""
+        """Current failures and unfinished work, one line each. Readable from any thread."""
         found = [self._problem] if self._problem else []
         if self._queued:
             found.append(f"{self._queued:,} stored chunks are still to be embedded again")
-        if refused := list(self._refused.values()):  # a copy: the loop changes it meanwhile
+        if refused := list(self._refused.values()):  # a copy: the loop may change it meanwhile
             found.append(f"{len(refused):,} chunks cannot be deleted from the store: {refused[0]}")
         return found
 
     async def resume(self) -> None:
-        """Take up what an earlier run left."""
+        """Resume the work of an earlier run."""
         self._queued = await self._journal.count_queued()
         self._note_idle()
         self.delete(await self._journal.deletions(-1, planned=False))
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Delete chunks that are in the outbox."""
+        """Start to delete chunks that are in the outbox."""
         fresh = [one for one in ids if one not in self._deleting]
         self._deleting.update(fresh)
         self._note_idle()
@@ -75,7 +75,7 @@ class Upkeep:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is queued and no deletion is under way; refused ones do not count."""
+        """Whether no chunk is queued and no deletion in progress. Rejected ones do not count."""
         return self._idle.is_set()
 
     async def wait(self) -> None:
@@ -83,7 +83,7 @@ class Upkeep:
         await self._idle.wait()
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._store_again())
             group.create_task(self._confirm_deletions())
@@ -103,7 +103,7 @@ class Upkeep:
             try:
                 page = await self._journal.queued(after, _PAGE)
                 if not page:
-                    # Counted before a deletion took some: there is nothing left.
+                    # A deletion may have removed queued chunks since the last count.
                     self._queued = await self._journal.count_queued() if after else 0
                     after = 0
                     continue
@@ -152,8 +152,8 @@ class Upkeep:
         else:
             if not self._refused:
                 _log.error(
-                    "chunks of dead or replaced payloads stay in the store, which does not delete "
-                    "them (%s); they are tried again",
+                    "chunks of dead or replaced payloads stay in the store, because it did not "
+                    "delete them (%s); retrying",
                     error,
                 )
             self._refused[operation.id] = error
@@ -167,7 +167,7 @@ class Upkeep:
             try:
                 await self._journal.deleted(ids)
             except JournalError:
-                self._changed.set()  # deleting twice does no harm, losing the note does none either
+                self._changed.set()  # if this is never recorded, deleting again does no harm
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
                 continue
             del self._deleted[: len(ids)]
@@ -182,6 +182,6 @@ class Upkeep:
             failures = failures + 1 if self._refused else 0
             with suppress(JournalError):
                 outbox = await self._journal.deletions(-1, planned=False)
-                # What is stored anew has left the outbox, or leaves it soon.
+                # Forget chunks that left the outbox because they were stored again.
                 self._refused = {one: self._refused[one] for one in outbox if one in self._refused}
                 self.delete(outbox)

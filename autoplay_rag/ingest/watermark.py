@@ -1,4 +1,4 @@
-"""Up to which sequence number everything is settled."""
+"""Tracks the highest sequence number up to which every payload is settled."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class _Waiter:
 
 
 class Watermark:
-    """Gives out sequence numbers, and knows which of them are settled.
+    """Assigns sequence numbers and tracks which of them are settled.
 
     A payload is settled once it is stored, dead, discarded, filtered, refused, lost to overflow, or
-    known as a duplicate. The watermark is the highest number up to which all are. It never moves
-    back: a dead letter that is retried keeps its number and is waited for by itself.
+    known to be a duplicate. The watermark is the highest number up to which all are settled. It
+    never moves back: a retried dead letter keeps its number and is tracked separately.
 
-    It needs no storage of its own: the journal knows what waits, and `resume` is given that.
+    It has no storage: `resume` restores it from the pending payloads of the journal.
 
     Args:
-        queue: Knows what waits of each session.
-        last: The highest number given out so far.
+        queue: Keeps the pending payloads.
+        last: The highest number assigned so far.
 
     Attributes:
         value: The watermark.
-        last: The highest number given out.
+        last: The highest number assigned.
 
     Example:
         >>> watermark = Watermark(queue=None)
@@ -51,24 +51,24 @@ class Watermark:
     def __init__(self, queue: Queue, last: int = 0) -> None:
         self._queue = queue
         self.last = self.value = last
-        # Settled numbers beyond the watermark, as ranges: each from its start, and from its end.
-        # There are no more of them than numbers that are not settled.
+        # The ranges of settled numbers above the watermark, by start and by end. There are at most
+        # as many as there are numbers that are not settled.
         self._end_of: dict[int, int] = {}
         self._start_of: dict[int, int] = {}
         self._retried: set[int] = set()
         self._waiters: set[_Waiter] = set()
 
     def take(self) -> int:
-        """Give out the next number."""
+        """Assign the next number."""
         self.last += 1
         return self.last
 
     def resume(self, waiting: Iterable[tuple[int, bool]]) -> None:
-        """Take up what an earlier run left, before any number is given out.
+        """Restore the state of an earlier run. Call this before any number is assigned.
 
         Args:
-            waiting: Numbers of payloads that wait, in order, and whether each is a retried dead
-                letter. Every other number is settled.
+            waiting: The numbers of pending payloads, in order, and whether each is a retried dead
+                letter. All other numbers are settled.
         """
         settled_from = None
         for seq, retried in waiting:
@@ -85,12 +85,12 @@ class Watermark:
             self._add_range(settled_from, self.last)
 
     def settle(self, seqs: Iterable[int]) -> None:
-        """Note that payloads are settled."""
+        """Mark payloads as settled."""
         for seq in seqs:
             if seq in self._retried:
                 self._retried.discard(seq)
                 for waiter in self._waiters:
-                    # It may be retried once more before the others are settled.
+                    # Per waiter: the letter may be retried again before the waiter is done.
                     waiter.retried.discard(seq)
             elif seq == self.value + 1:
                 self.value = self._end_of.pop(seq + 1, seq)
@@ -103,11 +103,11 @@ class Watermark:
             self._check(waiter)
 
     def reopen(self, seqs: Iterable[int]) -> None:
-        """Note that dead letters are retried: they are waited for, the watermark stays."""
+        """Mark dead letters as retried. `wait` includes them; the watermark does not change."""
         self._retried.update(seqs)
 
     async def wait(self) -> None:
-        """Wait until everything given out so far, retried dead letters included, is settled."""
+        """Wait until all numbers assigned so far and all retried dead letters are settled."""
         waiter = _Waiter(self.last, set(self._retried))
         self._check(waiter)
         self._waiters.add(waiter)
@@ -117,7 +117,7 @@ class Watermark:
             self._waiters.discard(waiter)
 
     async def of(self, lane: int) -> int:
-        """The watermark of one session: everything of it up to this number is settled.
+        """Return a session's watermark: all its payloads up to this number are settled.
 
         Args:
             lane: The session's lane.

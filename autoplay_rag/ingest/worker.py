@@ -1,4 +1,4 @@
-"""Take what is due, plan it, have it written, acknowledge it: in that order and never back."""
+"""Moves due batches through planning, writing and acknowledgement, in this order."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ T = TypeVar("T")
 _PLAN_PAYLOADS = 500
 """The most payloads planned at once."""
 _PLAN_BYTES = 16 * 2**20
-"""About the most bytes of payloads planned at once: they are all in memory, more than once."""
+"""About the most bytes of payloads planned at once. All of them are in memory, with copies."""
 _MOST_CHUNKS = 2_000
 _MOST_CHARACTERS = 32 * 2**20
-"""Chunks under way at most, and their text; the rest waits in the journal, not in memory."""
+"""The most chunks in progress, and their text. More payloads wait in the journal, not in memory."""
 _JOURNAL_RETRY_SECONDS = 1.0
 
 
 @dataclass(slots=True, eq=False)
-class _UnderWay:
-    """A plan that is being carried out."""
+class _PlanInProgress:
+    """A plan in progress."""
 
     plan: Plan
     chunks: dict[str, PlannedChunk]
@@ -50,22 +50,22 @@ class _UnderWay:
     dead: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: Plan) -> _UnderWay:
+    def of(cls, plan: Plan) -> _PlanInProgress:
         chunks = {planned.chunk.id: planned for planned in plan.chunks}
         return cls(plan, chunks, set(chunks), dict(plan.unplanned))
 
 
 class Worker:
-    """Carries what the batcher has gathered to the store.
+    """Moves gathered batches to the store.
 
     Args:
-        journal: Where payloads wait and plans are kept.
-        batcher: Says what is due.
-        planner: How payloads become chunks.
-        writer: Embeds and stores.
-        upkeep: Gets the deletions that acknowledging finds.
-        last_batch: The highest number of a batch so far.
-        on_settled: Called with the sequence numbers of payloads that are stored or dead now.
+        journal: Keeps the payloads and the plans.
+        batcher: Returns the batches that are due.
+        planner: Turns payloads into chunks.
+        writer: Embeds and stores the chunks.
+        upkeep: Receives the deletions that `Journal.acknowledge` returns.
+        last_batch: The highest batch number so far.
+        on_settled: Called with the sequence numbers of payloads that are now stored or dead.
     """
 
     def __init__(
@@ -89,24 +89,24 @@ class Worker:
         self._on_settled = on_settled
         self._thread = SerialThread("autoplay-plan")
         self._wake = asyncio.Event()
-        self._ended: list[_UnderWay] = []
-        self._to_divide: list[tuple[_UnderWay, PlannedChunk]] = []
+        self._ended: list[_PlanInProgress] = []
+        self._to_divide: list[tuple[_PlanInProgress, PlannedChunk]] = []
         self._settle = asyncio.Event()
         self._planning: str | None = None
         self._settling: str | None = None
 
     @property
     def problems(self) -> list[str]:
-        """What fails now, one line each. Readable from any thread."""
+        """Current failures, one line each. Readable from any thread."""
         found = (self._planning, self._settling)
         return [problem for problem in found if problem is not None]
 
     def wake(self) -> None:
-        """Look at the batcher again: something arrived, or is due earlier than it was."""
+        """Check the batcher again, because a payload arrived or a batch is due earlier."""
         self._wake.set()
 
     async def resume(self) -> list[Plan]:
-        """Carry out plans that an earlier run recorded; returns them."""
+        """Start the plans that an earlier run recorded, and return them."""
         plans = await self._journal.plans()
         await self._thread.run(_count_all, self._planner, plans)
         now = asyncio.get_running_loop().time()
@@ -116,7 +116,7 @@ class Worker:
         return plans
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._plan_what_is_due())
             group.create_task(self._settle_what_ended())
@@ -140,11 +140,11 @@ class Worker:
                 pass
 
     def _has_room(self) -> bool:
-        # Deletions do not count: a store that refuses them must not stop new chunks.
+        # Deletions do not count: a store that rejects them must not block new chunks.
         return self._chunks < _MOST_CHUNKS and self._writer.characters < _MOST_CHARACTERS
 
     async def _plan(self, gathered: list[Gathered]) -> None:
-        """Read the payloads, plan them in the planning thread, record the plans, begin."""
+        """Read the payloads, plan them on the planning thread, record the plans, start writing."""
         try:
             asked = [seq for item in gathered for seq in item.seqs]
             waiting = await self._read(asked)
@@ -157,13 +157,13 @@ class Worker:
             plans = [plan for plan, _ in made]
             known = [session for _, session in made if session is not None]
             await self._journal.record_plans(plans, known)
-        except Exception as error:  # noqa: BLE001 - the journal, or memory: either may be back later
+        except Exception as error:  # noqa: BLE001 - of the journal, or no memory: may be transient
             if len(gathered) > 1:
-                # One of them may have failed for all.
+                # One batch may be the cause: plan each alone.
                 for item in gathered:
                     await self._plan([item])
                 return
-            self._planning = _noted("planning", error)
+            self._planning = _log_failure("planning", error)
             self._batcher.give_back(gathered[0], asyncio.get_running_loop().time())
             await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
             return
@@ -180,20 +180,20 @@ class Worker:
     def _give_back_rest(
         self, gathered: list[Gathered], planned: set[int], beyond: set[int]
     ) -> None:
-        """What was too much to be planned at once is due again at once."""
+        """Return payloads beyond the byte limit to the batcher, due again now."""
         now = asyncio.get_running_loop().time()
         for item in gathered:
             if rest := [seq for seq in item.seqs if seq in beyond]:
                 back = Gathered(item.lane, rest)
                 self._batcher.give_back(back, now, under_way=item.lane in planned)
             elif item.lane not in planned:
-                self._batcher.done(item.lane)  # none of it waits any more
+                self._batcher.done(item.lane)  # none of its payloads is pending any more
 
     def _begin(self, plan: Plan) -> None:
-        owner = _UnderWay.of(plan)
+        owner = _PlanInProgress.of(plan)
         self._write(owner, plan.chunks)
 
-    def _write(self, owner: _UnderWay, chunks: Iterable[PlannedChunk]) -> None:
+    def _write(self, owner: _PlanInProgress, chunks: Iterable[PlannedChunk]) -> None:
         operations = [
             Upsert(
                 planned.chunk,
@@ -207,7 +207,7 @@ class Worker:
         if not owner.remaining:
             self._end(owner)
 
-    def _chunk_ended(self, owner: _UnderWay, operation: Operation, error: str | None) -> None:
+    def _chunk_ended(self, owner: _PlanInProgress, operation: Operation, error: str | None) -> None:
         assert isinstance(operation, Upsert)
         self._chunks -= 1
         found = operation.chunk.id
@@ -218,8 +218,8 @@ class Worker:
             self._end(owner)
         self._wake.set()
 
-    def _divide(self, owner: _UnderWay, planned: PlannedChunk) -> bool:
-        """Take a chunk of several payloads back, so that only the one at fault dies."""
+    def _divide(self, owner: _PlanInProgress, planned: PlannedChunk) -> bool:
+        """Take back a chunk of several payloads, so that only the rejected payload dies."""
         self._chunks -= 1
         self._to_divide.append((owner, planned))
         self._settle.set()
@@ -227,7 +227,7 @@ class Worker:
 
     # -- acknowledge --------------------------------------------------------------------------
 
-    def _end(self, owner: _UnderWay) -> None:
+    def _end(self, owner: _PlanInProgress) -> None:
         self._ended.append(owner)
         self._settle.set()
 
@@ -237,18 +237,18 @@ class Worker:
             self._settle.clear()
             try:
                 while self._to_divide:
-                    await self._plan_apart(*self._to_divide[0])
+                    await self._replan_divided(*self._to_divide[0])
                     del self._to_divide[0]
                 while ended := list(self._ended):
                     await self._acknowledge(ended)
                 self._settling = None
-            except Exception as error:  # noqa: BLE001 - the journal, or memory: either may be back
-                # What is stored is stored; only the note of it has to wait.
-                self._settling = _noted("acknowledging", error)
+            except Exception as error:  # noqa: BLE001 - of the journal, or no memory: may be transient
+                # The chunks are stored. Only their acknowledgement has to wait.
+                self._settling = _log_failure("acknowledging", error)
                 self._settle.set()
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
 
-    async def _acknowledge(self, ended: list[_UnderWay]) -> None:
+    async def _acknowledge(self, ended: list[_PlanInProgress]) -> None:
         deletions = await self._journal.acknowledge(
             [Acknowledgement(owner.plan, owner.dead) for owner in ended]
         )
@@ -259,10 +259,10 @@ class Worker:
         self._on_settled(sorted(seq for owner in ended for seq in owner.plan.seqs))
         self._wake.set()
 
-    async def _plan_apart(self, owner: _UnderWay, planned: PlannedChunk) -> None:
-        """Give each payload of a refused chunk a chunk of its own."""
+    async def _replan_divided(self, owner: _PlanInProgress, planned: PlannedChunk) -> None:
+        """Plan one chunk per payload of a rejected chunk, and start writing them."""
         waiting: list[Waiting] = []
-        for seq in planned.seqs:  # one by one: they may be more than memory holds at once
+        for seq in planned.seqs:  # one by one: a single read has a byte limit
             waiting += await self._read([seq])
         plan = await self._thread.run(self._planner.divide, owner.plan, planned, waiting)
         await self._journal.replace_plan(plan)
@@ -281,7 +281,7 @@ class Worker:
 
 
 def _batches(gathered: list[Gathered], waiting: list[Waiting]) -> Iterable[list[Waiting]]:
-    """What was read, by lane."""
+    """Yield the payloads that were read, by lane."""
     found = {item.seq: item for item in waiting}
     for item in gathered:
         if batch := [found[seq] for seq in item.seqs if seq in found]:
@@ -299,7 +299,7 @@ def _plan_all(
 
 
 def _count_all(planner: Planner, plans: list[Plan]) -> None:
-    """Count tokens anew: the embedder may be another one by now."""
+    """Count tokens again, because the embedder may have changed."""
     for plan in plans:
         costs = planner.count([planned.chunk for planned in plan.chunks])
         plan.chunks = [
@@ -307,6 +307,6 @@ def _count_all(planner: Planner, plans: list[Plan]) -> None:
         ]
 
 
-def _noted(what: str, error: Exception) -> str:
+def _log_failure(what: str, error: Exception) -> str:
     _log.error("%s failed; retrying in %g s: %s", what, _JOURNAL_RETRY_SECONDS, error)
     return f"{what} failed: {describe(error)}"

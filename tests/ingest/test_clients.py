@@ -107,7 +107,7 @@ async def test_the_wait_for_a_client_that_does_not_end_is_bounded(caplog):
     other = AsyncClient()
     await attached(Endless(), other).leave(0.05)
     assert other.done == ["stop", "aexit"]
-    assert "a client has not ended in time" in caplog.text
+    assert "a client has not stopped within 0.05 s" in caplog.text
 
 
 async def test_closing_without_clients_works():
@@ -141,7 +141,9 @@ def test_a_client_that_does_not_tell_its_state_is_a_problem_and_no_failure():
         def state(self):
             raise RuntimeError("a bug")
 
-    assert attached(Broken()).problems == ["a client does not tell its state: RuntimeError: a bug"]
+    assert attached(Broken()).problems == [
+        "the state of a client cannot be read: RuntimeError: a bug"
+    ]
 
 
 # -- in a pipeline ----------------------------------------------------------------------------

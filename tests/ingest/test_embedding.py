@@ -100,9 +100,9 @@ async def test_all_vectors_have_the_dimension_of_the_first(make_embedding, embed
     embedding = make_embedding()
     await embedding.request(items("one"))
     embedder.script = lambda texts: [[1.0, 2.0] for _ in texts]
-    with pytest.raises(EmbedderRejectedError, match="2 dimensions after ones of 8"):
+    with pytest.raises(EmbedderRejectedError, match="2 dimensions; earlier vectors have 8"):
         await embedding.request(items("two"))
-    with pytest.raises(EmbedderRejectedError, match="2 dimensions after ones of 8"):
+    with pytest.raises(EmbedderRejectedError, match="2 dimensions; earlier vectors have 8"):
         await embedding.probe()
 
 

@@ -199,5 +199,5 @@ def test_what_has_the_same_fields_is_taken():
 
 @pytest.mark.parametrize("other", [5, None, "text", Theirs, ChatTurn("acme", "s", question="?")])
 def test_anything_else_is_refused(other):
-    with pytest.raises(TypeError, match="a SummaryPayload or something with its fields"):
+    with pytest.raises(TypeError, match="expected a SummaryPayload or an object with its fields"):
         own(other, SummaryPayload)

@@ -332,7 +332,7 @@ async def test_adopting_a_store_that_cannot_be_scanned_says_so(journal, disk, ca
     assert not caplog.records
     ledger = await ingest(Blind(disk), journal, 1, 2, adopt=True)
     assert "cannot be scanned" in caplog.text
-    assert "stored once more" in caplog.text
+    assert "stored again if it is delivered again" in caplog.text
     assert ledger.stored == 2
     # The first payload determines a chunk's id, so the chunk was overwritten.
     assert await held_by(DiskStore(disk)) == lines_of(1, 2)
@@ -555,7 +555,7 @@ async def test_texts_that_are_lost_are_counted(journal, disk, caplog):
     disk.clear()
     await refused(DiskStore(disk), journal, "none of the 5 chunks")
     await ingest(DiskStore(disk), journal, 5, rebuild=True)
-    assert "5 chunks are not: their texts were in the store alone" in caplog.text
+    assert "5 chunks are not stored again: only the store had their texts" in caplog.text
     assert await held_by(DiskStore(disk)) == lines_of(5)
 
 

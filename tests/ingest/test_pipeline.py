@@ -125,7 +125,7 @@ async def test_closing_with_a_journal_leaves_what_cannot_be_stored_for_the_next_
         await pipeline.on_actions(make_actions("s", "a"))
         with pytest.raises(DrainTimeoutError, match=r"1 payloads are not stored.*down"):
             await pipeline.drain(0.05)
-    assert "it stays in" in caplog.text
+    assert "unfinished work stays in" in caplog.text
     assert pipeline.ledger.pending == 1
     embedder.script = lambda texts: None
     async with make_pipeline(journal=tmp_path / "j.db") as pipeline:
@@ -473,7 +473,7 @@ async def test_limits_that_mean_nothing_are_refused_before_anything_starts(
 
 
 def test_the_class_of_a_store_is_not_a_store(embedder):
-    with pytest.raises(ConfigurationError, match="give an object of it"):
+    with pytest.raises(ConfigurationError, match="pass an instance of it"):
         IngestPipeline(MemoryStore, embedder)
 
 

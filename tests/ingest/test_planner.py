@@ -154,7 +154,7 @@ def test_a_damaged_body_costs_only_its_payload(planner, make_actions, body):
     items[1] = items[1]._replace(body=body)
     plan, session = planner().plan(1, items, None)
     assert texts(plan) == ["a\nc"]
-    assert plan.unplanned == {2: "the journal's copy of it is damaged"}
+    assert plan.unplanned == {2: "the payload's copy in the journal is damaged"}
     assert session is not None
 
 

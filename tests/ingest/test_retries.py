@@ -447,8 +447,8 @@ def test_without_a_probe_an_item_dies_only_after_another_succeeds(caplog):
     service.fail = poison("a")
     service.queue.put("a")
     service.work(6)
-    assert service.queue.problem == "ValueError: poison"  # the service may refuse everything
-    assert caplog.text.count("has taken nothing since (ValueError: poison)") == 1
+    assert service.queue.problem == "ValueError: poison"  # it may be everything
+    assert caplog.text.count("has accepted nothing since (ValueError: poison)") == 1
     service.queue.put("b")
     service.work(1)
     assert service.done == ["b"]
@@ -493,8 +493,8 @@ def test_a_request_ended_by_the_caller_is_not_repeated():
     queue.put("abc")
     first, second = queue.take(0.0), queue.take(0.0)
     queue.failed(first, ConnectionError(), 1.0)
-    queue.gave_up(second)
-    assert queue.is_out  # this says nothing about the service
+    queue.withdrawn(second)
+    assert queue.is_out  # it says nothing about the service
     assert [queue.take(9.0).items, queue.take(9.0)] == [["a"], None]
 
 

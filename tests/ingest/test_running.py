@@ -91,7 +91,7 @@ async def test_everything_up_to_the_watermark_is_settled(
 
 
 async def test_there_is_no_watermark_before_the_start(make_pipeline):
-    with pytest.raises(PipelineClosedError, match="not started"):
+    with pytest.raises(PipelineClosedError, match="never started"):
         _ = make_pipeline().watermark
 
 
@@ -392,7 +392,7 @@ async def test_a_store_that_cannot_note_where_the_journal_is_ends_nothing(  # no
         await pipeline.on_actions(make_actions("s", "b"))
         await pipeline.drain()
         assert (pipeline.ledger.stored, pipeline.health.state) == (2, "ok")
-    assert "the store could not note how far the journal is: ValueError: not now" in caplog.text
+    assert "the store could not save the journal's progress: ValueError: not now" in caplog.text
 
 
 # -- live -------------------------------------------------------------------------------------
