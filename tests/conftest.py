@@ -95,6 +95,19 @@ def faults_of(file: JournalFile) -> list[str]:
     orphans = file.scalar(
         "SELECT count(*) FROM chunk_payload WHERE chunk NOT IN (SELECT number FROM chunk)"
     )
+    not_found = file.scalar(
+        "SELECT count(*) FROM payload WHERE state = ? AND seq NOT IN (SELECT seq FROM passage)",
+        PayloadState.WAITING,
+    )
+    passages, indexed = (
+        file.connection.execute(f"SELECT {column} FROM {table} ORDER BY 1").fetchall()
+        for column, table in (("seq", "passage"), ("id", "words_docsize"))
+    )
+    visits = file.scalar(
+        "SELECT count(*) FROM visit LEFT JOIN (SELECT lane, count(*) AS n, sum(actions) AS a, "
+        "min(started) AS f, max(ended) AS l FROM passage GROUP BY lane) AS p USING (lane) "
+        "WHERE (p.n, p.a, p.f, p.l) IS NOT (payloads, visit.actions, first, last)"
+    )
     claims = {
         "the ledger balances": Ledger(**{name: counts[name] for name in COUNTERS}).balanced,
         "what is pending waits": held["WAITING"] == counts["pending"],
@@ -103,5 +116,8 @@ def faults_of(file: JournalFile) -> list[str]:
         "no plan is for what does not wait": planned == 0,
         "no chunk is missing": orphans == 0,
         "the bytes are counted right": size == counts["bytes"],
+        "what waits is found by its words": not_found == 0 or file.meta("index_below") is not None,
+        "every passage is indexed once": passages == indexed,
+        "every visit sums up its passages": visits == 0,
     }
     return [f"not so: {claim} ({counts}, {held})" for claim, holds in claims.items() if not holds]

@@ -47,13 +47,14 @@ class FullTextTables:
         """Make payloads findable."""
         insert(
             self._connection,
-            "passage (seq, lane, started, ended, text, urls)",
+            "passage (seq, lane, started, ended, actions, text, urls)",
             [
                 (
                     one.seq,
                     one.lane,
                     one.passage.started or None,
                     one.passage.ended or None,
+                    one.passage.actions,
                     one.passage.text,
                     one.passage.urls or None,
                 )
@@ -74,7 +75,7 @@ class FullTextTables:
         )
 
     def remove(self, seqs: Sequence[int]) -> None:
-        """Take payloads out of the index, and sessions of which nothing is left."""
+        """Remove payloads from the index, and sessions of which nothing is left."""
         given = json_list(seqs)
         rows = self._connection.execute(
             "SELECT seq, text, lane FROM passage WHERE seq IN (SELECT value FROM json_each(?))",
@@ -93,6 +94,12 @@ class FullTextTables:
                 f"EXISTS (SELECT 1 FROM passage WHERE passage.lane = {table}.lane)",
                 (lanes,),
             )
+        self._connection.execute(
+            "UPDATE visit SET (payloads, actions, first, last) = ("
+            "SELECT count(*), sum(actions), min(started), max(ended) FROM passage "
+            "WHERE passage.lane = visit.lane) WHERE lane IN (SELECT value FROM json_each(?))",
+            (lanes,),
+        )
 
     # -- what is not indexed yet --------------------------------------------------------------
 

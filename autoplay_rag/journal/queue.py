@@ -103,9 +103,9 @@ class QueueTables:
         body = entry.body
         if body is not None and self.file.path is not None:
             body = pack(body)
-        findable = entry.payload is not None and entry.outcome == "accepted"
         try:
-            passage = passage_of(entry.payload) if findable and entry.payload else None
+            # Dead letters too: a retry puts them back as they are.
+            passage = passage_of(entry.payload) if entry.payload else None
         except Exception as error:  # noqa: BLE001 - a redacted payload may hold anything
             _log.error("a payload is kept, but not found by words: %s", type(error).__name__)
             passage = None
@@ -168,7 +168,9 @@ class QueueTables:
                     kept.passage,
                 )
                 for entry, kept, outcome in zip(entries, prepared, outcomes, strict=True)
-                if outcome == "accepted" and entry.payload is not None and kept.passage is not None
+                if outcome in ("accepted", "dead")
+                and entry.payload is not None
+                and kept.passage is not None
             ]
         )
         return outcomes
