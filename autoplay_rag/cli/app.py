@@ -13,7 +13,7 @@ from autoplay_rag.cli.console import LogFormat, error, log_to_stderr, say, strea
 from autoplay_rag.cli.demo import demo
 from autoplay_rag.cli.ingest import ingest
 from autoplay_rag.cli.journal import dead_letters, status
-from autoplay_rag.cli.options import USAGE, help_if_alone
+from autoplay_rag.cli.options import USAGE, help_without_subcommand
 from autoplay_rag.cli.search import search
 from autoplay_rag.cli.tail import tail
 from autoplay_rag.errors import AutoplayError, ConfigurationError, MissingExtraError
@@ -29,7 +29,7 @@ for command in (demo, connector, ingest, search, tail, status):
 app.add_typer(dead_letters, name="dead-letters")
 
 
-def _say_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         say(f"autoplay-rag {version('autoplay-rag')}")
         raise typer.Exit
@@ -39,22 +39,24 @@ def _say_version(wanted: bool) -> None:
 def _common(
     context: typer.Context,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print what happens inside, to standard error.")
+        bool, typer.Option("--verbose", "-v", help="Log details to standard error.")
     ] = False,
     log_format: Annotated[
         LogFormat,
         typer.Option(
-            metavar="text|json", help="How to write log lines, notes and errors to standard error."
+            metavar="text|json", help="The format of log lines, notes and errors on standard error."
         ),
     ] = "text",
     _version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version."),
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """What users are doing right now, in your vector store seconds later."""
     log_to_stderr(verbose=verbose, log_format=log_format)
-    help_if_alone(context)
+    help_without_subcommand(context)
 
 
 def run(args: list[str] | None = None) -> int:

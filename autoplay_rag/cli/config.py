@@ -27,7 +27,7 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.toml",
-        help=f"A file with settings; by default {DEFAULT_CONFIG} in this folder, if there is one.",
+        help=f"The settings file; by default {DEFAULT_CONFIG} in this folder, if it exists.",
     ),
 ]
 
@@ -111,9 +111,9 @@ class Config:
                 raise self._error((_STREAMS, n), "a stream needs a url")
         if tables and (both := _STREAM_KEYS.keys() & self._values.keys()):
             key = min(both)
-            raise self._error((key,), f"{key} belongs below [[{_STREAMS}]], where there is one")
+            raise self._error((key,), f"{key} belongs below [[{_STREAMS}]] if the file has one")
         if "token" in self._values and "url" not in self._values:
-            raise self._error(("token",), "a token needs the url that it is for beside it")
+            raise self._error(("token",), "a token needs a url beside it")
 
     def get(self, name: str) -> Any:
         """Return the value of a top-level key; None if it is not set."""
@@ -245,9 +245,9 @@ def _is(value: object, kind: str) -> bool:
 
 def _unknown(name: str, keys: Mapping[str, str]) -> str:
     if name in _FOR_ONE_START:
-        return f"{name} is for one start: give it on the command line, as --{name}"
+        return f"{name} is for one start only: use --{name} on the command line"
     close = difflib.get_close_matches(name.replace("-", "_"), keys, 1)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(keys)}"
+    hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(keys)}"
     return f"unknown key {name!r}; {hint}"
 
 

@@ -21,20 +21,18 @@ def connector(
     recording: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.jsonl", help="What to replay; by default the samples of this package."
+            metavar="FILE.jsonl", help="The recording to replay; by default this package's samples."
         ),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(help="Events a second; by default as fast as they are read.")
+        float | None, typer.Option(help="Events per second; by default as fast as they are read.")
     ] = None,
     token: Annotated[
-        str | None, typer.Option(help="The bearer token to ask for; by default none is needed.")
+        str | None, typer.Option(help="The bearer token to require; by default none.")
     ] = None,
-    loop: Annotated[
-        bool, typer.Option("--loop", help="Start over when the recording is over.")
-    ] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="Repeat the recording forever.")] = False,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port; 0 takes any that is free.")
+        int, typer.Option(min=0, max=65535, help="The port; 0 for any free port.")
     ] = 8765,
 ) -> None:
     """Serve a recording on this machine, like the connector.
@@ -42,23 +40,20 @@ def connector(
     Every subscriber gets it from the beginning. Stop with Ctrl-C.
     """
     if recording is not None:
-        _look_through(recording)
+        _check_recording(recording)
     asyncio.run(_serve(LocalConnector(recording, rate, token, loop=loop, port=port)))
 
 
-def _look_through(recording: Path) -> None:
+def _check_recording(recording: Path) -> None:
     """Print the number of events; fail early if the recording has none."""
     unread: list[Exception] = []
     events = sum(1 for _ in read_recording(recording, on_error=unread.append))
     if not events:
         raise ConfigurationError(
-            f"{recording} holds no event: a recording has a payload in JSON on each line, as "
-            "`autoplay-rag tail --jsonl` prints it"
+            f"{recording} has no events: each line of a recording is a payload in JSON, as "
+            "printed by `autoplay-rag tail --jsonl`"
         )
-    note(
-        f"{events:,} events"
-        + (f", and lines no client can read: {len(unread):,}" if unread else "")
-    )
+    note(f"{events:,} events" + (f"; unreadable lines: {len(unread):,}" if unread else ""))
 
 
 async def _serve(connector: LocalConnector) -> None:

@@ -34,7 +34,7 @@ __all__ = [
     "err",
     "error",
     "flush_streams",
-    "log_ends_of_clients",
+    "log_client_failures",
     "log_to_stderr",
     "note",
     "on_terminal",
@@ -61,11 +61,11 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class _Notes:
+class _StderrOptions:
     """The options of the output to standard error."""
 
     as_json = False
-    ends_of_clients = False
+    client_failures = False
 
 
 def prepare_streams() -> None:
@@ -130,7 +130,7 @@ def say_json(value: object) -> None:
 
 def note(line: str, style: str = "dim") -> None:
     """Print one line to standard error that is not part of the result."""
-    if _Notes.as_json:
+    if _StderrOptions.as_json:
         _print(err, _json_line("INFO", __package__, line), "")
     else:
         _print(err, line, style)
@@ -144,7 +144,7 @@ def progress(line: str) -> None:
 def error(message: object) -> None:
     """Print why the command failed, in one line."""
     text = clean(str(message))
-    if _Notes.as_json:
+    if _StderrOptions.as_json:
         _print(err, _json_line("ERROR", __package__, text), "")
     else:
         _print(err, f"error: {text}", "bold red")
@@ -216,8 +216,8 @@ def log_to_stderr(*, verbose: bool, log_format: LogFormat = "text") -> None:
         verbose: Whether to print all details and tracebacks.
         log_format: With "json", each line of standard error is a JSON object.
     """
-    _Notes.as_json = log_format == "json"
-    _Notes.ends_of_clients = False
+    _StderrOptions.as_json = log_format == "json"
+    _StderrOptions.client_failures = False
     handler: logging.Handler
     if log_format == "json":
         handler = StreamHandler()
@@ -234,15 +234,17 @@ def log_to_stderr(*, verbose: bool, log_format: LogFormat = "text") -> None:
     if not verbose:
         # A client's failure is also raised, and then printed as the command's error.
         handler.addFilter(
-            lambda record: _Notes.ends_of_clients or record.name != "autoplay_rag.connector.client"
+            lambda record: (
+                _StderrOptions.client_failures or record.name != "autoplay_rag.connector.client"
+            )
         )
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     _log.setLevel(logging.INFO)
 
 
-def log_ends_of_clients() -> None:
+def log_client_failures() -> None:
     """Log immediately when a client fails. With several clients, the command's error comes last."""
-    _Notes.ends_of_clients = True
+    _StderrOptions.client_failures = True
 
 
 class OneLineFormatter(logging.Formatter):

@@ -35,7 +35,9 @@ _K = 5
 def demo(
     folder: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Keep the store here; by default it is thrown away."),
+        typer.Option(
+            metavar="PATH", help="Keep the store in this folder; by default it is deleted."
+        ),
     ] = None,
 ) -> None:
     """Stream samples into Chroma and search them, without a key or network access."""
@@ -53,8 +55,9 @@ async def _demo(folder: Path) -> None:
     embedder = LocalEmbedder()
     total = sum(1 for _ in read_recording_lines(samples()))
     paragraph(
-        "A connector on this machine streams what people did in a made-up product. Their actions "
-        "are gathered per session, embedded by the bundled model and kept in Chroma."
+        "A connector on this machine streams the actions of users in a made-up product. The "
+        "pipeline batches them per session, embeds them with the bundled model and stores them in "
+        "Chroma."
     )
     began = time.monotonic()
     with Interrupts():
@@ -87,6 +90,6 @@ async def _ask(pipeline: IngestPipeline, embedder: Embedder) -> None:
         found += question.session_id in sessions
     say("")
     paragraph(
-        f"All {len(asked)} sample questions: the session that answers came first for {first}, "
-        f"among the first {_K} hits for {found}."
+        f"Of all {len(asked)} sample questions, the right session is the first hit for {first}, "
+        f"and among the first {_K} hits for {found}."
     )

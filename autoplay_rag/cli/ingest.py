@@ -15,7 +15,7 @@ import typer
 
 from autoplay_rag._checks import check_at_least
 from autoplay_rag.cli.config import Config, ConfigOption, Stream, load_config
-from autoplay_rag.cli.console import error, log_ends_of_clients, note, say
+from autoplay_rag.cli.console import error, log_client_failures, note, say
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
     DEFAULT_EMBEDDER,
@@ -42,16 +42,14 @@ __all__ = ["ingest", "token_variable"]
 def ingest(
     url: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="URL", help="The streams, each https://.../stream/PRODUCT, read at once."
-        ),
+        typer.Argument(metavar="URL", help="The streams to read, each https://.../stream/PRODUCT."),
     ] = None,
     *,
     token: Annotated[
         list[str] | None,
         typer.Option(
-            help="The product's token; with several URLs once for each, in their order. By default "
-            f"what {TOKEN_VARIABLE}_PRODUCT or {TOKEN_VARIABLE} holds.",
+            help="The product's token; with several URLs, one for each, in the same order. By "
+            f"default the value of {TOKEN_VARIABLE}_PRODUCT or {TOKEN_VARIABLE}.",
         ),
     ] = None,
     store: StoreOption = None,
@@ -61,14 +59,14 @@ def ingest(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where received payloads wait and are remembered; by default beside the store.",
+            help="The file that records received payloads; by default beside the store.",
         ),
     ] = None,
     batch_window: Annotated[
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="How long to gather what a session does before it is embedded; by default 15.",
+            help="How long to gather the payloads of a session into a batch; by default 15.",
         ),
     ] = None,
     idle_seconds: IdleOption = None,
@@ -77,14 +75,14 @@ def ingest(
         bool,
         typer.Option(
             "--rebuild",
-            help="Embed everything in the journal again: the store was emptied or replaced, or the "
-            "embedder is another one.",
+            help="Embed everything in the journal again, after the store was emptied or replaced, "
+            "or for another embedder.",
         ),
     ] = False,
     adopt: Annotated[
         bool,
         typer.Option(
-            "--adopt", help="Take over what the store of another journal holds, into this one."
+            "--adopt", help="Add the content of a store of another journal to this journal."
         ),
     ] = False,
 ) -> None:
@@ -129,7 +127,7 @@ def ingest(
         named_too = f" --collection {collection}" if collection else ""
         note(f'ask: autoplay-rag search "..." --store {store}{named_too}')
     if ledger.dead:
-        note(f"see the dead letters with: autoplay-rag dead-letters list {journal}")
+        note(f"show the dead letters: autoplay-rag dead-letters list {journal}")
     for failure in failures:
         error(failure)
     if ledger.pending or failures:
@@ -158,14 +156,15 @@ def _streams(urls: Sequence[str], tokens: Sequence[str], file: Config) -> list[S
         streams = from_file
     if not streams:
         raise ConfigurationError(
-            "name the URL of a stream, https://.../stream/PRODUCT, here or in autoplay-rag.toml"
+            "give the URL of a stream, https://.../stream/PRODUCT, as an argument or in "
+            "autoplay-rag.toml"
         )
     if len({stream.url for stream in streams}) < len(streams):
-        raise ConfigurationError("a URL is named twice")
+        raise ConfigurationError("a URL is given twice")
     if tokens and len(tokens) != len(streams):
         raise ConfigurationError(
-            "give --token once for each URL, in their order: "
-            f"here are {len(streams)} URLs and {len(tokens)} tokens"
+            "give --token once for each URL, in the same order: "
+            f"got {len(streams)} URLs and {len(tokens)} tokens"
         )
     if tokens:
         return [replace(stream, token=one) for stream, one in zip(streams, tokens, strict=True)]
@@ -205,11 +204,13 @@ async def _ingest(
     def stop() -> None:
         for client in clients:
             client.stop()  # before the note, which fails if nobody reads stderr
-        note("storing what was received; Ctrl-C again leaves at once")
+        note("storing the received payloads; press Ctrl-C again to exit at once")
 
     if len(clients) > 1:
-        log_ends_of_clients()
-    with Interrupts(f"left at once: what is not stored waits in {journal}") as interrupts:
+        log_client_failures()
+    with Interrupts(
+        f"exited at once: payloads that are not stored stay in {journal}"
+    ) as interrupts:
         note(f"journal: {journal}")
         async with pipeline:
             with interrupts.calling(stop):

@@ -26,15 +26,15 @@ class Interrupts:
     as under `nohup`, it stays ignored.
 
     Args:
-        farewell: The message that the second signal prints.
+        exit_message: The message that the second signal prints.
 
     Attributes:
         count: The number of signals received.
     """
 
-    def __init__(self, farewell: str = "left at once") -> None:
+    def __init__(self, exit_message: str = "exited at once") -> None:
         self.count = 0
-        self._farewell = farewell
+        self._exit_message = exit_message
         self._loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
@@ -45,11 +45,11 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._came)
+            self._previous[number] = signal.signal(number, self._on_signal)
         hangup = getattr(signal, "SIGHUP", None)  # not on Windows
         if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
             self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
-            self._previous[hangup] = signal.signal(hangup, self._hung_up)
+            self._previous[hangup] = signal.signal(hangup, self._on_hangup)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,7 +68,7 @@ class Interrupts:
     def _interrupt(self) -> None:
         self._call()
 
-    def _hung_up(self, number: int, frame: FrameType | None) -> None:
+    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
         # Printing to a closed terminal raises, and would end the command half-way.
         if self._terminals:
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -77,13 +77,13 @@ class Interrupts:
             os.close(nowhere)
             self._terminals = []
         if self.count == 0:
-            self._came(number, frame)
+            self._on_signal(number, frame)
 
-    def _came(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1
         if self.count == 1:
             self._loop.call_soon_threadsafe(self._interrupt)
         else:
             # Not print(): the signal may have interrupted a call of it.
-            os.write(2, f"{_SHOW_CURSOR if err.is_terminal else ''}{self._farewell}\n".encode())
+            os.write(2, f"{_SHOW_CURSOR if err.is_terminal else ''}{self._exit_message}\n".encode())
             os._exit(1)

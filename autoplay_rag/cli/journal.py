@@ -10,7 +10,12 @@ import typer
 
 from autoplay_rag.cli.config import ConfigOption, load_config
 from autoplay_rag.cli.console import clean, note, say, say_json, table
-from autoplay_rag.cli.options import DEFAULT_STORE, chroma_path, default_journal, help_if_alone
+from autoplay_rag.cli.options import (
+    DEFAULT_STORE,
+    chroma_path,
+    default_journal,
+    help_without_subcommand,
+)
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.journal.base import Action
 from autoplay_rag.journal.ledger import COUNTERS
@@ -19,20 +24,20 @@ from autoplay_rag.journal.reader import JournalReader, JournalStatus
 __all__ = ["dead_letters", "status"]
 
 JournalArgument = Annotated[
-    Path, typer.Argument(metavar="JOURNAL", help="The journal's file, as `ingest` names it.")
+    Path, typer.Argument(metavar="JOURNAL", help="The journal's file, as printed by `ingest`.")
 ]
 IdsArgument = Annotated[
-    list[int] | None, typer.Argument(metavar="ID...", help="As `dead-letters list` shows them.")
+    list[int] | None, typer.Argument(metavar="ID...", help="Ids from `dead-letters list`.")
 ]
-AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
+AllOption = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-LimitOption = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
+LimitOption = Annotated[int, typer.Option("--limit", min=1, help="The most to list.")]
 
 _PIPELINE = {True: "running", False: "not running", None: "unknown"}
 _WHEN = {
     True: "now",
-    False: "when it starts next, since none is running",
-    None: "now, or when it starts next: whether one runs, its own user can see",
+    False: "at its next start, because it is not running",
+    None: "now or at its next start: only its own user can see whether it is running",
 }
 
 dead_letters = typer.Typer()
@@ -43,8 +48,8 @@ def status(
         Path | None,
         typer.Argument(
             metavar="JOURNAL",
-            help="The journal's file; by default the one of the settings file, or beside the "
-            "default store.",
+            help="The journal's file; by default the one in the settings file, or the one beside "
+            "the default store.",
         ),
     ] = None,
     *,
@@ -52,8 +57,8 @@ def status(
         bool,
         typer.Option(
             "--check",
-            help="Print one line and exit with 0 if all is well; with 1 if payloads were lost, the "
-            "pipeline does not run, or it is degraded or failed.",
+            help="Print one line. Exit with 1 if payloads were lost, or the pipeline is "
+            "degraded, failed or not running; otherwise with 0.",
         ),
     ] = False,
     json: JsonOption = False,
@@ -67,9 +72,9 @@ def status(
         journal = file.journal or default_journal(folder)
     found = JournalReader(journal).status()
     if check:
-        wrong = _wrong(found)
-        say("not ok: " + "; ".join(wrong) if wrong else "ok")
-        raise typer.Exit(1 if wrong else 0)
+        problems = _problems(found)
+        say("not ok: " + "; ".join(problems) if problems else "ok")
+        raise typer.Exit(1 if problems else 0)
     if json:
         counters = {name: getattr(found.ledger, name) for name in COUNTERS}
         say_json(
@@ -94,29 +99,29 @@ def status(
         say(f"{name:<12}{value:>12}")
 
 
-def _wrong(found: JournalStatus) -> list[str]:
+def _problems(found: JournalStatus) -> list[str]:
     """Return the problems of a journal, a few words each."""
-    wrong = []
+    problems = []
     if not found.running:
         unknown = found.running is None
-        wrong.append(
-            "whether the pipeline runs, only its own user can see"
+        problems.append(
+            "only the pipeline's own user can see whether it is running"
             if unknown
             else "the pipeline is not running"
         )
     if found.health.state != "ok":
         # A stopped pipeline has no current health: this is the last one it noted.
         last = "" if found.running else "last noted: "
-        wrong.append(f"{last}{clean(str(found.health))}")
+        problems.append(f"{last}{clean(str(found.health))}")
     if found.ledger.overflow:
-        wrong.append(f"{found.ledger.overflow:,} payloads lost to overflow")
-    return wrong
+        problems.append(f"{found.ledger.overflow:,} payloads lost to overflow")
+    return problems
 
 
 @dead_letters.callback(invoke_without_command=True)
 def _about(context: typer.Context) -> None:
     """List, retry or discard payloads that could not be stored."""
-    help_if_alone(context)
+    help_without_subcommand(context)
 
 
 @dead_letters.command("list")
@@ -160,7 +165,7 @@ def discard(journal: JournalArgument, ids: IdsArgument = None, all_: AllOption =
 
 def _ask(journal: Path, action: Action, ids: list[int], *, all_: bool) -> None:
     if bool(ids) == all_:
-        raise ConfigurationError("name dead letters by their ids, or say --all")
+        raise ConfigurationError("give the ids of dead letters, or --all")
     reader = JournalReader(journal)
     ids = list(dict.fromkeys(ids))
     known = set(reader.dead_ids())
@@ -171,4 +176,4 @@ def _ask(journal: Path, action: Action, ids: list[int], *, all_: bool) -> None:
         return
     running = reader.ask(action, None if all_ else ids)
     count = len(known) if all_ else len(ids)
-    say(f"{action} {count:,}: the pipeline will see to it {_WHEN[running]}")
+    say(f"{action} {count:,}: the pipeline will do this {_WHEN[running]}")

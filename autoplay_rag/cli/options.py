@@ -25,7 +25,7 @@ __all__ = [
     "UrlArgument",
     "chroma_path",
     "default_journal",
-    "help_if_alone",
+    "help_without_subcommand",
     "make_embedder",
     "make_store",
 ]
@@ -37,7 +37,7 @@ UrlArgument = Annotated[
     str, typer.Argument(metavar="URL", help="The stream: https://.../stream/PRODUCT")
 ]
 TokenOption = Annotated[
-    str, typer.Option(help=f"The product's token; by default what {TOKEN_VARIABLE} holds.")
+    str, typer.Option(help=f"The product's token; by default the value of {TOKEN_VARIABLE}.")
 ]
 StoreOption = Annotated[
     str | None,
@@ -50,8 +50,8 @@ EmbedderOption = Annotated[
     str | None,
     typer.Option(
         metavar="local|openai:MODEL",
-        help="What turns text into vectors: the bundled model (local, the default), or OpenAI's "
-        "(OPENAI_API_KEY).",
+        help="The embedder: the bundled model (local, the default), or a model of OpenAI (needs "
+        "OPENAI_API_KEY).",
     ),
 ]
 
@@ -59,14 +59,14 @@ EmbedderOption = Annotated[
 def _seconds(value: float | None) -> float | None:
     # Not `min=0` in the option: it accepts NaN.
     if value is not None and not value >= 0:
-        raise typer.BadParameter(f"{value} is not 0 or more seconds")
+        raise typer.BadParameter(f"must be 0 or more seconds, not {value}")
     return value
 
 
 IdleOption = Annotated[
     float | None,
     typer.Option(
-        callback=_seconds, help="End when nothing came for so many seconds; by default never."
+        callback=_seconds, help="Stop after this many seconds without a payload; by default never."
     ),
 ]
 
@@ -74,7 +74,7 @@ USAGE = 2
 """The exit code for wrong usage."""
 
 
-def help_if_alone(context: typer.Context) -> None:
+def help_without_subcommand(context: typer.Context) -> None:
     """Print a group's help and exit, if no subcommand was given."""
     if context.invoked_subcommand is None:
         try:
@@ -93,7 +93,7 @@ def chroma_path(store: str) -> Path:
     """
     kind, _, path = store.partition(":")
     if kind != "chroma" or not path:
-        raise ConfigurationError(f"--store is chroma:PATH, not {store!r}")
+        raise ConfigurationError(f"--store must be chroma:PATH, not {store!r}")
     return Path(path).expanduser()
 
 
@@ -135,4 +135,4 @@ def make_embedder(embedder: str) -> Embedder:
         from autoplay_rag.embedders.openai import OpenAIEmbedder
 
         return OpenAIEmbedder(model) if model else OpenAIEmbedder()
-    raise ConfigurationError(f"--embedder is local or openai:MODEL, not {embedder!r}")
+    raise ConfigurationError(f"--embedder must be local or openai:MODEL, not {embedder!r}")

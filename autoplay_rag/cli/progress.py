@@ -118,7 +118,7 @@ def state(clients: Sequence[AsyncConnectorClient]) -> str:
     """Return the state of all clients in a few words."""
     states = [client.state for client in clients]
     if all(each in ("stopping", "stopped") for each in states):
-        return "storing what was received"
+        return "storing the received payloads"
     if len(states) == 1:
         return states[0]
     return f"{states.count('connected')} of {len(states)} streams connected"

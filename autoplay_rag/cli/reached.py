@@ -32,5 +32,5 @@ def require_reached(client: AsyncConnectorClient, url: str, *, interrupted: bool
     elif interrupted:
         return
     else:
-        why = "no attempt was over when time was up"
-    raise ConnectorError(f"nobody answered with a stream at {display(httpx.URL(url))}: {why}")
+        why = "no attempt to connect finished in time"
+    raise ConnectorError(f"could not connect to a stream at {display(httpx.URL(url))}: {why}")

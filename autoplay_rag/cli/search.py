@@ -41,10 +41,10 @@ _SNIPPET = 160
 def search(
     question: Annotated[str, typer.Argument(metavar="QUESTION")],
     *,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many hits at most.")] = 5,
-    session: Annotated[str | None, typer.Option(help="Only this session.")] = None,
-    user: Annotated[str | None, typer.Option(help="Only this user.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, whole texts included.")] = False,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="The most hits to show.")] = 5,
+    session: Annotated[str | None, typer.Option(help="Only chunks of this session.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only chunks of this user.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON with the full texts.")] = False,
     store: StoreOption = None,
     collection: CollectionOption = None,
     embedder: EmbedderOption = None,
@@ -60,9 +60,7 @@ def search(
         embedder = embedder or file.get("embedder") or DEFAULT_EMBEDDER
         embeds = make_embedder(embedder)
     if not (folder / _CHROMA_FILE).is_file():  # Chroma would create it
-        raise StoreError(
-            f"there is no Chroma store at {folder}; run `autoplay-rag ingest URL` first"
-        )
+        raise StoreError(f"no Chroma store at {folder}: run `autoplay-rag ingest URL` first")
     limits = Filter(session_id=session, user_id=user)
     kept = make_store(store, collection or file.get("collection"))
     # Only with the bundled model: another embedder may need one more request to a service.

@@ -33,7 +33,7 @@ def tail(
     *,
     token: TokenOption = "",
     jsonl: Annotated[
-        bool, typer.Option("--jsonl", help="Print JSON Lines: a recording, to be replayed.")
+        bool, typer.Option("--jsonl", help="Print JSON Lines: a recording that can be replayed.")
     ] = False,
     output: Annotated[
         Path | None,
@@ -41,10 +41,10 @@ def tail(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write to this file, in UTF-8, in place of what it holds.",
+            help="Write to this file in UTF-8, replacing its content.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="End after so many payloads.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many payloads.")] = None,
     idle_seconds: IdleOption = None,
 ) -> None:
     """Print a stream live, one line per action. Stop with Ctrl-C."""

@@ -59,7 +59,7 @@ def test_idle_seconds_that_are_no_time_are_wrong_usage(capsys, tmp_path, command
     ("args", "says"),
     [
         (["connector", "--recording", "absent.jsonl"], "absent.jsonl: No such file"),
-        (["search", "who exported?"], "no Chroma store at chroma; run"),
+        (["search", "who exported?"], "no Chroma store at chroma: run"),
         (["status", "absent.db"], "no journal found at absent.db; check the path"),
         (["dead-letters", "list", "absent.db"], "no journal found at absent.db; check the path"),
     ],
@@ -72,9 +72,7 @@ def test_what_fails_exits_with_1(capsys, args, says):
 def test_a_search_makes_no_store(capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert run(["search", "who exported?", "--store", f"chroma:{tmp_path}"]) == 1
-    assert_one_error(
-        capsys, f"there is no Chroma store at {tmp_path}; run `autoplay-rag ingest URL` first"
-    )
+    assert_one_error(capsys, f"no Chroma store at {tmp_path}: run `autoplay-rag ingest URL` first")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

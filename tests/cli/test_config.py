@@ -28,8 +28,8 @@ def nowhere(tmp_path, monkeypatch):
     ("text", "line", "says"),
     [
         ("store = 'chroma:a'\nbatch-window = 1", 2, "did you mean batch_window?"),
-        ("# a\n\nnonsense = true", 3, "unknown key 'nonsense'; known are url, token"),
-        ("rebuild = true", 1, "as --rebuild"),
+        ("# a\n\nnonsense = true", 3, "unknown key 'nonsense'; known keys: url, token"),
+        ("rebuild = true", 1, "use --rebuild on the command line"),
         ("[ingest]\nstore = 'chroma:a'", 1, "unknown key 'ingest'"),
         ("store = 'chroma:a'\nbatch_window = 'soon'", 2, "batch_window must be a number"),
         ("batch_window = true", 1, "batch_window must be a number"),
@@ -39,13 +39,17 @@ def nowhere(tmp_path, monkeypatch):
         ("store = { env = 'X' }", 1, "store must be text"),
         ("url = 'x'\ntoken = 7", 2, 'token must be text or { env = "NAME" }'),
         ("url = 'x'\ntoken = { evn = 'X' }", 2, "token must be text or"),
-        ("store = 'chroma:a'\ntoken = 'uk_secret'", 2, "a token needs the url"),
+        ("store = 'chroma:a'\ntoken = 'uk_secret'", 2, "a token needs a url beside it"),
         ("token = { env = 'X', default = 'uk_secret' }", 1, "token must be text or"),
         ("streams = 3", 1, "write [[streams]]"),
         ("[streams]\nurl = 'x'", 1, "write [[streams]]"),
         ("[[streams]]\nurl = 'x'\n[[streams]]\ntoken = 'y'", 3, "a stream needs a url"),
         ("[[streams]]\nurl = 'x'\n\n[[streams]]\nurl = 'y'\nname = 'z'", 6, "unknown key 'name'"),
-        ("token = 'x'\n[[streams]]\nurl = 'x'", 1, "token belongs below [[streams]]"),
+        (
+            "token = 'x'\n[[streams]]\nurl = 'x'",
+            1,
+            "token belongs below [[streams]] if the file has one",
+        ),
         ("journal = '''\na\n'''\ncollection = [\n1,\n2]", 4, "collection must be text"),
     ],
 )
@@ -90,8 +94,8 @@ def test_a_file_that_is_named_must_be_there(capsys):
     ("text", "line", "says"),
     [
         ("\nbatch_window = -1", 2, "batch_window must be at least 0, not -1"),
-        ("\n\nstore = 'pg:x'", 3, "--store is chroma:PATH"),
-        ("embedder = 'bert'", 1, "--embedder is local or openai:MODEL"),
+        ("\n\nstore = 'pg:x'", 3, "--store must be chroma:PATH"),
+        ("embedder = 'bert'", 1, "--embedder must be local or openai:MODEL"),
         ("idle_seconds = nan", 1, "idle_seconds must be at least 0"),
         ("durability = 'most'", 1, "durability must be 'normal' or 'full'"),
         ("max_batch_actions = 0", 1, "max_batch_actions must be at least 1"),
@@ -110,7 +114,7 @@ def test_an_option_that_cannot_work_is_not_blamed_on_the_file(tmp_path, capsys):
     assert run(["ingest", URL, "--batch-window", "-1"]) == 2
     assert capsys.readouterr().err == "error: batch_window must be at least 0, not -1.0\n"
     assert run(["ingest", URL, "--store", "pg:x"]) == 2
-    assert capsys.readouterr().err == "error: --store is chroma:PATH, not 'pg:x'\n"
+    assert capsys.readouterr().err == "error: --store must be chroma:PATH, not 'pg:x'\n"
 
 
 @pytest.mark.parametrize("url", ["ftp://connector.example/x", "http://", "acme"])
@@ -154,7 +158,7 @@ def test_the_page_names_every_key_and_its_examples_can_be_read():
         assert tomllib.loads(example)
     with pytest.raises(ConfigurationError) as error:
         Config(Path("a.toml"), "nonsense = 1")
-    known = str(error.value).partition("known are ")[2].split(", ")
+    known = str(error.value).partition("known keys: ")[2].split(", ")
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == known[:-1]
     assert known[-1] == "streams"
 

@@ -45,7 +45,7 @@ async def test_started_with_nohup_it_survives_a_hangup(started):
         code, _, err = await running.end()
     # If the hangup counted, the Ctrl-C would be the second signal, which exits with 1.
     assert code == 0
-    assert "left at once" not in err
+    assert "exited at once" not in err
 
 
 async def test_a_port_in_use_is_said_in_one_line(ended):
@@ -71,10 +71,10 @@ async def test_a_recording_is_looked_through_before_it_is_served(started, ended,
         running.interrupt()
         code, _, err = await running.end()
     assert code == 0
-    assert "1 events, and lines no client can read: 1" in err
+    assert "1 events; unreadable lines: 1" in err
     for content in (b"", b"no recording\nat all\n"):
         path.write_bytes(content)
         code, out, err = await ended("connector", "--recording", path, "--port", "0")
         assert (code, out) == (2, "")
-        assert "mine.jsonl holds no event" in err
+        assert "mine.jsonl has no events" in err
         assert len(err.splitlines()) == 1

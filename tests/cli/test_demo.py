@@ -38,7 +38,7 @@ def test_on_a_terminal_it_is_alive(terminal, tmp_path):
     assert shown.count("events/s") > 5, "the display was drawn again and again"
     assert "connected" in shown
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor is back"
-    assert "All 62 sample questions" in shown
+    assert "Of all 62 sample questions" in shown
     assert "Traceback" not in shown
     assert not list(tmp_path.glob("autoplay-rag-*")), "the store was thrown away"
 

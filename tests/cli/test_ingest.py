@@ -101,7 +101,7 @@ async def test_ctrl_c_stores_what_was_received(started, eventually, tmp_path):
             running.interrupt()
             code, out, err = await running.end()
     assert (code, out) == (0, "received 4 · pending 0 · stored 4\n")
-    assert "Ctrl-C again leaves at once" in err
+    assert "Ctrl-C again to exit at once" in err
     assert "Traceback" not in err
 
 
@@ -134,11 +134,11 @@ async def test_a_second_ctrl_c_leaves_at_once_and_the_journal_remembers(
         async with started(*args, OPENAI_API_KEY="sk-no", OPENAI_BASE_URL=down) as running:
             await eventually(lambda: received(journal) == 4)
             running.interrupt()
-            await running.line("Ctrl-C again leaves at once", "stderr")
+            await running.line("Ctrl-C again to exit at once", "stderr")
             running.interrupt()
             code, _, err = await running.end()
     assert code == 1
-    assert "left at once: what is not stored waits in chroma-journal.db" in err
+    assert "exited at once: payloads that are not stored stay in chroma-journal.db" in err
     status = JournalReader(journal).status()
     assert (status.ledger.pending, status.ledger.stored) == (4, 0)
     await eventually(lambda: not JournalReader(journal).status().running)
@@ -161,7 +161,7 @@ async def test_a_connector_that_never_answered_is_an_error(ended, silent_port):
     code, out, err = await ended("ingest", url, "--idle-seconds", "3")
     assert (code, out) == (1, "")
     error = err.splitlines()[-1]
-    assert error.startswith(f"error: nobody answered with a stream at {url}: the last error was ")
+    assert error.startswith(f"error: could not connect to a stream at {url}: the last error was ")
 
 
 @pytest.mark.slow

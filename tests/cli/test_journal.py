@@ -50,7 +50,7 @@ async def test_without_a_pipeline_a_request_waits_for_the_next_one(ended, eventu
     code, out, _ = await ended("dead-letters", "retry", "journal.db", ids[0], ids[1])
     assert code == 0
     assert (
-        out == "retry 2: the pipeline will see to it when it starts next, since none is running\n"
+        out == "retry 2: the pipeline will do this at its next start, because it is not running\n"
     )
     async with IngestPipeline(
         MemoryStore(), LocalEmbedder(), journal=tmp_path / "journal.db"
@@ -66,7 +66,7 @@ async def test_a_running_pipeline_sees_to_it_at_once(ended, eventually, tmp_path
         MemoryStore(), LocalEmbedder(), journal=tmp_path / "journal.db"
     ) as pipeline:
         code, out, _ = await ended("dead-letters", "discard", "journal.db", "--all")
-        assert (code, out) == (0, "discard 3: the pipeline will see to it now\n")
+        assert (code, out) == (0, "discard 3: the pipeline will do this now\n")
         await eventually(lambda: pipeline.ledger.discarded == 3)
 
 
@@ -177,7 +177,7 @@ def state_of(*, running=True, health=None, **ledger):
 @pytest.mark.parametrize(
     ("found", "says"),
     [
-        (state_of(running=None), "whether the pipeline runs, only its own user can see"),
+        (state_of(running=None), "only the pipeline's own user can see whether it is running"),
         (state_of(health=Health("degraded", ("store: refused",))), "degraded: store: refused"),
         (state_of(health=Health("failed", ("disk\x1b[2J\nfull",))), "failed: disk\ufffd[2J full"),
         (state_of(received=3, overflow=3), "3 payloads lost to overflow"),

@@ -22,15 +22,15 @@ def summary(product, n=0):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ([], "name the URL of a stream"),
-        (["http://c.example/stream/a", "http://c.example/stream/a"], "a URL is named twice"),
+        ([], "give the URL of a stream"),
+        (["http://c.example/stream/a", "http://c.example/stream/a"], "a URL is given twice"),
         (
             ["http://c.example/stream/a", "http://c.example/stream/b", "--token", "uk_1"],
-            "here are 2 URLs and 1 tokens",
+            "got 2 URLs and 1 tokens",
         ),
         (
             ["http://c.example/stream/a", "--token", "uk_1", "--token", "uk_2"],
-            "here are 1 URLs and 2 tokens",
+            "got 1 URLs and 2 tokens",
         ),
         (["http://c.example/stream/a", "ftp://c.example/stream/b"], "http:// or https://"),
         (["http://c.example/stream/a", "--batch-window", "-1"], "batch_window must be at least 0"),
@@ -105,7 +105,7 @@ async def test_a_stream_that_nobody_answers_is_named(ended, silent_port):
         silent = f"http://127.0.0.1:{silent_port}/stream/x"
         code, out, err = await ended("ingest", acme.url, silent, "--idle-seconds", "3")
     assert (code, out) == (1, "received 1 · pending 0 · stored 1\n")
-    assert err.splitlines()[-1].startswith(f"error: nobody answered with a stream at {silent}")
+    assert err.splitlines()[-1].startswith(f"error: could not connect to a stream at {silent}")
 
 
 @pytest.mark.slow
