@@ -6,6 +6,7 @@ import math
 import re
 import time as clock
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, time
 from typing import Any, Final, Literal, TypeAlias
@@ -22,6 +23,7 @@ Moment: TypeAlias = float | date | str
 either, or how long ago: "90s", "30m", "12h", "7d", "2w"."""
 
 _AGO: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
+_DAY: Final = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -98,10 +100,9 @@ def moment(name: str, value: Any) -> float:
         text = value.strip()
         if ago := _AGO.fullmatch(text):
             return clock.time() - float(ago[1]) * _UNITS[ago[2]]
-        try:
-            value = date.fromisoformat(text) if len(text) <= 10 else datetime.fromisoformat(text)
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            parse = date if _DAY.fullmatch(text) else datetime
+            value = parse.fromisoformat(text)
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ConfigurationError(

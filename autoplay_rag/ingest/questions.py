@@ -79,8 +79,9 @@ class Questions(ABC):
             ConfigurationError: If the question is empty, `k` is below 1, a time cannot be used, or
                 both `filter` and another condition are given.
             UnsupportedFilterError: If the store cannot translate the filter.
-            EmbedderError: If the question cannot be embedded now; "text" needs no embedder.
-            StoreError: If the store cannot be searched now; "text" needs no store.
+            EmbedderError: If the question cannot be embedded. During an outage only in "dense" mode:
+                "hybrid" then answers by words alone, and `Hits.problem` says so.
+            StoreError: If the store cannot be searched; otherwise as `EmbedderError`.
             PipelineClosedError: If the pipeline is not running.
         """
         searcher = self._open_run().searcher

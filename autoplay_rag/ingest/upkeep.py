@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from autoplay_rag._backoff import grown_delay
+from autoplay_rag._serial import SerialThread
 from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.chunk_writer import ChunkWriter, Delete, Operation, Upsert
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.journal.base import Journal, QueuedChunk
-from autoplay_rag._serial import SerialThread
 
 __all__ = ["Upkeep"]
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from autoplay_rag._describe import describe
+from autoplay_rag._serial import SerialThread
 from autoplay_rag.ingest.batching import Batcher, Gathered
 from autoplay_rag.ingest.chunk_writer import ChunkWriter, Operation, Upsert
 from autoplay_rag.ingest.planner import Planner
@@ -22,7 +23,6 @@ from autoplay_rag.journal.base import (
     Session,
     Waiting,
 )
-from autoplay_rag._serial import SerialThread
 
 __all__ = ["Worker"]
 

@@ -161,7 +161,7 @@ class FullTextTables:
 def _visits(heard: Iterable[Heard]) -> list[list[Any]]:
     """One row for each session: what these payloads add to it."""
     rows: dict[int, list[Any]] = {}
-    for seq, lane, product, session, passage in heard:
+    for _, lane, product, session, passage in heard:
         row = rows.get(lane)
         if row is None:
             row = rows[lane] = [

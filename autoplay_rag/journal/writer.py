@@ -57,11 +57,14 @@ class Tables(Protocol):
         """Count an entry that could not be written."""
 
 
+_NOTHING = Prepared()
+
+
 @dataclass(slots=True)
 class _Accept:
     entry: Entry
     future: asyncio.Future[Outcome]
-    prepared: Prepared = Prepared()
+    prepared: Prepared = _NOTHING
 
 
 @dataclass(slots=True)

@@ -55,8 +55,8 @@ def fused(
     dense: Mapping[str, float],
     counts: Mapping[str, int],
     total: int,
-    mode: Mode,
     *,
+    mode: Mode,
     whole: bool = False,
 ) -> list[Candidate]:
     """Rank candidates, best first.

@@ -117,6 +117,7 @@ class Hits(list[H]):
         watermark: See `watermark`.
         unembedded: See `unembedded`.
         scope_known: See `scope_known`.
+        problem: See `problem`.
 
     Attributes:
         watermark: Everything received up to this sequence number was settled when the search began.
@@ -124,6 +125,8 @@ class Hits(list[H]):
             find them: those of the asked sessions, or of all if these are many.
         scope_known: False if the session, person or chat thread asked for was never seen: no hit
             then does not mean that nothing happened.
+        problem: Why only words answered a hybrid search, in one line: the embedder or the store was
+            out. None if both sides answered.
     """
 
     def __init__(
@@ -133,11 +136,13 @@ class Hits(list[H]):
         watermark: int = 0,
         unembedded: int = 0,
         scope_known: bool = True,
+        problem: str | None = None,
     ) -> None:
         super().__init__(hits)
         self.watermark = watermark
         self.unembedded = unembedded
         self.scope_known = scope_known
+        self.problem = problem
 
     def _repr_html_(self) -> str:
         if not self:

@@ -32,7 +32,7 @@ _MOST_CHARACTERS: Final = 2000
 _MOST_TERMS: Final = 48
 _CODE: Final = re.compile(r"[^\s\"'()<>\[\]{},;!?]{4,}")
 _QUOTE: Final = re.compile(
-    r'["\u201c\u201e\u00ab]([^"\u201c\u201d\u00ab\u00bb]{3,})["\u201d\u00bb]'
+    r'["\u201c\u201e\u00ab]([^"\u201c\u201d\u00ab\u00bb]{3,})["\u201c\u201d\u00bb]'
 )
 
 

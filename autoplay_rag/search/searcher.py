@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, get_args
 
+from autoplay_rag._describe import describe
+from autoplay_rag._serial import SerialThread
 from autoplay_rag.content.chunks import Chunk, Metadata
 from autoplay_rag.content.filters import Filter
 from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.probe import PROBE_ID
 from autoplay_rag.embedders.base import Embedder
-from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.errors import (
+    ConfigurationError,
+    EmbedderUnavailableError,
+    StoreUnavailableError,
+)
 from autoplay_rag.journal.base import Findable, Found, FoundPassage, Scope, Visit
 from autoplay_rag.search.fusion import Candidate, Mode, Unit, fused, group
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.lexical import Question, matched
 from autoplay_rag.stores.base import Match, TextStore, VectorStore
-from autoplay_rag._serial import SerialThread
 
 __all__ = ["Rerank", "Searcher", "filter_of"]
+
+_log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -37,6 +45,8 @@ _SESSIONS: Final = 50
 _RERANKED: Final = 50
 _HITS_OF_SESSION: Final = 5
 _SESSION_CHARACTERS: Final = 4000
+_OUTAGES: Final = (EmbedderUnavailableError, StoreUnavailableError, OSError, TimeoutError)
+"""What may pass later: words alone answer a hybrid search meanwhile."""
 _NOTHING: Final = Found(0, {}, [])
 _UNKNOWN_LANE: Final = -(2**62)
 """Below it: lanes of chunks without a session of which the catalog knows nothing."""
@@ -134,6 +144,15 @@ class Searcher:
             self._dense(question.text, k, filter, scope) if mode != "text" else None,
             self._words(question, k, filter) if mode != "dense" else None,
         )
+        problem = None
+        if isinstance(dense, BaseException):
+            if mode == "dense" or not self.catalog or not isinstance(dense, _OUTAGES):
+                raise dense
+            problem = describe(dense)
+            _log.warning("a search is answered by words alone: %s", problem)
+            dense = []
+        if isinstance(found, BaseException):
+            raise found
         matches = {match.id: match for match in dense or ()}
         passages, whole = await self._passages(k, filter, scope, matches, found or _NOTHING)
         candidates = await self._thread.run(
@@ -143,10 +162,10 @@ class Searcher:
             {match.id: match.score for match in matches.values()},
             (found or _NOTHING).counts,
             (found or _NOTHING).total,
-            mode,
+            mode=mode,
             whole=whole,
         )
-        return _Ranking(question, candidates, passages, matches, scope, watermark)
+        return _Ranking(question, candidates, passages, matches, scope, watermark, problem)
 
     async def _dense(self, text: str, k: int, filter: Filter, scope: Scope) -> list[Match]:
         limit = max(_NEAREST, 2 * k)
@@ -186,7 +205,9 @@ class Searcher:
         most = max(_SESSIONS, k)
         lanes = {
             **dict.fromkeys(_first(most, (lane for _, lane in found.passages))),
-            **dict.fromkeys(_first(most, (lane_of[id] for id in matches if id in lane_of))),
+            **dict.fromkeys(
+                _first(most, (lane_of[chunk] for chunk in matches if chunk in lane_of))
+            ),
         }
         whole = len(lanes) < k and bool(filter.conditions())
         if whole:
@@ -300,6 +321,7 @@ class _Ranking(NamedTuple):
     matches: dict[str, Match]
     scope: Scope
     watermark: int
+    problem: str | None
 
     def result(self, hits: Iterable[H]) -> Hits[H]:
         return Hits(
@@ -307,22 +329,24 @@ class _Ranking(NamedTuple):
             watermark=self.watermark,
             unembedded=self.scope.pending,
             scope_known=self.scope.known,
+            problem=self.problem,
         )
 
 
 async def _both(
     one: Coroutine[Any, Any, A] | None, other: Coroutine[Any, Any, B] | None
-) -> tuple[A | None, B | None]:
-    """The results of both; if one fails, the other is cancelled and the error raised as it is."""
-    tasks = [asyncio.ensure_future(each) if each is not None else None for each in (one, other)]
-    running = [task for task in tasks if task is not None]
+) -> tuple[A | BaseException | None, B | BaseException | None]:
+    """Run both at once; returns their results or errors, None for what is not asked."""
+    tasks = [asyncio.create_task(each or _nothing()) for each in (one, other)]
     try:
-        await asyncio.gather(*running)
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-    return tuple(task.result() if task is not None else None for task in tasks)  # type: ignore[return-value]
+        first, second = await asyncio.gather(*tasks, return_exceptions=True)
+    finally:  # `gather` is cancelled before its tasks have ended
+        await asyncio.wait(tasks)
+    return first, second
+
+
+async def _nothing() -> Any:
+    return None
 
 
 def _as_passage(match: Match, number: int) -> FoundPassage:
@@ -400,7 +424,7 @@ def _collapsed(hits: Iterable[Hit]) -> list[Hit]:
 async def _reranked(rerank: Rerank, question: str, hits: Sequence[Hit]) -> list[Hit]:
     order = list(await rerank(question, list(hits)))
     given = {hit.id for hit in hits}
-    if any(not isinstance(hit, Hit) or hit.id not in given for hit in order):
+    if not all(hit.id in given for hit in order):
         raise ConfigurationError("rerank must return hits that it was given, in another order")
     return list({hit.id: hit for hit in order}.values())
 

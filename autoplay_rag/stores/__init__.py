@@ -19,10 +19,10 @@ from autoplay_rag.stores.base import (
 )
 
 if TYPE_CHECKING:
+    from autoplay_rag._serial import SerialThread
     from autoplay_rag.stores.chroma import ChromaStore
     from autoplay_rag.stores.memory import MemoryStore
     from autoplay_rag.stores.rows import Rows, checked_changes, pack, pack_vector
-    from autoplay_rag._serial import SerialThread
 
 __all__ = [
     "Capability",

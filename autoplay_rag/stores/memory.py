@@ -8,6 +8,7 @@ from itertools import islice, starmap
 from typing import TYPE_CHECKING, Self
 
 from autoplay_rag._checks import check_at_least
+from autoplay_rag._serial import SerialThread
 from autoplay_rag.errors import MissingExtraError, StoreMismatchError, StoreRejectedError
 from autoplay_rag.stores.base import (
     Changes,
@@ -19,7 +20,6 @@ from autoplay_rag.stores.base import (
     VectorStore,
 )
 from autoplay_rag.stores.rows import Rows, checked_changes, pack, pack_vector
-from autoplay_rag._serial import SerialThread
 
 if TYPE_CHECKING:
     import numpy as np

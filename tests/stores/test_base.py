@@ -105,7 +105,7 @@ def test_times_become_unix_seconds(moment, seconds):
         True,
         "soon",
         "100",
-        "2026-01-01T10:00",
+        "2026-13-01",
         b"1",
         [1],
         object(),

@@ -8,10 +8,10 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+from autoplay_rag._serial import SerialThread
 from autoplay_rag.errors import StoreRejectedError
 from autoplay_rag.stores.chroma.frames import Answer, Request, encode
 from autoplay_rag.stores.chroma.process import ChromaProcess, Interpreter
-from autoplay_rag._serial import SerialThread
 
 __all__ = ["SharedWorker"]
 
