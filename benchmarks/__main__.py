@@ -9,7 +9,7 @@ from importlib import import_module
 
 from benchmarks.table import show
 
-MODULES = ("imports", "client", "pipeline", "journal", "memory")
+MODULES = ("imports", "client", "pipeline", "journal", "memory", "filters")
 
 if __name__ == "__main__":
     print(

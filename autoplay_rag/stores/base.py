@@ -36,7 +36,7 @@ Changes: TypeAlias = Mapping[str, str | int | float | None]
 """Metadata to set on a chunk, by key; None removes the key."""
 
 Capability: TypeAlias = Literal[
-    "delete", "get", "scan", "update_metadata", "sibling", "drop", "identity"
+    "delete", "get", "scan", "update_metadata", "score", "sibling", "drop", "identity"
 ]
 """Optional capabilities of a store. Each is named after the method of `Store` that implements it."""
 
@@ -151,6 +151,18 @@ class Store(ABC):
                 `max_batch` chunks. An unknown id is not an error.
         """
         raise _missing(self, "update_metadata")
+
+    async def score(self, vector: Vector, ids: Sequence[str]) -> dict[str, float]:
+        """Return the exact cosine similarity of stored vectors, by chunk id.
+
+        Only a `VectorStore` can have this capability. The search uses it for chunks that it found
+        without the store: those of one user or session, and those that full-text search found.
+
+        Args:
+            vector: The question, of the same dimension as the stored vectors.
+            ids: Ids of chunks, any number. Unknown ids are left out.
+        """
+        raise _missing(self, "score")
 
     def sibling(self, name: str) -> Self:
         """Return another collection beside this one, for vectors of another model. Not started.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import islice, starmap
@@ -15,6 +16,7 @@ from autoplay_rag.stores.base import (
     Chunk,
     Filter,
     Match,
+    Metadata,
     StoreIdentity,
     Vector,
     VectorStore,
@@ -28,6 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["MemoryStore"]
 
 _FIRST_CAPACITY = 256
+_EQUAL_KEYS = {
+    name: row
+    for row, name in enumerate(("session_id", "user_id", "product_id", "conversation_id", "kind"))
+}
+"""The metadata keys that a `Filter` compares for equality, and their rows in `_Columns`."""
+_TIME_KEYS = {"started_at": 0, "ended_at": 1}
+_GATHER = 8
+"""If at most one in this many rows is a candidate, only the vectors of candidates are compared."""
 _REMEDY = (
     "start once with IngestPipeline(rebuild=True) (command: --rebuild) to embed everything again "
     "with the new model, or use the old model, or another MemoryStore"
@@ -37,8 +47,8 @@ _REMEDY = (
 class MemoryStore(VectorStore):
     """Keeps chunks in memory, and searches by exact comparison of all vectors (cosine similarity).
 
-    A chunk takes 4 bytes per dimension, plus its text and metadata. `aclose` keeps the chunks, so a
-    notebook can search after its pipeline has ended.
+    A chunk takes 4 bytes per dimension and 56 bytes for filters, plus its text and metadata.
+    `aclose` keeps the chunks, so a notebook can search after its pipeline has ended.
 
     Raises:
         MissingExtraError: If NumPy is not installed.
@@ -104,6 +114,19 @@ class MemoryStore(VectorStore):
             StoreMismatchError: If the store holds vectors of another dimension.
         """
         return await self._thread.run(self._table.query, vector, k, filter)
+
+    async def score(self, vector: Vector, ids: Sequence[str]) -> dict[str, float]:
+        """Return the cosine similarity of stored vectors, by chunk id. Unknown ids are left out.
+
+        Args:
+            vector: The question, of the same dimension as the stored vectors.
+            ids: Ids of chunks.
+
+        Raises:
+            StoreRejectedError: If the vector is invalid.
+            StoreMismatchError: If the store holds vectors of another dimension.
+        """
+        return await self._thread.run(self._table.score, vector, ids)
 
     async def count(self) -> int:
         """Return the number of stored chunks."""
@@ -186,6 +209,7 @@ class _Table:
         self.chunks: list[Chunk] = []
         self._row_of: dict[str, int] = {}
         self._matrix: NDArray[np.float32] | None = None
+        self._columns: _Columns | None = None
 
     def adopt(self, model: str) -> None:
         if self.chunks and self.model not in (None, model):
@@ -197,7 +221,7 @@ class _Table:
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
         rows = pack(chunks, vectors)
-        matrix = self._matrix_for(rows)
+        matrix, columns = self._make_space(rows)
         parts = zip(rows.ids, rows.texts, rows.metadatas, strict=True)
         for chunk, vector in zip(starmap(Chunk, parts), _unit_rows(rows), strict=True):
             row = self._row_of.setdefault(chunk.id, len(self.chunks))
@@ -206,6 +230,7 @@ class _Table:
             else:
                 self.chunks[row] = chunk
             matrix[row] = vector
+            columns.put(row, chunk.metadata)
 
     def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
         import numpy as np
@@ -213,19 +238,43 @@ class _Table:
         question = pack_vector(vector, "the question")
         if k < 1:
             raise StoreRejectedError(f"k is {k}; it must be at least 1")
-        if self._matrix is None or not self.chunks:
+        if self._matrix is None or self._columns is None or not self.chunks:
             return []
-        unit = _unit(np.frombuffer(question, np.float32))
-        self._check_dimension(len(unit))
-        scores = self._matrix[: len(self.chunks)] @ unit
-        # Filtering in the order of the ranking stops after `k` matches.
-        ranking = np.argsort(-scores, kind="stable").tolist()
-        passing = (row for row in ranking if filter.matches(self.chunks[row].metadata))
+        unit = self._unit_question(question)
+        rows = self._columns.candidates(filter, len(self.chunks))
+        if rows is None or len(rows) * _GATHER > len(self.chunks):
+            scores = self._matrix[: len(self.chunks)] @ unit
+            scores = scores if rows is None else scores[rows]
+        else:
+            scores = self._matrix[rows] @ unit
+        if rows is None:
+            rows = np.arange(len(self.chunks))
+        found = self._passing(_best(scores, k), rows, filter, k)
+        if len(found) < min(k, len(rows)):
+            # Candidates may fail the filter itself. Then all candidates are tested in order.
+            found = self._passing(np.argsort(-scores, kind="stable"), rows, filter, k)
         return [
-            Match(chunk.id, chunk.text, float(scores[row]), dict(chunk.metadata))
-            for row in islice(passing, k)
-            for chunk in (self.chunks[row],)
+            Match(chunk.id, chunk.text, float(scores[at]), dict(chunk.metadata))
+            for at in found
+            for chunk in (self.chunks[rows[at]],)
         ]
+
+    def _passing(
+        self, ranking: NDArray[np.intp], rows: NDArray[np.intp], filter: Filter, k: int
+    ) -> list[int]:
+        passing = (at for at in ranking.tolist() if filter.matches(self.chunks[rows[at]].metadata))
+        return list(islice(passing, k))
+
+    def score(self, vector: Vector, ids: Sequence[str]) -> dict[str, float]:
+        question = pack_vector(vector, "the question")
+        if self._matrix is None or not self.chunks:
+            return {}
+        unit = self._unit_question(question)
+        known = {
+            chunk_id: row for chunk_id in ids if (row := self._row_of.get(chunk_id)) is not None
+        }
+        scores = self._matrix[list(known.values())] @ unit
+        return dict(zip(known, scores.tolist(), strict=True))
 
     def delete(self, ids: Sequence[str]) -> None:
         for chunk_id in ids:
@@ -235,8 +284,10 @@ class _Table:
             last = self.chunks.pop()
             if row < len(self.chunks):
                 assert self._matrix is not None
+                assert self._columns is not None
                 self.chunks[row] = last
                 self._matrix[row] = self._matrix[len(self.chunks)]
+                self._columns.put(row, last.metadata)
                 self._row_of[last.id] = row
 
     def ids(self) -> list[str]:
@@ -256,20 +307,32 @@ class _Table:
             merged = {**chunk.metadata, **wanted}
             metadata = {key: value for key, value in merged.items() if value is not None}
             self.chunks[row] = Chunk(chunk.id, chunk.text, metadata)
+            assert self._columns is not None
+            self._columns.put(row, metadata)
 
-    def _matrix_for(self, rows: Rows) -> NDArray[np.float32]:
+    def _make_space(self, rows: Rows) -> tuple[NDArray[np.float32], _Columns]:
         import numpy as np
 
-        if self._matrix is None or not self.chunks:
+        if self._matrix is None or self._columns is None or not self.chunks:
             # An empty store accepts any dimension.
             self._matrix = np.empty((_FIRST_CAPACITY, rows.dimension), np.float32)
+            self._columns = _Columns(_FIRST_CAPACITY)
         self._check_dimension(rows.dimension)
         wanted = len(self.chunks) + len(rows.ids)
         if wanted > len(self._matrix):
-            grown = np.empty((max(wanted, 2 * len(self._matrix)), rows.dimension), np.float32)
+            capacity = max(wanted, 2 * len(self._matrix))
+            grown = np.empty((capacity, rows.dimension), np.float32)
             grown[: len(self.chunks)] = self._matrix[: len(self.chunks)]
             self._matrix = grown
-        return self._matrix
+            self._columns.grow(capacity)
+        return self._matrix, self._columns
+
+    def _unit_question(self, question: bytes) -> NDArray[np.float32]:
+        import numpy as np
+
+        unit = _unit(np.frombuffer(question, np.float32))
+        self._check_dimension(len(unit))
+        return unit
 
     def _check_dimension(self, dimension: int) -> None:
         assert self._matrix is not None
@@ -279,6 +342,72 @@ class _Table:
                 f"this MemoryStore holds vectors of dimension {held}, but was given one of dimension "
                 f"{dimension}; {_REMEDY}"
             )
+
+
+class _Columns:
+    """The metadata that filters compare, by row: hashes of names, and times.
+
+    A hash takes 8 bytes, and needs no table of names. Rows with equal hashes are only candidates,
+    and the caller must apply the filter itself.
+
+    Args:
+        capacity: The number of rows.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        import numpy as np
+
+        self._hashes: NDArray[np.int64] = np.zeros((len(_EQUAL_KEYS), capacity), np.int64)
+        self._times: NDArray[np.float64] = np.full((len(_TIME_KEYS), capacity), np.nan)
+
+    def grow(self, capacity: int) -> None:
+        """Add capacity; existing rows stay."""
+        grown = _Columns(capacity)
+        held = self._hashes.shape[1]
+        grown._hashes[:, :held] = self._hashes
+        grown._times[:, :held] = self._times
+        self._hashes, self._times = grown._hashes, grown._times
+
+    def put(self, row: int, metadata: Metadata) -> None:
+        """Replace one row."""
+        self._hashes[:, row] = [hash(metadata.get(key)) for key in _EQUAL_KEYS]
+        self._times[:, row] = [_time(metadata.get(key)) for key in _TIME_KEYS]
+
+    def candidates(self, filter: Filter, count: int) -> NDArray[np.intp] | None:
+        """Return those of the first `count` rows that may pass, in order; None if all may."""
+        import numpy as np
+
+        passing: NDArray[np.bool_] | None = None
+        # A user's own subclass may compare with anything.
+        conditions: list[tuple[str, str, object]] = list(filter.conditions())
+        for key, comparison, value in conditions:
+            if not isinstance(value, str | float | int):
+                continue
+            if comparison == "==" and key in _EQUAL_KEYS:
+                holds = self._hashes[_EQUAL_KEYS[key], :count] == hash(value)
+            elif comparison in (">=", "<=") and key in _TIME_KEYS and not isinstance(value, str):
+                times = self._times[_TIME_KEYS[key], :count]
+                holds = times >= value if comparison == ">=" else times <= value
+            else:
+                continue
+            passing = holds if passing is None else passing & holds
+        return None if passing is None else np.flatnonzero(passing)
+
+
+def _time(value: object) -> float:
+    """Return a number as a float, and NaN for anything else. Comparisons with NaN are false."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _best(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """Return the positions of the `k` highest scores, and of ties with the last, best first."""
+    import numpy as np
+
+    if k >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    least = np.partition(scores, len(scores) - k)[len(scores) - k]
+    positions = np.flatnonzero(scores >= least)
+    return positions[np.argsort(-scores[positions], kind="stable")]
 
 
 def _unit_rows(rows: Rows) -> NDArray[np.float32]:

@@ -113,6 +113,7 @@ _USES: dict[Capability, Callable[[Store], Any]] = {
     "get": lambda store: store.get(["unknown"]),
     "scan": _scanned,
     "update_metadata": lambda store: store.update_metadata({}),
+    "score": lambda store: store.score(_EAST, ["unknown"]),
     "drop": lambda store: store.drop(),
     "identity": lambda store: store.identity(),
 }
@@ -667,6 +668,43 @@ class VectorStoreContract(_StoreContract[VectorStore]):
         [match] = await store.query(_NORTH, 1, _ALL)
         assert match.text == "second"
         assert match.score == pytest.approx(1, abs=_CLOSE)
+
+    async def test_scores_are_the_cosine_similarities(self, store: VectorStore) -> None:
+        if await _lacks(store, "score"):
+            return
+        assert await store.score(_EAST, ["east"]) == {}
+        stored = {"north": [0.0, 3.0, 0.0], "east": [2.0, 0.0, 0.0], "west": [-1.0, 0.0, 0.0],
+                  "both": [5.0, 5.0, 0.0], "zero": [0.0, 0.0, 0.0]}  # fmt: skip
+        await store.upsert([_chunk(chunk_id) for chunk_id in stored], list(stored.values()))
+        found = await store.score([10.0, 0.0, 0.0], ["west", "unknown", "both", "both", "zero"])
+        assert found == pytest.approx({"west": -1, "both": math.sqrt(0.5), "zero": 0}, abs=_CLOSE)
+        assert all(type(score) is float for score in found.values())
+        assert await store.score(_EAST, []) == {}
+        zero = await store.score([0.0, 0.0, 0.0], list(stored))
+        assert zero == pytest.approx(dict.fromkeys(stored, 0), abs=_CLOSE)
+        if not await _lacks(store, "delete"):
+            await store.delete(["west"])
+            assert await store.score(_EAST, ["west"]) == {}
+        await store.upsert([_chunk("east")], [_NORTH])
+        assert await store.score(_EAST, ["east"]) == pytest.approx({"east": 0}, abs=_CLOSE)
+
+    async def test_scores_of_more_than_a_batch(self, store: VectorStore) -> None:
+        if await _lacks(store, "score"):
+            return
+        await self._put(store, [_chunk("a"), _chunk("b")])
+        unknown = [f"unknown{i}" for i in range(min(store.max_batch, 1000))]
+        assert set(await store.score(_EAST, ["a", *unknown, "b"])) == {"a", "b"}
+
+    async def test_a_score_needs_a_vector_of_the_dimension_stored(self, store: VectorStore) -> None:
+        if await _lacks(store, "score"):
+            return
+        await store.upsert([_chunk("a")], [_EAST])
+        for vector in ([math.nan, 0.0, 0.0], []):
+            with pytest.raises(ValueError, match=r"."):
+                await store.score(vector, ["a"])
+        if self.keeps_model:
+            with pytest.raises(StoreMismatchError, match=r"3.* 2"):
+                await store.score([1.0, 0.0], ["a"])
 
     async def test_a_filter_passes_far_chunks_too(self, store: VectorStore) -> None:
         near = [_chunk(f"near{i}", user_id="u1") for i in range(50)]

@@ -52,6 +52,7 @@ async def test_a_bare_store_has_defaults_and_no_capability():
         ("get", (["a"],)),
         ("scan", ()),
         ("update_metadata", ({},)),
+        ("score", ([1.0], ["a"])),
         ("sibling", ("name",)),
         ("drop", ()),
         ("identity", ()),

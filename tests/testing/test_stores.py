@@ -155,6 +155,14 @@ FAULTS = {
             raise MissingCapabilityError("Store", "get")
     """,
     ),
+    "scores by the dot product": (
+        "test_scores_are_the_cosine_similarities",
+        """
+        async def score(self, vector, ids):
+            length = sum(value * value for value in vector) ** 0.5
+            return {i: s * length for i, s in (await super().score(vector, ids)).items()}
+    """,
+    ),
     "mixes two models": (
         "test_another_model_is_refused",
         "async def start(self, model): pass",

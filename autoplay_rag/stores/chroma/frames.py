@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from autoplay_rag.stores.base import StoreIdentity
+from autoplay_rag.stores.base import Condition, StoreIdentity
 
 __all__ = [
     "Answer",
@@ -32,6 +32,8 @@ __all__ = [
     "Request",
     "SaveIdentity",
     "Scan",
+    "Score",
+    "Scores",
     "StoredChunk",
     "UpdateMetadata",
     "Upsert",
@@ -73,11 +75,19 @@ class Delete(_Request, tag=True, kw_only=True):
 
 
 class Query(_Request, tag=True, kw_only=True):
-    """Ask for the `k` nearest chunks. `where` is a filter in Chroma's form."""
+    """Ask for the `k` nearest chunks. `where` has the conditions in Chroma's form."""
 
     vector: bytes
     k: int
+    conditions: list[Condition]
     where: dict[str, Any] | None
+
+
+class Score(_Request, tag=True, kw_only=True):
+    """Ask for the cosine similarity of chunks. Unknown ids are ignored."""
+
+    vector: bytes
+    ids: Sequence[str]
 
 
 class Count(_Request, tag=True, kw_only=True):
@@ -126,6 +136,7 @@ Request: TypeAlias = (
     | Upsert
     | Delete
     | Query
+    | Score
     | Count
     | Get
     | Scan
@@ -155,6 +166,12 @@ class Found(msgspec.Struct, tag=True):
     hits: list[FoundChunk]
 
 
+class Scores(msgspec.Struct, tag=True):
+    """The cosine similarity by id."""
+
+    scores: dict[str, float]
+
+
 class Chunks(msgspec.Struct, tag=True):
     """The requested chunks. `after` is the start of the next page of a scan; None at the end."""
 
@@ -175,7 +192,7 @@ class Failed(msgspec.Struct, tag=True):
     message: str
 
 
-Answer: TypeAlias = Done | Found | Chunks | Kept
+Answer: TypeAlias = Done | Found | Scores | Chunks | Kept
 Reply: TypeAlias = Answer | Failed
 
 _LENGTH = 4

@@ -36,6 +36,8 @@ from autoplay_rag.stores.chroma.frames import (
     Request,
     SaveIdentity,
     Scan,
+    Score,
+    Scores,
     UpdateMetadata,
     Upsert,
 )
@@ -165,6 +167,10 @@ class ChromaStore(VectorStore):
     async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
         """Return the `k` nearest chunks that pass the filter, best first.
 
+        The result is exact if at most 1,000 chunks pass the filter, or `k` is at least half of
+        those that pass. Otherwise Chroma's index is searched, which may miss some. The result has
+        fewer than `k` chunks only if fewer pass.
+
         Args:
             vector: The vector of the question, with the stored dimension.
             k: The most matches; at least 1.
@@ -179,6 +185,30 @@ class ChromaStore(VectorStore):
         found = await self._ask(partial(self._query, vector, k, filter))
         assert isinstance(found, Found)
         return [Match(*hit) for hit in found.hits]
+
+    async def score(self, vector: Vector, ids: Sequence[str]) -> dict[str, float]:
+        """Return the exact cosine similarity of stored vectors, by chunk id. Unknown ids are left out.
+
+        20 ids take about 1 ms of CPU in the worker, and 1,000 ids about 30.
+
+        Args:
+            vector: The question, of the same dimension as the stored vectors.
+            ids: Ids of chunks, any number. Each request takes `max_batch` of them.
+
+        Raises:
+            StoreRejectedError: If the vector is invalid.
+            StoreMismatchError: If the collection holds vectors of another dimension.
+            StoreUnavailableError: If the same call may succeed later.
+        """
+        scores: dict[str, float] = {}
+        packed = pack_vector(vector, "the question")
+        for part in self._parts(list(dict.fromkeys(ids))):
+            reply = await self._ask(
+                partial(Score, **self._to(self._model), vector=packed, ids=part)
+            )
+            assert isinstance(reply, Scores)
+            scores |= reply.scores
+        return scores
 
     async def count(self) -> int:
         """Return the number of stored chunks.
@@ -196,7 +226,8 @@ class ChromaStore(VectorStore):
         Raises:
             StoreUnavailableError: If it may pass later.
         """
-        for part in self._parts(ids):
+        # Chroma rejects an id that occurs twice.
+        for part in self._parts(list(dict.fromkeys(ids))):
             await self._ask(partial(Delete, **self._to(self._model), ids=part))
 
     async def get(self, ids: Sequence[str]) -> list[Chunk]:
@@ -362,6 +393,7 @@ class ChromaStore(VectorStore):
             vector=pack_vector(vector, "the question"),
             k=k,
             where=where_of(filter),
+            conditions=filter.conditions(),
         )
 
 

@@ -350,6 +350,66 @@ async def test_a_scan_right_after_a_kill_has_all_that_was_stored(tmp_path):
     await store.aclose()
 
 
+async def test_a_search_right_after_a_kill_has_all_that_was_stored(tmp_path):
+    store = ChromaStore(tmp_path)
+    await store.start("model-a")
+    await store.upsert([chunk(f"c{i}", user_id=f"u{i % 2}") for i in range(200)], [EAST] * 200)
+    for search in ("filtered", "unfiltered", "score"):
+        store._worker._process._popen.kill()
+        assert store._worker._process._popen.wait(20) != 0
+        if search == "filtered":
+            assert len(await store.query(EAST, 200, Filter(user_id="u1"))) == 100
+        elif search == "unfiltered":
+            assert len(await store.query(EAST, 200, ALL)) == 200
+        else:
+            assert len(await store.score(EAST, [f"c{i}" for i in range(300)])) == 200
+    await store.aclose()
+
+
+async def test_lists_that_others_stored_as_metadata_are_returned(tmp_path):
+    with_chromadb(
+        """
+made = client.create_collection("theirs", configuration={"hnsw": {"space": "cosine"}})
+made.add(ids=["a", "b"], embeddings=[[1, 0, 0], [0, 1, 0]], documents=["text", "more"],
+         metadatas=[{"tags": ["x", "y"], "user_id": "u1"}, {"user_id": "u1", "paid": True}])
+""",
+        tmp_path,
+    )
+    store = ChromaStore(tmp_path, collection="theirs")
+    await store.start("model-a")
+    for wanted in (ALL, Filter(user_id="u1")):
+        found = await store.query(EAST, 5, wanted)
+        assert [(hit.id, hit.text, hit.metadata) for hit in found] == [
+            ("a", "text", {"tags": ["x", "y"], "user_id": "u1"}),
+            ("b", "more", {"user_id": "u1", "paid": True}),
+        ]
+    await store.aclose()
+
+
+async def test_an_id_may_be_named_twice(store):
+    await store.upsert([chunk("a"), chunk("b")], [EAST, NORTH])
+    assert await store.score(EAST, ["a", "a"]) == pytest.approx({"a": 1})
+    await store.delete(["a", "a"])
+    assert ids(await store.query(EAST, 5, ALL)) == ["b"]
+
+
+async def test_more_than_a_batch_is_scored(store):
+    many = [chunk(f"c{i}") for i in range(store.max_batch + 1)]
+    await store.upsert(many, [[1.0, i / 100, 0.0] for i in range(len(many))])
+    scores = await store.score(EAST, [c.id for c in many])
+    assert len(scores) == len(many)
+    assert scores["c0"] == pytest.approx(1)
+    assert scores["c100"] == pytest.approx(math.sqrt(0.5), abs=1e-5)
+
+
+async def test_all_of_many_chunks_are_found(store):
+    many = [chunk(f"c{i}", kind="chat") for i in range(store.max_batch * 3)]
+    await store.upsert(many, [[1.0, i / 100, 0.0] for i in range(len(many))])
+    for wanted in (ALL, Filter(kind="chat")):
+        found = await store.query(EAST, len(many), wanted)
+        assert ids(found) == ids(many)
+
+
 async def test_metadata_that_is_so_already_is_not_written_again(store, folder):
     def written() -> int:
         return (folder / "chroma.sqlite3").stat().st_mtime_ns
