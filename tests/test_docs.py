@@ -15,7 +15,8 @@ PLACEHOLDER = "https://connector.example.com/stream/acme"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "docs" / "recipes" / "own-store.md"]
 PAGES += [
-    ROOT / "docs" / "recipes" / f"{name}.md" for name in ("own-embedder", "own-text", "production", "search")
+    ROOT / "docs" / "recipes" / f"{name}.md"
+    for name in ("own-embedder", "own-text", "production", "search")
 ]
 
 

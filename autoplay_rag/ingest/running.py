@@ -123,7 +123,7 @@ class RunningPipeline:
             embedder,
             self._journal.finder,
             # A journal in memory may begin beside a store that is full already.
-            complete=settings.journal is not None or not store.persistent,
+            complete=settings.journal is not None,
             watermark=lambda: self.watermark.value,
         )
         self._embedding: Embedding | None = None

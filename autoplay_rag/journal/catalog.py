@@ -40,9 +40,7 @@ _IN_COLUMNS = {
 }
 """Metadata that has a column of its own, by its column."""
 CHUNK_COLUMNS = f"id, text, metadata, {', '.join(_IN_COLUMNS.values())}"
-_INSERT_SESSION = (
-    "session (lane, product, session, user, conversation, ambiguous, first, last, seen)"
-)
+_INSERT_SESSION = "visit (lane, product, session, user, conversation, ambiguous, first, last, seen)"
 _UPDATE_SESSION = (
     "ON CONFLICT (lane) DO UPDATE SET product = excluded.product, session = excluded.session, "
     "{people}, ambiguous = max(ambiguous, excluded.ambiguous), "
@@ -371,7 +369,7 @@ class CatalogTables:
         rows = read_all(
             self._connection,
             "lane, product, session, user, conversation, ambiguous, first, last",
-            "FROM session WHERE lane IN (SELECT value FROM json_each(?))",
+            "FROM visit WHERE seen IS NOT NULL AND lane IN (SELECT value FROM json_each(?))",
             json_list(lanes),
         )
         return {
@@ -463,12 +461,14 @@ class CatalogTables:
 
     def drop_sessions(self, seen_before: float) -> None:
         """Delete sessions last seen before a time, and the oldest above the limit."""
-        self._connection.execute("DELETE FROM session WHERE seen < ?", (seen_before,))
-        over = self.file.scalar("SELECT count(*) FROM session") - _MEMORY_SESSIONS
+        # Sessions with payloads stay: as many as there are payloads, which are bounded too.
+        gone = "seen IS NOT NULL AND payloads = 0"
+        self._connection.execute(f"DELETE FROM visit WHERE {gone} AND seen < ?", (seen_before,))
+        over = self.file.scalar(f"SELECT count(*) FROM visit WHERE {gone}") - _MEMORY_SESSIONS
         if over > 0:
             self._connection.execute(
-                "DELETE FROM session WHERE lane IN "
-                "(SELECT lane FROM session ORDER BY seen LIMIT ?)",
+                "DELETE FROM visit WHERE lane IN "
+                f"(SELECT lane FROM visit WHERE {gone} ORDER BY seen LIMIT ?)",
                 (over,),
             )
 

@@ -20,7 +20,7 @@ __all__ = ["FullTextTables"]
 
 _INSERT_VISIT: Final = "visit (lane, product, session, first, last, payloads, actions)"
 _WIDEN_VISIT: Final = (
-    "ON CONFLICT (lane) DO UPDATE SET "
+    "ON CONFLICT (lane) DO UPDATE SET product = excluded.product, session = excluded.session, "
     # `min` and `max` of something unknown are unknown.
     "first = coalesce(min(first, excluded.first), first, excluded.first), "
     "last = coalesce(max(last, excluded.last), last, excluded.last), "
@@ -88,16 +88,20 @@ class FullTextTables:
         )
         delete_in(self._connection, "passage", "seq", seqs)
         lanes = json_list({lane for _, _, lane in rows})
-        for table in ("visit", "belongs"):
-            self._connection.execute(
-                f"DELETE FROM {table} WHERE lane IN (SELECT value FROM json_each(?)) AND NOT "
-                f"EXISTS (SELECT 1 FROM passage WHERE passage.lane = {table}.lane)",
-                (lanes,),
-            )
+        self._connection.execute(
+            "DELETE FROM belongs WHERE lane IN (SELECT value FROM json_each(?)) AND NOT "
+            "EXISTS (SELECT 1 FROM passage WHERE passage.lane = belongs.lane)",
+            (lanes,),
+        )
         self._connection.execute(
             "UPDATE visit SET (payloads, actions, first, last) = ("
-            "SELECT count(*), sum(actions), min(started), max(ended) FROM passage "
+            "SELECT count(*), coalesce(sum(actions), 0), min(started), max(ended) FROM passage "
             "WHERE passage.lane = visit.lane) WHERE lane IN (SELECT value FROM json_each(?))",
+            (lanes,),
+        )
+        self._connection.execute(
+            "DELETE FROM visit WHERE lane IN (SELECT value FROM json_each(?)) "
+            "AND payloads = 0 AND seen IS NULL",
             (lanes,),
         )
 

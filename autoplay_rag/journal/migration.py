@@ -92,6 +92,12 @@ def upgrade(
         connection.execute("BEGIN IMMEDIATE")
         for statement in FULLTEXT_SCHEMA.split(";\n"):
             connection.execute(statement)
+        connection.execute(
+            "INSERT INTO visit (lane, product, session, first, last, user, conversation, "
+            "ambiguous, seen) SELECT lane, product, session, first, last, user, conversation, "
+            "ambiguous, seen FROM session"
+        )
+        connection.execute("DROP TABLE session")
         connection.execute(START_INDEXING)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")
@@ -171,7 +177,7 @@ class _Upgrade:
         # Format 2 kept lanes and people, but not the product and session ids of a lane. They stay
         # empty until a payload of the session arrives.
         self._connection.execute(
-            "INSERT INTO session (lane, product, session, user, conversation, seen) "
+            "INSERT INTO visit (lane, product, session, user, conversation, seen) "
             "SELECT lane, '', '', user, conversation, at FROM old_sessions"
         )
 
@@ -224,7 +230,7 @@ class _Upgrade:
             total += len(data or b"")
             insert(
                 self._connection,
-                "payload (seq, key, lane, kind, session, at, forwarded_at, actions, state, size, "
+                "payload (seq, key, lane, kind, session, at, actions, state, size, "
                 "ended, error, body)",
                 [
                     (
@@ -234,7 +240,6 @@ class _Upgrade:
                         payload.kind if payload else None,
                         session,
                         at or time.time(),
-                        payload.forwarded_at if payload else None,
                         len(payload.actions) if isinstance(payload, ActionsPayload) else 0,
                         int(state),
                         len(data or b""),
@@ -251,7 +256,7 @@ class _Upgrade:
 
     def _name_sessions(self, names: dict[int, tuple[str, str]]) -> None:
         self._connection.executemany(
-            "UPDATE session SET product = ?, session = ? WHERE lane = ?",
+            "UPDATE visit SET product = ?, session = ? WHERE lane = ?",
             [(*given, lane) for lane, given in names.items()],
         )
 

@@ -51,11 +51,10 @@ _LARGE_BYTES: Final = 4096
 _FEW_WAITING: Final = 20_000
 _PART: Final = "part of a dead payload"
 _INSERT_PAYLOAD: Final = (
-    "payload (seq, key, lane, kind, at, forwarded_at, actions, state, size, ended, error, body)"
+    "payload (seq, key, lane, kind, at, actions, state, size, ended, error, body)"
 )
 _WITHOUT_BODY: Final = (
-    "seq, key, lane, kind, session, at, forwarded_at, actions, claimed, state, retried, size, "
-    "ended, error"
+    "seq, key, lane, kind, session, at, actions, claimed, state, retried, size, ended, error"
 )
 _LETTER: Final = "seq, kind, session, error, ended, body"
 
@@ -618,7 +617,6 @@ def _row(entry: Entry, body: bytes | None, now: float) -> tuple[Any, ...]:
         entry.lane,
         payload.kind if payload is not None else None,
         now,
-        payload.forwarded_at if payload is not None else None,
         len(payload.actions) if isinstance(payload, ActionsPayload) else 0,
         int(PayloadState.DEAD if dead else PayloadState.WAITING),
         entry.size,

@@ -61,16 +61,17 @@ CREATE TABLE passage (
     seq INTEGER PRIMARY KEY, lane INTEGER NOT NULL, started REAL, ended REAL,
     actions INTEGER NOT NULL, text TEXT NOT NULL, urls TEXT
 );
-CREATE INDEX passage_lane ON passage (lane, seq);
+CREATE INDEX passage_lane ON passage (lane);
 -- Contentless: `rowid` is `passage.seq`. A row leaves by the `delete` command with what was indexed.
 CREATE VIRTUAL TABLE words USING fts5 (
     text, content = '', tokenize = 'porter unicode61 remove_diacritics 2'
 );
--- Every session received, payloads without a session each as one of its own: when it was, and how
--- much. `session` is what plans know of it and comes later.
+-- Every session received; a payload without a session is one of its own. The first columns sum up
+-- its passages. `user` and the following are set when a batch is planned, and `seen` says when.
 CREATE TABLE visit (
     lane INTEGER PRIMARY KEY, product TEXT NOT NULL, session TEXT, first REAL, last REAL,
-    payloads INTEGER NOT NULL, actions INTEGER NOT NULL
+    payloads INTEGER NOT NULL DEFAULT 0, actions INTEGER NOT NULL DEFAULT 0,
+    user TEXT, conversation TEXT, ambiguous INTEGER NOT NULL DEFAULT 0, seen REAL
 );
 CREATE INDEX visit_last ON visit (last);
 CREATE INDEX visit_product ON visit (product, last);
@@ -98,7 +99,7 @@ INSERT INTO counts DEFAULT VALUES;
 -- the payload was settled.
 CREATE TABLE payload (
     seq INTEGER PRIMARY KEY, key BLOB NOT NULL, lane INTEGER NOT NULL, kind TEXT, session TEXT,
-    at REAL NOT NULL, forwarded_at REAL, actions INTEGER, claimed INTEGER NOT NULL DEFAULT 0,
+    at REAL NOT NULL, actions INTEGER, claimed INTEGER NOT NULL DEFAULT 0,
     state INTEGER NOT NULL, retried INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL,
     ended REAL, error TEXT, body BLOB
 );
@@ -121,11 +122,6 @@ CREATE TABLE chunk_payload (
 CREATE INDEX chunk_payload_chunk ON chunk_payload (chunk, seq);
 -- Names of embedders, for `chunk.model`.
 CREATE TABLE model (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE session (
-    lane INTEGER PRIMARY KEY, product TEXT NOT NULL, session TEXT NOT NULL, user TEXT,
-    conversation TEXT, ambiguous INTEGER NOT NULL DEFAULT 0, first REAL, last REAL, seen REAL
-);
-CREATE INDEX session_user ON session (user) WHERE user IS NOT NULL;
 -- Plans that are not acknowledged yet. With "full" durability, also those acknowledged in the last
 -- minutes. The record has the chunks' numbers.
 CREATE TABLE plan (

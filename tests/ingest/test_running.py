@@ -216,7 +216,9 @@ async def test_in_memory_everything_that_is_kept_is_bounded(
         assert await count(pipeline, "count(*) FROM payload WHERE state = 1") == 10
         assert await count(pipeline, "count(*) FROM chunk") == 10
         assert await count(pipeline, "count(*) FROM chunk_payload") == 10
-        assert await count(pipeline, "count(*) FROM session") == 5
+        assert await count(pipeline, "count(*) FROM visit WHERE payloads = 0") == 5
+        assert await count(pipeline, "count(*) FROM visit") == 5 + 10 + 1
+        assert await count(pipeline, "count(*) FROM passage") == 10 + 1
         assert await count(pipeline, "count(*) FROM plan") == 0
         assert await count(pipeline, "count(*) FROM payload WHERE body IS NOT NULL") == 1
         ledger = pipeline.ledger
@@ -232,7 +234,7 @@ async def test_in_memory_everything_that_is_kept_is_bounded(
         monkeypatch.setattr(queue, "_KEEP_KEYS_SECONDS", -1.0)
         await pipeline._run._journal.tidy()
         assert await count(pipeline, "count(*) FROM chunk") == 0
-        assert await count(pipeline, "count(*) FROM session") == 0
+        assert await count(pipeline, "count(*) FROM visit") == 1
         assert await count(pipeline, "count(*) FROM payload") == 1  # the dead letter
 
 

@@ -141,7 +141,8 @@ def test_a_session_without_times_gets_them_later(opened):
     """A session from an older format has neither times nor names."""
     db = opened()
     db.connection.execute(
-        "INSERT INTO session (lane, product, session, user) VALUES (?, '', '', 'ann')", (LANE,)
+        "INSERT INTO visit (lane, product, session, user, seen) VALUES (?, '', '', 'ann', 1.0)",
+        (LANE,),
     )
     unknown = Session(LANE, "", "", People("ann"), ambiguous=False, first=0.0, last=0.0)
     assert db.sessions([LANE]) == {LANE: unknown}
@@ -167,10 +168,13 @@ def test_memory_holds_only_so_many_sessions(opened, monkeypatch):
 
 @pytest.fixture
 def bare(opened, add):
-    """A journal after an upgrade: chunks without texts."""
+    """A journal after an upgrade: chunks without texts, and nothing else is known of them."""
     db = opened()
     add(db, chunk("a"), chunk("b"), chunk("c"))
     db.connection.execute("UPDATE chunk SET text = NULL, lane = NULL")
+    db.connection.execute("UPDATE payload SET body = NULL")
+    with db.file.transaction():
+        db.catalog.fulltext.remove([1, 2, 3])
     return db
 
 

@@ -119,6 +119,16 @@ async def until_found(pipeline, question):
 def downgrade(path):
     """Make a journal what format 3 was: the same without full text."""
     with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(
+            "CREATE TABLE session (lane INTEGER PRIMARY KEY, product TEXT NOT NULL, session TEXT "
+            "NOT NULL, user TEXT, conversation TEXT, ambiguous INTEGER NOT NULL DEFAULT 0, "
+            "first REAL, last REAL, seen REAL)"
+        )
+        connection.execute(
+            "INSERT INTO session SELECT lane, product, session, user, conversation, ambiguous, "
+            "first, last, seen FROM visit WHERE seen IS NOT NULL"
+        )
+        connection.execute("ALTER TABLE payload ADD COLUMN forwarded_at REAL")
         for table in ("words", "passage", "visit", "belongs"):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("PRAGMA user_version = 3")

@@ -157,7 +157,7 @@ def test_a_payload_only_in_memory_is_known_for_a_day(opened, make_actions, entri
     db.tidy()
     assert db.scalar("SELECT count(*) FROM chunk") == 0
     assert db.scalar("SELECT count(*) FROM chunk_payload") == 0
-    assert db.scalar("SELECT count(*) FROM session") == 0
+    assert db.scalar("SELECT count(*) FROM visit") == 0
     assert db.accept(entries(payload, first=3)) == ["accepted"]
     assert db.counts == {"received": 3, "stored": 1, "duplicate": 1, "pending": 1}
 
