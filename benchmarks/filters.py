@@ -5,7 +5,7 @@ product form a cluster of their own, so that an unfiltered search finds none of 
 answers the same questions with `where=`, from the same folder.
 
     python -m benchmarks.filters                     20,000 chunks, about a minute
-    python -m benchmarks.filters --chunks 100000     about four minutes
+    python -m benchmarks.filters --chunks 100000     five minutes or more
 """
 
 from __future__ import annotations
