@@ -28,9 +28,12 @@ _EXACT_BONUS: Final = 0.5
 _CORRECTED: Final = 0.8
 """The weight of a word that is one slip away from the question's."""
 _LEAST_CORRECTED: Final = 4
+_FIRST_LETTER_MAY_DIFFER: Final = 6
+"""Letters of a word."""
 _MOST_CHARACTERS: Final = 2000
 _MOST_TERMS: Final = 48
 _CODE: Final = re.compile(r"[^\s\"'()<>\[\]{},;!?]{4,}")
+_JOINED: Final = re.compile(r"[^\W_][-_.@/:#+]+[^\W_]")
 _QUOTE: Final = re.compile(
     r'["\u201c\u201e\u00ab]([^"\u201c\u201d\u00ab\u00bb]{3,})["\u201c\u201d\u00bb]'
 )
@@ -193,7 +196,7 @@ def _idf(count: int, total: int) -> float:
 
 def _is_code(text: str) -> bool:
     """Whether a string is a code, an id, an address or a number rather than a word."""
-    if "@" in text[1:-1] or "_" in text[1:-1]:
+    if _JOINED.search(text):
         return True
     digits = sum(char.isdigit() for char in text)
     return digits > 0 and (digits < len(text) or digits >= 5)  # noqa: PLR2004 - see `_CODE`
@@ -252,6 +255,8 @@ def _one_slip(one: str, other: str) -> bool:
     short, long = sorted((one, other), key=len)
     if len(long) - len(short) > 1 or one == other:
         return False
+    if one[0] != other[0] and len(short) < _FIRST_LETTER_MAY_DIFFER:
+        return False  # "look" is not a slip for "book"
     start = next(
         (i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short)
     )
