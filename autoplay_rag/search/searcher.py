@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, get_args
 
 from autoplay_rag._describe import describe
 from autoplay_rag._serial import SerialThread
-from autoplay_rag.content.chunks import Chunk, Metadata
+from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.filters import Filter
 from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.probe import PROBE_ID
@@ -21,10 +21,11 @@ from autoplay_rag.errors import (
     EmbedderUnavailableError,
     StoreUnavailableError,
 )
-from autoplay_rag.journal.base import Findable, Found, FoundPassage, Scope, Visit
+from autoplay_rag.journal.base import Findable, Found, FoundPassage, Scope
 from autoplay_rag.search.fusion import Candidate, Mode, Unit, fused, group
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.lexical import Question, matched
+from autoplay_rag.search.sessions import session_hit, time_of
 from autoplay_rag.stores.base import Match, TextStore, VectorStore
 
 __all__ = ["Rerank", "Searcher", "filter_of"]
@@ -44,7 +45,6 @@ _SESSIONS: Final = 50
 """Candidates of each side: chunks, passages, and the sessions of either that are scored."""
 _RERANKED: Final = 50
 _HITS_OF_SESSION: Final = 5
-_SESSION_CHARACTERS: Final = 4000
 _OUTAGES: Final = (EmbedderUnavailableError, StoreUnavailableError, OSError, TimeoutError)
 """What may pass later: words alone answer a hybrid search meanwhile."""
 _NOTHING: Final = Found(0, {}, [])
@@ -232,33 +232,35 @@ class Searcher:
 
     async def _make(self, candidates: Sequence[Candidate], ranking: _Ranking) -> dict[Unit, Hit]:
         """Hits of candidates that are still there."""
-        units = [one.unit for one in candidates]
+        chunks = await self._chunks([one.unit for one in candidates], ranking)
+        return {
+            one.unit: Hit.of(
+                chunk.id,
+                chunk.text,
+                one.score,
+                chunk.metadata,
+                dense_score=one.dense_score,
+                text_score=one.text_score,
+                matched=matched(ranking.question, chunk.text),
+                embedded=isinstance(one.unit, str),
+            )
+            for one in candidates
+            if (chunk := chunks.get(one.unit)) is not None
+        }
+
+    async def _chunks(self, units: Sequence[Unit], ranking: _Ranking) -> dict[Unit, Chunk | Match]:
+        """Text and metadata: what the catalog has, and for chunks unknown to it what the store gave."""
         ids = [unit for unit in units if isinstance(unit, str)]
-        chunks: dict[Unit, Chunk] = {}
+        found: dict[Unit, Chunk | Match] = {
+            chunk: ranking.matches[chunk]
+            for chunk in ids
+            if chunk in ranking.matches and ranking.matches[chunk].text
+        }
         if self.catalog:
-            chunks |= {chunk.id: chunk for chunk in await self.catalog.chunks(ids)}
-            waiting = [unit for unit in units if isinstance(unit, int)]
-            if waiting:
-                for seq, found in (await self.catalog.waiting(waiting)).items():
-                    chunks[seq] = found
-        hits: dict[Unit, Hit] = {}
-        for one in candidates:
-            chunk: Chunk | Match | None = chunks.get(one.unit)
-            if chunk is None and isinstance(one.unit, str):
-                match = ranking.matches.get(one.unit)
-                chunk = match if match is not None and match.text else None
-            if chunk is not None:
-                hits[one.unit] = Hit.of(
-                    chunk.id,
-                    chunk.text,
-                    one.score,
-                    chunk.metadata,
-                    dense_score=one.dense_score,
-                    text_score=one.text_score,
-                    matched=matched(ranking.question, chunk.text),
-                    embedded=isinstance(one.unit, str),
-                )
-        return hits
+            found |= {chunk.id: chunk for chunk in await self.catalog.chunks(ids)}
+            if waiting := [unit for unit in units if isinstance(unit, int)]:
+                found |= {seq: one for seq, one in (await self.catalog.waiting(waiting)).items()}  # noqa: C416 - of other types
+        return found
 
     # -- sessions -----------------------------------------------------------------------------
 
@@ -288,27 +290,25 @@ class Searcher:
         visits = await self.catalog.visits(list(found)) if self.catalog else {}
         whole = await self._whole(found, ranking, filter)
         return [
-            _session_hit(hits, visits.get(lane), whole.get(lane, hits))
-            for lane, hits in found.items()
+            session_hit(hits, visits.get(lane), whole.get(lane, ())) for lane, hits in found.items()
         ]
 
     async def _whole(
         self, found: Mapping[int, list[Hit]], ranking: _Ranking, filter: Filter
-    ) -> dict[int, list[Hit]]:
+    ) -> dict[int, list[Chunk | Match]]:
         """By lane all parts of these sessions that belong to whom was asked for, in order."""
         units: dict[int, dict[Unit, None]] = {}
         for one in ranking.passages:
             if one.lane in found:
                 unit = one.seq if one.chunk is None else one.chunk
                 units.setdefault(one.lane, {})[unit] = None
-        candidates = [
-            Candidate(unit, lane, 0.0, None, None) for lane, some in units.items() for unit in some
-        ]
-        made = await self._make(candidates, ranking)
+        chunks = await self._chunks([unit for some in units.values() for unit in some], ranking)
         people = replace(filter, since=None, until=None, kind=None)
         return {
             lane: [
-                made[unit] for unit in some if unit in made and people.matches(made[unit].metadata)
+                chunks[unit]
+                for unit in some
+                if unit in chunks and people.matches(chunks[unit].metadata)
             ]
             for lane, some in units.items()
         }
@@ -354,7 +354,7 @@ def _as_passage(match: Match, number: int) -> FoundPassage:
     session = match.metadata.get("session_id")
     product = str(match.metadata.get("product_id", ""))
     lane = session_lane(product, str(session)) if session is not None else _UNKNOWN_LANE - number
-    started, ended = (_time(match.metadata, name) for name in ("started_at", "ended_at"))
+    started, ended = (time_of(match.metadata, name) for name in ("started_at", "ended_at"))
     return FoundPassage(0, lane, match.text, match.id, started, ended)
 
 
@@ -365,47 +365,6 @@ def _passing(
     return [hit for hit in hits if filter.matches(hit.metadata)]
 
 
-def _session_hit(hits: Sequence[Hit], visit: Visit | None, parts: Sequence[Hit]) -> SessionHit:
-    metadata = hits[0].metadata
-    people = {part.user_id for part in parts if part.user_id}
-    times = [_time(part.metadata, name) for part in parts for name in ("started_at", "ended_at")]
-    known = [at for at in times if at]
-    return SessionHit(
-        session_id=hits[0].session_id,
-        product_id=str(metadata.get("product_id", visit.product_id if visit else "")),
-        user_id=people.pop() if len(people) == 1 else None,
-        started_at=(visit.first if visit else None) or min(known, default=None),
-        ended_at=(visit.last if visit else None) or max(known, default=None),
-        score=hits[0].score,
-        hits=sorted(hits, key=lambda hit: _time(hit.metadata, "started_at") or 0.0),
-        text=joined_lines((part.text for part in parts), _SESSION_CHARACTERS),
-    )
-
-
-def joined_lines(texts: Iterable[str], most: int) -> str:
-    r"""Texts one after the other without lines that repeat the one before, bounded.
-
-    Example:
-        >>> joined_lines(["acme.test\nopened billing", "acme.test\npaid"], 100)
-        'acme.test\nopened billing\npaid'
-    """
-    lines: list[str] = []
-    headings: set[str] = set()
-    size = 0
-    for text in texts:
-        for line in text.split("\n"):
-            site = " " not in line and "." in line
-            if (site and line in headings) or (lines and lines[-1] == line):
-                continue
-            if site:
-                headings.add(line)
-            size += len(line) + 1
-            if size > most:
-                return "\n".join([*lines, "…"])
-            lines.append(line)
-    return "\n".join(lines)
-
-
 def _collapsed(hits: Iterable[Hit]) -> list[Hit]:
     """One hit for each text, in the place of its best: the latest of them."""
     same: dict[str, list[Hit]] = {}
@@ -413,7 +372,7 @@ def _collapsed(hits: Iterable[Hit]) -> list[Hit]:
         same.setdefault(hit.text, []).append(hit)
     return [
         replace(
-            max(some, key=lambda hit: _time(hit.metadata, "ended_at") or 0.0),
+            max(some, key=lambda hit: time_of(hit.metadata, "ended_at") or 0.0),
             score=some[0].score,
             sessions=len({hit.session_id or hit.id for hit in some}),
         )
@@ -431,11 +390,6 @@ async def _reranked(rerank: Rerank, question: str, hits: Sequence[Hit]) -> list[
 
 def _first(count: int, values: Iterable[int]) -> list[int]:
     return list(islice(dict.fromkeys(values), count))
-
-
-def _time(metadata: Metadata, name: str) -> float | None:
-    found = metadata.get(name)
-    return float(found) if isinstance(found, int | float) else None
 
 
 def filter_of(filter: Filter | None, **conditions: Any) -> Filter:
