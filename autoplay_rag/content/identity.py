@@ -20,10 +20,12 @@ class People(NamedTuple):
     Attributes:
         user_id: The person.
         conversation_id: Their chat thread.
+        email: Their address; None unless addresses are kept.
     """
 
     user_id: str | None = None
     conversation_id: str | None = None
+    email: str | None = None
 
     def after(self, payload: Payload) -> People:
         """Who the session belongs to once this payload of it has arrived.
@@ -35,12 +37,21 @@ class People(NamedTuple):
             >>> from autoplay_rag.payloads import SummaryPayload
             >>> ann = People().after(ActionsPayload("acme", "s1", "ann"))
             >>> ann.after(SummaryPayload("acme", "s1", "Exported a report."))
-            People(user_id='ann', conversation_id=None)
+            People(user_id='ann', conversation_id=None, email=None)
         """
-        user_id, conversation_id = people_of(payload)
-        if changes_hands(self.user_id, user_id):
-            return People(user_id, conversation_id)
-        return People(user_id or self.user_id, conversation_id or self.conversation_id)
+        named = people_of(payload)
+        if changes_hands(self.user_id, named.user_id):
+            return named
+        return named.or_else(self)
+
+    def or_else(self, other: People) -> People:
+        """These people, and those of `other` where nobody is known here.
+
+        Example:
+            >>> People("ann").or_else(People("bob", "thread-1"))
+            People(user_id='ann', conversation_id='thread-1', email=None)
+        """
+        return People(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 NOBODY = People()
@@ -53,14 +64,15 @@ def people_of(payload: Payload) -> People:
     Example:
         >>> from autoplay_rag.payloads import SlimAction
         >>> people_of(ActionsPayload("acme", "s1", actions=[SlimAction(user_id="u1")]))
-        People(user_id='u1', conversation_id=None)
+        People(user_id='u1', conversation_id=None, email=None)
     """
     if isinstance(payload, SummaryPayload):
         return NOBODY
-    user_id, conversation_id = payload.user_id, payload.conversation_id
+    user_id, conversation_id, email = payload.user_id, payload.conversation_id, None
     if isinstance(payload, ActionsPayload):
-        user_id = user_id or next((a.user_id for a in payload.actions if a.user_id), None)
-        conversation_id = conversation_id or next(
-            (a.conversation_id for a in payload.actions if a.conversation_id), None
-        )
-    return People(user_id or None, conversation_id or None)
+        email = payload.email
+        for action in payload.actions:
+            user_id = user_id or action.user_id
+            conversation_id = conversation_id or action.conversation_id
+            email = email or action.email
+    return People(user_id or None, conversation_id or None, email or None)

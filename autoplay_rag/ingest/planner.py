@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoplay_rag._describe import describe
 from autoplay_rag.content.chunks import Accepted, Chunk, draft_chunks, metadata_of
@@ -64,6 +64,7 @@ class Planner:
         accepted: list[Accepted] = []
         retried: list[Accepted] = []
         last: Payload | None = None
+        first = NOBODY
         for item in waiting:
             payload = decoded(item.body)
             if payload is None:
@@ -77,12 +78,15 @@ class Planner:
                 retried.append(Accepted(item.seq, item.key, payload, people_of(payload)))
                 continue
             people = after
+            first = first.or_else(after)
             (retried if item.retried else accepted).append(
                 Accepted(item.seq, item.key, payload, people)
             )
-        self._add(plan, accepted)
+        # The first payloads of a visit often come before its person is known.
+        later = NOBODY if ambiguous else first
+        self._add(plan, accepted, later)
         for alone in retried:
-            self._add(plan, [alone])
+            self._add(plan, [alone], later)
         plan.chunks.sort(key=_first_seq)
         if last is None or plan.lane < 0:
             return plan, None
@@ -106,6 +110,10 @@ class Planner:
             else:
                 alone = Accepted(item.seq, item.key, payload, people.after(payload))
                 self._add(divided, [alone])
+        kept = {id(other) for other in others}
+        divided.chunks = [
+            one if id(one) in kept else replace(one, linked=chunk.linked) for one in divided.chunks
+        ]
         divided.chunks.sort(key=_first_seq)
         return divided
 
@@ -124,15 +132,15 @@ class Planner:
             _log.warning("count_tokens failed (%s); the tokens are estimated", type(error).__name__)
             return len(text)
 
-    def _add(self, plan: Plan, accepted: Sequence[Accepted]) -> None:
+    def _add(self, plan: Plan, accepted: Sequence[Accepted], later: People = NOBODY) -> None:
         chunks: list[PlannedChunk] = []
         for draft in draft_chunks(accepted, self.max_actions):
             try:
-                chunks.append(self._planned(draft.id, draft.payloads, draft.sources))
+                chunks.append(self._planned(draft.id, draft.payloads, draft.sources, later))
             except BaseException as error:  # noqa: BLE001 - `render` is the user's own code, in a thread
                 if len(draft.sources) > 1:
                     for source in draft.sources:
-                        self._add(plan, [source])
+                        self._add(plan, [source], later)
                 else:
                     plan.unplanned[draft.sources[0].seq] = f"render failed: {describe(error)}"
             # Release Python's global lock to the event loop now, not after the usual 5 ms.
@@ -141,19 +149,26 @@ class Planner:
         plan.chunks += [chunk for chunk in chunks if chunk.seqs[0] not in plan.unplanned]
 
     def _planned(
-        self, id: str, payloads: Sequence[Payload], sources: Sequence[Accepted]
+        self, id: str, payloads: Sequence[Payload], sources: Sequence[Accepted], later: People
     ) -> PlannedChunk:
         text = self.render(payloads)
         if not text.strip():
             raise ValueError("it returned an empty text")
         text.encode()  # raises for a lone surrogate, which cannot be stored
+        people = sources[-1].people
         metadata = metadata_of(
-            payloads, people=sources[-1].people, include_email=self.include_email
+            payloads, people=people.or_else(later), include_email=self.include_email
+        )
+        linked = sum(
+            1 << bit
+            for bit, name in enumerate(People._fields)
+            if name in metadata and people[bit] is None
         )
         return PlannedChunk(
             Chunk(id, text, metadata),
             tuple(source.seq for source in sources),
             int(self.count_tokens(text)),
+            linked,
         )
 
 

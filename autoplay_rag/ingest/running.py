@@ -19,6 +19,7 @@ from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.embedding import Embedding, TokenBudget, today
 from autoplay_rag.ingest.indexing import Indexer
 from autoplay_rag.ingest.intake import Intake
+from autoplay_rag.ingest.linking import Linker
 from autoplay_rag.ingest.pairing import Pairing
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.ingest.retries import RequestLimits
@@ -50,6 +51,7 @@ _CONSEQUENCES: dict[Capability, str] = {
     "delete": "chunks of dead payloads stay in the store",
     "identity": "only a sample of ids shows if it was emptied or exchanged, and only with 'get'",
     "scan": "its content cannot be added to a journal",
+    "update_metadata": "chunks stored before their user is known are not found by that user",
     "drop": "a rebuild cannot replace vectors of another model",
 }
 """The consequences of each capability that a store lacks."""
@@ -129,6 +131,7 @@ class RunningPipeline:
         self._embedding: Embedding | None = None
         self._writer: ChunkWriter
         self._upkeep: Upkeep
+        self._linker: Linker
         self._worker: Worker
         self._task: asyncio.Task[None]
 
@@ -175,6 +178,9 @@ class RunningPipeline:
             max_attempts=settings.max_attempts,
         )
         self._upkeep = Upkeep(self._journal, self._writer, planner)
+        self._linker = Linker(
+            self._journal, self._writer, able="update_metadata" in self._store.capabilities
+        )
         self._worker = Worker(
             self._journal,
             self._batcher,
@@ -183,6 +189,7 @@ class RunningPipeline:
             self._upkeep,
             last_batch=known.batch,
             on_settled=self._settled,
+            on_linked=self._linker.changed,
         )
 
     async def _resume(self) -> None:
@@ -190,6 +197,7 @@ class RunningPipeline:
         # Deletions first: a plan may store a chunk again that is still to be deleted.
         await self._upkeep.resume()
         plans = await self._worker.resume()
+        self._linker.changed()
         planned = {seq for plan in plans for seq in plan.seqs}
         now = self.loop.time()
         waiting = array("q")  # there may be millions
@@ -216,6 +224,7 @@ class RunningPipeline:
                 group.create_task(self._writer.run())
                 group.create_task(self._worker.run())
                 group.create_task(self._upkeep.run())
+                group.create_task(self._linker.run())
                 group.create_task(Indexer(self._journal).run())
                 group.create_task(self._run_periodic_work())
         except asyncio.CancelledError:
@@ -308,7 +317,7 @@ class RunningPipeline:
                 if await self._ends_before_work():
                     return
         except TimeoutError:
-            if not self.ledger.pending and self._upkeep.idle:
+            if not self.ledger.pending and self._upkeep.idle and self._linker.idle:
                 return
         else:
             raise PipelineError(f"{self.health}; the pipeline stores nothing more: see the log")
@@ -333,6 +342,7 @@ class RunningPipeline:
     async def _drained(self) -> None:
         await self.watermark.wait()
         await self._upkeep.wait()
+        await self._linker.wait()
 
     def _settled(self, seqs: Sequence[int]) -> None:
         self.watermark.settle(seqs)
@@ -366,6 +376,7 @@ class RunningPipeline:
         if self._overflowing:
             reasons.append("overflow: the journal cannot accept payloads, and they are lost")
         reasons += self._writer.problems + self._worker.problems + self._upkeep.problems
+        reasons += self._linker.problems
         reasons += self._clients.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 

@@ -66,6 +66,7 @@ class Worker:
         upkeep: Receives the deletions that `Journal.acknowledge` returns.
         last_batch: The highest batch number so far.
         on_settled: Called with the sequence numbers of payloads that are now stored or dead.
+        on_linked: Called when a plan named the people of chunks that were stored before it.
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class Worker:
         *,
         last_batch: int,
         on_settled: Callable[[Sequence[int]], None],
+        on_linked: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._batcher = batcher
         self._planner = planner
         self._writer = writer
         self._upkeep = upkeep
+        self._on_linked = on_linked
         self._last_batch = last_batch
         self._chunks = 0
         self._on_settled = on_settled
@@ -156,7 +159,7 @@ class Worker:
             )
             plans = [plan for plan, _ in made]
             known = [session for _, session in made if session is not None]
-            await self._journal.record_plans(plans, known)
+            linked = await self._journal.record_plans(plans, known)
         except Exception as error:  # noqa: BLE001 - of the journal, or no memory: may be transient
             if len(gathered) > 1:
                 # One batch may be the cause: plan each alone.
@@ -173,6 +176,8 @@ class Worker:
         self._give_back_rest(gathered, {batch[0].lane for batch in batches}, set(beyond))
         for plan in plans:
             self._begin(plan)
+        if linked:
+            self._on_linked()
 
     async def _read(self, seqs: Sequence[int]) -> list[Waiting]:
         return await self._journal.read(seqs, _PLAN_BYTES)

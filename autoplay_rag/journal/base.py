@@ -38,6 +38,7 @@ __all__ = [
     "Known",
     "Notes",
     "Outcome",
+    "Outdated",
     "Plan",
     "PlannedChunk",
     "Prepared",
@@ -149,11 +150,13 @@ class PlannedChunk:
         chunk: Id, text and metadata.
         seqs: The sequence numbers of its payloads, in order.
         tokens: Tokens to embed, as the embedder counts them.
+        linked: A bit for each field of `People` that only a later payload of the session named.
     """
 
     chunk: Chunk
     seqs: tuple[int, ...]
     tokens: int
+    linked: int = 0
 
 
 @dataclass(slots=True)
@@ -302,6 +305,20 @@ class Visit(NamedTuple):
     actions: int
 
 
+class Outdated(NamedTuple):
+    """A stored chunk whose metadata changed in the catalog.
+
+    Attributes:
+        id: The chunk's id.
+        version: Which change this is.
+        changes: What the store has to set, None to remove.
+    """
+
+    id: str
+    version: int
+    changes: dict[str, str | None]
+
+
 class QueuedChunk(NamedTuple):
     """A chunk of the catalog that must be embedded and stored again.
 
@@ -442,7 +459,7 @@ class Queue(ABC):
         """Return the plans that are not acknowledged, oldest first."""
 
     @abstractmethod
-    async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> None:
+    async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> bool:
         """Record plans, and the people of their sessions."""
 
     @abstractmethod
@@ -627,6 +644,14 @@ class Catalog(ABC):
     @abstractmethod
     async def adopt(self, chunks: Sequence[Chunk]) -> int:
         """Add chunks of a store to the catalog, and return how many were unknown."""
+
+    @abstractmethod
+    async def outdated(self, limit: int) -> list[Outdated]:
+        """Stored chunks whose metadata the store has to change."""
+
+    @abstractmethod
+    async def updated(self, done: Sequence[Outdated]) -> None:
+        """Note that the store has made these changes."""
 
     @property
     @abstractmethod

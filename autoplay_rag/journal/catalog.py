@@ -16,7 +16,7 @@ import msgspec
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.identity import People, changes_hands
 from autoplay_rag.content.keys import chunk_id, session_lane
-from autoplay_rag.journal.base import Notes, PlannedChunk, QueuedChunk, Session
+from autoplay_rag.journal.base import Notes, Outdated, PlannedChunk, QueuedChunk, Session
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.fulltext import FullTextTables
 from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
@@ -27,7 +27,7 @@ __all__ = ["CHUNK_COLUMNS", "CatalogTables", "as_key", "read_chunk"]
 
 _COLUMNS = (
     "number", "id", "lane", "product", "session", "user", "conversation", "kind", "started",
-    "ended", "text", "metadata", "model", "state",
+    "ended", "text", "metadata", "model", "state", "linked",
 )  # fmt: skip
 _IN_COLUMNS = {
     "product_id": "product",
@@ -40,7 +40,9 @@ _IN_COLUMNS = {
 }
 """Metadata that has a column of its own, by its column."""
 CHUNK_COLUMNS = f"id, text, metadata, {', '.join(_IN_COLUMNS.values())}"
-_INSERT_SESSION = "visit (lane, product, session, user, conversation, ambiguous, first, last, seen)"
+_INSERT_SESSION = (
+    "visit (lane, product, session, user, conversation, email, ambiguous, first, last, seen)"
+)
 _UPDATE_SESSION = (
     "ON CONFLICT (lane) DO UPDATE SET product = excluded.product, session = excluded.session, "
     "{people}, ambiguous = max(ambiguous, excluded.ambiguous), "
@@ -48,13 +50,24 @@ _UPDATE_SESSION = (
     "first = coalesce(min(first, excluded.first), first, excluded.first), "
     "last = coalesce(max(last, excluded.last), last, excluded.last), seen = excluded.seen"
 )
-_NEW_PEOPLE = "user = excluded.user, conversation = excluded.conversation"
+_NEW_PEOPLE = "user = excluded.user, conversation = excluded.conversation, email = excluded.email"
 _KNOWN_PEOPLE = (
     "conversation = CASE WHEN user IS NULL OR user = excluded.user "
     "THEN coalesce(conversation, excluded.conversation) ELSE conversation END, "
+    "email = CASE WHEN user IS NULL OR user = excluded.user "
+    "THEN coalesce(email, excluded.email) ELSE email END, "
     "user = coalesce(user, excluded.user)"
 )
 """The people in the journal are newer than those in the chunks of a store, so they are kept."""
+_COLUMN = ("user", "conversation", "metadata")
+_LINKED = (
+    "user = ?",
+    "conversation = ?",
+    "metadata = json_set(coalesce(metadata, '{}'), '$.email', ?)",
+)
+_MISSING = ("user IS NULL", "conversation IS NULL", "metadata ->> '$.email' IS NULL")
+_REMOVED = ("NULL", "NULL", "json_remove(metadata, '$.email')")
+"""How a field of `People`, in their order, is set, missing and removed in the table `chunk`."""
 _KEY_DIGITS = 32
 _MOST_PARTS = 64
 """The most chunks of one payload that are recognised in a store filled by an older format."""
@@ -87,7 +100,10 @@ class CatalogTables:
         numbers = [known.get(one) or self._take_number() for one in ids]
         delete_in(self._connection, "chunk_payload", "chunk", list(known.values()))
         rows = [
-            self._row(number, planned.chunk, lane, None, ChunkState.PLANNED)
+            (
+                *self._row(number, planned.chunk, lane, None, ChunkState.PLANNED)[:-1],
+                planned.linked,
+            )
             for number, planned in zip(numbers, chunks, strict=True)
         ]
         self._insert(rows)
@@ -114,8 +130,14 @@ class CatalogTables:
         ):
             seqs.setdefault(number, []).append(seq)
         chunks = dict(self._chunks("WHERE number IN (SELECT value FROM json_each(?))", given))
+        linked = dict(
+            self._connection.execute(
+                "SELECT number, linked FROM chunk WHERE number IN (SELECT value FROM json_each(?))",
+                (given,),
+            )
+        )
         return [
-            PlannedChunk(chunks[number], tuple(seqs.get(number, ())), 0)
+            PlannedChunk(chunks[number], tuple(seqs.get(number, ())), 0, linked[number])
             for number in numbers
             if number in chunks
         ]
@@ -156,6 +178,11 @@ class CatalogTables:
                 verb="INSERT OR REPLACE",
             )
         delete_in(self._connection, "chunk_payload", "chunk", numbers)
+        self._connection.execute(
+            "DELETE FROM outdated WHERE chunk IN (SELECT id FROM chunk WHERE number IN "
+            "(SELECT value FROM json_each(?)))",
+            (json_list(numbers),),
+        )
         delete_in(self._connection, "chunk", "number", numbers)
         return ids
 
@@ -368,7 +395,7 @@ class CatalogTables:
         """Return the known sessions of these lanes."""
         rows = read_all(
             self._connection,
-            "lane, product, session, user, conversation, ambiguous, first, last",
+            "lane, product, session, user, conversation, email, ambiguous, first, last",
             "FROM visit WHERE seen IS NOT NULL AND lane IN (SELECT value FROM json_each(?))",
             json_list(lanes),
         )
@@ -377,17 +404,91 @@ class CatalogTables:
                 lane,
                 product,
                 session,
-                People(user, chat),
+                People(user, chat, email),
                 bool(ambiguous),
                 first or 0.0,
                 last or 0.0,
             )
-            for lane, product, session, user, chat, ambiguous, first, last in rows
+            for lane, product, session, user, chat, email, ambiguous, first, last in rows
         }
 
-    def set_sessions(self, sessions: Sequence[Session]) -> None:
-        """Save the people of sessions, and extend the sessions' active time."""
+    def set_sessions(self, sessions: Sequence[Session]) -> bool:
+        """Save the people of sessions, and extend the sessions' active time.
+
+        Stored chunks of a session get its first people. They lose them again once a second person
+        uses the session, since nobody can say to whom they belong.
+
+        Returns:
+            Whether the metadata of stored chunks changed.
+        """
+        before = self.sessions([one.lane for one in sessions])
         self._save_sessions(sessions, _NEW_PEOPLE)
+        changed = False
+        for one in sessions:
+            known = before.get(one.lane)
+            if known is None:
+                continue
+            if one.ambiguous:
+                changed |= not known.ambiguous and self._unlink(one.lane)
+            elif one.people != known.people:
+                changed |= self._link(one.lane, known.people, one.people)
+        return changed
+
+    def _link(self, lane: int, before: People, people: People) -> bool:
+        changed = False
+        for bit, column in enumerate(_LINKED):
+            if before[bit] is None and people[bit] is not None:
+                changed |= self._change_chunks(
+                    f"{column}, linked = linked | {1 << bit}",
+                    f"lane = ? AND {_MISSING[bit]}",
+                    _without_nul(people[bit]),
+                    lane,
+                )
+        return changed
+
+    def _unlink(self, lane: int) -> bool:
+        taken_back = ", ".join(
+            f"{_COLUMN[bit]} = CASE WHEN linked & {1 << bit} THEN {_REMOVED[bit]} "
+            f"ELSE {_COLUMN[bit]} END"
+            for bit in range(len(_LINKED))
+        )
+        return self._change_chunks(f"{taken_back}, linked = 0", "lane = ? AND linked <> 0", lane)
+
+    def _change_chunks(self, assignments: str, where: str, *parameters: Any) -> bool:
+        """Change stored chunks, and note that the store has to follow."""
+        rows = self._connection.execute(
+            f"UPDATE chunk SET {assignments} WHERE {where} AND state <> {ChunkState.PLANNED:d} "
+            "RETURNING id",
+            parameters,
+        ).fetchall()
+        insert(
+            self._connection,
+            "outdated (chunk, version)",
+            [(chunk, 1) for (chunk,) in rows],
+            after="ON CONFLICT (chunk) DO UPDATE SET version = version + 1",
+        )
+        return bool(rows)
+
+    # -- metadata that the store has to change ------------------------------------------------
+
+    def outdated(self, limit: int) -> list[Outdated]:
+        """Return stored chunks whose metadata the store has to change."""
+        rows = self._connection.execute(
+            "SELECT id, version, user, conversation, metadata ->> '$.email' FROM outdated "
+            "JOIN chunk ON chunk.id = outdated.chunk LIMIT ?",
+            (limit,),
+        )
+        return [
+            Outdated(chunk, version, dict(zip(People._fields, people, strict=True)))
+            for chunk, version, *people in rows
+        ]
+
+    def updated(self, done: Sequence[Outdated]) -> None:
+        """Take changes that the store has made out of the outbox, unless a newer one came."""
+        self._connection.executemany(
+            "DELETE FROM outdated WHERE chunk = ? AND version = ?",
+            [(one.id, one.version) for one in done],
+        )
 
     def _add_sessions(self, sessions: Sequence[Session]) -> None:
         """Save the people of sessions that the journal does not know yet."""
@@ -409,6 +510,7 @@ class CatalogTables:
                     _without_nul(one.session_id),
                     _without_nul(one.people.user_id),
                     _without_nul(one.people.conversation_id),
+                    _without_nul(one.people.email),
                     one.ambiguous,
                     one.first or None,
                     one.last or None,
@@ -515,6 +617,7 @@ class CatalogTables:
             msgspec.json.encode(rest).decode() if rest else None,
             model,
             int(state),
+            0,
         )
 
     def _chunks(self, rest: str, *parameters: Any) -> list[tuple[int, Chunk]]:

@@ -235,11 +235,10 @@ class Finder:
         for seq, lane, text, key, body in rows:
             payload = decoded(unpack(body))
             if payload is not None:
-                own = people_of(payload)
+                people = people_of(payload)
                 known = owners.get(lane, NOBODY)
-                if changes_hands(known.user_id, own.user_id):
-                    known = NOBODY
-                people = People(own.user_id or known.user_id, own[1] or known[1])
+                if not changes_hands(known.user_id, people.user_id):
+                    people = people.or_else(known)
                 metadata = metadata_of([payload], people=people)
                 found[seq] = Chunk(chunk_id(payload, key.lower()), text, metadata)
         return found

@@ -98,6 +98,7 @@ def upgrade(
             "ambiguous, seen FROM session"
         )
         connection.execute("DROP TABLE session")
+        connection.execute("ALTER TABLE chunk ADD COLUMN linked INTEGER NOT NULL DEFAULT 0")
         connection.execute(START_INDEXING)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")

@@ -247,14 +247,14 @@ class QueueTables:
             json_list(seqs),
         )
 
-    def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> None:
+    def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> bool:
         """Record plans, and the people of their sessions."""
         insert(
             self._connection,
             "plan (number, lane, record)",
             [(plan.number, plan.lane, self._record(plan)) for plan in plans],
         )
-        self.catalog.set_sessions(sessions)
+        return self.catalog.set_sessions(sessions)
 
     def replace_plan(self, plan: Plan) -> None:
         """Overwrite a plan. Chunks that it no longer has leave the catalog."""

@@ -71,7 +71,7 @@ CREATE VIRTUAL TABLE words USING fts5 (
 CREATE TABLE visit (
     lane INTEGER PRIMARY KEY, product TEXT NOT NULL, session TEXT, first REAL, last REAL,
     payloads INTEGER NOT NULL DEFAULT 0, actions INTEGER NOT NULL DEFAULT 0,
-    user TEXT, conversation TEXT, ambiguous INTEGER NOT NULL DEFAULT 0, seen REAL
+    user TEXT, conversation TEXT, email TEXT, ambiguous INTEGER NOT NULL DEFAULT 0, seen REAL
 );
 CREATE INDEX visit_last ON visit (last);
 CREATE INDEX visit_product ON visit (product, last);
@@ -81,7 +81,10 @@ CREATE TABLE belongs (
     field TEXT NOT NULL, value TEXT NOT NULL, lane INTEGER NOT NULL,
     PRIMARY KEY (field, value, lane)
 ) WITHOUT ROWID;
-CREATE INDEX belongs_lane ON belongs (lane)"""
+CREATE INDEX belongs_lane ON belongs (lane);
+-- Chunks whose metadata changed in the catalog and not in the store yet. `version` grows with each
+-- change, so that a change that comes meanwhile is not lost.
+CREATE TABLE outdated (chunk TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"""
 
 SCHEMA: Final = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -107,12 +110,12 @@ CREATE UNIQUE INDEX payload_key ON payload (key);
 CREATE INDEX payload_waiting ON payload (lane, seq) WHERE state = {PayloadState.WAITING:d};
 CREATE INDEX payload_dead ON payload (seq) WHERE state = {PayloadState.DEAD:d};
 CREATE INDEX payload_discarded ON payload (ended) WHERE state = {PayloadState.DISCARDED:d};
--- `metadata` is JSON of the metadata without a column. `text` is NULL if an older format did not
+-- `linked` has a bit for each field of `People` that a later payload named. `metadata` is JSON of the metadata without a column. `text` is NULL if an older format did not
 -- keep it and the store could not be read.
 CREATE TABLE chunk (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, lane INTEGER, product TEXT, session TEXT,
     user TEXT, conversation TEXT, kind TEXT, started REAL, ended REAL, text TEXT, metadata TEXT,
-    model INTEGER, state INTEGER NOT NULL
+    model INTEGER, state INTEGER NOT NULL, linked INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX chunk_lane ON chunk (lane);
 CREATE INDEX chunk_queued ON chunk (number) WHERE state = {ChunkState.QUEUED:d};

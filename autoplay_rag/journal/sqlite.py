@@ -21,6 +21,7 @@ from autoplay_rag.journal.base import (
     Known,
     Notes,
     Outcome,
+    Outdated,
     Plan,
     QueuedChunk,
     Session,
@@ -193,9 +194,9 @@ class SqliteJournal(Journal):
         """As in `Queue`."""
         return await self._writer.run(self._tables.plans)
 
-    async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> None:
+    async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> bool:
         """As in `Queue`."""
-        await self._writer.run(self._tables.record_plans, plans, sessions)
+        return await self._writer.run(self._tables.record_plans, plans, sessions)
 
     async def replace_plan(self, plan: Plan) -> None:
         """As in `Queue`."""
@@ -294,6 +295,14 @@ class SqliteJournal(Journal):
     async def adopt(self, chunks: Sequence[Chunk]) -> int:
         """As in `Catalog`."""
         return await self._writer.run(self._catalog.adopt, chunks, self._model)
+
+    async def outdated(self, limit: int) -> list[Outdated]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.outdated, limit)
+
+    async def updated(self, done: Sequence[Outdated]) -> None:
+        """As in `Catalog`."""
+        await self._writer.run(self._catalog.updated, done)
 
     @property
     def finder(self) -> Findable:

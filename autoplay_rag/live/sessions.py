@@ -305,7 +305,7 @@ class LiveSessions:
 
     def _entry(self, key: _Key, payload: Payload, came: float) -> _Entry:
         """Return the session's entry, updated with the payload's people and moved to the end."""
-        user_id, conversation_id = people_of(payload)
+        user_id, conversation_id, _ = people_of(payload)
         entry = self._entries.get(key)
         if entry is not None and changes_hands(entry.user_id, user_id):
             self._drop(key)
@@ -330,7 +330,7 @@ class LiveSessions:
 
     def _add_late(self, key: _Key, entry: _Entry, payload: Payload, came: float) -> None:
         """Add a payload that is older than the session's last one."""
-        user_id, conversation_id = people_of(payload)
+        user_id, conversation_id, _ = people_of(payload)
         if entry.user_id not in (None, user_id):
             return  # it may belong to the previous person
         entry.user_id = user_id

@@ -75,7 +75,7 @@ class SessionGroups:
         session = (payload.product_id, payload.session_id)
         complete = []
         group = self._groups.pop(session, None) or _Group()
-        user_id, _ = people_of(payload)
+        user_id = people_of(payload).user_id
         resumes = bool(group.last) and at - group.last >= self._idle
         # Another person may have the session now. One document must not mix two people.
         if resumes or changes_hands(group.user_id, user_id):

@@ -128,8 +128,9 @@ def downgrade(path):
             "INSERT INTO session SELECT lane, product, session, user, conversation, ambiguous, "
             "first, last, seen FROM visit WHERE seen IS NOT NULL"
         )
+        connection.execute("ALTER TABLE chunk DROP COLUMN linked")
         connection.execute("ALTER TABLE payload ADD COLUMN forwarded_at REAL")
-        for table in ("words", "passage", "visit", "belongs"):
+        for table in ("words", "passage", "visit", "belongs", "outdated"):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("PRAGMA user_version = 3")
 
