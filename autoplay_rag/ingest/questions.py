@@ -8,12 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from autoplay_rag._checks import check_above
 from autoplay_rag._loop_thread import LoopClosedError, LoopThread
 from autoplay_rag.content.filters import Filter, Moment
-from autoplay_rag.errors import PipelineClosedError
+from autoplay_rag.errors import ConfigurationError, PipelineClosedError
 from autoplay_rag.ingest.running import RunningPipeline
+from autoplay_rag.live import LiveSessions
 from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
+from autoplay_rag.search.prompt import Asker, context_text
 from autoplay_rag.search.searcher import Rerank, filter_of
 
 __all__ = ["Questions"]
@@ -22,7 +25,13 @@ T = TypeVar("T")
 
 
 class Questions(ABC):
-    """Searches what a pipeline stored and what it just received."""
+    """Searches what a pipeline stored and what it just received.
+
+    Attributes:
+        live: What each session did just now.
+    """
+
+    live: LiveSessions
 
     def __init__(self) -> None:
         self._search_thread: LoopThread | None = None
@@ -132,6 +141,70 @@ class Questions(ABC):
             until=until,
         )
         return await searcher.search_sessions(query, k, wanted, mode=mode, rerank=rerank)
+
+    async def context(
+        self,
+        query: str | None = None,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        conversation_id: str | None = None,
+        since_turn: bool = False,
+        seconds: float = 600.0,
+        max_chars: int = 4000,
+    ) -> str:
+        """What a language model needs to know about a user: the last minutes and the best of the past.
+
+        The recent part is the session in `live` that all given ids belong to, without chat turns,
+        which the conversation contains already. With a query, the sessions that answer it best
+        follow: those of the user, or of the session and thread alone if no `user_id` is given.
+        Equal texts and what the recent part shows are left out. Each line begins with its time
+        and zone, session and page.
+
+        Text of pages and people is untrusted. It is in an element that nothing in it can close,
+        marked as data, without invisible characters. Take the ids from your login, never from a
+        model or a browser.
+
+        Args:
+            query: The question; None or blank gives only the recent part.
+            user_id: The person.
+            session_id: The visit.
+            product_id: The product; None for any.
+            conversation_id: The chat thread.
+            since_turn: Start the recent part after the session's last chat turn, if it has one.
+            seconds: The maximum age of what counts as recent, otherwise.
+            max_chars: The most characters of all.
+
+        Returns:
+            The text; "" if nothing is known, or nothing fits. If the embedder or the store does
+            not answer, the past is searched by words alone, which is logged.
+
+        Raises:
+            ConfigurationError: If there is neither a query nor a person, visit or thread, or a
+                number is not above 0. A query alone searches everybody's past.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        check_above("seconds", seconds)
+        check_above("max_chars", max_chars, whole=True)
+        asker = Asker(user_id, session_id, product_id, conversation_id)
+        if not asker.is_known and not (query and query.strip()):
+            raise ConfigurationError(
+                "context() needs a query, a user_id, a session_id or a conversation_id"
+            )
+        return await context_text(
+            self.live,
+            self._open_run().searcher,
+            query,
+            asker,
+            since_turn=since_turn,
+            seconds=seconds,
+            max_chars=max_chars,
+        )
+
+    def context_sync(self, query: str | None = None, **options: Any) -> str:
+        """As `context`, from any thread; otherwise as `search_sync`."""
+        return self._run_sync(self.context(query, **options))
 
     def search_sync(self, query: str, k: int = 5, **options: Any) -> Hits[Hit]:
         """As `search`, from any thread; also inside a running loop, which it blocks meanwhile."""
