@@ -18,6 +18,14 @@ from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.prompt import Asker, context_text
 from autoplay_rag.search.searcher import Rerank, filter_of
+from autoplay_rag.search.timeline import (
+    Actions,
+    Sessions,
+    WholeSession,
+    list_sessions,
+    read_session,
+    wanted_of,
+)
 
 __all__ = ["Questions"]
 
@@ -142,6 +150,133 @@ class Questions(ABC):
         )
         return await searcher.search_sessions(query, k, wanted, mode=mode, rerank=rerank)
 
+    async def sessions(
+        self,
+        user_id: str | None = None,
+        product_id: str | None = None,
+        *,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        matching: str | None = None,
+        without: str | None = None,
+        page: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Sessions:
+        """All sessions that fit, the latest first: a list, not a ranking.
+
+        A payload counts from the moment it is accepted. Payloads without a session are in no list.
+
+        Args:
+            user_id: Only sessions that this person used.
+            product_id: Only sessions of this product.
+            since: Only sessions that ended then or later: Unix seconds, a `datetime` with a time
+                zone, a `date`, an ISO text of either, or how long ago, such as "7d".
+            until: Only sessions that started then or earlier; otherwise as `since`.
+            matching: Only sessions that have all words of this text, anywhere. Any text is plain
+                text: no quote or operator has a meaning.
+            without: Only sessions that `matching` would not give for this text.
+            page: Only sessions that visited a URL with this in it, in any case.
+            limit: The most sessions of a page.
+            cursor: `next` of the page before.
+
+        Returns:
+            A page, with `total` and `next`. Over all pages each session comes once. One that goes
+            on meanwhile moves to the front, and is then not on a later page.
+
+        Raises:
+            ConfigurationError: If a time, the limit or the cursor cannot be used, or a text is
+                blank.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        wanted = wanted_of(
+            user_id=user_id,
+            product_id=product_id,
+            since=since,
+            until=until,
+            matching=matching,
+            without=without,
+            page=page,
+        )
+        return await list_sessions(self._open_run().timeline, wanted, limit, cursor)
+
+    async def session(
+        self, session_id: str, product_id: str | None = None, *, user_id: str | None = None
+    ) -> WholeSession | None:
+        """One session whole and in order.
+
+        Args:
+            session_id: The session.
+            product_id: Its product; needed where several products have this id.
+            user_id: Give only what belongs to this person: for a tool whose user is known.
+
+        Returns:
+            The session, with `ambiguous` where several people used it; None if it is not known, or
+            if `user_id` is given and the session does not name that person.
+
+        Raises:
+            ConfigurationError: If several products have a session of this id.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        return await read_session(self._open_run().timeline, session_id, product_id, user_id)
+
+    def actions(
+        self,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        matching: str | None = None,
+        without: str | None = None,
+        page: str | None = None,
+    ) -> Actions:
+        """Single actions over all sessions, in the order in which they were accepted.
+
+        They are read some hundred payloads at a time. It ends with what was accepted before the
+        first one was asked for.
+
+        Args:
+            since: Only actions that ended then or later; as in `sessions`. An action without a
+                time has that of its payload.
+            until: Only actions that started then or earlier.
+            user_id: Only actions of this person: one that names nobody belongs to the only person
+                of its session.
+            session_id: Only actions of this session.
+            product_id: Only actions of this product.
+            matching: Only sessions that have these words; as in `sessions`.
+            without: Only sessions that do not.
+            page: Only sessions that visited a URL with this in it.
+
+        Returns:
+            An asynchronous iterator. Its `missing` counts the payloads that had to be left out
+            because their bodies were not kept; if any were, the end logs a warning.
+
+        Raises:
+            JournalError: At the first item, if payloads fit and none of their bodies was kept:
+                with `keep_payloads=False`, or without a journal file, only what is not stored yet
+                can be read.
+            ConfigurationError: If a time cannot be used, or a text is blank.
+            PipelineClosedError: If the pipeline is not running.
+
+        Example:
+            >>> async def count_clicks(pipeline):
+            ...     actions = pipeline.actions(since="7d", user_id="u1")
+            ...     return sum([action.type == "click" async for action in actions])
+        """
+        wanted = wanted_of(
+            user_id=user_id,
+            session_id=session_id,
+            product_id=product_id,
+            since=since,
+            until=until,
+            matching=matching,
+            without=without,
+            page=page,
+        )
+        return Actions(self._open_run().timeline, wanted)
+
     async def context(
         self,
         query: str | None = None,
@@ -201,6 +336,14 @@ class Questions(ABC):
             seconds=seconds,
             max_chars=max_chars,
         )
+
+    def sessions_sync(self, user_id: str | None = None, **options: Any) -> Sessions:
+        """As `sessions`, from any thread; otherwise as `search_sync`."""
+        return self._run_sync(self.sessions(user_id, **options))
+
+    def session_sync(self, session_id: str, **options: Any) -> WholeSession | None:
+        """As `session`, from any thread; otherwise as `search_sync`."""
+        return self._run_sync(self.session(session_id, **options))
 
     def context_sync(self, query: str | None = None, **options: Any) -> str:
         """As `context`, from any thread; otherwise as `search_sync`."""

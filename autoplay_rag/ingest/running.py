@@ -73,6 +73,7 @@ class RunningPipeline:
         last_received: The loop's time when the last payload arrived.
         loop: The event loop of this run.
         searcher: Answers questions from store and journal.
+        timeline: Lists sessions and reads payloads.
         watermark: Tracks which sequence numbers are settled.
     """
 
@@ -118,6 +119,7 @@ class RunningPipeline:
         self.dead_letters = DeadLetters(self._journal)
         self.loop = asyncio.get_running_loop()
         self.watermark: Watermark
+        self.timeline = self._journal.timeline
         self.searcher = Searcher(
             store,
             embedder,
