@@ -13,6 +13,7 @@ from autoplay_rag.content.filters import Condition
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.base import Findable, Found, FoundPassage, Scope, Visit
 from autoplay_rag.journal.finding import Finder
+from autoplay_rag.journal.lag import Lag
 from autoplay_rag.journal.rows import lossy_text
 from autoplay_rag.journal.timeline import KeptPayload, ListedSession, Place, Timeline, Wanted
 
@@ -114,6 +115,14 @@ class AsyncTimeline:
     async def last_seq(self) -> int:
         """As in `Timeline`."""
         return await self._run(lambda: self._timeline().last_seq())
+
+    async def lag(self, watermark: int) -> Lag:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().lag(watermark))
+
+    async def pending(self, lanes: Sequence[int], last: int) -> int:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().pending(lanes, last))
 
     async def payloads(
         self, wanted: Wanted, kind: str, after: int | None, last: int

@@ -14,7 +14,9 @@ from typing import Any, Final, NamedTuple
 from autoplay_rag.content.identity import people_of
 from autoplay_rag.content.words import lookups
 from autoplay_rag.journal.bodies import decoded, unpack
+from autoplay_rag.journal.lag import Lag, lag_of
 from autoplay_rag.journal.rows import json_list
+from autoplay_rag.journal.schema import PayloadState
 from autoplay_rag.payloads import Payload
 
 __all__ = ["KeptPayload", "ListedSession", "Place", "Timeline", "Wanted", "terms_of"]
@@ -248,6 +250,19 @@ class Timeline:
         """The sequence number of the last payload."""
         found = self._connection.execute("SELECT max(seq) FROM passage").fetchone()[0]
         return 0 if found is None else int(found)
+
+    def lag(self, watermark: int) -> Lag:
+        """Seconds from received to stored; see `lag_of`."""
+        return lag_of(self._connection, watermark)
+
+    def pending(self, lanes: Sequence[int], last: int) -> int:
+        """How many payloads of sessions wait, of those up to a sequence number."""
+        found = self._connection.execute(
+            f"SELECT count(*) FROM payload WHERE state = {PayloadState.WAITING:d} AND seq <= ? "
+            "AND lane IN (SELECT value FROM json_each(?))",
+            (last, json_list(lanes)),
+        )
+        return int(found.fetchone()[0])
 
     def payloads(
         self, wanted: Wanted, kind: str, after: int | None, last: int
