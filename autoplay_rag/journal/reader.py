@@ -116,6 +116,12 @@ class JournalReader:
             running=self._is_running(),
         )
 
+    def journal_id(self) -> str:
+        """Return the permanent id of the journal."""
+        with self._connected() as connection:
+            found = connection.execute("SELECT value FROM meta WHERE name = 'journal_id'")
+            return str(found.fetchone()[0])
+
     def dead_letters(self, limit: int = 1000) -> list[DeadLetter]:
         """Return at most `limit` dead letters, oldest first."""
         with self._connected() as connection:

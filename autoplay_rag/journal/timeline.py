@@ -343,7 +343,7 @@ _HAS_PAGE: Final = (
 def _visits(wanted: Wanted, *, sessions_only: bool = True) -> tuple[str, str, list[Any]]:
     """Tables, conditions and parameters for the sessions that fit."""
     tables = "visit"
-    terms = ["visit.session IS NOT NULL"] if sessions_only else []
+    terms = ["visit.session IS NOT NULL", "visit.payloads > 0"] if sessions_only else []
     given: list[Any] = []
     if wanted.user_id is not None:
         # In this order, or the sessions of all people would be read by time.

@@ -7,24 +7,19 @@ half of it first, then the past, and the recent part what is left. Everything is
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from autoplay_rag._describe import describe
 from autoplay_rag.content.filters import Filter
 from autoplay_rag.content.marking import as_data, escaped, plain_line, room_for_data
 from autoplay_rag.content.times import said_time
-from autoplay_rag.errors import EmbedderError, StoreError
 from autoplay_rag.live.sessions import LiveSession, LiveSessions
-from autoplay_rag.search.hits import Hit, Hits, SessionHit
+from autoplay_rag.search.hits import Hit, SessionHit
 from autoplay_rag.search.searcher import Searcher
 
 __all__ = ["ELEMENT", "Asker", "context_text"]
-
-_log = logging.getLogger(__name__)
 
 ELEMENT: Final = "user_activity"
 """The element around the context."""
@@ -87,7 +82,7 @@ async def context_text(
     recent = _recent_lines(session) if session else []
     past: list[str] = []
     if query and query.strip():
-        hits = await _past(searcher, query, asker.past)
+        hits = await searcher.search_sessions(query, _PAST_SESSIONS, asker.past)
         past = list(_past_lines(hits, session, seconds))
     room = room_for_data(max_chars, ELEMENT, _ABOUT)
     return as_data("\n".join(_fitted(recent, past, room)), ELEMENT, _ABOUT)
@@ -127,15 +122,6 @@ def _recent_lines(session: LiveSession) -> list[str]:
 
 
 # -- the past -------------------------------------------------------------------------------------
-
-
-async def _past(searcher: Searcher, query: str, filter: Filter) -> Hits[SessionHit]:
-    try:
-        return await searcher.search_sessions(query, _PAST_SESSIONS, filter)
-    except (EmbedderError, StoreError) as error:
-        # A model that waits for an answer is better served by words alone than by an error.
-        _log.warning("a context was searched by words alone: %s", describe(error))
-        return await searcher.search_sessions(query, _PAST_SESSIONS, filter, mode="text")
 
 
 def _past_lines(

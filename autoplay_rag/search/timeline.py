@@ -22,7 +22,7 @@ from autoplay_rag.errors import ConfigurationError, JournalError
 from autoplay_rag.journal.finder import AsyncTimeline
 from autoplay_rag.journal.timeline import KeptPayload, ListedSession, Place, Wanted, terms_of
 from autoplay_rag.payloads import ActionsPayload
-from autoplay_rag.search.searcher import joined_lines
+from autoplay_rag.search.sessions import joined_lines
 
 __all__ = [
     "Actions",
