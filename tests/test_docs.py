@@ -16,7 +16,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "docs" / "recipes" / "own-store.md"]
 PAGES += [
     ROOT / "docs" / "recipes" / f"{name}.md"
-    for name in ("own-embedder", "own-text", "production", "search")
+    for name in ("own-embedder", "own-text", "production", "search", "reading")
 ]
 
 

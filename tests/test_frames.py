@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -12,6 +13,7 @@ from autoplay_rag import Hit
 from autoplay_rag.errors import MissingExtraError
 from autoplay_rag.frames import to_frame
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
+from autoplay_rag.search.timeline import SessionEvent, Sessions, SessionSummary, WholeSession
 
 ACTIONS = ActionsPayload(
     product_id="acme",
@@ -90,7 +92,7 @@ def test_nothing_gives_an_empty_frame_with_the_columns(found):
 
 @pytest.mark.parametrize("found", [[{"a": 1}], [ACTIONS, Hit.of("c", "t", 0.1, {})], ["text"]])
 def test_anything_else_is_refused(found):
-    with pytest.raises(TypeError, match="takes payloads, or hits"):
+    with pytest.raises(TypeError, match="takes payloads, hits, sessions"):
         to_frame(found)
 
 
@@ -105,3 +107,36 @@ def test_a_missing_extra_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(MissingExtraError, match=r"autoplay-rag\[pandas\]"):
         to_frame([])
+
+
+SESSION = SessionSummary("s1", "acme", None, None, 1712345678.5, 2, 3, "exported", ambiguous=True)
+EVENT = SessionEvent(
+    "s1", "acme", "u1", "actions", 1712345670.5, None, "https://a.test/", "click", "", "Export", 7
+)
+
+
+@pytest.mark.parametrize("found", [SESSION, [SESSION], Sessions([SESSION], total=9)])
+def test_a_session_of_a_list_is_a_row(found):
+    frame = to_frame(found)
+    assert frame["session_id"].tolist() == ["s1"]
+    assert frame["ended_at"][0] == datetime(2024, 4, 5, 19, 34, 38, 500_000, UTC)
+    assert frame["started_at"].isna().all()
+    assert (frame["actions"][0], frame["what"][0]) == (3, "exported")
+
+
+def test_an_action_of_a_session_is_a_row():
+    whole = WholeSession("s1", "acme", "u1", ("u1",), False, None, None, 1, (EVENT,), "Export")
+    for found in (EVENT, [EVENT], whole):
+        frame = to_frame(found)
+        assert frame[["type", "page", "seq"]].to_numpy().tolist() == [
+            ["click", "https://a.test/", 7]
+        ]
+    nothing = to_frame(Sessions())
+    assert "what" in nothing
+    assert nothing.empty
+    assert "seq" in to_frame(replace(whole, events=()))
+
+
+def test_kinds_are_not_mixed():
+    with pytest.raises(TypeError, match="all of one kind"):
+        to_frame([SESSION, EVENT])

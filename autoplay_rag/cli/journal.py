@@ -82,6 +82,9 @@ def status(
                 **counters,
                 "queue_bytes": found.queue_bytes,
                 "oldest_at": found.oldest_at,
+                "oldest_pending": found.ledger.oldest_pending,
+                "lag_p50": found.ledger.lag_p50,
+                "lag_p99": found.ledger.lag_p99,
                 "watermark": found.watermark,
                 "health": found.health.state,
                 "reasons": found.health.reasons,
@@ -93,6 +96,10 @@ def status(
     rows.append(("queue bytes", f"{found.queue_bytes:,}"))
     if found.oldest_at is not None:
         rows.append(("waiting s", f"{max(0.0, time.time() - found.oldest_at):,.0f}"))
+    for name in ("p50", "p99"):
+        seconds = getattr(found.ledger, f"lag_{name}")
+        if seconds is not None:
+            rows.append((f"lag {name} s", f"{seconds:,.1f}"))
     rows.append(("pipeline", _PIPELINE[found.running]))
     rows.append(("health", clean(str(found.health))))
     for name, value in rows:

@@ -20,8 +20,12 @@ __all__ = [
     "CollectionOption",
     "EmbedderOption",
     "IdleOption",
+    "JournalOption",
+    "ProductOption",
+    "SinceOption",
     "StoreOption",
     "TokenOption",
+    "UntilOption",
     "UrlArgument",
     "chroma_path",
     "default_journal",
@@ -46,6 +50,24 @@ StoreOption = Annotated[
 CollectionOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="The collection in the store.")
 ]
+JournalOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The journal's file; by default the one in the settings file, or the one beside the "
+        "store. A pipeline may be writing it.",
+    ),
+]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Only what ended then or later: 7d, 12h, 2026-03-01, or ISO 8601."
+    ),
+]
+UntilOption = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Only what started then or earlier.")
+]
+ProductOption = Annotated[str | None, typer.Option(help="Only this product.")]
 EmbedderOption = Annotated[
     str | None,
     typer.Option(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from typing import Final
 
-__all__ = ["own_time"]
+__all__ = ["own_time", "said_time"]
 
 _LATEST: Final = 1e11
 """Unix seconds of the year 5138: larger numbers are milliseconds or smaller units."""
@@ -21,3 +22,16 @@ def own_time(at: float) -> float:
     while _LATEST < at < math.inf:
         at /= 1000
     return at
+
+
+def said_time(at: float | None) -> str:
+    """A time for a reader, to the minute and with its zone; "" if it is unknown.
+
+    Example:
+        >>> said_time(1712345678.5), said_time(None)
+        ('2024-04-05 19:34 UTC', '')
+    """
+    try:
+        return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC" if at else ""
+    except (OverflowError, ValueError, OSError):
+        return ""

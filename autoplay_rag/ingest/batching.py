@@ -136,6 +136,12 @@ class Batcher:
             if found.seqs and found.due > now:
                 self._schedule(lane, found, now)
 
+    def close_window(self, lane: int, now: float) -> None:
+        """Make the gathered payloads of one lane due."""
+        found = self._lanes.get(lane)
+        if found is not None and found.seqs and found.due > now:
+            self._schedule(lane, found, now)
+
     def next_due(self) -> float | None:
         """When the next batch is due; None while none waits for a time."""
         while self._heap:

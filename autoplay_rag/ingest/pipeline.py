@@ -401,17 +401,35 @@ class IngestPipeline(Questions):
 
     # -- out ----------------------------------------------------------------------------------
 
-    async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the error tells what is left
+    async def drain(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 - the error tells what is left
+        *,
+        session_id: str | None = None,
+        product_id: str | None = None,
+    ) -> None:
         """Close all open windows and wait until all payloads accepted so far are stored or dead.
+
+        With a session, only its window is closed, and only its payloads are waited for. Nothing is
+        waited for if the session is not known.
 
         Args:
             timeout: Seconds to wait; None waits until an outage ends.
+            session_id: Only this session.
+            product_id: Its product; None for the sessions of this id in all products.
 
         Raises:
+            ConfigurationError: If there is a product without a session.
             DrainTimeoutError: If the time is over. The message says what is left and why.
             PipelineClosedError: If the pipeline is not running.
         """
-        await self._open_run().drain(timeout)
+        run = self._open_run()
+        if session_id is not None:
+            await run.drain_session(session_id, product_id, timeout)
+        elif product_id is not None:
+            raise ConfigurationError("drain() takes a product_id beside a session_id only")
+        else:
+            await run.drain(timeout)
 
     @property
     def dead_letters(self) -> DeadLetters:

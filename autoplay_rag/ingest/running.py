@@ -6,10 +6,13 @@ import asyncio
 import logging
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from typing import Any
 
 from autoplay_rag._describe import describe
+from autoplay_rag.content.keys import session_lane
+from autoplay_rag.content.passages import storable
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import AutoplayError, DrainTimeoutError, JournalError, PipelineError
 from autoplay_rag.ingest.batching import Batcher
@@ -28,6 +31,7 @@ from autoplay_rag.ingest.upkeep import Upkeep
 from autoplay_rag.ingest.watermark import Watermark
 from autoplay_rag.ingest.worker import Worker
 from autoplay_rag.journal.base import Entry, Health, Outcome
+from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import LiveSessions
@@ -44,6 +48,10 @@ _REQUESTS_SECONDS = 1.0
 _TIDY_EVERY = 60
 _NOTE_EVERY = 30
 """The intervals of `Journal.tidy` and `Pairing.note`, in seconds."""
+_LAG_EVERY = 5
+"""Seconds between two measurements of the lag."""
+_LOOK_SECONDS = 0.02
+"""The least time between two looks for what of a session still waits."""
 _GRACE_SECONDS = 5.0
 """The time that cancelled requests have to end."""
 _RESUME_PAGE = 100_000
@@ -75,6 +83,7 @@ class RunningPipeline:
         last_received: The loop's time when the last payload arrived.
         loop: The event loop of this run.
         searcher: Answers questions from store and journal.
+        timeline: Lists sessions and reads payloads.
         watermark: Tracks which sequence numbers are settled.
     """
 
@@ -115,11 +124,13 @@ class RunningPipeline:
             path=settings.journal,
         )
         self._overflowing = False
+        self._lag = NO_LAG
         self._failure: str | None = None
         self.last_received = 0.0
         self.dead_letters = DeadLetters(self._journal)
         self.loop = asyncio.get_running_loop()
         self.watermark: Watermark
+        self.timeline = self._journal.timeline
         self.searcher = Searcher(
             store,
             embedder,
@@ -312,32 +323,80 @@ class RunningPipeline:
         """Close all windows and wait for the accepted payloads; see `IngestPipeline.drain`."""
         try:
             async with asyncio.timeout(timeout):
+                await self._journal.settled_of(0)  # what was handed over before is committed then
                 self._batcher.close_windows(self.loop.time())
                 self._worker.wake()
-                if await self._ends_before_work():
-                    return
+                ended = await self._ends_before_work(self._drained())
         except TimeoutError:
-            if not self.ledger.pending and self._upkeep.idle and self._linker.idle:
-                return
+            ended = not self.ledger.pending and self._upkeep.idle and self._linker.idle
+            if not ended:
+                pending = self.ledger.pending
+                left = f"{pending:,} payloads are not stored" if pending else ""
+                raise self._drain_timeout(
+                    left or "deletions, or chunks to be stored again, are not done", timeout
+                ) from None
+        self._check_works(ended)
+        await self._measure_lag()
+
+    async def drain_session(
+        self,
+        session_id: str,
+        product_id: str | None,
+        timeout: float | None,  # noqa: ASYNC109 - the error says what is left
+    ) -> None:
+        """Close the windows of one session id and wait for it; see `IngestPipeline.drain`."""
+        last = self.watermark.last
+        # Carried out once what was handed over before is committed.
+        await self._journal.settled_of(0)
+        if product_id is None:
+            lanes = list((await self.timeline.lanes(storable(session_id), None)).values())
         else:
+            lanes = [session_lane(product_id, session_id)]
+        try:
+            async with asyncio.timeout(timeout):
+                for lane in lanes:
+                    self._batcher.close_window(lane, self.loop.time())
+                self._worker.wake()
+                ended = await self._ends_before_work(self._drained_lanes(lanes, last))
+        except TimeoutError:
+            ended = not (pending := await self.timeline.pending(lanes, last))
+            if not ended:
+                left = f"{pending:,} payloads of the session are not stored"
+                raise self._drain_timeout(left, timeout) from None
+        self._check_works(ended)
+
+    def _check_works(self, ended: bool) -> None:
+        if not ended:
             raise PipelineError(f"{self.health}; the pipeline stores nothing more: see the log")
+
+    def _drain_timeout(self, left: str, timeout: float | None) -> DrainTimeoutError:
         reasons = self.health.reasons
-        left = (
-            f"{pending:,} payloads are not stored"
-            if (pending := self.ledger.pending)
-            else "deletions, or chunks to be stored again, are not done"
-        )
-        raise DrainTimeoutError(
+        return DrainTimeoutError(
             f"{left} after {timeout:g} s" + (f" ({'; '.join(reasons)})" if reasons else "")
         )
 
-    async def _ends_before_work(self) -> bool:
-        drained = asyncio.create_task(self._drained())
+    async def _drained_lanes(self, lanes: Sequence[int], last: int) -> None:
+        while True:
+            settled = self.watermark.next_settled()
+            if not await self.timeline.pending(lanes, last):
+                return
+            await settled.wait()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _measure_lag(self) -> None:
+        with suppress(AutoplayError):  # it is only a measurement
+            self._lag = await self.timeline.lag(self.watermark.value)
+
+    async def _ends_before_work(self, drain: Coroutine[Any, Any, None]) -> bool:
+        drained = asyncio.create_task(drain)
         try:
             await asyncio.wait([drained, self._task], return_when=asyncio.FIRST_COMPLETED)
         finally:
             drained.cancel()
-        return drained.done() and not drained.cancelled()
+        if not drained.done() or drained.cancelled():
+            return False
+        drained.result()
+        return True
 
     async def _drained(self) -> None:
         await self.watermark.wait()
@@ -365,6 +424,9 @@ class RunningPipeline:
             embed_tokens=embedding.tokens if embedding else 0,
             embed_reused=embedding.reused if embedding else 0,
             retries=self._writer.retries,
+            oldest_pending=self.lag if counts["pending"] else None,
+            lag_p50=self._lag.p50,
+            lag_p99=self._lag.p99,
         )
 
     @property
@@ -406,6 +468,8 @@ class RunningPipeline:
                     if (health := self.health) != noted:
                         await self._journal.note_health(health)
                         noted = health
+                if second % _LAG_EVERY == 0:
+                    await self._measure_lag()
                 if second % _TIDY_EVERY == 0:
                     await self._journal.tidy()
                 if second % _NOTE_EVERY == _NOTE_EVERY - 1:

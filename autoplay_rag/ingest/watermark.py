@@ -57,6 +57,7 @@ class Watermark:
         self._start_of: dict[int, int] = {}
         self._retried: set[int] = set()
         self._waiters: set[_Waiter] = set()
+        self._settled = asyncio.Event()
 
     def take(self) -> int:
         """Assign the next number."""
@@ -101,6 +102,12 @@ class Watermark:
                 self._add_range(start, end)
         for waiter in self._waiters:
             self._check(waiter)
+        self._settled.set()
+        self._settled = asyncio.Event()
+
+    def next_settled(self) -> asyncio.Event:
+        """Return an event that is set as soon as more payloads are settled."""
+        return self._settled
 
     def reopen(self, seqs: Iterable[int]) -> None:
         """Mark dead letters as retried. `wait` includes them; the watermark does not change."""

@@ -13,9 +13,11 @@ from autoplay_rag.content.filters import Condition
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.base import Findable, Found, FoundPassage, Scope, Visit
 from autoplay_rag.journal.finding import Finder
+from autoplay_rag.journal.lag import Lag
 from autoplay_rag.journal.rows import lossy_text
+from autoplay_rag.journal.timeline import KeptPayload, ListedSession, Place, Timeline, Wanted
 
-__all__ = ["AsyncFinder", "ReadThread"]
+__all__ = ["AsyncFinder", "AsyncTimeline", "ReadThread"]
 
 T = TypeVar("T")
 
@@ -84,6 +86,51 @@ class AsyncFinder(Findable):
         return await self._run(lambda: self._finder().visits(lanes))
 
 
+class AsyncTimeline:
+    """A `Timeline` on an event loop.
+
+    Args:
+        timeline: Called where `run` runs, at the first look.
+        run: Runs a blocking function.
+    """
+
+    def __init__(self, timeline: Callable[[], Timeline], run: Run) -> None:
+        self._timeline = timeline
+        self._run = run
+
+    async def sessions(
+        self, wanted: Wanted, limit: int, after: Place | None
+    ) -> tuple[int, list[ListedSession]]:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().sessions(wanted, limit, after))
+
+    async def lanes(self, session_id: str, product_id: str | None) -> dict[str, int]:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().lanes(session_id, product_id))
+
+    async def whole(self, lane: int) -> tuple[ListedSession | None, list[KeptPayload]]:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().whole(lane))
+
+    async def last_seq(self) -> int:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().last_seq())
+
+    async def lag(self, watermark: int) -> Lag:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().lag(watermark))
+
+    async def pending(self, lanes: Sequence[int], last: int) -> int:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().pending(lanes, last))
+
+    async def payloads(
+        self, wanted: Wanted, kind: str, after: int | None, last: int
+    ) -> list[KeptPayload]:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().payloads(wanted, kind, after, last))
+
+
 class ReadThread:
     """A read-only connection to a journal's file, in a thread of its own.
 
@@ -100,11 +147,19 @@ class ReadThread:
     def opened(self) -> Finder:
         """The finder; runs in the thread."""
         if self._finder is None:
-            uri = f"{self._path.resolve().as_uri()}?mode=ro"
-            self._connection = sqlite3.connect(uri, uri=True, timeout=30.0)
-            self._connection.text_factory = lossy_text
-            self._finder = Finder(self._connection)
+            self._finder = Finder(self._connected())
         return self._finder
+
+    def timeline(self) -> Timeline:
+        """The timeline; runs in the thread."""
+        return Timeline(self._connected())
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            uri = f"{self._path.resolve().as_uri()}?mode=ro"
+            self._connection = sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None)
+            self._connection.text_factory = lossy_text
+        return self._connection
 
     async def run(self, work: Callable[[], T], /) -> T:
         """Await `work()` in the thread.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from autoplay_rag._html import table_html
@@ -18,6 +18,8 @@ COUNTERS = (
     "overflow",
 )  # fmt: skip
 """Names of the durable counts. The transaction that moves a payload updates them."""
+
+_SECONDS = ("oldest_pending", "lag_p50", "lag_p99")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,11 @@ class Ledger:
         embed_tokens: Tokens in these requests, as the embedder counts them.
         embed_reused: Texts not sent, because the vector of an equal text was available.
         retries: Failed requests to the embedder or the store that were retried.
+        oldest_pending: Seconds that the oldest pending payload has waited; None if none waits. This
+            and the next two are measurements: comparing two ledgers ignores them.
+        lag_p50: Seconds from received to stored, the median of the last 1,000 payloads; None if
+            none is stored. A running pipeline measures it every few seconds and after a drain.
+        lag_p99: The same for the slowest of 100.
 
     Example:
         >>> Ledger(received=3, stored=2, duplicate=1).balanced
@@ -66,6 +73,9 @@ class Ledger:
     embed_tokens: int = 0
     embed_reused: int = 0
     retries: int = 0
+    oldest_pending: float | None = field(default=None, compare=False)
+    lag_p50: float | None = field(default=None, compare=False)
+    lag_p99: float | None = field(default=None, compare=False)
 
     @property
     def balanced(self) -> bool:
@@ -82,9 +92,18 @@ class Ledger:
         )
 
     def _repr_html_(self) -> str:
-        work = [name for name in self.__slots__ if name not in COUNTERS]
-        return table_html(
-            ("payloads", "count"), [(name, f"{getattr(self, name):,}") for name in COUNTERS]
-        ) + table_html(
-            ("work since the start", "count"), [(name, f"{getattr(self, name):,}") for name in work]
+        work = [name for name in self.__slots__ if name not in (*COUNTERS, *_SECONDS)]
+        waits = [(name, getattr(self, name)) for name in _SECONDS]
+        return (
+            table_html(
+                ("payloads", "count"), [(name, f"{getattr(self, name):,}") for name in COUNTERS]
+            )
+            + table_html(
+                ("work since the start", "count"),
+                [(name, f"{getattr(self, name):,}") for name in work],
+            )
+            + table_html(
+                ("lag", "seconds"),
+                [(name, "" if at is None else f"{at:.1f}") for name, at in waits],
+            )
         )

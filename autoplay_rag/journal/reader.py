@@ -6,6 +6,7 @@ Each read opens its own read-only connection and never waits for the writer.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from autoplay_rag.errors import JournalError, JournalVersionError
 from autoplay_rag.journal.base import Action, DeadLetter, Health
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.file import other_version
+from autoplay_rag.journal.lag import lag_of
 from autoplay_rag.journal.ledger import COUNTERS, Ledger
 from autoplay_rag.journal.queue import FOLLOWED, dead_letter, first_since, letters
 from autoplay_rag.journal.rows import lossy_text
@@ -98,15 +100,27 @@ class JournalReader:
                 f"SELECT min(at) FROM payload INDEXED BY payload_waiting WHERE {_WAITING}"
             ).fetchone()[0]
             watermark = _watermark(connection)
+            lag = lag_of(connection, watermark)
             health = connection.execute("SELECT value FROM meta WHERE name = 'health'").fetchone()
         return JournalStatus(
-            ledger=Ledger(**{name: counts[name] for name in COUNTERS}),
+            ledger=Ledger(
+                **{name: counts[name] for name in COUNTERS},
+                oldest_pending=None if oldest is None else max(0.0, time.time() - oldest),
+                lag_p50=lag.p50,
+                lag_p99=lag.p99,
+            ),
             queue_bytes=counts["bytes"],
             oldest_at=oldest,
             watermark=watermark,
             health=msgspec.json.decode(health[0], type=Health) if health else Health(),
             running=self._is_running(),
         )
+
+    def journal_id(self) -> str:
+        """Return the permanent id of the journal."""
+        with self._connected() as connection:
+            found = connection.execute("SELECT value FROM meta WHERE name = 'journal_id'")
+            return str(found.fetchone()[0])
 
     def dead_letters(self, limit: int = 1000) -> list[DeadLetter]:
         """Return at most `limit` dead letters, oldest first."""

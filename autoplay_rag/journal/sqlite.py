@@ -30,10 +30,11 @@ from autoplay_rag.journal.base import (
 )
 from autoplay_rag.journal.catalog import CatalogTables
 from autoplay_rag.journal.file import JournalFile
-from autoplay_rag.journal.finder import AsyncFinder, ReadThread
+from autoplay_rag.journal.finder import AsyncFinder, AsyncTimeline, ReadThread
 from autoplay_rag.journal.finding import Finder
 from autoplay_rag.journal.ledger import Counts
 from autoplay_rag.journal.queue import QueueTables
+from autoplay_rag.journal.timeline import Timeline
 from autoplay_rag.journal.writer import OnEntry, Tables, Writer
 from autoplay_rag.payloads import Payload
 
@@ -57,6 +58,9 @@ class SqliteJournal(Journal):
             not be written.
         on_returned: Called on the loop with the list of (lane, sequence number) of retried dead
             letters, after the commit.
+
+    Attributes:
+        timeline: Lists sessions and reads payloads, beside the writer.
     """
 
     def __init__(
@@ -83,12 +87,15 @@ class SqliteJournal(Journal):
         self._tables: QueueTables
         self._catalog: CatalogTables
         self._finder_tables: Finder
+        self._timeline_tables: Timeline
         self._read_thread = ReadThread(path) if path else None
         if self._read_thread:
             self._finder = AsyncFinder(self._read_thread.opened, self._read_thread.run)
+            self.timeline = AsyncTimeline(self._read_thread.timeline, self._read_thread.run)
         else:
             # The database in memory is the writer's own.
             self._finder = AsyncFinder(lambda: self._finder_tables, self._writer.look)
+            self.timeline = AsyncTimeline(lambda: self._timeline_tables, self._writer.look)
 
     async def open(self) -> None:
         """Open or create the file, upgrade an older format, and start the writer.
@@ -125,6 +132,7 @@ class SqliteJournal(Journal):
         )
         self._catalog = catalog
         self._finder_tables = Finder(file.connection)
+        self._timeline_tables = Timeline(file.connection)
         self.upgraded_from = file.upgraded_from
         return self._tables
 

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeAlias
 from autoplay_rag._checks import check_above
 from autoplay_rag._html import table_html
 from autoplay_rag.content.identity import changes_hands, people_of
+from autoplay_rag.content.marking import escaped, plain_line
 from autoplay_rag.content.render import action_line
 from autoplay_rag.content.times import own_time
 from autoplay_rag.errors import ConfigurationError
@@ -111,7 +112,7 @@ class LiveSession:
         for event in reversed(_in_order(self.events)):
             line = _line(event, self.seen_at)
             if escape:
-                line = line.replace("<", "&lt;").replace(">", "&gt;")
+                line = escaped(line)
             if len(line) > room:
                 if not lines:
                     lines.append(_clipped(line, room))
@@ -124,7 +125,7 @@ class LiveSession:
         return table_html(
             ("when", "kind", "text", "page"),
             [
-                (f"{_age(self.seen_at - e.at)} ago", e.kind, _one_line(e.text), _one_line(e.url))
+                (f"{_age(self.seen_at - e.at)} ago", e.kind, plain_line(e.text), plain_line(e.url))
                 for e in _in_order(self.events)
             ],
         )
@@ -295,7 +296,7 @@ class LiveSessions:
         parts: list[str] = []
         room = max_chars
         for session in self.sessions():
-            heading = f"Session {_one_line(session.session_id)}"
+            heading = f"Session {plain_line(session.session_id)}"
             space = room - len(heading) - 1
             if space <= 0:
                 break
@@ -426,16 +427,8 @@ def _in_order(events: Iterable[LiveEvent], since: float = float("-inf")) -> list
 
 
 def _line(event: LiveEvent, now: float) -> str:
-    line = f"{_age(now - event.at)} ago: {_one_line(event.text)}"
-    return f"{line} ({_one_line(event.url)})" if event.url else line
-
-
-def _one_line(text: str) -> str:
-    """Return `text` as one line, without invisible characters.
-
-    So it cannot imitate our own lines, or contain text that only a model would see.
-    """
-    return " ".join("".join(c for c in text if c.isprintable() or c.isspace()).split())
+    line = f"{_age(now - event.at)} ago: {plain_line(event.text)}"
+    return f"{line} ({plain_line(event.url)})" if event.url else line
 
 
 def _age(seconds: float) -> str:

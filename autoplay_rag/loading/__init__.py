@@ -2,10 +2,11 @@
 
 `PayloadLoader` reads a stream or a recording and yields texts with an id and metadata. Each loader
 only converts these to the documents of its library. What else both integrations need is here too: the
-line that shows progress, and the checks of arguments.
+line that shows progress, the checks of arguments, and the rule that marks text of pages as data.
 """
 
 from autoplay_rag._checks import check_above
+from autoplay_rag.content.marking import DATA_NOTE, as_data
 from autoplay_rag.loading.limits import Limits
 from autoplay_rag.loading.loader import GroupBy, PayloadLoader
 from autoplay_rag.loading.options import CLIENT_OPTIONS, LOADER_OPTIONS, refuse_unknown
@@ -15,6 +16,7 @@ from autoplay_rag.loading.texts import LoadedText
 
 __all__ = [
     "CLIENT_OPTIONS",
+    "DATA_NOTE",
     "LOADER_OPTIONS",
     "Counted",
     "GroupBy",
@@ -23,6 +25,7 @@ __all__ = [
     "LoadedText",
     "PayloadLoader",
     "RecordingSource",
+    "as_data",
     "check_above",
     "refuse_unknown",
     "shown_progress",

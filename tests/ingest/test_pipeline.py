@@ -493,7 +493,7 @@ async def test_a_notebook_shows_state_ledger_and_health():
             for word in ("running", "ok", "lag", "stored", "embed_requests")
             if word not in html
         ] == []
-        assert html.count("<table>") == html.count("</table>") == 3
+        assert html.count("<table>") == html.count("</table>") == 4
     assert ">closed<" in pipeline._repr_html_()
     assert ">1<" in pipeline._repr_html_(), "the counts stay"
 

@@ -1,0 +1,163 @@
+"""`autoplay-rag sessions` and `session`: what a journal holds, also while a pipeline writes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from autoplay_rag.cli.config import ConfigOption, load_config
+from autoplay_rag.cli.console import clean, note, say_json, table
+from autoplay_rag.cli.interrupts import Interrupts
+from autoplay_rag.cli.options import (
+    DEFAULT_STORE,
+    JournalOption,
+    ProductOption,
+    SinceOption,
+    StoreOption,
+    UntilOption,
+    chroma_path,
+    default_journal,
+)
+from autoplay_rag.cli.search import shown_time
+from autoplay_rag.errors import JournalError
+from autoplay_rag.journal.finder import AsyncTimeline
+from autoplay_rag.journal.opened import OpenedJournal
+from autoplay_rag.search.timeline import list_sessions, read_session, wanted_of
+
+__all__ = ["session", "sessions"]
+
+T = TypeVar("T")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def sessions(
+    *,
+    user: Annotated[str | None, typer.Option(help="Only sessions of this user.")] = None,
+    product: ProductOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    matching: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="Only sessions that have all these words.")
+    ] = None,
+    without: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="Only sessions that do not.")
+    ] = None,
+    page: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only sessions that visited a URL with this.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The most sessions to show.")] = 20,
+    cursor: Annotated[
+        str | None, typer.Option(metavar="CURSOR", help="Where the page before ended.")
+    ] = None,
+    json: JsonOption = False,
+    journal: JournalOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """List sessions, the latest first, also while `ingest` runs."""
+    wanted = wanted_of(
+        user_id=user,
+        product_id=product,
+        since=since,
+        until=until,
+        matching=matching,
+        without=without,
+        page=page,
+    )
+    path = _journal(journal, store, config)
+    found = _read(path, lambda timeline: list_sessions(timeline, wanted, limit, cursor))
+    if json:
+        say_json(
+            {
+                "sessions": [asdict(one) for one in found],
+                "total": found.total,
+                "next": found.next,
+                "sides": ["journal"],
+            }
+        )
+        return
+    if found:
+        table(
+            ("session", "user", "ended", "actions", "what"),
+            [
+                (
+                    clean(one.session_id),
+                    clean(one.user_id or ("(several)" if one.ambiguous else "-")),
+                    shown_time(one.ended_at),
+                    f"{one.actions:,}",
+                    clean(one.what),
+                )
+                for one in found
+            ],
+        )
+    else:
+        note("nothing found")
+    note(f"answered by the journal {path}: {len(found):,} of {found.total:,} sessions")
+    if found.next:
+        note(f"more: --cursor {found.next}")
+
+
+def session(
+    session_id: Annotated[str, typer.Argument(metavar="SESSION")],
+    *,
+    user: Annotated[str | None, typer.Option(help="Only what belongs to this user.")] = None,
+    product: ProductOption = None,
+    json: JsonOption = False,
+    journal: JournalOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Show one session in order, also while `ingest` runs."""
+    path = _journal(journal, store, config)
+    found = _read(path, lambda timeline: read_session(timeline, session_id, product, user))
+    if found is None:
+        raise JournalError(f"no session {session_id!r} of that product and user in {path}")
+    if json:
+        say_json({**asdict(found), "sides": ["journal"]})
+        return
+    table(
+        ("when", "type", "what", "page"),
+        [
+            (
+                shown_time(event.started_at),
+                clean(event.type or event.kind),
+                clean(event.description or event.title),
+                clean(event.page),
+            )
+            for event in found.events
+        ],
+    )
+    if found.ambiguous and user is None:
+        note(f"{len(found.users):,} people used this session; see one of them with --user")
+    if found.missing:
+        note(f"{found.missing:,} payloads are not shown: their bodies were not kept; see --json")
+    note(f"answered by the journal {path}")
+
+
+def _journal(journal: Path | None, store: str | None, config: Path | None) -> Path:
+    """The journal that was named, or the one of the settings file, or the one beside the store."""
+    if journal is not None:
+        return journal
+    file = load_config(config)
+    with file.explaining(() if store is None else ("store",)):
+        folder = chroma_path(store or file.store or DEFAULT_STORE)
+    beside = default_journal(folder)
+    return beside if store is not None else file.journal or beside
+
+
+def _read(path: Path, read: Callable[[AsyncTimeline], Awaitable[T]]) -> T:
+    async def opened() -> T:
+        journal = OpenedJournal(path)
+        try:
+            with Interrupts():
+                return await read(journal.timeline)
+        finally:
+            await journal.aclose()
+
+    return asyncio.run(opened())

@@ -1,0 +1,43 @@
+"""A journal's file, read by a process that does not run its pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autoplay_rag.journal.finder import AsyncFinder, AsyncTimeline, ReadThread
+from autoplay_rag.journal.reader import JournalReader
+
+__all__ = ["OpenedJournal"]
+
+
+class OpenedJournal:
+    """Searches and lists what a journal holds, beside the pipeline that writes it.
+
+    The connection only reads and never waits for the writer.
+
+    Args:
+        path: The journal's file.
+
+    Attributes:
+        finder: What a search asks.
+        timeline: Lists sessions and reads payloads.
+
+    Raises:
+        JournalError: If there is no such journal, or it cannot be read.
+        JournalVersionError: If another version of this package wrote it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._reader = JournalReader(path)
+        self._thread = ReadThread(path)
+        self.finder = AsyncFinder(self._thread.opened, self._thread.run)
+        self.timeline = AsyncTimeline(self._thread.timeline, self._thread.run)
+
+    @property
+    def journal_id(self) -> str:
+        """The permanent id of this journal: its store has it, too."""
+        return self._reader.journal_id()
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._thread.close()

@@ -1,0 +1,401 @@
+"""Reads sessions and their payloads in order, without a ranking.
+
+Everything here blocks and only reads; `journal/finder.py` has the asynchronous side.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from autoplay_rag.content.identity import people_of
+from autoplay_rag.content.words import lookups
+from autoplay_rag.journal.bodies import decoded, unpack
+from autoplay_rag.journal.lag import Lag, lag_of
+from autoplay_rag.journal.rows import json_list
+from autoplay_rag.journal.schema import PayloadState
+from autoplay_rag.payloads import Payload
+
+__all__ = ["KeptPayload", "ListedSession", "Place", "Timeline", "Wanted", "terms_of"]
+
+_SAID: Final = 5
+"""Passages of a session that are read for the line that says what was done."""
+_LATEST: Final = 20
+"""The latest summary of a session is looked for among so many of its last payloads."""
+_MOST_CHARACTERS: Final = 2000
+_MOST_TERMS: Final = 32
+_PAGE: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which sessions to list, or which payloads to read: all that is given must hold.
+
+    Attributes:
+        user_id: Sessions that this person used.
+        session_id: Sessions of this id.
+        product_id: Sessions of this product.
+        since: Unix seconds; sessions that ended then or later.
+        until: Unix seconds; sessions that started then or earlier.
+        matching: Each of these terms is in the session, as one of its words; see `terms_of`.
+        without: At least one of these terms is not.
+        page: A part of a visited URL, in any case.
+    """
+
+    user_id: str | None = None
+    session_id: str | None = None
+    product_id: str | None = None
+    since: float | None = None
+    until: float | None = None
+    matching: Sequence[str] = ()
+    without: Sequence[str] = ()
+    page: str | None = None
+
+
+class Place(NamedTuple):
+    """A session's place in a list: the next page starts after it.
+
+    Attributes:
+        last: Unix seconds of its last known action; None if unknown.
+        lane: Its lane.
+    """
+
+    last: float | None
+    lane: int
+
+
+class ListedSession(NamedTuple):
+    """A session as a list shows it.
+
+    Attributes:
+        lane: Its lane.
+        product_id: Its product.
+        session_id: Its id.
+        first: Unix seconds of its first known action; None if unknown.
+        last: Unix seconds of its last known action; None if unknown.
+        payloads: How many payloads it has.
+        actions: How many actions they hold.
+        users: The people it names.
+        said: What its latest summary says, or its first payloads: of the person asked for alone.
+    """
+
+    lane: int
+    product_id: str
+    session_id: str
+    first: float | None
+    last: float | None
+    payloads: int
+    actions: int
+    users: tuple[str, ...]
+    said: tuple[str, ...]
+
+
+class KeptPayload(NamedTuple):
+    """A payload in its place.
+
+    Attributes:
+        seq: Its sequence number.
+        product_id: Its product.
+        session_id: Its session; None if it has none.
+        kind: "actions", "summary" or "chat"; None if unknown.
+        started: Unix seconds of its first action; None if unknown.
+        ended: Unix seconds of its last one; None if unknown.
+        text: What it says.
+        owner: The person it belongs to; None if unknown, or if it names none and several people
+            used its session.
+        payload: The payload; None if its body was not kept.
+    """
+
+    seq: int
+    product_id: str
+    session_id: str | None
+    kind: str | None
+    started: float | None
+    ended: float | None
+    text: str
+    owner: str | None
+    payload: Payload | None
+
+
+def terms_of(text: str) -> tuple[str, ...]:
+    """What full text is asked for a text's words: one FTS5 expression a word. Any text is plain text.
+
+    Returns:
+        Expressions; each means "one of the forms of this word".
+
+    Example:
+        >>> terms_of('the "Export" OR three NEAR(')
+        ('"Export"', '"three" OR "3"', '"NEAR"')
+    """
+    text = text.encode("utf-8", "replace").decode().replace("\0", " ")[:_MOST_CHARACTERS]
+    found = list(lookups(text).values())[:_MOST_TERMS]
+    return tuple(" OR ".join(map(_quoted, raw)) for raw in found) or (_quoted(text),)
+
+
+class Timeline:
+    """Lists sessions and reads payloads.
+
+    Args:
+        connection: A connection to the journal's database.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    # -- sessions -----------------------------------------------------------------------------
+
+    def sessions(
+        self, wanted: Wanted, limit: int, after: Place | None
+    ) -> tuple[int, list[ListedSession]]:
+        """Sessions by their last action, the latest first.
+
+        Args:
+            wanted: Which sessions.
+            limit: The most.
+            after: The last one of the page before; None for the first page.
+
+        Returns:
+            How many fit in all, and those of this page.
+        """
+        tables, where, given = _visits(wanted)
+        with self._one_moment():
+            total = self._connection.execute(
+                f"SELECT count(*) FROM {tables} WHERE {where}", given
+            ).fetchone()[0]
+            if after is not None:
+                beyond, place = _beyond(after)
+                where, given = f"{where} AND {beyond}", [*given, *place]
+            rows = self._connection.execute(
+                "SELECT visit.lane, product, session, first, last, payloads, actions "
+                f"FROM {tables} WHERE {where} ORDER BY last DESC, visit.lane DESC LIMIT ?",
+                (*given, limit),
+            ).fetchall()
+            users = self._users(row[0] for row in rows)
+            found = []
+            for row in rows:
+                people = users.get(row[0], ())
+                person = wanted.user_id if len(people) > 1 else None
+                found.append(ListedSession._make((*row, people, self._said(row[0], person))))
+        return total, found
+
+    def _said(self, lane: int, person: str | None) -> tuple[str, ...]:
+        """What a session's latest summary says, or its first payloads.
+
+        Args:
+            lane: The session.
+            person: Whose payloads count, where several people used the session; None for all.
+        """
+        columns = "passage.text, payload.kind" + (", payload.body" if person is not None else "")
+        sql = (
+            f"SELECT {columns} FROM passage LEFT JOIN payload ON payload.seq = passage.seq "
+            "WHERE passage.lane = ? ORDER BY passage.seq "
+        )
+        latest = self._connection.execute(f"{sql} DESC LIMIT ?", (lane, _LATEST)).fetchall()
+        if person is None:
+            # A summary names nobody: with several people nobody knows whom it is about.
+            for text, kind in latest:
+                if kind == "summary":
+                    return (text,)
+            if len(latest) < _LATEST:
+                return tuple(text for text, _ in reversed(latest[-_SAID:]))
+            rows = self._connection.execute(f"{sql} LIMIT ?", (lane, _SAID)).fetchall()
+            return tuple(text for text, _ in rows)
+        first = latest[::-1]
+        if len(latest) == _LATEST:
+            first = self._connection.execute(f"{sql} LIMIT ?", (lane, _LATEST)).fetchall() + first
+        own = [text for text, _, body in first if _names(body, person)]
+        return tuple(dict.fromkeys(own))[:_SAID]
+
+    def _users(self, lanes: Iterator[int]) -> dict[int, tuple[str, ...]]:
+        found: dict[int, tuple[str, ...]] = {}
+        for lane, user in self._connection.execute(
+            "SELECT lane, value FROM belongs WHERE field = 'user_id' "
+            "AND lane IN (SELECT value FROM json_each(?))",
+            (json_list(lanes),),
+        ):
+            found[lane] = (*found.get(lane, ()), user)
+        return found
+
+    # -- payloads -----------------------------------------------------------------------------
+
+    def lanes(self, session_id: str, product_id: str | None) -> dict[str, int]:
+        """The lanes of a session id, by product."""
+        rows = self._connection.execute(
+            "SELECT product, lane FROM visit WHERE session = ? AND (? IS NULL OR product = ?)",
+            (session_id, product_id, product_id),
+        )
+        return dict(rows.fetchall())
+
+    def whole(self, lane: int) -> tuple[ListedSession | None, list[KeptPayload]]:
+        """A session and all its payloads, in the order in which they were accepted."""
+        with self._one_moment():
+            row = self._connection.execute(
+                "SELECT lane, product, session, first, last, payloads, actions FROM visit "
+                "WHERE lane = ?",
+                (lane,),
+            ).fetchone()
+            if row is None:
+                return None, []
+            people = self._users(iter([lane])).get(lane, ())
+            rows = self._connection.execute(
+                f"{_READ} WHERE passage.lane = ? ORDER BY passage.seq", (lane,)
+            ).fetchall()
+        kept = [_kept(one[1:], {one[0]: people}, one[0]) for one in rows]
+        return ListedSession._make((*row, people, ())), kept
+
+    def last_seq(self) -> int:
+        """The sequence number of the last payload."""
+        found = self._connection.execute("SELECT max(seq) FROM passage").fetchone()[0]
+        return 0 if found is None else int(found)
+
+    def lag(self, watermark: int) -> Lag:
+        """Seconds from received to stored; see `lag_of`."""
+        return lag_of(self._connection, watermark)
+
+    def pending(self, lanes: Sequence[int], last: int) -> int:
+        """How many payloads of sessions wait, of those up to a sequence number."""
+        found = self._connection.execute(
+            f"SELECT count(*) FROM payload WHERE state = {PayloadState.WAITING:d} AND seq <= ? "
+            "AND lane IN (SELECT value FROM json_each(?))",
+            (last, json_list(lanes)),
+        )
+        return int(found.fetchone()[0])
+
+    def payloads(
+        self, wanted: Wanted, kind: str, after: int | None, last: int
+    ) -> list[KeptPayload]:
+        """Payloads in the order in which they were accepted.
+
+        Args:
+            wanted: Which; `matching`, `without` and `page` select whole sessions.
+            kind: Only payloads of this kind.
+            after: The sequence number of the last one known; None to begin.
+            last: The last one to read.
+
+        Returns:
+            At most some hundred; none at the end.
+        """
+        tables, where, given = _visits(wanted, sessions_only=False)
+        terms = [where, "passage.seq <= ?", "payload.kind = ?"]
+        given += [last, kind]
+        for value, term in (
+            (after, "passage.seq > ?"),
+            (wanted.since, "passage.ended >= ?"),
+            (wanted.until, "passage.started <= ?"),
+        ):
+            if value is not None:
+                terms.append(term)
+                given.append(value)
+        few = wanted.user_id is not None or wanted.session_id is not None
+        tables = (
+            f"{tables} CROSS JOIN passage ON passage.lane = visit.lane"
+            if few
+            else f"passage CROSS JOIN {tables} ON visit.lane = passage.lane"
+        )
+        with self._one_moment():
+            rows = self._connection.execute(
+                f"SELECT {_COLUMNS} FROM {tables} "
+                "CROSS JOIN payload ON payload.seq = passage.seq "
+                f"WHERE {' AND '.join(terms)} ORDER BY passage.seq LIMIT ?",
+                (*given, _PAGE),
+            ).fetchall()
+            users = self._users(iter({row[0] for row in rows}))
+        return [_kept(row[1:], users, row[0]) for row in rows]
+
+    @contextmanager
+    def _one_moment(self) -> Iterator[None]:
+        """Have all that is read inside be of one moment."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
+
+
+_COLUMNS: Final = (
+    "passage.lane, passage.seq, visit.product, visit.session, payload.kind, passage.started, "
+    "passage.ended, passage.text, payload.body"
+)
+_READ: Final = (
+    f"SELECT {_COLUMNS} FROM passage JOIN visit ON visit.lane = passage.lane "
+    "LEFT JOIN payload ON payload.seq = passage.seq"
+)
+_HAS_WORD: Final = (
+    "visit.lane IN (SELECT passage.lane FROM words "
+    "CROSS JOIN passage ON passage.seq = words.rowid WHERE words MATCH ?)"
+)
+_HAS_WORD_OF_FEW: Final = (
+    "EXISTS (SELECT 1 FROM passage AS own CROSS JOIN words ON words.rowid = own.seq "
+    "WHERE own.lane = visit.lane AND words MATCH ?)"
+)
+_HAS_PAGE: Final = (
+    "EXISTS (SELECT 1 FROM passage AS own WHERE own.lane = visit.lane "
+    "AND instr(lower(own.urls), lower(?)))"
+)
+
+
+def _visits(wanted: Wanted, *, sessions_only: bool = True) -> tuple[str, str, list[Any]]:
+    """Tables, conditions and parameters for the sessions that fit."""
+    tables = "visit"
+    terms = ["visit.session IS NOT NULL", "visit.payloads > 0"] if sessions_only else []
+    given: list[Any] = []
+    if wanted.user_id is not None:
+        # In this order, or the sessions of all people would be read by time.
+        tables = "belongs CROSS JOIN visit ON visit.lane = belongs.lane"
+        terms.append("belongs.field = 'user_id' AND belongs.value = ?")
+        given.append(wanted.user_id)
+    for value, term in (
+        (wanted.session_id, "visit.session = ?"),
+        (wanted.product_id, "visit.product = ?"),
+        (wanted.since, "visit.last >= ?"),
+        (wanted.until, "visit.first <= ?"),
+        (wanted.page, _HAS_PAGE),
+    ):
+        if value is not None:
+            terms.append(term)
+            given.append(value)
+    few = wanted.user_id is not None or wanted.session_id is not None
+    has_word = _HAS_WORD_OF_FEW if few else _HAS_WORD
+    for term in wanted.matching:
+        terms.append(has_word)
+        given.append(term)
+    if wanted.without:
+        terms.append(f"NOT ({' AND '.join([has_word] * len(wanted.without))})")
+        given += wanted.without
+    return tables, " AND ".join(terms) or "1", given
+
+
+def _beyond(place: Place) -> tuple[str, list[Any]]:
+    """The condition for what comes after a place, where sessions of unknown time are last."""
+    if place.last is None:
+        return "(last IS NULL AND visit.lane < ?)", [place.lane]
+    return "(last < ? OR (last = ? AND visit.lane < ?) OR last IS NULL)", [
+        place.last,
+        place.last,
+        place.lane,
+    ]
+
+
+def _kept(row: Sequence[Any], users: dict[int, tuple[str, ...]], lane: int) -> KeptPayload:
+    *columns, body = row
+    payload = decoded(unpack(body))
+    owner = people_of(payload).user_id if payload is not None else None
+    if owner is None and len(people := users.get(lane, ())) == 1:
+        owner = people[0]
+    return KeptPayload._make((*columns, owner, payload))
+
+
+def _names(body: bytes | None, person: str) -> bool:
+    payload = decoded(unpack(body))
+    return payload is not None and people_of(payload).user_id == person
+
+
+def _quoted(words: str) -> str:
+    """Words as FTS5 takes them literally: no operator, no wildcard, no column."""
+    return '"' + words.replace('"', '""') + '"'

@@ -1,0 +1,224 @@
+"""What a language model is told about a user: the last minutes, and the best of the past.
+
+The recent part and the past share one budget of characters: with both, the recent part gets at most
+half of it first, then the past, and the recent part what is left. Everything is marked as data
+(`autoplay_rag.content.marking`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from autoplay_rag.content.filters import Filter
+from autoplay_rag.content.marking import as_data, escaped, plain_line, room_for_data
+from autoplay_rag.content.times import said_time
+from autoplay_rag.live.sessions import LiveSession, LiveSessions
+from autoplay_rag.search.hits import Hit, SessionHit
+from autoplay_rag.search.searcher import Searcher
+
+__all__ = ["ELEMENT", "Asker", "context_text"]
+
+ELEMENT: Final = "user_activity"
+"""The element around the context."""
+_ABOUT: Final = "What the user did in the product."
+_RECENT: Final = "Just now, oldest first:"
+_PAST: Final = "Earlier, the best match first:"
+_PAST_SESSIONS: Final = 10
+_PARTS_OF_SESSION: Final = 3
+_LONGEST_LINE: Final = 600
+_SHORTEST_LINE: Final = 60
+_LONGEST_PAGE: Final = 120
+_LONGEST_ID: Final = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who a context is for.
+
+    Attributes:
+        user_id: The person.
+        session_id: The visit.
+        product_id: The product.
+        conversation_id: The chat thread.
+    """
+
+    user_id: str | None = None
+    session_id: str | None = None
+    product_id: str | None = None
+    conversation_id: str | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a person, a visit or a chat thread is given."""
+        return any(one is not None for one in (self.user_id, self.session_id, self.conversation_id))
+
+    @property
+    def past(self) -> Filter:
+        """What of the past is theirs: all of the person, or of the visit and thread alone."""
+        if self.user_id is not None:
+            return Filter(user_id=self.user_id, product_id=self.product_id)
+        return Filter(
+            session_id=self.session_id,
+            product_id=self.product_id,
+            conversation_id=self.conversation_id,
+        )
+
+
+async def context_text(
+    live: LiveSessions,
+    searcher: Searcher,
+    query: str | None,
+    asker: Asker,
+    *,
+    since_turn: bool,
+    seconds: float,
+    max_chars: int,
+) -> str:
+    """The context of a prompt; see `IngestPipeline.context`."""
+    session = _recent(live, asker, since_turn=since_turn, seconds=seconds)
+    recent = _recent_lines(session) if session else []
+    past: list[str] = []
+    if query and query.strip():
+        hits = await searcher.search_sessions(query, _PAST_SESSIONS, asker.past)
+        past = list(_past_lines(hits, session, seconds))
+    room = room_for_data(max_chars, ELEMENT, _ABOUT)
+    return as_data("\n".join(_fitted(recent, past, room)), ELEMENT, _ABOUT)
+
+
+# -- just now -------------------------------------------------------------------------------------
+
+
+def _recent(
+    live: LiveSessions, asker: Asker, *, since_turn: bool, seconds: float
+) -> LiveSession | None:
+    """The latest session with what is recent in it; None if nothing is."""
+    if not asker.is_known:
+        return None
+    session = live.get(
+        session_id=asker.session_id,
+        user_id=asker.user_id,
+        conversation_id=asker.conversation_id,
+        product_id=asker.product_id,
+    )
+    if session is None:
+        return None
+    turns = [at for at, event in enumerate(session.events) if event.kind == "chat"]
+    if since_turn and turns:
+        kept = len(session.events) - turns[-1] - 1
+        return session.last(events=kept)
+    # The conversation already contains what was said.
+    return session.last(seconds=seconds, kinds=("actions", "summary"))
+
+
+def _recent_lines(session: LiveSession) -> list[str]:
+    """One line for each event, oldest first."""
+    whose = f"session {plain_line(session.session_id, _LONGEST_ID)}"
+    return [
+        _line(_where(said_time(event.at), whose, event.url), event.text) for event in session.events
+    ]
+
+
+# -- the past -------------------------------------------------------------------------------------
+
+
+def _past_lines(
+    found: Sequence[SessionHit], recent: LiveSession | None, seconds: float
+) -> Iterator[str]:
+    """One line for each part of a session, the best session first; equal parts once."""
+    shown = {plain_line(event.text) for event in recent.events} if recent else set()
+    same: dict[str, list[tuple[SessionHit, Hit]]] = {}
+    for session in found:
+        best = sorted(session.hits, key=lambda hit: -hit.score)[:_PARTS_OF_SESSION]
+        for hit in sorted(best, key=_ended):
+            is_here = recent is not None and recent.session_id == session.session_id
+            if is_here and _is_of_this_chat(hit, recent, seconds):
+                continue
+            if text := _said(hit, shown if is_here else set()):
+                same.setdefault(text, []).append((session, hit))
+    for text, places in same.items():
+        session, hit = max(places, key=lambda place: _ended(place[1]))
+        others = len({one.session_id or part.id for one, part in places}) - 1
+        whose = f"session {plain_line(hit.session_id or 'unknown', _LONGEST_ID)}"
+        if others:
+            whose += f" and {others} more"
+        urls = str(hit.metadata.get("urls", "")).split()
+        page = urls[0] if urls else ""
+        yield _line(_where(said_time(_ended(hit) or session.ended_at), whose, page), text)
+
+
+def _said(hit: Hit, shown: set[str]) -> str:
+    """The lines of a hit that answer the question, without those shown already."""
+    lines = (plain_line(line).rstrip(",") for line in hit.matched.text.split("\n"))
+    return "; ".join(line for line in lines if line and line not in shown)
+
+
+def _is_of_this_chat(hit: Hit, recent: LiveSession | None, seconds: float) -> bool:
+    """Whether a hit is a chat turn of the last minutes, which the conversation has already."""
+    if recent is None or hit.metadata.get("kind") != "chat":
+        return False
+    return _ended(hit) >= recent.seen_at - seconds
+
+
+def _ended(hit: Hit) -> float:
+    found = hit.metadata.get("ended_at")
+    return float(found) if isinstance(found, int | float) else 0.0
+
+
+# -- the budget -----------------------------------------------------------------------------------
+
+
+def _where(when: str, whose: str, page: str) -> str:
+    return ", ".join(part for part in (when, whose, plain_line(page, _LONGEST_PAGE)) if part)
+
+
+def _line(where: str, text: str) -> str:
+    return f"[{where}] {plain_line(text, _LONGEST_LINE)}"
+
+
+def _fitted(recent: Sequence[str], past: Sequence[str], room: int) -> list[str]:
+    """The lines that fit, each part under its heading.
+
+    Args:
+        recent: Oldest first: the newest are kept.
+        past: The best first: the best are kept.
+        room: Characters, as they are once escaped.
+    """
+    room -= len(now := f"Now it is {said_time(time.time())}.")
+    newest = list(reversed(recent))
+    kept = _as_many(newest, _RECENT, room // 2 if past else room)
+    best = _as_many(past, _PAST, room - _size(kept, _RECENT))
+    if len(kept) < len(newest):
+        kept = _as_many(newest, _RECENT, room - _size(best, _PAST))
+    lines = [_RECENT, *reversed(kept)] if kept else []
+    if best:
+        lines += [_PAST, *best]
+    return [now, *lines] if lines else []
+
+
+def _as_many(lines: Sequence[str], heading: str, room: int) -> list[str]:
+    """The first lines, as many as fit below a heading; of the very first one at least a part."""
+    kept: list[str] = []
+    for line in lines:
+        left = room - _size(kept or [""], heading)
+        if len(escaped(line)) + bool(kept) > left:
+            if not kept and left >= _SHORTEST_LINE:
+                kept.append(_cut(line, left))
+            break
+        kept.append(line)
+    return kept
+
+
+def _size(lines: Sequence[str], heading: str) -> int:
+    """The characters of these lines below their heading, line breaks before each included."""
+    return sum(1 + len(escaped(line)) for line in (heading, *lines)) if lines else 0
+
+
+def _cut(line: str, most: int) -> str:
+    """The beginning of a line that has at most so many characters once it is escaped."""
+    line = line[: most - 1]
+    while len(escaped(line)) > most - 1:
+        line = line[:-1]
+    return f"{line}…"

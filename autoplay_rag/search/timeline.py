@@ -1,0 +1,443 @@
+"""Reading instead of ranking: lists of sessions, one session whole, single actions in order."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+import msgspec
+
+from autoplay_rag._checks import check_at_least
+from autoplay_rag._html import table_html, when
+from autoplay_rag.content.filters import Moment, moment
+from autoplay_rag.content.marking import plain_line
+from autoplay_rag.content.passages import storable
+from autoplay_rag.content.render import action_line
+from autoplay_rag.content.times import own_time
+from autoplay_rag.errors import ConfigurationError, JournalError
+from autoplay_rag.journal.finder import AsyncTimeline
+from autoplay_rag.journal.timeline import KeptPayload, ListedSession, Place, Wanted, terms_of
+from autoplay_rag.payloads import ActionsPayload
+from autoplay_rag.search.sessions import joined_lines
+
+__all__ = [
+    "Actions",
+    "SessionEvent",
+    "SessionSummary",
+    "Sessions",
+    "WholeSession",
+    "list_sessions",
+    "read_session",
+    "wanted_of",
+]
+
+_log = logging.getLogger(__name__)
+
+_WHAT_CHARACTERS: Final = 160
+_TEXT_CHARACTERS: Final = 10_000_000
+
+
+# -- results --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSummary:
+    """One session of a list.
+
+    Attributes:
+        session_id: The session.
+        product_id: Its product.
+        user_id: The person it belongs to; None if unknown, or if several used it.
+        started_at: Unix seconds of its first known action; None if unknown.
+        ended_at: Unix seconds of its last known action; None if unknown.
+        payloads: How many payloads it has.
+        actions: How many actions they hold.
+        what: One line of what was done: its latest summary, or how it began. Untrusted text.
+        ambiguous: Whether several people used it.
+    """
+
+    session_id: str
+    product_id: str
+    user_id: str | None
+    started_at: float | None
+    ended_at: float | None
+    payloads: int
+    actions: int
+    what: str
+    ambiguous: bool = False
+
+    def _repr_html_(self) -> str:
+        return Sessions([self])._repr_html_()
+
+
+class Sessions(list[SessionSummary]):
+    """One page of a list of sessions, the latest first.
+
+    Args:
+        sessions: The sessions.
+        total: See `total`.
+        next: See `next`.
+
+    Attributes:
+        total: How many sessions fit in all.
+        next: The `cursor` of the next page; None on the last one.
+    """
+
+    def __init__(
+        self, sessions: Iterable[SessionSummary] = (), *, total: int = 0, next: str | None = None
+    ) -> None:
+        super().__init__(sessions)
+        self.total = total
+        self.next = next
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>no sessions</p>"
+        return table_html(
+            ("ended", "session", "user", "actions", "what"),
+            [
+                (when(one.ended_at), one.session_id, one.user_id or "", one.actions, one.what)
+                for one in self
+            ],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEvent:
+    """One action, summary or chat turn.
+
+    Attributes:
+        session_id: Its session; None if it has none.
+        product_id: Its product.
+        user_id: The person; None if unknown, or if it names none and several used the session.
+        kind: "actions", "summary" or "chat".
+        started_at: Unix seconds; None if unknown.
+        ended_at: Unix seconds; None if unknown.
+        page: The URL, dynamic segments as `:id`; "" if there is none.
+        type: An action's type, such as "click"; "" for what is no action.
+        title: An action's title.
+        description: An action's description, or the text of a summary or a chat turn.
+        seq: The sequence number of its payload in the journal.
+        index: Its position in the payload.
+    """
+
+    session_id: str | None
+    product_id: str
+    user_id: str | None
+    kind: str
+    started_at: float | None
+    ended_at: float | None
+    page: str
+    type: str
+    title: str
+    description: str
+    seq: int
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WholeSession:
+    """One session, whole and in order.
+
+    Attributes:
+        session_id: The session.
+        product_id: Its product.
+        user_id: The person it belongs to; None if unknown, or if several used it and none of them
+            was asked for.
+        users: All people it names.
+        ambiguous: Whether several people used it.
+        started_at: Unix seconds of its first known action; None if unknown.
+        ended_at: Unix seconds of its last known action; None if unknown.
+        payloads: How many payloads it has.
+        events: Its actions, summaries and chat turns by time; those of unknown time come after the
+            one that was accepted before them.
+        text: What it says, as full text has it. Untrusted.
+        missing: How many payloads with actions have no event, because their bodies were not kept
+            (`keep_payloads=False`, or no journal file). `text` has what they say.
+    """
+
+    session_id: str
+    product_id: str
+    user_id: str | None
+    users: tuple[str, ...]
+    ambiguous: bool
+    started_at: float | None
+    ended_at: float | None
+    payloads: int
+    events: tuple[SessionEvent, ...]
+    text: str
+    missing: int = 0
+
+    @property
+    def actions(self) -> list[SessionEvent]:
+        """Its actions alone."""
+        return [event for event in self.events if event.kind == "actions"]
+
+    def _repr_html_(self) -> str:
+        return table_html(
+            ("when", "kind", "what", "page"),
+            [
+                (
+                    when(event.started_at),
+                    event.type or event.kind,
+                    event.description or event.title,
+                    event.page,
+                )
+                for event in self.events
+            ],
+        )
+
+
+class Actions(AsyncIterator[SessionEvent]):
+    """Single actions in the order in which they were accepted, read as they are asked for.
+
+    Ends with what was accepted before the first one was asked for.
+
+    Args:
+        timeline: Reads the journal.
+        wanted: Which actions.
+
+    Attributes:
+        missing: How many payloads had to be left out so far, because their bodies were not kept.
+    """
+
+    def __init__(self, timeline: AsyncTimeline, wanted: Wanted) -> None:
+        self.missing = 0
+        self._timeline = timeline
+        self._wanted = wanted
+        self._items = self._read()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SessionEvent:
+        return await anext(self._items)
+
+    async def aclose(self) -> None:
+        """Stop reading."""
+        await self._items.aclose()
+
+    async def _read(self) -> AsyncGenerator[SessionEvent, None]:
+        last = await self._timeline.last_seq()
+        after: int | None = None
+        found = False
+        while page := await self._timeline.payloads(self._wanted, "actions", after, last):
+            for kept in page:
+                if kept.payload is None:
+                    self.missing += 1
+                    continue
+                for event in _events(kept):
+                    if _passes(event, self._wanted):
+                        found = True
+                        yield event
+            after = page[-1].seq
+        if self.missing and not found:
+            raise JournalError(
+                f"no actions to read: {self.missing:,} payloads fit, and the journal kept none of "
+                "their bodies (keep_payloads=False, or no journal file); start the pipeline with "
+                "a journal file and keep_payloads=True to keep those to come"
+            )
+        if self.missing:
+            _log.warning(
+                "%d payloads are missing among the actions: the journal did not keep their bodies",
+                self.missing,
+            )
+
+
+# -- how they are read ----------------------------------------------------------------------------
+
+
+def wanted_of(
+    *,
+    user_id: str | None = None,
+    session_id: str | None = None,
+    product_id: str | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
+    matching: str | None = None,
+    without: str | None = None,
+    page: str | None = None,
+) -> Wanted:
+    """The conditions of a list, checked.
+
+    Raises:
+        ConfigurationError: If a time cannot be used, or a text is blank.
+    """
+    for name, text in (("matching", matching), ("without", without), ("page", page)):
+        if text is not None and not text.strip():
+            raise ConfigurationError(f"{name} is empty: leave it out, or name words to look for")
+    return Wanted(
+        user_id=_storable(user_id),
+        session_id=_storable(session_id),
+        product_id=_storable(product_id),
+        since=None if since is None else moment("since", since),
+        until=None if until is None else moment("until", until),
+        matching=terms_of(matching) if matching is not None else (),
+        without=terms_of(without) if without is not None else (),
+        page=_storable(page.strip()) if page is not None else None,
+    )
+
+
+async def list_sessions(
+    timeline: AsyncTimeline, wanted: Wanted, limit: int, cursor: str | None
+) -> Sessions:
+    """One page of sessions; see `IngestPipeline.sessions`."""
+    check_at_least("limit", limit, 1, whole=True)
+    after = None if cursor is None else _place(cursor)
+    total, rows = await timeline.sessions(wanted, limit + 1, after)
+    shown = rows[:limit]
+    more = _cursor(Place(shown[-1].last, shown[-1].lane)) if len(rows) > limit else None
+    return Sessions((_summary(row) for row in shown), total=total, next=more)
+
+
+async def read_session(
+    timeline: AsyncTimeline, session_id: str, product_id: str | None, user_id: str | None
+) -> WholeSession | None:
+    """One session whole; see `IngestPipeline.session`."""
+    wanted = wanted_of(session_id=session_id, product_id=product_id)
+    lanes = await timeline.lanes(str(wanted.session_id), wanted.product_id)
+    if len(lanes) > 1:
+        raise ConfigurationError(
+            f"{len(lanes)} products have a session of this id: give product_id, one of "
+            f"{', '.join(map(repr, sorted(lanes)))}"
+        )
+    if not lanes:
+        return None
+    found, kept = await timeline.whole(next(iter(lanes.values())))
+    if found is None or (user_id is not None and user_id not in found.users):
+        return None
+    if user_id is not None:
+        kept = [one for one in kept if one.owner == user_id]
+    return _whole(found, kept, user_id)
+
+
+def _summary(row: ListedSession) -> SessionSummary:
+    return SessionSummary(
+        session_id=row.session_id,
+        product_id=row.product_id,
+        user_id=row.users[0] if len(row.users) == 1 else None,
+        started_at=row.first,
+        ended_at=row.last,
+        payloads=row.payloads,
+        actions=row.actions,
+        what=_what(row.said),
+        ambiguous=len(row.users) > 1,
+    )
+
+
+def _what(said: Sequence[str]) -> str:
+    """One line of what was done."""
+    lines: dict[str, None] = {}
+    for text in said:
+        own = [plain_line(line).rstrip(",") for line in text.split("\n")]
+        for row, line in enumerate(own):
+            if line and not _is_place(line, first=row == 0 and len(own) > 1):
+                lines[line] = None
+    return plain_line("; ".join(lines or map(plain_line, said)), _WHAT_CHARACTERS)
+
+
+def _is_place(line: str, *, first: bool) -> bool:
+    """Whether a line of `content.render` names a site or a page."""
+    if " " not in line:
+        return first or "." in line.strip(".")
+    return line.startswith("on ") and '"' not in line
+
+
+def _whole(found: ListedSession, kept: Sequence[KeptPayload], user_id: str | None) -> WholeSession:
+    events: list[SessionEvent] = []
+    missing = 0
+    for one in kept:
+        if one.payload is None and one.kind in (None, "actions"):
+            missing += 1
+        else:
+            events += _events(one)
+    single = found.users[0] if len(found.users) == 1 else None
+    return WholeSession(
+        session_id=found.session_id,
+        product_id=found.product_id,
+        user_id=user_id if user_id is not None else single,
+        users=found.users,
+        ambiguous=len(found.users) > 1,
+        started_at=found.first,
+        ended_at=found.last,
+        payloads=found.payloads,
+        events=tuple(_by_time(events)),
+        text=joined_lines((one.text for one in kept), _TEXT_CHARACTERS),
+        missing=missing,
+    )
+
+
+def _by_time(events: Iterable[SessionEvent]) -> list[SessionEvent]:
+    timed: list[tuple[float, SessionEvent]] = []
+    at = float("-inf")
+    for event in events:
+        at = event.started_at if event.started_at is not None else at
+        timed.append((at, event))
+    timed.sort(key=lambda pair: pair[0])
+    return [event for _, event in timed]
+
+
+def _events(kept: KeptPayload) -> Iterator[SessionEvent]:
+    """What one payload holds, in its order."""
+    whole = SessionEvent(
+        session_id=kept.session_id,
+        product_id=kept.product_id,
+        user_id=kept.owner,
+        kind=kept.kind or "",
+        started_at=kept.started,
+        ended_at=kept.ended,
+        page="",
+        type="",
+        title="",
+        description=kept.text,
+        seq=kept.seq,
+    )
+    if not isinstance(kept.payload, ActionsPayload):
+        yield whole
+        return
+    for index, action in enumerate(kept.payload.actions):
+        yield replace(
+            whole,
+            user_id=action.user_id or kept.owner,
+            started_at=own_time(action.timestamp_start) or kept.started,
+            ended_at=own_time(action.timestamp_end or action.timestamp_start) or kept.ended,
+            page=action.canonical_url or action.raw_url,
+            type=action.type,
+            title=action.title,
+            description=action.description or action_line(action),
+            index=index,
+        )
+
+
+def _passes(event: SessionEvent, wanted: Wanted) -> bool:
+    if wanted.user_id is not None and event.user_id != wanted.user_id:
+        return False
+    if wanted.since is not None and (event.ended_at is None or event.ended_at < wanted.since):
+        return False
+    return wanted.until is None or (
+        event.started_at is not None and event.started_at <= wanted.until
+    )
+
+
+def _cursor(place: Place) -> str:
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(place)).decode().rstrip("=")
+
+
+def _place(cursor: str) -> Place:
+    try:
+        packed = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        last, lane = msgspec.msgpack.decode(packed, type=tuple[float | None, int])
+    except (binascii.Error, msgspec.DecodeError, ValueError, TypeError, AttributeError):
+        raise ConfigurationError("cursor must be `next` of the page before") from None
+    if not -(2**63) <= lane < 2**63:
+        raise ConfigurationError("cursor must be `next` of the page before")
+    return Place(last, lane)
+
+
+def _storable(text: str | None) -> str | None:
+    """An id as the journal keeps it."""
+    return None if text is None else storable(text)
