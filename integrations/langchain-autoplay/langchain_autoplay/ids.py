@@ -81,8 +81,8 @@ def ids_in(values: Any, names: Iterable[str] = ID_NAMES) -> dict[str, str]:
         >>> ids_in({"user_id": 7, "session_id": "", "thread_id": "t1"})
         {'user_id': '7'}
     """
-    read = values.get if isinstance(values, Mapping) else lambda name: getattr(values, name, None)
-    found = {name: read(name) for name in names}
+    named = isinstance(values, Mapping)
+    found = {name: values.get(name) if named else getattr(values, name, None) for name in names}
     return {name: str(value) for name, value in found.items() if value not in (None, "")}
 
 

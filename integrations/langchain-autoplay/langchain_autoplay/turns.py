@@ -150,8 +150,7 @@ class Turns:
             with self._lock:
                 other = self._roots.get(run)
                 if other and (
-                    other.ambiguous
-                    or (other.question, other.started_with) != (begun.question, ids)
+                    other.ambiguous or (other.question, other.started_with) != (begun.question, ids)
                 ):
                     # Callers can choose run ids, so two users may have the same one.
                     other.under_way += 1
@@ -170,7 +169,9 @@ class Turns:
             root = self._roots.get(self._root_of.get(run, run))
             if root is None or root.ids is None:
                 return
-            if ids is None or any(root.ids.get(name, value) != value for name, value in ids.items()):
+            if ids is None or any(
+                root.ids.get(name, value) != value for name, value in ids.items()
+            ):
                 root.ids = None
             else:
                 root.ids |= ids

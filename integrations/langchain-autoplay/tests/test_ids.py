@@ -97,6 +97,8 @@ async def test_a_node_of_a_graph_knows_the_context_of_its_run(sync, context):
         else:
             await ready.ainvoke({"messages": [], **call}, context=context)
     assert found == [{"user_id": ANN}] * 2
-    with pytest.raises(ConfigurationError, match=r"the run's context and config\[\"configurable\"\]"):
+    with pytest.raises(
+        ConfigurationError, match=r"the run's context and config\[\"configurable\"\]"
+    ):
         await ready.ainvoke({"messages": []}, {"configurable": {"user_id": BOB}}, context=context)
     assert resolve_ids() == {}
