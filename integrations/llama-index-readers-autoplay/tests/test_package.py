@@ -34,6 +34,7 @@ def test_class():
 def test_the_public_names():
     assert package.__all__ == [
         "AutoplayReader",
+        "AutoplayRetriever",
         "LiveIngestion",
         "LlamaIndexEmbedder",
         "LlamaIndexStore",
