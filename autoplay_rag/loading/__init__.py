@@ -2,11 +2,12 @@
 
 `PayloadLoader` reads a stream or a recording and yields texts with an id and metadata. Each loader
 only converts these to the documents of its library. What else both integrations need is here too: what
-a search found, the line that shows progress, and the checks of arguments.
+a search found, what an agent's tools answer, the line that shows progress, and the checks of arguments.
 """
 
 from autoplay_rag._checks import check_above
 from autoplay_rag.content.filters import Moment
+from autoplay_rag.loading.answers import AGENT_TOOLS, AgentTool, Argument, answer, answer_sync
 from autoplay_rag.loading.found import Finder, FoundText, SearchBy, narrowed
 from autoplay_rag.loading.limits import Limits
 from autoplay_rag.loading.loader import GroupBy, PayloadLoader
@@ -18,8 +19,11 @@ from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.searcher import Rerank
 
 __all__ = [
+    "AGENT_TOOLS",
     "CLIENT_OPTIONS",
     "LOADER_OPTIONS",
+    "AgentTool",
+    "Argument",
     "Counted",
     "Finder",
     "FoundText",
@@ -33,6 +37,8 @@ __all__ = [
     "RecordingSource",
     "Rerank",
     "SearchBy",
+    "answer",
+    "answer_sync",
     "check_above",
     "narrowed",
     "refuse_unknown",

@@ -389,11 +389,13 @@ async def test_each_mode_says_which_side_found_it(pipeline, search):
     assert None not in (found["hybrid"]["dense_score"], found["hybrid"]["text_score"])
 
 
-async def test_what_was_just_received_is_found_at_once(pipeline):
-    pipeline.accept(clicked("Freshly-4711", "zoe"))
-    retriever = AutoplayRetriever(pipeline, scope="user_id", mode="text")
-    [found] = await retriever.ainvoke("Freshly-4711", {"configurable": {"user_id": "zoe"}})
-    assert found.metadata["session_id"] == "s-zoe-Freshly-4711"
+async def test_what_was_just_received_is_found_at_once(embeddings):
+    async with IngestPipeline(MemoryStore(), embeddings, batch_window=60) as pipeline:
+        await pipeline.on_actions(clicked("Freshly-4711", "zoe"))
+        retriever = AutoplayRetriever(pipeline, scope="user_id")
+        [found] = await retriever.ainvoke("Freshly-4711", {"configurable": {"user_id": "zoe"}})
+        assert found.metadata["session_id"] == "s-zoe-Freshly-4711"
+        assert found.metadata["dense_score"] is None
 
 
 @pytest.mark.parametrize("search", ["sessions", "chunks"])

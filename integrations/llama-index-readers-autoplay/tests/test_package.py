@@ -40,6 +40,7 @@ def test_the_public_names():
         "LlamaIndexStore",
         "LocalEmbedding",
         "SessionContextBlock",
+        "autoplay_tools",
         "metadata_filters",
         "stream_into",
     ]

@@ -8,6 +8,7 @@ from llama_index.readers.autoplay.retriever import AutoplayRetriever
 from llama_index.readers.autoplay.searching import metadata_filters
 from llama_index.readers.autoplay.store import LlamaIndexStore
 from llama_index.readers.autoplay.streaming import LiveIngestion, stream_into
+from llama_index.readers.autoplay.tools import autoplay_tools
 
 __all__ = [
     "AutoplayReader",
@@ -17,6 +18,7 @@ __all__ = [
     "LlamaIndexStore",
     "LocalEmbedding",
     "SessionContextBlock",
+    "autoplay_tools",
     "metadata_filters",
     "stream_into",
 ]
