@@ -16,6 +16,7 @@ from autoplay_rag.content.marking import as_data, escaped, plain_line
 from autoplay_rag.content.times import said_time
 from autoplay_rag.errors import ConfigurationError, EmbedderError, StoreError
 from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.loading.found import page_of
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.timeline import SessionEvent, Sessions, WholeSession
 
@@ -302,16 +303,16 @@ def _line(where: Sequence[str], text: str) -> str:
 
 def _where(hit: Hit) -> list[str]:
     at = hit.metadata.get("ended_at")
-    urls = str(hit.metadata.get("urls", "")).split()
     return [
         said_time(at if isinstance(at, int | float) else None),
         _session(hit.session_id),
-        plain_line(urls[-1], _LONGEST_PAGE) if urls else "",
+        plain_line(page_of(hit) or "", _LONGEST_PAGE),
     ]
 
 
 def _said(hit: Hit) -> str:
-    return (hit.matched.text or hit.text).replace(",\n", "; ").replace("\n", "; ")
+    lines = (hit.matched.text or hit.text).split("\n")
+    return "; ".join(line.rstrip(",") for line in lines)
 
 
 def _event_line(event: SessionEvent) -> str:

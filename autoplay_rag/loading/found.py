@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from urllib.parse import urlsplit
 
 from autoplay_rag._checks import check_above
 from autoplay_rag.content.filters import Filter, Moment
@@ -15,7 +17,7 @@ from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.searcher import Rerank
 
-__all__ = ["Finder", "FoundText", "SearchBy", "narrowed"]
+__all__ = ["Finder", "FoundText", "SearchBy", "narrowed", "page_of"]
 
 SearchBy: TypeAlias = Literal["sessions", "chunks"]
 """What one result is."""
@@ -203,8 +205,32 @@ def _date(seconds: object) -> str | None:
 
 
 def _page(hits: Iterable[Hit]) -> str | None:
-    """The last page of the first hit that was on one."""
-    for hit in hits:
-        if urls := str(hit.metadata.get("urls", "")).split():
-            return urls[-1]
-    return None
+    """The page of the first hit that was on one."""
+    return next((page for hit in hits if (page := page_of(hit))), None)
+
+
+def page_of(hit: Hit) -> str | None:
+    r"""The page that a hit's matching lines were on, as far as its text tells; else its last one.
+
+    Example:
+        >>> from autoplay_rag.search.hits import Matched
+        >>> pages = "https://a.test/billing https://a.test/help"
+        >>> text = "a.test\non billing,\npaid,\non help,\nread"
+        >>> page_of(Hit("1", None, text, 1.0, {"urls": pages}, matched=Matched("paid")))
+        'https://a.test/billing'
+    """
+    urls = str(hit.metadata.get("urls", "")).split()
+    if not urls:
+        return None
+    end = hit.text.find(hit.matched.text) + len(hit.matched.text) if hit.matched.text else 0
+    places = re.findall(r"^on ([^,\n\"]+)", hit.text[:end], re.MULTILINE)
+    if places:
+        place = _words(places[-1])
+        for url in reversed(urls):
+            if place and place <= _words(urlsplit(url).path):
+                return url
+    return urls[-1]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
