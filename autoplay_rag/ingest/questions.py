@@ -287,6 +287,7 @@ class Questions(ABC):
         conversation_id: str | None = None,
         since_turn: bool = False,
         seconds: float = 600.0,
+        max_actions: int | None = None,
         max_chars: int = 4000,
     ) -> str:
         """What a language model needs to know about a user: the last minutes and the best of the past.
@@ -309,6 +310,7 @@ class Questions(ABC):
             conversation_id: The chat thread.
             since_turn: Start the recent part after the session's last chat turn, if it has one.
             seconds: The maximum age of what counts as recent, otherwise.
+            max_actions: The most actions of the recent part, the newest; None for no limit.
             max_chars: The most characters of all.
 
         Returns:
@@ -322,6 +324,8 @@ class Questions(ABC):
         """
         check_above("seconds", seconds)
         check_above("max_chars", max_chars, whole=True)
+        if max_actions is not None:
+            check_above("max_actions", max_actions, whole=True)
         asker = Asker(user_id, session_id, product_id, conversation_id)
         if not asker.is_known and not (query and query.strip()):
             raise ConfigurationError(
@@ -334,6 +338,7 @@ class Questions(ABC):
             asker,
             since_turn=since_turn,
             seconds=seconds,
+            max_actions=max_actions,
             max_chars=max_chars,
         )
 

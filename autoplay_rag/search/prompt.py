@@ -75,10 +75,13 @@ async def context_text(
     *,
     since_turn: bool,
     seconds: float,
+    max_actions: int | None,
     max_chars: int,
 ) -> str:
     """The context of a prompt; see `IngestPipeline.context`."""
     session = _recent(live, asker, since_turn=since_turn, seconds=seconds)
+    if session is not None:
+        session = session.last(events=max_actions)
     recent = _recent_lines(session) if session else []
     past: list[str] = []
     if query and query.strip():

@@ -10,6 +10,7 @@ from langchain_autoplay.embeddings import LocalEmbeddings
 from langchain_autoplay.loader import AutoplayLoader
 from langchain_autoplay.retriever import AutoplayRetriever
 from langchain_autoplay.store import LangChainStore
+from langchain_autoplay.tools import autoplay_tools
 
 if TYPE_CHECKING:
     from langchain_autoplay.middleware import SessionContextMiddleware
@@ -21,6 +22,7 @@ __all__ = [
     "LangChainStore",
     "LocalEmbeddings",
     "SyncAutoplayCallbackHandler",
+    "autoplay_tools",
 ]
 # The middleware needs `langchain`; everything else does with `langchain-core`.
 if find_spec("langchain"):

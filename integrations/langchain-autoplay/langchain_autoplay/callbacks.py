@@ -10,12 +10,14 @@ from typing import Any, Self
 from uuid import UUID
 
 from autoplay_rag import ChatTurn, IngestPipeline
+from autoplay_rag.errors import ConfigurationError
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables.config import var_child_runnable_config
 
-from langchain_autoplay.turns import ID_NAMES, Exchange, Turns, answer_of, question_of
+from langchain_autoplay.ids import resolve_ids
+from langchain_autoplay.turns import Exchange, Turns, answer_of, question_of
 
 __all__ = ["AutoplayCallbackHandler", "SyncAutoplayCallbackHandler"]
 
@@ -64,7 +66,9 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
     ) -> None:
         """Note the start of a run."""
         with _NeverRaising():
-            self._turns.started(run_id, _around(parent_run_id), inputs, metadata)
+            around = _around(parent_run_id)
+            self._turns.started(run_id, around, inputs, metadata)
+            self._read_ids(run_id, around)
 
     def on_chat_model_start(
         self, serialized: dict[str, Any], messages: list[list[BaseMessage]], **kwargs: Any
@@ -88,7 +92,9 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
         """Note the use of a tool."""
         with _NeverRaising():
             name = kwargs.get("name") or (serialized or {}).get("name") or "tool"
-            self._turns.used(str(name), run_id, _around(parent_run_id))
+            around = _around(parent_run_id)
+            self._turns.used(str(name), run_id, around)
+            self._read_ids(run_id, around)
 
     def on_retriever_start(
         self,
@@ -145,12 +151,22 @@ class SyncAutoplayCallbackHandler(BaseCallbackHandler):
             return self._hand_over(turn) if turn else None
         return None
 
+    def _read_ids(self, run_id: UUID, around: UUID | None) -> None:
+        """Read what only a run inside another one can see: the context and the config of that."""
+        if around is None:
+            return
+        try:
+            self._turns.about(run_id, resolve_ids())
+        except ConfigurationError:
+            self._turns.about(run_id, None)
+
     def _turn(self, exchange: Exchange) -> ChatTurn | None:
-        ids = {
-            name: str(value)
-            for name in ID_NAMES
-            if (value := exchange.metadata.get(name)) not in (None, "")
-        }
+        ids = exchange.ids
+        if ids is None:
+            self._say_once(
+                "the context, the configurable and the metadata of its run name different ids"
+            )
+            return None
         if "session_id" not in ids:
             self._say_once(
                 'its run names no session: pass config={"metadata": {"session_id": ...}}'
@@ -198,9 +214,10 @@ class AutoplayCallbackHandler(AsyncCallbackHandler):
 
     Pass the handler to a call: `chain.ainvoke(question, {"callbacks": [handler], "metadata":
     {"session_id": "s1"}})`. Question, answer and the names of the tools become a `ChatTurn` of kind
-    "chat". The pipeline stores it with what the user did. A run without a `session_id` in its
-    metadata is not recorded. `user_id`, `conversation_id` and `product_id` are read from the metadata
-    too; without them, user and product of the known session are used.
+    "chat". The pipeline stores it with what the user did. The ids are read from the run's context,
+    its `configurable` and its metadata. A run without a `session_id` is not recorded, and neither is a
+    run whose places name different ids. Without `user_id` and `product_id`, those of the known session
+    are used. Of a model or a function that you call on its own, LangChain shows only the metadata.
 
     A failure in the handler is logged and never reaches the chain. In the pipeline's loop, the turn is
     in the journal when `ainvoke` returns. In other loops it is passed to the pipeline's loop.

@@ -1,24 +1,25 @@
-"""SessionContextMiddleware: the user's latest activity, added to the model call only."""
+"""SessionContextMiddleware: what the user did, added to the model call only."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+import math
 import threading
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, iscoroutine
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
-from autoplay_rag import LiveSessions
+from autoplay_rag import IngestPipeline, LiveSessions
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from autoplay_rag.loading import check_above
 from langchain_core.messages import AnyMessage, HumanMessage
 from langchain_core.runnables import ensure_config
 
-from langchain_autoplay.turns import ID_NAMES
+from langchain_autoplay.ids import Ids, ids_in, resolve_ids
 
 try:
     from langchain.agents.middleware import AgentMiddleware
@@ -29,9 +30,6 @@ except ImportError as error:
     ) from error
 
 __all__ = ["Ids", "SessionContextMiddleware"]
-
-Ids = Mapping[str, str | None]
-"""The known ones of `session_id`, `user_id`, `conversation_id` and `product_id`."""
 
 _MOST_ANSWERS = 1_000
 _ANSWER_SECONDS = 3600.0
@@ -47,26 +45,31 @@ R = TypeVar("R")
 
 
 class SessionContextMiddleware(AgentMiddleware[Any, Any]):
-    """Tell an agent's model what the user did in the last minutes.
+    """Tell an agent's model what the user did: in the last minutes, and earlier.
+
+    With a pipeline, the model sees the last minutes and the parts of earlier sessions that answer the
+    latest human message best, as `IngestPipeline.context` gives them. With a `LiveSessions`, it sees
+    the last minutes alone.
 
     The activity is a user message before the latest human message of the request. It is never part of
     the history: not of the state, not of a checkpoint. The system prompt does not change, so that
     providers can cache it. All model calls that answer one human message see the same text. A human
     message is identified by its thread (its run if there is no thread), its text and its id.
 
-    The ids come from the run's context, a dict or a dataclass
-    (`agent.invoke(..., context={"user_id": "u1"})`): `session_id`, `user_id`, `conversation_id` and
-    `product_id`. Take them from your login, on your server, never from a browser or a model. If the
-    ids do not belong together, or nothing is known, nothing is added.
+    The ids `session_id`, `user_id`, `conversation_id` and `product_id` come from the run's context, a
+    dict or a dataclass (`agent.invoke(..., context={"user_id": "u1"})`), or from `configurable` or
+    `metadata` of its config. Take them from your login, on your server, never from a browser or a
+    model. If the ids do not belong together, or nothing is known, no recent activity is added. If two
+    places name different ids, the call fails.
 
     Text from pages is untrusted and may try to instruct the model. It is marked as data, cannot close
     its block and contains no invisible characters. That does not make a model immune: no tool should
     do harm because of such text alone.
 
     Args:
-        live: The latest activity: `IngestPipeline.live`, or a `LiveSessions` that a client feeds.
-        seconds: The maximum age of an action.
-        max_actions: The maximum number of actions; the newest are shown.
+        source: A running `IngestPipeline`, or a `LiveSessions` that a client feeds.
+        seconds: The maximum age of a recent action.
+        max_actions: The maximum number of recent actions; the newest are shown.
         max_chars: The maximum length of the activity.
         ids: Returns the ids from the run's `Runtime` instead; None if there are none. It may be
             async if the agent is called asynchronously.
@@ -77,7 +80,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
     Example:
         >>> from langchain.agents import create_agent
         >>> from langchain_core.language_models import FakeListChatModel
-        >>> live = LiveSessions()  # or a pipeline's: `pipeline.live`
+        >>> live = LiveSessions()  # or a running IngestPipeline
         >>> model = FakeListChatModel(responses=["Under Reports."])
         >>> agent = create_agent(model, middleware=[SessionContextMiddleware(live)])
         >>> asked = {"messages": [{"role": "user", "content": "Where is the export?"}]}
@@ -87,17 +90,17 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
 
     def __init__(
         self,
-        live: LiveSessions,
+        source: IngestPipeline | LiveSessions,
         seconds: float = 600,
         max_actions: int = 20,
-        max_chars: int = 2000,
+        max_chars: int = 4000,
         ids: Callable[[Any], Ids | Awaitable[Ids | None] | None] | None = None,
     ) -> None:
         super().__init__()
         check_above("seconds", seconds)
         check_above("max_actions", max_actions, whole=True)
         check_above("max_chars", max_chars, whole=True)
-        self._live = live
+        self._source = source
         self._seconds = seconds
         self._max_actions = max_actions
         self._max_chars = max_chars
@@ -107,7 +110,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # The copy shares live activity and shown texts: copies of them would get out of date.
-        shared = (self._live, self._answers, self._runs, self._ids)
+        shared = (self._source, self._answers, self._runs, self._ids)
         memo |= {id(value): value for value in shared}
         copied = memo[id(self)] = copy.copy(self)
         vars(copied).update(copy.deepcopy(vars(self), memo))
@@ -125,7 +128,17 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
                 "`ids` is asynchronous: call the agent with ainvoke() or astream(), or pass a "
                 "plain function"
             )
-        return handler(self._with_context(request, given))
+        question = self._question(request, given)
+        if question is None:
+            return handler(request)
+        activity = self._answers.find(question.key)
+        if activity is None:
+            if isinstance(self._source, LiveSessions):
+                made = self._recent(self._source, question)
+            else:
+                made = self._source.context_sync(question.text, **self._options(question))
+            activity = self._answers.keep(question.key, made)
+        return handler(_with_activity(request, question, activity))
 
     async def awrap_model_call(
         self,
@@ -136,26 +149,35 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         given = self._given(request.runtime)
         if isawaitable(given):
             given = await given
-        return await handler(self._with_context(request, given))
+        question = self._question(request, given)
+        if question is None:
+            return await handler(request)
+        activity = self._answers.find(question.key)
+        if activity is None:
+            if isinstance(self._source, LiveSessions):
+                made = self._recent(self._source, question)
+            else:
+                made = await self._source.context(question.text, **self._options(question))
+            activity = self._answers.keep(question.key, made)
+        return await handler(_with_activity(request, question, activity))
 
     def _given(self, runtime: Any) -> Any:
-        return self._ids(runtime) if self._ids else getattr(runtime, "context", None)
+        if self._ids:
+            return self._ids(runtime)
+        return resolve_ids(context=getattr(runtime, "context", None))
 
-    def _with_context(self, request: ModelRequest[Any], given: Any) -> ModelRequest[Any]:
+    def _question(self, request: ModelRequest[Any], given: Any) -> _Question | None:
+        """The question that the request answers; None if there is none, or nobody known asks it."""
         messages = request.messages
         at = _latest_human(messages)
-        ids = _ids_in(given)
-        if at is None or not ids:
-            return request
-        question = messages[at]
+        ids = ids_in(given)
+        if at is None or not ids.keys() - {"product_id"}:
+            return None
+        message = messages[at]
         # Front ends may number messages per conversation: a message id alone is not unique.
-        place = question.id or at
-        key = (*sorted(ids.items()), self._conversation(request), place, question.text)
-        activity = self._answers.get(key, lambda: self._activity(ids))
-        if not activity:
-            return request
-        context = HumanMessage(_BLOCK.format(activity=activity))
-        return request.override(messages=[*messages[:at], context, *messages[at:]])
+        place = message.id or at
+        key = (*sorted(ids.items()), self._conversation(request), place, message.text)
+        return _Question(at, str(message.text), ids, key)
 
     def _conversation(self, request: ModelRequest[Any]) -> object:
         """The thread of this call, or its run: without a thread, no other run continues it."""
@@ -164,23 +186,40 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
             return ("thread", str(thread))
         return ("run", self._runs.number(request.runtime))
 
-    def _activity(self, ids: Mapping[str, str]) -> str:
-        if not ids.keys() - {"product_id"}:
-            return ""
-        session = self._live.get(**ids)
+    def _options(self, question: _Question) -> dict[str, Any]:
+        return {
+            **question.ids,
+            "seconds": self._seconds,
+            "max_actions": self._max_actions,
+            "max_chars": self._max_chars,
+        }
+
+    def _recent(self, live: LiveSessions, question: _Question) -> str:
+        session = live.get(**question.ids)
         if session is None:
             return ""
         # The messages already contain what was said.
         done = session.last(seconds=self._seconds, kinds=("actions", "summary"))
-        return done.last(events=self._max_actions).render(self._max_chars, escape=True)
+        activity = done.last(events=self._max_actions).render(self._max_chars, escape=True)
+        return _BLOCK.format(activity=activity) if activity else ""
 
 
-def _ids_in(given: Any) -> dict[str, str]:
-    if isinstance(given, Mapping):
-        found = {name: given.get(name) for name in ID_NAMES}
-    else:
-        found = {name: getattr(given, name, None) for name in ID_NAMES}
-    return {name: str(value) for name, value in found.items() if value not in (None, "")}
+class _Question(NamedTuple):
+    at: int
+    """The index of its message."""
+    text: str
+    ids: Mapping[str, str]
+    key: object
+
+
+def _with_activity(
+    request: ModelRequest[Any], question: _Question, activity: str
+) -> ModelRequest[Any]:
+    if not activity:
+        return request
+    messages = request.messages
+    before, after = messages[: question.at], messages[question.at :]
+    return request.override(messages=[*before, HumanMessage(activity), *after])
 
 
 class _Answers:
@@ -190,12 +229,19 @@ class _Answers:
         self._lock = threading.Lock()
         self._kept: OrderedDict[object, tuple[float, str]] = OrderedDict()
 
-    def get(self, key: object, make: Callable[[], str]) -> str:
+    def find(self, key: object) -> str | None:
+        """The text shown for this message; None if there is none yet."""
+        with self._lock:
+            at, text = self._kept.get(key, (-math.inf, ""))
+            return text if time.monotonic() - at <= _ANSWER_SECONDS else None
+
+    def keep(self, key: object, text: str) -> str:
+        """Keep a text, and return what to show: that of another call, if it was faster."""
         now = time.monotonic()
         with self._lock:
             found = self._kept.get(key)
             if found is None or now - found[0] > _ANSWER_SECONDS:
-                found = self._kept[key] = (now, make())
+                found = self._kept[key] = (now, text)
                 self._kept.move_to_end(key)
                 if len(self._kept) > _MOST_ANSWERS:
                     self._kept.popitem(last=False)

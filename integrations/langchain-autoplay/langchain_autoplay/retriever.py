@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from autoplay_rag import Filter, Hit, IngestPipeline
+from autoplay_rag import Filter, IngestPipeline
 from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.loading import Finder, FoundText, Mode, Moment, Rerank, SearchBy, narrowed
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
     CallbackManagerForRetrieverRun,
@@ -16,6 +16,8 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig, ensure_config
 from pydantic import ConfigDict, Field
+
+from langchain_autoplay.ids import resolve_ids
 
 __all__ = ["AutoplayRetriever", "Scope"]
 
@@ -26,20 +28,32 @@ Scope: TypeAlias = Literal["user_id", "session_id", "product_id"]
 class AutoplayRetriever(BaseRetriever):
     """Search what users did, in a running `IngestPipeline`.
 
-    With a scope, each call needs the id: `invoke(question, {"configurable": {"user_id": "u1"}})`, or
-    under the same name in the call's `metadata`. A call without the id raises an error; it never
-    searches all users. Take the id from your login, on your server: a caller that can choose the id
-    can read that user's sessions.
+    A document is a session or a chunk. It starts with a line that says when and where it was. Its
+    metadata always has `date` (ISO, UTC), `page`, `user_id`, `session_id`, `score`, `dense_score`,
+    `text_score`, `matched` (the lines that answer the question) and `sessions` (how many sessions have
+    this very text); None where unknown.
+
+    With a scope, each call needs the id, in one of three places: the context of the LangGraph run,
+    `invoke(question, {"configurable": {"user_id": "u1"}})`, or the call's `metadata`. A call without the
+    id raises an error; it never searches all users. Take the id from your login, on your server: a
+    caller that can choose the id can read that user's sessions.
+
+    A call may narrow the search: `invoke(question, k=3, since="7d", until=..., kind="actions")`.
 
     Retrievers that wrap this one (`MultiQueryRetriever`, `ContextualCompressionRetriever`) do not pass
-    on `configurable`: give the id in the call's `metadata`.
+    on `configurable`: outside a graph, give the id in the call's `metadata`.
 
     Args:
         pipeline: The pipeline to search; it must be running.
         scope: "user_id", "session_id" or "product_id", or a tuple of them; each call needs all of
             them. None searches all sessions and has no default, so it must be written out.
+        search: "sessions", or "chunks": parts of sessions.
+        mode: "hybrid" adds both sides; "dense" compares meaning alone, "text" words alone.
         k: The maximum number of documents; a call may pass its own.
         filter: Conditions for every call, such as `Filter(kind="summary")`.
+        collapse: Give equal texts once: the latest.
+        rerank: An async function of the question and hits that returns them in another order; see
+            `IngestPipeline.search`.
 
     Raises:
         ConfigurationError: If an id is in the scope and in the filter.
@@ -64,8 +78,12 @@ class AutoplayRetriever(BaseRetriever):
 
     pipeline: IngestPipeline = Field(exclude=True, repr=False)
     scope: Scope | Annotated[tuple[Scope, ...], Field(min_length=1)] | None
+    search: SearchBy = "sessions"
+    mode: Mode = "hybrid"
     k: int = Field(default=5, ge=1)
     filter: Filter | None = None
+    collapse: bool = True
+    rerank: Rerank | None = Field(default=None, exclude=True, repr=False)
 
     def __init__(
         self,
@@ -90,50 +108,64 @@ class AutoplayRetriever(BaseRetriever):
     def invoke(
         self, input: str, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[Document]:
-        """Return the documents nearest in meaning to a question, best first.
+        """Return the documents that answer a question best, best first.
 
         Works in any thread. Inside a running loop it blocks the loop.
 
         Args:
             input: The question.
-            config: Contains the ids of the scope.
-            kwargs: `k`, instead of the retriever's own.
+            config: Contains the ids of the scope, if the run's context does not.
+            kwargs: `k` instead of the retriever's own; `since`, `until` and `kind` as in
+                `IngestPipeline.search`, besides the retriever's filter.
 
         Raises:
-            ConfigurationError: If an id is missing.
+            ConfigurationError: If an id is missing, two places name different ids, or the filter
+                has another `kind`.
             AutoplayError: As `IngestPipeline.search`.
         """
         config = ensure_config(config)
-        return super().invoke(input, config, **kwargs, scope_ids=self._ids(config))
+        return super().invoke(input, config, **kwargs, around=config)
 
     async def ainvoke(
         self, input: str, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[Document]:
         """Return the documents as `invoke` does, without blocking the loop."""
         config = ensure_config(config)
-        return await super().ainvoke(input, config, **kwargs, scope_ids=self._ids(config))
+        return await super().ainvoke(input, config, **kwargs, around=config)
 
     def _get_relevant_documents(
         self,
         query: str,
         *,
         run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002 - the base class gives it
-        scope_ids: Mapping[str, str] | None = None,
+        around: RunnableConfig | None = None,
         k: int | None = None,
+        **limits: Any,
     ) -> list[Document]:
-        hits = self.pipeline.search_sync(query, self._most(k), filter=self._limit(scope_ids))
-        return [_document(hit) for hit in hits]
+        found = self._finder.find_sync(query, self._most(k), self._limit(around, **limits))
+        return [_document(one) for one in found]
 
     async def _aget_relevant_documents(
         self,
         query: str,
         *,
         run_manager: AsyncCallbackManagerForRetrieverRun,  # noqa: ARG002 - the base class gives it
-        scope_ids: Mapping[str, str] | None = None,
+        around: RunnableConfig | None = None,
         k: int | None = None,
+        **limits: Any,
     ) -> list[Document]:
-        hits = await self.pipeline.search(query, self._most(k), filter=self._limit(scope_ids))
-        return [_document(hit) for hit in hits]
+        found = await self._finder.find(query, self._most(k), self._limit(around, **limits))
+        return [_document(one) for one in found]
+
+    @property
+    def _finder(self) -> Finder:
+        return Finder(
+            pipeline=self.pipeline,
+            search=self.search,
+            mode=self.mode,
+            collapse=self.collapse,
+            rerank=self.rerank,
+        )
 
     def _most(self, k: int | None) -> int:
         return self.k if k is None else k
@@ -144,19 +176,16 @@ class AutoplayRetriever(BaseRetriever):
             return ()
         return self.scope if isinstance(self.scope, tuple) else (self.scope,)
 
-    def _ids(self, config: RunnableConfig) -> dict[str, str]:
-        # A retriever that wraps this one passes on only its callbacks; they contain the metadata.
-        around = getattr(config.get("callbacks"), "metadata", None)
-        found: dict[str, str] = {}
-        for place in (around, config.get("metadata"), config.get("configurable")):
-            for name in self._scopes:
-                if (value := (place or {}).get(name)) not in (None, ""):
-                    found[name] = str(value)
-        return found
-
-    def _limit(self, scope_ids: Mapping[str, str] | None) -> Filter:
-        conditions: dict[str, Any] = dict(scope_ids or {})
-        if missing := [name for name in self._scopes if name not in conditions]:
+    def _limit(
+        self,
+        config: RunnableConfig | None,
+        *,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        kind: str | None = None,
+    ) -> Filter:
+        ids: Mapping[str, str] = resolve_ids(config, names=self._scopes)
+        if missing := [name for name in self._scopes if name not in ids]:
             example = ", ".join(f'"{name}": ...' for name in missing)
             raise ConfigurationError(
                 f"this retriever is limited to one {' and one '.join(missing)}, but the call has "
@@ -164,9 +193,14 @@ class AutoplayRetriever(BaseRetriever):
                 '"configurable" to a retriever that wraps this one; to search all users, make a '
                 "retriever with scope=None"
             )
-        return replace(self.filter or Filter(), **conditions)
+        return narrowed(self.filter, since=since, until=until, kind=kind, **ids)
 
 
-def _document(hit: Hit) -> Document:
-    metadata = {**hit.metadata, "chunk_id": hit.id, "score": hit.score}
-    return Document(hit.text, id=hit.id, metadata=metadata)
+def _document(found: FoundText) -> Document:
+    text = found.text
+    if found.id != found.metadata["chunk_id"]:  # a session: say which of its lines answer
+        matched = " ".join(str(found.metadata["matched"]).split("\n"))
+        text = f"Matched: {matched}\n\n{text}"
+    if found.heading:
+        text = f"{found.heading}\n{text}"
+    return Document(text, id=found.id, metadata=found.metadata)

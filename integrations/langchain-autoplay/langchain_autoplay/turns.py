@@ -13,10 +13,10 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, conver
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.prompt_values import PromptValue
 
-__all__ = ["ID_NAMES", "Exchange", "Turns", "answer_of", "question_of"]
+from langchain_autoplay.ids import ids_in
 
-ID_NAMES = ("session_id", "user_id", "conversation_id", "product_id")
-"""The ids in a run's metadata."""
+__all__ = ["Exchange", "Turns", "answer_of", "question_of"]
+
 _QUESTIONS = ("input", "question", "query")
 _ANSWERS = ("output", "answer", "result")
 _MOST_RUNS = 10_000
@@ -100,27 +100,25 @@ class Exchange:
         question: The question; "" if it is not known.
         answer: The answer; never empty.
         tools: The names of the tools used, in order.
-        metadata: The metadata of the run.
+        ids: The known ones of `ID_NAMES`; None if two places named different ids.
     """
 
     question: str
     answer: str
     tools: list[str]
-    metadata: Mapping[str, Any]
+    ids: Mapping[str, str] | None
 
 
 @dataclass(slots=True)
 class _Run:
     question: str
-    metadata: Mapping[str, Any]
+    ids: dict[str, str] | None
     tools: list[str] = field(default_factory=list)
     under_way: int = 1
     """The number of open runs with this id. Above 1 it is not known which of them ends."""
     ambiguous: bool = False
-
-
-def _known_by(run: _Run) -> tuple[str, ...]:
-    return (run.question, *(str(run.metadata.get(name)) for name in ID_NAMES))
+    started_with: Mapping[str, str] = field(default_factory=dict)
+    """The ids known at the start."""
 
 
 class Turns:
@@ -147,15 +145,36 @@ class Turns:
             _keep(self._root_of, run, root or run)
         if root is None:
             # The input is read now: its owner may change it later.
-            begun = _Run(self._question(inputs), metadata or {})
+            ids = ids_in(metadata)
+            begun = _Run(self._question(inputs), dict(ids), started_with=ids)
             with self._lock:
                 other = self._roots.get(run)
-                if other and (other.ambiguous or _known_by(other) != _known_by(begun)):
+                if other and (
+                    other.ambiguous or (other.question, other.started_with) != (begun.question, ids)
+                ):
                     # Callers can choose run ids, so two users may have the same one.
                     other.under_way += 1
                     other.ambiguous = True
                 else:
                     _keep(self._roots, run, begun)
+
+    def about(self, run: UUID, ids: Mapping[str, str] | None) -> None:
+        """Note the ids that a run inside another one sees.
+
+        Args:
+            run: The inner run.
+            ids: Its ids; None if two places named different ids.
+        """
+        with self._lock:
+            root = self._roots.get(self._root_of.get(run, run))
+            if root is None or root.ids is None:
+                return
+            if ids is None or any(
+                root.ids.get(name, value) != value for name, value in ids.items()
+            ):
+                root.ids = None
+            else:
+                root.ids |= ids
 
     def used(self, tool: str | None, run: UUID, parent: UUID | None) -> None:
         """Note the use of a tool, or of a retriever (None).
@@ -184,7 +203,7 @@ class Turns:
         if root is None or root.ambiguous or not (answer := self._answer(outputs)):
             return None
         question = root.question or self._question(inputs) or self._question(outputs)
-        return Exchange(question if question != answer else "", answer, root.tools, root.metadata)
+        return Exchange(question if question != answer else "", answer, root.tools, root.ids)
 
     def dropped(self, run: UUID) -> _Run | None:
         """Forget a run that failed or is not needed."""

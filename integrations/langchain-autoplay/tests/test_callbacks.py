@@ -287,3 +287,32 @@ async def test_a_pipeline_that_has_ended_is_no_failure_of_the_chain(embeddings, 
     handler = make(pipeline)
     assert await ANSWER.ainvoke("Where?", config(handler)) == "You asked: Where?"
     assert "PipelineClosedError" in caplog.text
+
+
+# -- whose run it is -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [AutoplayCallbackHandler, SyncAutoplayCallbackHandler])
+@pytest.mark.parametrize("place", ["context", "configurable", "metadata"])
+async def test_an_agents_run_names_its_ids_in_any_one_place(pipeline, make, place, scripted):
+    agent = create_agent(scripted("There."), context_schema=dict)
+    given = {"callbacks": [make(pipeline)]}
+    ids = {"session_id": "s1", "user_id": "u1"}
+    if place != "context":
+        given[place] = ids
+    context = ids if place == "context" else None
+    await agent.ainvoke({"messages": [HumanMessage("Where?")]}, given, context=context)
+    await asyncio.wait_for(pipeline.live.came.wait(), 10)
+    assert said(pipeline) == ["asked: Where? — was answered: There."]
+    assert pipeline.live.get(session_id="s1").user_id == "u1"
+
+
+@pytest.mark.parametrize("make", [AutoplayCallbackHandler, SyncAutoplayCallbackHandler])
+async def test_a_run_whose_places_disagree_is_not_recorded(pipeline, make, scripted, caplog):
+    agent = create_agent(scripted("There."), context_schema=dict)
+    given = {"callbacks": [make(pipeline)], "metadata": {"session_id": "s-secret"}}
+    for context in ({"session_id": "s1"}, {"session_id": "s2"}):
+        await agent.ainvoke({"messages": [HumanMessage("Where?")]}, given, context=context)
+    assert pipeline.ledger.received == 0
+    assert caplog.text.count("name different ids") == 1
+    assert "secret" not in caplog.text

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
-from autoplay_rag import ActionsPayload, LiveSessions, SlimAction, SummaryPayload
+from autoplay_rag import ActionsPayload, IngestPipeline, LiveSessions, SlimAction, SummaryPayload
 from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.stores import MemoryStore
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain.agents import create_agent
@@ -426,3 +427,101 @@ def test_the_rest_of_the_package_needs_no_langchain():
         "AutoplayLoader False",
         "module 'langchain_autoplay' has no attribute 'Nothing'",
     ]
+
+
+# -- with a pipeline: the past too -----------------------------------------------------------------
+
+
+def activity_of(messages) -> str:
+    added = [m for m in messages if "<user_activity>" in m.text]
+    assert len(added) <= 1
+    return added[0].text if added else ""
+
+
+@pytest.fixture
+async def pipeline(embeddings, live):
+    """Two people with a past; only Ann is here now."""
+    async with IngestPipeline(MemoryStore(), embeddings, batch_window=0, live=live) as running:
+        for user in ("ann", "bob"):
+            visit = clicked(f"Invoice of {user}", session=f"old-{user}", user=user)
+            await running.on_actions(visit)
+        await running.drain()
+        live._entries.clear()
+        live._index.clear()
+        await running.on_actions(clicked("Settings", session="now-ann", user="ann"))
+        yield running
+
+
+INVOICE = {"messages": [HumanMessage("Where is my invoice?")]}
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("place", ["context", "configurable", "metadata"])
+async def test_with_a_pipeline_the_model_sees_the_past_of_this_user_too(
+    pipeline, scripted, sync, place
+):
+    model = scripted(CALL, "Here.")
+    agent = create_agent(model, tools=[look_up], middleware=[SessionContextMiddleware(pipeline)])
+    ids = {"user_id": "ann"}
+    context = ids if place == "context" else None
+    config = {} if place == "context" else {place: ids}
+    if sync:
+        state = agent.invoke(INVOICE, config, context=context)
+    else:
+        state = await agent.ainvoke(INVOICE, config, context=context)
+    first, second = map(activity_of, model.seen)
+    assert first == second, "one text for all calls that answer a question"
+    recent, _, past = first.partition("Earlier, the best match first:")
+    assert "clicked Settings" in recent
+    assert "Invoice of ann" in past
+    assert "old-ann" in past
+    assert "bob" not in first
+    assert [m.text for m in model.seen[0]][-1] == "Where is my invoice?"
+    assert activity_of(state["messages"]) == "", "it is no part of the history"
+
+
+async def test_with_a_pipeline_its_options_hold(pipeline, scripted, live, clock):
+    async def shown(**options) -> str:
+        model = scripted("Here.")
+        agent = create_agent(model, middleware=[SessionContextMiddleware(pipeline, **options)])
+        await agent.ainvoke(INVOICE, context={"user_id": "ann"})
+        return activity_of(model.seen[0])
+
+    clock.now += 100
+    await pipeline.on_actions(clicked("Teams", session="now-ann", user="ann"))
+    text = await shown()
+    assert text.index("clicked Settings") < text.index("clicked Teams"), "oldest first"
+    for options in ({"seconds": 60}, {"max_actions": 1}):
+        recent, _, _ = (await shown(**options)).partition("Earlier")
+        assert "clicked Teams" in recent
+        assert "clicked Settings" not in recent
+    assert 0 < len(await shown(max_chars=400)) <= 400
+    asked_as_bob = await shown(ids=lambda _: {"user_id": "bob"})
+    assert "Invoice of bob" in asked_as_bob
+    assert "ann" not in asked_as_bob
+
+
+@pytest.mark.parametrize("context", [None, {}, {"product_id": "acme"}, {"user_id": "stranger"}])
+async def test_without_a_known_user_nobodys_past_is_searched(pipeline, scripted, context):
+    model = scripted("Here.")
+    agent = create_agent(model, middleware=[SessionContextMiddleware(pipeline)])
+    await agent.ainvoke(INVOICE, context=context)
+    assert [m.text for m in model.seen[0]] == ["Where is my invoice?"]
+
+
+async def test_places_that_name_different_ids_fail_the_call(pipeline, live, scripted):
+    config = {"configurable": {"user_id": "ann"}}
+    for source in (pipeline, live):
+        agent = create_agent(scripted("Here."), middleware=[SessionContextMiddleware(source)])
+        with pytest.raises(ConfigurationError, match="different user_id"):
+            agent.invoke(INVOICE, config, context={"user_id": "bob"})
+        with pytest.raises(ConfigurationError, match="different user_id"):
+            await agent.ainvoke(INVOICE, config, context={"user_id": "bob"})
+
+
+async def test_a_deep_copy_searches_the_same_pipeline(pipeline, scripted):
+    copied = copy.deepcopy(SessionContextMiddleware(pipeline))
+    model = scripted("Here.")
+    agent = create_agent(model, middleware=[copied])
+    await agent.ainvoke(INVOICE, context={"user_id": "ann"})
+    assert "Invoice of ann" in activity_of(model.seen[0])

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def model(scripted):
-    search = {"name": "earlier_activity", "args": {"query": "card declined"}, "id": "1"}
+    search = {"name": "search_sessions", "args": {"query": "card declined"}, "id": "1"}
     return scripted(AIMessage("", tool_calls=[search]), "Try another card.")
 
 
@@ -65,7 +65,7 @@ def test_one_application_ingests_knows_who_asks_searches_and_remembers(app, mode
         answered = browser.post("/chat", json={"text": "What went wrong?"}, headers=mine)
         assert answered.json() == {"answer": "Try another card."}
         first, second = model.seen
-        assert "<recent_user_activity>" in first[1].text
+        assert "<user_activity>" in first[1].text
         assert first[1].text == second[1].text
         assert second[-1].type == "tool"
         assert len(second[-1].text) > 40

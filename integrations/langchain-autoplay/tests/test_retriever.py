@@ -10,17 +10,21 @@ from autoplay_rag.errors import ConfigurationError, PipelineClosedError
 from autoplay_rag.stores import MemoryStore
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
+from langchain_core.prompts import PromptTemplate, format_document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.tools import create_retriever_tool
 from langchain_tests.integration_tests import RetrieversIntegrationTests
+from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import ValidationError
 
 from langchain_autoplay import AutoplayRetriever
 
+WHAT = ("Export", "Billing", "Team")
 
-def clicked(what: str, user: str, product: str = "acme") -> ActionsPayload:
-    action = SlimAction(what, f"User clicked {what}", f"https://app.test/{what}", 0, "click", 5.0)
+
+def clicked(what: str, user: str, product: str = "acme", at: float = 5.0) -> ActionsPayload:
+    action = SlimAction(what, f"User clicked {what}", f"https://app.test/{what}", 0, "click", at)
     return ActionsPayload(product, f"s-{user}-{what}", user, actions=[action])
 
 
@@ -28,7 +32,7 @@ def clicked(what: str, user: str, product: str = "acme") -> ActionsPayload:
 async def pipeline(embeddings):
     async with IngestPipeline(MemoryStore(), embeddings, batch_window=0) as running:
         for user in ("ann", "bob"):
-            for what in ("Export", "Billing", "Team"):
+            for what in WHAT:
                 await running.on_actions(clicked(what, user, f"of-{user}"))
         await running.drain()
         yield running
@@ -105,16 +109,50 @@ def test_to_search_everyone_has_to_be_written_out(embeddings):
 
 
 async def test_without_a_scope_everyone_is_found(pipeline):
-    found = await AutoplayRetriever(pipeline, scope=None, k=10).ainvoke("clicked Export")
+    retriever = AutoplayRetriever(pipeline, scope=None, k=10, collapse=False)
+    found = await retriever.ainvoke("clicked Export")
     assert whose(found) == {"ann", "bob"}
-    assert found[0].id == found[0].metadata["chunk_id"]
+    assert {document.id for document in found} == {
+        f"of-{user}/s-{user}-{what}" for user in ("ann", "bob") for what in WHAT
+    }
     assert found[0].metadata["score"] >= found[-1].metadata["score"]
 
 
-async def test_the_id_of_the_call_wins_over_metadata(pipeline):
+async def test_ids_that_disagree_are_an_error_that_does_not_tell_them(pipeline):
     retriever = AutoplayRetriever(pipeline, scope="user_id")
     config = {"configurable": {"user_id": "ann"}, "metadata": {"user_id": "bob"}}
-    assert whose(await retriever.ainvoke("clicked Export", config)) == {"ann"}
+    with pytest.raises(ConfigurationError, match="name a different user_id") as caught:
+        await retriever.ainvoke("clicked Export", config)
+    assert not any(name in str(caught.value) for name in ("ann", "bob"))
+    with pytest.raises(ConfigurationError, match="name a different user_id"):
+        retriever.invoke("clicked Export", config)
+    found = await AutoplayRetriever(pipeline, scope="product_id").ainvoke(
+        "clicked Export", {**config, "metadata": {"user_id": "bob", "product_id": "of-ann"}}
+    )
+    assert whose(found) == {"ann"}
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_in_a_graph_it_takes_the_id_of_the_runs_context(pipeline, sync):
+    retriever = AutoplayRetriever(pipeline, scope="user_id", k=10)
+    found = []
+
+    def node(state: MessagesState) -> dict:
+        found.extend(retriever.invoke("clicked Export"))
+        return {}
+
+    async def async_node(state: MessagesState) -> dict:
+        found.extend(await retriever.ainvoke("clicked Export"))
+        return {}
+
+    graph = StateGraph(MessagesState, context_schema=dict)
+    graph.add_node("node", node if sync else async_node).add_edge(START, "node")
+    ready = graph.compile()
+    if sync:
+        ready.invoke({"messages": []}, context={"user_id": "ann"})
+    else:
+        await ready.ainvoke({"messages": []}, context={"user_id": "ann"})
+    assert whose(found) == {"ann"}
 
 
 async def test_a_scope_of_several_names_needs_them_all(pipeline):
@@ -147,8 +185,11 @@ async def test_what_it_does_not_know_is_refused_not_passed_over(pipeline):
     with pytest.raises(ValidationError, match="kind"):
         AutoplayRetriever(pipeline, scope=None, kind="summary")
     retriever = AutoplayRetriever(pipeline, scope=None)
-    with pytest.raises(TypeError, match="kind"):
-        await retriever.ainvoke("clicked Export", kind="summary")
+    with pytest.raises(TypeError, match="user_id"):
+        await retriever.ainvoke("clicked Export", user_id="ann")
+    for field in ("search", "mode"):
+        with pytest.raises(ValidationError, match=field):
+            AutoplayRetriever(pipeline, scope=None, **{field: "other"})
     with pytest.raises(ConfigurationError, match="k"):
         await retriever.ainvoke("clicked Export", k=0)
 
@@ -230,3 +271,150 @@ async def test_failures_are_seen_by_tracers_and_raised(pipeline):
     await pipeline.aclose()
     with pytest.raises(PipelineClosedError):
         await retriever.ainvoke("clicked Export", {"configurable": {"user_id": "ann"}})
+
+
+# -- what a document is ----------------------------------------------------------------------------
+
+
+async def visit(pipeline, session: str, user: str, *, at: float = 1_772_525_000.0) -> None:
+    """A session of two chunks on three pages."""
+    for number, (page, what) in enumerate(
+        [("start", "opened the start page"), ("billing", "typed SAVE20 into Promo code")]
+    ):
+        action = SlimAction(
+            what, f"User {what}", f"https://app.test/{page}", number, "click", at + number * 60
+        )
+        await pipeline.on_actions(ActionsPayload("acme", session, user, actions=[action]))
+        await pipeline.drain()
+    await pipeline.on_summary(SummaryPayload("acme", session, f"{user} looked for a discount."))
+    await pipeline.drain()
+
+
+async def test_a_session_says_when_and_where_and_what_matched(pipeline):
+    await visit(pipeline, "s-promo", "eve")
+    config = {"configurable": {"user_id": "eve"}}
+    retriever = AutoplayRetriever(pipeline, scope="user_id")
+    [found] = await retriever.ainvoke("promo code SAVE20", config)
+    assert retriever.invoke("promo code SAVE20", config) == [found]
+    metadata = found.metadata
+    assert found.id == "acme/s-promo"
+    assert (metadata["session_id"], metadata["user_id"]) == ("s-promo", "eve")
+    assert metadata["date"] == "2026-03-03T08:04:20+00:00"
+    assert metadata["page"] == "https://app.test/billing"
+    assert "SAVE20" in metadata["matched"]
+    assert metadata["score"] > 0
+    assert metadata["text_score"] > 0
+    assert isinstance(metadata["dense_score"], float)
+    first, second, *rest = found.page_content.split("\n")
+    assert first == "2026-03-03T08:04:20+00:00 https://app.test/billing"
+    assert second.startswith("Matched: ")
+    assert "SAVE20" in second
+    assert any("start page" in line for line in rest), "the whole session follows"
+
+
+async def test_chunks_are_parts_of_sessions(pipeline):
+    await visit(pipeline, "s-promo", "eve")
+    config = {"configurable": {"user_id": "eve"}}
+    retriever = AutoplayRetriever(pipeline, scope="user_id", search="chunks")
+    best, *others = await retriever.ainvoke("promo code SAVE20", config)
+    assert best.id == best.metadata["chunk_id"]
+    assert best.page_content.startswith("2026-03-03T08:04:20+00:00 https://app.test/billing\n")
+    assert "start page" not in best.page_content
+    assert {best.metadata["kind"], *(d.metadata["kind"] for d in others)} == {"actions", "summary"}
+    [summary] = [document for document in others if document.metadata["kind"] == "summary"]
+    assert summary.metadata["page"] is None
+    assert retriever.invoke("promo code SAVE20", config) == [best, *others]
+
+
+@pytest.mark.parametrize("search", ["sessions", "chunks"])
+async def test_a_call_may_narrow_the_search(pipeline, search):
+    await visit(pipeline, "s-old", "eve", at=1_772_525_000.0)
+    await visit(pipeline, "s-new", "eve", at=1_772_625_000.0)
+    retriever = AutoplayRetriever(pipeline, scope="user_id", search=search, collapse=False)
+    config = {"configurable": {"user_id": "eve"}}
+
+    async def sessions(**limits) -> set[str]:
+        found = await retriever.ainvoke("promo code", config, **limits)
+        assert [each.id for each in retriever.invoke("promo code", config, **limits)] == [
+            each.id for each in found
+        ]
+        return {document.metadata["session_id"] for document in found}
+
+    assert await sessions() == {"s-old", "s-new"}
+    assert await sessions(since="2026-03-04", kind="actions") == {"s-new"}
+    assert await sessions(until=1_772_525_900, kind="actions") == {"s-old"}
+    assert await sessions(since="1h", kind="actions") == set()
+    assert len(await retriever.ainvoke("promo code", config, k=1)) == 1
+    by_kind = await retriever.ainvoke("promo code", config, kind="summary")
+    assert {document.metadata["kind"] for document in by_kind} == {"summary"}
+    with pytest.raises(ConfigurationError, match="since"):
+        await retriever.ainvoke("promo code", config, since="long ago")
+    only = AutoplayRetriever(
+        pipeline, scope=None, search=search, filter=Filter(kind="actions", since=1_772_600_000)
+    )
+    for limits in ({"since": 0}, {"kind": "actions"}):  # the retriever's own filter still holds
+        assert {d.metadata["session_id"] for d in only.invoke("promo code", **limits)} == {"s-new"}
+    with pytest.raises(ConfigurationError, match="kind"):
+        await only.ainvoke("promo code", kind="summary")
+
+
+@pytest.mark.parametrize("search", ["sessions", "chunks"])
+async def test_equal_texts_are_given_once_the_latest_with_how_many_there_are(pipeline, search):
+    for number in range(8):
+        payload = clicked("Pricing", f"u{number}", at=1_000.0 + number)
+        await pipeline.on_actions(payload)
+    await pipeline.drain()
+    retriever = AutoplayRetriever(pipeline, scope=None, search=search, k=3)
+    found = await retriever.ainvoke("clicked Pricing")
+    assert len({document.page_content for document in found}) == 3
+    assert (found[0].metadata["session_id"], found[0].metadata["sessions"]) == ("s-u7-Pricing", 8)
+    everything = AutoplayRetriever(pipeline, scope=None, search=search, k=3, collapse=False)
+    assert {d.metadata["page"] for d in everything.invoke("clicked Pricing")} == {
+        "https://app.test/Pricing"
+    }
+
+
+@pytest.mark.parametrize("search", ["sessions", "chunks"])
+async def test_each_mode_says_which_side_found_it(pipeline, search):
+    found = {
+        mode: (
+            await AutoplayRetriever(pipeline, scope=None, search=search, mode=mode).ainvoke(
+                "Export"
+            )
+        )[0].metadata
+        for mode in ("dense", "text", "hybrid")
+    }
+    assert found["dense"]["text_score"] is None
+    assert found["text"]["dense_score"] is None
+    assert None not in (found["hybrid"]["dense_score"], found["hybrid"]["text_score"])
+
+
+async def test_what_was_just_received_is_found_at_once(embeddings):
+    async with IngestPipeline(MemoryStore(), embeddings, batch_window=60) as pipeline:
+        await pipeline.on_actions(clicked("Freshly-4711", "zoe"))
+        retriever = AutoplayRetriever(pipeline, scope="user_id")
+        [found] = await retriever.ainvoke("Freshly-4711", {"configurable": {"user_id": "zoe"}})
+        assert found.metadata["session_id"] == "s-zoe-Freshly-4711"
+        assert found.metadata["dense_score"] is None
+
+
+@pytest.mark.parametrize("search", ["sessions", "chunks"])
+async def test_ones_own_function_may_order_what_was_found(pipeline, search):
+    async def backwards(question, hits):
+        return list(reversed(hits))
+
+    options = {"scope": None, "search": search, "k": 10, "collapse": False}
+    retriever = AutoplayRetriever(pipeline, rerank=backwards, **options)
+    plain = AutoplayRetriever(pipeline, **options)
+    found = [document.id for document in await retriever.ainvoke("clicked Export")]
+    assert found == [document.id for document in plain.invoke("clicked Export")][::-1]
+    assert [document.id for document in copy.deepcopy(retriever).invoke("clicked Export")] == found
+
+
+async def test_a_prompt_may_name_what_every_document_has(pipeline):
+    await pipeline.on_summary(SummaryPayload("acme", "s-nobody", "Somebody looked around."))
+    await pipeline.drain()
+    prompt = PromptTemplate.from_template("{date} {page} {user_id} {session_id} {page_content}")
+    found = await AutoplayRetriever(pipeline, scope=None, k=10).ainvoke("Somebody looked around")
+    assert all(format_document(document, prompt) for document in found)
+    assert found[0].metadata["user_id"] is None

@@ -80,7 +80,7 @@ def test_a_turn_is_that_of_the_outermost_run_with_the_tools_of_all():
     assert exchange is not None
     assert (exchange.question, exchange.answer) == ("Where?", "There.")
     assert exchange.tools == ["search", "again"]
-    assert exchange.metadata == {"session_id": "s1"}
+    assert exchange.ids == {"session_id": "s1"}
     assert found.ended(root, "There.") is None
 
 
@@ -156,7 +156,7 @@ def test_concurrent_runs_with_one_id_never_mix_two_users(other):
     assert not found._roots
     found.started(run, None, *ANN)
     exchange = found.ended(run, "There.")
-    assert (exchange.question, exchange.metadata["user_id"]) == ("Where?", "ann")
+    assert (exchange.question, exchange.ids["user_id"]) == ("Where?", "ann")
 
 
 def test_a_handler_called_twice_for_a_run_records_it_once():

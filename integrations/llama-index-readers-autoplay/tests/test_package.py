@@ -34,11 +34,13 @@ def test_class():
 def test_the_public_names():
     assert package.__all__ == [
         "AutoplayReader",
+        "AutoplayRetriever",
         "LiveIngestion",
         "LlamaIndexEmbedder",
         "LlamaIndexStore",
         "LocalEmbedding",
         "SessionContextBlock",
+        "autoplay_tools",
         "metadata_filters",
         "stream_into",
     ]

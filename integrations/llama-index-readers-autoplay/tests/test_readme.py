@@ -28,7 +28,7 @@ def settings(embed_model, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_all_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 8
     for number, block in enumerate(BLOCKS):
         code = compile(block, f"README block {number}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         found = eval(code, names)

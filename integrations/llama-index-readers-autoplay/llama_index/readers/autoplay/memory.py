@@ -1,14 +1,15 @@
-"""SessionContextBlock: the user's latest activity, in the memory of a chat."""
+"""SessionContextBlock: what the user did, in the memory of a chat."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Self
 
-from autoplay_rag import LiveSessions
+from autoplay_rag import IngestPipeline, LiveSessions
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.loading import check_above
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
-from llama_index.core.llms import ChatMessage
+from llama_index.core.llms import ChatMessage, MessageRole
 from llama_index.core.memory import BaseMemoryBlock
 
 __all__ = ["SessionContextBlock"]
@@ -20,14 +21,18 @@ _PREFACE = (
 
 
 class SessionContextBlock(BaseMemoryBlock[str]):
-    """Tell a chat engine or an agent what this user did in the last minutes.
+    """Tell a chat engine or an agent what this user did: in the last minutes, and earlier.
+
+    With a pipeline, the model sees the last minutes and the parts of earlier sessions that answer the
+    latest user message in the memory best, as `IngestPipeline.context` gives them. With a
+    `LiveSessions`, it sees the last minutes alone.
 
     The block is read again for each turn and is never part of the chat's history. If nothing is known,
     it adds nothing.
 
     Take the ids from your login, on your server, never from a browser or a model. The `session_id` of
     LlamaIndex's `Memory` is the id of the chat and is not used here. If the ids do not belong together,
-    nothing is added.
+    no recent activity is added.
 
     Text from pages is untrusted. Angle brackets become &lt; and &gt;, so that no text can close the
     block. `Memory` decides its position. With `InsertMethod.SYSTEM`, the default, it is in a system
@@ -37,16 +42,16 @@ class SessionContextBlock(BaseMemoryBlock[str]):
     memory before they add the question, so from the second turn on the block is before the previous
     question. A `ReActAgent` without a `system_prompt` drops system messages.
 
-    Chat turns in `live` are skipped, because the chat already contains them. A deep copy shares `live`.
+    Recent chat turns are skipped, because the chat already contains them. A deep copy shares `source`.
 
     Args:
-        live: The latest activity: `IngestPipeline.live`, or a `LiveSessions` that a client feeds.
+        source: A running `IngestPipeline`, or a `LiveSessions` that a client feeds.
         user_id: The user; the session that was active last is shown.
         session_id: The visit.
         conversation_id: The chat thread, as in the stream.
         product_id: The product, if `live` contains several.
-        seconds: The maximum age of an action.
-        max_actions: The maximum number of actions; the newest are shown.
+        seconds: The maximum age of a recent action.
+        max_actions: The maximum number of recent actions; the newest are shown.
         max_chars: The maximum length of the activity.
 
     Raises:
@@ -78,15 +83,15 @@ class SessionContextBlock(BaseMemoryBlock[str]):
     session_id: str | None = Field(default=None, description="The visit, not the chat.")
     conversation_id: str | None = Field(default=None, description="The chat thread.")
     product_id: str | None = Field(default=None, description="The product.")
-    seconds: float = Field(default=600.0, description="The maximum age of an action.")
-    max_actions: int = Field(default=20, description="The maximum number of actions.")
-    max_chars: int = Field(default=2000, description="The maximum length of the activity.")
+    seconds: float = Field(default=600.0, description="The maximum age of a recent action.")
+    max_actions: int = Field(default=20, description="The maximum number of recent actions.")
+    max_chars: int = Field(default=4000, description="The maximum length of the activity.")
 
-    _live: LiveSessions = PrivateAttr()
+    _source: IngestPipeline | LiveSessions = PrivateAttr()
 
     def __init__(
         self,
-        live: LiveSessions,
+        source: IngestPipeline | LiveSessions,
         *,
         user_id: str | None = None,
         session_id: str | None = None,
@@ -102,25 +107,43 @@ class SessionContextBlock(BaseMemoryBlock[str]):
             if name in fields:
                 check_above(name, fields[name], whole=name != "seconds")
         super().__init__(**{**ids, **fields})
-        self._live = live
+        self._source = source
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        # The copy shares `live`, which holds locks and whose copy would get no new activity.
+        # The copy shares the source, which holds locks and whose copy would get no new activity.
         memo = {} if memo is None else memo
-        memo[id(self._live)] = self._live
+        memo[id(self._source)] = self._source
         return super().__deepcopy__(memo)
 
     async def _aget(
         self,
-        messages: list[ChatMessage] | None = None,  # noqa: ARG002 - what was said changes nothing
+        messages: list[ChatMessage] | None = None,
         **block_kwargs: Any,  # noqa: ARG002 - `session_id` among them is the chat's
     ) -> str:
-        session = self._live.get(
-            session_id=self.session_id,
-            user_id=self.user_id,
-            conversation_id=self.conversation_id,
-            product_id=self.product_id,
-        )
+        if isinstance(self._source, LiveSessions):
+            return self._recent(self._source)
+        options = {
+            **self._ids(),
+            "seconds": self.seconds,
+            "max_actions": self.max_actions,
+            "max_chars": self.max_chars,
+        }
+        question = _latest_question(messages or [])
+        if asyncio.get_running_loop() is self._source.loop:
+            return await self._source.context(question, **options)
+        # LlamaIndex's sync methods start a loop for each call; an embedder may belong to one loop.
+        return await asyncio.to_thread(self._source.context_sync, question, **options)
+
+    def _ids(self) -> dict[str, Any]:
+        return {
+            "session_id": self.session_id,
+            "user_id": self.user_id,
+            "conversation_id": self.conversation_id,
+            "product_id": self.product_id,
+        }
+
+    def _recent(self, live: LiveSessions) -> str:
+        session = live.get(**self._ids())
         if session is None:
             return ""
         # The chat already contains what was said.
@@ -143,9 +166,25 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         """
         if not content:  # Memory asks for truncation of blocks that gave nothing, too
             return None
-        preface, *lines = content.split("\n")
+        lines = content.split("\n")
+        events = [at for at, line in enumerate(lines) if at and _is_event(line)]
         # A token rarely has more than four characters, so this removes enough.
         spare = tokens_to_truncate * 4
-        while lines and spare > 0:
-            spare -= len(lines.pop(0)) + 1
-        return "\n".join([preface, *lines]) if lines else None
+        dropped: set[int] = set()
+        for at in events:
+            if spare > 0:
+                spare -= len(lines[at]) + 1
+                dropped.add(at)
+        if len(dropped) == len(events):
+            return None
+        return "\n".join(line for at, line in enumerate(lines) if at not in dropped)
+
+
+def _is_event(line: str) -> bool:
+    """Whether a line says what the user did: "[when, ...] ..." or "5 s ago: ..."."""
+    return line.startswith("[") or line[:1].isdigit()
+
+
+def _latest_question(messages: list[ChatMessage]) -> str | None:
+    asked = [message for message in messages if message.role == MessageRole.USER]
+    return asked[-1].content if asked else None

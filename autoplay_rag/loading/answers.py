@@ -1,0 +1,330 @@
+"""What an agent's tools answer about one user: text that is marked as data.
+
+Each library only makes its own tool objects of `AGENT_TOOLS`. Whom a tool is about is an argument of
+`answer`, and never among the arguments that a model writes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
+
+from autoplay_rag._describe import describe
+from autoplay_rag.content.marking import as_data, escaped, plain_line
+from autoplay_rag.content.times import said_time
+from autoplay_rag.errors import ConfigurationError, EmbedderError, StoreError
+from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.loading.found import page_of
+from autoplay_rag.search.hits import Hit, Hits, SessionHit
+from autoplay_rag.search.timeline import SessionEvent, Sessions, WholeSession
+
+__all__ = ["AGENT_TOOLS", "AgentTool", "Argument", "answer", "answer_sync"]
+
+_log = logging.getLogger(__name__)
+
+_ELEMENT: Final = "user_activity"
+_MOST_FOUND: Final = 20
+_MOST_LISTED: Final = 50
+_LONGEST_LINE: Final = 600
+_LONGEST_PAGE: Final = 200
+_LONGEST_ANSWER: Final = 8_000
+_NO_SUCH_SESSION: Final = "This user has no session with this id."
+
+
+class Argument(NamedTuple):
+    """An argument that a model writes.
+
+    Attributes:
+        name: Its name.
+        type: Its type, for a schema.
+        description: What it is, for the model.
+        default: Its default; `...` if it is required.
+    """
+
+    name: str
+    type: Any
+    description: str
+    default: Any = ...
+
+
+class AgentTool(NamedTuple):
+    """A tool of an agent.
+
+    Attributes:
+        name: Its name.
+        description: What it does, for the model.
+        arguments: What the model writes.
+    """
+
+    name: str
+    description: str
+    arguments: tuple[Argument, ...]
+
+
+_SINCE: Final = Argument(
+    "since",
+    str | None,
+    "Only what ended then or later: an ISO date or time with a zone, or how long ago, such as "
+    "'7d', '12h' or '30m'.",
+    None,
+)
+_UNTIL: Final = Argument(
+    "until", str | None, "Only what started then or earlier; as `since`.", None
+)
+
+AGENT_TOOLS: Final = (
+    AgentTool(
+        "search_sessions",
+        "Search what the current user did and asked in the product before: by meaning and by exact "
+        "words, such as codes, names and error messages. Gives the passages that match, each with "
+        "its time, session and page.",
+        (
+            Argument("query", str, "What to look for, in plain words."),
+            Argument("k", int, "How many sessions, at most 20.", 5),
+            _SINCE,
+            _UNTIL,
+        ),
+    ),
+    AgentTool(
+        "read_session",
+        "Read one session of the current user from its beginning: each action, summary and chat "
+        "turn with its time and page.",
+        (
+            Argument("session_id", str, "The id of the session, as another tool gave it."),
+            Argument(
+                "start", int, "The line to begin with, if an answer said that there are more.", 1
+            ),
+        ),
+    ),
+    AgentTool(
+        "recent_activity",
+        "Tell what the current user did in the product in the last minutes, oldest first.",
+        (Argument("minutes", float, "How many minutes to look back, at most 60.", 10.0),),
+    ),
+    AgentTool(
+        "user_history",
+        "List the current user's sessions, the latest first, each with its time, its id and a line "
+        "of what was done.",
+        (
+            _SINCE,
+            _UNTIL,
+            Argument(
+                "matching", str | None, "Only sessions that contain all of these words.", None
+            ),
+            Argument("limit", int, "How many sessions, at most 50.", 20),
+            Argument(
+                "cursor", str | None, "Continue a list: the cursor that its last line named.", None
+            ),
+        ),
+    ),
+)
+"""The tools, under the names that every library uses."""
+
+
+async def answer(
+    pipeline: IngestPipeline, tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]
+) -> str:
+    """Answer a call of a tool.
+
+    Args:
+        pipeline: The pipeline to read; it must be running.
+        tool: The name of the tool.
+        ids: Whom it is about: `user_id`, or for an anonymous visitor `session_id`; `product_id`
+            limits it to one product. From your login, never from a model.
+        arguments: What the model wrote.
+
+    Returns:
+        Text for the model, marked as data. If an argument cannot be used, it says so.
+
+    Raises:
+        ConfigurationError: If it is not known whom the call is about.
+        AutoplayError: If the pipeline cannot be read now.
+    """
+    asked = _asked(tool, ids, arguments)
+    if isinstance(asked, str):
+        return asked
+    try:
+        try:
+            found = await getattr(pipeline, asked.method)(*asked.values, **asked.options)
+        except (EmbedderError, StoreError) as error:
+            asked = asked.by_words_alone(error)
+            found = await getattr(pipeline, asked.method)(*asked.values, **asked.options)
+    except ConfigurationError as error:
+        return _refused(error)
+    return asked.write(found)
+
+
+def answer_sync(
+    pipeline: IngestPipeline, tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]
+) -> str:
+    """As `answer`, from any thread; also inside a running loop, which it blocks meanwhile."""
+    asked = _asked(tool, ids, arguments)
+    if isinstance(asked, str):
+        return asked
+    try:
+        try:
+            found = getattr(pipeline, f"{asked.method}_sync")(*asked.values, **asked.options)
+        except (EmbedderError, StoreError) as error:
+            asked = asked.by_words_alone(error)
+            found = getattr(pipeline, f"{asked.method}_sync")(*asked.values, **asked.options)
+    except ConfigurationError as error:
+        return _refused(error)
+    return asked.write(found)
+
+
+# -- what to ask ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A method of the pipeline to call, and how to write down what it gives."""
+
+    method: str
+    write: Callable[[Any], str]
+    values: tuple[Any, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def by_words_alone(self, error: Exception) -> _Asked:
+        """The same, without embedder and store, which are out of order."""
+        if self.method != "search_sessions":
+            raise error
+        _log.warning("a tool searched by words alone: %s", describe(error))
+        return replace(self, options={**self.options, "mode": "text"})
+
+
+def _asked(tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]) -> _Asked | str:
+    """What to ask the pipeline; a text if the answer is clear without."""
+    user_id, session_id = ids.get("user_id"), ids.get("session_id")
+    if not user_id and not session_id:
+        raise ConfigurationError(
+            f"{tool} does not know whose activity to read: give it a user_id, or the session_id of "
+            "an anonymous visitor, from your login"
+        )
+    product = {"product_id": ids.get("product_id")}
+    # A visitor whose name is not known has one session, and nothing else is theirs.
+    owner = {"user_id": user_id} if user_id else {"session_id": session_id}
+    times = {name: arguments.get(name) or None for name in ("since", "until")}
+    match tool:
+        case "search_sessions":
+            k = min(int(arguments.get("k", 5)), _MOST_FOUND)
+            return _Asked(
+                tool, _written_hits, (arguments["query"], k), {**owner, **product, **times}
+            )
+        case "read_session":
+            wanted = arguments["session_id"]
+            if not user_id and wanted != session_id:
+                return _NO_SUCH_SESSION
+            start = max(1, int(arguments.get("start", 1)))
+            return _Asked(
+                "session",
+                lambda found: _written_session(found, start),
+                (wanted,),
+                {"user_id": user_id, **product},
+            )
+        case "recent_activity":
+            whose = {"user_id": user_id, "session_id": session_id, **product}
+            seconds = 60 * float(arguments.get("minutes", 10))
+            return _Asked(
+                "context",
+                lambda text: text or "Nothing was recorded of this user in that time.",
+                options={**whose, "seconds": seconds, "max_chars": _LONGEST_ANSWER},
+            )
+        case "user_history":
+            if not user_id:
+                return "This visitor is anonymous: only the current session is known."
+            options: dict[str, Any] = {
+                **product,
+                **times,
+                "matching": arguments.get("matching") or None,
+                "limit": min(int(arguments.get("limit", 20)), _MOST_LISTED),
+                "cursor": arguments.get("cursor") or None,
+            }
+            return _Asked("sessions", _written_list, (user_id,), options)
+    raise ConfigurationError(f"there is no tool {tool!r}")
+
+
+def _refused(error: ConfigurationError) -> str:
+    return f"This cannot be answered: {escaped(plain_line(str(error)))}"
+
+
+# -- how it is written ----------------------------------------------------------------------------
+
+
+def _written_hits(found: Hits[SessionHit]) -> str:
+    if not found:
+        known = "Nothing in this user's sessions matches."
+        return known if found.scope_known else "Nothing was recorded of this user yet."
+    lines = [_line(_where(hit), _said(hit)) for session in found for hit in session.hits]
+    return _marked("What the user did before, the best session first.", lines)
+
+
+def _written_session(found: WholeSession | None, start: int) -> str:
+    if found is None:
+        return _NO_SUCH_SESSION
+    lines = [_event_line(event) for event in found.events]
+    if found.missing:
+        # The bodies of some payloads were not kept; full text has what they say.
+        lines = [_line([], line) for line in found.text.split("\n")]
+    heading = _line([*_span(found), _session(found.session_id)], f"{len(lines)} lines")
+    shown, size = [heading], len(heading)
+    for number, line in enumerate(lines[start - 1 :], start):
+        size += len(escaped(line)) + 1
+        if size > _LONGEST_ANSWER:
+            shown.append(f"More: start={number}")
+            break
+        shown.append(line)
+    return _marked("A session of the user, in order.", shown)
+
+
+def _written_list(found: Sessions) -> str:
+    if not found:
+        return "No session of this user fits."
+    lines = [
+        _line([*_span(one), _session(one.session_id), f"{one.actions} actions"], one.what)
+        for one in found
+    ]
+    lines.append(f"{len(found)} of {found.total} sessions.")
+    if found.next:
+        lines.append(f"More: cursor={found.next}")
+    return _marked("Sessions of the user, the latest first.", lines)
+
+
+def _marked(about: str, lines: Iterable[str]) -> str:
+    return as_data("\n".join(lines), _ELEMENT, about)
+
+
+def _line(where: Sequence[str], text: str) -> str:
+    place = ", ".join(part for part in where if part)
+    said = plain_line(text, _LONGEST_LINE)
+    return f"[{place}] {said}" if place else said
+
+
+def _where(hit: Hit) -> list[str]:
+    at = hit.metadata.get("ended_at")
+    return [
+        said_time(at if isinstance(at, int | float) else None),
+        _session(hit.session_id),
+        plain_line(page_of(hit) or "", _LONGEST_PAGE),
+    ]
+
+
+def _said(hit: Hit) -> str:
+    lines = (hit.matched.text or hit.text).split("\n")
+    return "; ".join(line.rstrip(",") for line in lines)
+
+
+def _event_line(event: SessionEvent) -> str:
+    kind = "" if event.kind == "actions" else event.kind
+    page = plain_line(event.page, _LONGEST_PAGE)
+    return _line([said_time(event.started_at), kind, page], event.description)
+
+
+def _session(session_id: str | None) -> str:
+    return f"session {plain_line(session_id)}" if session_id else "no session"
+
+
+def _span(session: Any) -> list[str]:
+    started, ended = said_time(session.started_at), said_time(session.ended_at)
+    return [started] if started == ended else [" to ".join(at for at in (started, ended) if at)]
