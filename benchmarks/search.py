@@ -35,7 +35,7 @@ from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
 from autoplay_rag.embedders import LocalEmbedder
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.stores import ChromaStore, VectorStore
-from benchmarks.table import Figure, show
+from benchmarks.table import Figure, percentile, show
 
 CACHE = Path(".benchmarks")
 CHUNKS = 100_000
@@ -341,10 +341,6 @@ class Timing(NamedTuple):
 
     def __str__(self) -> str:
         return f"p50 {self.p50:.1f} ms, p99 {self.p99:.1f} ms, CPU {self.cpu:.1f} ms"
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
 def conditions(chunks: int, *, text_only: bool) -> dict[str, dict]:
