@@ -52,7 +52,6 @@ class Times(NamedTuple):
     unembedded: int
 
 
-
 def marked(payload, number: int):
     """The payload with a word that no other has, and that word."""
     word = f"report-{number:06}x"

@@ -62,7 +62,9 @@ async def on_disk(journal: str, count: int) -> dict:
     from autoplay_rag import IngestPipeline
 
     with decoded(count, count // 4) as payloads:
-        async with IngestPipeline(*parts_without_cost(), journal=journal, batch_window=0) as pipeline:
+        async with IngestPipeline(
+            *parts_without_cost(), journal=journal, batch_window=0
+        ) as pipeline:
             for start in range(0, count, count // 4):
                 given = payloads[start : start + count // 4]
                 await asyncio.gather(*map(pipeline.on_actions, given))
@@ -80,7 +82,9 @@ async def on_disk(journal: str, count: int) -> dict:
 def _sizes(connection: sqlite3.Connection) -> dict[str, int]:
     """Bytes of each table and index, where SQLite was built with `dbstat`."""
     try:
-        rows = connection.execute("SELECT name, sum(pgsize) FROM dbstat GROUP BY name ORDER BY 2 DESC")
+        rows = connection.execute(
+            "SELECT name, sum(pgsize) FROM dbstat GROUP BY name ORDER BY 2 DESC"
+        )
         return dict(rows.fetchall())
     except sqlite3.OperationalError:
         return {}
@@ -94,7 +98,13 @@ _RUNS = {
 
 
 def _run(name: str, *, full_text: bool = True) -> dict:
-    command = [sys.executable, "-m", "benchmarks.fulltext_cost", name, "with" if full_text else "without"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.fulltext_cost",
+        name,
+        "with" if full_text else "without",
+    ]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(found.stdout.splitlines()[-1])
 

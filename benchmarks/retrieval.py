@@ -285,7 +285,7 @@ def show_misses(found: Found, sessions: Sessions) -> None:
 
 async def run(recording: Path, queries: Path, *, typos: bool, misses: str) -> None:
     sessions, questions = read(recording, queries)
-    samples = recording.resolve() == SAMPLES[0].resolve()
+    samples = (recording, queries) == SAMPLES
     exact = read_questions(EXACT) if samples else exact_questions(sessions)
     print(
         f"\n{recording.name}: {len(sessions)} sessions, {len(questions)} questions, "

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -22,10 +23,11 @@ import tempfile
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from importlib import resources
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +43,8 @@ CACHE = Path(".benchmarks")
 CHUNKS = 100_000
 SHORT = 10_000
 QUESTIONS = 200
+"""Of each kind of search, each asked once."""
+ASKED = 5_000
 SHORT_QUESTIONS = 60
 WORDS = 20_000
 DAYS = 90
@@ -67,7 +71,9 @@ TEXT_BAR = 150
 
 def vocabulary() -> list[str]:
     """Whole words of the model's vocabulary, the common ones first."""
-    names = [one for one in resources.files("autoplay_rag.embedders").iterdir() if "vocab" in one.name]
+    names = [
+        one for one in resources.files("autoplay_rag.embedders").iterdir() if "vocab" in one.name
+    ]
     known = names[0].read_text("utf-8").split("\n")
     return [word for word in known if word.isascii() and word.isalpha() and len(word) > 2][:WORDS]
 
@@ -107,7 +113,9 @@ def payloads(chunks: int) -> Iterator[list[ActionsPayload]]:
                     given += 1
                     at = START + session * step + turn * 20.0
                     url = f"https://{sites[session % 60]}/{source.choice(pages)}"
-                    actions = [_action(words, source, url, at + i) for i in range(source.randint(1, 5))]
+                    actions = [
+                        _action(words, source, url, at + i) for i in range(source.randint(1, 5))
+                    ]
                     some.append(
                         ActionsPayload(
                             "bench",
@@ -154,7 +162,7 @@ class Nowhere(VectorStore):
 
     async def upsert(self, chunks, vectors): ...
 
-    async def query(self, vector, k, filter):
+    async def query(self, vector, k, filter):  # noqa: ARG002 - finds nothing
         return []
 
     async def delete(self, ids): ...
@@ -173,7 +181,10 @@ async def build(folder: Path, chunks: int, *, text_only: bool) -> None:
     if done.exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True)  # noqa: ASYNC240 - nothing else runs
+    source = random.Random(3)
+    wanted = set(source.sample(range(chunks), min(chunks, ASKED)))
+    asked: list[Asked] = []
     started, cpu = time.perf_counter(), time.process_time()
     async with IngestPipeline(
         store_of(folder, text_only=text_only),
@@ -187,10 +198,13 @@ async def build(folder: Path, chunks: int, *, text_only: bool) -> None:
             for start in range(0, len(some), 500):
                 await asyncio.gather(*map(pipeline.on_actions, some[start : start + 500]))
             await pipeline.drain(600)
+            asked += [question(one, source) for n, one in enumerate(some, count) if n in wanted]
             count += len(some)
         assert pipeline.ledger.stored == count == pipeline.ledger.chunks, pipeline.ledger
+    source.shuffle(asked)
+    (folder / "questions.json").write_text(json.dumps(asked))
     took, cpu = time.perf_counter() - started, time.process_time() - cpu
-    done.write_text(f"{count} chunks in {took:.0f} s, {cpu:.0f} CPU s without Chroma's worker\n")
+    done.write_text(f"{count:,} chunks in {took:.0f} s, {cpu:.0f} CPU s without Chroma's worker\n")
     print(done.read_text(), end="", flush=True)
 
 
@@ -200,27 +214,34 @@ class Asked(NamedTuple):
     user_id: str
 
 
-def questions(chunks: int, count: int) -> list[Asked]:
-    """Some words of a session, in a sentence."""
-    source = random.Random(3)
-    wanted = set(source.sample(range(chunks), count))
-    found, number = [], 0
-    forms = ("how did someone {} and {}", "who wanted {} in {}?", "find the visit with {} or {}", "{} {}")
-    for some in payloads(chunks):
-        for payload in some:
-            if number in wanted:
-                said = " ".join(action.description for action in payload.actions).replace('"', " ")
-                words = [word for word in said.split() if word not in _OWN_WORDS]
-                source.shuffle(words)
-                first, second = " ".join(words[:3]), " ".join(words[3 : source.randint(4, 6)])
-                text = source.choice(forms).format(first, second)
-                found.append(Asked(text, payload.session_id, payload.user_id))
-            number += 1
-    source.shuffle(found)
-    return found
+def question(payload: ActionsPayload, source: random.Random) -> Asked:
+    """Some words of a payload, in a sentence."""
+    said = " ".join(action.description for action in payload.actions).replace('"', " ")
+    words = [word for word in said.split() if word not in _OWN_WORDS]
+    source.shuffle(words)
+    first, second = " ".join(words[:3]), " ".join(words[3 : source.randint(4, 6)])
+    text = source.choice(_FORMS).format(first, second)
+    return Asked(text, payload.session_id, payload.user_id)
 
 
-_OWN_WORDS = {"User", "typed", "into", "field", "selected", "from", "dropdown", "clicked", "the", "button"}
+_OWN_WORDS = {
+    "User",
+    "typed",
+    "into",
+    "field",
+    "selected",
+    "from",
+    "dropdown",
+    "clicked",
+    "the",
+    "button",
+}
+_FORMS = (
+    "how did someone {} and {}",
+    "who wanted {} in {}?",
+    "find the visit with {} or {}",
+    "{} {}",
+)
 
 
 # -- measuring ------------------------------------------------------------------------------------
@@ -263,6 +284,13 @@ class Parts:
             self.all[name].append((wall, cpu))
         self.now.clear()
 
+    def cell(self, name: str, count: int) -> str:
+        some = self.all.get(name)
+        if not some:
+            return "-"
+        wall = percentile([wall for wall, _ in some], 0.5)
+        return f"{wall:.1f} ({sum(cpu for _, cpu in some) / count:.1f})"
+
     def _add(self, name: str, wall: float, cpu: float) -> None:
         self.now[name][0] += wall * 1e3
         self.now[name][1] += cpu * 1e3
@@ -300,7 +328,7 @@ def measured(pipeline: IngestPipeline) -> Iterator[Parts]:
     from autoplay_rag.search import searcher
 
     parts = Parts()
-    running = pipeline._open_run().searcher
+    running = pipeline._open_run().searcher  # noqa: SLF001
     store, embedder = type(running.store), type(running.embedder)
     blocking = [
         (Finder, "scope", "scope"),
@@ -343,79 +371,78 @@ class Timing(NamedTuple):
         return f"p50 {self.p50:.1f} ms, p99 {self.p99:.1f} ms, CPU {self.cpu:.1f} ms"
 
 
-def conditions(chunks: int, *, text_only: bool) -> dict[str, dict]:
-    """Of each kind of search; what is None comes from the question."""
-    end = START + DAYS * 86400.0
-    found: dict[str, dict] = {
-        "everything": {},
-        "one user": {"user_id": None},
-        "one session": {"session_id": None},
-        "last 1 % of the time": {"since": end - DAYS * 864.0},
-        "last half of the time": {"since": end - DAYS * 43200.0},
-        "a product that all have": {"product_id": "bench"},
-    }
-    return found
+_END = START + DAYS * 86400.0
+CONDITIONS: dict[str, dict] = {
+    "everything": {},
+    "one user": {"user_id": None},
+    "one session": {"session_id": None},
+    "last 1 % of the time": {"since": _END - DAYS * 864.0},
+    "last half of the time": {"since": _END - DAYS * 43200.0},
+    "a product that all have": {"product_id": "bench"},
+}
+"""What each kind of search asks for; what is None comes from the question."""
 
 
-async def run(search, asked: Sequence[Asked], given: dict, parts: Parts, **options) -> Timing:
+async def run(search, asked: Iterable[Asked], given: dict, parts: Parts, **options) -> Timing:
     walls = []
     cpu = cpu_seconds()
     for one in asked:
-        own = {name: getattr(one, name) if value is None else value for name, value in given.items()}
+        own = {
+            name: getattr(one, name) if value is None else value for name, value in given.items()
+        }
         started = time.perf_counter()
         await search(one.question, 5, **own, **options)
         walls.append((time.perf_counter() - started) * 1e3)
         parts.next()
-    spent = (cpu_seconds() - cpu) * 1e3 / len(asked)
+    spent = (cpu_seconds() - cpu) * 1e3 / len(walls)
     return Timing(percentile(walls, 0.5), percentile(walls, 0.99), spent)
 
 
-async def measure(folder: Path, chunks: int, count: int, *, text_only: bool = False, quiet: bool = False):
+async def measure(
+    folder: Path, chunks: int, count: int, *, text_only: bool = False, say=print
+) -> dict:
     """Search, and return the timing of each kind, of `search_sessions` and of `search`."""
-    say = (lambda *_: None) if quiet else (lambda text: print(text, flush=True))
     await build(folder, chunks, text_only=text_only)
-    asked = questions(chunks, min(count, chunks))
+    asked = cycle(Asked(*one) for one in json.loads((folder / "questions.json").read_text()))
     mode = {"mode": "text"} if text_only else {}
     embedder = RandomVectors() if text_only else LocalEmbedder()
     found: dict[str, tuple[Timing, Timing]] = {}
+    shares: dict[str, Parts] = {}
     async with IngestPipeline(
         store_of(folder, text_only=text_only), embedder, journal=folder / "journal.db"
     ) as pipeline:
-        say(f"\n{chunks:,} chunks, {len(asked)} questions, load {os.getloadavg()[0]:.1f}\n")
+        say(f"\n{chunks:,} chunks, {count} questions of each, load {os.getloadavg()[0]:.1f}\n")
         say("| over | `search_sessions` | `search` |\n|---|---|---|")
         cold = time.perf_counter()
-        await pipeline.search_sessions(asked[0].question, **mode)
+        await pipeline.search_sessions(next(asked).question, **mode)
         cold = time.perf_counter() - cold
-        shares: dict[str, Parts] = {}
-        for kind, given in conditions(chunks, text_only=text_only).items():
-            for one in asked[:5]:  # caches of the file and of frequencies
-                await pipeline.search(one.question, **mode)
+        for one in islice(asked, 20):  # caches of the file and of frequencies
+            await pipeline.search(one.question, **mode)
+        for kind, given in CONDITIONS.items():
             with measured(pipeline) as parts:
-                sessions = await run(pipeline.search_sessions, asked, given, parts, **mode)
-                shares[kind] = parts
+                sessions = await run(
+                    pipeline.search_sessions, islice(asked, count), given, parts, **mode
+                )
+            shares[kind] = parts
             with measured(pipeline) as parts:
-                single = await run(pipeline.search, asked, given, parts, **mode)
+                single = await run(pipeline.search, islice(asked, count), given, parts, **mode)
             found[kind] = sessions, single
             say(f"| {kind} | {sessions} | {single} |")
-        say(f"\nThe first search, with the model to load: {cold:.2f} s.\n")
-        names = list(dict.fromkeys(name for parts in shares.values() for name in parts.all))
-        say("Parts of `search_sessions`, p50 ms of wall (mean of CPU):\n")
-        say(f"| over | {' | '.join(names)} |\n|---{'|---' * len(names)}|")
-        for kind, parts in shares.items():
-            cells = []
-            for name in names:
-                if some := parts.all.get(name):
-                    wall = percentile([wall for wall, _ in some], 0.5)
-                    cells.append(f"{wall:.1f} ({sum(cpu for _, cpu in some) / len(asked):.1f})")
-                else:
-                    cells.append("-")
-            say(f"| {kind} | {' | '.join(cells)} |")
+    say(f"\nThe first search, which loads the model: {cold:.2f} s.\n")
+    names = list(dict.fromkeys(name for parts in shares.values() for name in parts.all))
+    say("Parts of `search_sessions`, p50 ms of wall (mean of CPU):\n")
+    say(f"| over | {' | '.join(names)} |\n|---{'|---' * len(names)}|")
+    for kind, parts in shares.items():
+        say(f"| {kind} | {' | '.join(parts.cell(name, count) for name in names)} |")
     return found
+
+
+def _quiet(_: str) -> None: ...
 
 
 def main() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(measure(Path(folder) / "built", SHORT, SHORT_QUESTIONS, quiet=True))
+        found = asyncio.run(measure(Path(folder) / "built", SHORT, SHORT_QUESTIONS, say=_quiet))
     figures = []
     for kind in ("everything", "one user", "one session"):
         timing, bar = found[kind][0], BARS[kind][0]
@@ -447,7 +474,13 @@ if __name__ == "__main__":
     options = parser.parse_args()
     name = f"{'text' if options.text_only else 'search'}-{options.chunks}"
     result = asyncio.run(
-        measure(CACHE / name, options.chunks, options.questions, text_only=options.text_only)
+        measure(
+            CACHE / name,
+            options.chunks,
+            options.questions,
+            text_only=options.text_only,
+            say=partial(print, flush=True),
+        )
     )
     print()
     show(bars(result, text_only=options.text_only))
