@@ -9,7 +9,17 @@ from importlib import import_module
 
 from benchmarks.table import show
 
-MODULES = ("imports", "client", "pipeline", "journal", "memory", "filters")
+MODULES = (
+    "imports",
+    "client",
+    "pipeline",
+    "journal",
+    "memory",
+    "filters",
+    "search",
+    "findable",
+    "fulltext_cost",
+)
 
 if __name__ == "__main__":
     print(
