@@ -39,7 +39,7 @@ from autoplay_rag.errors import JournalError, StoreError
 from autoplay_rag.journal.opened import OpenedJournal
 from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.search.fusion import Mode
-from autoplay_rag.search.hits import Hit
+from autoplay_rag.search.hits import Hit, Hits
 from autoplay_rag.search.searcher import Searcher
 from autoplay_rag.stores.base import Filter
 from autoplay_rag.stores.chroma import ChromaStore
@@ -108,8 +108,10 @@ def search(
         return
     if hits:
         hits_table(hits, texts=texts)
-    else:
+    elif hits.scope_known:
         note("nothing found")
+    else:
+        note("nothing found: no such session or user was ever seen")
     note(f"answered by {' and '.join(sides.answered)}{sides.reason}")
 
 
@@ -148,7 +150,7 @@ def _usable(journal: Path) -> Path | None:
 
 async def _search(
     sides: _Sides, question: str, k: int, limits: Filter, mode: Mode, *, finds_answers: bool
-) -> tuple[list[Hit], list[str] | None]:
+) -> tuple[Hits[Hit], list[str]]:
     async with AsyncExitStack() as closing:
         closing.enter_context(Interrupts())
         if sides.embedder is not None:
@@ -199,7 +201,7 @@ async def _belong_together(store: ChromaStore, journal: OpenedJournal) -> bool:
     return identity is not None and identity.journal_id == journal.journal_id
 
 
-async def _shown(hits: Sequence[Hit], question: str, embedder: Embedder | None) -> list[str] | None:
+async def _shown(hits: Sequence[Hit], question: str, embedder: Embedder | None) -> list[str]:
     """What to show of each hit: the lines with the question's words, or the nearest in meaning."""
     texts = [hit.matched.text if hit.matched.places else "" for hit in hits]
     rest = [hit for hit, text in zip(hits, texts, strict=True) if not text]

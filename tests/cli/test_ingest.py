@@ -82,7 +82,9 @@ async def test_a_stream_is_stored_and_found_again(started, ended, eventually, tm
 
     code, out, err = await ended("search", "anything", "--session", "nobody")
     assert (code, out) == (0, "")
-    assert err == "nothing found\nanswered by text and dense\n"
+    assert (
+        err == "nothing found: no such session or user was ever seen\nanswered by text and dense\n"
+    )
 
     code, out, _ = await ended("status", "chroma-journal.db", "--json")
     status = json.loads(out)
