@@ -15,7 +15,7 @@ import msgspec
 
 from autoplay_rag.content.identity import NOBODY, People, changes_hands
 from autoplay_rag.content.keys import chunk_id
-from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SlimAction
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload
 
 __all__ = [
     "Accepted",
@@ -23,7 +23,6 @@ __all__ = [
     "Draft",
     "Metadata",
     "Vector",
-    "addresses_of",
     "draft_chunks",
     "is_empty",
     "metadata_of",
@@ -212,11 +211,6 @@ def span_of(payload: Payload) -> tuple[float, float]:
         if times:
             return min(times), max(times + [action.timestamp_end for action in actions])
     return payload.forwarded_at, payload.forwarded_at
-
-
-def addresses_of(actions: Iterable[SlimAction]) -> str:
-    """The different pages of actions, space-separated; whole ones, as many as there is room for."""
-    return _storable(_joined_urls(dict.fromkeys(action.canonical_url for action in actions)))
 
 
 def _storable(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from autoplay_rag.content.chunks import addresses_of, span_of
+from autoplay_rag.content.chunks import span_of
 from autoplay_rag.content.identity import people_of
 from autoplay_rag.content.render import render
 from autoplay_rag.content.words import index_text
@@ -22,7 +22,6 @@ class Passage(NamedTuple):
         started: Unix seconds of its first action; 0 if unknown.
         ended: Unix seconds of its last one; 0 if unknown.
         actions: How many actions it holds.
-        urls: The pages it names, space-separated, bounded.
         user_id: The person it names.
         conversation_id: The chat thread it names.
     """
@@ -32,7 +31,6 @@ class Passage(NamedTuple):
     started: float
     ended: float
     actions: int
-    urls: str
     user_id: str | None
     conversation_id: str | None
 
@@ -56,7 +54,6 @@ def passage_of(payload: Payload) -> Passage:
         started,
         ended,
         len(actions),
-        addresses_of(actions),
         people.user_id and storable(people.user_id),
         people.conversation_id and storable(people.conversation_id),
     )
@@ -68,7 +65,6 @@ def passage_of_text(
     started: float | None,
     ended: float | None,
     actions: int,
-    urls: str,
     user_id: str | None,
     conversation_id: str | None,
 ) -> Passage:
@@ -80,7 +76,6 @@ def passage_of_text(
         started or 0.0,
         ended or 0.0,
         actions,
-        urls,
         user_id,
         conversation_id,
     )

@@ -85,7 +85,6 @@ def _heard(one: Unindexed) -> Heard | None:
         started=started,
         ended=ended,
         actions=metadata.get("action_count") or 0,
-        urls=metadata.get("urls") or "",
         user_id=user,
         conversation_id=conversation,
     )

@@ -23,7 +23,8 @@ from autoplay_rag.journal.schema import ChunkState, PayloadState
 __all__ = ["Finder"]
 
 _FEW_PAYLOADS: Final = 2000
-"""A scope with at most so many payloads is read whole, so the answer is exact."""
+"""All payloads of a person, a session or a thread are read and compared if they are no more than
+this: the answer is exact. Of other scopes a tenth: there the words select."""
 _FEW_LANES: Final = 1000
 _COMMON_SHARE: Final = 0.02
 _COMMON_LEAST: Final = 500
@@ -70,7 +71,9 @@ class Finder:
                 f"WHERE state = {PayloadState.WAITING:d} AND lane {_IN}",
                 json_list(lanes),
             )
-        return Scope(known, lanes if self._are_few(lanes) else None, pending)
+        of_someone = any(name in asked for name in _LANES)
+        most = _FEW_PAYLOADS if of_someone else _FEW_PAYLOADS // 10
+        return Scope(known, lanes if self._are_few(lanes, most) else None, pending)
 
     def _is_known(self, name: str, value: Any) -> bool:
         if name == "session_id":
@@ -80,13 +83,13 @@ class Finder:
             given = [name, value]
         return self._connection.execute(sql, given).fetchone() is not None
 
-    def _are_few(self, lanes: Sequence[int]) -> bool:
+    def _are_few(self, lanes: Sequence[int], most: int) -> bool:
         if len(lanes) > _FEW_LANES:
             return False
         total = self._scalar(
             f"SELECT coalesce(sum(payloads), 0) FROM visit WHERE lane {_IN}", json_list(lanes)
         )
-        return total <= _FEW_PAYLOADS
+        return total <= most
 
     def _lanes(self, conditions: Sequence[Condition], limit: int) -> list[int]:
         where, given = visits_where(conditions)

@@ -47,7 +47,7 @@ class FullTextTables:
         """Make payloads findable."""
         insert(
             self._connection,
-            "passage (seq, lane, started, ended, actions, text, urls)",
+            "passage (seq, lane, started, ended, actions, text)",
             [
                 (
                     one.seq,
@@ -56,7 +56,6 @@ class FullTextTables:
                     one.passage.ended or None,
                     one.passage.actions,
                     one.passage.text,
-                    one.passage.urls or None,
                 )
                 for one in heard
             ],

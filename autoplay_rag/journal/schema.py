@@ -59,7 +59,7 @@ FULLTEXT_SCHEMA: Final = """
 -- A number below that of any payload stands for a chunk whose payloads are unknown.
 CREATE TABLE passage (
     seq INTEGER PRIMARY KEY, lane INTEGER NOT NULL, started REAL, ended REAL,
-    actions INTEGER NOT NULL, text TEXT NOT NULL, urls TEXT
+    actions INTEGER NOT NULL, text TEXT NOT NULL
 );
 CREATE INDEX passage_lane ON passage (lane);
 -- Contentless: `rowid` is `passage.seq`. A row leaves by the `delete` command with what was indexed.

@@ -16,8 +16,8 @@ from autoplay_rag.content.words import lookups
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.lag import Lag, lag_of
 from autoplay_rag.journal.rows import json_list
-from autoplay_rag.journal.schema import PayloadState
-from autoplay_rag.payloads import Payload
+from autoplay_rag.journal.schema import ChunkState, PayloadState
+from autoplay_rag.payloads import ActionsPayload, Payload
 
 __all__ = ["KeptPayload", "ListedSession", "Place", "Timeline", "Wanted", "terms_of"]
 
@@ -144,6 +144,7 @@ class Timeline:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        connection.create_function("visits_page", 2, _visits_page, deterministic=True)
 
     # -- sessions -----------------------------------------------------------------------------
 
@@ -335,9 +336,14 @@ _HAS_WORD_OF_FEW: Final = (
     "WHERE own.lane = visit.lane AND words MATCH ?)"
 )
 _HAS_PAGE: Final = (
-    "EXISTS (SELECT 1 FROM passage AS own WHERE own.lane = visit.lane "
-    "AND instr(lower(own.urls), lower(?)))"
+    "EXISTS (SELECT 1 FROM (SELECT ? AS part) WHERE "
+    "EXISTS (SELECT 1 FROM chunk WHERE chunk.lane = visit.lane "
+    f"AND chunk.state <> {ChunkState.PLANNED:d} "
+    "AND instr(lower(chunk.metadata ->> '$.urls'), lower(part))) "
+    "OR EXISTS (SELECT 1 FROM payload WHERE payload.lane = visit.lane "
+    f"AND payload.state = {PayloadState.WAITING:d} AND visits_page(payload.body, part)))"
 )
+"""Stored chunks have the pages in their metadata; a payload that waits has them in its body."""
 
 
 def _visits(wanted: Wanted, *, sessions_only: bool = True) -> tuple[str, str, list[Any]]:
@@ -389,6 +395,13 @@ def _kept(row: Sequence[Any], users: dict[int, tuple[str, ...]], lane: int) -> K
     if owner is None and len(people := users.get(lane, ())) == 1:
         owner = people[0]
     return KeptPayload._make((*columns, owner, payload))
+
+
+def _visits_page(body: bytes | None, part: str) -> bool:
+    payload = decoded(unpack(body))
+    if not isinstance(payload, ActionsPayload):
+        return False
+    return any(part.lower() in action.canonical_url.lower() for action in payload.actions)
 
 
 def _names(body: bytes | None, person: str) -> bool:

@@ -137,14 +137,16 @@ def _scored(
         own = 0.0
         for line in text.split("\n"):
             weighed = _weighed(line)
-            own = max(own, 0.0) + sum(
-                weight * idf[term] ** 2 for term, weight in weighed if term in wanted
-            )
             if line not in seen:
                 seen.add(line)
                 for term, weight in weighed:
                     weights[term] = weights.get(term, 0.0) + weight
+            for term, weight in weighed:
+                if term in wanted:
+                    own += weight * idf[term] ** 2
         shares.append(own)
+    if not any(shares):  # a site or a field may weigh little, but never nothing
+        return Scored(0.0, shares)
     found: dict[str, float] = {}
     for term in wanted.keys() & weights.keys():
         asked, worth = wanted[term]

@@ -41,7 +41,7 @@ Rerank: TypeAlias = Callable[[str, Sequence[Hit]], Awaitable[Sequence[Hit]]]
 
 _NEAREST: Final = 100
 _MATCHING: Final = 200
-_SESSIONS: Final = 50
+_SESSIONS: Final = 30
 """Candidates of each side: chunks, passages, and the sessions of either that are scored."""
 _RERANKED: Final = 50
 _HITS_OF_SESSION: Final = 5
