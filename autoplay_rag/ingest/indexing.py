@@ -8,8 +8,6 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from autoplay_rag._serial import SerialThread
 from autoplay_rag.content.passages import Passage, passage_of, passage_of_text
 from autoplay_rag.errors import JournalError
@@ -78,13 +76,12 @@ def _heard(one: Unindexed) -> Heard | None:
         return Heard(one.seq, one.lane, payload.product_id, payload.session_id, passage_of(payload))
     if one.chunk is None:
         return None
-    text, product, session, user, conversation, started, ended, rest = one.chunk
-    metadata = msgspec.json.decode(rest) if rest else {}
+    text, product, session, user, conversation, started, ended, actions = one.chunk
     passage: Passage = passage_of_text(
         text,
         started=started,
         ended=ended,
-        actions=metadata.get("action_count") or 0,
+        actions=actions,
         user_id=user,
         conversation_id=conversation,
     )

@@ -273,7 +273,7 @@ class Unindexed(NamedTuple):
         seq: Its sequence number.
         lane: The lane of its chunk, or its own; None if the chunk has no session.
         body: Its body as it is kept; None if it was not kept.
-        chunk: Text, product, session, user, conversation, start and end of the chunk that begins
+        chunk: Text, product, session, user, conversation, start, end and number of actions of the chunk that begins
             with it; None if none does.
     """
 

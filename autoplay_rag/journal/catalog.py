@@ -27,7 +27,7 @@ __all__ = ["CHUNK_COLUMNS", "CatalogTables", "as_key", "read_chunk"]
 
 _COLUMNS = (
     "number", "id", "lane", "product", "session", "user", "conversation", "kind", "started",
-    "ended", "text", "metadata", "model", "state", "linked",
+    "ended", "forwarded", "actions", "text", "metadata", "model", "state", "linked",
 )  # fmt: skip
 _IN_COLUMNS = {
     "product_id": "product",
@@ -37,6 +37,8 @@ _IN_COLUMNS = {
     "kind": "kind",
     "started_at": "started",
     "ended_at": "ended",
+    "forwarded_at": "forwarded",
+    "action_count": "actions",
 }
 """Metadata that has a column of its own, by its column."""
 CHUNK_COLUMNS = f"id, text, metadata, {', '.join(_IN_COLUMNS.values())}"

@@ -122,7 +122,9 @@ class FullTextTables:
         rows = self._connection.execute(
             "SELECT payload.seq, coalesce(chunk.lane, payload.lane), body, chunk.text, "
             "coalesce(chunk.product, ''), chunk.session, chunk.user, chunk.conversation, "
-            "chunk.started, chunk.ended, chunk.metadata "
+            # Before format 4 the number of actions was among the rest of the metadata.
+            "chunk.started, chunk.ended, "
+            "coalesce(chunk.actions, chunk.metadata ->> '$.action_count', 0) "
             "FROM payload LEFT JOIN chunk ON chunk.number = ("
             "SELECT min(chunk) FROM chunk_payload WHERE chunk_payload.seq = payload.seq) "
             f"AND chunk.state <> {ChunkState.PLANNED:d} AND payload.seq = ("

@@ -98,7 +98,8 @@ def upgrade(
             "ambiguous, seen FROM session"
         )
         connection.execute("DROP TABLE session")
-        connection.execute("ALTER TABLE chunk ADD COLUMN linked INTEGER NOT NULL DEFAULT 0")
+        for column in ("linked INTEGER NOT NULL DEFAULT 0", "forwarded REAL", "actions INTEGER"):
+            connection.execute(f"ALTER TABLE chunk ADD COLUMN {column}")
         connection.execute(START_INDEXING)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")

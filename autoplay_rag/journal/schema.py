@@ -114,8 +114,9 @@ CREATE INDEX payload_discarded ON payload (ended) WHERE state = {PayloadState.DI
 -- keep it and the store could not be read.
 CREATE TABLE chunk (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, lane INTEGER, product TEXT, session TEXT,
-    user TEXT, conversation TEXT, kind TEXT, started REAL, ended REAL, text TEXT, metadata TEXT,
-    model INTEGER, state INTEGER NOT NULL, linked INTEGER NOT NULL DEFAULT 0
+    user TEXT, conversation TEXT, kind TEXT, started REAL, ended REAL, forwarded REAL,
+    actions INTEGER, text TEXT, metadata TEXT, model INTEGER, state INTEGER NOT NULL,
+    linked INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX chunk_lane ON chunk (lane);
 CREATE INDEX chunk_queued ON chunk (number) WHERE state = {ChunkState.QUEUED:d};

@@ -128,7 +128,12 @@ def downgrade(path):
             "INSERT INTO session SELECT lane, product, session, user, conversation, ambiguous, "
             "first, last, seen FROM visit WHERE seen IS NOT NULL"
         )
-        connection.execute("ALTER TABLE chunk DROP COLUMN linked")
+        connection.execute(
+            "UPDATE chunk SET metadata = json_set(coalesce(metadata, '{}'), '$.forwarded_at', "
+            "forwarded, '$.action_count', actions)"
+        )
+        for column in ("linked", "forwarded", "actions"):
+            connection.execute(f"ALTER TABLE chunk DROP COLUMN {column}")
         connection.execute("ALTER TABLE payload ADD COLUMN forwarded_at REAL")
         for table in ("words", "passage", "visit", "belongs", "outdated"):
             connection.execute(f"DROP TABLE {table}")
