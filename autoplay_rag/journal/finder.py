@@ -143,6 +143,7 @@ class ReadThread:
         self._thread = SerialThread("autoplay-journal-reader")
         self._connection: sqlite3.Connection | None = None
         self._finder: Finder | None = None
+        self._timeline: Timeline | None = None
 
     def opened(self) -> Finder:
         """The finder; runs in the thread."""
@@ -152,7 +153,9 @@ class ReadThread:
 
     def timeline(self) -> Timeline:
         """The timeline; runs in the thread."""
-        return Timeline(self._connected())
+        if self._timeline is None:
+            self._timeline = Timeline(self._connected())
+        return self._timeline
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -179,4 +182,4 @@ class ReadThread:
     def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
-        self._connection = self._finder = None
+        self._connection = self._finder = self._timeline = None

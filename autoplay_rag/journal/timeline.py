@@ -28,6 +28,8 @@ _LATEST: Final = 20
 _MOST_CHARACTERS: Final = 2000
 _MOST_TERMS: Final = 32
 _PAGE: Final = 500
+_COMMON: Final = 20_000
+"""Words in more passages than this are looked up in another way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +163,7 @@ class Timeline:
         Returns:
             How many fit in all, and those of this page.
         """
-        tables, where, given = _visits(wanted)
+        tables, where, given = self._visits(wanted)
         with self._one_moment():
             total = self._connection.execute(
                 f"SELECT count(*) FROM {tables} WHERE {where}", given
@@ -279,7 +281,7 @@ class Timeline:
         Returns:
             At most some hundred; none at the end.
         """
-        tables, where, given = _visits(wanted, sessions_only=False)
+        tables, where, given = self._visits(wanted, sessions_only=False)
         terms = [where, "passage.seq <= ?", "payload.kind = ?"]
         given += [last, kind]
         for value, term in (
@@ -306,6 +308,51 @@ class Timeline:
             users = self._users(iter({row[0] for row in rows}))
         return [_kept(row[1:], users, row[0]) for row in rows]
 
+    def _visits(self, wanted: Wanted, *, sessions_only: bool = True) -> tuple[str, str, list[Any]]:
+        """Tables, conditions and parameters for the sessions that fit."""
+        tables = "visit"
+        # The sign keeps SQLite from counting through the index of session ids, in random order.
+        terms = ["+visit.session IS NOT NULL", "visit.payloads > 0"] if sessions_only else []
+        given: list[Any] = []
+        if wanted.user_id is not None:
+            # In this order, or the sessions of all people would be read by time.
+            tables = "belongs CROSS JOIN visit ON visit.lane = belongs.lane"
+            terms.append("belongs.field = 'user_id' AND belongs.value = ?")
+            given.append(wanted.user_id)
+        for value, term in (
+            (wanted.session_id, "visit.session = ?"),
+            (wanted.product_id, "visit.product = ?"),
+            (wanted.since, "visit.last >= ?"),
+            (wanted.until, "visit.first <= ?"),
+            (wanted.page, _HAS_PAGE),
+        ):
+            if value is not None:
+                terms.append(term)
+                given.append(value)
+        few = wanted.user_id is not None or wanted.session_id is not None
+        terms += [self._has_word(term, few=few) for term in wanted.matching]
+        given += wanted.matching
+        if wanted.without:
+            has_words = " AND ".join(self._has_word(term, few=few) for term in wanted.without)
+            terms.append(f"NOT ({has_words})")
+            given += wanted.without
+        return tables, " AND ".join(terms) or "1", given
+
+    def _has_word(self, term: str, *, few: bool) -> str:
+        """The condition that a session has a word.
+
+        Args:
+            term: As `terms_of` gives it.
+            few: Whether other conditions leave few sessions.
+        """
+        if few:
+            return _HAS_WORD_OF_FEW
+        count = self._connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
+            (term, _COMMON + 1),
+        ).fetchone()[0]
+        return _HAS_COMMON_WORD if count > _COMMON else _HAS_WORD
+
     @contextmanager
     def _one_moment(self) -> Iterator[None]:
         """Have all that is read inside be of one moment."""
@@ -331,6 +378,12 @@ _HAS_WORD: Final = (
     "visit.lane IN (SELECT passage.lane FROM words "
     "CROSS JOIN passage ON passage.seq = words.rowid WHERE words MATCH ?)"
 )
+_HAS_COMMON_WORD: Final = (
+    # Through the index from one end to the other: looking up each passage would take ten times as
+    # long. The sign keeps SQLite from doing so.
+    "visit.lane IN (SELECT passage.lane FROM passage INDEXED BY passage_lane "
+    "WHERE +passage.seq IN (SELECT rowid FROM words WHERE words MATCH ?))"
+)
 _HAS_WORD_OF_FEW: Final = (
     "EXISTS (SELECT 1 FROM passage AS own CROSS JOIN words ON words.rowid = own.seq "
     "WHERE own.lane = visit.lane AND words MATCH ?)"
@@ -344,37 +397,6 @@ _HAS_PAGE: Final = (
     f"AND payload.state = {PayloadState.WAITING:d} AND visits_page(payload.body, part)))"
 )
 """Stored chunks have the pages in their metadata; a payload that waits has them in its body."""
-
-
-def _visits(wanted: Wanted, *, sessions_only: bool = True) -> tuple[str, str, list[Any]]:
-    """Tables, conditions and parameters for the sessions that fit."""
-    tables = "visit"
-    terms = ["visit.session IS NOT NULL", "visit.payloads > 0"] if sessions_only else []
-    given: list[Any] = []
-    if wanted.user_id is not None:
-        # In this order, or the sessions of all people would be read by time.
-        tables = "belongs CROSS JOIN visit ON visit.lane = belongs.lane"
-        terms.append("belongs.field = 'user_id' AND belongs.value = ?")
-        given.append(wanted.user_id)
-    for value, term in (
-        (wanted.session_id, "visit.session = ?"),
-        (wanted.product_id, "visit.product = ?"),
-        (wanted.since, "visit.last >= ?"),
-        (wanted.until, "visit.first <= ?"),
-        (wanted.page, _HAS_PAGE),
-    ):
-        if value is not None:
-            terms.append(term)
-            given.append(value)
-    few = wanted.user_id is not None or wanted.session_id is not None
-    has_word = _HAS_WORD_OF_FEW if few else _HAS_WORD
-    for term in wanted.matching:
-        terms.append(has_word)
-        given.append(term)
-    if wanted.without:
-        terms.append(f"NOT ({' AND '.join([has_word] * len(wanted.without))})")
-        given += wanted.without
-    return tables, " AND ".join(terms) or "1", given
 
 
 def _beyond(place: Place) -> tuple[str, list[Any]]:

@@ -365,3 +365,58 @@ async def test_from_a_running_loop_and_after_the_end(pipeline):
         await pipeline.sessions()
     with pytest.raises(PipelineClosedError):
         pipeline.actions()
+
+
+@settings(max_examples=settings.default.max_examples // 2 or 1, **FEW)
+@given(
+    payloads=st.lists(
+        st.tuples(
+            st.sampled_from(["s1", "s2", None]),
+            st.sampled_from(["ann", "bob", None]),
+            st.lists(st.text(max_size=5), min_size=1, max_size=3),
+        ),
+        max_size=8,
+    ),
+    page=st.integers(1, 4),
+)
+async def test_every_action_is_read_once_and_belongs_to_one_person_at_most(
+    embedder, payloads, page
+):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autoplay_rag.journal.timeline._PAGE", page)
+        async with IngestPipeline(
+            MemoryStore(), embedder, batch_window=3600, drain_timeout=0
+        ) as pipeline:
+            for n, (session, user, said) in enumerate(payloads):
+                texts = [f"{text} {n}.{at}" for at, text in enumerate(said)]
+                await accept(pipeline, done(session, *texts, user=user, at=1000.0 + 10 * n))
+            everything = [event async for event in pipeline.actions()]
+            assert len({(event.seq, event.index) for event in everything}) == len(everything)
+            assert len(everything) == sum(len(said) for _, _, said in payloads)
+            of_people = {
+                user: [event async for event in pipeline.actions(user_id=user)]
+                for user in ("ann", "bob")
+            }
+            for user, events in of_people.items():
+                assert events == [event for event in everything if event.user_id == user]
+            for name in ("s1", "s2"):
+                session = await pipeline.session(name)
+                own = [event for event in everything if event.session_id == name]
+                assert (session.actions if session else []) == own
+
+
+async def test_common_words_are_looked_up_in_another_way_with_the_same_answer(
+    pipeline, monkeypatch
+):
+    await accept(
+        pipeline,
+        done("s1", "User exported", "User chose CSV", at=1000.0),
+        done("s2", "User clicked Export", at=2000.0, user="bob"),
+        done("s3", "User left", at=3000.0),
+    )
+    for common in (0, 20_000):
+        monkeypatch.setattr("autoplay_rag.journal.timeline._COMMON", common)
+        assert ids(await pipeline.sessions(matching="export")) == ["s2", "s1"]
+        assert ids(await pipeline.sessions(matching="export csv")) == ["s1"]
+        assert ids(await pipeline.sessions(without="export")) == ["s3"]
+        assert await read(pipeline, matching="csv") == ["User exported", "User chose CSV"]
