@@ -3,7 +3,7 @@
 200 events a second arrive, and a request to the embedder takes 2 s. Every fifth payload is searched
 for. The time is from the call of `accept` until `search(mode="text")` has returned the payload.
 
-    python -m benchmarks.findable            for 15 s
+    python -m benchmarks.findable            for 10 s
     python -m benchmarks.findable 60
 """
 
@@ -27,7 +27,7 @@ from benchmarks.table import Figure, percentile, show
 
 PER_SECOND = 200
 EVERY = 5
-SECONDS = 15
+SECONDS = 10
 LATENCY = 2.0
 SESSIONS = 1_000
 BAR_MS = 100

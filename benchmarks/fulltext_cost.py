@@ -25,8 +25,8 @@ from benchmarks.pipeline import decoded
 from benchmarks.table import Figure, show
 
 ROUNDS = 3
-MODEL_EVENTS = 500
-JOURNAL_EVENTS = 6_000
+MODEL_EVENTS = 300
+JOURNAL_EVENTS = 4_000
 DISK_EVENTS = 4_000
 SESSIONS = 100
 
