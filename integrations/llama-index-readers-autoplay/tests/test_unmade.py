@@ -149,15 +149,15 @@ async def test_a_pipeline_fills_a_store_that_has_no_collection_yet(
 ):
     store = LlamaIndexStore(unmade)
     async with IngestPipeline(store, LlamaIndexEmbedder(embed_model)) as pipeline:
-        assert await pipeline.search("report") == []
+        assert await pipeline.search("report", mode="dense") == []
         await store.delete(["unknown"])
         for session in ("s1", "s2"):
             await pipeline.on_actions(make_payload("exported a report", session_id=session))
             await pipeline.drain(10)
-        found = await pipeline.search("report")
+        found = await pipeline.search("report", mode="dense")
         assert {hit.session_id for hit in found} == {"s1", "s2"}
         await store.delete([found[0].id])
-        assert len(await pipeline.search("report")) == 1
+        assert len(await pipeline.search("report", mode="dense")) == 1
 
 
 async def test_a_stream_fills_such_a_store_and_replaces_repeated_payloads(
@@ -171,10 +171,11 @@ async def test_a_stream_fills_such_a_store_and_replaces_repeated_payloads(
             index, reader, drain_timeout=0.1, render=lambda _, text=text: text
         ) as live:
             if text == "old":
-                assert await live.search("clicked") == []
+                assert await live.search("clicked", mode="dense") == []
             await live.drain(10)
             await live.wait()
-            assert [hit.text for hit in await live.search("clicked")] == [text] * 3
+            found = await live.search("clicked", mode="dense")
+            assert [hit.text for hit in found] == [text] * 3
 
 
 def test_faiss_is_refused_for_it_can_neither_delete_nor_filter(embed_model):
