@@ -530,7 +530,7 @@ class Findable(ABC):
             lookups: The question's terms, each with the words to look up.
             phrases: What is looked up as it stands.
             conditions: As `Filter.conditions` gives them.
-            limit: The most passages.
+            limit: The most passages; with 0 only the terms are counted.
         """
 
     @abstractmethod

@@ -34,6 +34,8 @@ _LANE_PAYLOADS: Final = 400
 """The latest payloads of a session that count, beside those that matched."""
 _COUNTED: Final = 20_000
 """Passages with a word are counted up to here."""
+_FILTERED_AFTERWARDS: Final = 1000
+"""The best matches of a question that are filtered first: a broad filter leaves enough of them."""
 _GROWTH: Final = 1.2
 _IN: Final = "IN (SELECT value FROM json_each(?))"
 _STORED: Final = f"chunk.state <> {ChunkState.PLANNED:d}"
@@ -113,7 +115,7 @@ class Finder:
             lookups: The question's terms, each with the words to look up.
             phrases: What is looked up as it stands.
             conditions: As `Filter.conditions` gives them.
-            limit: The most passages.
+            limit: The most passages; with 0 only the terms are counted.
         """
         total = self._count_passages()
         counts = {term: self._frequency(term, raw, total) for term, raw in lookups.items()}
@@ -124,7 +126,7 @@ class Finder:
             [_quoted(phrase) for phrase in phrases]
             + [_quoted(raw) for term in chosen for raw in lookups[term]]
         )
-        seqs = self._matching(match, conditions, limit) if match else []
+        seqs = self._matching(match, conditions, limit) if match and limit else []
         return Found(total, counts, seqs)
 
     def _matching(
@@ -139,6 +141,16 @@ class Finder:
             )
             return rows.fetchall()
         where, given = passages_where(conditions)
+        best = self._connection.execute(
+            "SELECT found.rowid, passage.lane FROM (SELECT rowid FROM words "
+            "WHERE words MATCH ? ORDER BY bm25(words) LIMIT ?) AS found "
+            "CROSS JOIN passage ON passage.seq = found.rowid "
+            f"CROSS JOIN visit ON visit.lane = passage.lane WHERE {where} LIMIT ?",
+            (match, _FILTERED_AFTERWARDS, *given, limit),
+        ).fetchall()
+        if len(best) == limit:
+            return best
+        # Few pass: each match has to be looked at.
         rows = self._connection.execute(
             "SELECT words.rowid, passage.lane FROM words "
             "CROSS JOIN passage ON passage.seq = words.rowid "

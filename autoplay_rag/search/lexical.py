@@ -204,7 +204,7 @@ def _is_code(text: str) -> bool:
     return digits > 0 and (digits < len(text) or digits >= 5)  # noqa: PLR2004 - see `_CODE`
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=50_000)
 def _weighed(line: str) -> tuple[tuple[str, float], ...]:
     """The terms of one line of `content.render`, each with what it counts for."""
     line = line.rstrip(",")

@@ -142,7 +142,7 @@ class Searcher:
             scope = await self.catalog.scope(filter.conditions())
         dense, found = await _both(
             self._dense(question.text, k, filter, scope) if mode != "text" else None,
-            self._words(question, k, filter) if mode != "dense" else None,
+            self._words(question, k, filter, scope) if mode != "dense" else None,
         )
         problem = None
         if isinstance(dense, BaseException):
@@ -184,12 +184,12 @@ class Searcher:
             found = await self.store.query(vector, limit, filter)
         return [one for one in found if one.id != PROBE_ID and filter.matches(one.metadata)]
 
-    async def _words(self, question: Question, k: int, filter: Filter) -> Found:
+    async def _words(self, question: Question, k: int, filter: Filter, scope: Scope) -> Found:
         if not self.catalog:
             return _NOTHING
-        return await self.catalog.find(
-            question.lookups, question.exact, filter.conditions(), max(_MATCHING, 2 * k)
-        )
+        # Few sessions are all candidates: only how rare the words are is asked.
+        most = max(_MATCHING, 2 * k) if scope.lanes is None else 0
+        return await self.catalog.find(question.lookups, question.exact, filter.conditions(), most)
 
     async def _passages(
         self, k: int, filter: Filter, scope: Scope, matches: Mapping[str, Match], found: Found
