@@ -233,6 +233,10 @@ class Searcher:
     async def _make(self, candidates: Sequence[Candidate], ranking: _Ranking) -> dict[Unit, Hit]:
         """Hits of candidates that are still there."""
         chunks = await self._chunks([one.unit for one in candidates], ranking)
+        best: dict[str, Unit] = {}
+        for one in candidates:
+            if one.unit in chunks:
+                best.setdefault(chunks[one.unit].id, one.unit)
         return {
             one.unit: Hit.of(
                 chunk.id,
@@ -245,7 +249,7 @@ class Searcher:
                 embedded=isinstance(one.unit, str),
             )
             for one in candidates
-            if (chunk := chunks.get(one.unit)) is not None
+            if (chunk := chunks.get(one.unit)) is not None and best[chunk.id] == one.unit
         }
 
     async def _chunks(self, units: Sequence[Unit], ranking: _Ranking) -> dict[Unit, Chunk | Match]:
@@ -258,8 +262,15 @@ class Searcher:
         }
         if self.catalog:
             found |= {chunk.id: chunk for chunk in await self.catalog.chunks(ids)}
-            if waiting := [unit for unit in units if isinstance(unit, int)]:
+            waiting = [unit for unit in units if isinstance(unit, int)]
+            if waiting:
                 found |= {seq: one for seq, one in (await self.catalog.waiting(waiting)).items()}  # noqa: C416 - of other types
+            if stored := [unit for unit in waiting if unit not in found]:
+                # Stored since the candidates were chosen: now the chunk has what they say.
+                parts = await self.catalog.passages([], stored)
+                names = {part.seq: part.chunk for part in parts if part.chunk is not None}
+                made = {one.id: one for one in await self.catalog.chunks(list(set(names.values())))}
+                found |= {seq: made[name] for seq, name in names.items() if name in made}
         return found
 
     # -- sessions -----------------------------------------------------------------------------
