@@ -32,10 +32,18 @@ if TYPE_CHECKING:
         SlimAction,
         SummaryPayload,
     )
-    from autoplay_rag.search.hits import Hit
+    from autoplay_rag.search.hits import Hit, Hits, Matched, SessionHit
+    from autoplay_rag.search.timeline import (
+        Actions,
+        SessionEvent,
+        Sessions,
+        SessionSummary,
+        WholeSession,
+    )
     from autoplay_rag.stores.base import Filter
 
 __all__ = [
+    "Actions",
     "ActionsPayload",
     "AnyPayload",
     "AsyncConnectorClient",
@@ -47,15 +55,22 @@ __all__ = [
     "Filter",
     "Health",
     "Hit",
+    "Hits",
     "IngestPipeline",
     "JournalReader",
     "Ledger",
     "LiveSessions",
+    "Matched",
     "Payload",
     "Render",
+    "SessionEvent",
+    "SessionHit",
+    "SessionSummary",
+    "Sessions",
     "SlimAction",
     "SummaryPayload",
     "WebhookReceiver",
+    "WholeSession",
     "__version__",
     "follow_journal",
     "to_frame",
@@ -65,6 +80,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "Actions": "autoplay_rag.search.timeline",
         "ActionsPayload": "autoplay_rag.payloads",
         "AnyPayload": "autoplay_rag.payloads",
         "AsyncConnectorClient": "autoplay_rag.connector.client",
@@ -76,15 +92,22 @@ __getattr__, __dir__ = lazy_exports(
         "Filter": "autoplay_rag.stores.base",
         "Health": "autoplay_rag.journal.base",
         "Hit": "autoplay_rag.search.hits",
+        "Hits": "autoplay_rag.search.hits",
         "IngestPipeline": "autoplay_rag.ingest.pipeline",
         "JournalReader": "autoplay_rag.journal.reader",
         "Ledger": "autoplay_rag.journal.ledger",
         "LiveSessions": "autoplay_rag.live",
+        "Matched": "autoplay_rag.search.hits",
         "Payload": "autoplay_rag.payloads",
         "Render": "autoplay_rag.content.render",
+        "SessionEvent": "autoplay_rag.search.timeline",
+        "SessionHit": "autoplay_rag.search.hits",
+        "SessionSummary": "autoplay_rag.search.timeline",
+        "Sessions": "autoplay_rag.search.timeline",
         "SlimAction": "autoplay_rag.payloads",
         "SummaryPayload": "autoplay_rag.payloads",
         "WebhookReceiver": "autoplay_rag.connector.webhook",
+        "WholeSession": "autoplay_rag.search.timeline",
         "follow_journal": "autoplay_rag.ingest.follow",
         "to_frame": "autoplay_rag.frames",
         "webhook_app": "autoplay_rag.connector.webhook",

@@ -14,13 +14,18 @@ from autoplay_rag import (
     Filter,
     Health,
     Hit,
+    Hits,
     IngestPipeline,
     Ledger,
     LiveSessions,
     Payload,
+    SessionEvent,
+    SessionHit,
+    Sessions,
     SlimAction,
     SummaryPayload,
     WebhookReceiver,
+    WholeSession,
     follow_journal,
     webhook_app,
 )
@@ -59,8 +64,16 @@ async def pipeline() -> None:
     async with IngestPipeline(ChromaStore("./chroma"), LocalEmbedder(), journal="j.db") as found:
         assert_type(found.attach(AsyncConnectorClient("u")), AsyncConnectorClient)
         assert_type(await found.ingest(AsyncConnectorClient("u"), idle_seconds=1.0), Ledger)
-        assert_type(await found.search("q", k=3, user_id="u1"), list[Hit])
-        assert_type(found.search_sync("q", filter=Filter(session_id="s1")), list[Hit])
+        assert_type(await found.search("q", k=3, user_id="u1", mode="text"), Hits[Hit])
+        assert_type(found.search_sync("q", filter=Filter(session_id="s1")), Hits[Hit])
+        sessions = await found.search_sessions("q", since="7d")
+        assert_type(sessions, Hits[SessionHit])
+        assert_type(sessions[0].best.matched.places, list[tuple[int, int]])
+        assert_type(await found.sessions(user_id="u1", matching="export"), Sessions)
+        assert_type(await found.session("s1"), WholeSession | None)
+        assert_type(await found.context(user_id="u1"), str)
+        async for event in found.actions(since="1h"):
+            assert_type(event, SessionEvent)
         assert_type(found.dead_letters, DeadLetters)
         assert_type(await found.dead_letters.list(), list[DeadLetter])
         assert_type(found.health, Health)
