@@ -13,7 +13,7 @@ import typer
 from autoplay_rag.cli.console import note, paragraph, say
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.progress import showing_progress
-from autoplay_rag.cli.search import answers, hits_table
+from autoplay_rag.cli.search import hits_table, shown_texts
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.recording import read_recording_lines
 from autoplay_rag.devserver import LocalConnector, questions, samples
@@ -80,16 +80,17 @@ async def _ask(pipeline: IngestPipeline, embedder: Embedder) -> None:
     asked = questions()
     for question in asked[:: len(asked) // _SHOWN][:_SHOWN]:
         say("")
-        hits = await pipeline.search(question.question, k=3)
-        texts = await answers(embedder, question.question, hits)
+        hits = await pipeline.search(question.question, k=3, collapse=True)
+        texts = await shown_texts(hits, question.question, embedder)
         hits_table(hits, title=question.question, texts=texts)
     first = found = 0
     for question in asked:
-        sessions = [hit.session_id for hit in await pipeline.search(question.question, k=_K)]
-        first += question.session_id in sessions[:1]
-        found += question.session_id in sessions
+        sessions = await pipeline.search_sessions(question.question, k=_K)
+        ids = [session.session_id for session in sessions]
+        first += question.session_id in ids[:1]
+        found += question.session_id in ids
     say("")
     paragraph(
-        f"Of all {len(asked)} sample questions, the right session is the first hit for {first}, "
-        f"and among the first {_K} hits for {found}."
+        f"Of all {len(asked)} sample questions, the right session comes first for {first}, "
+        f"and among the first {_K} for {found}."
     )

@@ -44,7 +44,7 @@ from autoplay_rag.search.searcher import Searcher
 from autoplay_rag.stores.base import Filter
 from autoplay_rag.stores.chroma import ChromaStore
 
-__all__ = ["answers", "hits_table", "search", "shown_time"]
+__all__ = ["hits_table", "search", "shown_texts", "shown_time"]
 
 _CHROMA_FILE = "chroma.sqlite3"
 _SNIPPET = 160
@@ -166,14 +166,14 @@ async def _search(
         searcher = Searcher(
             store, sides.embedder, opened.finder if opened else None, complete=opened is not None
         )
-        hits = await searcher.search(question, k, limits, mode=mode)
+        hits = await searcher.search(question, k, limits, mode=mode, collapse=True)
         if opened and mode != "dense":
             sides.answered.append("text")
         if hits.problem:
             sides.reason = f"; the store did not: {clean(hits.problem)}"
         elif mode != "text":
             sides.answered.append("dense")
-        return hits, await _shown(hits, question, sides.embedder if finds_answers else None)
+        return hits, await shown_texts(hits, question, sides.embedder if finds_answers else None)
 
 
 async def _started(
@@ -201,17 +201,19 @@ async def _belong_together(store: ChromaStore, journal: OpenedJournal) -> bool:
     return identity is not None and identity.journal_id == journal.journal_id
 
 
-async def _shown(hits: Sequence[Hit], question: str, embedder: Embedder | None) -> list[str]:
+async def shown_texts(
+    hits: Sequence[Hit], question: str, embedder: Embedder | None
+) -> list[str]:
     """What to show of each hit: the lines with the question's words, or the nearest in meaning."""
     texts = [hit.matched.text if hit.matched.places else "" for hit in hits]
     rest = [hit for hit, text in zip(hits, texts, strict=True) if not text]
     if embedder is not None and rest:
-        found = iter(await answers(embedder, question, rest))
+        found = iter(await _answers(embedder, question, rest))
         return [text or next(found) for text in texts]
     return [text or hit.text for hit, text in zip(hits, texts, strict=True)]
 
 
-async def answers(embedder: Embedder, question: str, hits: Sequence[Hit]) -> list[str]:
+async def _answers(embedder: Embedder, question: str, hits: Sequence[Hit]) -> list[str]:
     """Return the line of each hit's text that is nearest in meaning to the question."""
     lines = [_lines(hit.text) for hit in hits]
     asked = await embedder.embed_query(question)
