@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from autoplay_rag.connector.sync import ConnectorClient
     from autoplay_rag.connector.webhook import WebhookReceiver, webhook_app
     from autoplay_rag.content.chunks import Chunk
+    from autoplay_rag.content.pii import PiiRedactor
     from autoplay_rag.content.render import Render
     from autoplay_rag.frames import to_frame
     from autoplay_rag.ingest.dead_letters import DeadLetters
@@ -52,6 +53,7 @@ __all__ = [
     "Ledger",
     "LiveSessions",
     "Payload",
+    "PiiRedactor",
     "Render",
     "SlimAction",
     "SummaryPayload",
@@ -81,6 +83,7 @@ __getattr__, __dir__ = lazy_exports(
         "Ledger": "autoplay_rag.journal.ledger",
         "LiveSessions": "autoplay_rag.live",
         "Payload": "autoplay_rag.payloads",
+        "PiiRedactor": "autoplay_rag.content.pii",
         "Render": "autoplay_rag.content.render",
         "SlimAction": "autoplay_rag.payloads",
         "SummaryPayload": "autoplay_rag.payloads",

@@ -26,6 +26,7 @@ NAMES = {
         "Ledger",
         "LiveSessions",
         "Payload",
+        "PiiRedactor",
         "Render",
         "SlimAction",
         "SummaryPayload",
@@ -74,7 +75,7 @@ NAMES = {
     "autoplay_rag.devserver": ["LocalConnector", "Question", "questions", "samples"],
 }
 OPTIONAL = {
-    "chromadb", "fastapi", "numpy", "onnxruntime", "openai", "pandas", "starlette",
+    "chromadb", "fastapi", "numpy", "onnxruntime", "openai", "pandas", "phonenumbers", "starlette",
     "tokenizers", "typer", "uvicorn",
 }  # fmt: skip
 
