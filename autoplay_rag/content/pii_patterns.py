@@ -146,9 +146,8 @@ _IBAN_LENGTHS: Final = {
         "YE30",
     )
 }
-_IBAN: Final = re.compile(
-    r"(?<![^\W_])[A-Z]{2}\d\d(?:[ \u00a0-]?[A-Z0-9]){11,29}", re.ASCII | re.IGNORECASE
-)
+_IBAN: Final = re.compile(r"(?<![^\W_])[A-Za-z]{2}[0-9]{2}(?:[ \u00a0-]?[A-Za-z0-9]){11,29}")
+_IBAN_START: Final = re.compile(r"[A-Za-z]{2}[0-9]{2}[ \u00a0-]?[A-Za-z0-9]")
 _NOT_ALNUM: Final = re.compile(r"[\W_]+")
 
 
@@ -160,6 +159,8 @@ def ibans(text: str) -> Iterator[Span]:
         >>> [text[start:end] for start, end in ibans(text)]
         ['DE89 3704 0044 0532 0130 00']
     """
+    if not _IBAN_START.search(text):
+        return
     for found in _IBAN.finditer(text):
         length = _IBAN_LENGTHS.get(found[0][:2].upper(), 0)
         end = start = found.start()
@@ -206,6 +207,7 @@ def _masked(text: str) -> str:
 # -- payment cards ----------------------------------------------------------------------------
 
 _CARD_RUN: Final = re.compile(r"(?<!\w)(?<!\d[.,])\d(?:[ \u00a0.\-]?\d){12,}+(?![^\W\d])(?!,\d)")
+_THIRTEEN_DIGITS: Final = re.compile(r"\d(?:[ \u00a0.\-]?\d){12}")
 _GROUP: Final = re.compile(r"\d+")
 # Issuer, lengths. Maestro's shorter numbers are left out: too many other numbers look like them.
 _ISSUERS: Final = tuple(
@@ -232,6 +234,8 @@ def cards(text: str) -> Iterator[Span]:
         >>> [text[start:end] for start, end in cards(text)]
         ['4111 1111 1111 1111']
     """
+    if not _THIRTEEN_DIGITS.search(text):
+        return
     for run in _CARD_RUN.finditer(_masked(text)):
         groups = [found.span() for found in _GROUP.finditer(run[0])]
         plain = "".join(str(int(c)) for c in run[0] if c.isdecimal())
@@ -374,8 +378,8 @@ _NAMES_OF_SECRETS: Final = (
 )
 # `?token=abc` in a URL.
 _PARAMETER: Final = re.compile(
-    rf"(?<=[?&#;])(?:[\w.\-]{{0,40}}[_.\-])?(?:{_NAMES_OF_SECRETS})(?:\[\])?=({_VALUE}+)"
-    rf"|(?<=[?&#;])(?:accesstoken|refreshtoken|idtoken|authtoken|jsessionid|phpsessid|sessiontoken|"
+    rf"[?&#;](?:[\w.\-]{{0,40}}[_.\-])?(?:{_NAMES_OF_SECRETS})(?:\[\])?=({_VALUE}+)"
+    rf"|[?&#;](?:accesstoken|refreshtoken|idtoken|authtoken|jsessionid|phpsessid|sessiontoken|"
     rf"key|code|ticket)=({_VALUE}{{16,}})",
     re.IGNORECASE,
 )
@@ -390,6 +394,10 @@ _SCHEME: Final = re.compile(
     r"(?<![\w<])(bearer|basic|token|apikey)(?:[ +]|%20)+([A-Za-z0-9._~+/\-]{8,}={0,2})",
     re.IGNORECASE,
 )
+# Regular expressions are slow where most texts have nothing: these rule such texts out.
+_LONG_RUN: Final = re.compile(r"[\w\-.:/]{15}")
+_WORDS: Final = ("pass", "pwd", "secret", "token", "key", "credential")
+_SCHEMES: Final = ("bearer", "basic", "token", "apikey")
 _HAS_DIGIT: Final = re.compile(r"\d")
 _LONG_TOKEN: Final = 30
 
@@ -402,21 +410,31 @@ def secrets(text: str) -> Iterator[Span]:
         >>> [text[start:end] for start, end in secrets(text)]
         ['ann:hunter2', 'abc']
     """
-    for found in _SECRET.finditer(text):
-        yield found.span()
+    lower = text.lower()
+    if _LONG_RUN.search(text) or "-----BEGIN" in text:
+        yield from (found.span() for found in _SECRET.finditer(text))
     if "://" in text:
-        for found in _USERINFO.finditer(text):
-            yield found.span()
+        yield from (found.span() for found in _USERINFO.finditer(text))
     if "=" in text:
         for found in _PARAMETER.finditer(text):
             yield found.span(found.lastindex or 0)
+    if any(word in lower for word in _WORDS):
+        yield from _assigned(text)
+    if any(word in lower for word in _SCHEMES):
+        yield from _authorizations(text)
+
+
+def _authorizations(text: str) -> Iterator[Span]:
+    for found in _SCHEME.finditer(text):
+        if _is_credential(found[1].lower(), found[2]):
+            yield found.span(2)
+
+
+def _assigned(text: str) -> Iterator[Span]:
     for found in _ASSIGNED.finditer(text):
         value = found[1].rstrip(".!?:")
         if _HAS_DIGIT.search(value) or not value.isalpha():  # "Password: required"
             yield found.start(1), found.start(1) + len(value)
-    for found in _SCHEME.finditer(text):
-        if _is_credential(found[1].lower(), found[2]):
-            yield found.span(2)
 
 
 def _is_credential(scheme: str, value: str) -> bool:
