@@ -119,10 +119,8 @@ def ingest(
         journal = journal or file.journal or default_journal(chroma_path(store))
         idle_seconds = file.get("idle_seconds") if idle_seconds is None else idle_seconds
         check_at_least("idle_seconds", idle_seconds, 0, optional=True)
-        options = {
-            **file.pipeline,
-            **{name: given[name] for name in ("batch_window", "redact") if name in given},
-        }
+        options = file.pipeline
+        options |= {name: given[name] for name in ("batch_window", "redact") if name in given}
         check_choice("redact", options.get("redact", "pii"), ("pii",))
         pipeline = IngestPipeline(
             make_store(store, collection or file.get("collection")),

@@ -71,7 +71,8 @@ class PiiRedactor:
         keep_typed: False also removes what a person typed into a field, and the query strings of
             URLs, because they often repeat it. Summaries and chat turns may still quote it.
         region: The country of national phone numbers, such as "US", or several. None finds
-            numbers that begin with `+` or `00`, and digits after a word such as "phone".
+            numbers that begin with `+` or `00`, those written as `(212) 555-0123` or
+            `212-555-0123`, and digits after a word such as "phone".
         kinds: What to remove: any of "secret", "email", "ip", "iban", "card", "phone".
 
     Raises:
@@ -202,16 +203,21 @@ class PiiRedactor:
     def _id(self, value: str | None) -> str | None:
         if not value or not ("@" in value or "+" in value or "%" in value or "\uff0b" in value):
             return value
-        found = _decoded(value)
-        for kind in ("email", "phone"):
-            if finder := self._finders.get(kind):
-                spans = finder(found)
-                if kind == "phone":
-                    spans = (span for span in spans if found[span[0]] in "+\uff0b")
-                found = self._replaced(found, kind, spans)
-        if found == _decoded(value):
+        decoded = text = _decoded(value)
+        for _ in range(_MOST_PASSES):  # as in `_redacted`
+            found = self._replaced(text, "email", self._found("email", text))
+            numbers = (span for span in self._found("phone", found) if found[span[0]] in "+\uff0b")
+            found = self._replaced(found, "phone", numbers)
+            if found == text:
+                break
+            text = found
+        if text == decoded:
             return value
-        return found if self._key else None
+        return text if self._key else None
+
+    def _found(self, kind: str, text: str) -> Iterator[Span]:
+        finder = self._finders.get(kind)
+        return iter(()) if finder is None else finder(text)
 
     # -- texts --------------------------------------------------------------------------------
 
@@ -301,7 +307,7 @@ class PiiRedactor:
         assert library is not None
         value = value.strip()
         given = f"+{value[2:]}" if value.startswith("00") else value
-        for region in self._regions or (None,):
+        for region in (*self._regions, "US"):
             try:
                 number = library.parse(given, region)
             except library.NumberParseException:

@@ -276,6 +276,10 @@ _NUMBER: Final = r"[+\uff0b]?\(?\d(?:[ \u00a0()./\-]{0,3}\d){6,14}+(?!\w)"
 _INTERNATIONAL: Final = re.compile(
     r"(?<![\w+.,/\-])00([1-9](?:[ \u00a0()./\-]{0,3}\d){7,14}+)(?!\w)"
 )
+# (212) 555-0123 and 212-555-0123: no other number is written in this way.
+_AMERICAN: Final = re.compile(
+    r"(?<![\w+.,/\-])(?:\([2-9]\d\d\) ?|[2-9]\d\d[.\-])[2-9]\d\d[.\-]\d{4}(?!\w|[.,/\-]\d)"
+)
 _PHONE_WORD: Final = (
     r"(?:tele?)?(?:phone|fax|fon)|tel|mobile|mob|cell ?phone|whatsapp|sms|telefono|tel[eé]fono|"
     r"t[eé]l[eé]phone|handy|celular|m[oó]vil|msisdn|(?:call|text|ring|reach) (?:me|us|him|her|them)"
@@ -298,8 +302,8 @@ def phones(text: str, library: Any, regions: tuple[str, ...]) -> Iterator[Span]:
         regions: Countries of which national numbers are found, too.
 
     Yields:
-        Valid international numbers, valid national numbers as they are written in the regions, and
-        numbers after a word such as "phone".
+        Valid international numbers, valid national numbers as they are written in the regions and in
+        North America, and numbers after a word such as "phone".
     """
     if not _SEVEN_DIGITS.search(text):
         return
@@ -322,6 +326,9 @@ def _international(text: str, library: Any) -> Iterator[Span]:
             yield match.start, match.end
     for found in _INTERNATIONAL.finditer(text):
         if _is_phone(f"+{found[1]}", library):
+            yield found.span()
+    for found in _AMERICAN.finditer(text):
+        if _is_phone(f"+1{found[0]}", library):
             yield found.span()
 
 
