@@ -69,7 +69,8 @@ class PiiRedactor:
             their spelling (`Ann@acme.test`, `+49 30 123456`). Secrets never have one. Keep the key
             outside the journal: who has it can test whether a value they guess was there.
         keep_typed: False also removes what a person typed into a field, and the query strings of
-            URLs, because they often repeat it. Summaries and chat turns may still quote it.
+            URLs, because they often repeat it. Summaries, chat turns, page titles and suggestions
+            that were clicked may still quote it.
         region: The country of national phone numbers, such as "US", or several. None finds
             numbers that begin with `+` or `00`, those written as `(212) 555-0123` or
             `212-555-0123`, and digits after a word such as "phone".
