@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from autoplay_rag.connector.sync import ConnectorClient
     from autoplay_rag.connector.webhook import WebhookReceiver, webhook_app
     from autoplay_rag.content.chunks import Chunk
+    from autoplay_rag.content.pii import PiiRedactor
     from autoplay_rag.content.render import Render
     from autoplay_rag.frames import to_frame
     from autoplay_rag.ingest.dead_letters import DeadLetters
@@ -62,6 +63,7 @@ __all__ = [
     "LiveSessions",
     "Matched",
     "Payload",
+    "PiiRedactor",
     "Render",
     "SessionEvent",
     "SessionHit",
@@ -99,6 +101,7 @@ __getattr__, __dir__ = lazy_exports(
         "LiveSessions": "autoplay_rag.live",
         "Matched": "autoplay_rag.search.hits",
         "Payload": "autoplay_rag.payloads",
+        "PiiRedactor": "autoplay_rag.content.pii",
         "Render": "autoplay_rag.content.render",
         "SessionEvent": "autoplay_rag.search.timeline",
         "SessionHit": "autoplay_rag.search.hits",

@@ -13,6 +13,7 @@ MODULES = (
     "imports",
     "client",
     "pipeline",
+    "redaction",
     "journal",
     "memory",
     "filters",

@@ -29,6 +29,7 @@ NAMES = {
         "LiveSessions",
         "Matched",
         "Payload",
+        "PiiRedactor",
         "Render",
         "SessionEvent",
         "SessionHit",
@@ -82,7 +83,7 @@ NAMES = {
     "autoplay_rag.devserver": ["LocalConnector", "Question", "questions", "samples"],
 }
 OPTIONAL = {
-    "chromadb", "fastapi", "numpy", "onnxruntime", "openai", "pandas", "starlette",
+    "chromadb", "fastapi", "numpy", "onnxruntime", "openai", "pandas", "phonenumbers", "starlette",
     "tokenizers", "typer", "uvicorn",
 }  # fmt: skip
 

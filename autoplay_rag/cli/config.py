@@ -46,6 +46,7 @@ PIPELINE_KEYS: Final[Mapping[str, str]] = {
     "journal_max_bytes": _COUNT,
     "keep_payloads": _FLAG,
     "include_email": _FLAG,
+    "redact": _TEXT,
     "embed_concurrency": _COUNT,
     "max_attempts": _COUNT,
     "max_embed_tokens_per_day": _COUNT,

@@ -13,7 +13,7 @@ from typing import Annotated
 import httpx
 import typer
 
-from autoplay_rag._checks import check_at_least
+from autoplay_rag._checks import check_at_least, check_choice
 from autoplay_rag.cli.config import Config, ConfigOption, Stream, load_config
 from autoplay_rag.cli.console import error, log_client_failures, note, say
 from autoplay_rag.cli.interrupts import Interrupts
@@ -69,6 +69,13 @@ def ingest(
             help="How long to gather the payloads of a session into a batch; by default 15.",
         ),
     ] = None,
+    redact: Annotated[
+        str | None,
+        typer.Option(
+            metavar="pii",
+            help="Remove personal data and secrets before anything is kept. Needs the extra pii.",
+        ),
+    ] = None,
     idle_seconds: IdleOption = None,
     config: ConfigOption = None,
     rebuild: Annotated[
@@ -99,6 +106,7 @@ def ingest(
         "embedder": embedder,
         "collection": collection,
         "batch_window": batch_window,
+        "redact": redact,
         "idle_seconds": idle_seconds,
         "journal": journal,
         "url": url or None,
@@ -111,14 +119,16 @@ def ingest(
         journal = journal or file.journal or default_journal(chroma_path(store))
         idle_seconds = file.get("idle_seconds") if idle_seconds is None else idle_seconds
         check_at_least("idle_seconds", idle_seconds, 0, optional=True)
-        window = {} if batch_window is None else {"batch_window": batch_window}
+        options = file.pipeline
+        options |= {name: given[name] for name in ("batch_window", "redact") if name in given}
+        check_choice("redact", options.get("redact", "pii"), ("pii",))
         pipeline = IngestPipeline(
             make_store(store, collection or file.get("collection")),
             make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER),
             journal=journal,
             rebuild=rebuild,
             adopt=adopt,
-            **{**file.pipeline, **window},
+            **options,
         )
     if file.path is not None:
         note(f"settings: {file.path}")

@@ -201,9 +201,7 @@ async def _belong_together(store: ChromaStore, journal: OpenedJournal) -> bool:
     return identity is not None and identity.journal_id == journal.journal_id
 
 
-async def shown_texts(
-    hits: Sequence[Hit], question: str, embedder: Embedder | None
-) -> list[str]:
+async def shown_texts(hits: Sequence[Hit], question: str, embedder: Embedder | None) -> list[str]:
     """What to show of each hit: the lines with the question's words, or the nearest in meaning."""
     texts = [hit.matched.text if hit.matched.places else "" for hit in hits]
     rest = [hit for hit, text in zip(hits, texts, strict=True) if not text]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from autoplay_rag.content.pii import PiiRedactor
+from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
-__all__ = ["RedactionError", "redacted", "without_addresses"]
+__all__ = ["Redact", "RedactionError", "redacted", "redaction_rule", "without_addresses"]
+
+Redact: TypeAlias = Literal["pii"] | Callable[[Any], Payload]
+"""One rule: "pii" for `PiiRedactor()`, or a function that returns a payload as it may be kept."""
 
 
 class RedactionError(Exception):
@@ -18,6 +23,51 @@ class RedactionError(Exception):
     The message holds only the name of the error: the error's own text may quote what `redact`
     was to remove.
     """
+
+
+def redaction_rule(redact: Redact | Sequence[Redact] | None) -> Callable[[Any], Payload] | None:
+    """Make one function from the `redact` argument.
+
+    Args:
+        redact: "pii", a function, a sequence of both to apply in order, or None.
+
+    Returns:
+        The function; None if there is nothing to do.
+
+    Raises:
+        ConfigurationError: If it is something else.
+        MissingExtraError: If "pii" is given and the extra `pii` is not installed.
+
+    Example:
+        >>> redaction_rule("emails")
+        Traceback (most recent call last):
+        autoplay_rag.errors.ConfigurationError: redact must be "pii", a function, or a sequence of them, not 'emails'
+    """
+    if redact is None:
+        return None
+    rules: Sequence[Any] = (redact,)
+    if isinstance(redact, Sequence) and not isinstance(redact, str | bytes):
+        rules = redact
+    made: list[Callable[[Any], Payload]] = []
+    for rule in rules:
+        if rule == "pii":
+            made.append(PiiRedactor())
+        elif callable(rule) and not isinstance(rule, type):
+            made.append(rule)
+        else:
+            raise ConfigurationError(
+                f'redact must be "pii", a function, or a sequence of them, not {rule!r}'
+            )
+    if len(made) <= 1:
+        return made[0] if made else None
+
+    def apply(payload: Any) -> Payload:
+        for one in made:
+            payload = _checked(one(payload))
+        found: Payload = payload
+        return found
+
+    return apply
 
 
 def redacted(payload: Payload, redact: Callable[[Any], Payload] | None) -> Payload:
@@ -33,11 +83,14 @@ def redacted(payload: Payload, redact: Callable[[Any], Payload] | None) -> Paylo
     if redact is None:
         return payload
     try:
-        found = redact(payload)
-        if not isinstance(found, ActionsPayload | SummaryPayload | ChatTurn):
-            raise TypeError("redact() did not return a payload")  # noqa: TRY301 - as any other failure
+        return _checked(redact(payload))
     except Exception as error:  # noqa: BLE001 - the user's own code
         raise RedactionError(type(error).__name__) from None
+
+
+def _checked(found: Any) -> Payload:
+    if not isinstance(found, ActionsPayload | SummaryPayload | ChatTurn):
+        raise TypeError("redact() did not return a payload")
     return found
 
 

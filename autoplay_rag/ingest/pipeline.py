@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._html import table_html
+from autoplay_rag.content.redaction import Redact, redaction_rule
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
 from autoplay_rag.embedders.base import Embedder, as_embedder
@@ -76,9 +77,11 @@ class IngestPipeline(Questions):
             until it becomes a dead letter.
         select: Returns whether a payload is wanted. Others are counted as filtered. Runs on the
             event loop: keep it fast.
-        redact: Returns a payload as it may be kept. Return a changed copy, because other
-            callbacks may hold the same object. Runs on the event loop, before the payload is
-            journalled.
+        redact: "pii" removes email addresses, phone numbers, payment cards, IBANs, IP addresses
+            and secrets; `PiiRedactor` has options for it. Or a function that returns a payload
+            as it may be kept. It must return a changed copy, because other callbacks may hold the
+            same object. Or a sequence of both, applied in order. Runs on the event loop, before
+            the payload is journalled.
         render: Makes a chunk's text from payloads of one session; the package's own if None.
             Runs on its own thread, and so does the embedder's `count_tokens`. The pipeline accepts
             payloads meanwhile.
@@ -128,7 +131,7 @@ class IngestPipeline(Questions):
         embed_concurrency: int = 2,
         max_attempts: int = 3,
         select: Callable[[Payload], bool] | None = None,
-        redact: Callable[[Any], Payload] | None = None,
+        redact: Redact | Sequence[Redact] | None = None,
         render: Render | None = None,
         include_email: bool = False,
         max_embed_tokens_per_day: int | None = None,
@@ -153,7 +156,7 @@ class IngestPipeline(Questions):
             embed_concurrency=embed_concurrency,
             max_attempts=max_attempts,
             select=select,
-            redact=redact,
+            redact=redaction_rule(redact),
             render=render or default_render,
             include_email=include_email,
             max_embed_tokens_per_day=max_embed_tokens_per_day,

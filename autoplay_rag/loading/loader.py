@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import warnings
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from collections.abc import AsyncGenerator, Collection, Generator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -14,7 +14,7 @@ from autoplay_rag._bridge import iterate
 from autoplay_rag._checks import check_above, check_choice
 from autoplay_rag.content.chunks import is_empty
 from autoplay_rag.content.keys import payload_key
-from autoplay_rag.content.redaction import RedactionError, redacted
+from autoplay_rag.content.redaction import Redact, RedactionError, redacted, redaction_rule
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
 from autoplay_rag.content.times import own_time
@@ -55,7 +55,7 @@ class PayloadLoader:
         include: The kinds of payload to include: "actions", "summary", "chat".
         max_chars: The most characters of one text. Longer texts are split.
         redact: Returns a redacted copy of a payload. If it raises, the payload is left out and an
-            error is logged.
+            error is logged. "pii" and sequences as for `IngestPipeline`.
         render: Makes the text from payloads of one session. None uses the pipeline's default.
         include_email: Whether the metadata includes email addresses.
         make: Makes a library's document from id, text and metadata. It is yielded instead of a
@@ -81,7 +81,7 @@ class PayloadLoader:
         session_idle_seconds: float = 60.0,
         include: Collection[str] = ("actions", "summary"),
         max_chars: int = 2000,
-        redact: Callable[[Any], Payload] | None = None,
+        redact: Redact | Sequence[Redact] | None = None,
         render: Render | None = None,
         include_email: bool = False,
         make: Make = LoadedText,
@@ -99,7 +99,7 @@ class PayloadLoader:
         self._group_by = group_by
         self._session_idle = session_idle_seconds
         self._include = kinds
-        self._redact = redact
+        self._redact = redaction_rule(redact)
         self._maker = TextMaker(
             render or default_render, max_chars, include_email, source.name, make
         )

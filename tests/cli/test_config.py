@@ -99,6 +99,7 @@ def test_a_file_that_is_named_must_be_there(capsys):
         ("idle_seconds = nan", 1, "idle_seconds must be at least 0"),
         ("durability = 'most'", 1, "durability must be 'normal' or 'full'"),
         ("max_batch_actions = 0", 1, "max_batch_actions must be at least 1"),
+        ("redact = 'names'", 1, "redact must be 'pii', not 'names'"),
     ],
 )
 def test_a_value_that_cannot_work_is_named_with_its_line(tmp_path, capsys, text, line, says):
@@ -115,6 +116,8 @@ def test_an_option_that_cannot_work_is_not_blamed_on_the_file(tmp_path, capsys):
     assert capsys.readouterr().err == "error: batch_window must be at least 0, not -1.0\n"
     assert run(["ingest", URL, "--store", "pg:x"]) == 2
     assert capsys.readouterr().err == "error: --store must be chroma:PATH, not 'pg:x'\n"
+    assert run(["ingest", URL, "--redact", "all"]) == 2
+    assert capsys.readouterr().err == "error: redact must be 'pii', not 'all'\n"
 
 
 @pytest.mark.parametrize("url", ["ftp://connector.example/x", "http://", "acme"])

@@ -50,6 +50,23 @@ def test_the_journal_lies_beside_the_store(store, journal, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+async def test_redact_removes_personal_data(ended, tmp_path):
+    personal = visit("s1", "u1", "mailed ann@acme.test about the card 4111 1111 1111 1111")
+    async with LocalConnector([personal]) as connector:
+        code, out, _ = await ended(
+            "ingest", connector.url, "--redact", "pii", "--idle-seconds", "5"
+        )
+    assert (code, out) == (0, "received 1 · pending 0 · stored 1\n")
+    code, out, _ = await ended("search", "who got mail?")
+    assert (code, "mailed <email> about the card <card>" in out) == (0, True)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"ann@acme" not in content, path
+            assert b"4111 1111" not in content, path
+
+
+@pytest.mark.slow
 async def test_a_stream_is_stored_and_found_again(started, ended, eventually, tmp_path):
     journal = tmp_path / "chroma-journal.db"
     async with LocalConnector(VISITS) as connector:

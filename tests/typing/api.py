@@ -19,6 +19,7 @@ from autoplay_rag import (
     Ledger,
     LiveSessions,
     Payload,
+    PiiRedactor,
     SessionEvent,
     SessionHit,
     Sessions,
@@ -84,11 +85,15 @@ async def pipeline() -> None:
         webhook_app(found, "secret")
     IngestPipeline(MemoryStore(), Mine())
     IngestPipeline(MemoryStore(), OpenAIEmbedder(api_key="k"), select=lambda p: p.kind == "summary")
+    IngestPipeline(MemoryStore(), redact="pii")
+    IngestPipeline(MemoryStore(), redact=PiiRedactor(pseudonyms=b"k" * 32, region="US"))
+    IngestPipeline(MemoryStore(), redact=["pii", lambda payload: payload])
     async with follow_journal("j.db") as live:
         assert_type(live, LiveSessions)
 
 
 def wrong(store: VectorStore) -> None:
+    IngestPipeline(store, redact="names")  # type: ignore[arg-type]
     IngestPipeline(store, durability="most")  # type: ignore[arg-type]
     AsyncConnectorClient("u", overflow="drop")  # type: ignore[arg-type]
     WebhookReceiver("s").verify("text", None)  # type: ignore[arg-type]
