@@ -10,7 +10,13 @@ from contextlib import suppress
 from autoplay_rag._backoff import grown_delay
 from autoplay_rag._serial import SerialThread
 from autoplay_rag.errors import JournalError
-from autoplay_rag.ingest.chunk_writer import ChunkWriter, Delete, Operation, Upsert
+from autoplay_rag.ingest.chunk_writer import (
+    ChunkWriter,
+    Delete,
+    Operation,
+    UpdateMetadata,
+    Upsert,
+)
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.journal.base import Journal, QueuedChunk
 
@@ -46,6 +52,7 @@ class Upkeep:
         self._deleted: list[str] = []
         self._refused: dict[str, str] = {}
         self._changed = asyncio.Event()
+        self._more = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._problem: str | None = None
@@ -73,6 +80,43 @@ class Upkeep:
         self._note_idle()
         self._writer.put([Delete(one) for one in fresh], self._delete_ended)
 
+    def is_deleting(self, id: str) -> bool:
+        """Whether a deletion of this chunk is in progress."""
+        return id in self._deleting
+
+    def store_again(self, count: int) -> None:
+        """Start to store `count` chunks that the catalog has just queued."""
+        self._queued += count
+        self._note_idle()
+        self._more.set()
+
+    async def carry_out(self, operations: Sequence[UpdateMetadata | Delete]) -> list[str]:
+        """Carry out operations on stored chunks, outside of queue and outbox.
+
+        The operations start before the first suspension, so they keep their place among those of
+        later plans and deletions.
+
+        Returns:
+            The ids of the chunks whose operation failed.
+        """
+        failed: list[str] = []
+        left = len(operations)
+        ended = asyncio.Event()
+
+        def one_ended(operation: Operation, error: str | None) -> None:
+            nonlocal left
+            assert not isinstance(operation, Upsert)
+            left -= 1
+            if error is not None:
+                failed.append(operation.id)
+            if not left:
+                ended.set()
+
+        self._writer.put(operations, one_ended)
+        if operations:
+            await ended.wait()
+        return failed
+
     @property
     def idle(self) -> bool:
         """Whether no chunk is queued and no deletion in progress. Rejected ones do not count."""
@@ -98,6 +142,13 @@ class Upkeep:
     # -- stored again -------------------------------------------------------------------------
 
     async def _store_again(self) -> None:
+        while True:
+            self._more.clear()
+            await self._store_queued()
+            self._note_idle()
+            await self._more.wait()
+
+    async def _store_queued(self) -> None:
         after = 0
         while self._queued:
             try:
@@ -107,38 +158,47 @@ class Upkeep:
                     self._queued = await self._journal.count_queued() if after else 0
                     after = 0
                     continue
-                await self._store_page(page)
+                await self._store_page(page, after)
                 after = page[-1].number
                 self._problem = None
             except JournalError as error:
                 self._problem = f"storing chunks again failed: {error}"
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
-        self._note_idle()
 
-    async def _store_page(self, page: Sequence[QueuedChunk]) -> None:
-        tokens = await self._thread.run(self._planner.count, [queued.chunk for queued in page])
+    async def _store_page(self, page: Sequence[QueuedChunk], after: int) -> None:
+        counts = await self._thread.run(self._planner.count, [queued.chunk for queued in page])
+        tokens = {queued.number: count for queued, count in zip(page, counts, strict=True)}
+        before = {queued.number: queued for queued in page}
+        # Chunks may have been deleted or planned anew while tokens were counted. This read has its
+        # place among the journal's transactions: the operations of a later one start after ours.
+        page = [
+            queued
+            for queued in await self._journal.queued(after, _PAGE)
+            if before.get(queued.number) == queued
+        ]
         number_of = {queued.chunk.id: queued.number for queued in page}
         refused: dict[int, str] = {}
-        stored: list[int] = []
+        stored: dict[int, str] = {}
         ended = asyncio.Event()
 
         def chunk_ended(operation: Operation, error: str | None) -> None:
             assert isinstance(operation, Upsert)
             number = number_of[operation.chunk.id]
             if error is None:
-                stored.append(number)
+                stored[number] = operation.chunk.id
             else:
                 refused[number] = error
             if len(stored) + len(refused) == len(page):
                 ended.set()
 
         self._writer.put(
-            [Upsert(queued.chunk, cost) for queued, cost in zip(page, tokens, strict=True)],
+            [Upsert(queued.chunk, tokens[queued.number]) for queued in page],
             chunk_ended,
         )
-        await ended.wait()
-        self.delete(await self._journal.stored_again(stored, refused))
-        self._queued = max(0, self._queued - len(page))
+        if page:
+            await ended.wait()
+            self.delete(await self._journal.stored_again(stored, refused))
+        self._queued = max(0, self._queued - len(before))
 
     # -- deletions ----------------------------------------------------------------------------
 
