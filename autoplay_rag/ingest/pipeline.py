@@ -29,6 +29,8 @@ from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.journal.base import Durability, Health, Outcome
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.live import LiveSessions
+from autoplay_rag.maintenance.backup import BackupReport
+from autoplay_rag.maintenance.report import VerifyReport
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.stores.base import TextStore, VectorStore
 
@@ -430,6 +432,76 @@ class IngestPipeline(Questions):
             raise ConfigurationError("drain() takes a product_id beside a session_id only")
         else:
             await run.drain(timeout)
+
+    # -- maintenance --------------------------------------------------------------------------
+
+    async def verify(self, *, repair: bool = False, delete_extra: bool = False) -> VerifyReport:
+        """Compare the journal's catalog with the store, while the pipeline runs.
+
+        Chunks that are being stored or deleted meanwhile are not reported. The comparison reads
+        every chunk once, in pages.
+
+        Args:
+            repair: Whether to repair what differs. Missing chunks, and those with another text, are
+                queued to be embedded and stored again. Other metadata are corrected without
+                embedding. Rejected deletions are repeated. Extra chunks are deleted only in a
+                collection that this package created and that names this journal, and only if they
+                are at most 5 % of it. `drain` waits for all of this.
+            delete_extra: Whether to delete extra chunks even if they are more than 5 %.
+
+        Returns:
+            What differs, with a few ids as examples, and what was repaired.
+
+        Raises:
+            ConfigurationError: If `delete_extra` is given without `repair`.
+            MissingCapabilityError: If the store can neither be scanned nor return chunks by id.
+            StoreError: If the store cannot be read.
+            PipelineClosedError: If the pipeline is not running.
+
+        Example:
+            >>> from autoplay_rag import ActionsPayload, SlimAction
+            >>> from autoplay_rag.embedders import LocalEmbedder
+            >>> from autoplay_rag.stores import MemoryStore
+            >>> async def main():
+            ...     store = MemoryStore()
+            ...     async with IngestPipeline(store=store, embedder=LocalEmbedder()) as pipeline:
+            ...         click = SlimAction("Export", "User clicked Export")
+            ...         await pipeline.on_actions(ActionsPayload("acme", "s1", actions=[click]))
+            ...         await pipeline.drain()
+            ...         async for page in store.scan():
+            ...             await store.delete([chunk.id for chunk in page])
+            ...         found = await pipeline.verify(repair=True)
+            ...         await pipeline.drain()
+            ...         return found.missing, (await pipeline.verify()).clean
+            >>> asyncio.run(main())
+            (1, True)
+        """
+        if delete_extra and not repair:
+            raise ConfigurationError("delete_extra=True needs repair=True")
+        return await self._open_run().verify(repair=repair, delete_extra=delete_extra)
+
+    async def backup(self, folder: str | Path) -> BackupReport:
+        """Write a consistent copy of journal and store, while the pipeline runs.
+
+        A `ChromaStore` is copied with all collections of its folder. Of other stores, only the
+        journal is copied: start with `rebuild=True` to fill a store from it. Writes to the store
+        and, with Chroma, searches wait while the folder is copied. Payloads are accepted meanwhile.
+
+        The backup holds personal data. Its files are readable by their owner only.
+
+        Args:
+            folder: A new or an empty folder. It has this name only once the backup is complete.
+
+        Returns:
+            What was copied.
+
+        Raises:
+            BackupError: If the backup cannot be written.
+            ConfigurationError: If the pipeline has no journal file.
+            StoreError: If the store cannot be copied.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        return await self._open_run().backup(Path(folder))
 
     @property
     def dead_letters(self) -> DeadLetters:

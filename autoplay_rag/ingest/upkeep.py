@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from autoplay_rag._backoff import grown_delay
@@ -19,6 +19,7 @@ from autoplay_rag.ingest.chunk_writer import (
 )
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.journal.base import Journal, QueuedChunk
+from autoplay_rag.stores.base import Changes
 
 __all__ = ["Upkeep"]
 
@@ -90,16 +91,24 @@ class Upkeep:
         self._note_idle()
         self._more.set()
 
-    async def carry_out(self, operations: Sequence[UpdateMetadata | Delete]) -> list[str]:
-        """Carry out operations on stored chunks, outside of queue and outbox.
+    async def carry_out(self, changes: Mapping[str, Changes], copies: Sequence[str]) -> set[str]:
+        """Change metadata of chunks, and delete all copies of others.
 
         The operations start before the first suspension, so they keep their place among those of
         later plans and deletions.
 
+        Args:
+            changes: For each chunk id the keys to set; None removes a key.
+            copies: Ids of chunks to be deleted, which the caller queues to be stored again.
+
         Returns:
             The ids of the chunks whose operation failed.
         """
-        failed: list[str] = []
+        operations: list[UpdateMetadata | Delete] = [Delete(one) for one in copies]
+        operations += [UpdateMetadata(one, wanted) for one, wanted in changes.items()]
+        if not operations:
+            return set()
+        failed: set[str] = set()
         left = len(operations)
         ended = asyncio.Event()
 
@@ -108,13 +117,12 @@ class Upkeep:
             assert not isinstance(operation, Upsert)
             left -= 1
             if error is not None:
-                failed.append(operation.id)
+                failed.add(operation.id)
             if not left:
                 ended.set()
 
         self._writer.put(operations, one_ended)
-        if operations:
-            await ended.wait()
+        await ended.wait()
         return failed
 
     @property
