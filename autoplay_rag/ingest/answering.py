@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from autoplay_rag._describe import describe
-from autoplay_rag.errors import AutoplayError, ConfigurationError, JournalError
+from autoplay_rag.errors import AutoplayError, JournalError
 from autoplay_rag.journal.base import Queue, Task
 from autoplay_rag.maintenance.backup import BackupReport
 from autoplay_rag.maintenance.report import VerifyReport
@@ -60,10 +60,10 @@ async def _answer(task: Task, verify: _Verify, backup: _BackUp) -> Mapping[str, 
         elif task.action == "backup":
             report = await backup(Path(options["folder"]))
         else:
-            raise ConfigurationError(f"this version of autoplay-rag cannot {task.action!r}")
+            return {"error": f"this version of autoplay-rag cannot {task.action!r}"}
     except AutoplayError as error:
         return {"error": str(error)}
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - told to the process that asked, and logged
         _log.exception("%s failed", task.action)
         return {"error": f"{task.action} failed: {describe(error)}"}
     return {"report": msgspec.to_builtins(report)}

@@ -210,12 +210,11 @@ class JournalReader:
         answer: dict[str, Any] = msgspec.json.decode(row[0])
         return answer
 
-    def withdraw_task(self, token: str) -> None:
-        """Remove a task that no pipeline has taken."""
+    def withdraw_task(self, token: str) -> bool:
+        """Remove a task that no pipeline has taken; returns whether there was one."""
         with self._connected(write=True) as connection:
-            connection.execute(
-                "DELETE FROM request WHERE seq LIKE ?", (f'%"{token}"%',)
-            )
+            found = connection.execute("DELETE FROM request WHERE seq LIKE ?", (f'%"{token}"%',))
+            return found.rowcount > 0
 
     @property
     def running(self) -> bool | None:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from autoplay_rag._filelock import FileLock
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.errors import JournalError, JournalLockedError
+from autoplay_rag.journal import checking
 from autoplay_rag.journal.base import (
     Acknowledgement,
     DeadLetter,
@@ -32,7 +33,6 @@ from autoplay_rag.journal.base import (
     Unindexed,
     Waiting,
 )
-from autoplay_rag.journal import checking
 from autoplay_rag.journal.catalog import CatalogTables
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.finder import AsyncFinder, AsyncTimeline, ReadThread

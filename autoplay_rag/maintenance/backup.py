@@ -82,9 +82,8 @@ async def write_backup(
         StoreError: If the store cannot be copied.
     """
     thread = SerialThread("autoplay-backup")
-    folder = folder.expanduser().absolute()
     began = time.monotonic()
-    partial = await thread.run(_begin, folder)
+    folder, partial = await thread.run(_begin, folder)
     snapshot = _Snapshot(journal)
     try:
         copied = partial / STORE
@@ -159,8 +158,9 @@ class _Snapshot:
             self._connection = None
 
 
-def _begin(folder: Path) -> Path:
-    """Create the folder for the unfinished backup."""
+def _begin(folder: Path) -> tuple[Path, Path]:
+    """Create the folder for the unfinished backup; returns both absolute paths."""
+    folder = folder.expanduser().absolute()
     partial = folder.with_name(folder.name + _PARTIAL)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -173,7 +173,7 @@ def _begin(folder: Path) -> Path:
         (partial / _UNFINISHED).touch(mode=0o600)
     except OSError as error:
         raise BackupError(f"the backup {folder} cannot be written: {describe(error)}") from error
-    return partial
+    return folder, partial
 
 
 def _complete(partial: Path, folder: Path, notes: dict[str, str], has_store: bool) -> Manifest:

@@ -13,9 +13,7 @@ __all__ = ["KINDS", "Kind", "NumberSet", "changes_to", "is_stale", "same_metadat
 Kind: TypeAlias = Literal["missing", "extra", "stale", "doubled", "undeleted"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
-_TEXT_KEYS: Final = frozenset(
-    ("product_id", "session_id", "user_id", "conversation_id", "kind")
-)
+_TEXT_KEYS: Final = frozenset(("product_id", "session_id", "user_id", "conversation_id", "kind"))
 """The journal keeps these as text."""
 
 

@@ -53,9 +53,7 @@ class Repairer(Protocol):
     def delete(self, ids: Sequence[str]) -> None:
         """Start to delete chunks that are in the outbox."""
 
-    async def carry_out(
-        self, changes: Mapping[str, Changes], copies: Sequence[str]
-    ) -> set[str]:
+    async def carry_out(self, changes: Mapping[str, Changes], copies: Sequence[str]) -> set[str]:
         """Change metadata of chunks, and delete all copies of others.
 
         The operations start before the first suspension.
@@ -140,7 +138,9 @@ class Verifier:
                 remarks.append(f"{self._counts['extra']:,} extra chunks stay: {reason}")
             else:
                 await self._delete_extra(repairer)
-        remarks += [f"{count:,} chunks: {why}" for why, count in self._unrepaired.items()]
+        remarks += [
+            f"{count:,} chunks are not repaired: {why}" for why, count in self._unrepaired.items()
+        ]
         report = VerifyReport(
             clean=not self._counts.total(),
             checked=self._checked,
@@ -263,20 +263,23 @@ class Verifier:
     ) -> _Difference | None:
         copies = found.get(id, ())
         stored = copies[0] if copies else None
-        if row is not None:
-            if not row.stored:
-                return None
+        kind: Kind | None = None
+        if row is None:
+            kind = None if stored is None else self._kind_of_unknown(id, outbox)
+        elif row.stored:
             if stored is None:
-                return _Difference("missing", id, row, None)
-            if id in doubles:
-                return _Difference("doubled", id, row, stored)
-            return _Difference("stale", id, row, stored) if is_stale(row, stored) else None
-        if stored is None:
-            return None
-        if id in outbox:
-            deleting = self._repairer is not None and self._repairer.is_deleting(id)
-            return None if deleting else _Difference("undeleted", id, None, stored)
-        return _Difference("extra", id, None, stored) if self._complete else None
+                kind = "missing"
+            elif id in doubles:
+                kind = "doubled"
+            elif is_stale(row, stored):
+                kind = "stale"
+        return None if kind is None else _Difference(kind, id, row, stored)
+
+    def _kind_of_unknown(self, id: str, outbox: set[str]) -> Kind | None:
+        if id not in outbox:
+            return "extra" if self._complete else None
+        deleting = self._repairer is not None and self._repairer.is_deleting(id)
+        return None if deleting else "undeleted"
 
     def _count(self, difference: _Difference) -> None:
         self._counts[difference.kind] += 1
@@ -286,34 +289,23 @@ class Verifier:
 
     # -- repairing ----------------------------------------------------------------------------
 
-    async def _repair(self, differences: Iterable[_Difference], repairer: Repairer) -> None:
+    async def _repair(self, differences: Sequence[_Difference], repairer: Repairer) -> None:
+        undeleted = [one.id for one in differences if one.kind == "undeleted"]
+        if undeleted:
+            repairer.delete(undeleted)
+            self._deleted += len(undeleted)
         changes: dict[str, Changes] = {}
         again: list[Recorded] = []
         doubled: list[str] = []
-        undeleted: list[str] = []
         for kind, one, row, stored in differences:
-            if row is None:
-                if kind == "undeleted":
-                    undeleted.append(one)
+            if row is None or not self._can_repair(kind, row):
                 continue
-            if not row.has_text:
-                self._unrepaired["the journal does not have their text"] += 1
-            elif kind == "doubled" and "delete" not in self._can:
-                self._unrepaired["the store cannot delete the second copy"] += 1
-            elif (
-                kind == "stale"
-                and stored is not None
-                and stored.text == row.chunk.text
-                and "update_metadata" in self._can
-            ):
-                changes[one] = changes_to(row.chunk.metadata, stored.metadata)
+            if kind == "stale" and (changed := self._only_metadata(row, stored)):
+                changes[one] = changed
             else:
                 again.append(row)
                 if kind == "doubled":
                     doubled.append(one)
-        if undeleted:
-            repairer.delete(undeleted)
-            self._deleted += len(undeleted)
         if changes or doubled:
             failed = await repairer.carry_out(changes, doubled)
             refused = failed & changes.keys()
@@ -327,6 +319,22 @@ class Verifier:
             count = await self._catalog.queue_again([row.number for row in again])
             repairer.store_again(count)
             self._queued += count
+
+    def _can_repair(self, kind: Kind, row: Recorded) -> bool:
+        reason = ""
+        if not row.has_text:
+            reason = "the journal does not have their text"
+        elif kind == "doubled" and "delete" not in self._can:
+            reason = "the store cannot delete the second copy"
+        if reason:
+            self._unrepaired[reason] += 1
+        return not reason
+
+    def _only_metadata(self, row: Recorded, stored: Chunk | None) -> Changes:
+        """Return the changes of metadata that repair a chunk; none if it must be stored again."""
+        if stored is None or stored.text != row.chunk.text or "update_metadata" not in self._can:
+            return {}
+        return changes_to(row.chunk.metadata, stored.metadata)
 
     async def _why_extra_stays(self, *, delete_extra: bool) -> str | None:
         """Return why extra chunks may not be deleted; None if they may."""

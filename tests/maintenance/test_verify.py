@@ -109,7 +109,7 @@ def _small_pages(monkeypatch):
     extra=st.integers(0, 9),
     file=st.booleans(),
 )
-async def test_it_reports_exactly_what_was_done_and_repairs_it(
+async def test_it_reports_exactly_what_was_done_and_repairs_it(  # noqa: PLR0917 - fixtures
     make_pipeline, make_actions, embedder, tmp_path_factory, hows, extra, file
 ):
     store = MemoryStore()

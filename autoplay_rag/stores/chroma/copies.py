@@ -15,7 +15,15 @@ from typing import Any, Final
 
 from autoplay_rag.stores.base import StoreIdentity
 
-__all__ = ["BATCH", "DATABASE", "JOURNAL_ID", "LOCK_NAME", "STORE_ID", "copy_folder", "identities_in"]
+__all__ = [
+    "BATCH",
+    "DATABASE",
+    "JOURNAL_ID",
+    "LOCK_NAME",
+    "STORE_ID",
+    "copy_folder",
+    "identities_in",
+]
 
 DATABASE: Final = "chroma.sqlite3"
 LOCK_NAME: Final = "autoplay-rag.lock"

@@ -162,7 +162,7 @@ class Folder:
         finally:
             self._mirror.refresh()
 
-    def _answer(self, request: Request) -> Reply:  # noqa: C901, PLR0911 - one case per request
+    def _answer(self, request: Request) -> Reply:  # noqa: C901, PLR0911, PLR0912 - one case per request
         match request:
             case Drop():
                 self._drop(request.collection)

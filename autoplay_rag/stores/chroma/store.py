@@ -378,9 +378,9 @@ class ChromaStore(VectorStore):
             StoreRejectedError: If `folder` is inside of Chroma's folder.
             StoreUnavailableError: If files cannot be read or written.
         """
-        target = str(folder.resolve())
         to = {**self._to(None), "timeout": self._timeout * _LONG_FACTOR}
-        await self._ask(partial(Copy, **to, target=target))
+        # Absolute: the working folder of the worker is Chroma's.
+        await self._ask(lambda: Copy(**to, target=str(folder.absolute())))
         return True
 
     async def aclose(self) -> None:
