@@ -175,7 +175,7 @@ async def test_a_pipeline_that_ends_is_told(capsys, monkeypatch):
         await asyncio.sleep(0.1)
         asked = asyncio.create_task(asyncio.to_thread(run, ["verify"]))
         reader = JournalReader("chroma-journal.db")
-        while not await asyncio.to_thread(_requests, reader):
+        while not await asyncio.to_thread(_requests, reader):  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.01)
     assert await asked == 1
     assert "ended before it was done" in capsys.readouterr().err
@@ -194,7 +194,7 @@ async def test_an_old_request_is_dropped(monkeypatch):
     token = reader.give_task("backup", {"folder": "copy"})
     monkeypatch.undo()
     async with pipeline_of(MemoryStore()):
-        while await asyncio.to_thread(_requests, reader):
+        while await asyncio.to_thread(_requests, reader):  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
         assert reader.answer_of(token) is None
 

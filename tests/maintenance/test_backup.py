@@ -61,7 +61,7 @@ async def titles_in(store) -> list[str]:
 
 def modes(folder: Path) -> set[str]:
     return {
-        ("d" if path.is_dir() else "f") + oct(stat.S_IMODE(path.stat().st_mode))[2:]
+        f"{'d' if path.is_dir() else 'f'}{stat.S_IMODE(path.stat().st_mode):o}"
         for path in [folder, *folder.rglob("*")]
     }
 
