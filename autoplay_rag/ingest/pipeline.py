@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -42,6 +42,7 @@ _LEAST_DRAIN_SECONDS = 1.0
 
 
 C = TypeVar("C", bound=Connector)
+T = TypeVar("T")
 
 
 class IngestPipeline(Questions):
@@ -398,8 +399,7 @@ class IngestPipeline(Questions):
         if asyncio.get_running_loop() is run.loop:
             await run.accept(payload)
         else:
-            handed_over = asyncio.run_coroutine_threadsafe(_accepted(run, payload), run.loop)
-            await asyncio.wrap_future(handed_over)
+            await _on_loop(run.loop, _accepted(run, payload))
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -438,8 +438,9 @@ class IngestPipeline(Questions):
     async def verify(self, *, repair: bool = False, delete_extra: bool = False) -> VerifyReport:
         """Compare the journal's catalog with the store, while the pipeline runs.
 
-        Chunks that are being stored or deleted meanwhile are not reported. The comparison reads
-        every chunk once, in pages.
+        The comparison reads every chunk once, in pages, and checks each difference a second time.
+        So chunks that are stored or deleted meanwhile are not reported. Only in a store that cannot
+        return chunks by id, a chunk that is deleted meanwhile may be reported as extra.
 
         Args:
             repair: Whether to repair what differs. Missing chunks, and those with another text, are
@@ -478,7 +479,8 @@ class IngestPipeline(Questions):
         """
         if delete_extra and not repair:
             raise ConfigurationError("delete_extra=True needs repair=True")
-        return await self._open_run().verify(repair=repair, delete_extra=delete_extra)
+        run = self._open_run()
+        return await _on_loop(run.loop, run.verify(repair=repair, delete_extra=delete_extra))
 
     async def backup(self, folder: str | Path) -> BackupReport:
         """Write a consistent copy of journal and store, while the pipeline runs.
@@ -501,7 +503,8 @@ class IngestPipeline(Questions):
             StoreError: If the store cannot be copied.
             PipelineClosedError: If the pipeline is not running.
         """
-        return await self._open_run().backup(Path(folder))
+        run = self._open_run()
+        return await _on_loop(run.loop, run.backup(Path(folder)))
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -577,3 +580,10 @@ def _bundled_embedder() -> Embedder:
 
 async def _accepted(run: RunningPipeline, payload: Payload) -> Outcome:
     return await run.accept(payload)
+
+
+async def _on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Await a coroutine on the pipeline's loop, from any loop."""
+    if asyncio.get_running_loop() is loop:
+        return await work
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))

@@ -297,6 +297,57 @@ async def test_nothing_is_overwritten_unless_forced(backed_up, open_pipeline, ma
         assert await titles_in(pipeline._store) == ["click 0", "click 1", "click 2"]
 
 
+async def test_an_interrupted_restore_can_be_repeated(backed_up, monkeypatch):
+    place = backed_up
+    left = None
+    wanted = {
+        path.relative_to(place.backup / "store"): path.read_bytes()
+        for path in (place.backup / "store").rglob("*")
+        if path.is_file()
+    }
+    rename, replace = Path.rename, Path.replace
+
+    def interrupted(move):
+        def moved(path, target):
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left = None if left is None else left - 1
+            return move(path, target)
+
+        return moved
+
+    monkeypatch.setattr(Path, "rename", interrupted(rename))
+    monkeypatch.setattr(Path, "replace", interrupted(replace))
+    restore(place.backup, **target(place))
+    for stop in range(99):
+        (place.new_folder / "autoplay-rag.mirror").mkdir()
+        left = stop
+        try:
+            restore(place.backup, **target(place), force=True)
+            done = True
+        except KeyboardInterrupt:
+            done = False
+        left = None
+        if not done:
+            restore(place.backup, **target(place), force=True)
+        found = {
+            path.relative_to(place.new_folder): path.read_bytes()
+            for path in place.new_folder.rglob("*")
+            if path.is_file() and path.name != "autoplay-rag.lock"
+        }
+        assert found == wanted
+        assert sorted(path.name for path in place.new_journal.parent.iterdir()) == [
+            "chroma",
+            "journal.db",
+        ]
+        assert place.new_journal.read_bytes() == (place.backup / "journal.db").read_bytes()
+        if done:
+            break
+    assert stop > 4
+    assert (await verify_alone(place.new_journal, ChromaStore(place.new_folder))).clean
+
+
 async def test_a_folder_of_something_else_is_not_replaced(backed_up):
     backed_up.new_folder.mkdir(parents=True)
     (backed_up.new_folder / "thesis.txt").touch()

@@ -398,6 +398,50 @@ async def test_chunks_that_are_stored_and_deleted_meanwhile_are_not_reported(
         assert (report.clean, report.checked) == (True, 300)
 
 
+class RefusingSome(MemoryStore):
+    """Refuses some texts, so that the other parts of their payloads are deleted."""
+
+    async def upsert(self, chunks, vectors):
+        if any("refused" in chunk.text for chunk in chunks):
+            raise StoreRejectedError("no")
+        await asyncio.sleep(0.001)
+        await super().upsert(chunks, vectors)
+
+    async def delete(self, ids):
+        await asyncio.sleep(0.005)
+        await super().delete(ids)
+
+
+async def test_parts_of_dead_payloads_are_not_reported(make_pipeline, make_actions, tmp_path):
+    store = RefusingSome()
+    async with make_pipeline(
+        store, journal=tmp_path / "journal.db", max_batch_actions=1, max_attempts=1
+    ) as pipeline:
+
+        async def ingest():
+            for n in range(60):
+                last = "refused" if n % 3 == 0 else "fine"
+                await pipeline.on_actions(make_actions(f"s{n}", f"a{n}", f"b{n}", f"{last} {n}"))
+            await pipeline.drain()
+
+        running = asyncio.create_task(ingest())
+        while not running.done():
+            report = await pipeline.verify(repair=True, delete_extra=True)
+            assert report.clean, report
+        await running
+        assert pipeline.ledger.dead == 20
+        assert (await pipeline.verify()).checked == 120
+
+
+async def test_it_works_from_another_loop(make_pipeline, make_actions, tmp_path):
+    async with make_pipeline(journal=tmp_path / "journal.db") as pipeline:
+        await fill(pipeline, make_actions, 3)
+        report = await asyncio.to_thread(asyncio.run, pipeline.verify())
+        assert (report.clean, report.checked) == (True, 3)
+        made = await asyncio.to_thread(asyncio.run, pipeline.backup(tmp_path / "copy"))
+        assert made.files == 1
+
+
 async def test_it_needs_a_running_pipeline(make_pipeline, tmp_path):
     pipeline = make_pipeline()
     with pytest.raises(PipelineClosedError):
