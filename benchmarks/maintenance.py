@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import tempfile
 import time
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
@@ -33,10 +34,13 @@ class RandomEmbedder(Embedder):
     model = "random"
 
     def __init__(self) -> None:
-        self._random = Random(1)
+        import numpy as np
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        return [[self._random.gauss(0, 1) for _ in range(DIMENSION)] for _ in texts]
+        self._random = np.random.default_rng(1)
+
+    async def embed(self, texts: Sequence[str]) -> list[array[float]]:
+        rows = self._random.normal(size=(len(texts), DIMENSION)).astype("float32")
+        return [array("f", row.tobytes()) for row in rows]
 
 
 class Lag:
@@ -96,6 +100,9 @@ async def main(count: int, folder: Path) -> None:
         part = slice(start, start + _BATCH)
         await store.upsert(chunks[part], vectors[part])
     await store.aclose()
+    lost = [chunk.id for chunk in chunks[: count // 50]]
+    del chunks, vectors
+    gc.collect()
     options: dict[str, Any] = {"journal": folder / "journal.db", "batch_window": 1.0}
     async with IngestPipeline(store, RandomEmbedder(), adopt=True, **options) as pipeline:
         print(f"{count:,} chunks", flush=True)
@@ -117,11 +124,11 @@ async def main(count: int, folder: Path) -> None:
         print(f"    accepted within {max(accepted) * 1000:.0f} ms")
         events.cancel()
         await asyncio.wait([events])
-        await store.delete([chunk.id for chunk in chunks[: count // 50]])
-        async with measured(f"verify --repair, {count // 50:,} missing"):
+        await store.delete(lost)
+        async with measured(f"verify --repair, {len(lost):,} missing"):
             report = await pipeline.verify(repair=True)
             await pipeline.drain()
-        assert report.missing == report.queued == count // 50
+        assert report.missing == report.queued == len(lost)
     began = time.perf_counter()
     new = folder / "new"
     restore(folder / "backup", journal=new / "journal.db", store=new / "chroma")
