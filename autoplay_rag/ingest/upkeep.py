@@ -177,13 +177,13 @@ class Upkeep:
         counts = await self._thread.run(self._planner.count, [queued.chunk for queued in page])
         tokens = {queued.number: count for queued, count in zip(page, counts, strict=True)}
         before = {queued.number: queued for queued in page}
-        # Chunks may have been deleted or planned anew while tokens were counted. This read has its
-        # place among the journal's transactions: the operations of a later one start after ours.
-        page = [
-            queued
-            for queued in await self._journal.queued(after, _PAGE)
-            if before.get(queued.number) == queued
+        # Chunks may have been deleted, changed or planned anew while tokens were counted. This read
+        # has its place among the journal's transactions: operations of a later one start after ours.
+        known = [
+            queued for queued in await self._journal.queued(after, _PAGE) if queued.number in before
         ]
+        page = [queued for queued in known if queued.chunk.text == before[queued.number].chunk.text]
+        left = len(known) - len(page)  # another text: they come in the next round
         number_of = {queued.chunk.id: queued.number for queued in page}
         refused: dict[int, str] = {}
         stored: dict[int, str] = {}
@@ -206,7 +206,7 @@ class Upkeep:
         if page:
             await ended.wait()
             self.delete(await self._journal.stored_again(stored, refused))
-        self._queued = max(0, self._queued - len(before))
+        self._queued = max(0, self._queued - len(before) + left)
 
     # -- deletions ----------------------------------------------------------------------------
 

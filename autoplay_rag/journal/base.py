@@ -341,12 +341,14 @@ class Recorded(NamedTuple):
         chunk: Id, text and metadata.
         stored: Whether the store has it. False while it is to be stored, or stored again.
         has_text: False if an older format did not keep text and metadata.
+        outdated: Whether the store still has to change its metadata.
     """
 
     number: int
     chunk: Chunk
     stored: bool
     has_text: bool
+    outdated: bool = False
 
 
 class Task(NamedTuple):

@@ -13,7 +13,10 @@ from autoplay_rag.journal.schema import ChunkState
 
 __all__ = ["in_outbox", "recorded", "recorded_after"]
 
-_SELECT: Final = f"SELECT number, state, {CHUNK_COLUMNS} FROM chunk"
+_SELECT: Final = (
+    "SELECT number, state, EXISTS (SELECT 1 FROM outdated WHERE outdated.chunk = chunk.id), "
+    f"{CHUNK_COLUMNS} FROM chunk"
+)
 
 
 def recorded(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, Recorded]:
@@ -41,6 +44,8 @@ def in_outbox(connection: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
     return {found for (found,) in rows}
 
 
-def _recorded(number: int, state: int, id: str, text: str | None, *rest: Any) -> Recorded:
+def _recorded(
+    number: int, state: int, outdated: int, id: str, text: str | None, *rest: Any
+) -> Recorded:
     stored = state == ChunkState.STORED
-    return Recorded(number, read_chunk(id, text, *rest), stored, text is not None)
+    return Recorded(number, read_chunk(id, text, *rest), stored, text is not None, bool(outdated))

@@ -20,6 +20,8 @@ _TEXT_KEYS: Final = frozenset(("product_id", "session_id", "user_id", "conversat
 def is_stale(recorded: Recorded, stored: Chunk) -> bool:
     """Whether text or metadata differ. False if the journal does not know the text.
 
+    Metadata that the store still has to change are not compared.
+
     Example:
         >>> chunk = Chunk("c1", "Opened billing", {"started_at": 5.0})
         >>> is_stale(Recorded(1, chunk, True, True), Chunk("c1", "Opened billing", {"started_at": 5}))
@@ -30,7 +32,9 @@ def is_stale(recorded: Recorded, stored: Chunk) -> bool:
     if not recorded.has_text:
         return False
     chunk = recorded.chunk
-    return chunk.text != stored.text or not same_metadata(chunk.metadata, stored.metadata)
+    if chunk.text != stored.text:
+        return True
+    return not (recorded.outdated or same_metadata(chunk.metadata, stored.metadata))
 
 
 def same_metadata(
