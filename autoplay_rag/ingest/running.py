@@ -69,7 +69,7 @@ _RESUME_PAGE = 100_000
 _CONSEQUENCES: dict[Capability, str] = {
     "delete": "chunks of dead payloads stay in the store",
     "identity": "only a sample of ids shows if it was emptied or exchanged, and only with 'get'",
-    "scan": "its content cannot be added to a journal",
+    "scan": "its content cannot be added to a journal, and `verify` finds no extra chunks",
     "update_metadata": "chunks stored before their user is known are not found by that user",
     "drop": "a rebuild cannot replace vectors of another model",
 }

@@ -81,9 +81,9 @@ class Upkeep:
         self._note_idle()
         self._writer.put([Delete(one) for one in fresh], self._delete_ended)
 
-    def is_deleting(self, id: str) -> bool:
-        """Whether a deletion of this chunk is in progress."""
-        return id in self._deleting
+    def is_refused(self, id: str) -> bool:
+        """Whether the store has refused to delete this chunk."""
+        return id in self._refused
 
     def store_again(self, count: int) -> None:
         """Start to store `count` chunks that the catalog has just queued."""

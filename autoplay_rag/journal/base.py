@@ -691,6 +691,10 @@ class Catalog(ABC):
         """Return chunks of the catalog with a higher number, ordered by number."""
 
     @abstractmethod
+    async def stored_after(self, number: int, limit: int) -> list[tuple[int, str]]:
+        """Return number and id of stored chunks with a higher number, ordered by number."""
+
+    @abstractmethod
     async def in_outbox(self, ids: Sequence[str]) -> set[str]:
         """Return those of these ids that are in the deletion outbox. Reads in order."""
 

@@ -6,12 +6,14 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
+
 from autoplay_rag.journal.base import Recorded
 from autoplay_rag.journal.catalog import CHUNK_COLUMNS, read_chunk
 from autoplay_rag.journal.rows import json_list
 from autoplay_rag.journal.schema import ChunkState
 
-__all__ = ["in_outbox", "recorded", "recorded_after"]
+__all__ = ["in_outbox", "recorded", "recorded_after", "stored_after"]
 
 _SELECT: Final = (
     "SELECT number, state, EXISTS (SELECT 1 FROM outdated WHERE outdated.chunk = chunk.id), "
@@ -33,6 +35,17 @@ def recorded_after(connection: sqlite3.Connection, number: int, limit: int) -> l
         f"{_SELECT} WHERE number > ? ORDER BY number LIMIT ?", (number, limit)
     )
     return [_recorded(*row) for row in rows]
+
+
+def stored_after(connection: sqlite3.Connection, number: int, limit: int) -> list[tuple[int, str]]:
+    """Return number and id of stored chunks with a higher number, ordered by number."""
+    # One row for all, because each row of a statement releases the GIL.
+    found = connection.execute(
+        "SELECT json_group_array(json_array(number, id)) FROM "
+        "(SELECT number, id FROM chunk WHERE number > ? AND state = ? ORDER BY number LIMIT ?)",
+        (number, ChunkState.STORED, limit),
+    ).fetchone()[0]
+    return msgspec.json.decode(found, type=list[tuple[int, str]])
 
 
 def in_outbox(connection: sqlite3.Connection, ids: Sequence[str]) -> set[str]:

@@ -319,6 +319,10 @@ class SqliteJournal(Journal):
             lambda connection: checking.recorded_after(connection, number, limit)
         )
 
+    async def stored_after(self, number: int, limit: int) -> list[tuple[int, str]]:
+        """As in `Catalog`."""
+        return await self._read(lambda connection: checking.stored_after(connection, number, limit))
+
     async def in_outbox(self, ids: Sequence[str]) -> set[str]:
         """As in `Catalog`."""
         return await self._writer.run(checking.in_outbox, self._tables.file.connection, ids)

@@ -33,7 +33,10 @@ __all__ = ["Repairer", "Verifier"]
 
 _log = logging.getLogger(__name__)
 
-_PAGE: Final = 500
+_PAGE: Final = 200
+"""Comparing a page takes one to two milliseconds on the event loop."""
+_NUMBERS: Final = 5000
+"""Numbers and ids of stored chunks in one read."""
 _OUTBOX: Final = 10_000
 """The most entries of the deletion outbox that are looked up in a store without 'scan'."""
 _EXAMPLES: Final = 5
@@ -44,8 +47,8 @@ _FEW_EXTRA: Final = 0.05
 class Repairer(Protocol):
     """Starts operations on the store, in the order of the calls."""
 
-    def is_deleting(self, id: str) -> bool:
-        """Whether a deletion of this chunk is in progress."""
+    def is_refused(self, id: str) -> bool:
+        """Whether the store has refused to delete this chunk."""
 
     def store_again(self, count: int) -> None:
         """Start to store chunks that the catalog has just queued."""
@@ -159,10 +162,9 @@ class Verifier:
 
     async def _note_stored(self) -> None:
         """Note what is stored before the scan: without 'get', nothing else shows what came later."""
-        async for rows in self._catalog_pages():
-            for row in rows:
-                if row.stored:
-                    self._stored_before.add(row.number)
+        async for rows in self._stored_pages():
+            for number, _ in rows:
+                self._stored_before.add(number)
 
     async def _compare_store(self, repairer: Repairer | None) -> None:
         async for page in self._store.scan(_PAGE):
@@ -186,14 +188,14 @@ class Verifier:
             await self._check_again(suspects, known, doubles, repairer)
 
     async def _find_missing(self, repairer: Repairer | None) -> None:
-        can_get = "get" in self._can
-        async for rows in self._catalog_pages():
-            missing = [row for row in rows if row.stored and row.number not in self._seen]
-            if not can_get:
-                missing = [row for row in missing if row.number in self._stored_before]
+        async for rows in self._stored_pages():
+            missing = [(number, one) for number, one in rows if number not in self._seen]
+            if "get" not in self._can:
+                missing = [found for found in missing if found[0] in self._stored_before]
             self._checked += len(missing)
-            known = {row.chunk.id: row for row in missing}
-            await self._check_again([], known, set(), repairer, ids=list(known))
+            for page in _pages([one for _, one in missing]):
+                known = await self._catalog.recorded(page)
+                await self._check_again([], known, set(), repairer, ids=page)
 
     async def _compare_catalog(self, repairer: Repairer | None) -> None:
         async for rows in self._catalog_pages():
@@ -218,6 +220,12 @@ class Verifier:
             yield rows
             after = rows[-1].number
 
+    async def _stored_pages(self) -> AsyncIterator[list[tuple[int, str]]]:
+        after = 0
+        while rows := await self._catalog.stored_after(after, _NUMBERS):
+            yield rows
+            after = rows[-1][0]
+
     # -- checking again -----------------------------------------------------------------------
 
     async def _check_again(
@@ -233,13 +241,14 @@ class Verifier:
         wanted = list(dict.fromkeys([chunk.id for chunk in suspects] or ids))
         if not wanted:
             return
-        before = known
-        found = _by_id(suspects)
-        if "get" in self._can:
-            before = await self._catalog.recorded(wanted)
-            found = _by_id(await self._store.get(wanted))
-            doubles = {one for one, copies in found.items() if len(copies) > 1}
+        can_get = "get" in self._can
+        before = await self._catalog.recorded(wanted) if can_get else known
+        # Between catalog and store: what left the catalog is in the outbox until the store has
+        # deleted it.
         outbox = await self._catalog.in_outbox(wanted)
+        found = _by_id(await self._store.get(wanted) if can_get else suspects)
+        if can_get:
+            doubles = {one for one, copies in found.items() if len(copies) > 1}
         now = await self._catalog.recorded(wanted, in_order=True)
         differences = [
             difference
@@ -278,8 +287,9 @@ class Verifier:
     def _kind_of_unknown(self, id: str, outbox: set[str]) -> Kind | None:
         if id not in outbox:
             return "extra" if self._complete else None
-        deleting = self._repairer is not None and self._repairer.is_deleting(id)
-        return None if deleting else "undeleted"
+        # Otherwise the deletion is in progress. Without a repairer, nothing is.
+        refused = self._repairer is None or self._repairer.is_refused(id)
+        return "undeleted" if refused else None
 
     def _count(self, difference: _Difference) -> None:
         self._counts[difference.kind] += 1

@@ -628,6 +628,9 @@ class JournalContract:
         rows = await journal.recorded_after(0, 99)
         assert [row.chunk for row in rows] == chunks
         assert await journal.recorded_after(rows[0].number, 2) == rows[1:3]
+        stored = [(row.number, row.chunk.id) for row in rows[:3]]
+        assert await journal.stored_after(0, 99) == stored
+        assert await journal.stored_after(rows[0].number, 1) == stored[1:2]
         assert await journal.queue_again([rows[0].number, rows[3].number, 10**6]) == 1
         assert [one.chunk for one in await journal.queued(0, 9)] == chunks[:1]
         assert not (await journal.recorded(ids))[ids[0]].stored

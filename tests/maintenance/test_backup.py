@@ -16,7 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from autoplay_rag.errors import BackupError, ConfigurationError, StoreMismatchError
+from autoplay_rag.errors import (
+    BackupError,
+    ConfigurationError,
+    StoreMismatchError,
+    StoreRejectedError,
+)
 from autoplay_rag.maintenance import backup as module
 from autoplay_rag.maintenance.alone import backup_alone, verify_alone
 from autoplay_rag.maintenance.restore import check_backup, restore
@@ -194,6 +199,14 @@ async def test_a_backup_that_fails_leaves_nothing(make_pipeline, make_actions, p
         assert list(place.backup.parent.iterdir()) == []
         await fill(pipeline, make_actions, 2)  # the store is not paused any more
         assert (await pipeline.backup(place.backup)).files == 1
+
+
+async def test_a_backup_inside_of_the_store_is_refused(open_pipeline, make_actions, place):
+    async with open_pipeline(place.journal, place.folder) as pipeline:
+        await fill(pipeline, make_actions, 1)
+        with pytest.raises(StoreRejectedError, match="inside"):
+            await pipeline.backup(place.folder / "copy")
+        assert not list(place.folder.glob("copy*"))
 
 
 # -- restore ----------------------------------------------------------------------------------
