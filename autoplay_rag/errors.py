@@ -33,6 +33,7 @@
     │   ├── JournalLockedError                   another process writes it
     │   ├── JournalDamagedError                  set aside under a new name
     │   └── JournalVersionError                  written by another version
+    ├── BackupError                              a backup that cannot be written or restored
     └── PipelineError
         ├── PipelineClosedError (RuntimeError)   a payload came after the pipeline had ended
         └── DrainTimeoutError (TimeoutError)     time ran out before all was stored
@@ -49,6 +50,7 @@ import httpx
 __all__ = [
     "AuthenticationError",
     "AutoplayError",
+    "BackupError",
     "BodyTooLargeError",
     "ClientStateError",
     "ConfigurationError",
@@ -280,6 +282,10 @@ class JournalDamagedError(JournalError):
 
 class JournalVersionError(JournalError):
     """The journal was written by another version of this package."""
+
+
+class BackupError(AutoplayError):
+    """A backup that cannot be written, is not complete, or cannot be restored."""
 
 
 class PipelineError(AutoplayError):

@@ -18,7 +18,7 @@ LAYERS = """
 errors payloads decoding _helpers
 content
 connector | journal | stores | embedders | live
-search
+search | maintenance
 ingest
 loading
 devserver

@@ -67,6 +67,13 @@ NAMES = {
         "pack_vector",
     ],
     "autoplay_rag.stores.chroma": ["ChromaStore"],
+    "autoplay_rag.maintenance": [
+        "BackupReport",
+        "RestoreReport",
+        "VerifyReport",
+        "check_backup",
+        "restore",
+    ],
     "autoplay_rag.testing": [
         "DurableJournalContract",
         "EmbedderContract",

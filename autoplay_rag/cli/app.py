@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from autoplay_rag.cli.backup import backup, restore
 from autoplay_rag.cli.connector import connector
 from autoplay_rag.cli.console import LogFormat, error, log_to_stderr, say, stream_closed
 from autoplay_rag.cli.demo import demo
@@ -17,6 +18,7 @@ from autoplay_rag.cli.options import USAGE, help_without_subcommand
 from autoplay_rag.cli.search import search
 from autoplay_rag.cli.sessions import session, sessions
 from autoplay_rag.cli.tail import tail
+from autoplay_rag.cli.verify import verify
 from autoplay_rag.errors import AutoplayError, ConfigurationError, MissingExtraError
 
 __all__ = ["run"]
@@ -25,7 +27,9 @@ FAILED = 1
 _TYPER_INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-for command in (demo, connector, ingest, search, sessions, session, tail, status):
+for command in (
+    demo, connector, ingest, search, sessions, session, tail, status, verify, backup, restore
+):  # fmt: skip
     app.command()(command)
 app.add_typer(dead_letters, name="dead-letters")
 

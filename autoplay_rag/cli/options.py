@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from autoplay_rag.cli.config import Config, load_config
 from autoplay_rag.cli.console import say, stream_closed
 from autoplay_rag.connector.client import TOKEN_VARIABLE
 from autoplay_rag.embedders.base import Embedder
@@ -21,6 +23,7 @@ __all__ = [
     "EmbedderOption",
     "IdleOption",
     "JournalOption",
+    "Place",
     "ProductOption",
     "SinceOption",
     "StoreOption",
@@ -29,6 +32,7 @@ __all__ = [
     "UrlArgument",
     "chroma_path",
     "default_journal",
+    "find_place",
     "help_without_subcommand",
     "make_embedder",
     "make_store",
@@ -129,6 +133,46 @@ def default_journal(store: Path) -> Path:
     if store.name in ("", ".."):  # "." and ".." have no name of their own
         store = store.resolve()
     return store.parent / f"{store.name}-journal.db"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a journal and its store are.
+
+    Attributes:
+        file: The settings.
+        journal: The journal's file.
+        folder: The folder of the store.
+        collection: The collection in it; None for the default.
+    """
+
+    file: Config
+    journal: Path
+    folder: Path
+    collection: str | None
+
+    def make_store(self) -> ChromaStore:
+        """Make the store."""
+        return make_store(f"chroma:{self.folder}", self.collection)
+
+
+def find_place(
+    config: Path | None,
+    *,
+    journal: Path | None,
+    store: str | None,
+    collection: str | None = None,
+) -> Place:
+    """Find journal and store from options, then settings, then defaults.
+
+    Raises:
+        ConfigurationError: If the settings file or a value in it cannot be used.
+    """
+    file = load_config(config)
+    with file.explaining(["store"] if store is not None else []):
+        folder = chroma_path(store or file.store or DEFAULT_STORE)
+    journal = journal or file.journal or default_journal(folder)
+    return Place(file, journal.expanduser(), folder, collection or file.get("collection"))
 
 
 def make_store(store: str, collection: str | None = None) -> ChromaStore:

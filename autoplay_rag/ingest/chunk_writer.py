@@ -8,7 +8,8 @@ import math
 import time
 from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeAlias
@@ -233,6 +234,7 @@ class ChunkWriter:
         self._embedding = embedding
         self._dimension: int | None = None
         self._tidying = False
+        self._store_free = asyncio.Lock()
         # By chunk id: the operations that wait for the one in progress; None if none wait.
         self._in_progress: dict[str, deque[_Job] | None] = {}
         self._operations = 0
@@ -322,6 +324,12 @@ class ChunkWriter:
                 in_progress[chunk_id] = deque((job,))
         self._start(ready)
 
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Make no request to the store inside the block. Embedding goes on."""
+        async with self._store_free:
+            yield
+
     async def run(self) -> None:
         """Run until cancelled.
 
@@ -384,7 +392,11 @@ class ChunkWriter:
         while True:
             kind, request = await self._next(service)
             try:
-                await self._carry_out(service, worker, kind, request)
+                if service is self._storing:
+                    async with self._store_free:
+                        await self._carry_out(service, worker, kind, request)
+                else:
+                    await self._carry_out(service, worker, kind, request)
             finally:
                 service.started[worker] = math.inf
             if is_cancelled():

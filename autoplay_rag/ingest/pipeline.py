@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -30,6 +30,8 @@ from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.journal.base import Durability, Health, Outcome
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.live import LiveSessions
+from autoplay_rag.maintenance.backup import BackupReport
+from autoplay_rag.maintenance.report import VerifyReport
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.stores.base import TextStore, VectorStore
 
@@ -41,6 +43,7 @@ _LEAST_DRAIN_SECONDS = 1.0
 
 
 C = TypeVar("C", bound=Connector)
+T = TypeVar("T")
 
 
 class IngestPipeline(Questions):
@@ -399,8 +402,7 @@ class IngestPipeline(Questions):
         if asyncio.get_running_loop() is run.loop:
             await run.accept(payload)
         else:
-            handed_over = asyncio.run_coroutine_threadsafe(_accepted(run, payload), run.loop)
-            await asyncio.wrap_future(handed_over)
+            await _on_loop(run.loop, _accepted(run, payload))
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -433,6 +435,79 @@ class IngestPipeline(Questions):
             raise ConfigurationError("drain() takes a product_id beside a session_id only")
         else:
             await run.drain(timeout)
+
+    # -- maintenance --------------------------------------------------------------------------
+
+    async def verify(self, *, repair: bool = False, delete_extra: bool = False) -> VerifyReport:
+        """Compare the journal's catalog with the store, while the pipeline runs.
+
+        The comparison reads every chunk once, in pages, and checks each difference a second time.
+        So chunks that are stored or deleted meanwhile are not reported. Only in a store that cannot
+        return chunks by id, a chunk that is deleted meanwhile may be reported as extra.
+
+        Args:
+            repair: Whether to repair what differs. Missing chunks, and those with another text, are
+                queued to be embedded and stored again. Other metadata are corrected without
+                embedding. Rejected deletions are repeated. Extra chunks are deleted only in a
+                collection that this package created and that names this journal, and only if they
+                are at most 5 % of it. `drain` waits for all of this.
+            delete_extra: Whether to delete extra chunks even if they are more than 5 %.
+
+        Returns:
+            What differs, with a few ids as examples, and what was repaired.
+
+        Raises:
+            ConfigurationError: If `delete_extra` is given without `repair`.
+            MissingCapabilityError: If the store can neither be scanned nor return chunks by id.
+            StoreError: If the store cannot be read.
+            PipelineClosedError: If the pipeline is not running.
+
+        Example:
+            >>> from autoplay_rag import ActionsPayload, SlimAction
+            >>> from autoplay_rag.embedders import LocalEmbedder
+            >>> from autoplay_rag.stores import MemoryStore
+            >>> async def main():
+            ...     store = MemoryStore()
+            ...     async with IngestPipeline(store=store, embedder=LocalEmbedder()) as pipeline:
+            ...         click = SlimAction("Export", "User clicked Export")
+            ...         await pipeline.on_actions(ActionsPayload("acme", "s1", actions=[click]))
+            ...         await pipeline.drain()
+            ...         async for page in store.scan():
+            ...             await store.delete([chunk.id for chunk in page])
+            ...         found = await pipeline.verify(repair=True)
+            ...         await pipeline.drain()
+            ...         return found.missing, (await pipeline.verify()).clean
+            >>> asyncio.run(main())
+            (1, True)
+        """
+        if delete_extra and not repair:
+            raise ConfigurationError("delete_extra=True needs repair=True")
+        run = self._open_run()
+        return await _on_loop(run.loop, run.verify(repair=repair, delete_extra=delete_extra))
+
+    async def backup(self, folder: str | Path) -> BackupReport:
+        """Write a consistent copy of journal and store, while the pipeline runs.
+
+        A `ChromaStore` is copied with all collections of its folder. Of other stores, only the
+        journal is copied: start with `rebuild=True` to fill a store from it. Writes to the store
+        and, with Chroma, searches wait while the folder is copied. Payloads are accepted meanwhile.
+
+        The backup holds personal data. Its files are readable by their owner only.
+
+        Args:
+            folder: A new or an empty folder. It has this name only once the backup is complete.
+
+        Returns:
+            What was copied.
+
+        Raises:
+            BackupError: If the backup cannot be written.
+            ConfigurationError: If the pipeline has no journal file.
+            StoreError: If the store cannot be copied.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        run = self._open_run()
+        return await _on_loop(run.loop, run.backup(Path(folder)))
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -508,3 +583,10 @@ def _bundled_embedder() -> Embedder:
 
 async def _accepted(run: RunningPipeline, payload: Payload) -> Outcome:
     return await run.accept(payload)
+
+
+async def _on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Await a coroutine on the pipeline's loop, from any loop."""
+    if asyncio.get_running_loop() is loop:
+        return await work
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))

@@ -6,15 +6,23 @@ import asyncio
 import logging
 import time
 from array import array
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from autoplay_rag._describe import describe
 from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.passages import storable
 from autoplay_rag.embedders.base import Embedder
-from autoplay_rag.errors import AutoplayError, DrainTimeoutError, JournalError, PipelineError
+from autoplay_rag.errors import (
+    AutoplayError,
+    ConfigurationError,
+    DrainTimeoutError,
+    JournalError,
+    PipelineError,
+)
+from autoplay_rag.ingest.answering import answer_tasks
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.chunk_writer import ChunkWriter
 from autoplay_rag.ingest.clients import Clients
@@ -35,6 +43,9 @@ from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import LiveSessions
+from autoplay_rag.maintenance.backup import BackupReport, write_backup
+from autoplay_rag.maintenance.report import VerifyReport
+from autoplay_rag.maintenance.verify import Verifier
 from autoplay_rag.payloads import Payload
 from autoplay_rag.search.searcher import Searcher
 from autoplay_rag.stores.base import Capability, Store, TextStore, VectorStore
@@ -58,7 +69,7 @@ _RESUME_PAGE = 100_000
 _CONSEQUENCES: dict[Capability, str] = {
     "delete": "chunks of dead payloads stay in the store",
     "identity": "only a sample of ids shows if it was emptied or exchanged, and only with 'get'",
-    "scan": "its content cannot be added to a journal",
+    "scan": "its content cannot be added to a journal, and `verify` finds no extra chunks",
     "update_metadata": "chunks stored before their user is known are not found by that user",
     "drop": "a rebuild cannot replace vectors of another model",
 }
@@ -125,6 +136,8 @@ class RunningPipeline:
         )
         self._overflowing = False
         self._lag = NO_LAG
+        self._maintaining = asyncio.Lock()
+        self._noting = asyncio.Lock()
         self._failure: str | None = None
         self.last_received = 0.0
         self.dead_letters = DeadLetters(self._journal)
@@ -237,6 +250,8 @@ class RunningPipeline:
                 group.create_task(self._upkeep.run())
                 group.create_task(self._linker.run())
                 group.create_task(Indexer(self._journal).run())
+                if self._settings.journal:
+                    group.create_task(answer_tasks(self._journal, self.verify, self.backup))
                 group.create_task(self._run_periodic_work())
         except asyncio.CancelledError:
             raise
@@ -448,6 +463,28 @@ class RunningPipeline:
         oldest = self._batcher.oldest()
         return 0.0 if oldest is None else max(0.0, self.loop.time() - oldest)
 
+    # -- maintenance --------------------------------------------------------------------------
+
+    async def verify(self, *, repair: bool, delete_extra: bool) -> VerifyReport:
+        """Compare journal and store; see `IngestPipeline.verify`."""
+        async with self._maintaining:
+            complete = self._settings.journal is not None
+            verifier = Verifier(self._journal, self._store, self._upkeep, complete=complete)
+            return await verifier.run(repair=repair, delete_extra=delete_extra)
+
+    async def backup(self, folder: Path) -> BackupReport:
+        """Write a backup; see `IngestPipeline.backup`."""
+        journal = self._settings.journal
+        if journal is None:
+            raise ConfigurationError("a backup needs a journal file: give journal=...")
+        async with self._maintaining:
+            return await write_backup(folder, journal, self._store, self._store_paused)
+
+    @asynccontextmanager
+    async def _store_paused(self) -> AsyncIterator[None]:
+        async with self._noting, self._writer.paused():
+            yield
+
     # -- dead letters and other processes -----------------------------------------------------
 
     def _returned(self, back: list[tuple[int, int]]) -> None:
@@ -472,8 +509,9 @@ class RunningPipeline:
                     await self._measure_lag()
                 if second % _TIDY_EVERY == 0:
                     await self._journal.tidy()
-                if second % _NOTE_EVERY == _NOTE_EVERY - 1:
-                    await self._pairing.note()
+                if second % _NOTE_EVERY == _NOTE_EVERY - 1 and not self._noting.locked():
+                    async with self._noting:
+                        await self._pairing.note()
             except JournalError as error:
                 _log.error("the periodic work on the journal failed; retrying: %s", error)
             second += 1

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from autoplay_rag._backoff import grown_delay
 from autoplay_rag._serial import SerialThread
 from autoplay_rag.errors import JournalError
-from autoplay_rag.ingest.chunk_writer import ChunkWriter, Delete, Operation, Upsert
+from autoplay_rag.ingest.chunk_writer import (
+    ChunkWriter,
+    Delete,
+    Operation,
+    UpdateMetadata,
+    Upsert,
+)
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.journal.base import Journal, QueuedChunk
+from autoplay_rag.stores.base import Changes
 
 __all__ = ["Upkeep"]
 
@@ -46,6 +53,7 @@ class Upkeep:
         self._deleted: list[str] = []
         self._refused: dict[str, str] = {}
         self._changed = asyncio.Event()
+        self._more = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._problem: str | None = None
@@ -73,6 +81,50 @@ class Upkeep:
         self._note_idle()
         self._writer.put([Delete(one) for one in fresh], self._delete_ended)
 
+    def is_refused(self, id: str) -> bool:
+        """Whether the store has refused to delete this chunk."""
+        return id in self._refused
+
+    def store_again(self, count: int) -> None:
+        """Start to store `count` chunks that the catalog has just queued."""
+        self._queued += count
+        self._note_idle()
+        self._more.set()
+
+    async def carry_out(self, changes: Mapping[str, Changes], copies: Sequence[str]) -> set[str]:
+        """Change metadata of chunks, and delete all copies of others.
+
+        The operations start before the first suspension, so they keep their place among those of
+        later plans and deletions.
+
+        Args:
+            changes: For each chunk id the keys to set; None removes a key.
+            copies: Ids of chunks to be deleted, which the caller queues to be stored again.
+
+        Returns:
+            The ids of the chunks whose operation failed.
+        """
+        operations: list[UpdateMetadata | Delete] = [Delete(one) for one in copies]
+        operations += [UpdateMetadata(one, wanted) for one, wanted in changes.items()]
+        if not operations:
+            return set()
+        failed: set[str] = set()
+        left = len(operations)
+        ended = asyncio.Event()
+
+        def one_ended(operation: Operation, error: str | None) -> None:
+            nonlocal left
+            assert not isinstance(operation, Upsert)
+            left -= 1
+            if error is not None:
+                failed.add(operation.id)
+            if not left:
+                ended.set()
+
+        self._writer.put(operations, one_ended)
+        await ended.wait()
+        return failed
+
     @property
     def idle(self) -> bool:
         """Whether no chunk is queued and no deletion in progress. Rejected ones do not count."""
@@ -98,6 +150,13 @@ class Upkeep:
     # -- stored again -------------------------------------------------------------------------
 
     async def _store_again(self) -> None:
+        while True:
+            self._more.clear()
+            await self._store_queued()
+            self._note_idle()
+            await self._more.wait()
+
+    async def _store_queued(self) -> None:
         after = 0
         while self._queued:
             try:
@@ -107,38 +166,47 @@ class Upkeep:
                     self._queued = await self._journal.count_queued() if after else 0
                     after = 0
                     continue
-                await self._store_page(page)
+                await self._store_page(page, after)
                 after = page[-1].number
                 self._problem = None
             except JournalError as error:
                 self._problem = f"storing chunks again failed: {error}"
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
-        self._note_idle()
 
-    async def _store_page(self, page: Sequence[QueuedChunk]) -> None:
-        tokens = await self._thread.run(self._planner.count, [queued.chunk for queued in page])
+    async def _store_page(self, page: Sequence[QueuedChunk], after: int) -> None:
+        counts = await self._thread.run(self._planner.count, [queued.chunk for queued in page])
+        tokens = {queued.number: count for queued, count in zip(page, counts, strict=True)}
+        before = {queued.number: queued for queued in page}
+        # Chunks may have been deleted, changed or planned anew while tokens were counted. This read
+        # has its place among the journal's transactions: operations of a later one start after ours.
+        known = [
+            queued for queued in await self._journal.queued(after, _PAGE) if queued.number in before
+        ]
+        page = [queued for queued in known if queued.chunk.text == before[queued.number].chunk.text]
+        left = len(known) - len(page)  # another text: they come in the next round
         number_of = {queued.chunk.id: queued.number for queued in page}
         refused: dict[int, str] = {}
-        stored: list[int] = []
+        stored: dict[int, str] = {}
         ended = asyncio.Event()
 
         def chunk_ended(operation: Operation, error: str | None) -> None:
             assert isinstance(operation, Upsert)
             number = number_of[operation.chunk.id]
             if error is None:
-                stored.append(number)
+                stored[number] = operation.chunk.id
             else:
                 refused[number] = error
             if len(stored) + len(refused) == len(page):
                 ended.set()
 
         self._writer.put(
-            [Upsert(queued.chunk, cost) for queued, cost in zip(page, tokens, strict=True)],
+            [Upsert(queued.chunk, tokens[queued.number]) for queued in page],
             chunk_ended,
         )
-        await ended.wait()
-        self.delete(await self._journal.stored_again(stored, refused))
-        self._queued = max(0, self._queued - len(page))
+        if page:
+            await ended.wait()
+            self.delete(await self._journal.stored_again(stored, refused))
+        self._queued = max(0, self._queued - len(before) + left)
 
     # -- deletions ----------------------------------------------------------------------------
 

@@ -44,8 +44,10 @@ __all__ = [
     "Prepared",
     "Queue",
     "QueuedChunk",
+    "Recorded",
     "Scope",
     "Session",
+    "Task",
     "Unindexed",
     "Visit",
     "Waiting",
@@ -331,6 +333,38 @@ class QueuedChunk(NamedTuple):
     chunk: Chunk
 
 
+class Recorded(NamedTuple):
+    """A chunk as the catalog has it.
+
+    Attributes:
+        number: Its number in the catalog.
+        chunk: Id, text and metadata.
+        stored: Whether the store has it. False while it is to be stored, or stored again.
+        has_text: False if an older format did not keep text and metadata.
+        outdated: Whether the store still has to change its metadata.
+    """
+
+    number: int
+    chunk: Chunk
+    stored: bool
+    has_text: bool
+    outdated: bool = False
+
+
+class Task(NamedTuple):
+    """A request of another process that waits for an answer.
+
+    Attributes:
+        token: Names the request.
+        action: "verify" or "backup".
+        options: The arguments.
+    """
+
+    token: str
+    action: str
+    options: Mapping[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A payload that could not be stored.
@@ -497,6 +531,14 @@ class Queue(ABC):
         """Execute the requests of other processes. Returns retried letters, as `retry` does."""
 
     @abstractmethod
+    async def take_tasks(self) -> list[Task]:
+        """Return the requests of other processes that wait for an answer, and remove them."""
+
+    @abstractmethod
+    async def answer_task(self, token: str, answer: Mapping[str, Any]) -> None:
+        """Save the answer to a task for the process that asked."""
+
+    @abstractmethod
     async def note_health(self, health: Health) -> None:
         """Save the health of the pipeline for other processes."""
 
@@ -612,12 +654,53 @@ class Catalog(ABC):
         """Return the number of queued chunks."""
 
     @abstractmethod
-    async def stored_again(self, numbers: Sequence[int], refused: Mapping[int, str]) -> list[str]:
+    async def queue_again(self, numbers: Sequence[int]) -> int:
+        """Queue those of these chunks that are stored and whose text is known.
+
+        Returns:
+            The number of chunks queued by this call.
+        """
+
+    @abstractmethod
+    async def stored_again(
+        self, stored: Mapping[int, str], refused: Mapping[int, str]
+    ) -> list[str]:
         """Record that chunks were stored again. Payloads of refused chunks become dead letters.
+
+        Args:
+            stored: Ids of the chunks that the store has, by number. A chunk that has left the
+                catalog meanwhile is added to the deletion outbox.
+            refused: Errors of the chunks that the store refused, by number.
 
         Returns:
             Ids of chunks added to the deletion outbox.
         """
+
+    @abstractmethod
+    async def recorded(self, ids: Sequence[str], *, in_order: bool = False) -> dict[str, Recorded]:
+        """Return chunks of the catalog by id, in any state.
+
+        Args:
+            ids: Ids of chunks. Unknown ids are left out.
+            in_order: Whether to read after all operations that were submitted before. Otherwise
+                the read does not wait for the writer, and sees what is committed.
+        """
+
+    @abstractmethod
+    async def recorded_after(self, number: int, limit: int) -> list[Recorded]:
+        """Return chunks of the catalog with a higher number, ordered by number."""
+
+    @abstractmethod
+    async def stored_after(self, number: int, limit: int) -> list[tuple[int, str]]:
+        """Return number and id of stored chunks with a higher number, ordered by number."""
+
+    @abstractmethod
+    async def in_outbox(self, ids: Sequence[str]) -> set[str]:
+        """Return those of these ids that are in the deletion outbox. Reads in order."""
+
+    @abstractmethod
+    async def delete_unknown(self, ids: Sequence[str]) -> list[str]:
+        """Add to the deletion outbox those of these ids that the catalog does not know."""
 
     @abstractmethod
     async def deletions(self, limit: int, *, planned: bool = True) -> list[str]:

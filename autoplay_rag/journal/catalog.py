@@ -265,6 +265,15 @@ class CatalogTables:
         )
         return [QueuedChunk(number, chunk) for number, chunk in found]
 
+    def still_queued(self, numbers: Sequence[int]) -> list[int]:
+        """Return those of these numbers that are still queued."""
+        rows = self._connection.execute(
+            f"SELECT number FROM chunk WHERE state = {ChunkState.QUEUED:d} "
+            "AND number IN (SELECT value FROM json_each(?))",
+            (json_list(numbers),),
+        )
+        return [number for (number,) in rows]
+
     def count_queued(self) -> int:
         """Return the number of queued chunks."""
         return self.file.scalar(f"SELECT count(*) FROM chunk WHERE state = {ChunkState.QUEUED:d}")
@@ -283,6 +292,14 @@ class CatalogTables:
     def deleted(self, ids: Sequence[str]) -> None:
         """Remove confirmed ids from the outbox."""
         delete_in(self._connection, "deletion", "chunk", ids)
+
+    def delete_unknown(self, ids: Sequence[str], reason: str) -> list[str]:
+        """Add unknown ids to the deletion outbox, and return them."""
+        known = self._numbers(ids)
+        now = time.time()
+        rows = [(one, reason, now) for one in dict.fromkeys(ids) if one not in known]
+        insert(self._connection, "deletion (chunk, reason, at)", rows, verb="INSERT OR REPLACE")
+        return [one for one, _, _ in rows]
 
     def _in_outbox(self, ids: Sequence[str]) -> set[str]:
         rows = self._connection.execute(

@@ -148,16 +148,17 @@ class ReadThread:
     def opened(self) -> Finder:
         """The finder; runs in the thread."""
         if self._finder is None:
-            self._finder = Finder(self._connected())
+            self._finder = Finder(self.connected())
         return self._finder
 
     def timeline(self) -> Timeline:
         """The timeline; runs in the thread."""
         if self._timeline is None:
-            self._timeline = Timeline(self._connected())
+            self._timeline = Timeline(self.connected())
         return self._timeline
 
-    def _connected(self) -> sqlite3.Connection:
+    def connected(self) -> sqlite3.Connection:
+        """The connection; runs in the thread."""
         if self._connection is None:
             uri = f"{self._path.resolve().as_uri()}?mode=ro"
             self._connection = sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None)

@@ -27,6 +27,7 @@ from autoplay_rag.journal.base import (
     Plan,
     Prepared,
     Session,
+    Task,
     Waiting,
 )
 from autoplay_rag.journal.bodies import decoded, pack, unpack
@@ -34,6 +35,7 @@ from autoplay_rag.journal.catalog import CatalogTables, as_key
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
 from autoplay_rag.journal.schema import PayloadState
+from autoplay_rag.journal.tasks import ANSWER, LETTER_ACTIONS, decode_task
 from autoplay_rag.payloads import ActionsPayload, Payload
 
 __all__ = ["FOLLOWED", "QueueTables", "first_since", "letters"]
@@ -50,6 +52,9 @@ _LARGE_BYTES: Final = 4096
 """Rows of larger payloads are rewritten when their bodies are dropped."""
 _FEW_WAITING: Final = 20_000
 _PART: Final = "part of a dead payload"
+_GONE: Final = "left the catalog while it was stored again"
+_KEEP_ANSWERS_SECONDS: Final = 3600.0
+"""How long an answer to another process is kept. That process deletes it once it has read it."""
 _INSERT_PAYLOAD: Final = (
     "payload (seq, key, lane, kind, at, actions, state, size, ended, error, body)"
 )
@@ -408,7 +413,7 @@ class QueueTables:
         """Execute the requests of other processes, and return retried letters as `retry` does."""
         back = []
         rows = self._connection.execute(
-            "SELECT action, seq FROM request ORDER BY number"
+            f"SELECT action, seq FROM request WHERE action IN {LETTER_ACTIONS} ORDER BY number"
         ).fetchall()
         for action, seq in rows:
             ids = None if seq is None else [seq]
@@ -417,8 +422,28 @@ class QueueTables:
             else:
                 self.discard(ids)
         if rows:
-            self._connection.execute("DELETE FROM request")
+            self._connection.execute(f"DELETE FROM request WHERE action IN {LETTER_ACTIONS}")
         return back
+
+    def take_tasks(self) -> list[Task]:
+        """Return the requests that wait for an answer, and remove them."""
+        rows = self._connection.execute(
+            f"SELECT seq FROM request WHERE action NOT IN {LETTER_ACTIONS} ORDER BY number"
+        ).fetchall()
+        if not rows:
+            return []
+        self._connection.execute(f"DELETE FROM request WHERE action NOT IN {LETTER_ACTIONS}")
+        asked = [decode_task(row) for (row,) in rows]
+        return [task for task in asked if task is not None]
+
+    def answer_task(self, token: str, answer: Mapping[str, Any]) -> None:
+        """Save an answer. Delete answers that nobody has read for a long time."""
+        now = time.time()
+        self._connection.execute(
+            "DELETE FROM meta WHERE name LIKE ? AND json_extract(value, '$.at') < ?",
+            (f"{ANSWER}%", now - _KEEP_ANSWERS_SECONDS),
+        )
+        self.file.set_meta(ANSWER + token, msgspec.json.encode({**answer, "at": now}).decode())
 
     # -- stored again -------------------------------------------------------------------------
 
@@ -434,19 +459,20 @@ class QueueTables:
         self._connection.execute("DELETE FROM plan WHERE acknowledged IS NOT NULL")
         return count
 
-    def stored_again(self, numbers: Sequence[int], refused: Mapping[int, str]) -> list[str]:
+    def stored_again(self, stored: Mapping[int, str], refused: Mapping[int, str]) -> list[str]:
         """Record that chunks were stored again. Payloads of refused chunks become dead letters.
 
         Returns:
-            Ids added to the deletion outbox, because the store may hold an older version of a
-            refused chunk.
+            Ids added to the deletion outbox: chunks that left the catalog while they were stored,
+            and refused chunks, because the store may hold an older version of them.
         """
-        self.catalog.set_stored(numbers, self._model)
+        self.catalog.set_stored(self.catalog.still_queued([*stored]), self._model)
+        gone = self.catalog.delete_unknown([*stored.values()], _GONE)
         errors: dict[int, str] = {}
         for number, error in refused.items():
             errors |= dict.fromkeys(self.catalog.seqs_of(number), error)
         if not refused:
-            return []
+            return gone
         found = read_all(
             self._connection,
             "seq, size",
@@ -462,7 +488,8 @@ class QueueTables:
         counts["stored"] -= len(errors)
         counts["dead"] += len(errors)
         self.catalog.drop_adopted(unknown)
-        return self.catalog.remove([*refused, *self.catalog.numbers_of(list(errors))], _PART)
+        parts = self.catalog.numbers_of(list(errors))
+        return gone + self.catalog.remove([*refused, *parts], _PART)
 
     # -- reading ------------------------------------------------------------------------------
 

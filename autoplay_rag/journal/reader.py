@@ -5,18 +5,20 @@ Each read opens its own read-only connection and never waits for the writer.
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from autoplay_rag._filelock import FileLock
 from autoplay_rag.errors import JournalError, JournalVersionError
-from autoplay_rag.journal.base import Action, DeadLetter, Health
+from autoplay_rag.journal.base import Action, DeadLetter, Health, Task
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.file import other_version
 from autoplay_rag.journal.lag import lag_of
@@ -24,6 +26,7 @@ from autoplay_rag.journal.ledger import COUNTERS, Ledger
 from autoplay_rag.journal.queue import FOLLOWED, dead_letter, first_since, letters
 from autoplay_rag.journal.rows import lossy_text
 from autoplay_rag.journal.schema import APPLICATION_ID, SCHEMA_VERSION, PayloadState
+from autoplay_rag.journal.tasks import ANSWER, encode_task
 from autoplay_rag.payloads import Payload
 
 __all__ = ["JournalReader", "JournalStatus"]
@@ -176,6 +179,46 @@ class JournalReader:
             connection.executemany(
                 "INSERT INTO request (action, seq) VALUES (?, ?)", [(action, seq) for seq in asked]
             )
+        return self._is_running()
+
+    def give_task(self, action: str, options: Mapping[str, Any]) -> str:
+        """Leave a task for the pipeline that runs now. It takes tasks once a second.
+
+        Args:
+            action: "verify" or "backup".
+            options: The arguments.
+
+        Returns:
+            The token for `answer_of`.
+        """
+        task = Task(secrets.token_hex(8), action, options)
+        with self._connected(write=True) as connection:
+            connection.execute(
+                "INSERT INTO request (action, seq) VALUES (?, ?)", (action, encode_task(task))
+            )
+        return task.token
+
+    def answer_of(self, token: str) -> dict[str, Any] | None:
+        """Return the answer to a task and delete it; None if there is none yet."""
+        name = ANSWER + token
+        with self._connected() as connection:
+            row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            return None
+        with self._connected(write=True) as connection:
+            connection.execute("DELETE FROM meta WHERE name = ?", (name,))
+        answer: dict[str, Any] = msgspec.json.decode(row[0])
+        return answer
+
+    def withdraw_task(self, token: str) -> bool:
+        """Remove a task that no pipeline has taken; returns whether there was one."""
+        with self._connected(write=True) as connection:
+            found = connection.execute("DELETE FROM request WHERE seq LIKE ?", (f'%"{token}"%',))
+            return found.rowcount > 0
+
+    @property
+    def running(self) -> bool | None:
+        """As in `JournalStatus`."""
         return self._is_running()
 
     @contextmanager

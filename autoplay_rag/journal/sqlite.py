@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
 from autoplay_rag._filelock import FileLock
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.errors import JournalError, JournalLockedError
+from autoplay_rag.journal import checking
 from autoplay_rag.journal.base import (
     Acknowledgement,
     DeadLetter,
@@ -24,7 +27,9 @@ from autoplay_rag.journal.base import (
     Outdated,
     Plan,
     QueuedChunk,
+    Recorded,
     Session,
+    Task,
     Unindexed,
     Waiting,
 )
@@ -40,7 +45,10 @@ from autoplay_rag.payloads import Payload
 
 __all__ = ["SqliteJournal"]
 
+T = TypeVar("T")
+
 Returned = Callable[[list[tuple[int, int]]], None]
+_UNKNOWN: Final = "unknown to the catalog"
 
 
 class SqliteJournal(Journal):
@@ -230,6 +238,14 @@ class SqliteJournal(Journal):
         """As in `Queue`."""
         return await self._writer.run(self._tables.carry_out_requests, then=self._on_returned)
 
+    async def take_tasks(self) -> list[Task]:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.take_tasks)
+
+    async def answer_task(self, token: str, answer: Mapping[str, Any]) -> None:
+        """As in `Queue`."""
+        await self._writer.run(self._tables.answer_task, token, answer)
+
     async def note_health(self, health: Health) -> None:
         """As in `Queue`."""
         await self._writer.run(self._tables.note_health, health)
@@ -280,9 +296,47 @@ class SqliteJournal(Journal):
         """As in `Catalog`."""
         return await self._writer.run(self._catalog.count_queued)
 
-    async def stored_again(self, numbers: Sequence[int], refused: Mapping[int, str]) -> list[str]:
+    async def queue_again(self, numbers: Sequence[int]) -> int:
         """As in `Catalog`."""
-        return await self._writer.run(self._tables.stored_again, numbers, refused)
+        return await self._writer.run(self._catalog.queue, numbers)
+
+    async def stored_again(
+        self, stored: Mapping[int, str], refused: Mapping[int, str]
+    ) -> list[str]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._tables.stored_again, stored, refused)
+
+    async def recorded(self, ids: Sequence[str], *, in_order: bool = False) -> dict[str, Recorded]:
+        """As in `Catalog`."""
+        if in_order:
+            own = self._tables.file.connection
+            return await self._writer.run(checking.recorded, own, ids)
+        return await self._read(lambda connection: checking.recorded(connection, ids))
+
+    async def recorded_after(self, number: int, limit: int) -> list[Recorded]:
+        """As in `Catalog`."""
+        return await self._read(
+            lambda connection: checking.recorded_after(connection, number, limit)
+        )
+
+    async def stored_after(self, number: int, limit: int) -> list[tuple[int, str]]:
+        """As in `Catalog`."""
+        return await self._read(lambda connection: checking.stored_after(connection, number, limit))
+
+    async def in_outbox(self, ids: Sequence[str]) -> set[str]:
+        """As in `Catalog`."""
+        return await self._writer.run(checking.in_outbox, self._tables.file.connection, ids)
+
+    async def delete_unknown(self, ids: Sequence[str]) -> list[str]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.delete_unknown, ids, _UNKNOWN)
+
+    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Read without waiting for the writer, where the journal is a file."""
+        thread = self._read_thread
+        if thread is None:
+            return await self._writer.look(lambda: read(self._tables.file.connection))
+        return await thread.run(lambda: read(thread.connected()))
 
     async def deletions(self, limit: int, *, planned: bool = True) -> list[str]:
         """As in `Catalog`."""

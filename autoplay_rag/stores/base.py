@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Self, TypeAlias, get_args
 
 from autoplay_rag.content.chunks import Chunk, Metadata, Vector
@@ -183,6 +184,26 @@ class Store(ABC):
     async def save_identity(self, identity: StoreIdentity) -> None:
         """Save an identity in the store. Searches must not find it. Needs `identity` as well."""
         raise _missing(self, "identity")
+
+    async def is_own(self) -> bool:
+        """Whether this package created the collection, so that all of its chunks are a pipeline's.
+
+        Chunks that the journal does not know are deleted only from such a collection. False by
+        default: the rest of the collection may be somebody else's.
+        """
+        return False
+
+    async def copy_to(self, folder: Path) -> bool:
+        """Write a consistent copy of the store's files into an empty folder, for a backup.
+
+        Args:
+            folder: It exists. The copy is complete when this returns.
+
+        Returns:
+            False by default: the store has no files of its own that can be copied.
+        """
+        del folder
+        return False
 
 
 class VectorStore(Store):

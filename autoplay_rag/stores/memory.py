@@ -192,6 +192,10 @@ class MemoryStore(VectorStore):
         """Save an identity. It lives as long as this object."""
         await self._thread.run(setattr, self._table, "identity", identity)
 
+    async def is_own(self) -> bool:
+        """True: a store in memory holds only what a pipeline stored."""
+        return True
+
 
 class _Table:
     """Chunks, and their unit vectors in a matrix that grows by doubling.

@@ -570,7 +570,8 @@ class JournalContract:
         numbers = [one.number for one in queued]
         assert numbers == sorted(numbers)
         assert await journal.queued(numbers[1], 2) == queued[2:4]
-        assert await journal.stored_again(numbers[:2], {}) == []
+        stored = {one.number: one.chunk.id for one in queued[:2]}
+        assert await journal.stored_again(stored, {}) == []
         assert await journal.count_queued() == 3
         assert await journal.queued(0, 99) == queued[2:]
         assert await journal.queue_all() == 5
@@ -586,7 +587,8 @@ class JournalContract:
         await journal.queue_all()
         first, part, other_part, last = await journal.queued(0, 99)
         refused = {first.number: "store: no", other_part.number: "store: never"}
-        ids = await journal.stored_again([part.number, last.number], refused)
+        stored = {one.number: one.chunk.id for one in (part, last)}
+        ids = await journal.stored_again(stored, refused)
         # The store may have an older version of each.
         assert sorted(ids) == sorted([first.chunk.id, part.chunk.id, other_part.chunk.id])
         assert sorted(await journal.deletions(9)) == sorted(ids)
@@ -596,6 +598,51 @@ class JournalContract:
         assert await journal.count_queued() == 0
         assert (await journal.known()).chunks == 1
         assert _counts(journal) == {"received": 4, "stored": 1, "dead": 3}
+
+    async def test_what_left_while_it_was_stored_again_is_deleted(self, journal: Journal) -> None:
+        payload, other = _actions("s", "a"), _actions("s", "b")
+        await _accept(journal, payload, other)
+        await _store(journal, payload, other)
+        await journal.queue_all()
+        first, last = await journal.queued(0, 9)
+        await journal.stored_again({}, {first.number: "store: no"})
+        await journal.deleted([first.chunk.id])
+        stored = {one.number: one.chunk.id for one in (first, last)}
+        assert await journal.stored_again(stored, {}) == [first.chunk.id]
+        assert await journal.deletions(9) == [first.chunk.id]
+        assert await journal.count_queued() == 0
+
+    async def test_the_catalog_can_be_compared(self, journal: Journal) -> None:
+        payloads = [_actions("s", str(i)) for i in range(4)]
+        await _accept(journal, *payloads)
+        await _store(journal, *payloads[:3])
+        await journal.record_plans([_plan(4, _planned(payloads[3], 4))], [])
+        chunks = [_planned(payload, seq).chunk for seq, payload in enumerate(payloads, 1)]
+        ids = [chunk.id for chunk in chunks]
+        for in_order in (False, True):
+            found = await journal.recorded([*ids, "unknown"], in_order=in_order)
+            assert [found[one].chunk for one in ids] == chunks
+            assert [found[one].stored for one in ids] == [True, True, True, False]
+            assert all(one.has_text for one in found.values())
+            assert len(found) == 4
+        rows = await journal.recorded_after(0, 99)
+        assert [row.chunk for row in rows] == chunks
+        assert await journal.recorded_after(rows[0].number, 2) == rows[1:3]
+        stored = [(row.number, row.chunk.id) for row in rows[:3]]
+        assert await journal.stored_after(0, 99) == stored
+        assert await journal.stored_after(rows[0].number, 1) == stored[1:2]
+        assert await journal.queue_again([rows[0].number, rows[3].number, 10**6]) == 1
+        assert [one.chunk for one in await journal.queued(0, 9)] == chunks[:1]
+        assert not (await journal.recorded(ids))[ids[0]].stored
+
+    async def test_unknown_chunks_can_be_deleted(self, journal: Journal) -> None:
+        payload = _actions("s", "a")
+        await _accept(journal, payload)
+        await _store(journal, payload)
+        known = _id_of(payload)
+        assert await journal.delete_unknown([known, "x", "y", "x"]) == ["x", "y"]
+        assert await journal.in_outbox([known, "x", "z"]) == {"x"}
+        assert sorted(await journal.deletions(9)) == ["x", "y"]
 
     async def test_chunks_of_a_store_can_be_adopted(self, journal: Journal) -> None:
         first, later = _actions("s", "a"), _actions("s", "b")
@@ -627,7 +674,7 @@ class JournalContract:
         await journal.adopt([_chunk(_id_of(payload), "a"), _chunk("foreign", "b")])
         await journal.queue_all()
         refused = {one.number: "store: no" for one in await journal.queued(0, 9)}
-        assert sorted(await journal.stored_again([], refused)) == sorted(
+        assert sorted(await journal.stored_again({}, refused)) == sorted(
             [_id_of(payload), "foreign"]
         )
         assert _counts(journal) == {}
@@ -732,7 +779,7 @@ class DurableJournalContract(JournalContract):
         await journal.note_tokens(_DAY, 7)
         await journal.queue_all()
         queued = await journal.queued(0, 9)
-        await journal.stored_again([queued[0].number], {})
+        await journal.stored_again({queued[0].number: queued[0].chunk.id}, {})
         notes = await journal.notes()
         journal = await reopened(journal)
         assert await journal.notes() == notes

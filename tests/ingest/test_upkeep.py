@@ -364,6 +364,66 @@ async def test_a_journal_that_fails_meanwhile_delays_it(rig, make_actions, monke
         assert made.upkeep.problems == []
 
 
+@pytest.mark.parametrize("when", ["tokens are counted", "it is stored"])
+async def test_a_deletion_meanwhile_does_not_bring_a_chunk_back(
+    rig, make_actions, monkeypatch, when
+):
+    async with rig(ScriptedStore()) as made:
+        await queue_all(made, make_actions, 3)
+    store = ScriptedStore()
+    async with rig(store) as made:
+        loop = asyncio.get_running_loop()
+        deleted: list[str] = []
+
+        async def delete_one() -> None:
+            journal = made.journal
+            first = (await journal.queued(0, 1))[0]
+            removed = journal._catalog.remove
+            deleted.extend(await journal._writer.run(removed, [first.number], "forgotten"))
+            made.upkeep.delete(deleted)
+
+        def delete_now() -> None:
+            if not deleted:
+                asyncio.run_coroutine_threadsafe(delete_one(), loop).result()
+
+        if when == "tokens are counted":
+            count = Planner.count
+
+            def slow_count(planner, chunks):
+                delete_now()
+                return count(planner, chunks)
+
+            monkeypatch.setattr(Planner, "count", slow_count)
+        else:
+            add = store.add
+
+            async def slow_add(chunks):
+                if not deleted:
+                    await delete_one()
+                await add(chunks)
+
+            store.add = slow_add
+        await made.upkeep.wait()
+        assert sorted(store.texts.values()) == ["n1 0", "n2 0"]
+        assert deleted
+        assert await made.outbox() == []
+        assert await made.journal.count_queued() == 0
+
+
+async def test_chunks_queued_while_it_runs_are_stored_again(rig, make_actions):
+    store = ScriptedStore()
+    async with rig(store) as made:
+        await queue_all(made, make_actions, 5)
+        for _ in range(2):
+            store.texts.clear()
+            count = await made.journal.queue_all()
+            made.upkeep.store_again(count)
+            assert not made.upkeep.idle
+            await made.upkeep.wait()
+            assert len(store.texts) == 5
+        assert await made.journal.count_queued() == 0
+
+
 async def test_an_outage_while_chunks_are_stored_again_costs_nothing(rig, make_actions, eventually):
     async with rig(ScriptedStore()) as made:
         await queue_all(made, make_actions, 3)

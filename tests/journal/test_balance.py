@@ -185,10 +185,9 @@ class Balance(RuleBasedStateMachine):
         queued = self.db.queued(0, source.randint(1, 5))
         refused = {one.number: "store: no" for one in queued if refuse and source.random() < 0.5}
         dying = {seq for number in refused for seq in self.db.seqs_of(number)}
-        numbers = [one.number for one in queued if one.number not in refused]
-        stored = {one.chunk.id for one in queued if one.number not in refused}
-        self.outbox -= stored
-        self.outbox.update(self.db.stored_again(numbers, refused))
+        stored = {one.number: one.chunk.id for one in queued if one.number not in refused}
+        self.outbox -= set(stored.values())
+        self.outbox.update(self.db.stored_again(stored, refused))
         self.move(dying, PayloadState.DEAD)
 
     @precondition(lambda self: self.outbox)

@@ -71,7 +71,8 @@ def test_the_model_of_a_chunk_is_known(opened, add):
     add(db, chunk("a"), chunk("b"))
     db.queue._model = "other"
     db.queue_all()
-    db.stored_again([db.queued(0, 1)[0].number], {})
+    (first,) = db.queued(0, 1)
+    db.stored_again({first.number: first.chunk.id}, {})
     rows = db.connection.execute(
         "SELECT id, name FROM chunk JOIN model ON model.number = model ORDER BY id"
     )

@@ -238,7 +238,7 @@ def test_full_durability_stores_again_after_an_unclean_end_only(
     db = opened("full")
     assert db.queue_unconfirmed() == 0
     assert db.queued(0, 9) == [queued]
-    assert db.stored_again([queued.number], {}) == []
+    assert db.stored_again({queued.number: queued.chunk.id}, {}) == []
     assert db.counts == {"received": 1, "stored": 1}
     db.close()
     assert opened("full").count_queued() == 0
@@ -255,7 +255,8 @@ def test_what_is_refused_when_it_is_stored_again_is_dead_and_not_counted_as_stor
     db = opened("full")
     assert db.queue_unconfirmed() == 2
     first, second = db.queued(0, 9)
-    assert db.stored_again([second.number], {first.number: "store: no"}) == [first.chunk.id]
+    stored = {second.number: second.chunk.id}
+    assert db.stored_again(stored, {first.number: "store: no"}) == [first.chunk.id]
     assert [(one.id, one.error) for one in db.dead_letters(9)] == [
         (1, "store: no"),
         (2, "store: no"),

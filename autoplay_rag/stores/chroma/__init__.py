@@ -8,6 +8,7 @@
 | `frames` | both | requests and replies, and their encoding on the pipe |
 | `worker` | worker | the main loop: lock the folder, answer requests |
 | `folder` | worker | the only module that imports Chroma |
+| `copies` | both | copies of the folder, for backups |
 | `mirror` | worker | a copy of each vector index, for recovery after a kill |
 """
 

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from autoplay_rag._describe import describe
 from autoplay_rag.errors import StoreMismatchError
 from autoplay_rag.stores.base import Condition, StoreIdentity
+from autoplay_rag.stores.chroma.copies import BATCH, JOURNAL_ID, STORE_ID, copy_folder
 from autoplay_rag.stores.chroma.database import Contents, Database
 from autoplay_rag.stores.chroma.frames import (
     Chunks,
+    Copy,
     Count,
     Delete,
     Done,
@@ -54,8 +56,6 @@ __all__ = ["Folder", "ignore_environment"]
 
 _MODEL = "autoplay_model"
 """The key in the collection's metadata for the model of its vectors."""
-_STORE_ID, _JOURNAL_ID, _BATCH = "autoplay_store_id", "autoplay_journal_id", "autoplay_batch"
-"""The keys in the collection's metadata for its identity."""
 _ROUNDING = 1e-6
 _EF_SEARCH = 400
 """Candidates considered in a search of the index. Chroma's default of 100 misses chunks among similar
@@ -162,14 +162,18 @@ class Folder:
         finally:
             self._mirror.refresh()
 
-    def _answer(self, request: Request) -> Reply:  # noqa: C901, PLR0911 - one case per request
+    def _answer(self, request: Request) -> Reply:  # noqa: C901, PLR0911, PLR0912 - one case per request
         match request:
             case Drop():
                 self._drop(request.collection)
                 return Done()
             case Identity():
                 found = self._find(request.collection)
-                return Kept(None if found is None else _identity_of(found.metadata))
+                metadata = (found.metadata if found else None) or {}
+                return Kept(_identity_of(metadata), _MODEL in metadata)
+            case Copy():
+                copy_folder(self._path, Path(request.target))
+                return Done()
         collection = self._collection(request.collection, request.model)
         match request:
             case Open():
@@ -499,9 +503,9 @@ class _Collection:
         """Save an identity in the collection's metadata."""
         self._annotate(
             {
-                _STORE_ID: identity.store_id,
-                _JOURNAL_ID: identity.journal_id,
-                _BATCH: identity.batch,
+                STORE_ID: identity.store_id,
+                JOURNAL_ID: identity.journal_id,
+                BATCH: identity.batch,
             }
         )
 
@@ -613,9 +617,9 @@ def _delete_collection(client: ClientAPI, database: Database, collection: Collec
 
 
 def _identity_of(metadata: Mapping[str, Any] | None) -> StoreIdentity | None:
-    if not metadata or _STORE_ID not in metadata:
+    if not metadata or STORE_ID not in metadata:
         return None
-    return StoreIdentity(metadata[_STORE_ID], metadata[_JOURNAL_ID], metadata[_BATCH])
+    return StoreIdentity(metadata[STORE_ID], metadata[JOURNAL_ID], metadata[BATCH])
 
 
 def _best(scores: Mapping[str, float], k: int) -> dict[str, float]:

@@ -16,6 +16,7 @@ from autoplay_rag.stores.base import Condition, StoreIdentity
 __all__ = [
     "Answer",
     "Chunks",
+    "Copy",
     "Count",
     "Delete",
     "Done",
@@ -125,6 +126,12 @@ class Identity(_Request, tag=True, kw_only=True):
     """Ask for the identity, without creating the collection."""
 
 
+class Copy(_Request, tag=True, kw_only=True):
+    """Copy the whole folder, with all collections, into an empty folder."""
+
+    target: str
+
+
 class SaveIdentity(_Request, tag=True, kw_only=True):
     """Save an identity in the collection's metadata."""
 
@@ -143,6 +150,7 @@ Request: TypeAlias = (
     | UpdateMetadata
     | Drop
     | Identity
+    | Copy
     | SaveIdentity
 )
 
@@ -180,9 +188,13 @@ class Chunks(msgspec.Struct, tag=True):
 
 
 class Kept(msgspec.Struct, tag=True):
-    """The identity of the collection; None if there is none."""
+    """The identity of the collection; None if there is none.
+
+    `own` is True if this package created the collection.
+    """
 
     identity: StoreIdentity | None
+    own: bool = False
 
 
 class Failed(msgspec.Struct, tag=True):

@@ -23,6 +23,7 @@ from autoplay_rag.stores.base import (
 from autoplay_rag.stores.chroma.frames import (
     Answer,
     Chunks,
+    Copy,
     Count,
     Delete,
     Done,
@@ -48,8 +49,8 @@ from autoplay_rag.stores.rows import checked_changes, pack, pack_vector
 __all__ = ["ChromaStore", "where_of"]
 
 _OPERATORS = {"==": "$eq", ">=": "$gte", "<=": "$lte"}
-_DROP_FACTOR = 60
-"""The factor for the timeout of `drop`. Chroma deletes a collection in one transaction: 100,000 chunks
+_LONG_FACTOR = 60
+"""The factor for the timeout of `drop` and `copy_to`. Chroma deletes a collection in one transaction: 100,000 chunks
 take 9 s, while other calls wait. After a kill for a timeout, the deletion would start again from the
 beginning."""
 
@@ -324,7 +325,7 @@ class ChromaStore(VectorStore):
             StoreMismatchError: If this package did not create the collection.
             StoreUnavailableError: If it may pass later.
         """
-        to = {**self._to(None), "timeout": self._timeout * _DROP_FACTOR}
+        to = {**self._to(None), "timeout": self._timeout * _LONG_FACTOR}
         await self._ask(partial(Drop, **to))
         self._model = None
 
@@ -350,6 +351,37 @@ class ChromaStore(VectorStore):
             StoreUnavailableError: If it may pass later.
         """
         await self._ask(partial(SaveIdentity, **self._to(self._model), identity=identity))
+
+    async def is_own(self) -> bool:
+        """Whether this package created the collection.
+
+        Raises:
+            StoreLockedError: If another process uses the folder.
+            StoreUnavailableError: If it may pass later.
+        """
+        kept = await self._ask(partial(Identity, **self._to(None)))
+        assert isinstance(kept, Kept)
+        return kept.own
+
+    async def copy_to(self, folder: Path) -> bool:
+        """Copy the whole Chroma folder, with all of its collections, into an empty folder.
+
+        The worker copies between two requests, so the copy is consistent. Other calls wait
+        meanwhile. The copies of the indexes that `ChromaStore` makes for itself are left out. The
+        call may take up to 60 times `timeout`.
+
+        Args:
+            folder: An existing folder outside of Chroma's.
+
+        Raises:
+            StoreLockedError: If another process uses the folder.
+            StoreRejectedError: If `folder` is inside of Chroma's folder.
+            StoreUnavailableError: If files cannot be read or written.
+        """
+        to = {**self._to(None), "timeout": self._timeout * _LONG_FACTOR}
+        # Absolute: the working folder of the worker is Chroma's.
+        await self._ask(lambda: Copy(**to, target=str(folder.absolute())))
+        return True
 
     async def aclose(self) -> None:
         """Release the worker. It ends when the last store that uses it is closed.

@@ -20,12 +20,12 @@ from pathlib import Path
 import msgspec
 
 from autoplay_rag._filelock import FileLock
+from autoplay_rag.stores.chroma.copies import LOCK_NAME
 from autoplay_rag.stores.chroma.folder import Folder, ignore_environment
 from autoplay_rag.stores.chroma.frames import Done, Failed, Request, encode, read, write
 
 __all__ = ["main"]
 
-_LOCK_NAME = "autoplay-rag.lock"
 _LOCK_TIMEOUT_S = 3.0
 """Seconds that the worker of a killed parent may take to finish its last request."""
 _LOCK_POLL_S = 0.05
@@ -40,7 +40,7 @@ def main(path: Path, owner: int) -> None:
     """
     _ignore_signals()
     replies = _claim_stdout()
-    lock = FileLock(path / _LOCK_NAME)
+    lock = FileLock(path / LOCK_NAME)
     try:
         opened = _open(path, lock, owner)
         write(replies, encode(opened if isinstance(opened, Failed) else Done()))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from autoplay_rag.stores import StoreIdentity
 from autoplay_rag.stores.chroma.frames import (
     Chunks,
+    Copy,
     Count,
     Delete,
     Done,
@@ -98,6 +99,7 @@ def test_every_request_and_reply_comes_back_as_it_was(metadata, text, after):
         UpdateMetadata(**to, ids=[text], metadatas=[{**metadata, "gone": None}]),
         Drop(**to),
         Identity(**to),
+        Copy(**to, target=text),
         SaveIdentity(**to, identity=identity),
     ]
     replies = [
@@ -105,6 +107,7 @@ def test_every_request_and_reply_comes_back_as_it_was(metadata, text, after):
         Chunks([(text, "text", metadata)], after),
         Kept(identity),
         Kept(None),
+        Kept(identity, own=True),
         Failed("mismatch", text),
     ]
     for messages, decoder in ((requests, REQUESTS), (replies, REPLIES)):
