@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._html import table_html
+from autoplay_rag.content.filters import Moment, moment
 from autoplay_rag.content.redaction import Redact, redaction_rule
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
@@ -28,9 +29,11 @@ from autoplay_rag.ingest.questions import Questions
 from autoplay_rag.ingest.running import RunningPipeline
 from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.journal.base import Durability, Health, Outcome
+from autoplay_rag.journal.forgetting import Asked
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.maintenance.backup import BackupReport
+from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.maintenance.report import VerifyReport
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.stores.base import TextStore, VectorStore
@@ -260,7 +263,10 @@ class IngestPipeline(Questions):
                 await self._clients.leave(self._settings.drain_timeout)
                 # `ingest` just saw no progress: do not wait again.
                 stuck = self._stuck and journal and self.health.state != "ok"
+                started = run.loop.time()
                 await run.drain(0.0 if stuck else self._settings.drain_timeout)
+                left = self._settings.drain_timeout - (run.loop.time() - started)
+                await run.finish_erasing(0.0 if stuck else max(0.0, left))
             except PipelineError as error:
                 if journal:
                     _log.warning(
@@ -390,7 +396,7 @@ class IngestPipeline(Questions):
 
         Returns:
             A future that is done once the payload is in the journal. Its result is "accepted",
-            "duplicate", "filtered", "dead" or "overflow".
+            "duplicate", "filtered", "dead", "refused" or "overflow".
 
         Raises:
             PipelineClosedError: If the pipeline is not running.
@@ -484,6 +490,89 @@ class IngestPipeline(Questions):
             raise ConfigurationError("delete_extra=True needs repair=True")
         run = self._open_run()
         return await _on_loop(run.loop, run.verify(repair=repair, delete_extra=delete_extra))
+
+    async def forget(
+        self,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        conversation_id: str | None = None,
+        until: Moment | None = None,
+        dry_run: bool = False,
+        block: bool = False,
+    ) -> Receipt:
+        """Forget a person, a session, a chat thread or a product, while the pipeline runs.
+
+        All conditions that are given must hold. A session belongs to a person even if only some of
+        its payloads name the person. Of a session that several people used, only the person's part
+        is forgotten; a payload that names nobody belongs to the person named before it. A chunk
+        that mixes forgotten payloads with others is deleted, and the others are stored again.
+
+        This returns once no search and no listing finds it, or earlier if the store does not
+        confirm its deletions; see `Receipt.remaining`. The files are written anew in the
+        background; see `receipt`. After a crash, both continue at the next start.
+
+        Later, events of these ids that happened before this call, or at an unknown or a future
+        time, are refused, and so is every forgotten payload. The ledger counts them as `refused`.
+
+        Args:
+            user_id: The person.
+            session_id: The session.
+            product_id: The product. Needed if the other ids occur in several products.
+            conversation_id: The chat thread.
+            until: Only what happened up to then: Unix seconds, a datetime with a time zone, or a
+                date. If the time of a payload is unknown or in the future, its arrival counts.
+            dry_run: Only count.
+            block: Also refuse events that happen later.
+
+        Returns:
+            The receipt. It holds no ids.
+
+        Raises:
+            ConfigurationError: If no id is given, or the ids occur in several products.
+            JournalError: If the journal cannot be written.
+            PipelineClosedError: If the pipeline is not running.
+
+        Example:
+            >>> from autoplay_rag import ActionsPayload, SlimAction
+            >>> from autoplay_rag.embedders import LocalEmbedder
+            >>> from autoplay_rag.stores import MemoryStore
+            >>> async def main():
+            ...     store = MemoryStore()
+            ...     async with IngestPipeline(store=store, embedder=LocalEmbedder()) as pipeline:
+            ...         click = SlimAction("Export", "User clicked Export")
+            ...         await pipeline.on_actions(
+            ...             ActionsPayload("acme", "s1", "ann", actions=[click])
+            ...         )
+            ...         await pipeline.drain()
+            ...         receipt = await pipeline.forget(user_id="ann")
+            ...         return receipt.payloads, receipt.deleted, await store.count()
+            >>> asyncio.run(main())
+            (1, True, 0)
+        """
+        ids = (user_id, session_id, product_id, conversation_id)
+        if not any(ids) or "" in ids:
+            raise ConfigurationError(
+                "forget() needs a user_id, a session_id, a product_id or a conversation_id"
+            )
+        limit = None if until is None else moment("until", until)
+        asked = Asked(user_id, session_id, product_id, conversation_id, limit)
+        run = self._open_run()
+        return await _on_loop(run.loop, run.forget(asked, dry_run=dry_run, block=block))
+
+    async def receipt(self, number: int) -> Receipt:
+        """Return the receipt of an earlier call of `forget`, as of now.
+
+        Args:
+            number: `Receipt.number`.
+
+        Raises:
+            ConfigurationError: If there is no such request.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        run = self._open_run()
+        return await _on_loop(run.loop, run.receipt(number))
 
     async def backup(self, folder: str | Path) -> BackupReport:
         """Write a consistent copy of journal and store, while the pipeline runs.

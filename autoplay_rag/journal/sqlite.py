@@ -13,6 +13,7 @@ from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.errors import JournalError, JournalLockedError
 from autoplay_rag.journal import checking
 from autoplay_rag.journal.base import (
+    Acknowledged,
     Acknowledgement,
     DeadLetter,
     Durability,
@@ -34,6 +35,7 @@ from autoplay_rag.journal.base import (
     Waiting,
 )
 from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.erasing import AsyncErasures
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.finder import AsyncFinder, AsyncTimeline, ReadThread
 from autoplay_rag.journal.finding import Finder
@@ -69,6 +71,7 @@ class SqliteJournal(Journal):
 
     Attributes:
         timeline: Lists sessions and reads payloads, beside the writer.
+        erasures: Requests to forget.
     """
 
     def __init__(
@@ -104,6 +107,8 @@ class SqliteJournal(Journal):
             # The database in memory is the writer's own.
             self._finder = AsyncFinder(lambda: self._finder_tables, self._writer.look)
             self.timeline = AsyncTimeline(lambda: self._timeline_tables, self._writer.look)
+
+        self.erasures = AsyncErasures(self._writer, lambda: self._tables.erasures, self._read)
 
     async def open(self) -> None:
         """Open or create the file, upgrade an older format, and start the writer.
@@ -218,7 +223,7 @@ class SqliteJournal(Journal):
         """As in `Queue`."""
         await self._writer.run(self._tables.replace_plan, plan)
 
-    async def acknowledge(self, ended: Sequence[Acknowledgement]) -> list[str]:
+    async def acknowledge(self, ended: Sequence[Acknowledgement]) -> Acknowledged:
         """As in `Queue`."""
         return await self._writer.run(self._tables.acknowledge, ended)
 
