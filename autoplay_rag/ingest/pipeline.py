@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._html import table_html
-from autoplay_rag.content.filters import Moment, moment
+from autoplay_rag.content.filters import Moment
 from autoplay_rag.content.redaction import Redact, redaction_rule
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
@@ -29,9 +29,9 @@ from autoplay_rag.ingest.questions import Questions
 from autoplay_rag.ingest.running import RunningPipeline
 from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.journal.base import Durability, Health, Outcome
-from autoplay_rag.journal.forgetting import Asked
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.live import LiveSessions
+from autoplay_rag.maintenance.asked import asked_of
 from autoplay_rag.maintenance.backup import BackupReport
 from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.maintenance.report import VerifyReport
@@ -551,13 +551,14 @@ class IngestPipeline(Questions):
             >>> asyncio.run(main())
             (1, True, 0)
         """
-        ids = (user_id, session_id, product_id, conversation_id)
-        if not any(ids) or "" in ids:
-            raise ConfigurationError(
-                "forget() needs a user_id, a session_id, a product_id or a conversation_id"
-            )
-        limit = None if until is None else moment("until", until)
-        asked = Asked(user_id, session_id, product_id, conversation_id, limit)
+        asked = asked_of(
+            "forget()",
+            user_id=user_id,
+            session_id=session_id,
+            product_id=product_id,
+            conversation_id=conversation_id,
+            until=until,
+        )
         run = self._open_run()
         return await _on_loop(run.loop, run.forget(asked, dry_run=dry_run, block=block))
 
@@ -573,6 +574,41 @@ class IngestPipeline(Questions):
         """
         run = self._open_run()
         return await _on_loop(run.loop, run.receipt(number))
+
+    async def export(
+        self,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        conversation_id: str | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield everything that is held about a person, a session or a chat thread.
+
+        It selects the same payloads as `forget`. Each record can be written as one line of JSON.
+        Records with `"record": "payload"` come first, in the order of arrival, then those with
+        `"record": "chunk"`.
+
+        Args:
+            user_id: The person.
+            session_id: The session.
+            product_id: The product. Needed if the other ids occur in several products.
+            conversation_id: The chat thread.
+
+        Raises:
+            ConfigurationError: If no id is given, or the ids occur in several products.
+            JournalError: If the journal cannot be read.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        asked = asked_of(
+            "export()",
+            user_id=user_id,
+            session_id=session_id,
+            product_id=product_id,
+            conversation_id=conversation_id,
+        )
+        async for record in self._open_run().export(asked):
+            yield record
 
     async def backup(self, folder: str | Path) -> BackupReport:
         """Write a consistent copy of journal and store, while the pipeline runs.

@@ -46,6 +46,7 @@ from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.maintenance.backup import BackupReport, write_backup
 from autoplay_rag.maintenance.erasing import Eraser
+from autoplay_rag.maintenance.exporting import export_records
 from autoplay_rag.maintenance.forgetting import Forgetter
 from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.maintenance.report import VerifyReport
@@ -515,6 +516,10 @@ class RunningPipeline:
             await asyncio.wait([forgetting])
             self._check_works(ended=False)
         return forgetting.result()
+
+    def export(self, asked: Asked) -> AsyncIterator[dict[str, Any]]:
+        """Yield everything that the journal holds about ids; see `IngestPipeline.export`."""
+        return export_records(self._journal.read_in_order, asked)
 
     async def receipt(self, number: int) -> Receipt:
         """Return a receipt as of now; see `IngestPipeline.receipt`."""

@@ -36,6 +36,7 @@ __all__ = [
     "ErasureTables",
     "Selected",
     "Sizes",
+    "concerned",
     "count",
     "select",
 ]
@@ -212,6 +213,14 @@ def select(connection: sqlite3.Connection, asked: Asked) -> Selected:
     if found.shared:
         _divide(connection, asked, found)
     return found
+
+
+def concerned(connection: sqlite3.Connection, asked: Asked, selected: Selected) -> list[int]:
+    """Return the sequence numbers of all payloads of a selection, in order."""
+    rows = connection.execute(
+        f"SELECT seq FROM ({_CONCERNED}) ORDER BY seq", _parameters(asked, selected)
+    )
+    return [seq for (seq,) in rows]
 
 
 def count(connection: sqlite3.Connection, asked: Asked, selected: Selected) -> Sizes:

@@ -336,6 +336,11 @@ class SqliteJournal(Journal):
         """As in `Catalog`."""
         return await self._writer.run(self._catalog.delete_unknown, ids, _UNKNOWN)
 
+    async def read_in_order(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a blocking read after all operations that were submitted before."""
+        await self.settled_of(0)
+        return await self._read(read)
+
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         """Read without waiting for the writer, where the journal is a file."""
         thread = self._read_thread

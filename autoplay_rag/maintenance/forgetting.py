@@ -13,6 +13,7 @@ from autoplay_rag.errors import ConfigurationError, PipelineError
 from autoplay_rag.journal.base import Catalog
 from autoplay_rag.journal.erasing import AsyncErasures
 from autoplay_rag.journal.forgetting import Asked, Begun, Deleted, ErasureState, Selected, Sizes
+from autoplay_rag.maintenance.asked import check_products
 from autoplay_rag.maintenance.erasing import Eraser
 from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.stores.base import Store
@@ -147,10 +148,7 @@ class Forgetter:
 
     async def _select(self, asked: Asked) -> tuple[Selected, Sizes]:
         selected, sizes = await self._erasures.select(asked)
-        if asked.product_id is None and len(selected.products) > 1:
-            raise ConfigurationError(
-                f"the ids given occur in {len(selected.products)} products: give product_id as well"
-            )
+        check_products(asked, selected)
         return selected, sizes
 
     async def _begin(self, asked: Asked, *, block: bool) -> Begun:

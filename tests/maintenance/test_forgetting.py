@@ -233,9 +233,7 @@ async def test_a_journal_in_memory_scans_the_store(make_pipeline, tmp_path):
 
 async def test_an_interrupted_deletion_goes_on_at_the_next_start(make_pipeline, tmp_path):
     store = MemoryStore()
-    async with make_pipeline(
-        store, journal=tmp_path / "j.db", drain_timeout=1.0
-    ) as pipeline:
+    async with make_pipeline(store, journal=tmp_path / "j.db", drain_timeout=1.0) as pipeline:
         for number in range(30):
             await pipeline.on_actions(actions(f"s{number}", f"annprivate {number}", user="ann"))
         await pipeline.drain()
