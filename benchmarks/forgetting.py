@@ -30,6 +30,11 @@ def payload(number: int, count: int) -> ActionsPayload:
     return ActionsPayload("acme", f"s{number // 10}", user, None, [click], 1, at)
 
 
+def size(folder: Path) -> int:
+    """The bytes of all files of a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 async def main(count: int, folder: Path) -> None:
     store = ChromaStore(folder / "chroma")
     options = {"journal": folder / "journal.db", "max_batch_actions": 1, "batch_window": 1.0}
@@ -41,8 +46,7 @@ async def main(count: int, folder: Path) -> None:
                 await task
         await pipeline.drain()
         print(f"{count:,} chunks stored in {time.perf_counter() - began:.0f} s", flush=True)
-        sizes = {p: p.stat().st_size >> 20 for p in folder.rglob("*") if p.is_file()}
-        print(f"    journal and store: {sum(sizes.values())} MB")
+        print(f"    journal and store: {size(folder) >> 20} MB")
         accepted: list[float] = []
         events = asyncio.create_task(live(pipeline, accepted))
         await asyncio.sleep(5)

@@ -58,7 +58,7 @@ def bytes_of(folder: Path) -> bytes:
 
 async def erased(pipeline, receipt):
     async with asyncio.timeout(60):
-        while not (receipt := await pipeline.receipt(receipt.number)).erased:
+        while not (receipt := await pipeline.receipt(receipt.number)).erased:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.05)
     return receipt
 
@@ -99,8 +99,7 @@ async def test_only_the_part_of_one_person_leaves_a_shared_session(make_pipeline
         assert (receipt.payloads, receipt.sessions, receipt.chunks) == (2, 1, 1)
         assert await find(pipeline, "annprivate") == []
         assert len(await pipeline.sessions(user_id="ann")) == 0
-        whole = await pipeline.session("s")
-        assert [one for one in map(str, whole.items if hasattr(whole, "items") else [])] is not None
+        assert "annprivate" not in str(await pipeline.session("s"))
         assert len(await pipeline.sessions(user_id="bob")) == 1
         assert await find(pipeline, "bobpublic")
         await pipeline.forget(user_id="bob")

@@ -100,7 +100,7 @@ async def test_interleavings(make_pipeline, scripted_embedder, tmp_path, memory)
         await _run(seed, make_pipeline, scripted_embedder(), tmp_path / f"{seed}.db", memory)
 
 
-async def _run(seed, make_pipeline, embedder, path, memory):
+async def _run(seed, make_pipeline, embedder, path, memory):  # noqa: C901 - one step of each kind
     source = random.Random(seed)
     model, store = Model(source), MemoryStore()
 
@@ -144,8 +144,8 @@ async def _run(seed, make_pipeline, embedder, path, memory):
                 await pipeline.start()
         await pipeline.drain(30)
         await check(pipeline, store, model, drained=True)
-    except BaseException:
-        print(f"seed {seed}")
+    except BaseException as error:
+        error.add_note(f"seed {seed}")
         raise
     finally:
         await pipeline.aclose()
