@@ -97,6 +97,9 @@ class IngestPipeline(Questions):
         remembered_vectors: The number of vectors to cache, so that equal texts are not embedded
             again.
         drain_timeout: Seconds that closing the pipeline waits for pending payloads.
+        erasure_register: A file that lists all requests to forget as keyed hashes. By default it
+            is beside the journal, with `.erasures` at the end of its name. A start with an older
+            copy of the journal forgets again what the file lists. Keep it out of backups.
         on_progress: Called with the ledger after payloads were stored.
         live: Keeps the latest payloads of each session that were selected, redacted and not
             duplicates; one with default limits if None. At start, an empty one is filled with the
@@ -143,6 +146,7 @@ class IngestPipeline(Questions):
         max_embed_tokens_per_day: int | None = None,
         remembered_vectors: int = 2048,
         drain_timeout: float = 30.0,
+        erasure_register: str | Path | None = None,
         on_progress: Callable[[Ledger], None] | None = None,
         live: LiveSessions | None = None,
         rebuild: bool = False,
@@ -168,6 +172,7 @@ class IngestPipeline(Questions):
             max_embed_tokens_per_day=max_embed_tokens_per_day,
             remembered_vectors=remembered_vectors,
             drain_timeout=drain_timeout,
+            erasure_register=Path(erasure_register).resolve() if erasure_register else None,
             on_progress=on_progress,
         )
         if isinstance(store, type):

@@ -128,6 +128,7 @@ class RunningPipeline:
             keep_addresses=settings.include_email,
             keep_payloads=settings.keep_payloads,
             model=model,
+            erasure_register=settings.erasure_register,
             on_entry=self._committed,
             on_returned=self._returned,
         )

@@ -54,6 +54,7 @@ class Settings:
     max_embed_tokens_per_day: int | None
     remembered_vectors: int
     drain_timeout: float
+    erasure_register: Path | None
     on_progress: Callable[[Ledger], None] | None
 
     def __post_init__(self) -> None:

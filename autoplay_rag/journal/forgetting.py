@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import inf
-from secrets import token_bytes
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -19,10 +18,12 @@ import msgspec
 from autoplay_rag.content.identity import People, people_of
 from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.passages import storable
+from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.base import Entry, Plan, PlannedChunk, Prepared, Session
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.catalog import CatalogTables
 from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.register import Register, RegisterEntry
 from autoplay_rag.journal.rows import delete_in, insert, json_list
 from autoplay_rag.journal.schema import INDEX_BELOW, PayloadState
 
@@ -346,12 +347,16 @@ class ErasureTables:
     Args:
         file: The journal's file.
         catalog: The catalog in the same file.
+        register: Where requests are registered as well.
 
     Attributes:
         active: Whether anything was ever forgotten. Until then, nothing is checked anywhere.
     """
 
-    def __init__(self, file: JournalFile, catalog: CatalogTables) -> None:
+    def __init__(
+        self, file: JournalFile, catalog: CatalogTables, register: Register | None = None
+    ) -> None:
+        self._register = register or Register(None)
         self.file = file
         self._catalog = catalog
         self._connection = file.connection
@@ -364,7 +369,7 @@ class ErasureTables:
     # -- refusals -----------------------------------------------------------------------------
 
     def hashes_of(self, entry: Entry) -> list[tuple[str, bytes]]:
-        """Return the scopes of an entry that may be refused. Runs before the transaction."""
+        """Return the scopes of an entry that may be refused."""
         found = [(_KEY, self._hash(_KEY, entry.key))]
         if entry.first_chunk:
             found.append((_KEY, self._hash(_KEY, entry.first_chunk)))
@@ -417,8 +422,23 @@ class ErasureTables:
 
     # -- a request ----------------------------------------------------------------------------
 
-    def begin(self, asked: Asked, selected: Selected, now: float, block: bool) -> Begun | None:
+    def begin(
+        self,
+        asked: Asked,
+        selected: Selected,
+        now: float,
+        block: bool,
+        *,
+        registered: bool = False,
+    ) -> Begun | None:
         """Record a request: what it refuses from now on, and the payloads to be deleted.
+
+        Args:
+            asked: The request.
+            selected: The payloads it concerns.
+            now: The time of the request.
+            block: Whether it also refuses later events.
+            registered: Whether it is in the register already.
 
         Returns:
             None if payloads have arrived since the selection was made.
@@ -434,7 +454,11 @@ class ErasureTables:
         ids = asked.given()
         limit = inf if block else now if asked.until is None else asked.until
         hashes = {name: self._hash(name, value).hex() for name, value in ids.items()}
-        refusals = [("+".join(ids), self._hash("+".join(ids), *ids.values()))]
+        scope = "+".join(ids)
+        refusals = [(scope, self._hash(scope, *ids.values()))]
+        if not registered:
+            digest = refusals[0][1].hex()
+            self._register.add(RegisterEntry(scope, digest, now, asked.until, block))
         if rest := next((name for name in _PERSONAL if name in ids), None):
             # Payloads of the person's sessions that do not name the person.
             scope = _REST + rest
@@ -454,10 +478,71 @@ class ErasureTables:
         return Begun(number, selected.lanes + selected.shared)
 
     def _activate(self) -> None:
-        if not self._secret:
-            self._secret = token_bytes(32)
-            self.file.set_meta(_SECRET, self._secret.hex())
+        key = self._register.key(self._secret)
+        if self._secret and key != self._secret:
+            raise JournalError(
+                "the register of erasures belongs to another journal; give another path for it "
+                "(erasure_register=)"
+            )
+        self._secret = key
+        self.file.set_meta(_SECRET, key.hex())
         self.active = True
+
+    def apply_register(self) -> None:
+        """Record the requests that are in the register and not in this journal.
+
+        That is the case after an older copy of the journal was restored.
+        """
+        known = {
+            asked for (asked,) in self._connection.execute("SELECT asked FROM erasure").fetchall()
+        }
+        missing = [entry for entry in self._register.entries() if entry.asked not in known]
+        if not missing:
+            return
+        self._activate()
+        complete = self.file.meta(INDEX_BELOW) is None
+        for scope in dict.fromkeys(entry.scope for entry in missing):
+            found = self._ids_by_hash(scope)
+            for entry in missing:
+                if entry.scope != scope:
+                    continue
+                if ids := found.get(entry.hash):
+                    asked = Asked(**ids, until=entry.until)
+                    selected = select(self._connection, asked)
+                    self.begin(asked, selected, entry.asked, entry.block, registered=True)
+                else:
+                    self._apply_unknown(entry, complete=complete)
+
+    def _ids_by_hash(self, scope: str) -> dict[str, dict[str, str]]:
+        names = scope.split("+")
+        columns = {"product_id": "visit.product", "session_id": "visit.session"}
+        joins = ""
+        for name in _PERSONAL:
+            columns[name] = f"{name}.value"
+            if name in names:
+                joins += (
+                    f" JOIN belongs AS {name} "
+                    f"ON {name}.lane = visit.lane AND {name}.field = '{name}'"
+                )
+        rows = self._connection.execute(
+            f"SELECT DISTINCT {', '.join(columns[name] for name in names)} FROM visit{joins}"
+        )
+        return {
+            self._hash(scope, *values).hex(): dict(zip(names, values, strict=True))
+            for values in rows
+            if None not in values
+        }
+
+    def _apply_unknown(self, entry: RegisterEntry, *, complete: bool) -> None:
+        """Record a request of the register that concerns nothing in this journal."""
+        until = entry.asked if entry.until is None else entry.until
+        self._refuse([(entry.scope, bytes.fromhex(entry.hash))], inf if entry.block else until)
+        if complete:  # otherwise the next start looks again
+            record = ErasureRecord({}, entry.until, entry.block, Sizes())
+            self._connection.execute(
+                "INSERT INTO erasure (asked, record, deleted, erased) VALUES (?, ?, ?, ?)",
+                (entry.asked, _encoded(record), entry.asked, entry.asked),
+            )
 
     def _refuse(self, refusals: Sequence[tuple[str, bytes]], limit: float) -> None:
         scopes = dict.fromkeys((*self._scopes, *(scope for scope, _ in refusals)))

@@ -35,6 +35,7 @@ from autoplay_rag.journal.bodies import decoded, pack, unpack
 from autoplay_rag.journal.catalog import CatalogTables, as_key
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.forgetting import FORGOTTEN, ErasureTables
+from autoplay_rag.journal.register import Register
 from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
 from autoplay_rag.journal.schema import PayloadState
 from autoplay_rag.journal.tasks import ANSWER, LETTER_ACTIONS, decode_task
@@ -81,6 +82,7 @@ class QueueTables:
         max_bytes: The most bytes of queued and dead payloads.
         keep_payloads: Whether the bodies of stored payloads are kept.
         model: The name of the embedder, saved with acknowledged chunks.
+        register: Where requests to forget are registered as well.
     """
 
     def __init__(
@@ -92,11 +94,12 @@ class QueueTables:
         max_bytes: int,
         keep_payloads: bool,
         model: str,
+        register: Register | None = None,
     ) -> None:
         self.file = file
         self.catalog = catalog
         self.fulltext = catalog.fulltext
-        self.erasures = ErasureTables(file, catalog)
+        self.erasures = ErasureTables(file, catalog, register)
         self._connection = file.connection
         self._max_bytes = max_bytes
         self._keep_payloads = keep_payloads

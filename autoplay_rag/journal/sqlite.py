@@ -41,6 +41,7 @@ from autoplay_rag.journal.finder import AsyncFinder, AsyncTimeline, ReadThread
 from autoplay_rag.journal.finding import Finder
 from autoplay_rag.journal.ledger import Counts
 from autoplay_rag.journal.queue import QueueTables
+from autoplay_rag.journal.register import Register, register_of
 from autoplay_rag.journal.timeline import Timeline
 from autoplay_rag.journal.writer import OnEntry, Tables, Writer
 from autoplay_rag.payloads import Payload
@@ -63,6 +64,7 @@ class SqliteJournal(Journal):
         max_bytes: The most bytes of queued and dead payloads.
         keep_payloads: Whether the bodies of stored payloads are kept. In memory they never are.
         model: The name of the embedder, saved with acknowledged chunks.
+        erasure_register: A file with all requests to forget; by default beside the journal.
         on_entry: Called on the loop with each entry and its outcome, in the order of the `accept`
             calls, before the future of `accept` completes. The outcome is None if the entry could
             not be written.
@@ -83,6 +85,7 @@ class SqliteJournal(Journal):
         max_bytes: int = 2**30,
         keep_payloads: bool = True,
         model: str = "",
+        erasure_register: Path | None = None,
         on_entry: OnEntry,
         on_returned: Returned,
     ) -> None:
@@ -92,6 +95,9 @@ class SqliteJournal(Journal):
         self._max_bytes = max_bytes
         self._keep_payloads = keep_payloads and path is not None
         self._model = model
+        if erasure_register is None and path is not None:
+            erasure_register = register_of(path)
+        self._register = Register(erasure_register if path is not None else None)
         self._on_returned = on_returned
         self._lock = FileLock(path.with_name(path.name + ".lock")) if path else None
         self._writer = Writer(path, self._open_tables, self._close_tables, on_entry)
@@ -142,7 +148,14 @@ class SqliteJournal(Journal):
             max_bytes=self._max_bytes,
             keep_payloads=self._keep_payloads,
             model=self._model,
+            register=self._register,
         )
+        try:
+            with file.transaction():
+                self._tables.erasures.apply_register()
+        except BaseException:
+            file.close()
+            raise
         self._catalog = catalog
         self._finder_tables = Finder(file.connection)
         self._timeline_tables = Timeline(file.connection)

@@ -109,22 +109,28 @@ class Eraser:
     async def _complete(self) -> bool:
         """Complete the requests that can be completed; returns whether others are left."""
         states = await self._erasures.open_requests()
+        # A store that cannot delete confirms nothing. The journal is erased all the same.
+        never = "delete" not in self._store.capabilities
         confirmed = [
             one.number
             for one in states
-            if not (one.waiting or one.unconfirmed) and one.number not in self._held
+            if not one.waiting and (never or not one.unconfirmed) and one.number not in self._held
         ]
         if not confirmed:
             self._problem = None
             return bool(states)
-        await self._erasures.mark_deleted(confirmed)
+        await self._erasures.mark_deleted(
+            [one.number for one in states if one.number in confirmed and not one.unconfirmed]
+        )
         if not self._rewritten.issuperset(confirmed):
             await asyncio.sleep(_GATHER_SECONDS)
             states = await self._erasures.open_requests()
             confirmed = [
                 one.number
                 for one in states
-                if one.deleted_at is not None and one.number not in self._held
+                if not one.waiting
+                and (never or one.deleted_at is not None)
+                and one.number not in self._held
             ]
             emptied = await self._erasures.rewrite()
             self._store_keeps = not await self._store.erase()

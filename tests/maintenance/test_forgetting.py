@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.errors import ConfigurationError, JournalError
 from autoplay_rag.journal.bodies import unpack
+from autoplay_rag.maintenance import restore
 from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
 from autoplay_rag.stores import ChromaStore, MemoryStore
 
 
 def actions(session, *titles, user=None, at=None, product="acme", conversation=None):
-    at = time.time() - 60 if at is None else at
+    at = round(time.time() - 60 if at is None else at, 3)
     made = [
         SlimAction(title, f"User clicked {title}", "https://app.test/p", i, "click", at + i, at + i)
         for i, title in enumerate(titles)
@@ -272,3 +273,89 @@ async def test_chroma_keeps_nothing(make_pipeline, tmp_path):
     assert b"annprivate" not in found
     assert b"annid" not in found
     assert b"bobpublic" in found
+
+
+async def test_a_restored_backup_brings_nobody_back(make_pipeline, tmp_path):
+    def make():
+        return make_pipeline(ChromaStore(tmp_path / "store"), journal=tmp_path / "j.db")
+
+    late = actions("new", "annprivate late", user="annid", at=time.time() - 90)
+    async with make() as pipeline:
+        await pipeline.on_actions(actions("s", "annprivate", user="annid"))
+        await pipeline.on_actions(actions("t", "bobpublic", user="bobid"))
+        await pipeline.on_actions(actions("t", "catpublic", user="catid"))
+        await pipeline.drain()
+        await pipeline.backup(tmp_path / "copy")
+        await pipeline.forget(user_id="annid")
+        await pipeline.forget(user_id="catid", session_id="t")
+        await pipeline.forget(user_id="unknown")
+    restore(tmp_path / "copy", journal=tmp_path / "j.db", store=tmp_path / "store", force=True)
+    assert b"annprivate" not in (tmp_path / "j.db").read_bytes()
+    register = (tmp_path / "j.db.erasures").read_bytes()
+    assert register.count(b"\n") == 4
+    async with make() as pipeline:
+        await erased(pipeline, await pipeline.receipt(1))
+        await erased(pipeline, await pipeline.receipt(2))
+        assert await find(pipeline, "annprivate") == []
+        assert await find(pipeline, "catpublic") == []
+        assert await find(pipeline, "bobpublic")
+        assert await pipeline.accept(late) == "refused"
+        assert await pipeline.accept(actions("u", "x", user="unknown", at=1e9)) == "refused"
+        assert (await pipeline.verify()).clean
+    for folder in (tmp_path / "store", tmp_path / "j.db", tmp_path / "j.db.erasures"):
+        paths = folder.rglob("*") if folder.is_dir() else [folder]
+        found = b"".join(path.read_bytes() for path in paths if path.is_file())
+        assert b"annprivate" not in found
+        assert b"annid" not in found
+
+
+async def test_a_register_of_another_journal_is_refused(make_pipeline, tmp_path):
+    for name in ("a", "b"):
+        async with make_pipeline(journal=tmp_path / f"{name}.db") as pipeline:
+            await pipeline.forget(user_id="ann")
+    options = {"journal": tmp_path / "a.db", "erasure_register": tmp_path / "b.db.erasures"}
+    with pytest.raises(JournalError, match="belongs to another journal"):
+        await make_pipeline(**options).start()
+
+
+async def test_an_outage_of_the_store(make_pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("autoplay_rag.maintenance.forgetting._CONFIRM_SECONDS", 0.3)
+    store, down = MemoryStore(), True
+    delete = store.delete
+
+    async def deleting(ids):
+        if down:
+            raise ConnectionError("down")
+        await delete(ids)
+
+    monkeypatch.setattr(store, "delete", deleting)
+    async with make_pipeline(store, journal=tmp_path / "j.db") as pipeline:
+        await pipeline.on_actions(actions("s", "annprivate", user="ann"))
+        await pipeline.drain()
+        receipt = await pipeline.forget(user_id="ann")
+        assert not receipt.deleted
+        assert "MemoryStore has not confirmed 1 deletions yet" in receipt.remaining[0]
+        down = False
+        receipt = await erased(pipeline, receipt)
+        assert receipt.deleted
+        assert await store.count() == 0
+        assert len(receipt.remaining) == 1
+
+
+async def test_a_reader_delays_erasing(make_pipeline, tmp_path):
+    async with make_pipeline(journal=tmp_path / "j.db", drain_timeout=1.0) as pipeline:
+        await pipeline.on_actions(actions("s", "annprivate", user="ann"))
+        await pipeline.drain()
+        with closing(sqlite3.connect(tmp_path / "j.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM payload").fetchone()
+            receipt = await pipeline.forget(user_id="ann")
+            assert receipt.deleted
+            async with asyncio.timeout(30):
+                while not any("reader" in one for one in receipt.remaining):
+                    await asyncio.sleep(0.1)
+                    receipt = await pipeline.receipt(receipt.number)
+            assert not receipt.erased
+            reader.execute("ROLLBACK")
+        await erased(pipeline, receipt)
+    assert b"annprivate" not in bytes_of(tmp_path)
