@@ -26,6 +26,8 @@ __all__ = [
     "Acknowledgement",
     "Action",
     "Catalog",
+    "Claim",
+    "Claimable",
     "DeadLetter",
     "Durability",
     "Entry",
@@ -319,6 +321,44 @@ class Outdated(NamedTuple):
     id: str
     version: int
     changes: dict[str, str | None]
+
+
+class Claim(NamedTuple):
+    """A summary's claim on the actions it replaces.
+
+    Attributes:
+        seq: The summary's sequence number.
+        lane: Its session's lane.
+        until: Unix seconds; it claims no later actions.
+        remaining: How many actions it still claims.
+    """
+
+    seq: int
+    lane: int
+    until: float
+    remaining: int
+
+
+class Claimable(NamedTuple):
+    """A stored payload with actions that no summary has claimed.
+
+    Attributes:
+        seq: Its sequence number.
+        unclaimed: How many of its actions are unclaimed.
+        claimed: How many are claimed: the oldest ones.
+        at: Unix seconds of its arrival.
+        started: Unix seconds of its first action; None if unknown.
+        ended: Unix seconds of its last one; None if unknown.
+        body: Its body as it is kept; None if it was not kept.
+    """
+
+    seq: int
+    unclaimed: int
+    claimed: int
+    at: float
+    started: float | None
+    ended: float | None
+    body: bytes | None
 
 
 class QueuedChunk(NamedTuple):
@@ -735,6 +775,26 @@ class Catalog(ABC):
     @abstractmethod
     async def updated(self, done: Sequence[Outdated]) -> None:
         """Note that the store has made these changes."""
+
+    @abstractmethod
+    async def claim_lanes(self) -> list[int]:
+        """Return the lanes with open claims of stored summaries."""
+
+    @abstractmethod
+    async def open_claims(self, lane: int) -> tuple[list[Claim], list[Claimable]]:
+        """Return a session's open claims, and its stored payloads that have unclaimed actions."""
+
+    @abstractmethod
+    async def apply_claims(self, used: Mapping[int, int], claimed: Mapping[int, int]) -> list[str]:
+        """Carry out a decision, and retire chunks without unclaimed actions.
+
+        Args:
+            used: By the number of a claim, how many actions it claimed.
+            claimed: By the number of a payload, how many of its actions were claimed.
+
+        Returns:
+            The ids of retired chunks. They are in the deletion outbox.
+        """
 
     @property
     @abstractmethod

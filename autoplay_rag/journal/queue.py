@@ -17,6 +17,7 @@ import msgspec
 from autoplay_rag.content.passages import passage_of
 from autoplay_rag.journal.base import (
     Acknowledgement,
+    Claim,
     DeadLetter,
     Durability,
     Entry,
@@ -36,7 +37,7 @@ from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
 from autoplay_rag.journal.schema import PayloadState
 from autoplay_rag.journal.tasks import ANSWER, LETTER_ACTIONS, decode_task
-from autoplay_rag.payloads import ActionsPayload, Payload
+from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
 
 __all__ = ["FOLLOWED", "QueueTables", "first_since", "letters"]
 
@@ -78,6 +79,7 @@ class QueueTables:
         durability: See `IngestPipeline`.
         max_bytes: The most bytes of queued and dead payloads.
         keep_payloads: Whether the bodies of stored payloads are kept.
+        replace_by_summaries: Whether summaries claim the actions they replace.
         model: The name of the embedder, saved with acknowledged chunks.
     """
 
@@ -89,6 +91,7 @@ class QueueTables:
         *,
         max_bytes: int,
         keep_payloads: bool,
+        replace_by_summaries: bool = True,
         model: str,
     ) -> None:
         self.file = file
@@ -97,6 +100,7 @@ class QueueTables:
         self._connection = file.connection
         self._max_bytes = max_bytes
         self._keep_payloads = keep_payloads
+        self._replace_by_summaries = replace_by_summaries
         self._keep_acknowledged = durability == "full" and file.path is not None
         self._model = model
 
@@ -177,7 +181,25 @@ class QueueTables:
                 and kept.passage is not None
             ]
         )
+        self._add_claims(entries, outcomes, now)
         return outcomes
+
+    def _add_claims(
+        self, entries: Sequence[Entry], outcomes: Sequence[Outcome], now: float
+    ) -> None:
+        """Save what accepted summaries claim."""
+        if not self._replace_by_summaries:
+            return
+        self.catalog.claims.add(
+            [
+                Claim(entry.seq, entry.lane, payload.forwarded_at or now, payload.replaces)
+                for entry, outcome in zip(entries, outcomes, strict=True)
+                if outcome == "accepted"
+                and isinstance(payload := entry.payload, SummaryPayload)
+                and payload.session_id
+                and payload.replaces > 0
+            ]
+        )
 
     def _insert_if_new(self, row_of: Mapping[int, Sequence[Any]]) -> set[int]:
         """Insert rows with new keys, and return their sequence numbers.
@@ -572,6 +594,7 @@ class QueueTables:
             f"DELETE FROM payload WHERE state = {PayloadState.DISCARDED:d} AND ended < ?",
             (now - _KEEP_KEYS_SECONDS,),
         )
+        self.catalog.claims.expire()
         if self.file.path is None:
             self._tidy_memory(now - _KEEP_KEYS_SECONDS)
 

@@ -46,6 +46,8 @@ class ChunkState(IntEnum):
     STORED = 1
     QUEUED = 2
     """Was stored, and must be embedded and stored again."""
+    RETIRED = 3
+    """Replaced by a summary: not in the store any more, but still found by its words."""
 
 
 INDEX_BELOW: Final = "index_below"
@@ -84,7 +86,12 @@ CREATE TABLE belongs (
 CREATE INDEX belongs_lane ON belongs (lane);
 -- Chunks whose metadata changed in the catalog and not in the store yet. `version` grows with each
 -- change, so that a change that comes meanwhile is not lost.
-CREATE TABLE outdated (chunk TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"""
+CREATE TABLE outdated (chunk TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
+-- Summaries that replace actions: how many they still claim, of those that are not later.
+CREATE TABLE claim (
+    seq INTEGER PRIMARY KEY, lane INTEGER NOT NULL, until REAL NOT NULL, remaining INTEGER NOT NULL
+);
+CREATE INDEX claim_lane ON claim (lane)"""
 
 SCHEMA: Final = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -120,6 +127,7 @@ CREATE TABLE chunk (
 );
 CREATE INDEX chunk_lane ON chunk (lane);
 CREATE INDEX chunk_queued ON chunk (number) WHERE state = {ChunkState.QUEUED:d};
+CREATE INDEX chunk_retired ON chunk (number) WHERE state = {ChunkState.RETIRED:d};
 CREATE TABLE chunk_payload (
     seq INTEGER NOT NULL, chunk INTEGER NOT NULL, PRIMARY KEY (seq, chunk)
 ) WITHOUT ROWID;

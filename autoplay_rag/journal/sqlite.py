@@ -14,6 +14,8 @@ from autoplay_rag.errors import JournalError, JournalLockedError
 from autoplay_rag.journal import checking
 from autoplay_rag.journal.base import (
     Acknowledgement,
+    Claim,
+    Claimable,
     DeadLetter,
     Durability,
     Entry,
@@ -60,6 +62,7 @@ class SqliteJournal(Journal):
         keep_addresses: Whether upgraded payloads of an older format keep their e-mail addresses.
         max_bytes: The most bytes of queued and dead payloads.
         keep_payloads: Whether the bodies of stored payloads are kept. In memory they never are.
+        replace_by_summaries: Whether summaries claim the actions they replace.
         model: The name of the embedder, saved with acknowledged chunks.
         on_entry: Called on the loop with each entry and its outcome, in the order of the `accept`
             calls, before the future of `accept` completes. The outcome is None if the entry could
@@ -79,6 +82,7 @@ class SqliteJournal(Journal):
         keep_addresses: bool = True,
         max_bytes: int = 2**30,
         keep_payloads: bool = True,
+        replace_by_summaries: bool = True,
         model: str = "",
         on_entry: OnEntry,
         on_returned: Returned,
@@ -88,6 +92,7 @@ class SqliteJournal(Journal):
         self._keep_addresses = keep_addresses
         self._max_bytes = max_bytes
         self._keep_payloads = keep_payloads and path is not None
+        self._replace_by_summaries = replace_by_summaries
         self._model = model
         self._on_returned = on_returned
         self._lock = FileLock(path.with_name(path.name + ".lock")) if path else None
@@ -136,6 +141,7 @@ class SqliteJournal(Journal):
             self._durability,
             max_bytes=self._max_bytes,
             keep_payloads=self._keep_payloads,
+            replace_by_summaries=self._replace_by_summaries,
             model=self._model,
         )
         self._catalog = catalog
@@ -365,6 +371,18 @@ class SqliteJournal(Journal):
     async def updated(self, done: Sequence[Outdated]) -> None:
         """As in `Catalog`."""
         await self._writer.run(self._catalog.updated, done)
+
+    async def claim_lanes(self) -> list[int]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.claims.lanes)
+
+    async def open_claims(self, lane: int) -> tuple[list[Claim], list[Claimable]]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.claims.open, lane)
+
+    async def apply_claims(self, used: Mapping[int, int], claimed: Mapping[int, int]) -> list[str]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.claims.apply, used, claimed)
 
     @property
     def finder(self) -> Findable:

@@ -134,8 +134,9 @@ def downgrade(path):
         )
         for column in ("linked", "forwarded", "actions"):
             connection.execute(f"ALTER TABLE chunk DROP COLUMN {column}")
+        connection.execute("DROP INDEX chunk_retired")
         connection.execute("ALTER TABLE payload ADD COLUMN forwarded_at REAL")
-        for table in ("words", "passage", "visit", "belongs", "outdated"):
+        for table in ("words", "passage", "visit", "belongs", "outdated", "claim"):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("PRAGMA user_version = 3")
 
