@@ -1,4 +1,4 @@
-"""Full text of what an older version accepted, or of what was read from a store, in the background."""
+"""Indexes payloads of older versions and chunks read from a store, in the background."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _RETRY_SECONDS: Final = 1.0
 
 
 class Indexer:
-    """Puts into the full-text index what is not in it, the newest first.
+    """Adds payloads that are not in the full-text index yet, newest first.
 
     Args:
-        journal: Knows what is missing.
+        journal: The journal with the payloads and the index.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -35,7 +35,7 @@ class Indexer:
         self._thread = SerialThread("autoplay-indexer")
 
     async def run(self) -> None:
-        """Work until nothing is missing."""
+        """Run until all payloads are indexed."""
         done, said = 0, time.monotonic()
         while True:
             try:
@@ -66,7 +66,7 @@ def _heard_of(page: Sequence[Unindexed]) -> list[Heard]:
                 found.append(heard)
         except Exception as error:  # noqa: BLE001 - one payload must not stop the others
             _log.error("a payload is not found by its words: %s", type(error).__name__)
-        time.sleep(0)  # lets the event loop have Python's lock
+        time.sleep(0)  # releases the GIL for the event loop
     return found
 
 
