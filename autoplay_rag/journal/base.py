@@ -33,7 +33,7 @@ __all__ = [
     "Found",
     "FoundPassage",
     "Health",
-    "Heard",
+    "IndexEntry",
     "Journal",
     "Known",
     "Notes",
@@ -249,7 +249,7 @@ class FoundPassage(NamedTuple):
     ended: float | None
 
 
-class Heard(NamedTuple):
+class IndexEntry(NamedTuple):
     """A payload to add to the full-text index.
 
     Attributes:
@@ -666,7 +666,7 @@ class Catalog(ABC):
         """Return the next payloads to index, and about how many are left after them."""
 
     @abstractmethod
-    async def index(self, heard: Sequence[Heard], below: int) -> None:
+    async def index(self, entries: Sequence[IndexEntry], below: int) -> None:
         """Add payloads of `unindexed` to the index; `below` is their lowest sequence number."""
 
     @abstractmethod

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from autoplay_rag.content.passages import storable
 from autoplay_rag.content.words import index_text
-from autoplay_rag.journal.base import Heard, Unindexed
+from autoplay_rag.journal.base import IndexEntry, Unindexed
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.rows import delete_in, insert, json_list
 from autoplay_rag.journal.schema import INDEX_BELOW, START_INDEXING, ChunkState, PayloadState
@@ -43,7 +43,7 @@ class FullTextTables:
         self.file = file
         self._connection = file.connection
 
-    def add(self, heard: Sequence[Heard]) -> None:
+    def add(self, entries: Sequence[IndexEntry]) -> None:
         """Add payloads to the index."""
         insert(
             self._connection,
@@ -57,19 +57,19 @@ class FullTextTables:
                     one.passage.actions,
                     one.passage.text,
                 )
-                for one in heard
+                for one in entries
             ],
         )
         insert(
             self._connection,
             "words (rowid, text)",
-            [(one.seq, one.passage.indexed) for one in heard],
+            [(one.seq, one.passage.indexed) for one in entries],
         )
-        insert(self._connection, _INSERT_VISIT, _visits(heard), after=_WIDEN_VISIT)
+        insert(self._connection, _INSERT_VISIT, _visits(entries), after=_WIDEN_VISIT)
         insert(
             self._connection,
             "belongs (field, value, lane)",
-            sorted(_belongings(heard)),
+            sorted(_belongings(entries)),
             verb="INSERT OR IGNORE",
         )
 
@@ -143,11 +143,11 @@ class FullTextTables:
             return [], 0
         return found, found[-1].seq - self.file.scalar("SELECT min(seq) FROM payload")
 
-    def add_older(self, heard: Sequence[Heard], below: int) -> None:
+    def add_older(self, entries: Sequence[IndexEntry], below: int) -> None:
         """Add payloads of `unindexed` to the index.
 
         Args:
-            heard: The payloads with a text. Those deleted meanwhile are skipped.
+            entries: The payloads with a text. Payloads deleted since then are skipped.
             below: The lowest sequence number that `unindexed` returned.
         """
         there = {
@@ -156,17 +156,17 @@ class FullTextTables:
                 f"SELECT seq FROM payload WHERE {_INDEXED_STATES} AND NOT EXISTS (SELECT 1 FROM "
                 "passage WHERE passage.seq = payload.seq) "
                 "AND seq IN (SELECT value FROM json_each(?))",
-                (json_list(one.seq for one in heard),),
+                (json_list(one.seq for one in entries),),
             )
         }
-        self.add([one for one in heard if one.seq in there])
+        self.add([one for one in entries if one.seq in there])
         self.file.set_meta(INDEX_BELOW, below)
 
 
-def _visits(heard: Iterable[Heard]) -> list[list[Any]]:
+def _visits(entries: Iterable[IndexEntry]) -> list[list[Any]]:
     """One row for each session, with what these payloads add to it."""
     rows: dict[int, list[Any]] = {}
-    for _, lane, product, session, passage in heard:
+    for _, lane, product, session, passage in entries:
         row = rows.get(lane)
         if row is None:
             row = rows[lane] = [
@@ -187,9 +187,9 @@ def _visits(heard: Iterable[Heard]) -> list[list[Any]]:
     return list(rows.values())
 
 
-def _belongings(heard: Iterable[Heard]) -> set[tuple[str, str, int]]:
+def _belongings(entries: Iterable[IndexEntry]) -> set[tuple[str, str, int]]:
     found: set[tuple[str, str, int]] = set()
-    for one in heard:
+    for one in entries:
         if one.passage.user_id:
             found.add(("user_id", one.passage.user_id, one.lane))
         if one.passage.conversation_id:
