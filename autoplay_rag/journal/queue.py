@@ -22,7 +22,7 @@ from autoplay_rag.journal.base import (
     Durability,
     Entry,
     Health,
-    Heard,
+    IndexEntry,
     Known,
     Outcome,
     Plan,
@@ -168,7 +168,7 @@ class QueueTables:
         insert(self._connection, _INSERT_PAYLOAD, rows)
         self.fulltext.add(
             [
-                Heard(
+                IndexEntry(
                     entry.seq,
                     entry.lane,
                     entry.payload.product_id,

@@ -21,7 +21,7 @@ from autoplay_rag.journal.base import (
     Entry,
     Findable,
     Health,
-    Heard,
+    IndexEntry,
     Journal,
     Known,
     Notes,
@@ -393,9 +393,9 @@ class SqliteJournal(Journal):
         """As in `Catalog`."""
         return await self._writer.run(self._catalog.fulltext.unindexed, limit)
 
-    async def index(self, heard: Sequence[Heard], below: int) -> None:
+    async def index(self, entries: Sequence[IndexEntry], below: int) -> None:
         """As in `Catalog`."""
-        await self._writer.run(self._catalog.fulltext.add_older, heard, below)
+        await self._writer.run(self._catalog.fulltext.add_older, entries, below)
 
     async def tidy(self) -> None:
         """As in `Catalog`."""
