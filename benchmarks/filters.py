@@ -1,8 +1,8 @@
-"""What a filter costs a search, and what it finds: `ChromaStore` and `MemoryStore`.
+"""Measure the CPU time and the recall of filtered searches in `ChromaStore` and `MemoryStore`.
 
-The vectors lie in clusters of a space of few dimensions, as those of texts do. The chunks of one
-product form a cluster of their own, so that an unfiltered search finds none of them. Raw Chroma
-answers the same questions with `where=`, from the same folder.
+The vectors form clusters in a space of few dimensions, like those of texts. The chunks of one
+product form a separate cluster, so that an unfiltered search finds none of them. Raw Chroma answers
+the same questions with `where=`, from the same folder.
 
     python -m benchmarks.filters                     20,000 chunks, about a minute
     python -m benchmarks.filters --chunks 100000     five minutes or more
@@ -47,7 +47,7 @@ _TEXT = (
 
 
 def corpus(count: int, seed: int = 12) -> tuple[list[Chunk], Any]:
-    """Chunks and unit vectors, the same for each call: 2.2 chunks a session, 9 sessions a user."""
+    """Make chunks and unit vectors: 2.2 chunks per session, 9 sessions per user. Deterministic."""
     import numpy as np
 
     from autoplay_rag.stores import Chunk
@@ -84,12 +84,12 @@ def corpus(count: int, seed: int = 12) -> tuple[list[Chunk], Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of question: what passes, and the bars."""
+    """One kind of question, with its filter and its limits."""
 
     name: str
     k: int
     bars: tuple[float, float] | None
-    """CPU ms in `ChromaStore` and in `MemoryStore`."""
+    """The most CPU ms in `ChromaStore` and in `MemoryStore`."""
     filter_of: Callable[[Any], Filter]
     """Makes a filter from a chunk's metadata."""
 
@@ -124,7 +124,7 @@ def _cases() -> list[Case]:
 
 @dataclass
 class Measured:
-    """What one store did with the questions of one case."""
+    """The times and recalls of one store for the questions of one case."""
 
     cpu_ms: list[float] = field(default_factory=list)
     wall_ms: list[float] = field(default_factory=list)
@@ -149,14 +149,14 @@ class Measured:
 
 
 def _cpu_of(pid: int) -> float:
-    """CPU seconds of all threads of a process; Linux only."""
+    """CPU seconds of all threads of a process. Linux only."""
     found = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(path.read_text().split()[0]) for path in found) / 1e9
 
 
 @dataclass
 class Question:
-    """A vector, the filter of a case, and the ids that a comparison with all chunks finds."""
+    """A vector, a filter, and the ids that an exact search finds."""
 
     vector: list[float]
     filter: Filter
@@ -196,7 +196,7 @@ async def _ours(store: Any, case: Case, questions: list[Question]) -> Measured:
 
 
 async def _scored(store: Any, chunks: list[Chunk], count: int) -> Measured:
-    """`count` ids scored; the recall says whether each of them came back."""
+    """Score `count` ids. The recall is the share of ids that got a score."""
     random = Random(count)
     pid = store._worker._process._popen.pid  # noqa: SLF001 - to read its CPU time
     measured = Measured()
@@ -211,7 +211,7 @@ async def _scored(store: Any, chunks: list[Chunk], count: int) -> Measured:
 
 
 def _raw(folder: str, given: str) -> list[dict]:
-    """Raw Chroma's answers to the same questions; a process of its own runs this."""
+    """Answer the same questions with raw Chroma. Runs in a separate process."""
     import chromadb
 
     collection = chromadb.PersistentClient(folder).get_collection(

@@ -1,7 +1,8 @@
-"""Measure how soon a payload is found by its words while the embedder is slow.
+"""Measure how soon full text finds a payload while the embedder is slow.
 
-200 events a second arrive, and a request to the embedder takes 2 s. Every fifth payload is searched
-for. The time is from the call of `accept` until `search(mode="text")` has returned the payload.
+200 events a second arrive, and each request to the embedder takes 2 s. The benchmark searches for
+every fifth payload. It measures from the call of `accept` until `search(mode="text")` has returned
+the payload.
 
     python -m benchmarks.findable            for 10 s
     python -m benchmarks.findable 60
@@ -45,7 +46,7 @@ class TwoSeconds(Embedder):
 
 
 class Times(NamedTuple):
-    """Milliseconds, and how many of the payloads were found before they were embedded."""
+    """Times in milliseconds, and the number of payloads found before they were embedded."""
 
     found: list[float]
     accepted: list[float]
@@ -53,7 +54,7 @@ class Times(NamedTuple):
 
 
 def marked(payload, number: int):
-    """The payload with a word that no other has, and that word."""
+    """Add a unique word to a payload. Returns the payload and the word."""
     word = f"report-{number:06}x"
     action = msgspec.structs.replace(payload.actions[0], description=f"User clicked {word}")
     return msgspec.structs.replace(payload, actions=[action, *payload.actions[1:]]), word

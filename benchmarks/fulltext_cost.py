@@ -1,8 +1,9 @@
-"""Measure what full text costs an ingest: CPU with it against CPU without, and bytes on disk.
+"""Measure the cost of full text during ingest: CPU time with and without it, and bytes on disk.
 
-Both sides alternate, each in its own process. "Without" replaces a private function, so that no payload
-has a passage. The rate with the bundled model is that of a backlog; "the journal alone" has an embedder
-and a store that take no time. Ratios are of CPU: other load on the machine does not change them much.
+Runs with and without full text alternate, each in its own process. "Without" replaces a private
+function, so that no payload has a passage. The run with the bundled model ingests a backlog. The
+run without a model has an embedder and a store that take no time. The ratios are of CPU time,
+because other load on the machine changes it less than wall time.
 
     python -m benchmarks.fulltext_cost
 """
@@ -32,14 +33,14 @@ SESSIONS = 100
 
 
 def without_full_text() -> None:
-    """Have this process index nothing."""
+    """Disable the full-text index in this process."""
     from autoplay_rag.journal import queue
 
     queue.passage_of = lambda _: None
 
 
 async def with_model(journal: str, count: int) -> dict:
-    """A backlog, embedded with the bundled model."""
+    """Ingest a backlog, embedded with the bundled model."""
     from autoplay_rag import IngestPipeline
     from autoplay_rag.embedders import LocalEmbedder
     from autoplay_rag.stores import MemoryStore
@@ -58,7 +59,7 @@ async def with_model(journal: str, count: int) -> dict:
 
 
 async def on_disk(journal: str, count: int) -> dict:
-    """Bytes of the file per payload, each stored in a chunk of its own."""
+    """Measure the bytes of the file per payload. Each payload is stored in its own chunk."""
     from autoplay_rag import IngestPipeline
 
     with decoded(count, count // 4) as payloads:
@@ -80,7 +81,7 @@ async def on_disk(journal: str, count: int) -> dict:
 
 
 def _sizes(connection: sqlite3.Connection) -> dict[str, int]:
-    """Bytes of each table and index, where SQLite was built with `dbstat`."""
+    """Bytes of each table and index; empty if SQLite was built without `dbstat`."""
     try:
         rows = connection.execute(
             "SELECT name, sum(pgsize) FROM dbstat GROUP BY name ORDER BY 2 DESC"
@@ -110,7 +111,7 @@ def _run(name: str, *, full_text: bool = True) -> dict:
 
 
 def _ratio(name: str) -> tuple[float, float, float]:
-    """CPU without full text as a share of that with it, and both in us per event."""
+    """CPU time without full text divided by that with it, and both in us per event."""
     turns = [(_run(name), _run(name, full_text=False)) for _ in range(ROUNDS)]
     with_, without = ([turn[side]["cpu_us"] for turn in turns] for side in (0, 1))
     ratio = statistics.median(b / a for a, b in zip(with_, without, strict=True))

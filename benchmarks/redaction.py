@@ -1,8 +1,7 @@
-"""Measure what `redact="pii"` costs per event.
+"""Measure the cost of `redact="pii"` per event.
 
-The events are the sample sessions, with 3 actions each, as a client decodes them. Events that have
-nothing to remove are measured with new texts and with texts that were seen before. The baseline is
-the decoding of the same event.
+The events are synthetic, with 3 actions each. Events with nothing to remove are measured with new
+texts and with texts that were seen before. The baseline is the decoding of the same event.
 
     python -m benchmarks.redaction
 """
@@ -24,7 +23,7 @@ ACTIONS = 3
 
 
 def _events(personal: bool) -> list[bytes]:
-    """Events of `ACTIONS` actions; no two have the same texts."""
+    """Make events of `ACTIONS` actions. All texts differ."""
     from autoplay_rag import ActionsPayload, SlimAction
 
     typed = '"ann{0}@acme.test or +49 151 23{0:06}"' if personal else '"report {0} of March 2026"'

@@ -4,16 +4,16 @@
     python -m benchmarks.retrieval RECORDING QUERIES ...           other data, in pairs of files
     python -m benchmarks.retrieval --typos RECORDING QUERIES
 
-A recording holds one payload per line. Each line of the queries is an object with `session_id` and
-`query` (or `question`): what that person wanted to do. R@1 and R@5 are the shares of questions for
-which the session is the first, or among the first five results, with 95 % intervals (Wilson).
+A recording has one payload per line. Each line of the queries is an object with `session_id` and
+`query` (or `question`), the goal of the person. R@1 and R@5 are the shares of questions for which
+the session is the first result, or among the first five, with 95 % intervals (Wilson).
 
-The payloads go through `IngestPipeline` in two ways. "In windows": as they arrive from a live stream,
-one batch per 15 s of `forwarded_at`. "Replayed": all of them at once. The SDK's scheme stores one
-document per payload, in the wire format's text form; it has no batches.
+The payloads go through `IngestPipeline` in two ways. "In windows": as from a live stream, one batch
+per 15 s of `forwarded_at`. "Replayed": all payloads at once. The SDK's scheme stores one document
+per payload, in the text form of the wire format, without batches.
 
-Exact strings are codes, ids, addresses and phrases: for the samples those of
-`exact_questions.jsonl`, for other data questions about strings of exactly one session.
+Questions about exact strings (codes, ids, addresses, phrases) are those of `exact_questions.jsonl`
+for the samples. For other data they are generated from strings that only one session has.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from autoplay_rag.stores import MemoryStore
 WINDOW = 15.0
 EXACT = Path(__file__).with_name("exact_questions.jsonl")
 GENERATED = 20
-"""Questions about exact strings of a recording."""
+"""The number of generated questions about exact strings."""
 TYPO_SHARE = 1 / 3
 SHIPPED = resources.files("autoplay_rag.devserver")
 SAMPLES = Path(str(SHIPPED / "samples.jsonl")), Path(str(SHIPPED / "questions.jsonl"))
@@ -57,7 +57,7 @@ Search: TypeAlias = Callable[[IngestPipeline, str], Awaitable[list[str | None]]]
 
 
 def read(recording: Path, queries: Path) -> tuple[Sessions, list[Asked]]:
-    """Sessions with their payloads, and the questions about them."""
+    """Read the sessions with their payloads, and the questions about them."""
     sessions: Sessions = {}
     for line in recording.read_bytes().splitlines():
         payload = decode(line)
@@ -72,7 +72,7 @@ def read_questions(queries: Path) -> list[Asked]:
 
 
 def windows(payloads: Sequence[Payload], seconds: float) -> Iterator[list[Payload]]:
-    """Cut one session's payloads, in order, into windows that each open with their first payload."""
+    """Split one session's payloads into windows. Each window starts at its first payload."""
     window: list[Payload] = []
     for payload in payloads:
         if window and payload.forwarded_at >= window[0].forwarded_at + seconds:
@@ -89,7 +89,7 @@ def wire(payloads: Sequence[Payload]) -> str:
 
 
 def with_typos(questions: Sequence[Asked], seed: int = 7) -> list[Asked]:
-    """A third of the words with one slip: two letters exchanged, one left out or replaced."""
+    """Add one typo to a third of the words: two letters swapped, or one omitted or replaced."""
     source = random.Random(seed)
     return [
         (session, " ".join(_slip(word, source) for word in text.split()))
@@ -116,7 +116,7 @@ _CODE = re.compile(r"(?=\S*[\d@_])[\w@#/:.-]{5,40}(?<![.:-])")
 
 
 def exact_questions(sessions: Sessions, count: int = GENERATED, seed: int = 5) -> list[Asked]:
-    """Questions about strings that exactly one session has: codes, typed values, phrases in turn."""
+    """Make questions about strings of only one session: codes, typed values, phrases in turn."""
     texts = {
         session: " \n ".join(
             action.description or ""
@@ -154,14 +154,14 @@ def _drawn(
     return unique
 
 
-# -- stored and searched --------------------------------------------------------------------------
+# -- storing and searching ------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def stored(
     sessions: Sessions, window: float, text_of: Render = render
 ) -> AsyncIterator[IngestPipeline]:
-    """A pipeline that stored these sessions: in windows of so many seconds, or all at once."""
+    """A pipeline that stored these sessions in windows of `window` seconds."""
     with tempfile.TemporaryDirectory() as folder:
         async with IngestPipeline(
             MemoryStore(), journal=f"{folder}/journal.db", batch_window=600, render=text_of
@@ -206,7 +206,7 @@ class Miss(NamedTuple):
 
 
 class Found(NamedTuple):
-    """How many sessions came first, and among five, of how many."""
+    """How many sessions were first, how many among the first five, and the number of questions."""
 
     first: int
     among: int
@@ -251,7 +251,7 @@ def share(found: int, count: int) -> str:
 async def measure(
     sessions: Sessions, questions: Sequence[Asked], exact: Sequence[Asked], *, typos: bool = False
 ) -> dict[str, dict[str, Found]]:
-    """By row and way of arrival, what was found."""
+    """Measure each row of the table, in windows and replayed."""
     found: dict[str, dict[str, Found]] = defaultdict(dict)
     for arrival, window in (("in windows", WINDOW), ("replayed", math.inf)):
         async with stored(sessions, window) as pipeline:
@@ -274,7 +274,7 @@ def show(found: dict[str, dict[str, Found]]) -> None:
 
 
 def show_misses(found: Found, sessions: Sessions) -> None:
-    """Each miss, with what ranked first."""
+    """Print each miss, with the session that ranked first."""
     for miss in found.misses:
         place = f"rank {miss.rank}" if miss.rank else "not among five"
         print(f"\n- {miss.question}\n  wanted {miss.wanted} ({place}), first was {miss.first}:")

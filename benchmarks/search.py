@@ -1,13 +1,13 @@
-"""Measure a search over many chunks: from the question to the hits, and each part of it.
+"""Measure the latency of searches over many chunks, and of each part of a search.
 
     python -m benchmarks.search                          100,000 chunks in Chroma
     python -m benchmarks.search --chunks 10000
     python -m benchmarks.search --chunks 1000000 --text-only
 
-The chunks are made up: words of the bundled model's vocabulary with Zipf frequencies, 9 sessions for
-each 20 chunks, 9 sessions per user. The questions are embedded with the bundled model. All goes
-through `IngestPipeline`: 100,000 chunks take about five minutes of CPU, and are kept in `.benchmarks/`
-for the next run. CPU is that of this process and of Chroma's worker.
+The chunks are synthetic: words of the bundled model's vocabulary with Zipf frequencies, 9 sessions
+for each 20 chunks, 9 sessions per user. The questions are embedded with the bundled model. All
+payloads go through `IngestPipeline`. Storing 100,000 chunks takes about five minutes of CPU; they
+are kept in `.benchmarks/` for the next run. CPU times include Chroma's worker.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CACHE = Path(".benchmarks")
 CHUNKS = 100_000
 SHORT = 5_000
 QUESTIONS = 200
-"""Of each kind of search, each asked once."""
+"""The number of questions for each kind of search. Each is asked once."""
 ASKED = 5_000
 SHORT_QUESTIONS = 40
 SHORT_KINDS = ("everything", "one user", "one session")
@@ -52,7 +52,7 @@ WORDS = 20_000
 DAYS = 90
 START = 1_750_000_000.0
 PAYLOADS = (1, 1, 1, 2, 2, 2, 3, 3, 5)
-"""Of nine sessions in turn."""
+"""The number of payloads of nine sessions in turn."""
 USER_SESSIONS = 9
 TOGETHER = 5_000
 """Sessions that are active at the same time."""
@@ -68,11 +68,11 @@ BARS = {
 TEXT_BAR = 150
 
 
-# -- what is searched -----------------------------------------------------------------------------
+# -- the data -------------------------------------------------------------------------------------
 
 
 def vocabulary() -> list[str]:
-    """Whole words of the model's vocabulary, the common ones first."""
+    """The whole words of the model's vocabulary, common words first."""
     names = [
         one for one in resources.files("autoplay_rag.embedders").iterdir() if "vocab" in one.name
     ]
@@ -98,7 +98,7 @@ class Words:
 
 
 def payloads(chunks: int) -> Iterator[list[ActionsPayload]]:
-    """Yield payloads, no two of one session in one list."""
+    """Yield lists of payloads. No list has two payloads of the same session."""
     words, source = Words(1), random.Random(1)
     sites = [f"app.{words.some(1)}{number}.example" for number in range(60)]
     pages = [words.some(2).replace(" ", "-") for _ in range(400)]
@@ -145,7 +145,10 @@ def _action(words: Words, source: random.Random, url: str, at: float) -> SlimAct
 
 
 class MadeUpVectors(Embedder):
-    """Takes no time, and passes for the bundled model. The vectors lie in clusters, as those of texts."""
+    """Has the name of the bundled model, but takes no time.
+
+    The vectors form clusters, like those of texts.
+    """
 
     model = LocalEmbedder.model
     max_inputs = 1000
@@ -181,7 +184,7 @@ def store_of(folder: Path, *, text_only: bool) -> VectorStore:
 
 
 async def build(folder: Path, chunks: int, *, text_only: bool) -> None:
-    """Ingest the payloads, unless that was done."""
+    """Ingest the payloads, unless an earlier run did."""
     done = folder / "done"
     if done.exists():
         return
@@ -220,7 +223,7 @@ class Asked(NamedTuple):
 
 
 def question(payload: ActionsPayload, source: random.Random) -> Asked:
-    """Some words of a payload, in a sentence."""
+    """Make a question from some words of a payload."""
     said = " ".join(action.description for action in payload.actions).replace('"', " ")
     words = [word for word in said.split() if word not in _OWN_WORDS]
     source.shuffle(words)
@@ -253,7 +256,7 @@ _FORMS = (
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process and of its children that run."""
+    """CPU seconds of this process and its running children."""
     return time.process_time() + sum(map(_cpu_of, _children()))
 
 
@@ -278,7 +281,7 @@ def _cpu_of(pid: int) -> float:
 
 
 class Parts:
-    """Wall and CPU ms of each part of one search; parts may run at the same time."""
+    """Wall and CPU ms of each part of a search. Parts may run concurrently."""
 
     def __init__(self) -> None:
         self.now: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -327,7 +330,7 @@ class Parts:
 def measured(pipeline: IngestPipeline) -> Iterator[Parts]:
     """Measure the parts of the pipeline's searches.
 
-    The CPU of what is awaited is that of everything that runs meanwhile.
+    The CPU time of an awaited part includes everything that runs at the same time.
     """
     from autoplay_rag.journal.finding import Finder
     from autoplay_rag.search import searcher
@@ -385,7 +388,7 @@ CONDITIONS: dict[str, dict] = {
     "last half of the time": {"since": _END - DAYS * 43200.0},
     "a product that all have": {"product_id": "bench"},
 }
-"""What each kind of search asks for; what is None comes from the question."""
+"""The conditions of each kind of search. None stands for the value of the question."""
 
 
 async def run(search, asked: Iterable[Asked], given: dict, parts: Parts, **options) -> Timing:
@@ -486,7 +489,7 @@ if __name__ == "__main__":
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="(%(default)s)")
     parser.add_argument("--text-only", action="store_true", help="full text alone, without a store")
     options = parser.parse_args()
-    # Another schema of the journal needs another build.
+    # A different journal schema needs a new build.
     kind = "text" if options.text_only else "search"
     name = f"{kind}-{options.chunks}-{crc32(SCHEMA.encode()):08x}"
     result = asyncio.run(

@@ -1,4 +1,4 @@
-"""The check that a client had a connection: without one, an empty result is a failure."""
+"""Checks that a client had a connection. Without one, an empty result is a failure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def require_reached(client: AsyncConnectorClient, url: str, *, interrupted: bool
     Args:
         client: The client.
         url: The URL that it was to read.
-        interrupted: Whether the user stopped it. Then it is not a failure if no attempt to
-            connect has finished.
+        interrupted: Whether the user stopped it. Then it is not a failure if no connection attempt
+            has finished.
 
     Raises:
         ConnectorError: If there was no connection. The message contains the last error.

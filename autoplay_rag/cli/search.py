@@ -1,4 +1,4 @@
-"""`autoplay-rag search`: searches a store for a question."""
+"""`autoplay-rag search`: searches a store and its journal for a question."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def search(
         raise StoreError(f"no Chroma store at {folder}: run `autoplay-rag ingest URL` first")
     if kept is None and mode == "dense":
         raise StoreError(f"no Chroma store at {folder}; words alone need --mode text")
-    # Only with the bundled model: another embedder may need one more request to a service.
+    # Only with the bundled model: another embedder may need an additional request to a service.
     finds_answers = not json and embedder == DEFAULT_EMBEDDER
     sides = _Sides(kept, embeds, found, is_named=journal is not None)
     hits, texts = asyncio.run(
@@ -117,15 +117,15 @@ def search(
 
 @dataclass(slots=True)
 class _Sides:
-    """What a search can ask, and what of it answered.
+    """The sources of a search, and which of them answered.
 
     Attributes:
-        store: The store; None if there is none, or it is not asked.
-        embedder: Makes the question's vector; None if the store is not asked.
+        store: The store; None if there is none, or if it is not used.
+        embedder: Embeds the question; None if the store is not used.
         journal: The journal's file; None if there is none.
         is_named: Whether the user named the journal.
         answered: The sides that answered: "text", "dense".
-        reason: Why one side did not.
+        reason: Why a side did not answer.
     """
 
     store: ChromaStore | None
@@ -137,7 +137,7 @@ class _Sides:
 
 
 def _usable(journal: Path) -> Path | None:
-    """A journal that nobody named, if there is one that this version can read."""
+    """Return the default journal; None if it is missing or this version cannot read it."""
     if not journal.is_file():
         return None
     try:
@@ -179,7 +179,7 @@ async def _search(
 async def _started(
     sides: _Sides, journal: OpenedJournal | None, mode: Mode
 ) -> tuple[ChromaStore | None, OpenedJournal | None]:
-    """Store and journal, as far as they can be asked and belong together."""
+    """Start the store, and return the store and the journal that can be used together."""
     store = sides.store
     if store is None or sides.embedder is None:
         return None, journal
@@ -188,7 +188,7 @@ async def _started(
         if journal and not sides.is_named and not await _belong_together(store, journal):
             return store, None
     except StoreError as error:
-        # Only one process can use a Chroma folder: `ingest`, while it runs.
+        # Only one process can use a Chroma folder, and a running `ingest` uses it.
         if journal is None or mode == "dense":
             raise
         sides.reason = f"; the store did not: {clean(str(error))}"
@@ -202,7 +202,7 @@ async def _belong_together(store: ChromaStore, journal: OpenedJournal) -> bool:
 
 
 async def shown_texts(hits: Sequence[Hit], question: str, embedder: Embedder | None) -> list[str]:
-    """What to show of each hit: the lines with the question's words, or the nearest in meaning."""
+    """The text to show for each hit: the lines with words of the question, or the nearest line."""
     texts = [hit.matched.text if hit.matched.places else "" for hit in hits]
     rest = [hit for hit, text in zip(hits, texts, strict=True) if not text]
     if embedder is not None and rest:
@@ -261,7 +261,7 @@ def _cosine(one: Vector, other: Vector) -> float:
 
 
 def shown_time(seconds: object) -> str:
-    """Unix seconds in the local zone, which is named; "-" if they are unknown."""
+    """Format Unix seconds in the local time zone, with its name; "-" if unknown."""
     if not isinstance(seconds, int | float):
         return "-"
     try:

@@ -1,4 +1,4 @@
-"""`autoplay-rag sessions` and `session`: what a journal holds, also while a pipeline writes it."""
+"""`autoplay-rag sessions` and `session`: read a journal, also while a pipeline writes it."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def session(
 
 
 def _journal(journal: Path | None, store: str | None, config: Path | None) -> Path:
-    """The journal that was named, or the one of the settings file, or the one beside the store."""
+    """The given journal, the one of the settings file, or the one beside the store."""
     if journal is not None:
         return journal
     file = load_config(config)

@@ -1,4 +1,4 @@
-"""Which chunks and sessions are wanted: one frozen value that every store translates. Pure."""
+"""The filter for chunks and sessions: one frozen value that every store translates. Pure."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Condition: TypeAlias = tuple[str, Literal["==", ">=", "<="], str | float]
 """Metadata key, comparison, value. A chunk without the key does not match."""
 
 Moment: TypeAlias = float | date | str
-"""A time: Unix seconds, a `datetime` with a time zone, a `date` (midnight UTC), an ISO text of
-either, or how long ago: "90s", "30m", "12h", "7d", "2w"."""
+"""A time: Unix seconds, a `datetime` with a time zone, a `date` (midnight UTC), an ISO string of
+either, or an age: "90s", "30m", "12h", "7d", "2w"."""
 
 _AGO: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _DAY: Final = re.compile(r"\d{4}-?\d{2}-?\d{2}")
@@ -29,7 +29,7 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which chunks a search may return: all conditions given must hold.
+    """Selects the chunks that a search may return. All given conditions must hold.
 
     Attributes:
         session_id: One session.
@@ -37,12 +37,12 @@ class Filter:
         product_id: One product.
         conversation_id: One chat thread.
         kind: "actions", "summary" or "chat".
-        since: Chunks that ended at this time or later: see `Moment`. Kept as Unix seconds.
-        until: Chunks that started at this time or earlier; otherwise as `since`.
+        since: Chunks that ended at this time or later; see `Moment`. Converted to Unix seconds.
+        until: Chunks that started at this time or earlier. Converted in the same way.
 
     Raises:
-        ConfigurationError: If a time cannot be used: one without a time zone, a number that is not
-            finite, or something that is not a time.
+        ConfigurationError: If a time is invalid: it has no time zone, is not finite, or is not a
+            time.
 
     Example:
         >>> Filter(user_id="u1", since=100).conditions()
@@ -65,7 +65,7 @@ class Filter:
                 object.__setattr__(self, name, moment(name, value))
 
     def conditions(self) -> list[Condition]:
-        """The filter as comparisons for a store to translate; empty where nothing is asked."""
+        """The comparisons that a store translates; empty if the filter has no conditions."""
         found: list[Condition] = [
             (f.name, "==", value)
             for f in fields(self)
@@ -83,14 +83,14 @@ class Filter:
 
 
 def moment(name: str, value: Any) -> float:
-    """A `Moment` as Unix seconds.
+    """Convert a `Moment` to Unix seconds.
 
     Args:
-        name: The argument it was given as, for the message.
+        name: The name of the argument, for the error message.
         value: The time.
 
     Raises:
-        ConfigurationError: If it cannot be used.
+        ConfigurationError: If the time is invalid.
 
     Example:
         >>> moment("since", "1970-01-02"), moment("since", "1970-01-01T01:00:00+01:00")

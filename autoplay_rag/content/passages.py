@@ -1,4 +1,4 @@
-"""What full-text search keeps of one payload: its lines, when it happened, whom it names. Pure."""
+"""Makes the full-text index entry of one payload: text, times and people. Pure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Passage", "passage_of", "passage_of_text", "storable"]
 
 
 class Passage(NamedTuple):
-    """A payload's own words, whatever text a chunk is given.
+    """The text of one payload for full-text search. Independent of the text of its chunk.
 
     Attributes:
-        text: The package's own rendering, a line each.
-        indexed: What the full-text index is given for it.
+        text: The package's own rendering, one line per action.
+        indexed: The text for the full-text index; see `index_text`.
         started: Unix seconds of its first action; 0 if unknown.
-        ended: Unix seconds of its last one; 0 if unknown.
-        actions: How many actions it holds.
+        ended: Unix seconds of its last action; 0 if unknown.
+        actions: The number of its actions.
         user_id: The person it names.
         conversation_id: The chat thread it names.
     """
@@ -36,7 +36,7 @@ class Passage(NamedTuple):
 
 
 def passage_of(payload: Payload) -> Passage:
-    r"""The passage of a payload, as it is kept: redacted.
+    r"""The passage of a redacted payload.
 
     Example:
         >>> from autoplay_rag import SlimAction
@@ -68,7 +68,7 @@ def passage_of_text(
     user_id: str | None,
     conversation_id: str | None,
 ) -> Passage:
-    """The passage of a chunk whose payloads are not known."""
+    """The passage of a chunk with unknown payloads."""
     text = storable(text)
     return Passage(
         text,
@@ -82,7 +82,7 @@ def passage_of_text(
 
 
 def storable(text: str) -> str:
-    """A text that SQLite can keep: without NUL and lone surrogates."""
+    """Replace NUL and lone surrogates, which SQLite cannot store."""
     if "\0" in text:
         text = text.replace("\0", "\ufffd")
     try:

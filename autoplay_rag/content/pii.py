@@ -1,4 +1,4 @@
-"""Removes personal data and secrets from payloads, before they are written anywhere."""
+"""Removes personal data and secrets from payloads before they are written to disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SlimAction,
 __all__ = ["PII_KINDS", "PiiRedactor"]
 
 PII_KINDS: Final = ("secret", "email", "ip", "iban", "card", "phone")
-"""What a `PiiRedactor` finds, in the order in which it looks for it."""
+"""The kinds of data that a `PiiRedactor` finds, in the order of its search."""
 
 _LEAST_KEY_BYTES = 16
 _MOST_PASSES = 20
@@ -53,28 +53,29 @@ class PiiRedactor:
     titles, descriptions, URLs (also percent-encoded), summaries, and the question, answer and tools
     of chat turns. It does not find names or postal addresses.
 
-    Ids stay as they are, so that you can still look them up, with one exception. A `user_id`,
+    Ids are not changed, so that you can still look them up, with one exception: a `user_id`,
     `session_id` or `conversation_id` that contains an email address, or a phone number that begins
-    with `+`, becomes its pseudonym. Without `pseudonyms` it is removed: one placeholder for all
-    would turn many people into one. `redact_id` returns the id to search for.
+    with `+`, is replaced by its pseudonym. Without `pseudonyms` it is removed, because one shared
+    placeholder would merge many people into one. `redact_id` returns the id to search for.
 
-    The `email` field becomes its pseudonym, or is removed without `pseudonyms`. The pipeline still
-    drops it unless `include_email` is set.
+    The `email` field is replaced by its pseudonym, or removed without `pseudonyms`. The pipeline
+    still drops it unless `include_email` is set.
 
-    Redacting twice gives the same result. It never raises because of a text.
+    Redaction is idempotent. It does not raise an exception for any text.
 
     Args:
-        pseudonyms: A secret key of at least 16 bytes. Each value then becomes a pseudonym, an HMAC
-            of it: `<email:...>` instead of `<email>`. Equal values have equal pseudonyms, whatever
-            their spelling (`Ann@acme.test`, `+49 30 123456`). Secrets never have one. Keep the key
-            outside the journal: who has it can test whether a value they guess was there.
-        keep_typed: False also removes what a person typed into a field, and the query strings of
-            URLs, because they often repeat it. Summaries, chat turns, page titles and suggestions
-            that were clicked may still quote it.
-        region: The country of national phone numbers, such as "US", or several. None finds
-            numbers that begin with `+` or `00`, those written as `(212) 555-0123` or
+        pseudonyms: A secret key of at least 16 bytes. Each value is then replaced by a pseudonym,
+            its HMAC: `<email:...>` instead of `<email>`. Equal values have equal pseudonyms, also
+            if they are spelled differently (`Ann@acme.test`, `+49 30 123456`). Secrets have no
+            pseudonyms. Keep the key outside the journal: anyone with the key can test whether a
+            guessed value was there.
+        keep_typed: False also removes text that a person typed into a field, and the query strings
+            of URLs, because they often repeat it. Summaries, chat turns, page titles and clicked
+            suggestions may still quote it.
+        region: The country, or several, of national phone numbers, such as "US". None finds
+            numbers that begin with `+` or `00`, numbers written as `(212) 555-0123` or
             `212-555-0123`, and digits after a word such as "phone".
-        kinds: What to remove: any of "secret", "email", "ip", "iban", "card", "phone".
+        kinds: The kinds to remove: any of "secret", "email", "ip", "iban", "card", "phone".
 
     Raises:
         MissingExtraError: If the extra `pii` is not installed. Only "phone" needs it.
@@ -183,7 +184,7 @@ class PiiRedactor:
     # -- ids ----------------------------------------------------------------------------------
 
     def redact_id(self, value: str) -> str | None:
-        """Return an id as it is kept, to look it up in the pipeline.
+        """Return the redacted id, to look it up in the pipeline.
 
         Args:
             value: A `user_id`, `session_id` or `conversation_id`.
@@ -242,7 +243,7 @@ class PiiRedactor:
         return found
 
     def _redacted(self, text: str) -> str:
-        # A pass may uncover what another span hid. Each shortens the rest of the text.
+        # A pass may uncover data that another span hid. Each pass shortens the remaining text.
         for _ in range(_MOST_PASSES):
             found = self._one_pass(text)
             if found == text:
@@ -260,7 +261,7 @@ class PiiRedactor:
         return text
 
     def _component(self, part: str, decodings: Iterable[str]) -> str:
-        """A part of a URL; encoded anew if something was removed."""
+        """Redact a part of a URL. It is encoded again if something was removed."""
         for decoded in decodings:
             found = self._redacted(decoded)
             if found != decoded:
@@ -283,12 +284,12 @@ class PiiRedactor:
         return "".join((*parts, text[done:]))
 
     def _name(self, kind: str, value: str) -> str:
-        """What stands for a value: a placeholder, or its pseudonym."""
+        """The replacement of a value: a placeholder or a pseudonym."""
         if self._key is None or kind == "secret":
             return f"<{kind}>"
         normal = f"{kind}:{self._normalized(kind, value)}".encode("utf-8", "surrogatepass")
         digest = hmac.digest(self._key, normal, "sha256")[:8].hex()
-        # Letters only: digits might look like another number.
+        # Letters only: digits might be found as another number.
         return f"<{kind}:{digest.translate(_LETTERS)}>"
 
     def _normalized(self, kind: str, value: str) -> str:
@@ -332,7 +333,7 @@ class PiiRedactor:
     # -- typed text ---------------------------------------------------------------------------
 
     def _without_typed_data(self, description: str, title: str) -> str:
-        """The description without what was typed into a field for passwords, emails and so on."""
+        """Remove text that was typed into a field for passwords, emails and so on."""
         spans = _typed_spans(description)
         ends = [start for start, _ in spans[1:]] + [len(description)]
         for (start, end), until in reversed(list(zip(spans, ends[: len(spans)], strict=True))):
@@ -345,11 +346,11 @@ class PiiRedactor:
         return description
 
     def _is_of(self, kind: str, typed: str) -> bool:
-        """Whether a text that was typed into a field of this kind is replaced as a whole."""
+        """Whether to replace all of a text that was typed into a field of this kind."""
         if kind == "secret":
             return bool(typed)
         if not typed or _PLACEHOLDER.search(typed) or any(self._finders[kind](typed)):
-            return False  # the texts of all fields are redacted anyway
+            return False  # `redact_text` redacts the description afterwards
         return kind == "email" or sum(map(str.isdecimal, typed)) >= _LEAST_TYPED_DIGITS
 
 
@@ -357,7 +358,7 @@ _field_kind = lru_cache(maxsize=1024)(patterns.field_kind)
 
 
 def _typed_spans(description: str) -> list[Span]:
-    """Where texts stand that were typed into something, without their quotation marks."""
+    """Find the typed texts in a description, without their quotation marks."""
     if "typed" not in description and not _OPENED.search(description):
         return []
     closed = [found.start() for found in _CLOSED.finditer(description)]
@@ -366,7 +367,7 @@ def _typed_spans(description: str) -> list[Span]:
     for opened in _OPENED.finditer(description):
         start = opened.end()
         if start < done:
-            continue  # inside the text before
+            continue  # inside the previous typed text
         while at < len(closed) and closed[at] < start:
             at += 1
         if at == len(closed):
@@ -377,16 +378,16 @@ def _typed_spans(description: str) -> list[Span]:
 
 
 def _without_typed(description: str, title: str, type: str) -> str:
-    """The description without the text that was typed, if any."""
+    """Remove the typed text from a description."""
     if opened := _OPENED.search(description):
         closed = [found.start() for found in _CLOSED.finditer(description, opened.end())]
-        # The typed text may hold quotation marks: up to the last one that may close it.
+        # The typed text may contain quotation marks, so it ends at the last possible closing one.
         end = closed[-1] if closed else max(map(description.rfind, _QUOTES))
         end = max(end + 1, opened.end()) if end >= opened.end() else len(description)
         return f'{description[: opened.start(1)]}"…"{description[end:]}'
     if type not in _WRITING_TYPES or not description or _says_only_where(description):
         return description
-    # In words that are not known here: nothing of it is safe.
+    # Unknown wording: any part of it may be typed text.
     return f'User typed "…" into "{title}"' if title else 'User typed "…"'
 
 
@@ -425,7 +426,7 @@ def _decoded(text: str) -> str:
 
 
 def _split(text: str) -> Iterator[str]:
-    """The placeholders of a text, and what is between them."""
+    """Split a text into its placeholders and the texts between them."""
     done = 0
     for found in _PLACEHOLDER.finditer(text):
         yield text[done : found.start()]

@@ -1,7 +1,7 @@
-"""Find personal data and secrets in a text. Pure.
+"""Finds personal data and secrets in a text. Pure.
 
-Each function returns spans `(start, end)` of the text that it is given. The patterns use possessive
-or bounded quantifiers, so that the time is linear in the length of the text.
+Each function returns spans `(start, end)` of its text. The patterns use possessive or bounded
+quantifiers, so the time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Span: TypeAlias = tuple[int, int]
 # -- e-mail addresses -------------------------------------------------------------------------
 
 _LOCAL: Final = r"\w.!$%*+^`{|}~\-"
-# Characters that separate the parts of a URL belong to an address only directly before the @.
+# Separators of URL parts count as part of an address only directly before the @.
 _EMAIL: Final = re.compile(
     rf"(?:(?<![{_LOCAL}])[{_LOCAL}][{_LOCAL}']{{0,255}}+|(?<![=?&#])[=?&#]++)"
     r"@(?!\d(?:\.\d)?x\.)"  # logo@2x.png
@@ -71,8 +71,9 @@ _LEAST_COLONS, _MOST_COLONS, _DOTS = 2, 7, 3
 def ip_addresses(text: str) -> Iterator[Span]:
     """IP addresses, version 4 and 6.
 
-    Loopback, unspecified and broadcast addresses, netmasks, and networks such as 10.0.0.0 are not
-    personal. Four numbers of one digit each are a version, and so are those after a word that says so.
+    Skips addresses that are not personal: loopback, unspecified and broadcast addresses, netmasks,
+    and networks such as 10.0.0.0. Skips versions: four numbers of one digit each, and numbers after
+    a word such as "version".
 
     Example:
         >>> text = "from 203.0.113.7 or 2001:db8::7 with version 10.2.30.4 on 127.0.0.1"
@@ -111,7 +112,7 @@ def _ipv6(text: str) -> Iterator[Span]:
 
 
 def _longest_ipv6(token: str, pieces: list[Span], first: int) -> int:
-    """The end of the longest address that begins with this piece; 0 if there is none."""
+    """The end of the longest address that starts at this piece; 0 if there is none."""
     start = pieces[first][0]
     for _, end in reversed(pieces[first : first + _IPV6_PIECES]):
         candidate = token[start:end].rstrip(".")
@@ -126,7 +127,7 @@ def _is_ipv6(candidate: str) -> bool:
         address = IPv6Address(candidate)
     except ValueError:
         return False
-    # `Face::Bad` is a name in a program.
+    # `Face::Bad` is a name in source code.
     named = candidate.count(":") == _LEAST_COLONS and not any(
         character.isdigit() for character in candidate
     )
@@ -200,7 +201,7 @@ _PROTECTED: Final = re.compile(
 
 
 def _masked(text: str) -> str:
-    """The text with letters in place of numbers that are not personal; of the same length."""
+    """Replace numbers that are not personal by letters. The length does not change."""
     return _PROTECTED.sub(lambda found: "x" * len(found[0]), text)
 
 
@@ -209,7 +210,7 @@ def _masked(text: str) -> str:
 _CARD_RUN: Final = re.compile(r"(?<!\w)(?<!\d[.,])\d(?:[ \u00a0.\-]?\d){12,}+(?![^\W\d])(?!,\d)")
 _THIRTEEN_DIGITS: Final = re.compile(r"\d(?:[ \u00a0.\-]?\d){12}")
 _GROUP: Final = re.compile(r"\d+")
-# Issuer, lengths. Maestro's shorter numbers are left out: too many other numbers look like them.
+# Issuer prefix, lengths. Without Maestro's shorter numbers: too many other numbers look like them.
 _ISSUERS: Final = tuple(
     (re.compile(prefix), frozenset(lengths))
     for prefix, lengths in (
@@ -227,7 +228,7 @@ _LEAST_CARD, _MOST_CARD = 13, 19
 
 
 def cards(text: str) -> Iterator[Span]:
-    """Payment card numbers: an issuer's prefix and length, and a correct check digit (Luhn).
+    """Payment card numbers with an issuer's prefix and length and a correct check digit (Luhn).
 
     Example:
         >>> text = "card 4111 1111 1111 1111 12/27, order 4111 1111 1111 1112"
@@ -251,7 +252,7 @@ def cards(text: str) -> Iterator[Span]:
 
 
 def _end_of_card(plain: str, offsets: list[int], first: int) -> int:
-    """The group after the longest card number that begins with this one; 0 if there is none."""
+    """The group after the longest card number that starts at this group; 0 if there is none."""
     for last in range(min(first + _MOST_CARD, len(offsets) - 1), first, -1):
         size = offsets[last] - offsets[first]
         if size < _LEAST_CARD:
@@ -276,7 +277,7 @@ _NUMBER: Final = r"[+\uff0b]?\(?\d(?:[ \u00a0()./\-]{0,3}\d){6,14}+(?!\w)"
 _INTERNATIONAL: Final = re.compile(
     r"(?<![\w+.,/\-])00([1-9](?:[ \u00a0()./\-]{0,3}\d){7,14}+)(?!\w)"
 )
-# (212) 555-0123 and 212-555-0123: no other number is written in this way.
+# (212) 555-0123 and 212-555-0123: only phone numbers are written in this way.
 _AMERICAN: Final = re.compile(
     r"(?<![\w+.,/\-])(?:\([2-9]\d\d\) ?|[2-9]\d\d[.\-])[2-9]\d\d[.\-]\d{4}(?!\w|[.,/\-]\d)"
 )
@@ -299,10 +300,10 @@ def phones(text: str, library: Any, regions: tuple[str, ...]) -> Iterator[Span]:
     Args:
         text: The text.
         library: The module `phonenumbers`.
-        regions: Countries of which national numbers are found, too.
+        regions: Countries; their national numbers are found, too.
 
     Yields:
-        Valid international numbers, valid national numbers as they are written in the regions and in
+        Valid international numbers, valid national numbers in the notation of the regions and of
         North America, and numbers after a word such as "phone".
     """
     if not _SEVEN_DIGITS.search(text):
@@ -340,9 +341,9 @@ def _is_phone(number: str, library: Any) -> bool:
 
 
 def _is_written_as_phone(raw: str, number: Any, region: str, library: Any) -> bool:
-    """Whether a national number has separators of its country, or the prefix 0.
+    """Whether a national number has the separators of its country, or the prefix 0.
 
-    Ten digits in a row may be an order number.
+    Ten digits without separators may be an order number.
     """
     if raw[0] in "+\uff0b" or (raw[0] == "0" and raw[1:2] != "0"):
         return True
@@ -401,7 +402,7 @@ _SCHEME: Final = re.compile(
     r"(?<![\w<])(bearer|basic|token|apikey)(?:[ +]|%20)+([A-Za-z0-9._~+/\-]{8,}={0,2})",
     re.IGNORECASE,
 )
-# Regular expressions are slow where most texts have nothing: these rule such texts out.
+# Most texts have no secrets. These cheap checks skip the slow patterns for such texts.
 _LONG_RUN: Final = re.compile(r"[\w\-.:/]{15}")
 _WORDS: Final = ("pass", "pwd", "secret", "token", "key", "credential")
 _SCHEMES: Final = ("bearer", "basic", "token", "apikey")
@@ -453,7 +454,7 @@ def _is_credential(scheme: str, value: str) -> bool:
     return bool(_HAS_DIGIT.search(value)) or len(value) >= _LONG_TOKEN
 
 
-# -- what a field is for ----------------------------------------------------------------------
+# -- kinds of fields --------------------------------------------------------------------------
 
 _FIELDS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = tuple(
     (kind, re.compile(rf"(?<![<\w])(?:{words})(?!\w)", re.IGNORECASE))
@@ -476,7 +477,7 @@ Finder: TypeAlias = Callable[[str], Iterator[Span]]
 
 
 def field_kind(name: str) -> str | None:
-    """What is typed into a field of this name; None if the name does not say it.
+    """The kind of data that is typed into a field of this name; None if unknown.
 
     Example:
         >>> field_kind("Work email"), field_kind("New password"), field_kind("Search")

@@ -11,7 +11,14 @@ from autoplay_rag.content.pii import PiiRedactor
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
-__all__ = ["Redact", "RedactionError", "redacted", "redaction_rule", "without_addresses"]
+__all__ = [
+    "Redact",
+    "RedactionError",
+    "pii_rule",
+    "redacted",
+    "redaction_rule",
+    "without_addresses",
+]
 
 Redact: TypeAlias = Literal["pii"] | Callable[[Any], Payload]
 """One rule: "pii" for `PiiRedactor()`, or a function that returns a payload as it may be kept."""
@@ -43,13 +50,8 @@ def redaction_rule(redact: Redact | Sequence[Redact] | None) -> Callable[[Any], 
         Traceback (most recent call last):
         autoplay_rag.errors.ConfigurationError: redact must be "pii", a function, or a sequence of them, not 'emails'
     """
-    if redact is None:
-        return None
-    rules: Sequence[Any] = (redact,)
-    if isinstance(redact, Sequence) and not isinstance(redact, str | bytes):
-        rules = redact
     made: list[Callable[[Any], Payload]] = []
-    for rule in rules:
+    for rule in _rules(redact):
         if rule == "pii":
             made.append(PiiRedactor())
         elif callable(rule) and not isinstance(rule, type):
@@ -67,7 +69,27 @@ def redaction_rule(redact: Redact | Sequence[Redact] | None) -> Callable[[Any], 
         found: Payload = payload
         return found
 
+    apply.pii = next((one for one in made if isinstance(one, PiiRedactor)), None)  # type: ignore[attr-defined]
     return apply
+
+
+def pii_rule(redact: Callable[[Any], Payload] | None) -> PiiRedactor | None:
+    """Return the built-in redactor in a function of `redaction_rule`; None if there is none.
+
+    Identity (key, lane) is taken after this redactor: a hash of what it removes could be guessed.
+    A function of the user's may change its result, so identity is taken before it.
+    """
+    if isinstance(redact, PiiRedactor):
+        return redact
+    return getattr(redact, "pii", None)
+
+
+def _rules(redact: Redact | Sequence[Redact] | None) -> Sequence[Any]:
+    if redact is None:
+        return ()
+    if isinstance(redact, Sequence) and not isinstance(redact, str | bytes):
+        return redact
+    return (redact,)
 
 
 def redacted(payload: Payload, redact: Callable[[Any], Payload] | None) -> Payload:

@@ -1,8 +1,8 @@
-"""The words of a text, as full-text search compares them. Pure.
+"""Splits texts into the terms that full-text search compares. Pure.
 
-Text and question are taken apart in the same way, so that `exportCsv` is found by "export csv",
-`1,000` by "1000", and "march 3" by "mar 03". Only English is stemmed: other languages are compared
-word by word, and scripts without spaces by pairs of characters.
+Text and question are split in the same way: "export csv" finds `exportCsv`, "1000" finds `1,000`,
+and "mar 03" finds "march 3". Only English is stemmed. Other languages are compared word by word,
+and scripts without spaces by pairs of characters.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = ["index_text", "lookups", "parts", "terms", "words"]
 
 _WORD: Final = re.compile(r"[^\W_]+")
 _ASCII_WORD: Final = re.compile(r"[A-Za-z0-9]+")
-"""The same for ASCII alone, in half the time: each payload is taken apart once."""
+"""The same for ASCII only. Takes half the time, which counts because every payload is split."""
 _THOUSANDS: Final = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _BORDER: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])")
-"""Between `export` and `Csv`, between `q` and `3`."""
+"""Where a word is split: between `export` and `Csv`, between `q` and `3`."""
 _SPACELESS: Final = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+"
 )
-"""Scripts that put no space between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+"""Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 
 _NUMBERS: Final = {
     word: str(number)
@@ -96,20 +96,20 @@ STOP_WORDS: Final = frozenset(
     ]
 )
 _LONGEST: Final = 64
-"""Characters of a word that count: a token of 10,000 letters is no word."""
+"""The most characters of a term. A token of 10,000 letters is not a word."""
 
 _ALIKE: Final = {
     one: other
     for word, short in (*_NUMBERS.items(), *((month, short) for short, month in _MONTHS.items()))
     for one, other in ((word, short), (short, word))
 }
-"""Words that normalise alike and that SQLite's index keeps apart."""
+"""Pairs of words with the same term here, but different terms in SQLite's index."""
 
 _stemmer = snowballstemmer.stemmer("porter")
 
 
 def terms(text: str) -> list[str]:
-    """What is compared: the words without stop words, normalised and stemmed.
+    """The terms of a text: its words without stop words, normalised and stemmed.
 
     Example:
         >>> terms("Exported three reports, 1,000 rows each")
@@ -121,7 +121,7 @@ def terms(text: str) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in order, as they are written.
+    """The words of a text in order, as written.
 
     Example:
         >>> words("Opened invoice INV-0042, 1,000 rows")
@@ -147,9 +147,10 @@ def parts(word: str) -> tuple[str, ...]:
 
 
 def lookups(text: str) -> dict[str, tuple[str, ...]]:
-    """The different terms of a question, each with the words to look up in the full-text index.
+    """The distinct terms of a question, each with the words to look up in the full-text index.
 
-    The index stems by itself, and a stem is not stemmed to itself: it is asked for whole words.
+    The index stems the words of a query itself. Stemming a stem may change it, so the lookups are
+    whole words.
 
     Example:
         >>> lookups("three reports")
@@ -170,9 +171,9 @@ def lookups(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def index_text(text: str) -> str:
-    """What SQLite's full-text index is given for a text: its words, and the parts of those.
+    """The text for SQLite's full-text index: the text itself and the parts of its words.
 
-    Codes such as `Q3` or `INV2024` are found whole and by their parts.
+    So codes such as `Q3` or `INV2024` are found as a whole and by their parts.
     """
     if "," in text:
         text = _THOUSANDS.sub("", text)
@@ -201,7 +202,7 @@ def _pairs(match: re.Match[str]) -> str:
 
 
 def _folded(text: str) -> str:
-    """Lower case, without accents."""
+    """The text in lower case, without accents."""
     text = text.casefold()
     if text.isascii():
         return text

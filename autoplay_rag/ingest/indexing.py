@@ -1,4 +1,4 @@
-"""Full text of what an older version accepted, or of what was read from a store, in the background."""
+"""Indexes payloads of older versions and chunks read from a store, in the background."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from autoplay_rag._serial import SerialThread
 from autoplay_rag.content.passages import Passage, passage_of, passage_of_text
 from autoplay_rag.errors import JournalError
-from autoplay_rag.journal.base import Heard, Journal, Unindexed
+from autoplay_rag.journal.base import IndexEntry, Journal, Unindexed
 from autoplay_rag.journal.bodies import decoded, unpack
 
 __all__ = ["Indexer"]
@@ -24,10 +24,10 @@ _RETRY_SECONDS: Final = 1.0
 
 
 class Indexer:
-    """Puts into the full-text index what is not in it, the newest first.
+    """Adds payloads that are not in the full-text index yet, newest first.
 
     Args:
-        journal: Knows what is missing.
+        journal: The journal with the payloads and the index.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -35,15 +35,15 @@ class Indexer:
         self._thread = SerialThread("autoplay-indexer")
 
     async def run(self) -> None:
-        """Work until nothing is missing."""
+        """Run until all payloads are indexed."""
         done, said = 0, time.monotonic()
         while True:
             try:
                 page, left = await self._journal.unindexed(_PAGE)
                 if not page:
                     break
-                heard = await self._thread.run(_heard_of, page)
-                await self._journal.index(heard, page[-1].seq)
+                entries = await self._thread.run(_entries_of, page)
+                await self._journal.index(entries, page[-1].seq)
             except JournalError as error:
                 _log.error("full text of older payloads is not indexed now: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -58,22 +58,24 @@ class Indexer:
             _log.info("full text: %s older payloads can be found by their words", f"{done:,}")
 
 
-def _heard_of(page: Sequence[Unindexed]) -> list[Heard]:
+def _entries_of(page: Sequence[Unindexed]) -> list[IndexEntry]:
     found = []
     for one in page:
         try:
-            if (heard := _heard(one)) is not None:
-                found.append(heard)
+            if (entry := _entry(one)) is not None:
+                found.append(entry)
         except Exception as error:  # noqa: BLE001 - one payload must not stop the others
             _log.error("a payload is not found by its words: %s", type(error).__name__)
-        time.sleep(0)  # lets the event loop have Python's lock
+        time.sleep(0)  # releases the GIL for the event loop
     return found
 
 
-def _heard(one: Unindexed) -> Heard | None:
+def _entry(one: Unindexed) -> IndexEntry | None:
     payload = decoded(unpack(one.body))
     if payload is not None:
-        return Heard(one.seq, one.lane, payload.product_id, payload.session_id, passage_of(payload))
+        return IndexEntry(
+            one.seq, one.lane, payload.product_id, payload.session_id, passage_of(payload)
+        )
     if one.chunk is None:
         return None
     text, product, session, user, conversation, started, ended, actions = one.chunk
@@ -85,4 +87,4 @@ def _heard(one: Unindexed) -> Heard | None:
         user_id=user,
         conversation_id=conversation,
     )
-    return Heard(one.seq, one.lane, product, session, passage)
+    return IndexEntry(one.seq, one.lane, product, session, passage)

@@ -12,7 +12,7 @@ import msgspec
 from autoplay_rag._describe import describe
 from autoplay_rag.content.chunks import is_empty
 from autoplay_rag.content.keys import chunk_id, lane_of, payload_key
-from autoplay_rag.content.redaction import RedactionError, redacted, without_addresses
+from autoplay_rag.content.redaction import RedactionError, pii_rule, redacted, without_addresses
 from autoplay_rag.journal.base import Entry
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
@@ -29,8 +29,9 @@ class Intake:
 
     Args:
         select: Returns whether a payload is wanted.
-        redact: Returns the payload as it may be kept. The key is computed before, so that a
-            changed rule does not create duplicates.
+        redact: Returns the payload as it may be kept. The key is computed before a function of the
+            user's, so that a changed rule does not create duplicates, and after the built-in
+            redactor, so that nobody can guess from the key what it removed.
         include_email: Whether to keep email addresses.
 
     Attributes:
@@ -47,6 +48,7 @@ class Intake:
     ) -> None:
         self._select = select
         self._redact = redact
+        self._pii = pii_rule(redact)
         self._include_email = include_email
         self.names_first_chunks = False
 
@@ -62,8 +64,9 @@ class Intake:
         except UnicodeEncodeError:  # lone surrogates, in a payload that did not come from `decode`
             payload = type(payload).from_dict(payload.to_dict())
             body = _encode(payload)
-        key, lane = payload_key(payload), lane_of(payload, seq)
-        first_chunk = chunk_id(payload, key) if self.names_first_chunks else ""
+        identified = self._without_pii(payload)
+        key, lane = payload_key(identified), lane_of(identified, seq)
+        first_chunk = chunk_id(identified, key) if self.names_first_chunks else ""
         error = None
         try:
             if is_empty(payload) or (self._select and not self._select(payload)):
@@ -74,7 +77,8 @@ class Intake:
             _log.error("select failed (%s); the payload becomes a dead letter", name)
             error = f"select failed: {name if self._redact else describe(failure)}"
         try:
-            kept = redacted(payload, self._redact)
+            same = self._pii is not None and self._redact is self._pii
+            kept = identified if same else redacted(payload, self._redact)
             if not self._include_email:
                 kept = without_addresses(kept)
             if kept is not payload:
@@ -102,6 +106,14 @@ class Intake:
             "dead" if error else "accepted",
             error,
         )
+
+    def _without_pii(self, payload: Payload) -> Payload:
+        if self._pii is None:
+            return payload
+        try:
+            return self._pii(payload)
+        except Exception:  # noqa: BLE001 - `entry` redacts again, and handles the error
+            return payload
 
 
 def own(payload: Any, cls: type[P]) -> P:

@@ -1,4 +1,4 @@
-"""Carries a late identity to the store: metadata of chunks that were stored before it was known."""
+"""Updates the metadata of chunks that were stored before their person was known."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _LONGEST_REPEAT_SECONDS: Final = 600.0
 
 
 class Linker:
-    """Makes the metadata changes that the catalog has and the store has not.
+    """Copies metadata changes from the catalog to the store.
 
     The changes are in the journal, so they survive a restart. An update that the store rejects is
-    repeated, with growing pauses. A store that cannot update metadata keeps what it has.
+    retried with growing pauses. In a store that cannot update metadata, the chunks do not change.
 
     Args:
-        journal: Has the changes.
-        writer: Carries them out, in order with other operations on a chunk.
+        journal: The journal with the changes.
+        writer: Executes the updates, in order with other operations on the same chunk.
         able: Whether the store can update metadata.
     """
 
@@ -57,9 +57,10 @@ class Linker:
         await self._idle.wait()
 
     def changed(self) -> None:
-        """Look for changes, because the catalog may have some.
+        """Check the catalog for changes.
 
-        Call it after the operations of the plan that brought them are put: those come first.
+        Call it after putting the operations of the plan that caused them, because those must run
+        first.
         """
         self._idle.clear()
         self._wake.set()
@@ -95,7 +96,7 @@ class Linker:
         return grown_delay(failures - 1, _FIRST_REPEAT_SECONDS, _LONGEST_REPEAT_SECONDS)
 
     async def _update_all(self) -> str | None:
-        """Carry out all pending changes; returns the error of those that failed."""
+        """Execute all pending changes. Returns an error if one failed; None otherwise."""
         while page := await self._journal.outdated(_PAGE):
             done, error = await self._update(page) if self._able else (page, None)
             await self._journal.updated(done)

@@ -27,7 +27,7 @@ from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.intake import own
 from autoplay_rag.ingest.questions import Questions
 from autoplay_rag.ingest.running import RunningPipeline
-from autoplay_rag.ingest.settings import Settings
+from autoplay_rag.ingest.settings import Settings, Summaries
 from autoplay_rag.journal.base import Durability, Health, Outcome
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.live import LiveSessions
@@ -97,6 +97,10 @@ class IngestPipeline(Questions):
         remembered_vectors: The number of vectors to cache, so that equal texts are not embedded
             again.
         drain_timeout: Seconds that closing the pipeline waits for pending payloads.
+        summaries: What becomes of the actions that a summary replaces. "keep": they stay. "replace":
+            once the summary is stored, the store deletes chunks whose actions are all replaced,
+            and full text still finds them as part of their session. A search finds the right
+            session equally often with both (see the README's figures).
         erasure_register: A file that lists all requests to forget as keyed hashes. By default it
             is beside the journal, with `.erasures` at the end of its name. A start with an older
             copy of the journal forgets again what the file lists. Keep it out of backups.
@@ -146,6 +150,7 @@ class IngestPipeline(Questions):
         max_embed_tokens_per_day: int | None = None,
         remembered_vectors: int = 2048,
         drain_timeout: float = 30.0,
+        summaries: Summaries = "keep",
         erasure_register: str | Path | None = None,
         on_progress: Callable[[Ledger], None] | None = None,
         live: LiveSessions | None = None,
@@ -172,6 +177,7 @@ class IngestPipeline(Questions):
             max_embed_tokens_per_day=max_embed_tokens_per_day,
             remembered_vectors=remembered_vectors,
             drain_timeout=drain_timeout,
+            summaries=summaries,
             erasure_register=Path(erasure_register).resolve() if erasure_register else None,
             on_progress=on_progress,
         )

@@ -1,4 +1,4 @@
-"""What a pipeline answers: the half of `IngestPipeline` that reads."""
+"""The methods of `IngestPipeline` that read."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ T = TypeVar("T")
 
 
 class Questions(ABC):
-    """Searches what a pipeline stored and what it just received.
+    """Searches and reads the stored and the just received payloads of a pipeline.
 
     Attributes:
-        live: What each session did just now.
+        live: The recent events of each session.
     """
 
     live: LiveSessions
@@ -47,7 +47,7 @@ class Questions(ABC):
 
     @abstractmethod
     def _open_run(self) -> RunningPipeline:
-        """The run that is open.
+        """Return the current run.
 
         Raises:
             PipelineClosedError: If the pipeline is not running.
@@ -70,35 +70,35 @@ class Questions(ABC):
         collapse: bool = False,
         rerank: Rerank | None = None,
     ) -> Hits[Hit]:
-        """The chunks that answer a question best, those just received included.
+        """Return the chunks that answer a question best, including payloads just received.
 
         Args:
-            query: The question: a person's words, a code, an address, in any script.
-            k: How many hits at most.
-            mode: "hybrid" adds both sides; "dense" compares meaning alone, "text" words alone.
+            query: The question: natural language, a code or an address, in any script.
+            k: The most hits.
+            mode: "dense" uses embeddings, "text" full-text search, "hybrid" both.
             user_id: Only chunks of this person.
             session_id: Only chunks of this session.
             product_id: Only chunks of this product.
             conversation_id: Only chunks of this chat thread.
             kind: Only "actions", "summary" or "chat".
-            since: Only chunks that ended then or later: Unix seconds, a `datetime` with a time
-                zone, a `date`, an ISO text of either, or how long ago, such as "7d".
-            until: Only chunks that started then or earlier; otherwise as `since`.
-            filter: All of these as one `Filter`, in their place.
-            collapse: Give equal texts once: the latest, with how many sessions have it.
+            since: Only chunks that ended at this time or later: Unix seconds, a `datetime` with a
+                time zone, a `date`, an ISO string of either, or an age such as "7d".
+            until: Only chunks that started at this time or earlier, in the same forms.
+            filter: A `Filter` instead of these conditions.
+            collapse: Return one hit for equal texts: the latest, with the number of sessions.
             rerank: An async function of the question and up to 50 hits that returns them in
-                another order: your own cross-encoder, for example.
+                another order, for example by your own cross-encoder.
 
         Returns:
-            Hits, best first. Those that the embedder has not seen yet have `embedded=False`.
+            Hits, best first. Payloads that are not embedded yet have `embedded=False`.
 
         Raises:
-            ConfigurationError: If the question is empty, `k` is below 1, a time cannot be used, or
+            ConfigurationError: If the question is empty, `k` is below 1, a time is invalid, or
                 both `filter` and another condition are given.
             UnsupportedFilterError: If the store cannot translate the filter.
-            EmbedderError: If the question cannot be embedded. During an outage only in "dense" mode:
-                "hybrid" then answers by words alone, and `Hits.problem` says so.
-            StoreError: If the store cannot be searched; otherwise as `EmbedderError`.
+            EmbedderError: If the question cannot be embedded. An outage raises only in "dense"
+                mode. In "hybrid" mode full text then answers, and `Hits.problem` has the reason.
+            StoreError: If the store cannot be searched. For outages see `EmbedderError`.
             PipelineClosedError: If the pipeline is not running.
         """
         searcher = self._open_run().searcher
@@ -130,12 +130,12 @@ class Questions(ABC):
         filter: Filter | None = None,
         rerank: Rerank | None = None,
     ) -> Hits[SessionHit]:
-        """The sessions that answer a question best, each with its best hits and its whole text.
+        """Return the sessions that answer a question best, with their best hits and text.
 
-        Arguments and errors are those of `search`; `rerank` is given the best hit of each session.
+        Arguments and errors are those of `search`. `rerank` receives the best hit of each session.
 
         Returns:
-            Sessions, best first. A chunk without a session is a session of its own.
+            Sessions, best first. A chunk without a session is a separate result.
         """
         searcher = self._open_run().searcher
         wanted = filter_of(
@@ -163,30 +163,29 @@ class Questions(ABC):
         limit: int = 50,
         cursor: str | None = None,
     ) -> Sessions:
-        """All sessions that fit, the latest first: a list, not a ranking.
+        """List all sessions that match the conditions, latest first, without a ranking.
 
-        A payload counts from the moment it is accepted. Payloads without a session are in no list.
+        A payload counts as soon as it is accepted. Payloads without a session are not listed.
 
         Args:
             user_id: Only sessions that this person used.
             product_id: Only sessions of this product.
-            since: Only sessions that ended then or later: Unix seconds, a `datetime` with a time
-                zone, a `date`, an ISO text of either, or how long ago, such as "7d".
-            until: Only sessions that started then or earlier; otherwise as `since`.
-            matching: Only sessions that have all words of this text, anywhere. Any text is plain
-                text: no quote or operator has a meaning.
-            without: Only sessions that `matching` would not give for this text.
-            page: Only sessions that visited a URL with this in it, in any case.
+            since: Only sessions that ended at this time or later: Unix seconds, a `datetime` with
+                a time zone, a `date`, an ISO string of either, or an age such as "7d".
+            until: Only sessions that started at this time or earlier, in the same forms.
+            matching: Only sessions that contain all words of this text. The text is plain text:
+                quotes and operators have no meaning.
+            without: Only sessions that `matching` would not return for this text.
+            page: Only sessions that visited a URL with this part; case-insensitive.
             limit: The most sessions of a page.
-            cursor: `next` of the page before.
+            cursor: `next` of the previous page.
 
         Returns:
-            A page, with `total` and `next`. Over all pages each session comes once. One that goes
-            on meanwhile moves to the front, and is then not on a later page.
+            A page, with `total` and `next`. Each session is on one page only. A session that
+            continues between two pages moves to the front, and is then not on a later page.
 
         Raises:
-            ConfigurationError: If a time, the limit or the cursor cannot be used, or a text is
-                blank.
+            ConfigurationError: If a time, the limit or the cursor is invalid, or a text is blank.
             PipelineClosedError: If the pipeline is not running.
         """
         wanted = wanted_of(
@@ -203,15 +202,16 @@ class Questions(ABC):
     async def session(
         self, session_id: str, product_id: str | None = None, *, user_id: str | None = None
     ) -> WholeSession | None:
-        """One session whole and in order.
+        """Return one complete session, in order.
 
         Args:
             session_id: The session.
-            product_id: Its product; needed where several products have this id.
-            user_id: Give only what belongs to this person: for a tool whose user is known.
+            product_id: Its product; required if several products have a session of this id.
+            user_id: Return only data of this person, for example for a tool that acts for one
+                user.
 
         Returns:
-            The session, with `ambiguous` where several people used it; None if it is not known, or
+            The session, with `ambiguous` set if several people used it. None if it is unknown, or
             if `user_id` is given and the session does not name that person.
 
         Raises:
@@ -232,32 +232,32 @@ class Questions(ABC):
         without: str | None = None,
         page: str | None = None,
     ) -> Actions:
-        """Single actions over all sessions, in the order in which they were accepted.
+        """Iterate over the actions of all sessions, in the order of acceptance.
 
-        They are read some hundred payloads at a time. It ends with what was accepted before the
-        first one was asked for.
+        They are read page by page. The iterator includes only actions that were accepted before
+        the first item was requested.
 
         Args:
-            since: Only actions that ended then or later; as in `sessions`. An action without a
-                time has that of its payload.
-            until: Only actions that started then or earlier.
-            user_id: Only actions of this person: one that names nobody belongs to the only person
-                of its session.
+            since: Only actions that ended at this time or later; as in `sessions`. An action
+                without a time has the time of its payload.
+            until: Only actions that started at this time or earlier.
+            user_id: Only actions of this person. An action that names nobody belongs to the person
+                of its session, if there is only one.
             session_id: Only actions of this session.
             product_id: Only actions of this product.
-            matching: Only sessions that have these words; as in `sessions`.
-            without: Only sessions that do not.
-            page: Only sessions that visited a URL with this in it.
+            matching: Only sessions with these words; as in `sessions`.
+            without: Only sessions without these words; as in `sessions`.
+            page: Only sessions that visited a URL with this part.
 
         Returns:
-            An asynchronous iterator. Its `missing` counts the payloads that had to be left out
-            because their bodies were not kept; if any were, the end logs a warning.
+            An asynchronous iterator. Its `missing` counts payloads that were left out because
+            their bodies were not kept. If there were any, a warning is logged at the end.
 
         Raises:
-            JournalError: At the first item, if payloads fit and none of their bodies was kept:
-                with `keep_payloads=False`, or without a journal file, only what is not stored yet
-                can be read.
-            ConfigurationError: If a time cannot be used, or a text is blank.
+            JournalError: At the first item, if payloads match and none of their bodies was kept.
+                With `keep_payloads=False`, or without a journal file, only payloads that are not
+                stored yet can be read.
+            ConfigurationError: If a time is invalid or a text is blank.
             PipelineClosedError: If the pipeline is not running.
 
         Example:
@@ -290,36 +290,37 @@ class Questions(ABC):
         max_actions: int | None = None,
         max_chars: int = 4000,
     ) -> str:
-        """What a language model needs to know about a user: the last minutes and the best of the past.
+        """Return context about a user for a language model: recent activity and matching sessions.
 
         The recent part is the session in `live` that all given ids belong to, without chat turns,
-        which the conversation contains already. With a query, the sessions that answer it best
-        follow: those of the user, or of the session and thread alone if no `user_id` is given.
-        Equal texts and what the recent part shows are left out. Each line begins with its time
-        and zone, session and page.
+        which the conversation already contains. With a query, the sessions that answer it best
+        follow: those of the user, or only of the session and thread if no `user_id` is given.
+        Equal texts appear once, and lines of the recent part are not repeated. Each line begins
+        with its time and zone, session and page.
 
-        Text of pages and people is untrusted. It is in an element that nothing in it can close,
-        marked as data, without invisible characters. Take the ids from your login, never from a
+        Text from pages and people is untrusted. It is marked as data in an element that the text
+        cannot close, without invisible characters. Take the ids from your login, never from a
         model or a browser.
 
         Args:
-            query: The question; None or blank gives only the recent part.
+            query: The question; None or blank returns only the recent part.
             user_id: The person.
-            session_id: The visit.
+            session_id: The session.
             product_id: The product; None for any.
             conversation_id: The chat thread.
-            since_turn: Start the recent part after the session's last chat turn, if it has one.
-            seconds: The maximum age of what counts as recent, otherwise.
-            max_actions: The most actions of the recent part, the newest; None for no limit.
-            max_chars: The most characters of all.
+            since_turn: Start the recent part after the session's last chat turn, if there is one.
+            seconds: The maximum age of recent activity, if it does not start after a turn.
+            max_actions: The most actions of the recent part; the newest are kept. None for no
+                limit.
+            max_chars: The most characters of the text.
 
         Returns:
-            The text; "" if nothing is known, or nothing fits. If the embedder or the store does
-            not answer, the past is searched by words alone, which is logged.
+            The text; "" if nothing is known or nothing fits. If the embedder or the store is
+            unavailable, the past is searched with full text only, and a warning is logged.
 
         Raises:
-            ConfigurationError: If there is neither a query nor a person, visit or thread, or a
-                number is not above 0. A query alone searches everybody's past.
+            ConfigurationError: If there is no query, person, session or thread, or a number is not
+                above 0. A query without ids searches the past of all people.
             PipelineClosedError: If the pipeline is not running.
         """
         check_above("seconds", seconds)
@@ -343,23 +344,23 @@ class Questions(ABC):
         )
 
     def sessions_sync(self, user_id: str | None = None, **options: Any) -> Sessions:
-        """As `sessions`, from any thread; otherwise as `search_sync`."""
+        """Like `sessions`, for any thread; see `search_sync`."""
         return self._run_sync(self.sessions(user_id, **options))
 
     def session_sync(self, session_id: str, **options: Any) -> WholeSession | None:
-        """As `session`, from any thread; otherwise as `search_sync`."""
+        """Like `session`, for any thread; see `search_sync`."""
         return self._run_sync(self.session(session_id, **options))
 
     def context_sync(self, query: str | None = None, **options: Any) -> str:
-        """As `context`, from any thread; otherwise as `search_sync`."""
+        """Like `context`, for any thread; see `search_sync`."""
         return self._run_sync(self.context(query, **options))
 
     def search_sync(self, query: str, k: int = 5, **options: Any) -> Hits[Hit]:
-        """As `search`, from any thread; also inside a running loop, which it blocks meanwhile."""
+        """Like `search`, for any thread. Inside a running event loop it blocks the loop."""
         return self._run_sync(self.search(query, k, **options))
 
     def search_sessions_sync(self, query: str, k: int = 5, **options: Any) -> Hits[SessionHit]:
-        """As `search_sessions`, from any thread; otherwise as `search_sync`."""
+        """Like `search_sessions`, for any thread; see `search_sync`."""
         return self._run_sync(self.search_sessions(query, k, **options))
 
     def _run_sync(self, work: Coroutine[Any, Any, T]) -> T:

@@ -33,6 +33,7 @@ from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.linking import Linker
 from autoplay_rag.ingest.pairing import Pairing
 from autoplay_rag.ingest.planner import Planner
+from autoplay_rag.ingest.retiring import Retirer
 from autoplay_rag.ingest.retries import RequestLimits
 from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.ingest.upkeep import Upkeep
@@ -72,7 +73,7 @@ _GRACE_SECONDS = 5.0
 """The time that cancelled requests have to end."""
 _RESUME_PAGE = 100_000
 _CONSEQUENCES: dict[Capability, str] = {
-    "delete": "chunks of dead payloads stay in the store",
+    "delete": "chunks of dead payloads, and actions that a summary replaces, stay in the store",
     "identity": "only a sample of ids shows if it was emptied or exchanged, and only with 'get'",
     "scan": "its content cannot be added to a journal, and `verify` finds no extra chunks",
     "update_metadata": "chunks stored before their user is known are not found by that user",
@@ -127,6 +128,7 @@ class RunningPipeline:
             max_bytes=settings.journal_max_bytes,
             keep_addresses=settings.include_email,
             keep_payloads=settings.keep_payloads,
+            replace_by_summaries=settings.summaries == "replace",
             model=model,
             erasure_register=settings.erasure_register,
             on_entry=self._committed,
@@ -162,6 +164,7 @@ class RunningPipeline:
         self._writer: ChunkWriter
         self._upkeep: Upkeep
         self._linker: Linker
+        self._retirer: Retirer
         self._worker: Worker
         self._eraser = Eraser(self._journal.erasures, store)
         self._forgetter: Forgetter
@@ -215,6 +218,7 @@ class RunningPipeline:
         self._linker = Linker(
             self._journal, self._writer, able="update_metadata" in self._store.capabilities
         )
+        self._retirer = Retirer(self._journal, self._upkeep.delete)
         self._worker = Worker(
             self._journal,
             self._batcher,
@@ -223,6 +227,7 @@ class RunningPipeline:
             self._upkeep,
             last_batch=known.batch,
             on_settled=self._settled,
+            on_stored=self._retirer.stored,
             on_linked=self._linker.changed,
         )
         self._forgetter = Forgetter(
@@ -243,6 +248,7 @@ class RunningPipeline:
         await self._upkeep.resume()
         plans = await self._worker.resume()
         self._linker.changed()
+        await self._retirer.resume()
         planned = {seq for plan in plans for seq in plan.seqs}
         now = self.loop.time()
         waiting = array("q")  # there may be millions
@@ -270,6 +276,7 @@ class RunningPipeline:
                 group.create_task(self._worker.run())
                 group.create_task(self._upkeep.run())
                 group.create_task(self._linker.run())
+                group.create_task(self._retirer.run())
                 group.create_task(self._eraser.run())
                 group.create_task(Indexer(self._journal).run())
                 if self._settings.journal:
@@ -367,7 +374,12 @@ class RunningPipeline:
                 self._worker.wake()
                 ended = await self._ends_before_work(self._drained())
         except TimeoutError:
-            ended = not self.ledger.pending and self._upkeep.idle and self._linker.idle
+            ended = (
+                not self.ledger.pending
+                and self._upkeep.idle
+                and self._linker.idle
+                and self._retirer.idle
+            )
             if not ended:
                 pending = self.ledger.pending
                 left = f"{pending:,} payloads are not stored" if pending else ""
@@ -441,6 +453,9 @@ class RunningPipeline:
         await self.watermark.wait()
         await self._upkeep.wait()
         await self._linker.wait()
+        # Retiring comes before the deletions that it starts.
+        await self._retirer.wait()
+        await self._upkeep.wait()
 
     def _settled(self, seqs: Sequence[int]) -> None:
         self.watermark.settle(seqs)
@@ -477,7 +492,7 @@ class RunningPipeline:
         if self._overflowing:
             reasons.append("overflow: the journal cannot accept payloads, and they are lost")
         reasons += self._writer.problems + self._worker.problems + self._upkeep.problems
-        reasons += self._linker.problems + self._eraser.problems
+        reasons += self._linker.problems + self._retirer.problems + self._eraser.problems
         reasons += self._clients.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 

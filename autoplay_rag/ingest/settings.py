@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from autoplay_rag._checks import check_at_least, check_choice, check_function
 from autoplay_rag.content.render import Render
@@ -14,7 +14,10 @@ from autoplay_rag.journal.base import Durability
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.payloads import Payload
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "Summaries"]
+
+Summaries: TypeAlias = Literal["replace", "keep"]
+"""What becomes of the actions that a summary replaces."""
 
 _MINIMUMS = {
     "journal_max_bytes": 1,
@@ -54,6 +57,7 @@ class Settings:
     max_embed_tokens_per_day: int | None
     remembered_vectors: int
     drain_timeout: float
+    summaries: Summaries
     erasure_register: Path | None
     on_progress: Callable[[Ledger], None] | None
 
@@ -65,5 +69,6 @@ class Settings:
         check_at_least("max_embed_tokens_per_day", self.max_embed_tokens_per_day, 1, optional=True)
         for name in ("select", "redact", "render", "on_progress"):
             check_function(name, getattr(self, name))
+        check_choice("summaries", self.summaries, get_args(Summaries))
         check_choice("durability", self.durability, get_args(Durability))
         check_options(has_file=self.journal is not None, rebuild=self.rebuild, adopt=self.adopt)

@@ -66,6 +66,8 @@ class Worker:
         upkeep: Receives the deletions that `Journal.acknowledge` returns.
         last_batch: The highest batch number so far.
         on_settled: Called with the sequence numbers of payloads that are now stored or dead.
+        on_stored: Called with the lanes of plans that were acknowledged, and whether one may hold a
+            summary.
         on_linked: Called when a plan named the people of chunks that were stored before it.
     """
 
@@ -80,6 +82,7 @@ class Worker:
         last_batch: int,
         on_settled: Callable[[Sequence[int]], None],
         on_linked: Callable[[], None] = lambda: None,
+        on_stored: Callable[[Sequence[int], bool], None] = lambda _lanes, _summaries: None,
     ) -> None:
         self._journal = journal
         self._batcher = batcher
@@ -87,6 +90,7 @@ class Worker:
         self._writer = writer
         self._upkeep = upkeep
         self._on_linked = on_linked
+        self._on_stored = on_stored
         self._last_batch = last_batch
         self._chunks = 0
         self._on_settled = on_settled
@@ -266,6 +270,8 @@ class Worker:
                 self._batcher.give_back(Gathered(lane, again), asyncio.get_running_loop().time())
             else:
                 self._batcher.done(lane)
+        kinds = (one.chunk.metadata.get("kind") for owner in ended for one in owner.plan.chunks)
+        self._on_stored([owner.plan.lane for owner in ended], "summary" in kinds)
         self._on_settled(found.settled)
         self._wake.set()
 

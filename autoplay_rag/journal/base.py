@@ -27,6 +27,8 @@ __all__ = [
     "Acknowledgement",
     "Action",
     "Catalog",
+    "Claim",
+    "Claimable",
     "DeadLetter",
     "Durability",
     "Entry",
@@ -34,7 +36,7 @@ __all__ = [
     "Found",
     "FoundPassage",
     "Health",
-    "Heard",
+    "IndexEntry",
     "Journal",
     "Known",
     "Notes",
@@ -94,11 +96,11 @@ class Entry:
 
 
 class Prepared(NamedTuple):
-    """What of an entry is kept, made before the transaction that keeps it.
+    """The data of an entry to save, made before the transaction that saves it.
 
     Attributes:
         body: Its JSON as it is stored; None if only its receipt is recorded.
-        passage: What full-text search finds it by; None if it is not to be found.
+        passage: Its passage for the full-text index; None to leave it out of the index.
     """
 
     body: bytes | None = None
@@ -219,13 +221,14 @@ class Acknowledged(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What a filter leaves of the catalog.
+    """The part of the catalog that a filter selects.
 
     Attributes:
-        known: Whether the session, the person and the chat thread that were asked for were ever
-            seen; True if none was asked for.
-        lanes: The sessions that pass, the latest first, if they are few; None if they are many.
-        pending: How many payloads wait: those of the asked sessions, where they are few.
+        known: Whether the session, person and chat thread of the filter were ever seen; True if
+            the filter names none.
+        lanes: The lanes of the sessions that pass, latest first; None if there are many.
+        pending: The number of queued payloads: of the sessions that pass if the filter names a
+            session, person or thread and they are few; otherwise of all.
     """
 
     known: bool
@@ -234,12 +237,12 @@ class Scope(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What full text finds for a question.
+    """The full-text matches of a question.
 
     Attributes:
-        total: About how many passages there are.
-        counts: In how many of them each term of the question is.
-        passages: (sequence number, lane) of those that match best.
+        total: The approximate number of passages.
+        counts: The number of passages with each term of the question.
+        passages: (sequence number, lane) of the best matches.
     """
 
     total: int
@@ -248,15 +251,15 @@ class Found(NamedTuple):
 
 
 class FoundPassage(NamedTuple):
-    """What one payload says.
+    """The text of one payload, and its place.
 
     Attributes:
         seq: Its sequence number.
-        lane: Its session's lane.
-        text: Its lines.
-        chunk: The id of the stored chunk it is in; None while there is none.
+        lane: The lane of its session.
+        text: Its rendered text.
+        chunk: The id of its stored chunk; None if it is not stored yet.
         started: Unix seconds of its first action; None if unknown.
-        ended: Unix seconds of its last one; None if unknown.
+        ended: Unix seconds of its last action; None if unknown.
     """
 
     seq: int
@@ -267,15 +270,15 @@ class FoundPassage(NamedTuple):
     ended: float | None
 
 
-class Heard(NamedTuple):
-    """A payload for the index.
+class IndexEntry(NamedTuple):
+    """A payload to add to the full-text index.
 
     Attributes:
         seq: Its sequence number.
         lane: Its lane.
         product_id: Its product.
         session_id: Its session; None if it has none.
-        passage: What it says.
+        passage: Its text, times and people.
     """
 
     seq: int
@@ -286,14 +289,16 @@ class Heard(NamedTuple):
 
 
 class Unindexed(NamedTuple):
-    """A payload that an older version accepted, or a chunk that was read from a store.
+    """A payload that is not in the full-text index yet.
+
+    It was accepted by an older version, or stands for a chunk that was read from a store.
 
     Attributes:
         seq: Its sequence number.
         lane: The lane of its chunk, or its own; None if the chunk has no session.
-        body: Its body as it is kept; None if it was not kept.
-        chunk: Text, product, session, user, conversation, start, end and number of actions of the chunk that begins
-            with it; None if none does.
+        body: Its packed body; None if it was not kept.
+        chunk: Text, product, session, user, conversation, start, end and number of actions of the
+            chunk that begins with this payload; None if there is no such chunk.
     """
 
     seq: int
@@ -303,7 +308,7 @@ class Unindexed(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """A session as it was received.
+    """A session, with the totals of its payloads.
 
     Attributes:
         lane: Its lane.
@@ -329,13 +334,51 @@ class Outdated(NamedTuple):
 
     Attributes:
         id: The chunk's id.
-        version: Which change this is.
-        changes: What the store has to set, None to remove.
+        version: The number of the change.
+        changes: The values that the store must set; None to remove a key.
     """
 
     id: str
     version: int
     changes: dict[str, str | None]
+
+
+class Claim(NamedTuple):
+    """A summary's claim on the actions it replaces.
+
+    Attributes:
+        seq: The summary's sequence number.
+        lane: Its session's lane.
+        until: Unix seconds; it claims no later actions.
+        remaining: How many actions it still claims.
+    """
+
+    seq: int
+    lane: int
+    until: float
+    remaining: int
+
+
+class Claimable(NamedTuple):
+    """A stored payload with actions that no summary has claimed.
+
+    Attributes:
+        seq: Its sequence number.
+        unclaimed: How many of its actions are unclaimed.
+        claimed: How many are claimed: the oldest ones.
+        at: Unix seconds of its arrival.
+        started: Unix seconds of its first action; None if unknown.
+        ended: Unix seconds of its last one; None if unknown.
+        body: Its body as it is kept; None if it was not kept.
+    """
+
+    seq: int
+    unclaimed: int
+    claimed: int
+    at: float
+    started: float | None
+    ended: float | None
+    body: bytes | None
 
 
 class QueuedChunk(NamedTuple):
@@ -565,11 +608,11 @@ class Queue(ABC):
 
 
 class Findable(ABC):
-    """What a search asks of the catalog. Nothing here waits for a writer."""
+    """Reads the catalog for a search. No call waits for a writer."""
 
     @abstractmethod
     async def scope(self, conditions: Sequence[Condition]) -> Scope:
-        """What a filter leaves."""
+        """Return the scope of a filter."""
 
     @abstractmethod
     async def find(
@@ -579,44 +622,44 @@ class Findable(ABC):
         conditions: Sequence[Condition],
         limit: int,
     ) -> Found:
-        """The passages that match a question best.
+        """Return the passages that match a question best.
 
         Args:
             lookups: The question's terms, each with the words to look up.
-            phrases: What is looked up as it stands.
-            conditions: As `Filter.conditions` gives them.
-            limit: The most passages; with 0 only the terms are counted.
+            phrases: Phrases to look up literally.
+            conditions: The result of `Filter.conditions`.
+            limit: The most passages; 0 only counts the terms.
         """
 
     @abstractmethod
     async def lanes_of(self, chunk_ids: Sequence[str]) -> dict[str, int]:
-        """The lanes of stored chunks, where they are known."""
+        """Return the lanes of those stored chunks that the catalog knows."""
 
     @abstractmethod
     async def recent_lanes(self, conditions: Sequence[Condition], limit: int) -> list[int]:
-        """The sessions that pass a filter, the latest first."""
+        """Return the lanes of sessions that pass a filter, latest first."""
 
     @abstractmethod
     async def chunk_ids(self, lanes: Sequence[int]) -> list[str]:
-        """The ids of the chunks that the store has of these sessions."""
+        """Return the ids of the stored chunks of these sessions."""
 
     @abstractmethod
     async def passages(
         self, lanes: Sequence[int], matched: Sequence[int] = ()
     ) -> list[FoundPassage]:
-        """What sessions say, in order; of a long one the latest, and what matched."""
+        """Return the passages of sessions, in order. Of a long session: the latest and the matches."""
 
     @abstractmethod
     async def chunks(self, ids: Sequence[str]) -> list[Chunk]:
-        """Stored chunks with text and metadata, in no order."""
+        """Return stored chunks with text and metadata, in any order."""
 
     @abstractmethod
     async def waiting(self, seqs: Sequence[int]) -> dict[int, Chunk]:
-        """Payloads that are in no stored chunk yet, each as a chunk of its own."""
+        """Return payloads that are not in a stored chunk yet, each as a separate chunk."""
 
     @abstractmethod
     async def visits(self, lanes: Sequence[int]) -> dict[int, Visit]:
-        """Sessions as they were received, where they are known."""
+        """Return the known sessions of these lanes, with the totals of their payloads."""
 
 
 class Catalog(ABC):
@@ -743,24 +786,44 @@ class Catalog(ABC):
 
     @abstractmethod
     async def outdated(self, limit: int) -> list[Outdated]:
-        """Stored chunks whose metadata the store has to change."""
+        """Return stored chunks with metadata changes that the store does not have yet."""
 
     @abstractmethod
     async def updated(self, done: Sequence[Outdated]) -> None:
-        """Note that the store has made these changes."""
+        """Record that the store has made these changes."""
+
+    @abstractmethod
+    async def claim_lanes(self) -> list[int]:
+        """Return the lanes with open claims of stored summaries."""
+
+    @abstractmethod
+    async def open_claims(self, lane: int) -> tuple[list[Claim], list[Claimable]]:
+        """Return a session's open claims, and its stored payloads that have unclaimed actions."""
+
+    @abstractmethod
+    async def apply_claims(self, used: Mapping[int, int], claimed: Mapping[int, int]) -> list[str]:
+        """Carry out a decision, and retire chunks without unclaimed actions.
+
+        Args:
+            used: By the number of a claim, how many actions it claimed.
+            claimed: By the number of a payload, how many of its actions were claimed.
+
+        Returns:
+            The ids of retired chunks. They are in the deletion outbox.
+        """
 
     @property
     @abstractmethod
     def finder(self) -> Findable:
-        """What a search asks."""
+        """Reads the catalog for a search."""
 
     @abstractmethod
     async def unindexed(self, limit: int) -> tuple[list[Unindexed], int]:
-        """The next payloads that full text does not find yet, and about how many are left."""
+        """Return the next payloads to index, and about how many are left after them."""
 
     @abstractmethod
-    async def index(self, heard: Sequence[Heard], below: int) -> None:
-        """Have full text find what `unindexed` gave; `below` is its lowest sequence number."""
+    async def index(self, entries: Sequence[IndexEntry], below: int) -> None:
+        """Add payloads of `unindexed` to the index; `below` is their lowest sequence number."""
 
     @abstractmethod
     async def tidy(self) -> None:

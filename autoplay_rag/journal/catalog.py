@@ -17,6 +17,7 @@ from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.identity import People, changes_hands
 from autoplay_rag.content.keys import chunk_id, session_lane
 from autoplay_rag.journal.base import Notes, Outdated, PlannedChunk, QueuedChunk, Session
+from autoplay_rag.journal.claims import ClaimTables
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.fulltext import FullTextTables
 from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
@@ -87,6 +88,7 @@ class CatalogTables:
     def __init__(self, file: JournalFile) -> None:
         self.file = file
         self.fulltext = FullTextTables(file)
+        self.claims = ClaimTables(file)
         self._connection = file.connection
         self._next_number = 1 + file.scalar("SELECT coalesce(max(number), 0) FROM chunk")
 
@@ -209,8 +211,9 @@ class CatalogTables:
         ]
 
     def count(self) -> int:
-        """Return the number of chunks."""
-        return self.file.scalar("SELECT count(*) FROM chunk")
+        """Return the number of chunks, without those that are retired."""
+        retired = f"SELECT count(*) FROM chunk WHERE state = {ChunkState.RETIRED:d}"
+        return self.file.scalar("SELECT count(*) FROM chunk") - self.file.scalar(retired)
 
     def sample(self, count: int) -> list[str]:
         """Return ids of stored chunks: one from each of `count` equal ranges of numbers."""
@@ -284,8 +287,8 @@ class CatalogTables:
         """Return ids in the deletion outbox, oldest first. For `planned` see `Catalog`."""
         rows = self._connection.execute(
             "SELECT chunk FROM deletion WHERE ? OR NOT EXISTS "
-            "(SELECT 1 FROM chunk WHERE id = deletion.chunk) ORDER BY at LIMIT ?",
-            (planned, limit),
+            "(SELECT 1 FROM chunk WHERE id = deletion.chunk AND state <> ?) ORDER BY at LIMIT ?",
+            (planned, ChunkState.RETIRED, limit),
         )
         return [found for (found,) in rows]
 

@@ -1,4 +1,4 @@
-"""The catalog's reading side for an event loop: each look runs where it may block."""
+"""The asynchronous interface for reading the catalog. Each call runs where it may block."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Run(Protocol):
 
 
 class AsyncFinder(Findable):
-    """A `Finder` on an event loop.
+    """The asynchronous interface of a `Finder`.
 
     Args:
-        finder: Called where `run` runs, at the first look.
+        finder: Returns the finder. Called inside `run`, for each call.
         run: Runs a blocking function.
     """
 
@@ -87,10 +87,10 @@ class AsyncFinder(Findable):
 
 
 class AsyncTimeline:
-    """A `Timeline` on an event loop.
+    """The asynchronous interface of a `Timeline`.
 
     Args:
-        timeline: Called where `run` runs, at the first look.
+        timeline: Returns the timeline. Called inside `run`, for each call.
         run: Runs a blocking function.
     """
 
@@ -132,7 +132,7 @@ class AsyncTimeline:
 
 
 class ReadThread:
-    """A read-only connection to a journal's file, in a thread of its own.
+    """A read-only connection to a journal's file, with its own thread.
 
     Args:
         path: The file.
@@ -146,13 +146,13 @@ class ReadThread:
         self._timeline: Timeline | None = None
 
     def opened(self) -> Finder:
-        """The finder; runs in the thread."""
+        """Return the finder. Must be called in the thread."""
         if self._finder is None:
             self._finder = Finder(self.connected())
         return self._finder
 
     def timeline(self) -> Timeline:
-        """The timeline; runs in the thread."""
+        """Return the timeline. Must be called in the thread."""
         if self._timeline is None:
             self._timeline = Timeline(self.connected())
         return self._timeline
@@ -177,7 +177,7 @@ class ReadThread:
             raise JournalError(f"the journal {self._path} cannot be read: {error}") from error
 
     async def close(self) -> None:
-        """Close the connection; the next look would open it again."""
+        """Close the connection. A later call would open it again."""
         await self._thread.finish(self._close)
 
     def _close(self) -> None:

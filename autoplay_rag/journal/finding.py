@@ -1,7 +1,7 @@
-"""Reading the catalog for a search: which passages have the words, and what they belong to.
+"""Reads the catalog for a search: matching passages, and their sessions and chunks.
 
-Everything here blocks and only reads. It runs on a connection of its own where the journal is a
-file, so it never waits for the writer.
+All calls block and only read. A journal in a file is read on a separate connection, so reading
+never waits for the writer.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ from autoplay_rag.journal.schema import ChunkState, PayloadState
 __all__ = ["Finder"]
 
 _FEW_PAYLOADS: Final = 2000
-"""All payloads of a person, a session or a thread are read and compared if they are no more than
-this: the answer is exact. Of other scopes a tenth: there the words select."""
+"""The most payloads of a person, a session or a thread for which all of them are scored. Then the
+ranking is exact. For other scopes the limit is a tenth; above it, the words select candidates."""
 _FEW_LANES: Final = 1000
 _COMMON_SHARE: Final = 0.02
 _COMMON_LEAST: Final = 500
-"""Words in more passages than this do not select candidates, unless the question has no others."""
+"""Words in more passages than this, and than the share above, do not select candidates, unless the
+question has no other words."""
 _LEAST_WORDS: Final = 2
 _LANE_PAYLOADS: Final = 400
-"""The latest payloads of a session that count, beside those that matched."""
+"""The most payloads of a session that are read: the latest ones, in addition to the matches."""
 _COUNTED: Final = 20_000
-"""Passages with a word are counted up to here."""
+"""The count of passages with a word stops here."""
 _FILTERED_AFTERWARDS: Final = 1000
-"""The best matches of a question that are filtered first: a broad filter leaves enough of them."""
+"""The best matches that are filtered first. With a broad filter, enough of them pass."""
 _GROWTH: Final = 1.2
 _IN: Final = "IN (SELECT value FROM json_each(?))"
 _STORED: Final = f"chunk.state <> {ChunkState.PLANNED:d}"
 
 
 class Finder:
-    """Answers what a search asks of the catalog.
+    """Reads the catalog for a search. `Findable` is its asynchronous interface.
 
     Args:
         connection: A connection to the journal's database.
@@ -53,13 +54,13 @@ class Finder:
         self._counts: dict[str, int] = {}
         self._counted_at = 0
 
-    # -- what a question may see --------------------------------------------------------------
+    # -- the scope of a filter ----------------------------------------------------------------
 
     def scope(self, conditions: Sequence[Condition]) -> Scope:
-        """What a filter leaves.
+        """Return the scope of a filter.
 
         Args:
-            conditions: As `Filter.conditions` gives them.
+            conditions: The result of `Filter.conditions`.
         """
         asked = {key: value for key, op, value in conditions if op == "=="}
         known = all(self._is_known(name, asked[name]) for name in _LANES if name in asked)
@@ -100,7 +101,7 @@ class Finder:
         )
         return [lane for (lane,) in rows]
 
-    # -- which passages have the words --------------------------------------------------------
+    # -- matching passages --------------------------------------------------------------------
 
     def find(
         self,
@@ -109,13 +110,13 @@ class Finder:
         conditions: Sequence[Condition],
         limit: int,
     ) -> Found:
-        """The passages that match a question best, by SQLite's ranking of single passages.
+        """Return the passages that match a question best, by SQLite's BM25 of single passages.
 
         Args:
             lookups: The question's terms, each with the words to look up.
-            phrases: What is looked up as it stands.
-            conditions: As `Filter.conditions` gives them.
-            limit: The most passages; with 0 only the terms are counted.
+            phrases: Phrases to look up literally.
+            conditions: The result of `Filter.conditions`.
+            limit: The most passages; 0 only counts the terms.
         """
         total = self._count_passages()
         counts = {term: self._frequency(term, raw, total) for term, raw in lookups.items()}
@@ -150,7 +151,7 @@ class Finder:
         ).fetchall()
         if len(best) == limit:
             return best
-        # Few pass: each match has to be looked at.
+        # Few of the best matches pass, so all matches are filtered.
         rows = self._connection.execute(
             "SELECT words.rowid, passage.lane FROM words "
             "CROSS JOIN passage ON passage.seq = words.rowid "
@@ -161,7 +162,7 @@ class Finder:
         return rows.fetchall()
 
     def frequencies(self, lookups: Mapping[str, Sequence[str]]) -> dict[str, int]:
-        """How many passages have each of these terms."""
+        """Return the number of passages with each of these terms."""
         total = self._count_passages()
         return {term: self._frequency(term, raw, total) for term, raw in lookups.items()}
 
@@ -170,7 +171,7 @@ class Finder:
             self._counts.clear()
             self._counted_at = total
         found = self._counts.get(term)
-        if not found:  # what is not there yet may have come since
+        if not found:  # 0 is not cached: the term may have been added since
             match = " OR ".join(_quoted(word) for word in raw)
             found = self._scalar(
                 "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
@@ -181,14 +182,14 @@ class Finder:
         return found
 
     def _count_passages(self) -> int:
-        # Counting the rows themselves takes as long as reading them.
+        # Counting the rows would take as long as reading them.
         received = self._scalar("SELECT stored + pending + dead FROM counts")
         return received + max(0, -self._scalar("SELECT coalesce(min(seq), 0) FROM passage"))
 
-    # -- what they belong to ------------------------------------------------------------------
+    # -- their sessions and chunks ------------------------------------------------------------
 
     def lanes_of(self, chunk_ids: Sequence[str]) -> dict[str, int]:
-        """The lanes of stored chunks, where they are known."""
+        """Return the lanes of those stored chunks that the catalog knows."""
         rows = self._connection.execute(
             "SELECT chunk.id, passage.lane FROM json_each(?) AS given "
             "CROSS JOIN chunk ON chunk.id = given.value "
@@ -199,7 +200,7 @@ class Finder:
         return dict(rows)
 
     def chunk_ids(self, lanes: Sequence[int]) -> list[str]:
-        """The ids of the chunks that the store has of these sessions."""
+        """Return the ids of the stored chunks of these sessions."""
         rows = self._connection.execute(
             "SELECT DISTINCT chunk.id FROM json_each(?) AS given "
             "CROSS JOIN passage ON passage.lane = given.value "
@@ -210,11 +211,11 @@ class Finder:
         return [found for (found,) in rows]
 
     def passages(self, lanes: Sequence[int], matched: Sequence[int] = ()) -> list[FoundPassage]:
-        """What sessions say, in order; of a long one the latest, and what matched.
+        """Return the passages of sessions, in order. Of a long session: the latest and the matches.
 
         Args:
-            lanes: The sessions' lanes.
-            matched: Sequence numbers that `find` gave.
+            lanes: The lanes of the sessions.
+            matched: Sequence numbers from `find`.
         """
         rows: dict[tuple[int, str | None], Any] = {}
         for lane in lanes:
@@ -231,14 +232,14 @@ class Finder:
         return [FoundPassage(*rows[key]) for key in sorted(rows, key=lambda key: key[0])]
 
     def chunks(self, ids: Sequence[str]) -> list[Chunk]:
-        """Stored chunks with text and metadata, in no order."""
+        """Return stored chunks with text and metadata, in any order."""
         rows = self._connection.execute(
             f"SELECT {CHUNK_COLUMNS} FROM chunk WHERE id {_IN} AND {_STORED}", (json_list(ids),)
         )
         return [read_chunk(*row) for row in rows]
 
     def waiting(self, seqs: Sequence[int]) -> dict[int, Chunk]:
-        """Payloads that are in no stored chunk yet, each as a chunk of its own."""
+        """Return payloads that are not in a stored chunk yet, each as a separate chunk."""
         rows = self._connection.execute(
             "SELECT passage.seq, passage.lane, passage.text, hex(payload.key), payload.body "
             "FROM passage JOIN payload ON payload.seq = passage.seq "
@@ -259,7 +260,7 @@ class Finder:
         return found
 
     def _owners(self, lanes: set[int]) -> dict[int, People]:
-        """Whom sessions belong to, where no more than one person used them."""
+        """Return the owners of sessions that only one person used."""
         users: dict[int, set[str]] = {}
         threads: dict[int, set[str]] = {}
         for field, value, lane in self._connection.execute(
@@ -273,7 +274,7 @@ class Finder:
         }
 
     def visits(self, lanes: Sequence[int]) -> dict[int, Visit]:
-        """Sessions as they were received, where they are known."""
+        """Return the known sessions of these lanes, with the totals of their payloads."""
         rows = self._connection.execute(
             "SELECT lane, product, session, first, last, payloads, actions FROM visit "
             f"WHERE lane {_IN}",
@@ -282,7 +283,7 @@ class Finder:
         return {row[0]: Visit(*row) for row in rows}
 
     def recent_lanes(self, conditions: Sequence[Condition], limit: int) -> list[int]:
-        """The sessions that pass a filter, the latest first."""
+        """Return the lanes of sessions that pass a filter, latest first."""
         return self._lanes(conditions, limit)
 
     def _scalar(self, sql: str, *parameters: Any) -> int:
@@ -290,7 +291,7 @@ class Finder:
 
 
 _LANES: Final = ("session_id", "user_id", "conversation_id")
-"""Conditions that few sessions meet."""
+"""Conditions that usually few sessions meet."""
 _PASSAGES: Final = (
     "SELECT passage.seq, passage.lane, passage.text, chunk.id, passage.started, passage.ended "
     "FROM passage LEFT JOIN chunk_payload ON chunk_payload.seq = passage.seq "
@@ -316,12 +317,12 @@ _PASSAGE_TERMS: Final = {
 
 
 def visits_where(conditions: Sequence[Condition]) -> tuple[str, list[Any]]:
-    """Conditions on `visit`, with their parameters; what only a passage shows is left out."""
+    """SQL conditions on `visit`, with parameters. Conditions that need a passage are left out."""
     return _where(conditions, _VISIT_TERMS)
 
 
 def passages_where(conditions: Sequence[Condition]) -> tuple[str, list[Any]]:
-    """Conditions on `passage` and `visit`, with their parameters."""
+    """SQL conditions on `passage` and `visit`, with parameters."""
     return _where(conditions, _VISIT_TERMS | _PASSAGE_TERMS)
 
 
@@ -333,5 +334,5 @@ def _where(
 
 
 def _quoted(words: str) -> str:
-    """Words as FTS5 takes them literally: no operator, no wildcard, no column."""
+    """Quote words for FTS5, so that they contain no operator, wildcard or column."""
     return '"' + words.replace('"', '""').replace("\0", " ") + '"'

@@ -620,6 +620,7 @@ class ErasureTables:
         # The numbers of deleted payloads are not assigned again.
         last = max(seqs[-1], self.file.meta("last_seq") or 0)
         self.file.set_meta("last_seq", last)
+        delete_in(self._connection, "claim", "seq", seqs)
         delete_in(self._connection, "payload", "seq", seqs)
         delete_in(self._connection, "forgetting", "seq", seqs)
         self._count(payloads)
@@ -640,13 +641,15 @@ class ErasureTables:
     def _return_others(self, numbers: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
         """Put stored payloads that share these chunks with forgotten ones back into the queue.
 
+        Actions that a summary replaced stay in full text only, as before.
         Payloads that wait belong to a plan under way. `acknowledge` returns them.
         """
         rows = self._connection.execute(
             "SELECT seq, lane, size, body IS NOT NULL FROM payload "
             f"WHERE state = {PayloadState.STORED:d} AND seq IN (SELECT seq FROM chunk_payload "
             "WHERE chunk IN (SELECT value FROM json_each(?))) "
-            "AND seq NOT IN (SELECT seq FROM forgetting) ORDER BY seq",
+            "AND seq NOT IN (SELECT seq FROM forgetting) "
+            "AND NOT (kind IS 'actions' AND actions > 0 AND claimed >= actions) ORDER BY seq",
             (json_list(numbers),),
         ).fetchall()
         back = [(lane, seq) for seq, lane, _, kept in rows if kept]

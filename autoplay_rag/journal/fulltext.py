@@ -1,7 +1,7 @@
-"""The full-text index: what each payload says, findable from the moment it is accepted.
+"""Writes the full-text index. A payload can be found as soon as it is accepted.
 
-Everything here blocks and runs inside a transaction of the writer's thread. What is written was
-rendered before; only SQLite's FTS5 takes it apart here. `journal/finding.py` reads it.
+All calls block and run inside a transaction on the writer thread. Texts are rendered before; only
+SQLite's FTS5 tokenizes them here. `journal/finding.py` reads the index.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from autoplay_rag.content.passages import storable
 from autoplay_rag.content.words import index_text
-from autoplay_rag.journal.base import Heard, Unindexed
+from autoplay_rag.journal.base import IndexEntry, Unindexed
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.rows import delete_in, insert, json_list
 from autoplay_rag.journal.schema import INDEX_BELOW, START_INDEXING, ChunkState, PayloadState
@@ -21,7 +21,7 @@ __all__ = ["FullTextTables"]
 _INSERT_VISIT: Final = "visit (lane, product, session, first, last, payloads, actions)"
 _WIDEN_VISIT: Final = (
     "ON CONFLICT (lane) DO UPDATE SET product = excluded.product, session = excluded.session, "
-    # `min` and `max` of something unknown are unknown.
+    # In SQLite, `min` and `max` of several arguments are NULL if one of them is NULL.
     "first = coalesce(min(first, excluded.first), first, excluded.first), "
     "last = coalesce(max(last, excluded.last), last, excluded.last), "
     "payloads = payloads + excluded.payloads, actions = actions + excluded.actions"
@@ -33,7 +33,7 @@ _INDEXED_STATES: Final = (
 
 
 class FullTextTables:
-    """What can be found by its words.
+    """The tables of the full-text index.
 
     Args:
         file: The journal's file.
@@ -43,8 +43,8 @@ class FullTextTables:
         self.file = file
         self._connection = file.connection
 
-    def add(self, heard: Sequence[Heard]) -> None:
-        """Make payloads findable."""
+    def add(self, entries: Sequence[IndexEntry]) -> None:
+        """Add payloads to the index."""
         insert(
             self._connection,
             "passage (seq, lane, started, ended, actions, text)",
@@ -57,24 +57,24 @@ class FullTextTables:
                     one.passage.actions,
                     one.passage.text,
                 )
-                for one in heard
+                for one in entries
             ],
         )
         insert(
             self._connection,
             "words (rowid, text)",
-            [(one.seq, one.passage.indexed) for one in heard],
+            [(one.seq, one.passage.indexed) for one in entries],
         )
-        insert(self._connection, _INSERT_VISIT, _visits(heard), after=_WIDEN_VISIT)
+        insert(self._connection, _INSERT_VISIT, _visits(entries), after=_WIDEN_VISIT)
         insert(
             self._connection,
             "belongs (field, value, lane)",
-            sorted(_belongings(heard)),
+            sorted(_belongings(entries)),
             verb="INSERT OR IGNORE",
         )
 
     def remove(self, seqs: Sequence[int]) -> None:
-        """Remove payloads from the index, and sessions of which nothing is left."""
+        """Remove payloads from the index, and sessions without remaining payloads."""
         given = json_list(seqs)
         rows = self._connection.execute(
             "SELECT seq, text, lane FROM passage WHERE seq IN (SELECT value FROM json_each(?))",
@@ -104,17 +104,17 @@ class FullTextTables:
             (lanes,),
         )
 
-    # -- what is not indexed yet --------------------------------------------------------------
+    # -- payloads that are not indexed yet ----------------------------------------------------
 
     def reindex(self) -> None:
-        """Have everything that is not in the index put into it, the newest first."""
+        """Start indexing all payloads that are not in the index, newest first."""
         self._connection.execute(START_INDEXING)
 
     def unindexed(self, limit: int) -> tuple[list[Unindexed], int]:
-        """The next payloads to index, newest first, and about how many are left after them.
+        """Return the next payloads to index, newest first, and about how many are left after them.
 
         Returns:
-            Nothing and 0 once all is indexed.
+            No payloads and 0 if all are indexed.
         """
         below = self.file.meta(INDEX_BELOW)
         if below is None:
@@ -122,7 +122,7 @@ class FullTextTables:
         rows = self._connection.execute(
             "SELECT payload.seq, coalesce(chunk.lane, payload.lane), body, chunk.text, "
             "coalesce(chunk.product, ''), chunk.session, chunk.user, chunk.conversation, "
-            # Before format 4 the number of actions was among the rest of the metadata.
+            # Before format 4, the number of actions was part of the `metadata` column.
             "chunk.started, chunk.ended, "
             "coalesce(chunk.actions, chunk.metadata ->> '$.action_count', 0) "
             "FROM payload LEFT JOIN chunk ON chunk.number = ("
@@ -143,12 +143,12 @@ class FullTextTables:
             return [], 0
         return found, found[-1].seq - self.file.scalar("SELECT min(seq) FROM payload")
 
-    def add_older(self, heard: Sequence[Heard], below: int) -> None:
-        """Put into the index what `unindexed` gave.
+    def add_older(self, entries: Sequence[IndexEntry], below: int) -> None:
+        """Add payloads of `unindexed` to the index.
 
         Args:
-            heard: Those of it that say something and are still there.
-            below: The lowest sequence number that it gave.
+            entries: The payloads with a text. Payloads deleted since then are skipped.
+            below: The lowest sequence number that `unindexed` returned.
         """
         there = {
             seq
@@ -156,17 +156,17 @@ class FullTextTables:
                 f"SELECT seq FROM payload WHERE {_INDEXED_STATES} AND NOT EXISTS (SELECT 1 FROM "
                 "passage WHERE passage.seq = payload.seq) "
                 "AND seq IN (SELECT value FROM json_each(?))",
-                (json_list(one.seq for one in heard),),
+                (json_list(one.seq for one in entries),),
             )
         }
-        self.add([one for one in heard if one.seq in there])
+        self.add([one for one in entries if one.seq in there])
         self.file.set_meta(INDEX_BELOW, below)
 
 
-def _visits(heard: Iterable[Heard]) -> list[list[Any]]:
-    """One row for each session: what these payloads add to it."""
+def _visits(entries: Iterable[IndexEntry]) -> list[list[Any]]:
+    """One row for each session, with what these payloads add to it."""
     rows: dict[int, list[Any]] = {}
-    for _, lane, product, session, passage in heard:
+    for _, lane, product, session, passage in entries:
         row = rows.get(lane)
         if row is None:
             row = rows[lane] = [
@@ -187,9 +187,9 @@ def _visits(heard: Iterable[Heard]) -> list[list[Any]]:
     return list(rows.values())
 
 
-def _belongings(heard: Iterable[Heard]) -> set[tuple[str, str, int]]:
+def _belongings(entries: Iterable[IndexEntry]) -> set[tuple[str, str, int]]:
     found: set[tuple[str, str, int]] = set()
-    for one in heard:
+    for one in entries:
         if one.passage.user_id:
             found.add(("user_id", one.passage.user_id, one.lane))
         if one.passage.conversation_id:

@@ -1,4 +1,4 @@
-"""How long payloads take from received to stored, computed from the journal on demand."""
+"""The lag from received to stored, computed from the journal on demand."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["NO_LAG", "Lag", "lag_of"]
 
 _LAST: Final = 1000
 _BEYOND: Final = 5000
-"""How far above the watermark stored payloads are looked for: above it most still wait."""
+"""How far above the watermark to look for stored payloads. Most payloads above it are queued."""
 
 
 class Lag(NamedTuple):
     """Seconds from received to stored.
 
     Attributes:
-        p50: Of half of the last payloads at most; None if none is stored.
-        p99: Of 99 in 100 of them at most; None if none is stored.
+        p50: The median of the last payloads; None if none is stored.
+        p99: The 99th percentile of the last payloads; None if none is stored.
     """
 
     p50: float | None = None
@@ -27,7 +27,7 @@ class Lag(NamedTuple):
 
     @classmethod
     def of(cls, seconds: list[float]) -> Lag:
-        """The quantiles of measured values.
+        """Compute the quantiles of measured values.
 
         Example:
             >>> Lag.of([3.0, 1.0, 2.0]), Lag.of([])
@@ -43,11 +43,11 @@ NO_LAG: Final = Lag()
 
 
 def lag_of(connection: sqlite3.Connection, watermark: int) -> Lag:
-    """The lag of the last 1,000 payloads that were stored, by sequence number.
+    """Compute the lag of the last 1,000 stored payloads, by sequence number.
 
     Args:
-        connection: The journal's database.
-        watermark: Up to which sequence number all is settled.
+        connection: A connection to the journal's database.
+        watermark: All payloads up to this sequence number are settled.
     """
     rows = connection.execute(
         f"SELECT ended - at FROM payload WHERE seq <= ? AND state = {PayloadState.STORED:d} "

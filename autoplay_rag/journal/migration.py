@@ -100,6 +100,9 @@ def upgrade(
         connection.execute("DROP TABLE session")
         for column in ("linked INTEGER NOT NULL DEFAULT 0", "forwarded REAL", "actions INTEGER"):
             connection.execute(f"ALTER TABLE chunk ADD COLUMN {column}")
+        connection.execute(
+            f"CREATE INDEX chunk_retired ON chunk (number) WHERE state = {ChunkState.RETIRED:d}"
+        )
         connection.execute(START_INDEXING)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")

@@ -1,4 +1,4 @@
-"""A journal's file, read by a process that does not run its pipeline."""
+"""A journal's file, opened for reading by a process that does not run its pipeline."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ T = TypeVar("T")
 
 
 class OpenedJournal:
-    """Searches and lists what a journal holds, beside the pipeline that writes it.
+    """Searches and lists the payloads of a journal while a pipeline may write it.
 
-    The connection only reads and never waits for the writer.
+    The connection is read-only and never waits for the writer.
 
     Args:
         path: The journal's file.
 
     Attributes:
-        finder: What a search asks.
+        finder: Reads the catalog for a search.
         timeline: Lists sessions and reads payloads.
 
     Raises:
-        JournalError: If there is no such journal, or it cannot be read.
+        JournalError: If the journal does not exist or cannot be read.
         JournalVersionError: If another version of this package wrote it.
     """
 
@@ -40,7 +40,7 @@ class OpenedJournal:
 
     @property
     def journal_id(self) -> str:
-        """The permanent id of this journal: its store has it, too."""
+        """The permanent id of this journal. Its store has the same id."""
         return self._reader.journal_id()
 
     async def read(self, read: Callable[[sqlite3.Connection], T]) -> T:

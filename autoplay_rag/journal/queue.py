@@ -18,11 +18,12 @@ from autoplay_rag.content.passages import passage_of
 from autoplay_rag.journal.base import (
     Acknowledged,
     Acknowledgement,
+    Claim,
     DeadLetter,
     Durability,
     Entry,
     Health,
-    Heard,
+    IndexEntry,
     Known,
     Outcome,
     Plan,
@@ -39,7 +40,7 @@ from autoplay_rag.journal.register import Register
 from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
 from autoplay_rag.journal.schema import PayloadState
 from autoplay_rag.journal.tasks import ANSWER, LETTER_ACTIONS, decode_task
-from autoplay_rag.payloads import ActionsPayload, Payload
+from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
 
 __all__ = ["FOLLOWED", "QueueTables", "first_since", "letters"]
 
@@ -81,6 +82,7 @@ class QueueTables:
         durability: See `IngestPipeline`.
         max_bytes: The most bytes of queued and dead payloads.
         keep_payloads: Whether the bodies of stored payloads are kept.
+        replace_by_summaries: Whether summaries claim the actions they replace.
         model: The name of the embedder, saved with acknowledged chunks.
         register: Where requests to forget are registered as well.
     """
@@ -93,6 +95,7 @@ class QueueTables:
         *,
         max_bytes: int,
         keep_payloads: bool,
+        replace_by_summaries: bool = True,
         model: str,
         register: Register | None = None,
     ) -> None:
@@ -103,6 +106,7 @@ class QueueTables:
         self._connection = file.connection
         self._max_bytes = max_bytes
         self._keep_payloads = keep_payloads
+        self._replace_by_summaries = replace_by_summaries
         self._keep_acknowledged = durability == "full" and file.path is not None
         self._model = model
 
@@ -183,7 +187,7 @@ class QueueTables:
         insert(self._connection, _INSERT_PAYLOAD, rows)
         self.fulltext.add(
             [
-                Heard(
+                IndexEntry(
                     entry.seq,
                     entry.lane,
                     entry.payload.product_id,
@@ -196,7 +200,25 @@ class QueueTables:
                 and kept.passage is not None
             ]
         )
+        self._add_claims(entries, outcomes, now)
         return outcomes
+
+    def _add_claims(
+        self, entries: Sequence[Entry], outcomes: Sequence[Outcome], now: float
+    ) -> None:
+        """Save what accepted summaries claim."""
+        if not self._replace_by_summaries:
+            return
+        self.catalog.claims.add(
+            [
+                Claim(entry.seq, entry.lane, payload.forwarded_at or now, payload.replaces)
+                for entry, outcome in zip(entries, outcomes, strict=True)
+                if outcome == "accepted"
+                and isinstance(payload := entry.payload, SummaryPayload)
+                and payload.session_id
+                and payload.replaces > 0
+            ]
+        )
 
     def _insert_if_new(self, row_of: Mapping[int, Sequence[Any]]) -> set[int]:
         """Insert rows with new keys, and return their sequence numbers.
@@ -625,6 +647,7 @@ class QueueTables:
             f"DELETE FROM payload WHERE state = {PayloadState.DISCARDED:d} AND ended < ?",
             (now - _KEEP_KEYS_SECONDS,),
         )
+        self.catalog.claims.expire()
         if self.file.path is None:
             self._tidy_memory(now - _KEEP_KEYS_SECONDS)
 

@@ -47,28 +47,31 @@ class ChunkState(IntEnum):
     STORED = 1
     QUEUED = 2
     """Was stored, and must be embedded and stored again."""
+    RETIRED = 3
+    """Replaced by a summary: not in the store any more, but still found by its words."""
 
 
 INDEX_BELOW: Final = "index_below"
-"""Under this name `meta` has the payload from which on, downwards, nothing is indexed yet."""
+"""The key in `meta` for the indexing progress. Payloads below its value are not indexed yet."""
 START_INDEXING: Final = (
     f"REPLACE INTO meta SELECT '{INDEX_BELOW}', coalesce(max(seq), 0) + 1 FROM payload"
 )
 
 FULLTEXT_SCHEMA: Final = """
--- What each payload says, findable before it is embedded. `text` is the package's own rendering.
--- A number below that of any payload stands for a chunk whose payloads are unknown.
+-- The text of each payload, for full-text search. `text` is the package's own rendering. A payload
+-- can be found before it is embedded. A `seq` below 0 may stand for a chunk with unknown payloads.
 CREATE TABLE passage (
     seq INTEGER PRIMARY KEY, lane INTEGER NOT NULL, started REAL, ended REAL,
     actions INTEGER NOT NULL, text TEXT NOT NULL
 );
 CREATE INDEX passage_lane ON passage (lane);
--- Contentless: `rowid` is `passage.seq`. A row leaves by the `delete` command with what was indexed.
+-- Contentless: `rowid` is `passage.seq`. The `delete` command needs the indexed text of the row.
 CREATE VIRTUAL TABLE words USING fts5 (
     text, content = '', tokenize = 'porter unicode61 remove_diacritics 2'
 );
--- Every session received; a payload without a session is one of its own. The first columns sum up
--- its passages. `user` and the following are set when a batch is planned, and `seen` says when.
+-- All received sessions. A payload without a session has its own row. The columns up to `actions`
+-- sum up its passages. `user` and the columns after it are set when a batch is planned; `seen` is
+-- the time of that.
 CREATE TABLE visit (
     lane INTEGER PRIMARY KEY, product TEXT NOT NULL, session TEXT, first REAL, last REAL,
     payloads INTEGER NOT NULL DEFAULT 0, actions INTEGER NOT NULL DEFAULT 0,
@@ -83,9 +86,14 @@ CREATE TABLE belongs (
     PRIMARY KEY (field, value, lane)
 ) WITHOUT ROWID;
 CREATE INDEX belongs_lane ON belongs (lane);
--- Chunks whose metadata changed in the catalog and not in the store yet. `version` grows with each
--- change, so that a change that comes meanwhile is not lost.
-CREATE TABLE outdated (chunk TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"""
+-- Chunks whose metadata changed in the catalog but not yet in the store. `version` grows with each
+-- change, so that a change during an update is not lost.
+CREATE TABLE outdated (chunk TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
+-- Summaries that replace actions: how many they still claim, of those that are not later.
+CREATE TABLE claim (
+    seq INTEGER PRIMARY KEY, lane INTEGER NOT NULL, until REAL NOT NULL, remaining INTEGER NOT NULL
+);
+CREATE INDEX claim_lane ON claim (lane)"""
 
 ERASURE_SCHEMA: Final = """
 -- Requests to forget. `record` is JSON of keyed hashes and counts; it holds no id. `deleted` and
@@ -120,8 +128,9 @@ CREATE UNIQUE INDEX payload_key ON payload (key);
 CREATE INDEX payload_waiting ON payload (lane, seq) WHERE state = {PayloadState.WAITING:d};
 CREATE INDEX payload_dead ON payload (seq) WHERE state = {PayloadState.DEAD:d};
 CREATE INDEX payload_discarded ON payload (ended) WHERE state = {PayloadState.DISCARDED:d};
--- `linked` has a bit for each field of `People` that a later payload named. `metadata` is JSON of the metadata without a column. `text` is NULL if an older format did not
--- keep it and the store could not be read.
+-- `linked` has a bit for each field of `People` that a later payload named. `metadata` is JSON of
+-- the metadata without a column. `text` is NULL if an older format did not keep it and the store
+-- could not be read.
 CREATE TABLE chunk (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, lane INTEGER, product TEXT, session TEXT,
     user TEXT, conversation TEXT, kind TEXT, started REAL, ended REAL, forwarded REAL,
@@ -130,6 +139,7 @@ CREATE TABLE chunk (
 );
 CREATE INDEX chunk_lane ON chunk (lane);
 CREATE INDEX chunk_queued ON chunk (number) WHERE state = {ChunkState.QUEUED:d};
+CREATE INDEX chunk_retired ON chunk (number) WHERE state = {ChunkState.RETIRED:d};
 CREATE TABLE chunk_payload (
     seq INTEGER NOT NULL, chunk INTEGER NOT NULL, PRIMARY KEY (seq, chunk)
 ) WITHOUT ROWID;

@@ -15,12 +15,14 @@ from autoplay_rag.journal import checking
 from autoplay_rag.journal.base import (
     Acknowledged,
     Acknowledgement,
+    Claim,
+    Claimable,
     DeadLetter,
     Durability,
     Entry,
     Findable,
     Health,
-    Heard,
+    IndexEntry,
     Journal,
     Known,
     Notes,
@@ -63,6 +65,7 @@ class SqliteJournal(Journal):
         keep_addresses: Whether upgraded payloads of an older format keep their e-mail addresses.
         max_bytes: The most bytes of queued and dead payloads.
         keep_payloads: Whether the bodies of stored payloads are kept. In memory they never are.
+        replace_by_summaries: Whether summaries claim the actions they replace.
         model: The name of the embedder, saved with acknowledged chunks.
         erasure_register: A file with all requests to forget; by default beside the journal.
         on_entry: Called on the loop with each entry and its outcome, in the order of the `accept`
@@ -84,6 +87,7 @@ class SqliteJournal(Journal):
         keep_addresses: bool = True,
         max_bytes: int = 2**30,
         keep_payloads: bool = True,
+        replace_by_summaries: bool = True,
         model: str = "",
         erasure_register: Path | None = None,
         on_entry: OnEntry,
@@ -94,6 +98,7 @@ class SqliteJournal(Journal):
         self._keep_addresses = keep_addresses
         self._max_bytes = max_bytes
         self._keep_payloads = keep_payloads and path is not None
+        self._replace_by_summaries = replace_by_summaries
         self._model = model
         if erasure_register is None and path is not None:
             erasure_register = register_of(path)
@@ -147,6 +152,7 @@ class SqliteJournal(Journal):
             self._durability,
             max_bytes=self._max_bytes,
             keep_payloads=self._keep_payloads,
+            replace_by_summaries=self._replace_by_summaries,
             model=self._model,
             register=self._register,
         )
@@ -389,6 +395,18 @@ class SqliteJournal(Journal):
         """As in `Catalog`."""
         await self._writer.run(self._catalog.updated, done)
 
+    async def claim_lanes(self) -> list[int]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.claims.lanes)
+
+    async def open_claims(self, lane: int) -> tuple[list[Claim], list[Claimable]]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.claims.open, lane)
+
+    async def apply_claims(self, used: Mapping[int, int], claimed: Mapping[int, int]) -> list[str]:
+        """As in `Catalog`."""
+        return await self._writer.run(self._catalog.claims.apply, used, claimed)
+
     @property
     def finder(self) -> Findable:
         """As in `Catalog`."""
@@ -398,9 +416,9 @@ class SqliteJournal(Journal):
         """As in `Catalog`."""
         return await self._writer.run(self._catalog.fulltext.unindexed, limit)
 
-    async def index(self, heard: Sequence[Heard], below: int) -> None:
+    async def index(self, entries: Sequence[IndexEntry], below: int) -> None:
         """As in `Catalog`."""
-        await self._writer.run(self._catalog.fulltext.add_older, heard, below)
+        await self._writer.run(self._catalog.fulltext.add_older, entries, below)
 
     async def tidy(self) -> None:
         """As in `Catalog`."""

@@ -1,6 +1,6 @@
 """Reads sessions and their payloads in order, without a ranking.
 
-Everything here blocks and only reads; `journal/finder.py` has the asynchronous side.
+All calls block and only read. `journal/finder.py` has the asynchronous interface.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from autoplay_rag.payloads import ActionsPayload, Payload
 __all__ = ["KeptPayload", "ListedSession", "Place", "Timeline", "Wanted", "terms_of"]
 
 _SAID: Final = 5
-"""Passages of a session that are read for the line that says what was done."""
+"""The most passages of a session for its one-line description."""
 _LATEST: Final = 20
-"""The latest summary of a session is looked for among so many of its last payloads."""
+"""The number of a session's last payloads among which its latest summary is searched."""
 _MOST_CHARACTERS: Final = 2000
 _MOST_TERMS: Final = 32
 _PAGE: Final = 500
 _COMMON: Final = 20_000
-"""Words in more passages than this are looked up in another way."""
+"""Words in more passages than this are looked up with `_HAS_COMMON_WORD`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which sessions to list, or which payloads to read: all that is given must hold.
+    """Selects sessions to list, or payloads to read. All given conditions must hold.
 
     Attributes:
         user_id: Sessions that this person used.
         session_id: Sessions of this id.
         product_id: Sessions of this product.
-        since: Unix seconds; sessions that ended then or later.
-        until: Unix seconds; sessions that started then or earlier.
-        matching: Each of these terms is in the session, as one of its words; see `terms_of`.
-        without: At least one of these terms is not.
-        page: A part of a visited URL, in any case.
+        since: Sessions that ended at this time or later, in Unix seconds.
+        until: Sessions that started at this time or earlier, in Unix seconds.
+        matching: Sessions with all of these terms; see `terms_of`.
+        without: Sessions in which at least one of these terms is missing.
+        page: Sessions with this part in a visited URL; case-insensitive.
     """
 
     user_id: str | None = None
@@ -58,7 +58,7 @@ class Wanted:
 
 
 class Place(NamedTuple):
-    """A session's place in a list: the next page starts after it.
+    """The position of a session in a list. The next page starts after it.
 
     Attributes:
         last: Unix seconds of its last known action; None if unknown.
@@ -70,7 +70,7 @@ class Place(NamedTuple):
 
 
 class ListedSession(NamedTuple):
-    """A session as a list shows it.
+    """One session of a list.
 
     Attributes:
         lane: Its lane.
@@ -81,7 +81,8 @@ class ListedSession(NamedTuple):
         payloads: How many payloads it has.
         actions: How many actions they hold.
         users: The people it names.
-        said: What its latest summary says, or its first payloads: of the person asked for alone.
+        said: The text of its latest summary, or of its first payloads. If a person is given and
+            several people used it: texts of this person only.
     """
 
     lane: int
@@ -96,7 +97,7 @@ class ListedSession(NamedTuple):
 
 
 class KeptPayload(NamedTuple):
-    """A payload in its place.
+    """A payload with its session and owner.
 
     Attributes:
         seq: Its sequence number.
@@ -104,9 +105,9 @@ class KeptPayload(NamedTuple):
         session_id: Its session; None if it has none.
         kind: "actions", "summary" or "chat"; None if unknown.
         started: Unix seconds of its first action; None if unknown.
-        ended: Unix seconds of its last one; None if unknown.
-        text: What it says.
-        owner: The person it belongs to; None if unknown, or if it names none and several people
+        ended: Unix seconds of its last action; None if unknown.
+        text: Its rendered text.
+        owner: The person it belongs to; None if unknown, or if it names nobody and several people
             used its session.
         payload: The payload; None if its body was not kept.
     """
@@ -123,10 +124,10 @@ class KeptPayload(NamedTuple):
 
 
 def terms_of(text: str) -> tuple[str, ...]:
-    """What full text is asked for a text's words: one FTS5 expression a word. Any text is plain text.
+    """Return one FTS5 expression for each word of a text. The text has no operators.
 
     Returns:
-        Expressions; each means "one of the forms of this word".
+        Expressions. Each matches any form of one word.
 
     Example:
         >>> terms_of('the "Export" OR three NEAR(')
@@ -153,15 +154,15 @@ class Timeline:
     def sessions(
         self, wanted: Wanted, limit: int, after: Place | None
     ) -> tuple[int, list[ListedSession]]:
-        """Sessions by their last action, the latest first.
+        """List sessions by their last action, latest first.
 
         Args:
-            wanted: Which sessions.
-            limit: The most.
-            after: The last one of the page before; None for the first page.
+            wanted: Selects the sessions.
+            limit: The most sessions.
+            after: The last session of the previous page; None for the first page.
 
         Returns:
-            How many fit in all, and those of this page.
+            The total number of matching sessions, and those of this page.
         """
         tables, where, given = self._visits(wanted)
         with self._one_moment():
@@ -185,11 +186,11 @@ class Timeline:
         return total, found
 
     def _said(self, lane: int, person: str | None) -> tuple[str, ...]:
-        """What a session's latest summary says, or its first payloads.
+        """The text of a session's latest summary, or of its first payloads.
 
         Args:
             lane: The session.
-            person: Whose payloads count, where several people used the session; None for all.
+            person: Only payloads of this person, in a session of several people; None for all.
         """
         columns = "passage.text, payload.kind" + (", payload.body" if person is not None else "")
         sql = (
@@ -198,7 +199,7 @@ class Timeline:
         )
         latest = self._connection.execute(f"{sql} DESC LIMIT ?", (lane, _LATEST)).fetchall()
         if person is None:
-            # A summary names nobody: with several people nobody knows whom it is about.
+            # Only for a single person: a summary does not name the person it describes.
             for text, kind in latest:
                 if kind == "summary":
                     return (text,)
@@ -225,7 +226,7 @@ class Timeline:
     # -- payloads -----------------------------------------------------------------------------
 
     def lanes(self, session_id: str, product_id: str | None) -> dict[str, int]:
-        """The lanes of a session id, by product."""
+        """Return the lanes of a session id, by product."""
         rows = self._connection.execute(
             "SELECT product, lane FROM visit WHERE session = ? AND (? IS NULL OR product = ?)",
             (session_id, product_id, product_id),
@@ -233,7 +234,7 @@ class Timeline:
         return dict(rows.fetchall())
 
     def whole(self, lane: int) -> tuple[ListedSession | None, list[KeptPayload]]:
-        """A session and all its payloads, in the order in which they were accepted."""
+        """Return a session and all its payloads, in the order of acceptance."""
         with self._one_moment():
             row = self._connection.execute(
                 "SELECT lane, product, session, first, last, payloads, actions FROM visit "
@@ -250,16 +251,16 @@ class Timeline:
         return ListedSession._make((*row, people, ())), kept
 
     def last_seq(self) -> int:
-        """The sequence number of the last payload."""
+        """Return the sequence number of the last payload."""
         found = self._connection.execute("SELECT max(seq) FROM passage").fetchone()[0]
         return 0 if found is None else int(found)
 
     def lag(self, watermark: int) -> Lag:
-        """Seconds from received to stored; see `lag_of`."""
+        """Return the seconds from received to stored; see `lag_of`."""
         return lag_of(self._connection, watermark)
 
     def pending(self, lanes: Sequence[int], last: int) -> int:
-        """How many payloads of sessions wait, of those up to a sequence number."""
+        """Return the number of queued payloads of sessions, up to a sequence number."""
         found = self._connection.execute(
             f"SELECT count(*) FROM payload WHERE state = {PayloadState.WAITING:d} AND seq <= ? "
             "AND lane IN (SELECT value FROM json_each(?))",
@@ -270,16 +271,16 @@ class Timeline:
     def payloads(
         self, wanted: Wanted, kind: str, after: int | None, last: int
     ) -> list[KeptPayload]:
-        """Payloads in the order in which they were accepted.
+        """Return payloads in the order of acceptance.
 
         Args:
-            wanted: Which; `matching`, `without` and `page` select whole sessions.
+            wanted: Selects the payloads; `matching`, `without` and `page` select whole sessions.
             kind: Only payloads of this kind.
-            after: The sequence number of the last one known; None to begin.
-            last: The last one to read.
+            after: The last sequence number of the previous page; None for the first page.
+            last: The last sequence number to read.
 
         Returns:
-            At most some hundred; none at the end.
+            One page of at most 500 payloads; empty at the end.
         """
         tables, where, given = self._visits(wanted, sessions_only=False)
         terms = [where, "passage.seq <= ?", "payload.kind = ?"]
@@ -309,13 +310,15 @@ class Timeline:
         return [_kept(row[1:], users, row[0]) for row in rows]
 
     def _visits(self, wanted: Wanted, *, sessions_only: bool = True) -> tuple[str, str, list[Any]]:
-        """Tables, conditions and parameters for the sessions that fit."""
+        """Tables, conditions and parameters that select sessions."""
         tables = "visit"
-        # The sign keeps SQLite from counting through the index of session ids, in random order.
+        # The `+` keeps SQLite from scanning the index of session ids, which reads rows in random
+        # order.
         terms = ["+visit.session IS NOT NULL", "visit.payloads > 0"] if sessions_only else []
         given: list[Any] = []
         if wanted.user_id is not None:
-            # In this order, or the sessions of all people would be read by time.
+            # CROSS JOIN fixes this order. Otherwise SQLite reads the sessions of all people by
+            # time.
             tables = "belongs CROSS JOIN visit ON visit.lane = belongs.lane"
             terms.append("belongs.field = 'user_id' AND belongs.value = ?")
             given.append(wanted.user_id)
@@ -339,11 +342,11 @@ class Timeline:
         return tables, " AND ".join(terms) or "1", given
 
     def _has_word(self, term: str, *, few: bool) -> str:
-        """The condition that a session has a word.
+        """The SQL condition that a session contains a word.
 
         Args:
-            term: As `terms_of` gives it.
-            few: Whether other conditions leave few sessions.
+            term: One expression of `terms_of`.
+            few: Whether other conditions select few sessions.
         """
         if few:
             return _HAS_WORD_OF_FEW
@@ -355,7 +358,7 @@ class Timeline:
 
     @contextmanager
     def _one_moment(self) -> Iterator[None]:
-        """Have all that is read inside be of one moment."""
+        """Read one snapshot: a transaction around the reads, unless one is open."""
         if self._connection.in_transaction:
             yield
             return
@@ -379,8 +382,8 @@ _HAS_WORD: Final = (
     "CROSS JOIN passage ON passage.seq = words.rowid WHERE words MATCH ?)"
 )
 _HAS_COMMON_WORD: Final = (
-    # Through the index from one end to the other: looking up each passage would take ten times as
-    # long. The sign keeps SQLite from doing so.
+    # Scans the index. Looking up each passage would take ten times as long; the `+` keeps SQLite
+    # from doing so.
     "visit.lane IN (SELECT passage.lane FROM passage INDEXED BY passage_lane "
     "WHERE +passage.seq IN (SELECT rowid FROM words WHERE words MATCH ?))"
 )
@@ -396,11 +399,11 @@ _HAS_PAGE: Final = (
     "OR EXISTS (SELECT 1 FROM payload WHERE payload.lane = visit.lane "
     f"AND payload.state = {PayloadState.WAITING:d} AND visits_page(payload.body, part)))"
 )
-"""Stored chunks have the pages in their metadata; a payload that waits has them in its body."""
+"""Stored chunks have the URLs in their metadata, queued payloads in their body."""
 
 
 def _beyond(place: Place) -> tuple[str, list[Any]]:
-    """The condition for what comes after a place, where sessions of unknown time are last."""
+    """The SQL condition for sessions after a place. Sessions of unknown time come last."""
     if place.last is None:
         return "(last IS NULL AND visit.lane < ?)", [place.lane]
     return "(last < ? OR (last = ? AND visit.lane < ?) OR last IS NULL)", [
@@ -432,5 +435,5 @@ def _names(body: bytes | None, person: str) -> bool:
 
 
 def _quoted(words: str) -> str:
-    """Words as FTS5 takes them literally: no operator, no wildcard, no column."""
+    """Quote words for FTS5, so that they contain no operator, wildcard or column."""
     return '"' + words.replace('"', '""') + '"'

@@ -1,7 +1,7 @@
-"""What an agent's tools answer about one user: text that is marked as data.
+"""Answers the tool calls of an agent about one user, with text that is marked as data.
 
-Each library only makes its own tool objects of `AGENT_TOOLS`. Whom a tool is about is an argument of
-`answer`, and never among the arguments that a model writes.
+The integration of each library only wraps `AGENT_TOOLS` in its own tool objects. The user is an
+argument of `answer`, never one of the arguments that a model writes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Argument(NamedTuple):
     Attributes:
         name: Its name.
         type: Its type, for a schema.
-        description: What it is, for the model.
+        description: Its description, for the model.
         default: Its default; `...` if it is required.
     """
 
@@ -54,8 +54,8 @@ class AgentTool(NamedTuple):
 
     Attributes:
         name: Its name.
-        description: What it does, for the model.
-        arguments: What the model writes.
+        description: Its description, for the model.
+        arguments: The arguments that the model writes.
     """
 
     name: str
@@ -120,27 +120,28 @@ AGENT_TOOLS: Final = (
         ),
     ),
 )
-"""The tools, under the names that every library uses."""
+"""The tools. Every library uses the same names."""
 
 
 async def answer(
     pipeline: IngestPipeline, tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]
 ) -> str:
-    """Answer a call of a tool.
+    """Answer a tool call.
 
     Args:
         pipeline: The pipeline to read; it must be running.
         tool: The name of the tool.
-        ids: Whom it is about: `user_id`, or for an anonymous visitor `session_id`; `product_id`
-            limits it to one product. From your login, never from a model.
-        arguments: What the model wrote.
+        ids: The user: `user_id`, or `session_id` for an anonymous visitor. `product_id` limits it
+            to one product. Take the ids from your login, never from a model.
+        arguments: The arguments that the model wrote.
 
     Returns:
-        Text for the model, marked as data. If an argument cannot be used, it says so.
+        Text for the model, marked as data. If an argument is invalid: an explanation for the
+        model.
 
     Raises:
-        ConfigurationError: If it is not known whom the call is about.
-        AutoplayError: If the pipeline cannot be read now.
+        ConfigurationError: If `ids` does not name a user or a session.
+        AutoplayError: If the pipeline cannot be read.
     """
     asked = _asked(tool, ids, arguments)
     if isinstance(asked, str):
@@ -159,7 +160,7 @@ async def answer(
 def answer_sync(
     pipeline: IngestPipeline, tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]
 ) -> str:
-    """As `answer`, from any thread; also inside a running loop, which it blocks meanwhile."""
+    """Like `answer`, for any thread. Inside a running event loop it blocks the loop."""
     asked = _asked(tool, ids, arguments)
     if isinstance(asked, str):
         return asked
@@ -174,12 +175,12 @@ def answer_sync(
     return asked.write(found)
 
 
-# -- what to ask ----------------------------------------------------------------------------------
+# -- calls ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A method of the pipeline to call, and how to write down what it gives."""
+    """A method of the pipeline to call, and a function that formats its result."""
 
     method: str
     write: Callable[[Any], str]
@@ -187,7 +188,7 @@ class _Asked:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def by_words_alone(self, error: Exception) -> _Asked:
-        """The same, without embedder and store, which are out of order."""
+        """The same call with full text only, for an outage of the embedder or the store."""
         if self.method != "search_sessions":
             raise error
         _log.warning("a tool searched by words alone: %s", describe(error))
@@ -195,7 +196,7 @@ class _Asked:
 
 
 def _asked(tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]) -> _Asked | str:
-    """What to ask the pipeline; a text if the answer is clear without."""
+    """The call for the pipeline, or the answer if no call is needed."""
     user_id, session_id = ids.get("user_id"), ids.get("session_id")
     if not user_id and not session_id:
         raise ConfigurationError(
@@ -203,7 +204,7 @@ def _asked(tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]) -> _
             "an anonymous visitor, from your login"
         )
     product = {"product_id": ids.get("product_id")}
-    # A visitor whose name is not known has one session, and nothing else is theirs.
+    # An anonymous visitor may read only the current session.
     owner = {"user_id": user_id} if user_id else {"session_id": session_id}
     times = {name: arguments.get(name) or None for name in ("since", "until")}
     match tool:
@@ -249,7 +250,7 @@ def _refused(error: ConfigurationError) -> str:
     return f"This cannot be answered: {escaped(plain_line(str(error)))}"
 
 
-# -- how it is written ----------------------------------------------------------------------------
+# -- formatting -----------------------------------------------------------------------------------
 
 
 def _written_hits(found: Hits[SessionHit]) -> str:
@@ -265,7 +266,7 @@ def _written_session(found: WholeSession | None, start: int) -> str:
         return _NO_SUCH_SESSION
     lines = [_event_line(event) for event in found.events]
     if found.missing:
-        # The bodies of some payloads were not kept; full text has what they say.
+        # The bodies of some payloads were not kept, but the full-text index has their text.
         lines = [_line([], line) for line in found.text.split("\n")]
     heading = _line([*_span(found), _session(found.session_id)], f"{len(lines)} lines")
     shown, size = [heading], len(heading)

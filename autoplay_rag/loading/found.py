@@ -1,4 +1,4 @@
-"""What a search found, as the documents and nodes of other libraries need it."""
+"""Searches a pipeline for the retrievers of other libraries."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from autoplay_rag.search.searcher import Rerank
 __all__ = ["Finder", "FoundText", "SearchBy", "narrowed", "page_of"]
 
 SearchBy: TypeAlias = Literal["sessions", "chunks"]
-"""What one result is."""
+"""The kind of the results."""
 
 _MORE: Final = 4
-"""How many times more sessions are asked for than wanted, so that equal ones can be collapsed."""
+"""The search requests this many times `k` sessions, so that enough remain after collapsing."""
 _MOST: Final = 50
 
 
@@ -32,11 +32,12 @@ class FoundText(NamedTuple):
 
     Attributes:
         id: The chunk's id; for a session its product and id.
-        text: The chunk's text; for a session what it says from its start, bounded.
-        score: What it was ranked by.
+        text: The chunk's text; for a session its text from the start, truncated.
+        score: The score for the ranking.
         metadata: Always `date` (ISO, UTC), `page`, `user_id`, `session_id`, `score`, `dense_score`,
-            `text_score`, `matched` (the lines that answer the question), `sessions` (how many have this
-            very text) and `chunk_id`; None where unknown. Further those of the chunk.
+            `text_score`, `matched` (the lines that answer the question), `sessions` (the number of
+            sessions with the same text) and `chunk_id`; None if unknown. Also the metadata of the
+            chunk.
     """
 
     id: str
@@ -46,7 +47,7 @@ class FoundText(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """When and where it was, as one line; "" if both are unknown.
+        """Date and page in one line; "" if both are unknown.
 
         Example:
             >>> FoundText("1", "", 1.0, {"date": "2026-03-03T08:07:04+00:00", "page": None}).heading
@@ -57,13 +58,13 @@ class FoundText(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finder:
-    """Search a pipeline by sessions or by chunks.
+    """Searches a pipeline for sessions or chunks.
 
     Attributes:
         pipeline: The pipeline to search; it must be running.
         search: "sessions" or "chunks".
         mode: As in `IngestPipeline.search`.
-        collapse: Give equal texts once: the latest.
+        collapse: Return one result for equal texts: the latest.
         rerank: As in `IngestPipeline.search`.
     """
 
@@ -83,7 +84,7 @@ class Finder:
         """Return the `k` best results for a question, best first.
 
         Raises:
-            AutoplayError: As `IngestPipeline.search`.
+            AutoplayError: See `IngestPipeline.search`.
         """
         if self.search == "chunks":
             return _of_chunks(await self.pipeline.search(query, k, **self._options(filter)))
@@ -92,7 +93,7 @@ class Finder:
         return self._of_sessions(hits, k)
 
     def find_sync(self, query: str, k: int, filter: Filter) -> list[FoundText]:
-        """As `find`, from any thread; also inside a running loop, which it blocks meanwhile."""
+        """Like `find`, for any thread. Inside a running event loop it blocks the loop."""
         if self.search == "chunks":
             return _of_chunks(self.pipeline.search_sync(query, k, **self._options(filter)))
         wanted = self._wanted(k)
@@ -122,10 +123,10 @@ def narrowed(
     until: Moment | None = None,
     **ids: str | None,
 ) -> Filter:
-    """Return a filter with more conditions. Those that it has still hold.
+    """Return a filter with additional conditions. Its own conditions still hold.
 
     Raises:
-        ConfigurationError: If it has another value for the same name, or a time cannot be used.
+        ConfigurationError: If it has another value for the same name, or a time is invalid.
 
     Example:
         >>> narrowed(Filter(since=100), since=50, user_id="u1").conditions()
@@ -158,7 +159,7 @@ def _of_chunks(hits: Iterable[Hit]) -> list[FoundText]:
 
 
 def _of_session(same: list[SessionHit]) -> FoundText:
-    """One result for sessions with one text: the latest of them, with the best score."""
+    """One result for sessions with equal text: the latest session, with the best score."""
     latest = max(same, key=lambda hit: hit.ended_at or 0.0)
     best = latest.best
     score = same[0].score
@@ -205,12 +206,12 @@ def _date(seconds: object) -> str | None:
 
 
 def _page(hits: Iterable[Hit]) -> str | None:
-    """The page of the first hit that was on one."""
+    """The page of the first hit that has one."""
     return next((page for hit in hits if (page := page_of(hit))), None)
 
 
 def page_of(hit: Hit) -> str | None:
-    r"""The page that a hit's matching lines were on, as far as its text tells; else its last one.
+    r"""The page of a hit's matched lines; its last page if the text does not show it.
 
     Example:
         >>> from autoplay_rag.search.hits import Matched

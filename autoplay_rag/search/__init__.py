@@ -1,1 +1,1 @@
-"""Search: finds the chunks that answer a question."""
+"""Searches chunks and sessions, and reads sessions in order."""

@@ -1,14 +1,14 @@
-"""One ranking from two sides: how well the words fit, and how near the meaning is. Pure.
+"""Merges full-text and dense scores into one hybrid ranking. Pure.
 
-The score of a hit is its `text_score` plus up to 0.1 for nearness in meaning. That part is relative to
-the question: 0.1 for the nearest chunk that the store returned, 0 for the farthest and for what it
-did not return, so that it means the same for every embedding model. A hybrid score is therefore not
-a cosine, and only comparable within one search.
+The score of a hit is its `text_score` plus a dense part of up to 0.1. The dense part is relative to
+the question, so that it is comparable for all embedding models: 0.1 for the nearest chunk that the
+store returned, 0 for the farthest one and for chunks that it did not return. A hybrid score is
+therefore not a cosine, and only comparable within one search.
 
-- `text_score` belongs to the session. Its best chunk has all of it; the others the share that
-  their own words have of the best one's.
-- The only candidate of the dense side gets the whole 0.1: there is nothing to compare it with.
-- What was retired from the catalog has neither score and is not found.
+- `text_score` is computed for a session. The best chunk of the session gets all of it. The others
+  get a share: the weight of their own words, divided by that of the best chunk.
+- If the store returned only one chunk, its dense part is 0.1, because nothing can be compared.
+- Chunks that were removed from the catalog have neither score and are not found.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ __all__ = ["Candidate", "Mode", "Unit", "fused", "group"]
 Mode: TypeAlias = Literal["hybrid", "dense", "text"]
 
 Unit: TypeAlias = str | int
-"""What a hit is made of: a stored chunk's id, or the sequence number of a payload without one."""
+"""The source of a hit: the id of a stored chunk, or the number of a payload without a chunk."""
 
 _DENSE_WEIGHT: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A chunk or payload, and how well it answers the question.
+    """A chunk or payload, with its scores for the question.
 
     Attributes:
-        unit: Which.
-        lane: Its session's lane.
-        score: What it is ranked by.
-        text_score: How well its words fit; None if they do not.
+        unit: The chunk or payload.
+        lane: The lane of its session.
+        score: The score for the ranking.
+        text_score: The full-text score; None if no word matches.
         dense_score: The store's score; None if the store did not return it.
     """
 
@@ -62,13 +62,13 @@ def fused(
     """Rank candidates, best first.
 
     Args:
-        question: What was asked.
-        passages: What the candidate sessions say.
+        question: The question.
+        passages: The passages of the candidate sessions.
         dense: The store's scores by chunk id.
-        counts: In how many passages each term of the question is.
-        total: How many passages there are.
-        mode: Which sides count.
-        whole: Whether a hybrid ranking has everything, what neither side found last.
+        counts: The number of passages with each term of the question.
+        total: The number of passages in the catalog.
+        mode: The scores to use.
+        whole: Whether a hybrid ranking includes candidates without any score. They come last.
     """
     texts: dict[int, list[str]] = {}
     units: dict[int, list[Unit]] = {}
@@ -103,7 +103,7 @@ def fused(
 
 
 def group(candidates: Iterable[Candidate]) -> dict[int, list[Candidate]]:
-    """Candidates by session, the best session first, each with its best first."""
+    """Group candidates by session. Sessions and the candidates of each session are best first."""
     sessions: dict[int, list[Candidate]] = {}
     for candidate in candidates:
         sessions.setdefault(candidate.lane, []).append(candidate)

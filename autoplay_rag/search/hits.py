@@ -24,16 +24,16 @@ class Hit:
         id: The chunk's id.
         session_id: The session it belongs to; None if there is none.
         text: Its text.
-        score: What it was ranked by, higher is better. In "dense" mode the cosine similarity to the
-            question; otherwise see `autoplay_rag.search.fusion`: no cosine, and only comparable
-            within one search.
+        score: The score for the ranking; higher is better. In "dense" mode the cosine similarity to
+            the question. Otherwise not a cosine and only comparable within one search; see
+            `autoplay_rag.search.fusion`.
         metadata: As in `Chunk`.
         dense_score: The store's score; None if the store did not return it.
-        text_score: How well its words fit; None if they do not.
-        matched: The lines that answer the question, with the places of its words.
-        embedded: Whether it is in the store; False if only full text can find it yet.
-        sessions: How many sessions among the candidates have this very text; 1 unless the search
-            collapses equal texts.
+        text_score: The full-text score; None if no word matches.
+        matched: The lines that answer the question, with the positions of its words.
+        embedded: Whether it is in the store. False if only full text can find it so far.
+        sessions: The number of candidate sessions with the same text; 1 unless the search collapses
+            equal texts.
     """
 
     id: str
@@ -78,14 +78,14 @@ class SessionHit:
     """A session that a search found.
 
     Attributes:
-        session_id: The session; None for a chunk without one, which is a group of its own.
+        session_id: The session; None for a chunk without one, which is a separate result.
         product_id: Its product.
-        user_id: The person it belongs to; None if unknown, or if more than one used it.
+        user_id: The person it belongs to; None if unknown, or if several people used it.
         started_at: Unix seconds of its first known action; None if unknown.
         ended_at: Unix seconds of its last known action; None if unknown.
-        score: That of its best hit.
-        hits: Its best hits, in order of time.
-        text: What the session says, from its start, bounded.
+        score: The score of its best hit.
+        hits: Its best hits, ordered by time.
+        text: The text of the session from its start, truncated.
     """
 
     session_id: str | None
@@ -110,7 +110,7 @@ H = TypeVar("H", bound=Hit | SessionHit)
 
 
 class Hits(list[H]):
-    """The hits of a search, best first: a list that a notebook shows as a table.
+    """The hits of a search, best first. A list; notebooks show it as a table.
 
     Args:
         hits: The hits.
@@ -120,13 +120,13 @@ class Hits(list[H]):
         problem: See `problem`.
 
     Attributes:
-        watermark: Everything received up to this sequence number was settled when the search began.
-        unembedded: How many accepted payloads were not embedded yet, so that only full text could
-            find them: those of the asked sessions, or of all if these are many.
-        scope_known: False if the session, person or chat thread asked for was never seen: no hit
-            then does not mean that nothing happened.
-        problem: Why only words answered a hybrid search, in one line: the embedder or the store was
-            out. None if both sides answered.
+        watermark: All payloads up to this sequence number were settled when the search began.
+        unembedded: The number of accepted payloads that were not embedded yet, so that only full
+            text could find them. Of the selected sessions; of all sessions if many are selected.
+        scope_known: False if the session, person or chat thread of the filter was never seen. Then
+            an empty result may mean a wrong id, not a user without activity.
+        problem: Why a hybrid search used full text only, in one line: the embedder or the store
+            was unavailable. None if both sides answered.
     """
 
     def __init__(

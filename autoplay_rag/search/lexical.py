@@ -1,11 +1,11 @@
-"""How well the words of a session answer a question. Pure.
+"""Computes the full-text score of a session for a question. Pure.
 
-A score is by session, over its different lines: what was typed or selected counts twice as much
-as an action, names of fields, pages and sites less. `benchmarks/retrieval.py` measures it.
+The score is computed over the distinct lines of a session. Typed or selected values count twice as
+much as actions; names of fields, pages and sites count less. `benchmarks/retrieval.py` measures it.
 
-The score is a cosine of weighted words: for each word of the question that the session has,
-`ln(1 + weight) * idf^2`, divided by the session's length and the question's. Words that are in no
-passage stay in the question's length, so an answer to half of a question scores half.
+The score is a cosine of weighted words: the sum of `ln(1 + weight) * idf^2` over the words that
+question and session share, divided by the lengths of session and question. Words without a passage
+count for the length of the question, so a session that answers half of a question scores half.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ __all__ = ["Matched", "Question", "Scored", "corrections", "matched", "score"]
 _SITE, _PAGE, _VALUE, _LABEL, _ACTION = 0.3, 0.5, 2.0, 0.3, 1.0
 _VALUE_LINE: Final = re.compile(r'(typed|selected) ("[^"]*")(.*)', re.DOTALL)
 _EXACT_BONUS: Final = 0.5
-"""For a session that has all codes, addresses and quoted phrases of the question as they stand."""
+"""The bonus for a session that contains all codes, addresses and quoted phrases of the question
+literally."""
 _CORRECTED: Final = 0.8
-"""The weight of a word that is one slip away from the question's."""
+"""The weight of a word that differs from the question's word by one typo."""
 _LEAST_CORRECTED: Final = 4
 _FIRST_LETTER_MAY_DIFFER: Final = 6
-"""Letters of a word."""
+"""Words need so many letters before a typo in the first letter is corrected."""
 _MOST_CHARACTERS: Final = 2000
 _MOST_TERMS: Final = 48
 _CODE: Final = re.compile(r"[^\s\"'()<>\[\]{},;!?]{4,}")
@@ -41,12 +42,12 @@ _QUOTE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question, taken apart.
+    """A parsed question.
 
     Attributes:
-        text: As it was asked, without what no index can hold.
-        lookups: Its different terms, each with the words to look up.
-        exact: Codes, addresses and quoted phrases: what counts as it stands.
+        text: The question without NUL and lone surrogates.
+        lookups: Its distinct terms, each with the words to look up.
+        exact: Codes, addresses and quoted phrases to find literally.
     """
 
     text: str
@@ -55,7 +56,7 @@ class Question:
 
     @classmethod
     def of(cls, text: str) -> Question:
-        """Take a question apart; the first 2,000 characters of it count.
+        """Parse a question. Only its first 2,000 characters count.
 
         Example:
             >>> question = Question.of('who opened INV-0042 on "Billing details"?')
@@ -71,11 +72,11 @@ class Question:
 
 
 class Scored(NamedTuple):
-    """How well a session's words answer a question.
+    """The full-text score of a session.
 
     Attributes:
-        score: 0 where it shares no word with it; 1 and more where it has all.
-        shares: For each of its passages, what part of the best passage's weight it has.
+        score: 0 if question and session share no word; 1 or more if the session has all words.
+        shares: The weight of each passage, as a share of the best passage's weight.
     """
 
     score: float
@@ -88,7 +89,7 @@ class Matched:
 
     Attributes:
         text: The lines.
-        places: Start and end of each word of the question in `text`.
+        places: Start and end in `text` of each word of the question.
     """
 
     text: str
@@ -105,11 +106,11 @@ def score(
     """Score sessions.
 
     Args:
-        question: What was asked.
-        sessions: The texts of each session's passages.
-        counts: In how many passages each term of the question is, and each corrected one.
-        total: How many passages there are.
-        corrected: Terms of the sessions to count for a term of the question that is nowhere.
+        question: The question.
+        sessions: The texts of the passages of each session, by lane.
+        counts: The number of passages with each term of the question and each corrected term.
+        total: The number of passages in the catalog.
+        corrected: The result of `corrections`.
     """
     wanted: dict[str, tuple[str, float]] = {term: (term, 1.0) for term in question.lookups}
     for term, others in (corrected or {}).items():
@@ -145,7 +146,7 @@ def _scored(
                 if term in wanted:
                     own += weight * idf[term] ** 2
         shares.append(own)
-    if not any(shares):  # a site or a field may weigh little, but never nothing
+    if not any(shares):  # no term matches: every weight is above 0
         return Scored(0.0, shares)
     found: dict[str, float] = {}
     for term in wanted.keys() & weights.keys():
@@ -163,9 +164,9 @@ def _scored(
 def _exact_share(
     question: Question, texts: Sequence[str], shares: list[float], idf: Mapping[str, float]
 ) -> float:
-    """How much of the question the exact strings are that the session has.
+    """The weight of the exact strings in the session, as a share of the question's weight.
 
-    Passages that have one count as the best. A rare code counts for more than a year.
+    Passages with such a string become the best ones. By IDF, a rare code counts more than a year.
     """
     folded = [text.casefold() for text in texts]
     found: set[str] = set()
@@ -180,7 +181,7 @@ def _exact_share(
 
 
 def _holds(text: str, wanted: str) -> bool:
-    """Whether a text has a string that no longer word goes on from: `INV-1` is not in `INV-12`."""
+    """Whether a text contains a string as whole words: `INV-12` does not contain `INV-1`."""
     at = text.find(wanted)
     while at >= 0:
         before, after = text[at - 1 : at], text[at + len(wanted) : at + len(wanted) + 1]
@@ -197,7 +198,7 @@ def _idf(count: int, total: int) -> float:
 
 
 def _is_code(text: str) -> bool:
-    """Whether a string is a code, an id, an address or a number rather than a word."""
+    """Whether a string is a code, an id, an address or a number, not a word."""
     if _JOINED.search(text):
         return True
     digits = sum(char.isdigit() for char in text)
@@ -206,7 +207,7 @@ def _is_code(text: str) -> bool:
 
 @lru_cache(maxsize=50_000)
 def _weighed(line: str) -> tuple[tuple[str, float], ...]:
-    """The terms of one line of `content.render`, each with what it counts for."""
+    """The terms of one line of `content.render`, each with its weight."""
     line = line.rstrip(",")
     if " " not in line and "." in line:
         return tuple((term, _SITE) for term in terms(line))
@@ -222,16 +223,17 @@ def _weighed(line: str) -> tuple[tuple[str, float], ...]:
     return tuple((term, _ACTION) for term in terms(line))
 
 
-# -- slips of the pen -----------------------------------------------------------------------------
+# -- typos ----------------------------------------------------------------------------------------
 
 
 def corrections(
     question: Question, sessions: Iterable[Sequence[str]], counts: Mapping[str, int]
 ) -> dict[str, tuple[str, ...]]:
-    """For words of the question that are nowhere: words of these sessions that are one slip away.
+    """Find corrections for terms of the question that are in no passage.
 
     Returns:
-        By the question's term the sessions' terms, only where there are any.
+        For each such term, the terms of these sessions that differ by one typo. Terms without a
+        correction are left out.
     """
     unknown = [
         term
@@ -253,12 +255,12 @@ def corrections(
 
 
 def _one_slip(one: str, other: str) -> bool:
-    """Whether one letter was left out, added, exchanged, or changed places with the next."""
+    """Whether two words differ by one omitted, added or replaced letter, or by two swapped ones."""
     short, long = sorted((one, other), key=len)
     if len(long) - len(short) > 1 or one == other:
         return False
     if one[0] != other[0] and len(short) < _FIRST_LETTER_MAY_DIFFER:
-        return False  # "look" is not a slip for "book"
+        return False  # "look" is not a typo of "book"
     start = next(
         (i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short)
     )
@@ -271,22 +273,22 @@ def _one_slip(one: str, other: str) -> bool:
     )
 
 
-# -- what to show ---------------------------------------------------------------------------------
+# -- snippets -------------------------------------------------------------------------------------
 
 _SHOWN_LINES: Final = 3
 _SHOWN_CHARACTERS: Final = 300
 
 
 def matched(question: Question, text: str, also: Iterable[str] = ()) -> Matched:
-    r"""The lines of a text that have the question's words, and where.
+    r"""Find the lines of a text that contain words of the question.
 
     Args:
-        question: What was asked.
+        question: The question.
         text: The text of a hit.
-        also: Terms that count as the question's.
+        also: More terms to find.
 
     Returns:
-        The best lines in their order; the first ones without places if no line has a word of it.
+        The best lines in their order. If no line matches: the first lines, without places.
 
     Example:
         >>> matched(Question.of("how do I export?"), 'acme.test\nopened billing,\nclicked "Export"')
@@ -307,7 +309,7 @@ def matched(question: Question, text: str, also: Iterable[str] = ()) -> Matched:
 
 
 def _around(text: str, wanted: set[str]) -> str:
-    """The part of a long text that begins shortly before the first word asked for."""
+    """The part of a long text that begins shortly before the first match."""
     places = _places(text, wanted)
     start = max(0, places[0][0] - _SHOWN_CHARACTERS // 4) if places else 0
     cut = text[start : start + _SHOWN_CHARACTERS]
@@ -319,7 +321,7 @@ def _places(text: str, wanted: set[str]) -> list[tuple[int, int]]:
     at = 0
     for word in words(text):
         at = text.find(word, at)
-        if at < 0:  # `1,000` is the word 1000
+        if at < 0:  # the word is not literally in the text: `1,000` is the word 1000
             at = 0
             continue
         start = at

@@ -1,8 +1,8 @@
-"""What a language model is told about a user: the last minutes, and the best of the past.
+"""Builds the context about a user for a language model: recent activity and matching sessions.
 
-The recent part and the past share one budget of characters: with both, the recent part gets at most
-half of it first, then the past, and the recent part what is left. Everything is marked as data
-(`autoplay_rag.content.marking`).
+The recent part and the past share one budget of characters. With both, the recent part first gets
+at most half of the budget, then the past gets the rest, and the recent part what remains. All text
+is marked as data (`autoplay_rag.content.marking`).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _LONGEST_ID: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who a context is for.
+    """The person or session that a context describes.
 
     Attributes:
         user_id: The person.
-        session_id: The visit.
+        session_id: The session.
         product_id: The product.
         conversation_id: The chat thread.
     """
@@ -52,12 +52,12 @@ class Asker:
 
     @property
     def is_known(self) -> bool:
-        """Whether a person, a visit or a chat thread is given."""
+        """Whether a person, a session or a chat thread is given."""
         return any(one is not None for one in (self.user_id, self.session_id, self.conversation_id))
 
     @property
     def past(self) -> Filter:
-        """What of the past is theirs: all of the person, or of the visit and thread alone."""
+        """The filter for the past: all of the person, or else of the session and thread."""
         if self.user_id is not None:
             return Filter(user_id=self.user_id, product_id=self.product_id)
         return Filter(
@@ -78,7 +78,7 @@ async def context_text(
     max_actions: int | None,
     max_chars: int,
 ) -> str:
-    """The context of a prompt; see `IngestPipeline.context`."""
+    """Build the context for a prompt; see `IngestPipeline.context`."""
     session = _recent(live, asker, since_turn=since_turn, seconds=seconds)
     if session is not None:
         session = session.last(events=max_actions)
@@ -91,13 +91,13 @@ async def context_text(
     return as_data("\n".join(_fitted(recent, past, room)), ELEMENT, _ABOUT)
 
 
-# -- just now -------------------------------------------------------------------------------------
+# -- recent activity ------------------------------------------------------------------------------
 
 
 def _recent(
     live: LiveSessions, asker: Asker, *, since_turn: bool, seconds: float
 ) -> LiveSession | None:
-    """The latest session with what is recent in it; None if nothing is."""
+    """The latest session, reduced to its recent events; None if it is unknown."""
     if not asker.is_known:
         return None
     session = live.get(
@@ -112,7 +112,7 @@ def _recent(
     if since_turn and turns:
         kept = len(session.events) - turns[-1] - 1
         return session.last(events=kept)
-    # The conversation already contains what was said.
+    # Without chat turns: the conversation already contains them.
     return session.last(seconds=seconds, kinds=("actions", "summary"))
 
 
@@ -130,7 +130,7 @@ def _recent_lines(session: LiveSession) -> list[str]:
 def _past_lines(
     found: Sequence[SessionHit], recent: LiveSession | None, seconds: float
 ) -> Iterator[str]:
-    """One line for each part of a session, the best session first; equal parts once."""
+    """One line for each hit, the best session first. Hits with equal text share a line."""
     shown = {plain_line(event.text) for event in recent.events} if recent else set()
     same: dict[str, list[tuple[SessionHit, Hit]]] = {}
     for session in found:
@@ -153,13 +153,13 @@ def _past_lines(
 
 
 def _said(hit: Hit, shown: set[str]) -> str:
-    """The lines of a hit that answer the question, without those shown already."""
+    """The matched lines of a hit, without lines that are already shown."""
     lines = (plain_line(line).rstrip(",") for line in hit.matched.text.split("\n"))
     return "; ".join(line for line in lines if line and line not in shown)
 
 
 def _is_of_this_chat(hit: Hit, recent: LiveSession | None, seconds: float) -> bool:
-    """Whether a hit is a chat turn of the last minutes, which the conversation has already."""
+    """Whether a hit is a recent chat turn, which the conversation already contains."""
     if recent is None or hit.metadata.get("kind") != "chat":
         return False
     return _ended(hit) >= recent.seen_at - seconds
@@ -185,9 +185,9 @@ def _fitted(recent: Sequence[str], past: Sequence[str], room: int) -> list[str]:
     """The lines that fit, each part under its heading.
 
     Args:
-        recent: Oldest first: the newest are kept.
-        past: The best first: the best are kept.
-        room: Characters, as they are once escaped.
+        recent: Lines, oldest first. The newest are kept.
+        past: Lines, best first. The best are kept.
+        room: The most characters after escaping.
     """
     room -= len(now := f"Now it is {said_time(time.time())}.")
     newest = list(reversed(recent))
@@ -202,7 +202,7 @@ def _fitted(recent: Sequence[str], past: Sequence[str], room: int) -> list[str]:
 
 
 def _as_many(lines: Sequence[str], heading: str, room: int) -> list[str]:
-    """The first lines, as many as fit below a heading; of the very first one at least a part."""
+    """The first lines that fit below a heading. If even the first is too long, it is truncated."""
     kept: list[str] = []
     for line in lines:
         left = room - _size(kept or [""], heading)
@@ -215,12 +215,12 @@ def _as_many(lines: Sequence[str], heading: str, room: int) -> list[str]:
 
 
 def _size(lines: Sequence[str], heading: str) -> int:
-    """The characters of these lines below their heading, line breaks before each included."""
+    """The number of characters of these lines and their heading, with a line break before each."""
     return sum(1 + len(escaped(line)) for line in (heading, *lines)) if lines else 0
 
 
 def _cut(line: str, most: int) -> str:
-    """The beginning of a line that has at most so many characters once it is escaped."""
+    """Truncate a line to a number of characters after escaping."""
     line = line[: most - 1]
     while len(escaped(line)) > most - 1:
         line = line[:-1]

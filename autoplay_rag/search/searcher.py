@@ -1,4 +1,4 @@
-"""From a question to hits: asks the store and the catalog, and makes one ranking of both answers."""
+"""Answers questions: queries the store and the catalog, and merges the results into one ranking."""
 
 from __future__ import annotations
 
@@ -37,31 +37,32 @@ B = TypeVar("B")
 H = TypeVar("H", bound=Hit | SessionHit)
 
 Rerank: TypeAlias = Callable[[str, Sequence[Hit]], Awaitable[Sequence[Hit]]]
-"""Orders hits for a question: your own cross-encoder or service."""
+"""Reorders hits for a question, for example with your own cross-encoder or service."""
 
 _NEAREST: Final = 100
 _MATCHING: Final = 200
 _SESSIONS: Final = 30
-"""Candidates of each side: chunks, passages, and the sessions of either that are scored."""
+"""The most candidates: chunks of the store, passages of full text, and sessions of each that are
+scored."""
 _RERANKED: Final = 50
 _HITS_OF_SESSION: Final = 5
 _OUTAGES: Final = (EmbedderUnavailableError, StoreUnavailableError, OSError, TimeoutError)
-"""What may pass later: words alone answer a hybrid search meanwhile."""
+"""Temporary failures. Full text alone then answers a hybrid search."""
 _NOTHING: Final = Found(0, {}, [])
 _UNKNOWN_LANE: Final = -(2**62)
-"""Below it: lanes of chunks without a session of which the catalog knows nothing."""
+"""Lanes below this are for chunks without a session that the catalog does not know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Searcher:
-    """Answers questions from a store and, if there is one, the journal's catalog.
+    """Answers questions from a store and the journal's catalog, or from one of them.
 
     Attributes:
-        store: The store to search; None if only full text can answer. It must be started.
+        store: The store to search; None to use full text only. It must be started.
         embedder: Embeds questions; None if the store computes the embeddings.
-        catalog: Full text, and what every session is; None if there is only a store.
+        catalog: The full-text index and the sessions; None if there is only a store.
         complete: Whether the catalog knows every chunk of the store.
-        watermark: Gives the pipeline's watermark.
+        watermark: Returns the pipeline's watermark.
     """
 
     store: VectorStore | TextStore | None
@@ -83,12 +84,12 @@ class Searcher:
     ) -> Hits[Hit]:
         """Return the `k` best hits for a question, best first.
 
-        The filter is applied again to the results: a store that filters wrongly must not show one
-        person's session to another.
+        The filter is applied again to the results, so that a store with a wrong filter cannot show
+        one person's session to another.
 
         Raises:
-            ConfigurationError: If the question is empty, `k` is below 1, there is no such mode, or
-                `rerank` returns something else than the hits it was given.
+            ConfigurationError: If the question is empty, `k` is below 1, the mode is unknown, or
+                `rerank` returns other hits than it received.
             UnsupportedFilterError: If the store cannot translate the filter.
         """
         ranking = await self._rank(text, k, filter, mode)
@@ -109,9 +110,9 @@ class Searcher:
         mode: Mode = "hybrid",
         rerank: Rerank | None = None,
     ) -> Hits[SessionHit]:
-        """Return the `k` best sessions for a question, best first; otherwise as `search`.
+        """Return the `k` best sessions for a question, best first. Otherwise like `search`.
 
-        `rerank` is given the best hit of each session.
+        `rerank` receives the best hit of each session.
         """
         ranking = await self._rank(text, k, filter, mode)
         found = await self._best_sessions(ranking, filter, max(k, _RERANKED) if rerank else k)
@@ -177,7 +178,7 @@ class Searcher:
             vector = await self.embedder.embed_query(text)
             catalog = self.catalog if self.complete else None
             if catalog and scope.lanes is not None and "score" in self.store.capabilities:
-                # The catalog's index has the chunks of a few sessions at once.
+                # For few sessions, the catalog lists their chunks and the store scores only those.
                 ids = await catalog.chunk_ids(scope.lanes)
                 scores = await self.store.score(vector, ids)
                 return [Match(chunk, "", score) for chunk, score in scores.items()]
@@ -187,14 +188,14 @@ class Searcher:
     async def _words(self, question: Question, k: int, filter: Filter, scope: Scope) -> Found:
         if not self.catalog:
             return _NOTHING
-        # Few sessions are all candidates: only how rare the words are is asked.
+        # Few sessions are all candidates: only the frequencies of the words are needed.
         most = max(_MATCHING, 2 * k) if scope.lanes is None else 0
         return await self.catalog.find(question.lookups, question.exact, filter.conditions(), most)
 
     async def _passages(
         self, k: int, filter: Filter, scope: Scope, matches: Mapping[str, Match], found: Found
     ) -> tuple[list[FoundPassage], bool]:
-        """What the candidate sessions say, and whether those are all that there are."""
+        """The passages of the candidate sessions, and whether to rank passages without a score."""
         lane_of = await self.catalog.lanes_of(list(matches)) if self.catalog else {}
         unknown = [match for match in matches.values() if match.id not in lane_of]
         others = [_as_passage(match, number) for number, match in enumerate(unknown, 1)]
@@ -231,7 +232,7 @@ class Searcher:
         return found[:wanted]
 
     async def _make(self, candidates: Sequence[Candidate], ranking: _Ranking) -> dict[Unit, Hit]:
-        """Hits of candidates that are still there."""
+        """Make hits. Deleted candidates are left out."""
         chunks = await self._chunks([one.unit for one in candidates], ranking)
         best: dict[str, Unit] = {}
         for one in candidates:
@@ -253,7 +254,7 @@ class Searcher:
         }
 
     async def _chunks(self, units: Sequence[Unit], ranking: _Ranking) -> dict[Unit, Chunk | Match]:
-        """Text and metadata: what the catalog has, and for chunks unknown to it what the store gave."""
+        """Text and metadata from the catalog; for chunks that it does not know, from the store."""
         ids = [unit for unit in units if isinstance(unit, str)]
         found: dict[Unit, Chunk | Match] = {
             chunk: ranking.matches[chunk]
@@ -266,7 +267,7 @@ class Searcher:
             if waiting:
                 found |= {seq: one for seq, one in (await self.catalog.waiting(waiting)).items()}  # noqa: C416 - of other types
             if stored := [unit for unit in waiting if unit not in found]:
-                # Stored since the candidates were chosen: now the chunk has what they say.
+                # Stored since the candidates were chosen: use their chunks.
                 parts = await self.catalog.passages([], stored)
                 names = {part.seq: part.chunk for part in parts if part.chunk is not None}
                 made = {one.id: one for one in await self.catalog.chunks(list(set(names.values())))}
@@ -278,7 +279,7 @@ class Searcher:
     async def _best_sessions(
         self, ranking: _Ranking, filter: Filter, wanted: int
     ) -> dict[int, list[Hit]]:
-        """By lane the best hits that pass, the best session first."""
+        """The best hits that pass the filter, by lane, best session first."""
         groups = group(ranking.candidates)
         found: dict[int, list[Hit]] = {}
         lanes = iter(groups)
@@ -288,7 +289,7 @@ class Searcher:
             for lane in page:
                 hits = _passing(made, best[lane], filter)
                 if not hits and len(groups[lane]) > _HITS_OF_SESSION:
-                    # Another part of it may pass.
+                    # Another hit of the session may pass.
                     rest = groups[lane][_HITS_OF_SESSION:]
                     hits = _passing(await self._make(rest, ranking), rest, filter)
                 if hits:
@@ -307,7 +308,7 @@ class Searcher:
     async def _whole(
         self, found: Mapping[int, list[Hit]], ranking: _Ranking, filter: Filter
     ) -> dict[int, list[Chunk | Match]]:
-        """By lane all parts of these sessions that belong to whom was asked for, in order."""
+        """All parts of these sessions that belong to the person of the filter, by lane, in order."""
         units: dict[int, dict[Unit, None]] = {}
         for one in ranking.passages:
             if one.lane in found:
@@ -347,11 +348,11 @@ class _Ranking(NamedTuple):
 async def _both(
     one: Coroutine[Any, Any, A] | None, other: Coroutine[Any, Any, B] | None
 ) -> tuple[A | BaseException | None, B | BaseException | None]:
-    """Run both at once; returns their results or errors, None for what is not asked."""
+    """Run both concurrently. Returns their results or exceptions; None for a missing coroutine."""
     tasks = [asyncio.create_task(each or _nothing()) for each in (one, other)]
     try:
         first, second = await asyncio.gather(*tasks, return_exceptions=True)
-    finally:  # `gather` is cancelled before its tasks have ended
+    finally:  # a cancelled `gather` does not wait until its tasks have ended
         await asyncio.wait(tasks)
     return first, second
 
@@ -361,7 +362,7 @@ async def _nothing() -> Any:
 
 
 def _as_passage(match: Match, number: int) -> FoundPassage:
-    """A chunk of which the catalog knows nothing: the store tells what it says."""
+    """Make a passage from a chunk that the catalog does not know, with the store's text."""
     session = match.metadata.get("session_id")
     product = str(match.metadata.get("product_id", ""))
     lane = session_lane(product, str(session)) if session is not None else _UNKNOWN_LANE - number
@@ -377,7 +378,7 @@ def _passing(
 
 
 def _collapsed(hits: Iterable[Hit]) -> list[Hit]:
-    """One hit for each text, in the place of its best: the latest of them."""
+    """Keep one hit for each text: the latest one, with the rank and score of the best one."""
     same: dict[str, list[Hit]] = {}
     for hit in hits:
         same.setdefault(hit.text, []).append(hit)
@@ -404,7 +405,7 @@ def _first(count: int, values: Iterable[int]) -> list[int]:
 
 
 def filter_of(filter: Filter | None, **conditions: Any) -> Filter:
-    """Return one filter, given as a `Filter` or by its fields.
+    """Return one filter from a `Filter` or its fields.
 
     Raises:
         ConfigurationError: If both are given, or a time is invalid.

@@ -1,4 +1,4 @@
-"""A session as a search gives it: its best hits and everything it says. Pure."""
+"""Makes the session results of a search, with best hits and text. Pure."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _CHARACTERS: Final = 4000
 def session_hit(
     hits: Sequence[Hit], visit: Visit | None, parts: Sequence[Chunk | Match]
 ) -> SessionHit:
-    """Make a session of a search.
+    """Make a session result.
 
     Args:
         hits: Its best hits, best first; at least one.
-        visit: The session as it was received, if the catalog knows it.
-        parts: Everything of it that may be shown, in order.
+        visit: The session in the catalog; None if it is unknown there.
+        parts: All parts of the session that may be shown, in order.
     """
     parts = parts or [Chunk(hit.id, hit.text, hit.metadata) for hit in hits]
     people = {user for part in parts if (user := part.metadata.get("user_id"))}
@@ -44,7 +44,7 @@ def session_hit(
 
 
 def joined_lines(texts: Iterable[str], most: int) -> str:
-    r"""Texts one after the other without lines that repeat the one before, bounded.
+    r"""Join texts, truncated. Skips lines that repeat the previous line, and repeated site lines.
 
     Example:
         >>> joined_lines(["acme.test\nopened billing", "acme.test\npaid"], 100)

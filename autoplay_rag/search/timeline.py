@@ -1,4 +1,4 @@
-"""Reading instead of ranking: lists of sessions, one session whole, single actions in order."""
+"""Reads without a ranking: lists of sessions, one complete session, actions in order."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class SessionSummary:
     Attributes:
         session_id: The session.
         product_id: Its product.
-        user_id: The person it belongs to; None if unknown, or if several used it.
+        user_id: The person it belongs to; None if unknown, or if several people used it.
         started_at: Unix seconds of its first known action; None if unknown.
         ended_at: Unix seconds of its last known action; None if unknown.
-        payloads: How many payloads it has.
-        actions: How many actions they hold.
-        what: One line of what was done: its latest summary, or how it began. Untrusted text.
+        payloads: The number of its payloads.
+        actions: The number of its actions.
+        what: A one-line description: its latest summary, or its beginning. Untrusted text.
         ambiguous: Whether several people used it.
     """
 
@@ -75,7 +75,7 @@ class SessionSummary:
 
 
 class Sessions(list[SessionSummary]):
-    """One page of a list of sessions, the latest first.
+    """One page of a list of sessions, latest first.
 
     Args:
         sessions: The sessions.
@@ -83,8 +83,8 @@ class Sessions(list[SessionSummary]):
         next: See `next`.
 
     Attributes:
-        total: How many sessions fit in all.
-        next: The `cursor` of the next page; None on the last one.
+        total: The number of matching sessions on all pages.
+        next: The `cursor` of the next page; None on the last page.
     """
 
     def __init__(
@@ -113,12 +113,13 @@ class SessionEvent:
     Attributes:
         session_id: Its session; None if it has none.
         product_id: Its product.
-        user_id: The person; None if unknown, or if it names none and several used the session.
+        user_id: The person; None if unknown, or if it names nobody and several people used the
+            session.
         kind: "actions", "summary" or "chat".
         started_at: Unix seconds; None if unknown.
         ended_at: Unix seconds; None if unknown.
-        page: The URL, dynamic segments as `:id`; "" if there is none.
-        type: An action's type, such as "click"; "" for what is no action.
+        page: The URL, with dynamic segments as `:id`; "" if there is none.
+        type: An action's type, such as "click"; "" if it is not an action.
         title: An action's title.
         description: An action's description, or the text of a summary or a chat turn.
         seq: The sequence number of its payload in the journal.
@@ -141,23 +142,23 @@ class SessionEvent:
 
 @dataclass(frozen=True, slots=True)
 class WholeSession:
-    """One session, whole and in order.
+    """One complete session, in order.
 
     Attributes:
         session_id: The session.
         product_id: Its product.
-        user_id: The person it belongs to; None if unknown, or if several used it and none of them
-            was asked for.
+        user_id: The given person, or the person it belongs to; None if unknown, or if several
+            people used it.
         users: All people it names.
         ambiguous: Whether several people used it.
         started_at: Unix seconds of its first known action; None if unknown.
         ended_at: Unix seconds of its last known action; None if unknown.
-        payloads: How many payloads it has.
-        events: Its actions, summaries and chat turns by time; those of unknown time come after the
-            one that was accepted before them.
-        text: What it says, as full text has it. Untrusted.
-        missing: How many payloads with actions have no event, because their bodies were not kept
-            (`keep_payloads=False`, or no journal file). `text` has what they say.
+        payloads: The number of its payloads.
+        events: Its actions, summaries and chat turns, ordered by time. An event of unknown time
+            follows the event that was accepted before it.
+        text: Its text from the full-text index. Untrusted.
+        missing: The number of payloads with actions but without events, because their bodies were
+            not kept (`keep_payloads=False`, or no journal file). `text` contains their text.
     """
 
     session_id: str
@@ -174,7 +175,7 @@ class WholeSession:
 
     @property
     def actions(self) -> list[SessionEvent]:
-        """Its actions alone."""
+        """Its events that are actions."""
         return [event for event in self.events if event.kind == "actions"]
 
     def _repr_html_(self) -> str:
@@ -193,16 +194,16 @@ class WholeSession:
 
 
 class Actions(AsyncIterator[SessionEvent]):
-    """Single actions in the order in which they were accepted, read as they are asked for.
+    """Iterates over actions in the order of acceptance. They are read page by page.
 
-    Ends with what was accepted before the first one was asked for.
+    Includes only actions that were accepted before the first item was requested.
 
     Args:
         timeline: Reads the journal.
-        wanted: Which actions.
+        wanted: Selects the actions.
 
     Attributes:
-        missing: How many payloads had to be left out so far, because their bodies were not kept.
+        missing: The number of payloads left out so far, because their bodies were not kept.
     """
 
     def __init__(self, timeline: AsyncTimeline, wanted: Wanted) -> None:
@@ -248,7 +249,7 @@ class Actions(AsyncIterator[SessionEvent]):
             )
 
 
-# -- how they are read ----------------------------------------------------------------------------
+# -- reading --------------------------------------------------------------------------------------
 
 
 def wanted_of(
@@ -262,10 +263,10 @@ def wanted_of(
     without: str | None = None,
     page: str | None = None,
 ) -> Wanted:
-    """The conditions of a list, checked.
+    """Check and convert the conditions of a list.
 
     Raises:
-        ConfigurationError: If a time cannot be used, or a text is blank.
+        ConfigurationError: If a time is invalid or a text is blank.
     """
     for name, text in (("matching", matching), ("without", without), ("page", page)):
         if text is not None and not text.strip():
@@ -285,7 +286,7 @@ def wanted_of(
 async def list_sessions(
     timeline: AsyncTimeline, wanted: Wanted, limit: int, cursor: str | None
 ) -> Sessions:
-    """One page of sessions; see `IngestPipeline.sessions`."""
+    """Return one page of sessions; see `IngestPipeline.sessions`."""
     check_at_least("limit", limit, 1, whole=True)
     after = None if cursor is None else _place(cursor)
     total, rows = await timeline.sessions(wanted, limit + 1, after)
@@ -297,7 +298,7 @@ async def list_sessions(
 async def read_session(
     timeline: AsyncTimeline, session_id: str, product_id: str | None, user_id: str | None
 ) -> WholeSession | None:
-    """One session whole; see `IngestPipeline.session`."""
+    """Return one complete session; see `IngestPipeline.session`."""
     wanted = wanted_of(session_id=session_id, product_id=product_id)
     lanes = await timeline.lanes(str(wanted.session_id), wanted.product_id)
     if len(lanes) > 1:
@@ -330,7 +331,7 @@ def _summary(row: ListedSession) -> SessionSummary:
 
 
 def _what(said: Sequence[str]) -> str:
-    """One line of what was done."""
+    """A one-line description from texts, without sites and pages."""
     lines: dict[str, None] = {}
     for text in said:
         own = [plain_line(line).rstrip(",") for line in text.split("\n")]
@@ -382,7 +383,7 @@ def _by_time(events: Iterable[SessionEvent]) -> list[SessionEvent]:
 
 
 def _events(kept: KeptPayload) -> Iterator[SessionEvent]:
-    """What one payload holds, in its order."""
+    """The events of one payload, in order."""
     whole = SessionEvent(
         session_id=kept.session_id,
         product_id=kept.product_id,
@@ -439,5 +440,5 @@ def _place(cursor: str) -> Place:
 
 
 def _storable(text: str | None) -> str | None:
-    """An id as the journal keeps it."""
+    """Convert an id to the form in the journal."""
     return None if text is None else storable(text)

@@ -1,4 +1,4 @@
-"""How texts and questions are taken apart."""
+"""The terms of texts and questions."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ TOKENIZER = "porter unicode61 remove_diacritics 2"
         ("設定画面", "設定 画面 定画"),
     ],
 )
-def test_what_means_the_same_is_compared_alike(one, other):
+def test_equivalent_texts_have_equal_terms(one, other):
     assert sorted(terms(one)) == sorted(terms(other))
 
 
 @pytest.mark.parametrize(
     ("one", "other"), [("invoice 12", "invoice 21"), ("ten", "tan"), ("сохранить", "отменить")]
 )
-def test_what_differs_stays_different(one, other):
+def test_different_texts_have_different_terms(one, other):
     assert sorted(terms(one)) != sorted(terms(other))
 
 
 @pytest.mark.parametrize("text", ["", " ", "\0", "!?", "the of", "\ud800", "🙂", "\u0301"])
-def test_what_holds_no_word_is_no_error(text):
+def test_a_text_without_words_is_not_an_error(text):
     assert [term for term in terms(text) if not term.strip()] == []
     assert index_text(text).split() == text.split()
 
@@ -56,7 +56,7 @@ def test_every_term_has_a_word_to_look_up(text):
 
 
 @given(st.text(alphabet=st.characters(blacklist_categories=["Cs"]), min_size=1))
-def test_no_word_gets_lost_when_it_is_taken_apart(text):
+def test_the_parts_of_a_word_have_all_its_characters(text):
     for word in words(text):
         assert "".join(dict.fromkeys(word)) == "".join(dict.fromkeys("".join(parts(word))))
 
@@ -76,7 +76,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("text", "question"), CASES)
-def test_the_index_finds_every_term_that_both_have(text, question):
+def test_the_index_finds_every_common_term(text, question):
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute(f"CREATE VIRTUAL TABLE words USING fts5(t, tokenize='{TOKENIZER}')")
         connection.execute("INSERT INTO words VALUES (?)", (index_text(text),))

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autoplay_rag.maintenance.alone import verify_alone
 from autoplay_rag.stores import ChromaStore
 from autoplay_rag.stores.base import Filter
 
@@ -35,6 +36,7 @@ class Outcome:
         reported: Events for which `on_actions` had returned.
         lost: Events that were reported but are not stored, except those that the store refuses.
         doubled: Events stored more than once.
+        unclean: What `verify` found at the end of an ingest.
     """
 
     kills: int = 0
@@ -43,6 +45,7 @@ class Outcome:
     reported: int = 0
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
+    unclean: list[str] = field(default_factory=list)
 
 
 async def kill_again_and_again(folder: Path, kills: int, events: int, seed: int) -> Outcome:
@@ -62,6 +65,10 @@ async def kill_again_and_again(folder: Path, kills: int, events: int, seed: int)
         outcome.doubled += sorted(
             number for number, times in stored.items() if times > 1 or number in ingest.refused
         )
+        store = ChromaStore(ingest.folder / "chroma")
+        report = await verify_alone(ingest.folder / "journal.db", store)
+        if not report.clean:
+            outcome.unclean.append(str(report))
     return outcome
 
 

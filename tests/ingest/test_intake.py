@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from autoplay_rag.content.keys import chunk_id, lane_of, payload_key
+from autoplay_rag.content.redaction import redaction_rule
 from autoplay_rag.ingest.intake import Intake, own
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
@@ -201,3 +202,19 @@ def test_what_has_the_same_fields_is_taken():
 def test_anything_else_is_refused(other):
     with pytest.raises(TypeError, match="expected a SummaryPayload or an object with its fields"):
         own(other, SummaryPayload)
+
+
+def test_what_the_built_in_redactor_removes_cannot_be_guessed_from_the_key(make_actions):
+    pytest.importorskip("phonenumbers")
+    rule = redaction_rule("pii")
+    one, other = (
+        Intake(None, rule).entry(make_actions("s", f"wrote to {name}@acme.test"), 1)
+        for name in ("ann", "bob")
+    )
+    assert one.key == other.key
+    assert one.key == Intake(None, rule).entry(one.payload, 1).key
+    both = redaction_rule([lambda payload: payload, "pii"])
+    assert Intake(None, both).entry(make_actions("s", "wrote to ann@acme.test"), 1).key == one.key
+    before = Intake(None, lambda payload: make_actions("s", "***"))
+    keys = {before.entry(make_actions("s", name), 1).key for name in ("ann", "bob")}
+    assert len(keys) == 2

@@ -20,3 +20,4 @@ async def test_a_killed_ingest_loses_and_doubles_nothing(tmp_path):
     assert outcome.reported == 600 * outcome.rounds
     assert outcome.lost == []
     assert outcome.doubled == []
+    assert outcome.unclean == []

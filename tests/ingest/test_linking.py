@@ -1,4 +1,4 @@
-"""A person who becomes known late: stored chunks get the identity, without being embedded again."""
+"""Late identity: stored chunks get the person without being embedded again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def store(request, tmp_path):
 
 
 async def people_of(store, name="user_id"):
-    """By text, what the store itself says of each chunk."""
+    """The metadata value of each chunk in the store, by text."""
     return {chunk.text: chunk.metadata.get(name) async for page in store.scan() for chunk in page}
 
 
@@ -50,7 +50,7 @@ async def test_stored_chunks_get_the_first_person_of_their_session(
         assert {"one", "two", "three"} <= {hit.text for hit in found}
 
 
-async def test_a_second_person_takes_the_links_back(make_pipeline, make_actions, store):
+async def test_a_second_person_reverts_the_links(make_pipeline, make_actions, store):
     async with make_pipeline(store, batch_window=0.0) as pipeline:
         for text, user in (("before", None), ("of ann", "ann"), ("of bob", "bob")):
             await pipeline.on_actions(make_actions("s1", text, user=user))
@@ -61,7 +61,7 @@ async def test_a_second_person_takes_the_links_back(make_pipeline, make_actions,
         assert [hit.text for hit in await pipeline.search("before", user_id="ann")] == ["of ann"]
 
 
-async def test_a_batch_links_its_own_beginning_unless_two_people_are_in_it(
+async def test_a_batch_links_its_first_payloads_unless_it_has_two_people(
     make_pipeline, make_actions, store
 ):
     async with make_pipeline(store, batch_window=60.0, max_batch_actions=1) as pipeline:
@@ -114,7 +114,7 @@ async def test_a_link_survives_an_outage_and_a_restart(
 
 
 class OnlyAdds(TextStore):
-    """A store that can do nothing beyond storing and searching."""
+    """A store that can only add and search."""
 
     def __init__(self):
         self.chunks = {}
@@ -126,7 +126,7 @@ class OnlyAdds(TextStore):
         return []
 
 
-async def test_a_store_that_cannot_change_metadata_is_not_waited_for(
+async def test_drain_does_not_wait_for_a_store_that_cannot_update_metadata(
     make_pipeline, make_actions, caplog
 ):
     caplog.set_level("INFO")
@@ -137,6 +137,6 @@ async def test_a_store_that_cannot_change_metadata_is_not_waited_for(
         await pipeline.on_actions(make_actions("s1", "two", user="ann"))
         await pipeline.drain(10)
         assert pipeline.health.state == "ok"
-        # The catalog knows it.
+        # The catalog has the link.
         assert await pipeline.search("one", user_id="ann", mode="text")
     assert "no 'update_metadata'" in caplog.text

@@ -1,4 +1,4 @@
-"""Full text: what is accepted is found by its words, and what is removed is not."""
+"""Full-text search finds accepted payloads, and does not find removed ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def seqs_of(db, question, **conditions):
     return sorted(seq for seq, _ in found.passages)
 
 
-def test_a_payload_is_found_from_the_commit_that_accepts_it(opened, make_actions, entries):
+def test_a_payload_is_found_as_soon_as_it_is_accepted(opened, make_actions, entries):
     db = opened()
     db.accept(
         entries(
@@ -50,7 +50,7 @@ def test_a_payload_is_found_from_the_commit_that_accepts_it(opened, make_actions
     assert seqs_of(db, "report", product_id="other") == []
 
 
-def test_what_is_discarded_is_found_no_more(opened, make_actions, entries, entry):
+def test_a_discarded_payload_is_not_found(opened, make_actions, entries, entry):
     db = opened()
 
     def refuse(_payload):
@@ -106,7 +106,7 @@ def test_any_text_is_accepted_and_looked_up(text):
 
 
 def word(number):
-    """A word of its own for each number, without digits: those would be looked up one by one."""
+    """A unique word for each number. Without digits, because digits are looked up separately."""
     return "zq" + "".join(chr(ord("a") + int(digit)) for digit in f"{number:03}")
 
 
@@ -117,7 +117,7 @@ async def until_found(pipeline, question):
 
 
 def downgrade(path):
-    """Make a journal what format 3 was: the same without full text."""
+    """Convert a journal to format 3, which has no full text."""
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(
             "CREATE TABLE session (lane INTEGER PRIMARY KEY, product TEXT NOT NULL, session TEXT "
@@ -134,8 +134,9 @@ def downgrade(path):
         )
         for column in ("linked", "forwarded", "actions"):
             connection.execute(f"ALTER TABLE chunk DROP COLUMN {column}")
+        connection.execute("DROP INDEX chunk_retired")
         connection.execute("ALTER TABLE payload ADD COLUMN forwarded_at REAL")
-        for table in ("words", "passage", "visit", "belongs", "outdated"):
+        for table in ("words", "passage", "visit", "belongs", "outdated", "claim"):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("PRAGMA user_version = 3")
 
@@ -169,7 +170,7 @@ async def test_a_journal_of_format_3_is_indexed_in_the_background(
         assert "index_below" not in meta
 
 
-async def test_indexing_that_was_broken_off_goes_on(tmp_path, embedder, make_actions):
+async def test_interrupted_indexing_continues(tmp_path, embedder, make_actions):
     path = tmp_path / "j.db"
     options = {"journal": path, "batch_window": 0.0}
     store = MemoryStore()

@@ -1,4 +1,4 @@
-"""One ranking from two sides."""
+"""The hybrid ranking."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def test_the_best_chunk_of_the_best_session_is_first():
     assert [one.dense_score for one in found] == [None] * 3
 
 
-def test_meaning_decides_where_no_word_does():
+def test_dense_scores_rank_if_no_word_matches():
     passages = [passage(1, 1, "x", "a"), passage(2, 2, "y", "b"), passage(3, 3, "z", "c")]
     found = fused(ASKED, passages, {"a": 0.2, "b": 0.7, "c": 0.5}, {}, 10, mode="hybrid")
     assert [(one.unit, one.text_score) for one in found] == [("b", None), ("c", None), ("a", None)]
     assert [one.score for one in found] == pytest.approx([0.1, 0.06, 0.0])
 
 
-def test_a_single_candidate_has_the_whole_of_the_dense_part():
+def test_a_single_dense_candidate_gets_the_full_dense_part():
     (one,) = fused(ASKED, [passage(1, 1, "x", "a")], {"a": -0.3}, {}, 10, mode="hybrid")
     assert (one.score, one.dense_score, one.text_score) == (0.1, -0.3, None)
 
 
-def test_each_mode_gives_what_its_side_found():
+def test_each_mode_returns_candidates_of_its_side():
     passages = [passage(1, 1, "export", "a"), passage(2, 2, "y", "b"), passage(3, 3, "z")]
     assert ranked(passages, {"b": 0.5}, "hybrid") == ["a", "b"]
     assert ranked(passages, {"b": 0.5}, "text") == ["a"]
@@ -55,7 +55,7 @@ def test_each_mode_gives_what_its_side_found():
     assert ranked(passages, {"b": 0.5}, "hybrid", whole=True) == ["a", "b", 3]
 
 
-def test_a_payload_that_is_not_embedded_is_a_candidate_of_its_own():
+def test_a_payload_that_is_not_embedded_is_a_separate_candidate():
     passages = [passage(1, 1, "export", "a"), passage(2, 1, "export report")]
     assert ranked(passages, {"a": 0.9}, "hybrid")[0] == 2
 
@@ -68,7 +68,7 @@ units = st.one_of(st.none(), st.sampled_from(["c1", "c2", "c3"]))
     st.dictionaries(st.sampled_from(["c1", "c2", "c3"]), st.floats(-1, 1)),
     st.sampled_from(["hybrid", "dense", "text"]),
 )
-def test_every_unit_stands_once_and_the_best_first(rows, dense, mode):
+def test_each_unit_is_ranked_once_best_first(rows, dense, mode):
     passages = [passage(seq, lane, text, unit) for seq, (lane, text, unit) in enumerate(rows)]
     found = fused(ASKED, passages, dense, COUNTS, 10, mode=mode)
     assert len({(one.unit, one.lane) for one in found}) == len(found)

@@ -34,13 +34,13 @@ def test_hits_are_a_list_that_shows_a_table():
     "metadata",
     [{"ended_at": None}, {"ended_at": "soon"}, {"ended_at": 1e300}, {"ended_at": float("nan")}],
 )
-def test_a_time_that_no_calendar_has_is_no_error(metadata):
+def test_an_invalid_time_is_not_an_error(metadata):
     assert "one<br>two" in hit(**metadata)._repr_html_()
     assert "one<br>two" in Hits([hit(**metadata)])._repr_html_()
 
 
 @pytest.mark.parametrize("attack", ["<script>x</script>", "a\n<b>", "<br>", "&lt;"])
-def test_what_strangers_typed_is_escaped(attack):
+def test_untrusted_text_is_escaped(attack):
     one = Hit.of(attack, attack, 0.5, {"session_id": attack, "user_id": attack})
     for html in (one._repr_html_(), Hits([one])._repr_html_()):
         assert "<script" not in html

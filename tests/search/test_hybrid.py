@@ -1,4 +1,4 @@
-"""Both sides of a search together, in a running pipeline."""
+"""Hybrid search in a running pipeline."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_a_payload_is_found_before_it_is_embedded_and_once_after(
             assert (found.unembedded, found.watermark) == (0, 1)
 
 
-async def test_a_wrong_id_does_not_look_like_a_quiet_user(make_pipeline, make_actions, journal):
+async def test_an_unknown_id_is_reported(make_pipeline, make_actions, journal):
     async with make_pipeline(journal=journal) as pipeline:
         await pipeline.on_actions(make_actions("s1", "export", user="ann"))
         await pipeline.drain()
@@ -67,7 +67,7 @@ async def test_a_wrong_id_does_not_look_like_a_quiet_user(make_pipeline, make_ac
         assert known == [True, False, True, False, True] * 2
 
 
-async def test_one_users_sessions_are_all_there(make_pipeline, make_actions, journal):
+async def test_all_sessions_of_one_user_are_found(make_pipeline, make_actions, journal):
     async with make_pipeline(journal=journal, batch_window=0.0) as pipeline:
         for number in range(60):
             user = "ann" if number % 2 else "bob"
@@ -81,7 +81,7 @@ async def test_one_users_sessions_are_all_there(make_pipeline, make_actions, jou
         assert await pipeline.search("event", filter=Filter(user_id="nobody")) == []
 
 
-async def test_a_session_of_two_people_shows_neither_the_other(
+async def test_a_filtered_search_hides_other_people_of_a_shared_session(
     make_pipeline, make_actions, journal
 ):
     async with make_pipeline(journal=journal, batch_window=0.0) as pipeline:
@@ -102,7 +102,7 @@ async def test_a_session_of_two_people_shows_neither_the_other(
         assert "ann" in session.text and "bob" in session.text  # noqa: PT018 - one claim
 
 
-async def test_words_answer_while_the_embedder_is_out(
+async def test_full_text_answers_during_an_embedder_outage(
     make_pipeline, embedder, make_actions, journal, caplog
 ):
     async with make_pipeline(journal=journal) as pipeline:
@@ -123,7 +123,9 @@ async def test_words_answer_while_the_embedder_is_out(
         assert (await pipeline.search("exports")).problem is None
 
 
-async def test_equal_texts_of_strangers_are_one_hit_if_asked(make_pipeline, make_actions, journal):
+async def test_collapse_merges_equal_texts_of_different_people(
+    make_pipeline, make_actions, journal
+):
     async with make_pipeline(journal=journal, batch_window=0.0) as pipeline:
         for number in range(5):
             one = make_actions(f"s{number}", "read the post", at=1000.0 * (number + 1))
@@ -156,7 +158,7 @@ async def test_rerank_orders_the_hits(make_pipeline, make_actions):
             await pipeline.search("event", rerank=invents)
 
 
-async def test_what_cannot_be_asked_is_refused(make_pipeline):
+async def test_invalid_searches_are_refused(make_pipeline):
     async with make_pipeline() as pipeline:
         for search in (pipeline.search, pipeline.search_sessions):
             for bad in (
@@ -169,7 +171,7 @@ async def test_what_cannot_be_asked_is_refused(make_pipeline):
         assert await pipeline.search_sessions('"*AND', mode="text") == []
 
 
-async def test_a_session_is_shown_whole_and_its_hits_in_order(make_pipeline, make_actions, titles):
+async def test_a_session_result_has_its_text_and_ordered_hits(make_pipeline, make_actions, titles):
     pipeline = IngestPipeline(MemoryStore(), batch_window=0.0)
     async with pipeline:
         for number, what in enumerate(["opened billing", "chose annual", "paid"], 1):
@@ -191,9 +193,7 @@ async def test_a_session_is_shown_whole_and_its_hits_in_order(make_pipeline, mak
         assert first.best.score == first.score
 
 
-async def test_a_store_that_is_older_than_the_journal_is_searched_all_the_same(
-    make_pipeline, embedder, make_actions
-):
+async def test_a_store_older_than_the_journal_is_searched(make_pipeline, embedder, make_actions):
     store = MemoryStore()
     async with make_pipeline(store, batch_window=0.0) as pipeline:
         await pipeline.on_actions(make_actions("s1", "export the report", user="ann"))

@@ -1,4 +1,4 @@
-"""How well the words of sessions answer a question, and what is shown of them."""
+"""Full-text scores and snippets."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def best(question, *sessions):
         ("inv-2024-00912", OTHER),
         ('where is "Download" of INV-2024-0091 used', INVOICE),
         ("anual billng", BILLING),  # one letter left out
-        ("exprot the revneue", EXPORT),  # two exchanged
+        ("exprot the revneue", EXPORT),  # two letters swapped
     ],
 )
-def test_the_session_that_answers_is_first(question, answer):
+def test_the_matching_session_is_first(question, answer):
     assert best(question, EXPORT, BILLING, INVOICE, OTHER) == answer
 
 
-def test_what_was_typed_counts_more_than_a_label():
+def test_a_typed_value_counts_more_than_a_label():
     typed = 'acme.test\ntyped "boston" into "Search"'
     label = 'acme.test\ntyped "paris" into "Boston office"'
     assert best("boston", typed, label) == typed
@@ -83,13 +83,13 @@ def test_any_text_is_scored(question, texts):
 
 
 @given(st.text(min_size=1))
-def test_the_places_are_those_of_the_question(text):
+def test_places_are_words_of_the_question(text):
     shown = matched(Question.of(text), text)
     for start, end in shown.places:
         assert set(terms(shown.text[start:end])) <= set(terms(text))
 
 
-def test_what_is_shown_is_the_line_that_answers():
+def test_the_matched_line_is_shown():
     shown = matched(Question.of("export revenue"), EXPORT)
     assert shown.text == 'clicked "Export",\ntyped "Q3 revenue" into "File name"'
     assert [shown.text[a:b] for a, b in shown.places] == ["Export", "revenue"]
@@ -113,7 +113,7 @@ def test_what_is_shown_is_the_line_that_answers():
         ("plain words only", ()),
     ],
 )
-def test_codes_addresses_and_quotes_count_as_they_stand(text, exact):
+def test_codes_addresses_and_quotes_match_literally(text, exact):
     assert Question.of(text).exact == exact
 
 

@@ -1,4 +1,4 @@
-"""What `benchmarks/retrieval.py` measures with: questions, slips, intervals, and a run of it."""
+"""`benchmarks/retrieval.py`: its questions, typos and intervals, and a run."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_exact_questions_are_the_same_each_time() -> None:
     assert exact_questions(SESSIONS) == exact_questions(dict(reversed(SESSIONS.items())))
 
 
-def test_about_a_third_of_the_words_slip() -> None:
+def test_about_a_third_of_the_words_get_a_typo() -> None:
     question = " ".join(["exported"] * 300)
     ((_, slipped),) = with_typos([("s1", question)])
     changed = [word for word in slipped.split() if word != "exported"]

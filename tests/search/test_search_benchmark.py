@@ -1,4 +1,4 @@
-"""`benchmarks/search.py` and `benchmarks/findable.py` run, on little."""
+"""Short runs of `benchmarks/search.py` and `benchmarks/findable.py`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a search finds, its restriction to one user, and searches from other threads."""
+"""Search results, their restriction to one user, and searches from other threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def texts_of(pipeline, **conditions) -> list[str]:
     return sorted(hit.text for hit in await pipeline.search("x", 100, **conditions))
 
 
-async def test_search_is_limited_by_what_is_known_of_a_chunk(make_pipeline, make_actions):
+async def test_filters_apply_to_the_metadata_of_chunks(make_pipeline, make_actions):
     async with make_pipeline() as pipeline:
         await pipeline.on_actions(make_actions("s1", "a", at=1000.0, user="u1"))
         await pipeline.on_actions(make_actions("s2", "b", at=2000.0, user="u1"))
@@ -41,7 +41,7 @@ async def test_search_is_limited_by_what_is_known_of_a_chunk(make_pipeline, make
             await pipeline.search("x", 0)
 
 
-async def test_a_store_that_filters_wrongly_shows_nobody_elses_session(make_pipeline):
+async def test_results_of_a_store_with_a_wrong_filter_are_filtered_again(make_pipeline):
     class Careless(VectorStore):
         async def upsert(self, chunks, vectors): ...
 
@@ -73,9 +73,7 @@ async def test_search_sync_from_other_threads_and_inside_the_loop(make_pipeline,
     assert not any(t.name == "autoplay-search" for t in threading.enumerate())
 
 
-async def test_a_search_under_way_ends_when_the_pipeline_closes(
-    make_pipeline, embedder, make_actions
-):
+async def test_closing_the_pipeline_ends_a_running_search(make_pipeline, embedder, make_actions):
     pipeline = make_pipeline()
     await pipeline.start()
     asked = threading.Event()

@@ -1,4 +1,4 @@
-"""Reading in order: `sessions`, `session` and `actions` of a pipeline."""
+"""Reading without a ranking: `sessions`, `session` and `actions` of a pipeline."""
 
 import time
 from datetime import UTC, datetime
@@ -48,7 +48,7 @@ def ids(sessions):
 # -- sessions -------------------------------------------------------------------------------------
 
 
-async def test_the_latest_come_first_with_what_was_done(pipeline):
+async def test_sessions_are_listed_latest_first_with_a_description(pipeline):
     await accept(
         pipeline,
         done("s1", "User opened billing", 'User clicked the "Export" button', at=1000.0),
@@ -66,13 +66,13 @@ async def test_the_latest_come_first_with_what_was_done(pipeline):
     assert "opened help" in found._repr_html_()
 
 
-async def test_a_summary_says_what_was_done(pipeline):
+async def test_a_summary_is_the_description(pipeline):
     await accept(pipeline, done("s1", "User opened billing"))
     await accept(pipeline, SummaryPayload("acme", "s1", "Paid an\ninvoice.", forwarded_at=1010.0))
     assert (await pipeline.sessions())[0].what == "Paid an; invoice."
 
 
-async def test_a_session_of_two_people_is_nobodys_and_shows_each_only_their_own(pipeline):
+async def test_a_shared_session_has_no_owner_and_shows_each_person_only_their_own_actions(pipeline):
     await accept(
         pipeline,
         done("s1", "User opened billing", user="ann"),
@@ -113,7 +113,7 @@ async def test_a_session_of_two_people_is_nobodys_and_shows_each_only_their_own(
         ({"matching": "\ud800\0 NEAR("}, []),
     ],
 )
-async def test_what_fits(pipeline, options, found):
+async def test_conditions_select_sessions(pipeline, options, found):
     await accept(
         pipeline,
         done("s1", "User exported", "User chose CSV", at=1000.0),
@@ -138,7 +138,7 @@ async def test_what_fits(pipeline, options, found):
         {"until": datetime(2026, 1, 1)},  # noqa: DTZ001 - has no zone on purpose
     ],
 )
-async def test_what_cannot_be_used_is_refused(pipeline, wrong):
+async def test_invalid_conditions_are_refused(pipeline, wrong):
     with pytest.raises(ConfigurationError):
         await pipeline.sessions(**wrong)
 
@@ -149,7 +149,7 @@ async def test_what_cannot_be_used_is_refused(pipeline, wrong):
     limit=st.integers(1, 7),
     text=st.text(max_size=20).filter(str.strip),
 )
-async def test_paging_gives_each_session_once(embedder, times, limit, text):
+async def test_pages_have_each_session_once(embedder, times, limit, text):
     async with IngestPipeline(MemoryStore(), embedder, batch_window=3600, drain_timeout=0) as pipe:
         for n, at in enumerate(times):
             said = text if n % 2 else "User opened help"
@@ -171,7 +171,7 @@ async def test_paging_gives_each_session_once(embedder, times, limit, text):
         assert sorted(ids(both[0] + both[1])) == sorted(f"s{n}" for n in range(len(times)))
 
 
-async def test_a_session_that_goes_on_between_two_pages_is_not_repeated(pipeline):
+async def test_a_session_that_continues_between_two_pages_is_not_repeated(pipeline):
     await accept(pipeline, *(done(f"s{n}", "User paid", at=1000.0 * n) for n in range(1, 5)))
     first = await pipeline.sessions(limit=2)
     await accept(pipeline, done("s1", "User left", at=9000.0))
@@ -183,7 +183,7 @@ async def test_a_session_that_goes_on_between_two_pages_is_not_repeated(pipeline
 # -- one session ----------------------------------------------------------------------------------
 
 
-async def test_a_session_whole_and_in_order(pipeline):
+async def test_a_session_is_complete_and_in_order(pipeline):
     await accept(
         pipeline,
         done("s1", "User paid", at=3000.0),
@@ -230,7 +230,7 @@ async def test_a_session_id_of_two_products_needs_the_product(pipeline):
     assert (await pipeline.session("s1", "other")).actions[0].description == "User left"
 
 
-async def test_a_session_that_changed_hands(pipeline):
+async def test_a_session_of_several_people(pipeline):
     await accept(
         pipeline,
         done("s1", "User opened billing", user="ann"),
@@ -254,7 +254,7 @@ async def test_an_action_of_unknown_time_stays_beside_its_neighbour(pipeline):
     assert [event.description for event in session.events] == ["c", "a", "b"]
 
 
-async def test_what_was_not_kept_is_counted_and_its_text_stays(embedder, tmp_path):
+async def test_payloads_without_a_body_are_counted_and_their_text_is_kept(embedder, tmp_path):
     path = tmp_path / "journal.db"
     async with IngestPipeline(
         MemoryStore(), embedder, journal=path, keep_payloads=False, batch_window=0.0
@@ -279,7 +279,7 @@ async def read(pipeline, **options):
     return [event.description async for event in pipeline.actions(**options)]
 
 
-async def test_actions_in_the_order_in_which_they_were_accepted(pipeline, monkeypatch):
+async def test_actions_are_in_order_of_acceptance(pipeline, monkeypatch):
     monkeypatch.setattr("autoplay_rag.journal.timeline._PAGE", 2)
     await accept(
         pipeline,
@@ -301,7 +301,7 @@ async def test_actions_in_the_order_in_which_they_were_accepted(pipeline, monkey
     assert await read(pipeline, user_id="eve") == []
 
 
-async def test_actions_of_a_person_are_theirs_alone(pipeline):
+async def test_actions_of_a_person_exclude_other_people(pipeline):
     await accept(
         pipeline,
         done("s1", "a", user="ann"),
@@ -313,7 +313,7 @@ async def test_actions_of_a_person_are_theirs_alone(pipeline):
     assert await read(pipeline, user_id="ann") == ["a", "d", "e"]
 
 
-async def test_what_comes_while_it_is_read_is_not_among_them(pipeline):
+async def test_actions_accepted_during_the_reading_are_not_included(pipeline):
     await accept(pipeline, done("s1", "a"))
     actions = pipeline.actions()
     assert (await anext(actions)).description == "a"
@@ -322,7 +322,7 @@ async def test_what_comes_while_it_is_read_is_not_among_them(pipeline):
     await actions.aclose()
 
 
-async def test_what_is_missing_is_counted(embedder, tmp_path, caplog):
+async def test_missing_payloads_are_counted(embedder, tmp_path, caplog):
     async with IngestPipeline(
         MemoryStore(),
         embedder,
@@ -356,7 +356,7 @@ async def test_a_damaged_body_is_missing(embedder, tmp_path):
         assert (await pipeline.session("s1")).missing == 1
 
 
-async def test_from_a_running_loop_and_after_the_end(pipeline):
+async def test_sync_methods_in_a_running_loop_and_after_closing(pipeline):
     await accept(pipeline, done("s1", "User paid", at=time.time()))
     assert ids(pipeline.sessions_sync(since="1h")) == ["s1"]
     assert pipeline.session_sync("s1").actions
@@ -405,9 +405,7 @@ async def test_every_action_is_read_once_and_belongs_to_one_person_at_most(
                 assert (session.actions if session else []) == own
 
 
-async def test_common_words_are_looked_up_in_another_way_with_the_same_answer(
-    pipeline, monkeypatch
-):
+async def test_common_and_rare_words_have_equal_results(pipeline, monkeypatch):
     await accept(
         pipeline,
         done("s1", "User exported", "User chose CSV", at=1000.0),

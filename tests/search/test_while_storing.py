@@ -1,4 +1,4 @@
-"""A payload is found in every moment: while it waits, while it is stored, and afterwards."""
+"""A payload is found at any time: while it is queued, while it is stored, and afterwards."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from autoplay_rag.stores import MemoryStore
 
 
 @pytest.mark.parametrize("mode", ["text", "hybrid"])
-async def test_what_is_stored_during_a_search_is_found_once(embedder, mode):
+async def test_a_payload_stored_during_a_search_is_found_once(embedder, mode):
     async with IngestPipeline(MemoryStore(), embedder, batch_window=0.0) as pipeline:
         for number in range(20):
             click = SlimAction("", f"User typed code{number}", "https://a.test/x", 0, "click", 5.0)
