@@ -156,12 +156,13 @@ class SqliteJournal(Journal):
             model=self._model,
             register=self._register,
         )
-        try:
-            with file.transaction():
-                self._tables.erasures.apply_register()
-        except BaseException:
-            file.close()
-            raise
+        if self._register.exists():
+            try:
+                with file.transaction():
+                    self._tables.erasures.apply_register()
+            except BaseException:
+                file.close()
+                raise
         self._catalog = catalog
         self._finder_tables = Finder(file.connection)
         self._timeline_tables = Timeline(file.connection)
