@@ -1,4 +1,4 @@
-"""Every block of Python in the README and six recipes runs against a local connector."""
+"""Every block of Python in the README and seven recipes runs against a local connector."""
 
 import asyncio
 import re
@@ -16,7 +16,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "docs" / "recipes" / "own-store.md"]
 PAGES += [
     ROOT / "docs" / "recipes" / f"{name}.md"
-    for name in ("backup", "own-embedder", "own-text", "production", "search", "reading")
+    for name in ("backup", "forgetting", "own-embedder", "own-text", "production", "search", "reading")
 ]
 
 

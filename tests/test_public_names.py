@@ -69,6 +69,7 @@ NAMES = {
     "autoplay_rag.stores.chroma": ["ChromaStore"],
     "autoplay_rag.maintenance": [
         "BackupReport",
+        "Receipt",
         "RestoreReport",
         "VerifyReport",
         "check_backup",

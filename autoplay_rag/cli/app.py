@@ -12,6 +12,7 @@ from autoplay_rag.cli.backup import backup, restore
 from autoplay_rag.cli.connector import connector
 from autoplay_rag.cli.console import LogFormat, error, log_to_stderr, say, stream_closed
 from autoplay_rag.cli.demo import demo
+from autoplay_rag.cli.forget import export, forget
 from autoplay_rag.cli.ingest import ingest
 from autoplay_rag.cli.journal import dead_letters, status
 from autoplay_rag.cli.options import USAGE, help_without_subcommand
@@ -28,7 +29,8 @@ _TYPER_INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for command in (
-    demo, connector, ingest, search, sessions, session, tail, status, verify, backup, restore
+    demo, connector, ingest, search, sessions, session, tail, status, verify, backup, restore,
+    forget, export,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(dead_letters, name="dead-letters")

@@ -22,7 +22,7 @@ def ask_pipeline(journal: Path, action: str, options: Mapping[str, Any]) -> Any 
 
     Args:
         journal: The journal's file.
-        action: "verify" or "backup".
+        action: "verify", "backup" or "forget".
         options: The arguments.
 
     Returns:

@@ -60,7 +60,7 @@ def counts(ledger: Ledger) -> str:
         'received 1,200 · pending 0 · stored 1,199 · duplicate 1'
     """
     usual = ["received", "pending", "stored"]
-    unusual = ["duplicate", "filtered", "dead", "discarded", "overflow"]
+    unusual = ["duplicate", "filtered", "dead", "discarded", "refused", "overflow"]
     shown = usual + [name for name in unusual if getattr(ledger, name)]
     return " · ".join(f"{name} {getattr(ledger, name):,}" for name in shown)
 

@@ -85,6 +85,11 @@ class Batcher:
         found = self._lanes.setdefault(lane, _Lane())
         found.under_way, found.going_since = True, now
 
+    def is_under_way(self, lane: int) -> bool:
+        """Whether a batch of a lane is in flight."""
+        found = self._lanes.get(lane)
+        return found is not None and found.under_way
+
     def take(self, now: float, limit: int = 1000) -> list[Gathered]:
         """The batches that are due, oldest first. Their lanes are in flight until `done`.
 

@@ -162,6 +162,10 @@ class Embedding:
         self.reused += len(items) - len(missing)
         return [found[text] for text, _ in items]
 
+    def clear(self) -> None:
+        """Forget the remembered vectors."""
+        self._vectors.clear()
+
     async def probe(self) -> None:
         """Embed a text that any healthy embedder accepts.
 

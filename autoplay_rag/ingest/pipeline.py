@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._html import table_html
+from autoplay_rag.content.filters import Moment
 from autoplay_rag.content.redaction import Redact, redaction_rule
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
@@ -30,7 +31,9 @@ from autoplay_rag.ingest.settings import Settings, Summaries
 from autoplay_rag.journal.base import Durability, Health, Outcome
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.live import LiveSessions
+from autoplay_rag.maintenance.asked import asked_of
 from autoplay_rag.maintenance.backup import BackupReport
+from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.maintenance.report import VerifyReport
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.stores.base import TextStore, VectorStore
@@ -98,6 +101,9 @@ class IngestPipeline(Questions):
             once the summary is stored, the store deletes chunks whose actions are all replaced,
             and full text still finds them as part of their session. A search finds the right
             session equally often with both (see the README's figures).
+        erasure_register: A file that lists all requests to forget as keyed hashes. By default it
+            is beside the journal, with `.erasures` at the end of its name. A start with an older
+            copy of the journal forgets again what the file lists. Keep it out of backups.
         on_progress: Called with the ledger after payloads were stored.
         live: Keeps the latest payloads of each session that were selected, redacted and not
             duplicates; one with default limits if None. At start, an empty one is filled with the
@@ -145,6 +151,7 @@ class IngestPipeline(Questions):
         remembered_vectors: int = 2048,
         drain_timeout: float = 30.0,
         summaries: Summaries = "keep",
+        erasure_register: str | Path | None = None,
         on_progress: Callable[[Ledger], None] | None = None,
         live: LiveSessions | None = None,
         rebuild: bool = False,
@@ -171,6 +178,7 @@ class IngestPipeline(Questions):
             remembered_vectors=remembered_vectors,
             drain_timeout=drain_timeout,
             summaries=summaries,
+            erasure_register=Path(erasure_register).resolve() if erasure_register else None,
             on_progress=on_progress,
         )
         if isinstance(store, type):
@@ -266,7 +274,10 @@ class IngestPipeline(Questions):
                 await self._clients.leave(self._settings.drain_timeout)
                 # `ingest` just saw no progress: do not wait again.
                 stuck = self._stuck and journal and self.health.state != "ok"
+                started = run.loop.time()
                 await run.drain(0.0 if stuck else self._settings.drain_timeout)
+                left = self._settings.drain_timeout - (run.loop.time() - started)
+                await run.finish_erasing(0.0 if stuck else max(0.0, left))
             except PipelineError as error:
                 if journal:
                     _log.warning(
@@ -396,7 +407,7 @@ class IngestPipeline(Questions):
 
         Returns:
             A future that is done once the payload is in the journal. Its result is "accepted",
-            "duplicate", "filtered", "dead" or "overflow".
+            "duplicate", "filtered", "dead", "refused" or "overflow".
 
         Raises:
             PipelineClosedError: If the pipeline is not running.
@@ -490,6 +501,125 @@ class IngestPipeline(Questions):
             raise ConfigurationError("delete_extra=True needs repair=True")
         run = self._open_run()
         return await _on_loop(run.loop, run.verify(repair=repair, delete_extra=delete_extra))
+
+    async def forget(
+        self,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        conversation_id: str | None = None,
+        until: Moment | None = None,
+        dry_run: bool = False,
+        block: bool = False,
+    ) -> Receipt:
+        """Forget a person, a session, a chat thread or a product, while the pipeline runs.
+
+        All conditions that are given must hold. A session belongs to a person even if only some of
+        its payloads name the person. Of a session that several people used, only the person's part
+        is forgotten; a payload that names nobody belongs to the person named before it. A chunk
+        that mixes forgotten payloads with others is deleted, and the others are stored again.
+
+        This returns once no search and no listing finds it, or earlier if the store does not
+        confirm its deletions; see `Receipt.remaining`. The files are written anew in the
+        background; see `receipt`. After a crash, both continue at the next start.
+
+        Later, events of these ids that happened before this call, or at an unknown or a future
+        time, are refused, and so is every forgotten payload. The ledger counts them as `refused`.
+
+        Args:
+            user_id: The person.
+            session_id: The session.
+            product_id: The product. Needed if the other ids occur in several products.
+            conversation_id: The chat thread.
+            until: Only what happened up to then: Unix seconds, a datetime with a time zone, or a
+                date. If the time of a payload is unknown or in the future, its arrival counts.
+            dry_run: Only count.
+            block: Also refuse events that happen later.
+
+        Returns:
+            The receipt. It holds no ids.
+
+        Raises:
+            ConfigurationError: If no id is given, or the ids occur in several products.
+            JournalError: If the journal cannot be written.
+            PipelineClosedError: If the pipeline is not running.
+
+        Example:
+            >>> from autoplay_rag import ActionsPayload, SlimAction
+            >>> from autoplay_rag.embedders import LocalEmbedder
+            >>> from autoplay_rag.stores import MemoryStore
+            >>> async def main():
+            ...     store = MemoryStore()
+            ...     async with IngestPipeline(store=store, embedder=LocalEmbedder()) as pipeline:
+            ...         click = SlimAction("Export", "User clicked Export")
+            ...         await pipeline.on_actions(
+            ...             ActionsPayload("acme", "s1", "ann", actions=[click])
+            ...         )
+            ...         await pipeline.drain()
+            ...         receipt = await pipeline.forget(user_id="ann")
+            ...         return receipt.payloads, receipt.deleted, await store.count()
+            >>> asyncio.run(main())
+            (1, True, 0)
+        """
+        asked = asked_of(
+            "forget()",
+            user_id=user_id,
+            session_id=session_id,
+            product_id=product_id,
+            conversation_id=conversation_id,
+            until=until,
+        )
+        run = self._open_run()
+        return await _on_loop(run.loop, run.forget(asked, dry_run=dry_run, block=block))
+
+    async def receipt(self, number: int) -> Receipt:
+        """Return the receipt of an earlier call of `forget`, as of now.
+
+        Args:
+            number: `Receipt.number`.
+
+        Raises:
+            ConfigurationError: If there is no such request.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        run = self._open_run()
+        return await _on_loop(run.loop, run.receipt(number))
+
+    async def export(
+        self,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        conversation_id: str | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield everything that is held about a person, a session or a chat thread.
+
+        It selects the same payloads as `forget`. Each record can be written as one line of JSON.
+        Records with `"record": "payload"` come first, in the order of arrival, then those with
+        `"record": "chunk"`.
+
+        Args:
+            user_id: The person.
+            session_id: The session.
+            product_id: The product. Needed if the other ids occur in several products.
+            conversation_id: The chat thread.
+
+        Raises:
+            ConfigurationError: If no id is given, or the ids occur in several products.
+            JournalError: If the journal cannot be read.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        asked = asked_of(
+            "export()",
+            user_id=user_id,
+            session_id=session_id,
+            product_id=product_id,
+            conversation_id=conversation_id,
+        )
+        async for record in self._open_run().export(asked):
+            yield record
 
     async def backup(self, folder: str | Path) -> BackupReport:
         """Write a consistent copy of journal and store, while the pipeline runs.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from array import array
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,16 @@ from autoplay_rag.ingest.upkeep import Upkeep
 from autoplay_rag.ingest.watermark import Watermark
 from autoplay_rag.ingest.worker import Worker
 from autoplay_rag.journal.base import Entry, Health, Outcome
+from autoplay_rag.journal.forgetting import Asked, Deleted
 from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.maintenance.backup import BackupReport, write_backup
+from autoplay_rag.maintenance.erasing import Eraser
+from autoplay_rag.maintenance.exporting import export_records
+from autoplay_rag.maintenance.forgetting import Forgetter
+from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.maintenance.report import VerifyReport
 from autoplay_rag.maintenance.verify import Verifier
 from autoplay_rag.payloads import Payload
@@ -125,6 +130,7 @@ class RunningPipeline:
             keep_payloads=settings.keep_payloads,
             replace_by_summaries=settings.summaries == "replace",
             model=model,
+            erasure_register=settings.erasure_register,
             on_entry=self._committed,
             on_returned=self._returned,
         )
@@ -160,6 +166,8 @@ class RunningPipeline:
         self._linker: Linker
         self._retirer: Retirer
         self._worker: Worker
+        self._eraser = Eraser(self._journal.erasures, store)
+        self._forgetter: Forgetter
         self._task: asyncio.Task[None]
 
     # -- life ---------------------------------------------------------------------------------
@@ -170,6 +178,8 @@ class RunningPipeline:
         try:
             await self._pairing.open_store()
             _log_missing_capabilities(self._store)
+            # What an earlier run did not delete must not be stored by this one.
+            await self._journal.erasures.delete_all()
             if self._settings.journal:
                 await self._pairing.check()
             await self._build()
@@ -220,6 +230,17 @@ class RunningPipeline:
             on_stored=self._retirer.stored,
             on_linked=self._linker.changed,
         )
+        self._forgetter = Forgetter(
+            self._journal.erasures,
+            self._journal,
+            self._store,
+            self._upkeep,
+            self._eraser,
+            complete=settings.journal is not None,
+            busy=self._busy,
+            on_deleted=self._payloads_deleted,
+            on_forgotten=self._clear_caches,
+        )
 
     async def _resume(self) -> None:
         await self._journal.queue_unconfirmed()
@@ -256,9 +277,12 @@ class RunningPipeline:
                 group.create_task(self._upkeep.run())
                 group.create_task(self._linker.run())
                 group.create_task(self._retirer.run())
+                group.create_task(self._eraser.run())
                 group.create_task(Indexer(self._journal).run())
                 if self._settings.journal:
-                    group.create_task(answer_tasks(self._journal, self.verify, self.backup))
+                    group.create_task(
+                        answer_tasks(self._journal, self.verify, self.backup, self.forget)
+                    )
                 group.create_task(self._run_periodic_work())
         except asyncio.CancelledError:
             raise
@@ -328,7 +352,7 @@ class RunningPipeline:
             )
 
     def _watch_overflow(self, outcome: Outcome | None) -> None:
-        if outcome in ("duplicate", "filtered"):
+        if outcome in ("duplicate", "filtered", "refused"):
             return  # these take no space in the journal
         overflow = outcome in (None, "overflow")
         if overflow and not self._overflowing:
@@ -468,7 +492,7 @@ class RunningPipeline:
         if self._overflowing:
             reasons.append("overflow: the journal cannot accept payloads, and they are lost")
         reasons += self._writer.problems + self._worker.problems + self._upkeep.problems
-        reasons += self._linker.problems + self._retirer.problems
+        reasons += self._linker.problems + self._retirer.problems + self._eraser.problems
         reasons += self._clients.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 
@@ -494,6 +518,49 @@ class RunningPipeline:
             raise ConfigurationError("a backup needs a journal file: give journal=...")
         async with self._maintaining:
             return await write_backup(folder, journal, self._store, self._store_paused)
+
+    # -- forgetting ---------------------------------------------------------------------------
+
+    async def forget(self, asked: Asked, *, dry_run: bool, block: bool) -> Receipt:
+        """Forget people or sessions; see `IngestPipeline.forget`."""
+        forgetting = asyncio.ensure_future(
+            self._forgetter.forget(asked, dry_run=dry_run, block=block)
+        )
+        await asyncio.wait([forgetting, self._task], return_when=asyncio.FIRST_COMPLETED)
+        if not forgetting.done():
+            forgetting.cancel()
+            await asyncio.wait([forgetting])
+            self._check_works(ended=False)
+        return forgetting.result()
+
+    def export(self, asked: Asked) -> AsyncIterator[dict[str, Any]]:
+        """Yield everything that the journal holds about ids; see `IngestPipeline.export`."""
+        return export_records(self._journal.read_in_order, asked)
+
+    async def receipt(self, number: int) -> Receipt:
+        """Return a receipt as of now; see `IngestPipeline.receipt`."""
+        return await self._forgetter.receipt(number)
+
+    async def finish_erasing(self, timeout: float) -> None:  # noqa: ASYNC109 - as in `aclose`
+        """Wait until all requests to forget are complete. What is left goes on at the next start."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._ends_before_work(self._eraser.wait())
+
+    def _busy(self, lanes: Collection[int]) -> set[int]:
+        return {lane for lane in lanes if self._batcher.is_under_way(lane)}
+
+    def _payloads_deleted(self, page: Deleted) -> None:
+        self.watermark.settle(page.settled)
+        self._upkeep.delete(page.chunks)
+        if page.returned:
+            self._returned(page.returned)
+
+    def _clear_caches(self, asked: Asked, lanes: Collection[int]) -> None:
+        # Events in `live` have the times of their arrival, so all of a session are dropped.
+        self._live.forget(set(lanes), user_id=asked.user_id, conversation_id=asked.conversation_id)
+        if self._embedding:
+            self._embedding.clear()
 
     @asynccontextmanager
     async def _store_paused(self) -> AsyncIterator[None]:

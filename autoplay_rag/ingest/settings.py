@@ -58,6 +58,7 @@ class Settings:
     remembered_vectors: int
     drain_timeout: float
     summaries: Summaries
+    erasure_register: Path | None
     on_progress: Callable[[Ledger], None] | None
 
     def __post_init__(self) -> None:

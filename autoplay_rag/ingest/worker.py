@@ -258,16 +258,21 @@ class Worker:
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
 
     async def _acknowledge(self, ended: list[_PlanInProgress]) -> None:
-        deletions = await self._journal.acknowledge(
+        found = await self._journal.acknowledge(
             [Acknowledgement(owner.plan, owner.dead) for owner in ended]
         )
         del self._ended[: len(ended)]
-        self._upkeep.delete(deletions)
+        self._upkeep.delete(found.outbox)
         for owner in ended:
-            self._batcher.done(owner.plan.lane)
+            lane = owner.plan.lane
+            if again := [seq for other, seq in found.again if other == lane]:
+                # Their chunk also held payloads that were forgotten meanwhile.
+                self._batcher.give_back(Gathered(lane, again), asyncio.get_running_loop().time())
+            else:
+                self._batcher.done(lane)
         kinds = (one.chunk.metadata.get("kind") for owner in ended for one in owner.plan.chunks)
         self._on_stored([owner.plan.lane for owner in ended], "summary" in kinds)
-        self._on_settled(sorted(seq for owner in ended for seq in owner.plan.seqs))
+        self._on_settled(found.settled)
         self._wake.set()
 
     async def _replan_divided(self, owner: _PlanInProgress, planned: PlannedChunk) -> None:

@@ -23,6 +23,7 @@ from autoplay_rag.journal.ledger import Counts
 from autoplay_rag.payloads import Payload
 
 __all__ = [
+    "Acknowledged",
     "Acknowledgement",
     "Action",
     "Catalog",
@@ -55,7 +56,7 @@ __all__ = [
     "Waiting",
 ]
 
-Outcome = Literal["accepted", "duplicate", "filtered", "dead", "overflow"]
+Outcome = Literal["accepted", "duplicate", "filtered", "dead", "refused", "overflow"]
 """What happened to a submitted payload."""
 Durability = Literal["normal", "full"]
 Action = Literal["retry", "discard"]
@@ -201,6 +202,22 @@ class Acknowledgement:
 
     plan: Plan
     dead: Mapping[int, str]
+
+
+class Acknowledged(NamedTuple):
+    """What became of the payloads of executed plans.
+
+    Attributes:
+        outbox: Ids of chunks added to the deletion outbox: parts of payloads that are now dead, and
+            chunks with forgotten payloads.
+        settled: The sequence numbers of payloads that are now stored or dead.
+        again: (lane, sequence number) of payloads that still wait, because their chunk also held
+            forgotten ones.
+    """
+
+    outbox: list[str]
+    settled: list[int]
+    again: list[tuple[int, int]]
 
 
 class Scope(NamedTuple):
@@ -401,7 +418,7 @@ class Task(NamedTuple):
 
     Attributes:
         token: Names the request.
-        action: "verify" or "backup".
+        action: "verify", "backup" or "forget".
         options: The arguments.
     """
 
@@ -546,12 +563,8 @@ class Queue(ABC):
         """Overwrite the plan of the same number. Chunks it no longer has leave the catalog."""
 
     @abstractmethod
-    async def acknowledge(self, ended: Sequence[Acknowledgement]) -> list[str]:
-        """Settle the payloads of executed plans.
-
-        Returns:
-            Ids of chunks added to the deletion outbox: parts of payloads that are now dead.
-        """
+    async def acknowledge(self, ended: Sequence[Acknowledgement]) -> Acknowledged:
+        """Settle the payloads of executed plans. Payloads forgotten meanwhile stay forgotten."""
 
     @abstractmethod
     async def dead_letters(self, limit: int) -> list[DeadLetter]:

@@ -100,7 +100,7 @@ class CatalogTables:
         A chunk with a known id replaces the old one and keeps its number.
         """
         ids = [planned.chunk.id for planned in chunks]
-        known = self._numbers(ids)
+        known = self.numbers(ids)
         numbers = [known.get(one) or self._take_number() for one in ids]
         delete_in(self._connection, "chunk_payload", "chunk", list(known.values()))
         rows = [
@@ -298,7 +298,7 @@ class CatalogTables:
 
     def delete_unknown(self, ids: Sequence[str], reason: str) -> list[str]:
         """Add unknown ids to the deletion outbox, and return them."""
-        known = self._numbers(ids)
+        known = self.numbers(ids)
         now = time.time()
         rows = [(one, reason, now) for one in dict.fromkeys(ids) if one not in known]
         insert(self._connection, "deletion (chunk, reason, at)", rows, verb="INSERT OR REPLACE")
@@ -350,7 +350,7 @@ class CatalogTables:
         return len(rows)
 
     def _add_parts(self, chunks: Sequence[Chunk]) -> None:
-        known = self._numbers(chunk.id for chunk in chunks)
+        known = self.numbers(chunk.id for chunk in chunks)
         rows, links = [], []
         for chunk in chunks:
             lane = _lane_of(chunk)
@@ -379,7 +379,7 @@ class CatalogTables:
         """
         ids = [chunk.id for chunk in chunks]
         # Chunks with a pending deletion are not adopted.
-        known = self._numbers(ids).keys() | self._in_outbox(ids)
+        known = self.numbers(ids).keys() | self._in_outbox(ids)
         fresh = {chunk.id: chunk for chunk in chunks if chunk.id not in known}
         if not fresh:
             return 0
@@ -602,7 +602,8 @@ class CatalogTables:
         self._next_number += 1
         return self._next_number - 1
 
-    def _numbers(self, ids: Iterable[str]) -> dict[str, int]:
+    def numbers(self, ids: Iterable[str]) -> dict[str, int]:
+        """Return the numbers of these chunks, where they are known."""
         rows = read_all(
             self._connection,
             "id, number",

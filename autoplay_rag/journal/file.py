@@ -18,7 +18,13 @@ from autoplay_rag.journal.base import Durability
 from autoplay_rag.journal.ledger import COUNTERS
 from autoplay_rag.journal.migration import OLDEST_VERSION, upgrade
 from autoplay_rag.journal.rows import lossy_text
-from autoplay_rag.journal.schema import APPLICATION_ID, PAGE_SIZE, SCHEMA, SCHEMA_VERSION
+from autoplay_rag.journal.schema import (
+    APPLICATION_ID,
+    ERASURE_SCHEMA,
+    PAGE_SIZE,
+    SCHEMA,
+    SCHEMA_VERSION,
+)
 
 __all__ = ["JournalFile", "other_version"]
 
@@ -132,6 +138,8 @@ class JournalFile:
         elif version < SCHEMA_VERSION:
             self.upgraded_from = version
             upgrade(self.connection, self.path, version, keep_addresses=self._keep_addresses)
+        for statement in ERASURE_SCHEMA.split(";\n"):  # early files of format 4 lack these tables
+            execute(statement)
         self.unclean = self.meta("open") == 1
         if self.unclean and (found := execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(found)
@@ -217,6 +225,30 @@ class JournalFile:
     def sync_after_commit(self) -> None:
         """Make the current transaction, and all before it, survive a power loss."""
         self._sync_after_commit = self.path is not None
+
+    # -- erasing ------------------------------------------------------------------------------
+
+    def overwrite_deleted(self) -> None:
+        """Overwrite what is deleted from now on with zeros. Free pages may still hold older copies."""
+        self.connection.execute("PRAGMA secure_delete = ON").fetchone()
+
+    def rewrite(self) -> bool:
+        """Write the file anew, without the remains of deleted rows. Call it outside a transaction.
+
+        Returns:
+            Whether the write-ahead log was emptied too. A reader of an older state prevents that.
+        """
+        if self.path is None:
+            return True
+        self.connection.execute("VACUUM")
+        return self.empty_log()
+
+    def empty_log(self) -> bool:
+        """Copy the write-ahead log into the file and truncate it; False if a reader prevents it."""
+        if self.path is None:
+            return True
+        busy, *_ = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
 
     # -- helpers ------------------------------------------------------------------------------
 

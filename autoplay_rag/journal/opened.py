@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from autoplay_rag.journal.finder import AsyncFinder, AsyncTimeline, ReadThread
 from autoplay_rag.journal.reader import JournalReader
 
 __all__ = ["OpenedJournal"]
+
+T = TypeVar("T")
 
 
 class OpenedJournal:
@@ -37,6 +42,14 @@ class OpenedJournal:
     def journal_id(self) -> str:
         """The permanent id of this journal. Its store has the same id."""
         return self._reader.journal_id()
+
+    async def read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a blocking read in the connection's thread.
+
+        Raises:
+            JournalError: If the journal cannot be read.
+        """
+        return await self._thread.run(lambda: read(self._thread.connected()))
 
     async def aclose(self) -> None:
         """Close the connection."""

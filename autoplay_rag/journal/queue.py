@@ -16,6 +16,7 @@ import msgspec
 
 from autoplay_rag.content.passages import passage_of
 from autoplay_rag.journal.base import (
+    Acknowledged,
     Acknowledgement,
     Claim,
     DeadLetter,
@@ -34,6 +35,8 @@ from autoplay_rag.journal.base import (
 from autoplay_rag.journal.bodies import decoded, pack, unpack
 from autoplay_rag.journal.catalog import CatalogTables, as_key
 from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.forgetting import FORGOTTEN, ErasureTables
+from autoplay_rag.journal.register import Register
 from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
 from autoplay_rag.journal.schema import PayloadState
 from autoplay_rag.journal.tasks import ANSWER, LETTER_ACTIONS, decode_task
@@ -81,6 +84,7 @@ class QueueTables:
         keep_payloads: Whether the bodies of stored payloads are kept.
         replace_by_summaries: Whether summaries claim the actions they replace.
         model: The name of the embedder, saved with acknowledged chunks.
+        register: Where requests to forget are registered as well.
     """
 
     def __init__(
@@ -93,10 +97,12 @@ class QueueTables:
         keep_payloads: bool,
         replace_by_summaries: bool = True,
         model: str,
+        register: Register | None = None,
     ) -> None:
         self.file = file
         self.catalog = catalog
         self.fulltext = catalog.fulltext
+        self.erasures = ErasureTables(file, catalog, register)
         self._connection = file.connection
         self._max_bytes = max_bytes
         self._keep_payloads = keep_payloads
@@ -130,6 +136,19 @@ class QueueTables:
         """
         if prepared is None:
             prepared = [self.prepare(entry) for entry in entries]
+        if self.erasures.active and (
+            refused := self.erasures.refused(entries, prepared, time.time())
+        ):
+            self.file.counts["received"] += len(refused)
+            self.file.counts["refused"] += len(refused)
+            others = [
+                pair for pair in zip(entries, prepared, strict=True) if pair[0].seq not in refused
+            ]
+            outcomes = iter(self._accept([one for one, _ in others], [kept for _, kept in others]))
+            return ["refused" if one.seq in refused else next(outcomes) for one in entries]
+        return self._accept(entries, prepared)
+
+    def _accept(self, entries: Sequence[Entry], prepared: Sequence[Prepared]) -> list[Outcome]:
         now = time.time()
         wanted = [entry for entry in entries if entry.outcome != "filtered"]
         row_of = {
@@ -281,6 +300,8 @@ class QueueTables:
             "plan (number, lane, record)",
             [(plan.number, plan.lane, self._record(plan)) for plan in plans],
         )
+        if self.erasures.active:
+            sessions = self.erasures.without_forgotten(sessions)
         return self.catalog.set_sessions(sessions)
 
     def replace_plan(self, plan: Plan) -> None:
@@ -292,7 +313,8 @@ class QueueTables:
         )
 
     def _record(self, plan: Plan) -> bytes:
-        numbers = self.catalog.insert_planned(plan.chunks, plan.lane)
+        chunks = self.erasures.still_valid(plan) if self.erasures.active else plan.chunks
+        numbers = self.catalog.insert_planned(chunks, plan.lane)
         return msgspec.msgpack.encode((numbers, plan.unplanned))
 
     def _numbers_of(self, plans: Sequence[int]) -> dict[int, list[int]]:
@@ -315,31 +337,67 @@ class QueueTables:
             found.append(Plan(number, lane, self.catalog.planned(numbers), unplanned))
         return found
 
-    def acknowledge(self, ended: Sequence[Acknowledgement]) -> list[str]:
-        """Settle the payloads of executed plans, and return the ids added to the deletion outbox."""
+    def acknowledge(self, ended: Sequence[Acknowledgement]) -> Acknowledged:
+        """Settle the payloads of executed plans."""
         now = time.time()
         errors = {seq: error for one in ended for seq, error in one.dead.items()}
+        done = [seq for one in ended for seq in one.plan.seqs if seq not in errors]
+        again: list[tuple[int, int]] = []
+        numbers_of = self.catalog.numbers(
+            planned.chunk.id for one in ended for planned in one.plan.chunks
+        )
+        gone: list[str] = []
+        if self.erasures.active:
+            gone, again = self._forgotten(ended, numbers_of)
+            waiting = self.erasures.waiting([*done, *errors]).keys() - {seq for _, seq in again}
+            done = [seq for seq in done if seq in waiting]
+            errors = {seq: error for seq, error in errors.items() if seq in waiting}
         stored_chunks: list[int] = []
         dead_chunks: list[int] = []
         outbox: list[int] = []
-        numbers_of = self._numbers_of([one.plan.number for one in ended])
         for one in ended:
             parts = _parts(one)
-            numbers = numbers_of[one.plan.number]
-            for number, planned in zip(numbers, one.plan.chunks, strict=True):
+            for planned in one.plan.chunks:
+                number = numbers_of.get(planned.chunk.id)
+                if number is None:
+                    continue
                 if one.dead.keys().isdisjoint(planned.seqs):
                     stored_chunks.append(number)
                 elif planned.seqs[0] in parts:
                     outbox.append(number)
                 else:
                     dead_chunks.append(number)
-        done = [seq for one in ended for seq in one.plan.seqs if seq not in errors]
         self._set_stored(done, now)
         self._set_dead(errors, now)
         self.catalog.set_stored(stored_chunks, self._model)
         self.catalog.remove(dead_chunks)
         deleted = self.catalog.remove(outbox, _PART)
-        plans = [one.plan.number for one in ended]
+        self._end_plans([one.plan.number for one in ended], now)
+        counts = self.file.counts
+        counts["stored"] += len(done)
+        counts["dead"] += len(errors)
+        counts["pending"] -= len(done) + len(errors)
+        return Acknowledged(deleted + gone, sorted([*done, *errors]), again)
+
+    def _forgotten(
+        self, ended: Sequence[Acknowledgement], numbers_of: Mapping[str, int]
+    ) -> tuple[list[str], list[tuple[int, int]]]:
+        """Add executed chunks that left the catalog to the deletion outbox.
+
+        Returns:
+            Their ids, and (lane, sequence number) of those of their payloads that still wait.
+        """
+        chunks = [
+            planned
+            for one in ended
+            for planned in one.plan.chunks
+            if planned.chunk.id not in numbers_of
+        ]
+        waiting = self.erasures.waiting([seq for one in chunks for seq in one.seqs])
+        gone = self.catalog.delete_unknown([one.chunk.id for one in chunks], FORGOTTEN)
+        return gone, [(lane, seq) for seq, lane in sorted(waiting.items())]
+
+    def _end_plans(self, plans: Sequence[int], now: float) -> None:
         if self._keep_acknowledged:
             self._connection.execute(
                 "UPDATE plan SET acknowledged = ? WHERE number IN (SELECT value FROM json_each(?))",
@@ -351,11 +409,6 @@ class QueueTables:
             highest = max(plans)
             if highest > (self.file.meta("acknowledged") or 0):
                 self.file.set_meta("acknowledged", highest)
-        counts = self.file.counts
-        counts["stored"] += len(done)
-        counts["dead"] += len(errors)
-        counts["pending"] -= len(done) + len(errors)
-        return deleted
 
     def _set_stored(self, seqs: Sequence[int], now: float) -> None:
         given = json_list(seqs)

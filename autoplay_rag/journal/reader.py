@@ -185,7 +185,7 @@ class JournalReader:
         """Leave a task for the pipeline that runs now. It takes tasks once a second.
 
         Args:
-            action: "verify" or "backup".
+            action: "verify", "backup" or "forget".
             options: The arguments.
 
         Returns:

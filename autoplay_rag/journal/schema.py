@@ -7,6 +7,7 @@ from typing import Final
 
 __all__ = [
     "APPLICATION_ID",
+    "ERASURE_SCHEMA",
     "FULLTEXT_SCHEMA",
     "INDEX_BELOW",
     "PAGE_SIZE",
@@ -94,6 +95,15 @@ CREATE TABLE claim (
 );
 CREATE INDEX claim_lane ON claim (lane)"""
 
+ERASURE_SCHEMA: Final = """
+-- Requests to forget. `record` is JSON of keyed hashes and counts; it holds no id. `deleted` and
+-- `erased` are the times when the two stages were complete.
+CREATE TABLE IF NOT EXISTS erasure (
+    number INTEGER PRIMARY KEY, asked REAL NOT NULL, record TEXT NOT NULL, deleted REAL, erased REAL
+);
+-- Payloads that are to be deleted for an erasure and are still here.
+CREATE TABLE IF NOT EXISTS forgetting (seq INTEGER PRIMARY KEY, erasure INTEGER NOT NULL)"""
+
 SCHEMA: Final = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 -- The ledger's durable counts, and `bytes`: the size of the bodies of queued and dead payloads.
@@ -143,11 +153,13 @@ CREATE TABLE plan (
 );
 -- The deletion outbox: chunks whose deletion the store has not confirmed.
 CREATE TABLE deletion (chunk TEXT PRIMARY KEY, reason TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
--- Erased scopes, as keyed hashes. Payloads of a scope up to `happened_until` are refused.
+-- Forgotten scopes and payload keys, as keyed hashes. Payloads of a scope up to `happened_until` are
+-- refused.
 CREATE TABLE refused (
     scope TEXT NOT NULL, hash BLOB NOT NULL, happened_until REAL NOT NULL, PRIMARY KEY (scope, hash)
 ) WITHOUT ROWID;
 {FULLTEXT_SCHEMA};
+{ERASURE_SCHEMA};
 -- Requests of other processes to the process that owns the journal.
 CREATE TABLE request (number INTEGER PRIMARY KEY, action TEXT NOT NULL, seq INTEGER)
 """

@@ -13,6 +13,7 @@ from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.errors import JournalError, JournalLockedError
 from autoplay_rag.journal import checking
 from autoplay_rag.journal.base import (
+    Acknowledged,
     Acknowledgement,
     Claim,
     Claimable,
@@ -36,11 +37,13 @@ from autoplay_rag.journal.base import (
     Waiting,
 )
 from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.erasing import AsyncErasures
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.finder import AsyncFinder, AsyncTimeline, ReadThread
 from autoplay_rag.journal.finding import Finder
 from autoplay_rag.journal.ledger import Counts
 from autoplay_rag.journal.queue import QueueTables
+from autoplay_rag.journal.register import Register, register_of
 from autoplay_rag.journal.timeline import Timeline
 from autoplay_rag.journal.writer import OnEntry, Tables, Writer
 from autoplay_rag.payloads import Payload
@@ -64,6 +67,7 @@ class SqliteJournal(Journal):
         keep_payloads: Whether the bodies of stored payloads are kept. In memory they never are.
         replace_by_summaries: Whether summaries claim the actions they replace.
         model: The name of the embedder, saved with acknowledged chunks.
+        erasure_register: A file with all requests to forget; by default beside the journal.
         on_entry: Called on the loop with each entry and its outcome, in the order of the `accept`
             calls, before the future of `accept` completes. The outcome is None if the entry could
             not be written.
@@ -72,6 +76,7 @@ class SqliteJournal(Journal):
 
     Attributes:
         timeline: Lists sessions and reads payloads, beside the writer.
+        erasures: Requests to forget.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class SqliteJournal(Journal):
         keep_payloads: bool = True,
         replace_by_summaries: bool = True,
         model: str = "",
+        erasure_register: Path | None = None,
         on_entry: OnEntry,
         on_returned: Returned,
     ) -> None:
@@ -94,6 +100,9 @@ class SqliteJournal(Journal):
         self._keep_payloads = keep_payloads and path is not None
         self._replace_by_summaries = replace_by_summaries
         self._model = model
+        if erasure_register is None and path is not None:
+            erasure_register = register_of(path)
+        self._register = Register(erasure_register if path is not None else None)
         self._on_returned = on_returned
         self._lock = FileLock(path.with_name(path.name + ".lock")) if path else None
         self._writer = Writer(path, self._open_tables, self._close_tables, on_entry)
@@ -109,6 +118,8 @@ class SqliteJournal(Journal):
             # The database in memory is the writer's own.
             self._finder = AsyncFinder(lambda: self._finder_tables, self._writer.look)
             self.timeline = AsyncTimeline(lambda: self._timeline_tables, self._writer.look)
+
+        self.erasures = AsyncErasures(self._writer, lambda: self._tables.erasures, self._read)
 
     async def open(self) -> None:
         """Open or create the file, upgrade an older format, and start the writer.
@@ -143,7 +154,14 @@ class SqliteJournal(Journal):
             keep_payloads=self._keep_payloads,
             replace_by_summaries=self._replace_by_summaries,
             model=self._model,
+            register=self._register,
         )
+        try:
+            with file.transaction():
+                self._tables.erasures.apply_register()
+        except BaseException:
+            file.close()
+            raise
         self._catalog = catalog
         self._finder_tables = Finder(file.connection)
         self._timeline_tables = Timeline(file.connection)
@@ -224,7 +242,7 @@ class SqliteJournal(Journal):
         """As in `Queue`."""
         await self._writer.run(self._tables.replace_plan, plan)
 
-    async def acknowledge(self, ended: Sequence[Acknowledgement]) -> list[str]:
+    async def acknowledge(self, ended: Sequence[Acknowledgement]) -> Acknowledged:
         """As in `Queue`."""
         return await self._writer.run(self._tables.acknowledge, ended)
 
@@ -336,6 +354,11 @@ class SqliteJournal(Journal):
     async def delete_unknown(self, ids: Sequence[str]) -> list[str]:
         """As in `Catalog`."""
         return await self._writer.run(self._catalog.delete_unknown, ids, _UNKNOWN)
+
+    async def read_in_order(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a blocking read after all operations that were submitted before."""
+        await self.settled_of(0)
+        return await self._read(read)
 
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         """Read without waiting for the writer, where the journal is a file."""

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeAlias
 from autoplay_rag._checks import check_above
 from autoplay_rag._html import table_html
 from autoplay_rag.content.identity import changes_hands, people_of
+from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.marking import escaped, plain_line
 from autoplay_rag.content.render import action_line
 from autoplay_rag.content.times import own_time
@@ -279,6 +280,33 @@ class LiveSessions:
             newest_first = sorted(keys, key=lambda key: self._entries[key].last, reverse=True)
             found = (self._snapshot(key, now) for key in newest_first)
             return next((session for session in found if session.events), None)
+
+    def forget(
+        self,
+        lanes: Collection[int],
+        *,
+        user_id: str | None = None,
+        conversation_id: str | None = None,
+    ) -> None:
+        """Drop forgotten sessions, except of other people who use them now.
+
+        Args:
+            lanes: The lanes of the sessions.
+            user_id: The person to forget; None for any.
+            conversation_id: The chat thread to forget; None for any.
+        """
+        with self._lock:
+            for key, entry in list(self._entries.items()):
+                if session_lane(*key) not in lanes:
+                    continue
+                if user_id is not None and entry.user_id not in (None, user_id):
+                    continue
+                if conversation_id is not None and entry.conversation_id not in (
+                    None,
+                    conversation_id,
+                ):
+                    continue
+                self._drop(key)
 
     def sessions(self) -> list[LiveSession]:
         """Return all sessions that have events, the most recently active first."""

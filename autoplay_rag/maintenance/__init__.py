@@ -1,6 +1,6 @@
-"""Work on a journal and its store as a whole: comparing them, backing them up, restoring them.
+"""Work on a journal and its store as a whole: comparing, backing up, restoring, forgetting.
 
-`IngestPipeline.verify` and `IngestPipeline.backup` begin it. `restore` needs no pipeline.
+`IngestPipeline.verify`, `IngestPipeline.backup` and `IngestPipeline.forget` begin it. `restore` needs no pipeline.
 """
 
 from typing import TYPE_CHECKING
@@ -9,15 +9,17 @@ from autoplay_rag._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from autoplay_rag.maintenance.backup import BackupReport
+    from autoplay_rag.maintenance.receipt import Receipt
     from autoplay_rag.maintenance.report import VerifyReport
     from autoplay_rag.maintenance.restore import RestoreReport, check_backup, restore
 
-__all__ = ["BackupReport", "RestoreReport", "VerifyReport", "check_backup", "restore"]
+__all__ = ["BackupReport", "Receipt", "RestoreReport", "VerifyReport", "check_backup", "restore"]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "BackupReport": "autoplay_rag.maintenance.backup",
+        "Receipt": "autoplay_rag.maintenance.receipt",
         "RestoreReport": "autoplay_rag.maintenance.restore",
         "VerifyReport": "autoplay_rag.maintenance.report",
         "check_backup": "autoplay_rag.maintenance.restore",

@@ -4,7 +4,7 @@ Everything is checked before anything is changed: the manifest, the hash of each
 of the journal, and that journal and store belong together. Then the files are copied beside their
 places and moved into them, under the locks of journal and store.
 
-A register of erasures is to be applied between these two steps, to the staged copies: see `restore`.
+Between these two steps, what was forgotten after the backup was made is deleted from the copied journal.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from typing import Any, Final
 from autoplay_rag._describe import describe
 from autoplay_rag._filelock import FileLock
 from autoplay_rag.errors import AutoplayError, BackupError
+from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.forgetting import ErasureTables
+from autoplay_rag.journal.register import Register, register_of
 from autoplay_rag.journal.schema import APPLICATION_ID, SCHEMA_VERSION
 from autoplay_rag.maintenance.manifest import JOURNAL, STORE, Manifest, hashed, read_manifest
 from autoplay_rag.stores.chroma.copies import DATABASE, LOCK_NAME, identities_in
@@ -29,6 +33,7 @@ __all__ = ["RestoreReport", "check_backup", "restore"]
 
 _STAGED: Final = "autoplay-rag.restoring"
 _REPLACED: Final = "autoplay-rag.replaced"
+_PAGE: Final = 500
 _LOG_FILES: Final = ("-wal", "-shm")
 
 
@@ -93,6 +98,7 @@ def restore(
     journal: str | Path,
     store: str | Path | None = None,
     force: bool = False,
+    erasure_register: str | Path | None = None,
 ) -> RestoreReport:
     """Check a backup and put it back. Blocks.
 
@@ -102,6 +108,9 @@ def restore(
         store: Where the folder of the `ChromaStore` goes. Not needed if the backup has the journal
             only.
         force: Whether to replace a journal and a store that exist. Those in use are never replaced.
+        erasure_register: The file that lists all requests to forget; by default the one beside
+            `journal`. What it lists is deleted from the journal. The next start deletes it from the
+            store.
 
     Raises:
         BackupError: If the backup is not usable, if a journal or a store is in the way or in use, or
@@ -110,6 +119,7 @@ def restore(
     """
     folder, journal = Path(folder).expanduser(), Path(journal).expanduser().resolve()
     manifest = check_backup(folder)
+    register = Path(erasure_register) if erasure_register else register_of(journal)
     target = Path(store).expanduser().resolve() if store is not None else None
     if not manifest.has_store:
         target = None
@@ -121,8 +131,8 @@ def restore(
             if target is not None:
                 locks.enter_context(_owned_store(target, force=force))
             staged = _stage(folder, manifest, journal, target)
-            # Here the staged copies are complete and nobody sees them. What was erased after the
-            # backup was made must be erased from them at this point, before they are put in place.
+            # What was forgotten after the backup was made leaves the copy before anybody sees it.
+            _forget_again(staged, register)
             _put_in_place(staged, journal, target)
     except AutoplayError:
         raise
@@ -248,6 +258,29 @@ def _stage(folder: Path, manifest: Manifest, journal: Path, store: Path | None) 
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _copy_file(folder / name, target)
     return staged
+
+
+def _forget_again(journal: Path, register: Path) -> None:
+    """Delete from a copied journal what was forgotten after the copy was made."""
+    if not register.exists():
+        return
+    file = JournalFile(journal, "full")
+    try:
+        erasures = ErasureTables(file, CatalogTables(file), Register(register))
+        with file.transaction():
+            erasures.apply_register()
+        more = True
+        while more:
+            with file.transaction():
+                more = erasures.delete_page(_PAGE).more
+        merging = first = True
+        while merging:
+            with file.transaction():
+                merging = erasures.merge_words(first)
+            first = False
+        file.rewrite()
+    finally:
+        file.close()
 
 
 def _put_in_place(staged: Path, journal: Path, store: Path | None) -> None:

@@ -205,6 +205,15 @@ class Store(ABC):
         del folder
         return False
 
+    async def erase(self) -> bool:
+        """Remove the remains of deleted chunks from the store's files, however long it takes.
+
+        Returns:
+            Whether no file of the store holds anything of them afterwards. False by default: the
+            store decides itself what its files keep.
+        """
+        return False
+
 
 class VectorStore(Store):
     """A store that takes vectors."""

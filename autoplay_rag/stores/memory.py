@@ -87,6 +87,10 @@ class MemoryStore(VectorStore):
         """
         await self._thread.run(self._table.adopt, model)
 
+    async def erase(self) -> bool:
+        """There are no files, so nothing remains of deleted chunks."""
+        return True
+
     async def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
         """Store chunks. A chunk with a known id replaces text, metadata and vector of the old one.
 

@@ -123,8 +123,8 @@ class Rig:
     async def acknowledge(self, plan: Plan, error: str | None = None) -> list[str]:
         dead = {plan.chunks[0].seqs[0]: error} if error else {}
         found = await self.journal.acknowledge([Acknowledgement(plan, dead)])
-        self.upkeep.delete(found)
-        return found
+        self.upkeep.delete(found.outbox)
+        return found.outbox
 
     async def die(self, payload, parts=2) -> list[str]:
         """Let a payload die after all of its parts were stored."""

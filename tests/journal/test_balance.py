@@ -163,7 +163,7 @@ class Balance(RuleBasedStateMachine):
             self.move([seq for seq in plan.seqs if seq not in dead], PayloadState.STORED)
             self.move(dead, PayloadState.DEAD)
             self.outbox -= {one.chunk.id for one in plan.chunks if dead.keys().isdisjoint(one.seqs)}
-        self.outbox.update(self.db.acknowledge(settled))
+        self.outbox.update(self.db.acknowledge(settled).outbox)
 
     @rule(ids=st.none() | st.lists(st.integers(1, 60), max_size=5))
     def retry(self, ids):

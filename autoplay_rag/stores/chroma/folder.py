@@ -19,6 +19,7 @@ from autoplay_rag.errors import StoreMismatchError
 from autoplay_rag.stores.base import Condition, StoreIdentity
 from autoplay_rag.stores.chroma.copies import BATCH, JOURNAL_ID, STORE_ID, copy_folder
 from autoplay_rag.stores.chroma.database import Contents, Database
+from autoplay_rag.stores.chroma.erasing import erase_deleted
 from autoplay_rag.stores.chroma.frames import (
     Chunks,
     Copy,
@@ -26,6 +27,7 @@ from autoplay_rag.stores.chroma.frames import (
     Delete,
     Done,
     Drop,
+    Erase,
     Failed,
     Found,
     FoundChunk,
@@ -173,6 +175,11 @@ class Folder:
                 return Kept(_identity_of(metadata), _MODEL in metadata)
             case Copy():
                 copy_folder(self._path, Path(request.target))
+                return Done()
+            case Erase():
+                self._check_disk()
+                self._database.close()
+                erase_deleted(self._path)
                 return Done()
         collection = self._collection(request.collection, request.model)
         match request:

@@ -21,6 +21,7 @@ __all__ = [
     "Delete",
     "Done",
     "Drop",
+    "Erase",
     "Failed",
     "Found",
     "FoundChunk",
@@ -132,6 +133,10 @@ class Copy(_Request, tag=True, kw_only=True):
     target: str
 
 
+class Erase(_Request, tag=True, kw_only=True):
+    """Remove the remains of deleted chunks from the files of the folder."""
+
+
 class SaveIdentity(_Request, tag=True, kw_only=True):
     """Save an identity in the collection's metadata."""
 
@@ -151,6 +156,7 @@ Request: TypeAlias = (
     | Drop
     | Identity
     | Copy
+    | Erase
     | SaveIdentity
 )
 

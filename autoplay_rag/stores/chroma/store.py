@@ -28,6 +28,7 @@ from autoplay_rag.stores.chroma.frames import (
     Delete,
     Done,
     Drop,
+    Erase,
     Found,
     Get,
     Identity,
@@ -381,6 +382,21 @@ class ChromaStore(VectorStore):
         to = {**self._to(None), "timeout": self._timeout * _LONG_FACTOR}
         # Absolute: the working folder of the worker is Chroma's.
         await self._ask(lambda: Copy(**to, target=str(folder.absolute())))
+        return True
+
+    async def erase(self) -> bool:
+        """Remove the remains of deleted chunks from Chroma's database, in all of its collections.
+
+        Chroma keeps deleted texts in free pages of its database, in its full-text index and, for
+        the last thousand changes, in its log. Other calls wait meanwhile. The call may take up to
+        60 times `timeout`.
+
+        Raises:
+            StoreLockedError: If another process uses the folder.
+            StoreUnavailableError: If the database cannot be written.
+        """
+        to = {**self._to(None), "timeout": self._timeout * _LONG_FACTOR}
+        await self._ask(lambda: Erase(**to))
         return True
 
     async def aclose(self) -> None:

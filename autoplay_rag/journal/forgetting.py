@@ -1,0 +1,833 @@
+"""Forgetting people and sessions: which payloads it concerns, their deletion, and later refusals.
+
+All functions block. `select` and `count` only read. The methods of `ErasureTables` run in a
+transaction on the writer thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from math import inf
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from autoplay_rag.content.identity import People, people_of
+from autoplay_rag.content.keys import session_lane
+from autoplay_rag.content.passages import storable
+from autoplay_rag.errors import JournalError
+from autoplay_rag.journal.base import Entry, Plan, PlannedChunk, Prepared, Session
+from autoplay_rag.journal.bodies import decoded, unpack
+from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.register import Register, RegisterEntry
+from autoplay_rag.journal.rows import delete_in, insert, json_list
+from autoplay_rag.journal.schema import INDEX_BELOW, PayloadState
+
+__all__ = [
+    "FORGOTTEN",
+    "Asked",
+    "Begun",
+    "Deleted",
+    "ErasureRecord",
+    "ErasureState",
+    "ErasureTables",
+    "Selected",
+    "Sizes",
+    "concerned",
+    "count",
+    "select",
+]
+
+_FIELDS: Final = ("product_id", "session_id", "user_id", "conversation_id")
+_PERSONAL: Final = ("user_id", "conversation_id")
+_REST: Final = "rest of "
+"""The prefix of scopes for payloads of a forgotten session that do not name a person or a thread."""
+_KEY: Final = "key"
+_SCOPES: Final = "refused_scopes"
+_SECRET: Final = "refused_secret"  # noqa: S105 - a name
+FORGOTTEN: Final = "forgotten"
+"""The reason of deletions in the outbox."""
+_CLOCK_SECONDS: Final = 300.0
+"""How much the clock of a page may be ahead. A later time is in the future, which is impossible."""
+_MERGE_PAGES: Final = 300
+"""Pages of the full-text index that one transaction merges: about 10 ms."""
+
+_TIME: Final = (
+    "CASE WHEN passage.started IS NULL OR passage.started > "
+    f"payload.at + {_CLOCK_SECONDS} THEN payload.at ELSE passage.started END"
+)
+"""When a payload happened; its arrival if that is unknown or in the future."""
+_UNTIL: Final = f"(:until IS NULL OR {_TIME} <= :until)"
+_LANES: Final = "IN (SELECT value FROM json_each(:lanes))"
+_CONCERNED: Final = (
+    "SELECT passage.seq FROM passage LEFT JOIN payload ON payload.seq = passage.seq "
+    f"WHERE passage.lane {_LANES} AND {_UNTIL} "
+    "UNION SELECT chunk_payload.seq FROM chunk "
+    "CROSS JOIN chunk_payload ON chunk_payload.chunk = chunk.number "
+    "LEFT JOIN payload ON payload.seq = chunk_payload.seq "
+    "LEFT JOIN passage ON passage.seq = chunk_payload.seq "
+    f"WHERE chunk.lane {_LANES} AND {_UNTIL} "
+    + " ".join(
+        "UNION SELECT payload.seq FROM payload LEFT JOIN passage ON passage.seq = payload.seq "
+        f"WHERE payload.state = {state:d} AND payload.lane {_LANES} AND {_UNTIL}"
+        for state in (PayloadState.WAITING, PayloadState.DEAD, PayloadState.DISCARDED)
+    )
+    + " UNION SELECT value FROM json_each(:seqs)"
+)
+"""The payloads of whole sessions, and those of parts of sessions. Each part uses an index."""
+
+
+class Asked(NamedTuple):
+    """What is to be forgotten: all that is given must hold.
+
+    Attributes:
+        user_id: The person.
+        session_id: The session.
+        product_id: The product.
+        conversation_id: The chat thread.
+        until: Only what happened up to then, in Unix seconds.
+    """
+
+    user_id: str | None = None
+    session_id: str | None = None
+    product_id: str | None = None
+    conversation_id: str | None = None
+    until: float | None = None
+
+    def given(self) -> dict[str, str]:
+        """The ids that are given, by name."""
+        found = {name: getattr(self, name) for name in _FIELDS}
+        return {name: storable(value) for name, value in found.items() if value is not None}
+
+
+@dataclass(slots=True)
+class Selected:
+    """The payloads that a request concerns.
+
+    Attributes:
+        products: The products of the sessions.
+        lanes: Sessions that belong to the request as a whole.
+        shared: Sessions that other people or chat threads used as well.
+        seqs: The payloads in `shared` that belong to the request.
+        kept: (field, value, lane): who the other payloads in `shared` belong to.
+        last: The last payload in `shared`. If there is a later one, the selection is outdated.
+    """
+
+    products: set[str] = field(default_factory=set)
+    lanes: list[int] = field(default_factory=list)
+    shared: list[int] = field(default_factory=list)
+    seqs: list[int] = field(default_factory=list)
+    kept: set[tuple[str, str, int]] = field(default_factory=set)
+    last: int = 0
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How much a request concerns."""
+
+    payloads: int = 0
+    chunks: int = 0
+    sessions: int = 0
+    pending: int = 0
+    dead_letters: int = 0
+
+
+class ErasureRecord(msgspec.Struct):
+    """A request as it is kept: without ids.
+
+    Attributes:
+        asked: Keyed hashes of the ids, by name.
+        until: Only what happened up to then.
+        block: Whether later events are refused too.
+        sizes: How much it concerns.
+        text_only: Payloads of other people that were in a chunk with forgotten ones and whose body
+            was not kept. They are found by full text, but in no chunk any more.
+    """
+
+    asked: dict[str, str]
+    until: float | None
+    block: bool
+    sizes: Sizes
+    text_only: int = 0
+
+
+class ErasureState(NamedTuple):
+    """A request and its progress.
+
+    Attributes:
+        number: Its number.
+        asked_at: When it was made, in Unix seconds.
+        record: The request.
+        deleted_at: When the store had confirmed everything.
+        erased_at: When the files were written anew.
+        waiting: Payloads that are still to be deleted.
+        unconfirmed: Chunks whose deletion the store has not confirmed.
+    """
+
+    number: int
+    asked_at: float
+    record: ErasureRecord
+    deleted_at: float | None
+    erased_at: float | None
+    waiting: int
+    unconfirmed: int
+
+
+class Begun(NamedTuple):
+    """A request that was recorded.
+
+    Attributes:
+        number: Its number.
+        lanes: The sessions that it concerns.
+    """
+
+    number: int
+    lanes: list[int]
+
+
+class Deleted(NamedTuple):
+    """A page of deleted payloads.
+
+    Attributes:
+        more: Whether there are more.
+        settled: Those that waited.
+        returned: (lane, sequence number) of other payloads that were in a chunk with them, and
+            wait again.
+        chunks: Ids added to the deletion outbox.
+    """
+
+    more: bool
+    settled: list[int]
+    returned: list[tuple[int, int]]
+    chunks: list[str]
+
+
+# -- which payloads -----------------------------------------------------------------------------
+
+
+def select(connection: sqlite3.Connection, asked: Asked) -> Selected:
+    """Return the payloads that a request concerns, as of one moment."""
+    found = _sessions(connection, asked)
+    if found.shared:
+        _divide(connection, asked, found)
+    return found
+
+
+def concerned(connection: sqlite3.Connection, asked: Asked, selected: Selected) -> list[int]:
+    """Return the sequence numbers of all payloads of a selection, in order."""
+    rows = connection.execute(
+        f"SELECT seq FROM ({_CONCERNED}) ORDER BY seq", _parameters(asked, selected)
+    )
+    return [seq for (seq,) in rows]
+
+
+def count(connection: sqlite3.Connection, asked: Asked, selected: Selected) -> Sizes:
+    """Return how much a selection concerns."""
+    given = _parameters(asked, selected)
+    states: dict[int, int] = dict(
+        connection.execute(
+            f"SELECT coalesce(payload.state, -1), count(*) FROM ({_CONCERNED}) AS found "
+            "LEFT JOIN payload ON payload.seq = found.seq GROUP BY 1",
+            given,
+        ).fetchall()
+    )
+    chunks, sessions = (
+        connection.execute(sql.format(_CONCERNED), given).fetchone()[0]
+        for sql in (
+            "SELECT count(DISTINCT chunk) FROM chunk_payload WHERE seq IN ({})",
+            "SELECT count(DISTINCT lane) FROM payload WHERE lane >= 0 AND seq IN ({})",
+        )
+    )
+    states.pop(PayloadState.DISCARDED, None)  # only their keys are left
+    return Sizes(
+        payloads=sum(states.values()),
+        chunks=chunks,
+        sessions=sessions,
+        pending=states.get(PayloadState.WAITING, 0),
+        dead_letters=states.get(PayloadState.DEAD, 0),
+    )
+
+
+def _parameters(asked: Asked, selected: Selected) -> dict[str, Any]:
+    return {
+        "until": asked.until,
+        "lanes": json_list(selected.lanes),
+        "seqs": json_list(selected.seqs),
+    }
+
+
+def _sessions(connection: sqlite3.Connection, asked: Asked) -> Selected:
+    """Return the sessions of a request, without the payloads of shared ones."""
+    ids = asked.given()
+    tables: list[str] = []
+    terms: list[str] = []
+    given: list[Any] = []
+    for name in _PERSONAL:
+        if name in ids:
+            tables.append(f"belongs AS {name}")
+            terms.append(f"{name}.field = ? AND {name}.value = ?")
+            given += [name, ids[name]]
+            terms.append(f"visit.lane = {name}.lane")
+    tables.append("visit")
+    for name, column in (("session_id", "visit.session"), ("product_id", "visit.product")):
+        if name in ids:
+            terms.append(f"{column} = ?")
+            given.append(ids[name])
+    rows = connection.execute(
+        # In this order, or the sessions of all people would be read.
+        f"SELECT visit.lane, visit.product, visit.ambiguous FROM {' CROSS JOIN '.join(tables)} "
+        f"WHERE {' AND '.join(terms)}",
+        given,
+    ).fetchall()
+    found = Selected({product for _, product, _ in rows})
+    lanes = {lane for lane, _, _ in rows}
+    if asked.product_id is not None and asked.session_id is not None and len(ids) == 2:  # noqa: PLR2004
+        # Dead letters whose body was not kept are known by their lane alone.
+        lanes.add(session_lane(asked.product_id, asked.session_id))
+    shared: set[int] = set()
+    for name in _PERSONAL:
+        if name in ids:
+            shared |= {
+                lane
+                for (lane,) in connection.execute(
+                    "SELECT lane FROM belongs WHERE lane IN (SELECT value FROM json_each(?)) "
+                    "AND field = ? GROUP BY lane HAVING count(*) > 1",
+                    (json_list(lanes), name),
+                )
+            }
+    if "user_id" in ids:
+        shared |= {lane for lane, _, ambiguous in rows if ambiguous}
+    found.shared = sorted(shared)
+    found.lanes = sorted(lanes - shared)
+    found.last = connection.execute(
+        "SELECT coalesce(max(seq), 0) FROM passage WHERE lane IN (SELECT value FROM json_each(?))",
+        (json_list(found.shared),),
+    ).fetchone()[0]
+    return found
+
+
+def _divide(connection: sqlite3.Connection, asked: Asked, found: Selected) -> None:
+    """Find out which payloads of shared sessions belong to the request."""
+    ids = asked.given()
+    rows = connection.execute(
+        "SELECT passage.lane, passage.seq, payload.body, chunk.user, chunk.conversation, "
+        f"coalesce({_TIME}, 0) FROM passage LEFT JOIN payload ON payload.seq = passage.seq "
+        "LEFT JOIN chunk ON chunk.number = "
+        "(SELECT min(chunk) FROM chunk_payload WHERE chunk_payload.seq = passage.seq) "
+        "WHERE passage.lane IN (SELECT value FROM json_each(?)) ORDER BY passage.lane, passage.seq",
+        (json_list(found.shared),),
+    )
+    lane, current = None, People()
+    for row_lane, seq, body, user, conversation, at in rows:
+        if row_lane != lane:
+            lane, current = row_lane, People()
+        payload = decoded(unpack(body))
+        named = People(user, conversation)
+        if payload is not None:
+            current = current.after(payload)
+            # A payload that names nobody belongs to the person who used the session before it.
+            named = people_of(payload).or_else(named).or_else(current)
+        owner = {name: storable(value) for name in _PERSONAL if (value := getattr(named, name))}
+        mine = all(owner.get(name) == ids[name] for name in _PERSONAL if name in ids)
+        if mine and (asked.until is None or at <= asked.until):
+            found.seqs.append(seq)
+        else:
+            found.kept |= {(name, value, row_lane) for name, value in owner.items()}
+
+
+# -- changes ------------------------------------------------------------------------------------
+
+
+class ErasureTables:
+    """The operations on the tables of erasures and refusals.
+
+    Args:
+        file: The journal's file.
+        catalog: The catalog in the same file.
+        register: Where requests are registered as well.
+
+    Attributes:
+        active: Whether anything was ever forgotten. Until then, nothing is checked anywhere.
+    """
+
+    def __init__(
+        self, file: JournalFile, catalog: CatalogTables, register: Register | None = None
+    ) -> None:
+        self._register = register or Register(None)
+        self.file = file
+        self._catalog = catalog
+        self._connection = file.connection
+        self._scopes: tuple[str, ...] = tuple(msgspec.json.decode(file.meta(_SCOPES) or "[]"))
+        self._secret = bytes.fromhex(file.meta(_SECRET) or "")
+        self.active = bool(self._scopes)
+        if self.active:
+            file.overwrite_deleted()
+
+    # -- refusals -----------------------------------------------------------------------------
+
+    def hashes_of(self, entry: Entry) -> list[tuple[str, bytes]]:
+        """Return the scopes of an entry that may be refused."""
+        found = [(_KEY, self._hash(_KEY, entry.key))]
+        if entry.first_chunk:
+            found.append((_KEY, self._hash(_KEY, entry.first_chunk)))
+        if entry.payload is None:
+            return found
+        people = people_of(entry.payload)
+        ids = {
+            "product_id": entry.payload.product_id,
+            "session_id": entry.payload.session_id,
+            "user_id": people.user_id,
+            "conversation_id": people.conversation_id,
+        }
+        for scope in self._scopes:
+            if scope.startswith(_REST):
+                if ids[scope.removeprefix(_REST)] is None:
+                    found.append((scope, self._hash(scope, entry.lane)))
+            elif scope != _KEY:
+                values = [ids[name] for name in scope.split("+")]
+                if None not in values:
+                    found.append(
+                        (scope, self._hash(scope, *(storable(one) for one in values if one)))
+                    )
+        return found
+
+    def refused(
+        self, entries: Sequence[Entry], prepared: Sequence[Prepared], now: float
+    ) -> set[int]:
+        """Return the sequence numbers of entries that are refused."""
+        found: set[int] = set()
+        for entry, kept in zip(entries, prepared, strict=True):
+            if entry.outcome == "filtered":
+                continue
+            happened = kept.passage.started if kept.passage is not None else 0.0
+            unclear = not 0.0 < happened <= now + _CLOCK_SECONDS
+            for scope, digest in self.hashes_of(entry):
+                limit = self._limit(scope, digest)
+                if limit is not None and (scope == _KEY or unclear or happened <= limit):
+                    found.add(entry.seq)
+                    break
+        return found
+
+    def _limit(self, scope: str, digest: bytes) -> float | None:
+        row = self._connection.execute(
+            "SELECT happened_until FROM refused WHERE scope = ? AND hash = ?", (scope, digest)
+        ).fetchone()
+        return row[0] if row else None
+
+    def _hash(self, *values: object) -> bytes:
+        return blake2b(msgspec.msgpack.encode(values), key=self._secret, digest_size=16).digest()
+
+    # -- a request ----------------------------------------------------------------------------
+
+    def begin(
+        self,
+        asked: Asked,
+        selected: Selected,
+        now: float,
+        block: bool,
+        *,
+        registered: bool = False,
+    ) -> Begun | None:
+        """Record a request: what it refuses from now on, and the payloads to be deleted.
+
+        Args:
+            asked: The request.
+            selected: The payloads it concerns.
+            now: The time of the request.
+            block: Whether it also refuses later events.
+            registered: Whether it is in the register already.
+
+        Returns:
+            None if payloads have arrived since the selection was made.
+        """
+        current = _sessions(self._connection, asked)
+        if (current.lanes, current.shared, current.last) != (
+            selected.lanes,
+            selected.shared,
+            selected.last,
+        ):
+            return None
+        self._activate()
+        ids = asked.given()
+        limit = inf if block else now if asked.until is None else asked.until
+        hashes = {name: self._hash(name, value).hex() for name, value in ids.items()}
+        scope = "+".join(ids)
+        refusals = [(scope, self._hash(scope, *ids.values()))]
+        if not registered:
+            digest = refusals[0][1].hex()
+            self._register.add(RegisterEntry(scope, digest, now, asked.until, block))
+        if rest := next((name for name in _PERSONAL if name in ids), None):
+            # Payloads of the person's sessions that do not name the person.
+            scope = _REST + rest
+            refusals += [(scope, self._hash(scope, lane)) for lane in selected.lanes]
+        self._refuse(refusals, limit)
+        sizes = count(self._connection, asked, selected)
+        record = ErasureRecord(hashes, asked.until, block, sizes)
+        number = self._connection.execute(
+            "INSERT INTO erasure (asked, record) VALUES (?, ?) RETURNING number",
+            (now, _encoded(record)),
+        ).fetchone()[0]
+        self._connection.execute(
+            f"INSERT OR IGNORE INTO forgetting SELECT seq, :number FROM ({_CONCERNED})",
+            {**_parameters(asked, selected), "number": number},
+        )
+        self._drop_people(selected)
+        return Begun(number, selected.lanes + selected.shared)
+
+    def _activate(self) -> None:
+        key = self._register.key(self._secret)
+        if self._secret and key != self._secret:
+            raise JournalError(
+                "the register of erasures belongs to another journal; give another path for it "
+                "(erasure_register=)"
+            )
+        self._secret = key
+        self.file.set_meta(_SECRET, key.hex())
+        self.active = True
+
+    def apply_register(self) -> None:
+        """Record the requests that are in the register and not in this journal.
+
+        That is the case after an older copy of the journal was restored.
+        """
+        known = {
+            asked for (asked,) in self._connection.execute("SELECT asked FROM erasure").fetchall()
+        }
+        missing = [entry for entry in self._register.entries() if entry.asked not in known]
+        if not missing:
+            return
+        self._activate()
+        complete = self.file.meta(INDEX_BELOW) is None
+        for scope in dict.fromkeys(entry.scope for entry in missing):
+            found = self._ids_by_hash(scope)
+            for entry in missing:
+                if entry.scope != scope:
+                    continue
+                if ids := found.get(entry.hash):
+                    asked = Asked(**ids, until=entry.until)
+                    selected = select(self._connection, asked)
+                    self.begin(asked, selected, entry.asked, entry.block, registered=True)
+                else:
+                    self._apply_unknown(entry, complete=complete)
+
+    def _ids_by_hash(self, scope: str) -> dict[str, dict[str, str]]:
+        names = scope.split("+")
+        columns = {"product_id": "visit.product", "session_id": "visit.session"}
+        joins = ""
+        for name in _PERSONAL:
+            columns[name] = f"{name}.value"
+            if name in names:
+                joins += (
+                    f" JOIN belongs AS {name} "
+                    f"ON {name}.lane = visit.lane AND {name}.field = '{name}'"
+                )
+        rows = self._connection.execute(
+            f"SELECT DISTINCT {', '.join(columns[name] for name in names)} FROM visit{joins}"
+        )
+        return {
+            self._hash(scope, *values).hex(): dict(zip(names, values, strict=True))
+            for values in rows
+            if None not in values
+        }
+
+    def _apply_unknown(self, entry: RegisterEntry, *, complete: bool) -> None:
+        """Record a request of the register that concerns nothing in this journal."""
+        until = entry.asked if entry.until is None else entry.until
+        self._refuse([(entry.scope, bytes.fromhex(entry.hash))], inf if entry.block else until)
+        if complete:  # otherwise the next start looks again
+            record = ErasureRecord({}, entry.until, entry.block, Sizes())
+            self._connection.execute(
+                "INSERT INTO erasure (asked, record, deleted, erased) VALUES (?, ?, ?, ?)",
+                (entry.asked, _encoded(record), entry.asked, entry.asked),
+            )
+
+    def _refuse(self, refusals: Sequence[tuple[str, bytes]], limit: float) -> None:
+        scopes = dict.fromkeys((*self._scopes, *(scope for scope, _ in refusals)))
+        if len(scopes) > len(self._scopes):
+            self._scopes = tuple(scopes)
+            self.file.set_meta(_SCOPES, msgspec.json.encode(self._scopes).decode())
+        insert(
+            self._connection,
+            "refused (scope, hash, happened_until)",
+            [(scope, digest, limit) for scope, digest in refusals],
+            after="ON CONFLICT (scope, hash) DO UPDATE SET "
+            "happened_until = max(happened_until, excluded.happened_until)",
+        )
+
+    def _drop_people(self, selected: Selected) -> None:
+        """Remove the person from shared sessions in which nothing of that person stays."""
+        lanes = json_list(selected.shared)
+        rows = self._connection.execute(
+            "SELECT field, value, lane FROM belongs WHERE lane IN (SELECT value FROM json_each(?))",
+            (lanes,),
+        ).fetchall()
+        self._connection.executemany(
+            "DELETE FROM belongs WHERE field = ? AND value = ? AND lane = ?",
+            [row for row in rows if row not in selected.kept],
+        )
+        self._connection.execute(
+            "UPDATE visit SET user = NULL, email = NULL "
+            "WHERE lane IN (SELECT value FROM json_each(?)) AND NOT EXISTS (SELECT 1 FROM belongs "
+            "WHERE field = 'user_id' AND value = visit.user AND belongs.lane = visit.lane)",
+            (lanes,),
+        )
+        self._connection.execute(
+            "UPDATE visit SET conversation = NULL "
+            "WHERE lane IN (SELECT value FROM json_each(?)) AND NOT EXISTS (SELECT 1 FROM belongs "
+            "WHERE field = 'conversation_id' AND value = visit.conversation "
+            "AND belongs.lane = visit.lane)",
+            (lanes,),
+        )
+
+    # -- deletion -----------------------------------------------------------------------------
+
+    def delete_page(self, limit: int) -> Deleted:
+        """Delete some of the payloads of the oldest request that has any left."""
+        self.file.overwrite_deleted()
+        rows = self._connection.execute(
+            "SELECT seq, erasure FROM forgetting WHERE erasure = "
+            "(SELECT min(erasure) FROM forgetting) ORDER BY seq LIMIT ?",
+            (limit,),
+        ).fetchall()
+        if not rows:
+            return Deleted(more=False, settled=[], returned=[], chunks=[])
+        seqs, number = [seq for seq, _ in rows], rows[0][1]
+        given = json_list(seqs)
+        payloads = self._connection.execute(
+            "SELECT seq, key, lane, state, size FROM payload "
+            "WHERE seq IN (SELECT value FROM json_each(?))",
+            (given,),
+        ).fetchall()
+        lanes = {lane for _, _, lane, _, _ in payloads} | {
+            lane
+            for (lane,) in self._connection.execute(
+                "SELECT lane FROM passage WHERE seq IN (SELECT value FROM json_each(?))", (given,)
+            )
+        }
+        numbers = self._catalog.numbers_of(seqs)
+        returned, text_only = self._return_others(numbers)
+        ids = self._catalog.remove(numbers, f"{FORGOTTEN} {number}")
+        self._rewrite_plans(lanes, set(numbers), set(seqs))
+        self._catalog.fulltext.remove(seqs)
+        self._connection.execute(
+            "DELETE FROM visit WHERE payloads = 0 AND lane IN (SELECT value FROM json_each(?))",
+            (json_list(lanes),),
+        )
+        self._refuse([(_KEY, self._hash(_KEY, key.hex())) for _, key, *_ in payloads], inf)
+        # The numbers of deleted payloads are not assigned again.
+        last = max(seqs[-1], self.file.meta("last_seq") or 0)
+        self.file.set_meta("last_seq", last)
+        delete_in(self._connection, "claim", "seq", seqs)
+        delete_in(self._connection, "payload", "seq", seqs)
+        delete_in(self._connection, "forgetting", "seq", seqs)
+        self._count(payloads)
+        if text_only:
+            self._add_text_only(number, text_only)
+        more = self.file.scalar("SELECT EXISTS (SELECT 1 FROM forgetting)")
+        settled = [seq for seq, _, _, state, _ in payloads if state == PayloadState.WAITING]
+        return Deleted(bool(more), settled, returned, ids)
+
+    def _count(self, payloads: Iterable[tuple[int, bytes, int, int, int]]) -> None:
+        counts = self.file.counts
+        for _, _, _, state, size in payloads:
+            if state in (PayloadState.WAITING, PayloadState.DEAD):
+                counts["pending" if state == PayloadState.WAITING else "dead"] -= 1
+                counts["discarded"] += 1
+                counts["bytes"] -= size
+
+    def _return_others(self, numbers: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
+        """Put stored payloads that share these chunks with forgotten ones back into the queue.
+
+        Actions that a summary replaced stay in full text only, as before.
+        Payloads that wait belong to a plan under way. `acknowledge` returns them.
+        """
+        rows = self._connection.execute(
+            "SELECT seq, lane, size, body IS NOT NULL FROM payload "
+            f"WHERE state = {PayloadState.STORED:d} AND seq IN (SELECT seq FROM chunk_payload "
+            "WHERE chunk IN (SELECT value FROM json_each(?))) "
+            "AND seq NOT IN (SELECT seq FROM forgetting) "
+            "AND NOT (kind IS 'actions' AND actions > 0 AND claimed >= actions) ORDER BY seq",
+            (json_list(numbers),),
+        ).fetchall()
+        back = [(lane, seq) for seq, lane, _, kept in rows if kept]
+        self._connection.execute(
+            f"UPDATE payload SET state = {PayloadState.WAITING:d}, retried = 1, ended = NULL "
+            "WHERE seq IN (SELECT value FROM json_each(?))",
+            (json_list(seq for _, seq in back),),
+        )
+        counts = self.file.counts
+        counts["stored"] -= len(back)
+        counts["pending"] += len(back)
+        counts["bytes"] += sum(size for _, _, size, kept in rows if kept)
+        return back, len(rows) - len(back)
+
+    def _rewrite_plans(self, lanes: Iterable[int], numbers: set[int], seqs: set[int]) -> None:
+        """Take chunks and payloads out of recorded plans."""
+        plans = self._connection.execute(
+            "SELECT number, record FROM plan WHERE lane IN (SELECT value FROM json_each(?))",
+            (json_list(lanes),),
+        ).fetchall()
+        for number, record in plans:
+            chunks, unplanned = msgspec.msgpack.decode(
+                record, type=tuple[list[int], dict[int, str]]
+            )
+            left = (
+                [one for one in chunks if one not in numbers],
+                {seq: error for seq, error in unplanned.items() if seq not in seqs},
+            )
+            if left != (chunks, unplanned):
+                self._connection.execute(
+                    "UPDATE plan SET record = ? WHERE number = ?",
+                    (msgspec.msgpack.encode(left), number),
+                )
+
+    def _add_text_only(self, number: int, count: int) -> None:
+        record = self._record(number)
+        record.text_only += count
+        self._connection.execute(
+            "UPDATE erasure SET record = ? WHERE number = ?", (_encoded(record), number)
+        )
+
+    # -- plans under way ----------------------------------------------------------------------
+
+    def waiting(self, seqs: Sequence[int]) -> dict[int, int]:
+        """Return those of these payloads that wait, with their lanes."""
+        rows = self._connection.execute(
+            f"SELECT seq, lane FROM payload WHERE state = {PayloadState.WAITING:d} "
+            "AND seq IN (SELECT value FROM json_each(?))",
+            (json_list(seqs),),
+        )
+        return dict(rows.fetchall())
+
+    def still_valid(self, plan: Plan) -> list[PlannedChunk]:
+        """Return the chunks of a plan that hold nothing forgotten since it was made.
+
+        The others are added to the deletion outbox, since the caller stores them all.
+        """
+        waiting = self.waiting(plan.seqs)
+        valid = [
+            one
+            for one in plan.chunks
+            if waiting.keys() >= set(one.seqs) and not self._is_gone(one.chunk.metadata, plan.lane)
+        ]
+        kept = {one.chunk.id for one in valid}
+        self._catalog.delete_unknown(
+            [one.chunk.id for one in plan.chunks if one.chunk.id not in kept], FORGOTTEN
+        )
+        return valid
+
+    def without_forgotten(self, sessions: Iterable[Session]) -> list[Session]:
+        """Return sessions that still have payloads, without people who were forgotten meanwhile."""
+        found = []
+        for one in sessions:
+            there = self._connection.execute(
+                "SELECT 1 FROM passage WHERE lane = ? LIMIT 1", (one.lane,)
+            ).fetchone()
+            if there is None:
+                continue
+            names = {"user_id": one.people.user_id, "conversation_id": one.people.conversation_id}
+            ids = {"product_id": one.product_id, "session_id": one.session_id, **names}
+            gone = self._is_gone(ids, one.lane)
+            found.append(one._replace(people=People()) if gone else one)
+        return found
+
+    def _is_gone(self, ids: Any, lane: int) -> bool:
+        """Whether a session does not belong to the named person or thread any more."""
+        if self.file.meta(INDEX_BELOW) is not None:
+            return False  # `belongs` is not complete
+        named = [(name, ids[name]) for name in _PERSONAL if ids.get(name) is not None]
+        for name, value in named:
+            kept = self._connection.execute(
+                "SELECT 1 FROM belongs WHERE field = ? AND value = ? AND lane = ?",
+                (name, storable(str(value)), lane),
+            ).fetchone()
+            if kept is None and self._is_refused(ids):
+                return True
+        return False
+
+    def _is_refused(self, ids: Any) -> bool:
+        for scope in self._scopes:
+            names = scope.split("+")
+            if scope != _KEY and not scope.startswith(_REST) and all(ids.get(n) for n in names):
+                values = [storable(str(ids[name])) for name in names]
+                if self._limit(scope, self._hash(scope, *values)) is not None:
+                    return True
+        return False
+
+    # -- progress -----------------------------------------------------------------------------
+
+    def state(self, number: int) -> ErasureState | None:
+        """Return a request and its progress; None if there is no such request."""
+        row = self._connection.execute(
+            "SELECT asked, record, deleted, erased, "
+            "(SELECT count(*) FROM forgetting WHERE erasure = number), "
+            "(SELECT count(*) FROM deletion WHERE reason IN (?, ? || number)) "
+            "FROM erasure WHERE number = ?",
+            (FORGOTTEN, f"{FORGOTTEN} ", number),
+        ).fetchone()
+        if row is None:
+            return None
+        asked, record, deleted, erased, waiting, unconfirmed = row
+        return ErasureState(
+            number,
+            asked,
+            msgspec.json.decode(record, type=ErasureRecord),
+            deleted,
+            erased,
+            waiting,
+            unconfirmed,
+        )
+
+    def open_requests(self) -> list[ErasureState]:
+        """Return the requests that are not complete, oldest first."""
+        rows = self._connection.execute(
+            "SELECT number FROM erasure WHERE erased IS NULL ORDER BY number"
+        ).fetchall()
+        states = [self.state(number) for (number,) in rows]
+        return [state for state in states if state is not None]
+
+    def mark_deleted(self, numbers: Sequence[int], at: float) -> None:
+        """Record that nothing of these requests is found any more."""
+        self._connection.execute(
+            "UPDATE erasure SET deleted = ? WHERE deleted IS NULL "
+            "AND number IN (SELECT value FROM json_each(?))",
+            (at, json_list(numbers)),
+        )
+
+    def mark_erased(self, numbers: Sequence[int], at: float) -> None:
+        """Record that no file holds anything of these requests any more."""
+        self._connection.execute(
+            "UPDATE erasure SET erased = ? WHERE erased IS NULL "
+            "AND number IN (SELECT value FROM json_each(?))",
+            (at, json_list(numbers)),
+        )
+
+    def merge_words(self, first: bool) -> bool:
+        """Merge a part of the full-text index, which keeps deleted words until then.
+
+        Args:
+            first: Whether a new merge of the whole index begins.
+
+        Returns:
+            Whether there is more to merge.
+        """
+        before = self._connection.total_changes
+        self._connection.execute(
+            "INSERT INTO words (words, rank) VALUES ('merge', ?)",
+            (-_MERGE_PAGES if first else _MERGE_PAGES,),
+        )
+        # As SQLite documents it: a difference below 2 means that nothing was merged.
+        return self._connection.total_changes - before >= 2  # noqa: PLR2004
+
+    def _record(self, number: int) -> ErasureRecord:
+        (record,) = self._connection.execute(
+            "SELECT record FROM erasure WHERE number = ?", (number,)
+        ).fetchone()
+        return msgspec.json.decode(record, type=ErasureRecord)
+
+
+def _encoded(record: ErasureRecord) -> str:
+    return msgspec.json.encode(record).decode()

@@ -1,0 +1,169 @@
+"""Random interleavings of events, batches, restarts and requests to forget, checked against a model."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+
+from autoplay_rag import IngestPipeline
+from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
+from autoplay_rag.stores import MemoryStore
+
+USERS = ("ann", "bob", "cat")
+SESSIONS = ("s1", "s2", "s3")
+
+
+@dataclass
+class Sent:
+    word: str
+    session: str
+    user: str | None
+    payload: object
+    gone: bool = False
+    unsure: bool = False
+
+
+class Model:
+    """What has to be found and what must not be. Anonymous payloads of shared sessions may be either."""
+
+    def __init__(self, source: random.Random) -> None:
+        self.source = source
+        self.sent: list[Sent] = []
+        self.people: dict[str, set[str]] = {}
+
+    def next(self) -> Sent:
+        source, number = self.source, len(self.sent)
+        word, session = f"word{number}x", source.choice(SESSIONS)
+        user = source.choice((*USERS, None, None))
+        at = time.time()
+        if source.random() < 0.2:
+            payload, user = SummaryPayload("acme", session, f"did {word}", 1, at), None
+        else:
+            action = SlimAction(word, f"User clicked {word}", "https://a.test", 0, "click", at, at)
+            payload = ActionsPayload("acme", session, user, None, [action], 1, at)
+        made = Sent(word, session, user, payload)
+        self.sent.append(made)
+        if user:
+            self.people.setdefault(session, set()).add(user)
+        return made
+
+    def forget(self, *, user: str | None = None, session: str | None = None) -> None:
+        for one in self.sent:
+            if one.gone or (session is not None and one.session != session):
+                continue
+            people = self.people.get(one.session, set())
+            if user is None or one.user == user or (one.user is None and people == {user}):
+                one.gone = True
+            elif one.user is None and user in people:
+                one.unsure = True
+
+
+async def found_in(pipeline: IngestPipeline, store: MemoryStore) -> list[str]:
+    """The words of all texts that the store, the listings and the live sessions have."""
+    texts = [chunk.text async for page in store.scan() for chunk in page]
+    for session in SESSIONS:
+        texts += [hit.text for hit in await pipeline.search("word", session_id=session, k=100)]
+        if whole := await pipeline.session(session):
+            texts.append(str(whole))
+    texts += [one.render(100_000) for one in pipeline.live.sessions()]
+    texts += [str(letter.payload) for letter in await pipeline.dead_letters.list()]
+    return texts
+
+
+async def check(
+    pipeline: IngestPipeline, store: MemoryStore, model: Model, *, drained: bool
+) -> None:
+    texts = await found_in(pipeline, store)
+    for one in model.sent:
+        if one.gone:
+            assert not any(one.word in text for text in texts), f"{one} is still there"
+    if drained:
+        stored = [chunk.text async for page in store.scan() for chunk in page]
+        for one in model.sent:
+            if not one.gone and not one.unsure:
+                count = sum(one.word in text for text in stored)
+                assert count == 1, f"{one} is stored {count} times"
+        assert pipeline.ledger.balanced
+        assert pipeline.ledger.pending == 0
+        assert (await pipeline.verify()).clean
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("memory", [False, True], ids=["file", "memory"])
+async def test_interleavings(make_pipeline, scripted_embedder, tmp_path, memory):
+    for seed in range(max(3, settings.default.max_examples // 8)):
+        await _run(seed, make_pipeline, scripted_embedder(), tmp_path / f"{seed}.db", memory)
+
+
+async def _run(seed, make_pipeline, embedder, path, memory):  # noqa: C901 - one step of each kind
+    source = random.Random(seed)
+    model, store = Model(source), MemoryStore()
+
+    async def slow(texts):
+        await asyncio.sleep(source.choice((0.0, 0.0, 0.01, 0.03)))
+
+    embedder.script = slow
+
+    def make():
+        return make_pipeline(
+            store,
+            embedder=embedder,
+            journal=None if memory else path,
+            batch_window=source.choice((0.0, 0.0, 0.02)),
+            max_batch_actions=source.choice((1, 2, 20)),
+            drain_timeout=source.choice((0.0, 5.0)) if not memory else 30.0,
+        )
+
+    pipeline = make()
+    await pipeline.start()
+    try:
+        for _ in range(40):
+            choice = source.random()
+            if choice < 0.6:
+                await asyncio.gather(
+                    *(pipeline.accept(model.next().payload) for _ in range(source.randint(1, 6)))
+                )
+            elif choice < 0.7:
+                await asyncio.sleep(source.choice((0.0, 0.01, 0.03)))
+            elif choice < 0.78:
+                await pipeline.drain(30)
+                await check(pipeline, store, model, drained=True)
+            elif choice < 0.9:
+                await _forget(pipeline, model, source)
+                await check(pipeline, store, model, drained=False)
+            elif choice < 0.95 and (gone := [one for one in model.sent if one.gone]):
+                assert await pipeline.accept(source.choice(gone).payload) == "refused"
+            elif not memory:
+                await pipeline.aclose()
+                pipeline = make()
+                await pipeline.start()
+        await pipeline.drain(30)
+        await check(pipeline, store, model, drained=True)
+    except BaseException as error:
+        error.add_note(f"seed {seed}")
+        raise
+    finally:
+        await pipeline.aclose()
+
+
+async def _forget(pipeline, model, source):
+    """Forget somebody while more events arrive. Nobody can say which of them came before."""
+    user = source.choice(USERS) if source.random() < 0.7 else None
+    session = source.choice(SESSIONS) if user is None or source.random() < 0.2 else None
+    before = len(model.sent)
+    model.forget(user=user, session=session)
+    receipt, *_ = await asyncio.gather(
+        pipeline.forget(user_id=user, session_id=session),
+        *(pipeline.accept(model.next().payload) for _ in range(source.randint(0, 5))),
+    )
+    for one in model.sent[before:]:
+        one.unsure = one.user in (None, user) or one.session == session
+        if one.user is not None and one.user == user:
+            for other in model.sent:
+                other.unsure |= other.user is None and other.session == one.session
+    assert receipt.deleted, receipt
