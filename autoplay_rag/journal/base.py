@@ -260,6 +260,7 @@ class FoundPassage(NamedTuple):
         chunk: The id of its stored chunk; None if it is not stored yet.
         started: Unix seconds of its first action; None if unknown.
         ended: Unix seconds of its last action; None if unknown.
+        retired: Whether the chunk left the store, because a summary replaces it.
     """
 
     seq: int
@@ -268,6 +269,7 @@ class FoundPassage(NamedTuple):
     chunk: str | None
     started: float | None
     ended: float | None
+    retired: bool = False
 
 
 class IndexEntry(NamedTuple):

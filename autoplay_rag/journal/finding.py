@@ -224,7 +224,8 @@ class Finder:
                 (lane, _LANE_PAYLOADS),
             ):
                 rows[row[0], row[3]] = row
-        if missing := [seq for seq in matched if (seq, None) not in rows]:
+        known = {seq for seq, _ in rows}
+        if missing := [seq for seq in matched if seq not in known]:
             for row in self._connection.execute(
                 _PASSAGES.format(f"passage.seq {_IN}"), (json_list(missing),)
             ):
@@ -293,7 +294,8 @@ class Finder:
 _LANES: Final = ("session_id", "user_id", "conversation_id")
 """Conditions that usually few sessions meet."""
 _PASSAGES: Final = (
-    "SELECT passage.seq, passage.lane, passage.text, chunk.id, passage.started, passage.ended "
+    "SELECT passage.seq, passage.lane, passage.text, chunk.id, passage.started, passage.ended, "
+    f"chunk.state IS {ChunkState.RETIRED:d} "
     "FROM passage LEFT JOIN chunk_payload ON chunk_payload.seq = passage.seq "
     f"LEFT JOIN chunk ON chunk.number = chunk_payload.chunk AND {_STORED} WHERE {{}}"
 )

@@ -8,7 +8,8 @@ therefore not a cosine, and only comparable within one search.
 - `text_score` is computed for a session. The best chunk of the session gets all of it. The others
   get a share: the weight of their own words, divided by that of the best chunk.
 - If the store returned only one chunk, its dense part is 0.1, because nothing can be compared.
-- Chunks that were removed from the catalog have neither score and are not found.
+- A chunk that a summary replaced (`summaries="replace"`) has no dense part. Its `text_score` stays:
+  its words remain a part of its session. Chunks that were deleted have no score and are not found.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Candidate:
         score: The score for the ranking.
         text_score: The full-text score; None if no word matches.
         dense_score: The store's score; None if the store did not return it.
+        embedded: Whether the store has it.
     """
 
     unit: Unit
@@ -47,6 +49,7 @@ class Candidate:
     score: float
     text_score: float | None
     dense_score: float | None
+    embedded: bool
 
 
 def fused(
@@ -72,7 +75,10 @@ def fused(
     """
     texts: dict[int, list[str]] = {}
     units: dict[int, list[Unit]] = {}
-    for seq, lane, text, chunk, *_ in passages:
+    retired: set[Unit] = set()
+    for seq, lane, text, chunk, _, _, is_retired in passages:
+        if is_retired and chunk is not None:
+            retired.add(chunk)
         texts.setdefault(lane, []).append(text)
         units.setdefault(lane, []).append(seq if chunk is None else chunk)
     corrected = corrections(question, texts.values(), counts) if mode != "dense" else {}
@@ -97,7 +103,8 @@ def fused(
             if mode == "hybrid" and (whole or dense_score is not None):
                 counted = value
             if counted is not None:
-                found.append(Candidate(unit, lane, value, text_score, dense_score))
+                stored = isinstance(unit, str) and unit not in retired
+                found.append(Candidate(unit, lane, value, text_score, dense_score, stored))
     found.sort(key=_rank)
     return found
 

@@ -31,7 +31,8 @@ class Hit:
         dense_score: The store's score; None if the store did not return it.
         text_score: The full-text score; None if no word matches.
         matched: The lines that answer the question, with the positions of its words.
-        embedded: Whether it is in the store. False if only full text can find it so far.
+        embedded: Whether it is in the store. False if only full text can find it: it was accepted just
+            now, or a summary replaced it.
         sessions: The number of candidate sessions with the same text; 1 unless the search collapses
             equal texts.
     """

@@ -247,7 +247,7 @@ class Searcher:
                 dense_score=one.dense_score,
                 text_score=one.text_score,
                 matched=matched(ranking.question, chunk.text),
-                embedded=isinstance(one.unit, str),
+                embedded=one.embedded,
             )
             for one in candidates
             if (chunk := chunks.get(one.unit)) is not None and best[chunk.id] == one.unit

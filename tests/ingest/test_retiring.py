@@ -56,7 +56,7 @@ async def test_replaced_actions_leave_the_store_and_stay_findable_by_words(
         assert session.session_id == "s1"
         assert "clicked download" in session.text
         hits = await pipeline.search("download", mode="text")
-        assert [hit.text for hit in hits] == ["clicked download"]
+        assert [(hit.text, hit.embedded) for hit in hits] == [("clicked download", False)]
         assert pipeline.ledger.stored == 4
         await pipeline.on_summary(summary(2))  # delivered again
         await pipeline.drain()
