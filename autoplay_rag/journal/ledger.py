@@ -36,9 +36,9 @@ class Ledger:
         pending: Queued or being stored.
         duplicate: Received again.
         dead: In the dead letters.
-        discarded: Deleted from the dead letters by the user.
+        discarded: Deleted from the dead letters by the user, or forgotten before they were stored.
         filtered: Rejected by `select`, or empty.
-        refused: Belong to a person or session whose data was erased; 0 if there was no erasure.
+        refused: Late or repeated events of a forgotten person or session.
         overflow: Lost, because the queue or the disk was full.
         chunks: Chunks stored.
         embed_requests: Requests to the embedder. This and the next three stay 0 if the store

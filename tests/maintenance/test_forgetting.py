@@ -359,3 +359,29 @@ async def test_a_reader_delays_erasing(make_pipeline, tmp_path):
             reader.execute("ROLLBACK")
         await erased(pipeline, receipt)
     assert b"annprivate" not in bytes_of(tmp_path)
+
+
+async def test_actions_that_a_summary_replaced_are_forgotten(make_pipeline, tmp_path):
+    old, new = time.time() - 5000, time.time() - 500
+    store = MemoryStore()
+    options = {"journal": tmp_path / "j.db", "batch_window": 60.0, "summaries": "replace"}
+    async with make_pipeline(store, **options) as pipeline:
+        await pipeline.on_actions(actions("s", "annold", user="ann", at=old))
+        await pipeline.on_actions(actions("s", "annnew", user="ann", at=new))
+        await pipeline.drain()
+        said = SummaryPayload("acme", "s", "Said what happened.", 2, round(time.time(), 3))
+        await pipeline.on_summary(said)
+        await pipeline.drain()
+        assert await store.count() == 1
+        receipt = await pipeline.forget(user_id="ann", until=time.time() - 1000)
+        assert (receipt.payloads, receipt.text_only) == (1, 0)
+        await pipeline.drain()
+        assert await find(pipeline, "annold") == []
+        assert await find(pipeline, "annnew")
+        assert await store.count() == 1
+        assert (await pipeline.verify()).clean
+        receipt = await pipeline.forget(user_id="ann")
+        assert await store.count() == 0
+        assert await find(pipeline, "annnew") == []
+        await erased(pipeline, receipt)
+    assert b"annnew" not in bytes_of(tmp_path)
