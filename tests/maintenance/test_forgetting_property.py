@@ -24,6 +24,7 @@ class Sent:
     session: str
     user: str | None
     payload: object
+    at: float
     gone: bool = False
     unsure: bool = False
 
@@ -46,14 +47,16 @@ class Model:
         else:
             action = SlimAction(word, f"User clicked {word}", "https://a.test", 0, "click", at, at)
             payload = ActionsPayload("acme", session, user, None, [action], 1, at)
-        made = Sent(word, session, user, payload)
+        made = Sent(word, session, user, payload, at)
         self.sent.append(made)
         if user:
             self.people.setdefault(session, set()).add(user)
         return made
 
-    def forget(self, *, user: str | None = None, session: str | None = None) -> None:
+    def forget(self, *, user: str | None, session: str | None, until: float | None) -> None:
         for one in self.sent:
+            if until is not None and one.at > until:
+                continue
             if one.gone or (session is not None and one.session != session):
                 continue
             people = self.people.get(one.session, set())
@@ -156,9 +159,10 @@ async def _forget(pipeline, model, source):
     user = source.choice(USERS) if source.random() < 0.7 else None
     session = source.choice(SESSIONS) if user is None or source.random() < 0.2 else None
     before = len(model.sent)
-    model.forget(user=user, session=session)
+    until = source.choice(model.sent).at if model.sent and source.random() < 0.4 else None
+    model.forget(user=user, session=session, until=until)
     receipt, *_ = await asyncio.gather(
-        pipeline.forget(user_id=user, session_id=session),
+        pipeline.forget(user_id=user, session_id=session, until=until),
         *(pipeline.accept(model.next().payload) for _ in range(source.randint(0, 5))),
     )
     for one in model.sent[before:]:
