@@ -33,7 +33,7 @@ Span: TypeAlias = tuple[int, int]
 _LOCAL: Final = r"\w.!$%*+^`{|}~\-"
 # Separators of URL parts count as part of an address only directly before the @.
 _EMAIL: Final = re.compile(
-    rf"(?:(?<![{_LOCAL}])[{_LOCAL}][{_LOCAL}']{{0,255}}+|(?<![=?&#])[=?&#]++)"
+    rf"(?:(?<![{_LOCAL}])[{_LOCAL}][{_LOCAL}']{{0,255}}+|(?<![=?&#'])[=?&#']++)"
     r"@(?!\d(?:\.\d)?x\.)"  # logo@2x.png
     r"(?:[\w\-]++\.)+(?:xn--[a-zA-Z0-9\-]+|[^\W\d_]{2,63})"
 )

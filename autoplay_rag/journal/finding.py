@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 from autoplay_rag.content.chunks import Chunk, metadata_of
@@ -31,6 +32,8 @@ _COMMON_LEAST: Final = 500
 """Words in more passages than this, and than the share above, do not select candidates, unless the
 question has no other words."""
 _LEAST_WORDS: Final = 2
+_MOST_MATCHES: Final = 30_000
+"""SQLite ranks every match: of a million passages, the rarest words select enough."""
 _LANE_PAYLOADS: Final = 400
 """The most payloads of a session that are read: the latest ones, in addition to the matches."""
 _COUNTED: Final = 20_000
@@ -121,8 +124,7 @@ class Finder:
         total = self._count_passages()
         counts = {term: self._frequency(term, raw, total) for term, raw in lookups.items()}
         common = max(_COMMON_SHARE * total, _COMMON_LEAST)
-        there = sorted((term for term in counts if counts[term]), key=counts.__getitem__)
-        chosen = [term for term in there if counts[term] <= common] or there[:_LEAST_WORDS]
+        chosen = _rare(counts, common)
         match = " OR ".join(
             [_quoted(phrase) for phrase in phrases]
             + [_quoted(raw) for term in chosen for raw in lookups[term]]
@@ -316,6 +318,17 @@ _PASSAGE_TERMS: Final = {
     ("started_at", "<="): "passage.started <= ?",
     ("kind", "=="): "(SELECT kind FROM payload WHERE payload.seq = passage.seq) = ?",
 }
+
+
+def _rare(counts: Mapping[str, int], common: float) -> list[str]:
+    """Return the terms that select candidates: the rarest first, without the common ones."""
+    there = sorted((term for term in counts if counts[term]), key=counts.__getitem__)
+    rare = [term for term in there if counts[term] <= common]
+    if not rare:
+        return there[:_LEAST_WORDS]
+    matches = accumulate(counts[term] for term in rare)
+    chosen = [term for term, most in zip(rare, matches, strict=True) if most <= _MOST_MATCHES]
+    return chosen or rare[:1]
 
 
 def visits_where(conditions: Sequence[Condition]) -> tuple[str, list[Any]]:

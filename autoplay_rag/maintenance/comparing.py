@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -64,6 +65,9 @@ def changes_to(
 
 
 def _equal(key: str, recorded: str | float, stored: str | float) -> bool:
+    if isinstance(recorded, float) and isinstance(stored, int | float):
+        # Chroma returns a time with 17 digits as one with 16.
+        return math.isclose(recorded, stored, rel_tol=1e-14)
     return recorded == stored or (key in _TEXT_KEYS and recorded == str(stored))
 
 
