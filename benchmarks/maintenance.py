@@ -19,7 +19,7 @@ from typing import Any
 
 from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
 from autoplay_rag.embedders import Embedder
-from autoplay_rag.maintenance.restore import restore
+from autoplay_rag.maintenance.restoring import restore
 from autoplay_rag.stores import ChromaStore
 from benchmarks.filters import DIMENSION, corpus
 

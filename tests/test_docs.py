@@ -16,7 +16,15 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "docs" / "recipes" / "own-store.md"]
 PAGES += [
     ROOT / "docs" / "recipes" / f"{name}.md"
-    for name in ("backup", "forgetting", "own-embedder", "own-text", "production", "search", "reading")
+    for name in (
+        "backup",
+        "forgetting",
+        "own-embedder",
+        "own-text",
+        "production",
+        "search",
+        "reading",
+    )
 ]
 
 

@@ -1,6 +1,7 @@
 """The public names are stable, import quickly, and load nothing optional."""
 
 import importlib
+import pkgutil
 import subprocess
 import sys
 
@@ -126,3 +127,12 @@ def test_the_main_names_need_no_optional_package_either():
     code = f"import sys; from autoplay_rag import {names}; print(*{{m.partition('.')[0] for m in sys.modules}})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert OPTIONAL.isdisjoint(found.stdout.split())
+
+
+@pytest.mark.parametrize("package", NAMES)
+def test_no_module_takes_the_place_of_a_public_name(package):
+    """Importing a module sets it on its package: a function of the same name would be lost."""
+    module = importlib.import_module(package)
+    if hasattr(module, "__path__"):
+        modules = {info.name for info in pkgutil.iter_modules(module.__path__)}
+        assert modules.isdisjoint(NAMES[package])

@@ -18,7 +18,7 @@ from autoplay_rag.cli.options import JournalOption, Place, StoreOption, find_pla
 from autoplay_rag.errors import StoreError
 from autoplay_rag.maintenance.alone import backup_alone
 from autoplay_rag.maintenance.backup import BackupReport
-from autoplay_rag.maintenance.restore import restore as put_back
+from autoplay_rag.maintenance.restoring import restore as put_back
 from autoplay_rag.stores.chroma.copies import DATABASE
 
 __all__ = ["backup", "restore"]

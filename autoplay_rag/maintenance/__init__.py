@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from autoplay_rag.maintenance.backup import BackupReport
     from autoplay_rag.maintenance.receipt import Receipt
     from autoplay_rag.maintenance.report import VerifyReport
-    from autoplay_rag.maintenance.restore import RestoreReport, check_backup, restore
+    from autoplay_rag.maintenance.restoring import RestoreReport, check_backup, restore
 
 __all__ = ["BackupReport", "Receipt", "RestoreReport", "VerifyReport", "check_backup", "restore"]
 
@@ -20,9 +20,9 @@ __getattr__, __dir__ = lazy_exports(
     {
         "BackupReport": "autoplay_rag.maintenance.backup",
         "Receipt": "autoplay_rag.maintenance.receipt",
-        "RestoreReport": "autoplay_rag.maintenance.restore",
+        "RestoreReport": "autoplay_rag.maintenance.restoring",
         "VerifyReport": "autoplay_rag.maintenance.report",
-        "check_backup": "autoplay_rag.maintenance.restore",
-        "restore": "autoplay_rag.maintenance.restore",
+        "check_backup": "autoplay_rag.maintenance.restoring",
+        "restore": "autoplay_rag.maintenance.restoring",
     },
 )

@@ -24,7 +24,7 @@ from autoplay_rag.errors import (
 )
 from autoplay_rag.maintenance import backup as module
 from autoplay_rag.maintenance.alone import backup_alone, verify_alone
-from autoplay_rag.maintenance.restore import check_backup, restore
+from autoplay_rag.maintenance.restoring import check_backup, restore
 from autoplay_rag.stores import ChromaStore, MemoryStore
 
 pytestmark = pytest.mark.timeout(120)
