@@ -18,7 +18,7 @@ from autoplay_rag.content.keys import chunk_id
 from autoplay_rag.journal.base import Found, FoundPassage, Scope, Visit
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.catalog import CHUNK_COLUMNS, read_chunk
-from autoplay_rag.journal.rows import json_list
+from autoplay_rag.journal.rows import json_list, quoted
 from autoplay_rag.journal.schema import ChunkState, PayloadState
 
 __all__ = ["Finder"]
@@ -70,14 +70,14 @@ class Finder:
         pending = self._scalar("SELECT pending FROM counts")
         if not conditions:
             return Scope(known, None, pending)
-        lanes = self._lanes(conditions, _FEW_LANES + 1)
-        if any(name in asked for name in _LANES) and len(lanes) <= _FEW_LANES:
+        lanes = self.recent_lanes(conditions, _FEW_LANES + 1)
+        of_someone = any(name in asked for name in _LANES)
+        if of_someone and len(lanes) <= _FEW_LANES:
             pending = self._scalar(
                 "SELECT count(*) FROM payload INDEXED BY payload_waiting "
                 f"WHERE state = {PayloadState.WAITING:d} AND lane {_IN}",
                 json_list(lanes),
             )
-        of_someone = any(name in asked for name in _LANES)
         most = _FEW_PAYLOADS if of_someone else _FEW_PAYLOADS // 10
         return Scope(known, lanes if self._are_few(lanes, most) else None, pending)
 
@@ -97,7 +97,8 @@ class Finder:
         )
         return total <= most
 
-    def _lanes(self, conditions: Sequence[Condition], limit: int) -> list[int]:
+    def recent_lanes(self, conditions: Sequence[Condition], limit: int) -> list[int]:
+        """Return the lanes of sessions that pass a filter, latest first."""
         where, given = visits_where(conditions)
         rows = self._connection.execute(
             f"SELECT lane FROM visit WHERE {where} ORDER BY last DESC LIMIT ?", (*given, limit)
@@ -126,8 +127,8 @@ class Finder:
         common = max(_COMMON_SHARE * total, _COMMON_LEAST)
         chosen = _rare(counts, common)
         match = " OR ".join(
-            [_quoted(phrase) for phrase in phrases]
-            + [_quoted(raw) for term in chosen for raw in lookups[term]]
+            [quoted(phrase) for phrase in phrases]
+            + [quoted(raw) for term in chosen for raw in lookups[term]]
         )
         seqs = self._matching(match, conditions, limit) if match and limit else []
         return Found(total, counts, seqs)
@@ -163,18 +164,13 @@ class Finder:
         )
         return rows.fetchall()
 
-    def frequencies(self, lookups: Mapping[str, Sequence[str]]) -> dict[str, int]:
-        """Return the number of passages with each of these terms."""
-        total = self._count_passages()
-        return {term: self._frequency(term, raw, total) for term, raw in lookups.items()}
-
     def _frequency(self, term: str, raw: Sequence[str], total: int) -> int:
         if total > self._counted_at * _GROWTH or total < self._counted_at:
             self._counts.clear()
             self._counted_at = total
         found = self._counts.get(term)
         if not found:  # 0 is not cached: the term may have been added since
-            match = " OR ".join(_quoted(word) for word in raw)
+            match = " OR ".join(quoted(word) for word in raw)
             found = self._scalar(
                 "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
                 match,
@@ -285,10 +281,6 @@ class Finder:
         )
         return {row[0]: Visit(*row) for row in rows}
 
-    def recent_lanes(self, conditions: Sequence[Condition], limit: int) -> list[int]:
-        """Return the lanes of sessions that pass a filter, latest first."""
-        return self._lanes(conditions, limit)
-
     def _scalar(self, sql: str, *parameters: Any) -> int:
         return int(self._connection.execute(sql, parameters).fetchone()[0])
 
@@ -346,8 +338,3 @@ def _where(
 ) -> tuple[str, list[Any]]:
     found = [(terms[key, op], value) for key, op, value in conditions if (key, op) in terms]
     return " AND ".join(term for term, _ in found) or "1", [value for _, value in found]
-
-
-def _quoted(words: str) -> str:
-    """Quote words for FTS5, so that they contain no operator, wildcard or column."""
-    return '"' + words.replace('"', '""').replace("\0", " ") + '"'

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["delete_in", "insert", "json_list", "lossy_text", "read_all"]
+__all__ = ["delete_in", "insert", "json_list", "lossy_text", "quoted", "read_all"]
 
 _SLICES: Final = (128, 32, 8, 1)
 """Rows in one statement. With few different sizes, prepared statements are reused."""
@@ -93,3 +93,13 @@ def read_all(
 def lossy_text(stored: bytes) -> str:
     """Decode a text; an invalid byte damages only this text. For a connection's `text_factory`."""
     return stored.decode("utf-8", "replace")
+
+
+def quoted(words: str) -> str:
+    """Quote words for FTS5, so that they are not read as an operator, a wildcard or a column.
+
+    Example:
+        >>> quoted('say "NOT" a*')
+        '"say ""NOT"" a*"'
+    """
+    return '"' + words.replace('"', '""').replace("\0", " ") + '"'

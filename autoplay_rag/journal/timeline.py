@@ -15,7 +15,7 @@ from autoplay_rag.content.identity import people_of
 from autoplay_rag.content.words import lookups
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.lag import Lag, lag_of
-from autoplay_rag.journal.rows import json_list
+from autoplay_rag.journal.rows import json_list, quoted
 from autoplay_rag.journal.schema import ChunkState, PayloadState
 from autoplay_rag.payloads import ActionsPayload, Payload
 
@@ -135,7 +135,7 @@ def terms_of(text: str) -> tuple[str, ...]:
     """
     text = text.encode("utf-8", "replace").decode().replace("\0", " ")[:_MOST_CHARACTERS]
     found = list(lookups(text).values())[:_MOST_TERMS]
-    return tuple(" OR ".join(map(_quoted, raw)) for raw in found) or (_quoted(text),)
+    return tuple(" OR ".join(map(quoted, raw)) for raw in found) or (quoted(text),)
 
 
 class Timeline:
@@ -432,8 +432,3 @@ def _visits_page(body: bytes | None, part: str) -> bool:
 def _names(body: bytes | None, person: str) -> bool:
     payload = decoded(unpack(body))
     return payload is not None and people_of(payload).user_id == person
-
-
-def _quoted(words: str) -> str:
-    """Quote words for FTS5, so that they contain no operator, wildcard or column."""
-    return '"' + words.replace('"', '""') + '"'
