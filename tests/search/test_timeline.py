@@ -380,12 +380,14 @@ async def test_sync_methods_in_a_running_loop_and_after_closing(pipeline):
     page=st.integers(1, 4),
 )
 async def test_every_action_is_read_once_and_belongs_to_one_person_at_most(
-    embedder, payloads, page
+    embedder, tmp_path_factory, payloads, page
 ):
+    # In a file: a journal in memory drops the bodies of payloads that are stored meanwhile.
+    path = tmp_path_factory.mktemp("journal") / "journal.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autoplay_rag.journal.timeline._PAGE", page)
         async with IngestPipeline(
-            MemoryStore(), embedder, batch_window=3600, drain_timeout=0
+            MemoryStore(), embedder, journal=path, batch_window=3600, drain_timeout=0
         ) as pipeline:
             for n, (session, user, said) in enumerate(payloads):
                 texts = [f"{text} {n}.{at}" for at, text in enumerate(said)]
