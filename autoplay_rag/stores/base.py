@@ -37,7 +37,7 @@ Changes: TypeAlias = Mapping[str, str | int | float | None]
 """Metadata to set on a chunk, by key; None removes the key."""
 
 Capability: TypeAlias = Literal[
-    "delete", "get", "scan", "update_metadata", "score", "sibling", "drop", "identity"
+    "delete", "get", "scan", "update_metadata", "score", "sibling", "exchange", "drop", "identity"
 ]
 """Optional capabilities of a store. Each is named after the method of `Store` that implements it."""
 
@@ -172,6 +172,27 @@ class Store(ABC):
             name: The name of the collection. The same name returns the same collection.
         """
         raise _missing(self, "sibling")
+
+    async def exchange(self, name: str) -> None:
+        """Exchange this collection with its sibling of this name, in one step.
+
+        Afterwards this store leads to what the sibling held, and the sibling to what this store
+        held: chunks, vectors, identity and model. Nothing is deleted. A missing collection counts
+        as an empty one. A kill at any time leaves both names in place, exchanged or not.
+
+        Both stores keep the model that they were started with. Unless the new content has the same
+        model or is empty, their calls raise `StoreMismatchError` until `start` was called with the
+        model of the new content. So a call that still has vectors of the old model mixes nothing.
+
+        Args:
+            name: As for `sibling`, which this capability needs as well.
+
+        Raises:
+            StoreMismatchError: If this package did not create one of the two.
+            StoreUnavailableError: It is unknown whether they were exchanged. Compare the
+                identities, or call `start` with the model, before calling this again.
+        """
+        raise _missing(self, "exchange")
 
     async def drop(self) -> None:
         """Delete the whole collection, its identity and its model. `start` creates it again."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import islice, starmap
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._serial import SerialThread
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["MemoryStore"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _FIRST_CAPACITY = 256
 _EQUAL_KEYS = {
@@ -71,6 +74,7 @@ class MemoryStore(VectorStore):
             raise MissingExtraError("MemoryStore", "local")
         self._thread = SerialThread("autoplay-memory-store")
         self._table = _Table()
+        self._model: str | None = None
         self._siblings: dict[str, Self] = {}
 
     def __repr__(self) -> str:
@@ -85,7 +89,7 @@ class MemoryStore(VectorStore):
         Raises:
             StoreMismatchError: If the store holds vectors of another model.
         """
-        await self._thread.run(self._table.adopt, model)
+        await self._thread.run(self._start, model)
 
     async def erase(self) -> bool:
         """There are no files, so nothing remains of deleted chunks."""
@@ -103,7 +107,7 @@ class MemoryStore(VectorStore):
             StoreMismatchError: If the store holds vectors of another dimension.
         """
         if len(chunks) or len(vectors):
-            await self._thread.run(self._table.upsert, chunks, vectors)
+            await self._run(_Table.upsert, chunks, vectors)
 
     async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
         """Return the `k` nearest chunks that pass the filter, best first.
@@ -117,7 +121,7 @@ class MemoryStore(VectorStore):
             StoreRejectedError: If `k` is less than 1, or the vector is invalid.
             StoreMismatchError: If the store holds vectors of another dimension.
         """
-        return await self._thread.run(self._table.query, vector, k, filter)
+        return await self._run(_Table.query, vector, k, filter)
 
     async def score(self, vector: Vector, ids: Sequence[str]) -> dict[str, float]:
         """Return the cosine similarity of stored vectors, by chunk id. Unknown ids are left out.
@@ -130,7 +134,7 @@ class MemoryStore(VectorStore):
             StoreRejectedError: If the vector is invalid.
             StoreMismatchError: If the store holds vectors of another dimension.
         """
-        return await self._thread.run(self._table.score, vector, ids)
+        return await self._run(_Table.score, vector, ids)
 
     async def count(self) -> int:
         """Return the number of stored chunks."""
@@ -138,11 +142,11 @@ class MemoryStore(VectorStore):
 
     async def delete(self, ids: Sequence[str]) -> None:
         """Delete chunks. An unknown id is not an error."""
-        await self._thread.run(self._table.delete, ids)
+        await self._run(_Table.delete, ids)
 
     async def get(self, ids: Sequence[str]) -> list[Chunk]:
         """Return the chunks with these ids. Unknown ids are left out."""
-        return await self._thread.run(self._table.get, ids)
+        return await self._run(_Table.get, ids)
 
     async def scan(self, page: int = 500) -> AsyncIterator[list[Chunk]]:
         """Yield all chunks stored when the scan starts, in pages, except those deleted during it.
@@ -155,7 +159,7 @@ class MemoryStore(VectorStore):
         """
         check_at_least("page", page, 1, whole=True)
         # Deletions move rows, so the scan goes by ids.
-        ids = await self._thread.run(self._table.ids)
+        ids = await self._run(_Table.ids)
         for start in range(0, len(ids), page):
             if chunks := await self.get(ids[start : start + page]):
                 yield chunks
@@ -170,7 +174,7 @@ class MemoryStore(VectorStore):
         Raises:
             StoreRejectedError: If a key or a value is invalid.
         """
-        await self._thread.run(self._table.update_metadata, changes)
+        await self._run(_Table.update_metadata, changes)
 
     def sibling(self, name: str) -> Self:
         """Return another store in memory. The same name returns the same object.
@@ -181,12 +185,22 @@ class MemoryStore(VectorStore):
             True
         """
         if name not in self._siblings:
-            self._siblings[name] = type(self)()
+            sibling = self._siblings[name] = type(self)()
+            # With one thread, no call of either is under way while they are exchanged.
+            sibling._thread = self._thread  # noqa: SLF001 - of the same class
         return self._siblings[name]
+
+    async def exchange(self, name: str) -> None:
+        """Exchange all that this store and its sibling of this name hold.
+
+        Their calls raise `StoreMismatchError` until `start` was called with the model of the new
+        content, unless the store has that model already.
+        """
+        await self._thread.run(self._exchange, self.sibling(name))
 
     async def drop(self) -> None:
         """Delete all chunks, the identity and the model. Siblings stay."""
-        await self._thread.run(self._table.clear)
+        await self._thread.run(self._clear)
 
     async def identity(self) -> StoreIdentity | None:
         """Return the identity saved by `save_identity`; None if there is none."""
@@ -194,11 +208,34 @@ class MemoryStore(VectorStore):
 
     async def save_identity(self, identity: StoreIdentity) -> None:
         """Save an identity. It lives as long as this object."""
-        await self._thread.run(setattr, self._table, "identity", identity)
+        await self._run(_Table.save_identity, identity)
 
     async def is_own(self) -> bool:
         """True: a store in memory holds only what a pipeline stored."""
         return True
+
+    async def _run(
+        self, work: Callable[Concatenate[_Table, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call a method of the table, unless it holds vectors of another model since `exchange`."""
+
+        def on_table() -> T:
+            if self._model is not None:
+                self._table.adopt(self._model)
+            return work(self._table, *args, **kwargs)
+
+        return await self._thread.run(on_table)
+
+    def _start(self, model: str) -> None:
+        self._table.adopt(model)
+        self._model = model
+
+    def _exchange(self, other: Self) -> None:
+        self._table, other._table = other._table, self._table
+
+    def _clear(self) -> None:
+        self._table.clear()
+        self._model = None
 
 
 class _Table:
@@ -218,6 +255,9 @@ class _Table:
         self._row_of: dict[str, int] = {}
         self._matrix: NDArray[np.float32] | None = None
         self._columns: _Columns | None = None
+
+    def save_identity(self, identity: StoreIdentity) -> None:
+        self.identity = identity
 
     def adopt(self, model: str) -> None:
         if self.chunks and self.model not in (None, model):

@@ -18,6 +18,7 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 from zlib import crc32
 
@@ -50,6 +51,7 @@ _EAST, _NORTH, _WEST = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]
 _MODEL, _OTHER_MODEL = "model-a", "model-b"
 _CLOSE = 1e-5
 _IDENTITY = StoreIdentity("store-1", "journal-1", 7)
+_OTHER_IDENTITY = StoreIdentity("store-2", "journal-1", 3)
 
 
 def _about_east(chunk_id: str) -> list[float]:
@@ -114,6 +116,7 @@ _USES: dict[Capability, Callable[[Store], Any]] = {
     "scan": _scanned,
     "update_metadata": lambda store: store.update_metadata({}),
     "score": lambda store: store.score(_EAST, ["unknown"]),
+    "exchange": lambda store: store.exchange("other"),
     "drop": lambda store: store.drop(),
     "identity": lambda store: store.identity(),
 }
@@ -163,6 +166,14 @@ class _StoreContract(ABC, Generic[S]):
         By default this is the same object. `start` must then open it again.
         """
         return store
+
+    def copied(self, store: S, folder: Path) -> S | None:
+        """Return a store, not started, on the files that `copy_to` wrote.
+
+        By default None: the contract then does not look into the copy.
+        """
+        del store, folder
+        return None
 
     @abstractmethod
     async def _put(self, store: S, chunks: Sequence[Chunk]) -> None:
@@ -570,6 +581,157 @@ class _StoreContract(ABC, Generic[S]):
         await one.aclose()
         await again.aclose()
 
+    async def test_an_exchange_moves_all_that_two_collections_hold(self, store: S) -> None:
+        if await _lacks(store, "exchange"):
+            return
+        assert "sibling" in store.capabilities
+        other = store.sibling("other")
+        await other.start(_OTHER_MODEL)
+        await self._put(store, [_chunk("a", user_id="u1"), _chunk("c")])
+        await self._put(other, [_chunk("b", user_id="u2")])
+        named = "identity" in store.capabilities
+        if named:
+            await store.save_identity(_IDENTITY)
+            await other.save_identity(_OTHER_IDENTITY)
+        await store.exchange("other")
+        if named:
+            assert await store.identity() == _OTHER_IDENTITY
+            assert await other.identity() == _IDENTITY
+        await store.start(_OTHER_MODEL)
+        await other.start(_MODEL)
+        [match] = await self._find(store)
+        assert (match.id, match.text, match.metadata) == ("b", "text of b", {"user_id": "u2"})
+        assert set(_ids(await self._find(other))) == {"a", "c"}
+        assert _ids(await self._find(other, 5, Filter(user_id="u1"))) == ["a"]
+        await self._put(store, [_chunk("d")])
+        await store.exchange("other")
+        await store.start(_MODEL)
+        await other.start(_OTHER_MODEL)
+        assert set(_ids(await self._find(store))) == {"a", "c"}
+        assert set(_ids(await self._find(other))) == {"b", "d"}
+        await other.aclose()
+
+    async def test_after_an_exchange_calls_for_the_old_model_are_refused(self, store: S) -> None:
+        if await _lacks(store, "exchange") or not self.keeps_model:
+            return
+        other = store.sibling("other")
+        await other.start(_OTHER_MODEL)
+        await self._put(store, [_chunk("a")])
+        await self._put(other, [_chunk("b")])
+        await store.exchange("other")
+        for one in (store, other):
+            with pytest.raises(StoreMismatchError):
+                await self._put(one, [_chunk("c")])
+            with pytest.raises(StoreMismatchError):
+                await self._find(one)
+        with pytest.raises(StoreMismatchError):
+            await store.start(_MODEL)
+        await store.start(_OTHER_MODEL)
+        await other.start(_MODEL)
+        assert _ids(await self._find(store)) == ["b"]
+        assert _ids(await self._find(other)) == ["a"]
+        await other.aclose()
+
+    async def test_an_exchange_with_the_same_model_needs_no_start(self, store: S) -> None:
+        if await _lacks(store, "exchange"):
+            return
+        other = store.sibling("other")
+        await other.start(_MODEL)
+        await self._put(store, [_chunk("a")])
+        await self._put(other, [_chunk("b")])
+        await store.exchange("other")
+        await self._put(store, [_chunk("c")])
+        assert set(_ids(await self._find(store))) == {"b", "c"}
+        assert _ids(await self._find(other)) == ["a"]
+        if "drop" in store.capabilities:
+            await other.drop()
+            assert set(_ids(await self._find(store))) == {"b", "c"}
+        await other.aclose()
+
+    async def test_an_exchange_with_a_collection_that_is_missing(self, store: S) -> None:
+        if await _lacks(store, "exchange"):
+            return
+        await self._put(store, [_chunk("a")])
+        await store.exchange("other")
+        await store.start(_OTHER_MODEL)
+        assert await self._find(store) == []
+        other = store.sibling("other")
+        await other.start(_MODEL)
+        assert _ids(await self._find(other)) == ["a"]
+        await other.aclose()
+
+    async def test_an_exchange_is_there_after_a_restart(self, store: S) -> None:
+        if await _lacks(store, "exchange"):
+            return
+        other = store.sibling("other")
+        await other.start(_OTHER_MODEL)
+        await self._put(store, [_chunk("a")])
+        await self._put(other, [_chunk("b")])
+        await store.exchange("other")
+        await store.aclose()
+        await other.aclose()
+        again = self.reopened(store)
+        if self.keeps_model:
+            with pytest.raises(StoreMismatchError):
+                await again.start(_MODEL)
+        await again.start(_OTHER_MODEL)
+        assert _ids(await self._find(again)) == ["b"]
+        sibling = again.sibling("other")
+        await sibling.start(_MODEL)
+        assert _ids(await self._find(sibling)) == ["a"]
+        await sibling.aclose()
+        await again.aclose()
+
+    # -- files ---------------------------------------------------------------------------------
+
+    async def test_whose_collection_it_is_stays_so(self, store: S) -> None:
+        own = await store.is_own()
+        assert isinstance(own, bool)
+        await self._put(store, [_chunk("a")])
+        assert await store.is_own() is own
+        await store.aclose()
+        again = self.reopened(store)
+        assert await again.is_own() is own  # before `start` as well
+        await again.start(_MODEL)
+        assert await again.is_own() is own
+        await again.aclose()
+
+    async def test_a_copy_holds_what_was_stored_before_it(self, store: S, tmp_path: Path) -> None:
+        folder = tmp_path / "copy"
+        folder.mkdir()
+        await self._put(store, [_chunk("a", user_id="u1")])
+        if "identity" in store.capabilities:
+            await store.save_identity(_IDENTITY)
+        made = await store.copy_to(folder)
+        assert made is any(folder.iterdir())
+        await self._put(store, [_chunk("later")])
+        assert set(_ids(await self._find(store))) == {"a", "later"}
+        copy = self.copied(store, folder) if made else None
+        if copy is None:
+            return
+        if "identity" in store.capabilities:
+            assert await copy.identity() == _IDENTITY
+        await copy.start(_MODEL)
+        [match] = await self._find(copy)
+        assert (match.id, match.text, match.metadata) == ("a", "text of a", {"user_id": "u1"})
+        await copy.aclose()
+
+    async def test_erasing_leaves_what_was_not_deleted(self, store: S) -> None:
+        assert isinstance(await store.erase(), bool)
+        await self._put(store, [_chunk("a", user_id="u1"), _chunk("b"), _chunk("c")])
+        if "delete" in store.capabilities:
+            await store.delete(["b"])
+        left = {match.id: match for match in await self._find(store)}
+        for _ in range(2):
+            assert isinstance(await store.erase(), bool)
+        assert {match.id: match for match in await self._find(store)} == left
+        await self._put(store, [_chunk("b", "again"), _chunk("d")])
+        found = await self._find(store)
+        assert sorted(_ids(found)) == ["a", "b", "c", "d"]
+        assert {match.id: match.text for match in found}["b"] == "again"
+
+    # -- identity ------------------------------------------------------------------------------
+
     async def test_an_identity_is_kept_and_found_by_no_search(self, store: S) -> None:
         if await _lacks(store, "identity"):
             return
@@ -822,6 +984,23 @@ class VectorStoreContract(_StoreContract[VectorStore]):
         await other.upsert([_chunk("a")], [[1.0, 0.0]])
         assert _ids(await other.query([1.0, 0.0], 1, _ALL)) == ["a"]
         assert _ids(await store.query(_EAST, 1, _ALL)) == ["a"]
+        await other.aclose()
+
+    async def test_an_exchange_takes_the_dimension_along(self, store: VectorStore) -> None:
+        if await _lacks(store, "exchange"):
+            return
+        other = store.sibling("other")
+        await other.start(_OTHER_MODEL)
+        await store.upsert([_chunk("a")], [_EAST])
+        await other.upsert([_chunk("b")], [[1.0, 0.0]])
+        await store.exchange("other")
+        await store.start(_OTHER_MODEL)
+        assert _ids(await store.query([1.0, 0.0], 1, _ALL)) == ["b"]
+        await store.upsert([_chunk("c")], [[0.0, 1.0]])
+        assert _ids(await store.query([0.0, 1.0], 1, _ALL)) == ["c"]
+        if self.keeps_model:
+            with pytest.raises(StoreMismatchError, match=r"2.* 3"):
+                await store.query(_EAST, 1, _ALL)
         await other.aclose()
 
     async def test_a_dropped_store_takes_another_dimension(self, store: VectorStore) -> None:

@@ -54,6 +54,7 @@ async def test_a_bare_store_has_defaults_and_no_capability():
         ("update_metadata", ({},)),
         ("score", ([1.0], ["a"])),
         ("sibling", ("name",)),
+        ("exchange", ("name",)),
         ("drop", ()),
         ("identity", ()),
     ],

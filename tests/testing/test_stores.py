@@ -63,10 +63,13 @@ class ProductStore(MemoryStore):
 
     @property
     def capabilities(self):
-        return super().capabilities - {"sibling"}
+        return super().capabilities - {"sibling", "exchange"}
 
     def sibling(self, name):
         raise MissingCapabilityError("ProductStore", "sibling")
+
+    async def exchange(self, name):
+        raise MissingCapabilityError("ProductStore", "exchange")
 
 
 class TestAStoreThatWrapsAnother(VectorStoreContract):
@@ -161,6 +164,43 @@ FAULTS = {
         async def score(self, vector, ids):
             length = sum(value * value for value in vector) ** 0.5
             return {i: s * length for i, s in (await super().score(vector, ids)).items()}
+    """,
+    ),
+    "exchanges chunks without their identity": (
+        "test_an_exchange_moves_all_that_two_collections_hold",
+        """
+        async def exchange(self, name):
+            await super().exchange(name)
+            one, other = self._table, self.sibling(name)._table
+            one.identity, other.identity = other.identity, one.identity
+    """,
+    ),
+    "copies instead of exchanging": (
+        "test_an_exchange_moves_all_that_two_collections_hold",
+        "async def exchange(self, name): self._table = self.sibling(name)._table",
+    ),
+    "mixes two models after an exchange": (
+        "test_after_an_exchange_calls_for_the_old_model_are_refused",
+        """
+        async def exchange(self, name):
+            await super().exchange(name)
+            self._model = None
+    """,
+    ),
+    "becomes its own with the first start": (
+        "test_whose_collection_it_is_stays_so",
+        "async def is_own(self): return len(self._table.chunks) > 0",
+    ),
+    "claims a copy that it did not write": (
+        "test_a_copy_holds_what_was_stored_before_it",
+        "async def copy_to(self, folder): return True",
+    ),
+    "erases what was not deleted": (
+        "test_erasing_leaves_what_was_not_deleted",
+        """
+        async def erase(self):
+            self._table.clear()
+            return True
     """,
     ),
     "mixes two models": (

@@ -20,6 +20,7 @@ from autoplay_rag.stores.base import Condition, StoreIdentity
 from autoplay_rag.stores.chroma.copies import BATCH, JOURNAL_ID, STORE_ID, copy_folder
 from autoplay_rag.stores.chroma.database import Contents, Database
 from autoplay_rag.stores.chroma.erasing import erase_deleted
+from autoplay_rag.stores.chroma.exchanging import exchange_names
 from autoplay_rag.stores.chroma.frames import (
     Chunks,
     Copy,
@@ -28,6 +29,7 @@ from autoplay_rag.stores.chroma.frames import (
     Done,
     Drop,
     Erase,
+    Exchange,
     Failed,
     Found,
     FoundChunk,
@@ -169,6 +171,9 @@ class Folder:
             case Drop():
                 self._drop(request.collection)
                 return Done()
+            case Exchange():
+                self._exchange(request.collection, request.other)
+                return Done()
             case Identity():
                 found = self._find(request.collection)
                 metadata = (found.metadata if found else None) or {}
@@ -219,17 +224,37 @@ class Folder:
         except NotFoundError:
             return None
 
+    def _exchange(self, one: str, other: str) -> None:
+        """Exchange two collections that this package created. A missing one is created first."""
+        ids = []
+        for name in (one, other):
+            found = self._own(name, "renamed")
+            if found is None:
+                self._collection(name, None)
+                found = self._own(name, "renamed")
+                assert found is not None
+            ids.append(str(found.id))
+        # Renaming both with Chroma would leave a name missing after a kill between the two.
+        exchange_names(self._path, *ids)
+        for name in (one, other):
+            self._collections.pop(name, None)
+
+    def _own(self, name: str, done: str) -> Collection | None:
+        """Return a collection that this package created, whatever its model is; None if missing."""
+        found = self._find(name)
+        if found is not None and _MODEL not in (found.metadata or {}):
+            raise StoreMismatchError(
+                f"the Chroma collection {name!r} was not created by autoplay-rag, so it is not "
+                f"{done}; choose another collection name"
+            )
+        return found
+
     def _drop(self, name: str) -> None:
         """Delete a collection that this package created, whatever its model is."""
         self._collections.pop(name, None)
-        found = self._find(name)
+        found = self._own(name, "deleted")
         if found is None:
             return
-        if _MODEL not in (found.metadata or {}):
-            raise StoreMismatchError(
-                f"the Chroma collection {name!r} was not created by autoplay-rag, so it is not "
-                "deleted; delete it with Chroma, or choose another collection name"
-            )
         _delete_collection(self._client, self._database, found)
 
     def _check_disk(self) -> None:

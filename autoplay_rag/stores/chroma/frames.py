@@ -22,6 +22,7 @@ __all__ = [
     "Done",
     "Drop",
     "Erase",
+    "Exchange",
     "Failed",
     "Found",
     "FoundChunk",
@@ -123,6 +124,12 @@ class Drop(_Request, tag=True, kw_only=True):
     """Delete the collection, whatever the model of its vectors is."""
 
 
+class Exchange(_Request, tag=True, kw_only=True):
+    """Exchange the names of the collection and of `other`, whatever the models are."""
+
+    other: str
+
+
 class Identity(_Request, tag=True, kw_only=True):
     """Ask for the identity, without creating the collection."""
 
@@ -154,6 +161,7 @@ Request: TypeAlias = (
     | Scan
     | UpdateMetadata
     | Drop
+    | Exchange
     | Identity
     | Copy
     | Erase

@@ -29,6 +29,7 @@ from autoplay_rag.stores.chroma.frames import (
     Done,
     Drop,
     Erase,
+    Exchange,
     Found,
     Get,
     Identity,
@@ -310,9 +311,28 @@ class ChromaStore(VectorStore):
         """
         return type(self)(
             self._folder,
-            f"{self._collection}-{name}",
+            self._sibling_name(name),
             timeout=self._timeout,
             python=self._interpreter.given,
+        )
+
+    async def exchange(self, name: str) -> None:
+        """Exchange this collection with its sibling of this name, in one transaction.
+
+        Afterwards this collection's name leads to what the sibling held, and the other way round.
+        Nothing is deleted or copied, so it takes a few milliseconds. A missing collection counts as
+        an empty one. Every store of this folder notices it: its calls raise `StoreMismatchError`
+        until `start` was called with the model of the new content, unless it has that model
+        already.
+
+        Raises:
+            StoreLockedError: If another process uses the folder.
+            StoreMismatchError: If this package did not create one of the two.
+            StoreUnavailableError: If it may pass later. If the worker died, it is unknown whether
+                they were exchanged.
+        """
+        await self._ask(
+            partial(Exchange, **self._to(None), other=self._sibling_name(name)),
         )
 
     async def drop(self) -> None:
@@ -407,6 +427,9 @@ class ChromaStore(VectorStore):
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.release()
+
+    def _sibling_name(self, name: str) -> str:
+        return f"{self._collection}-{name}"
 
     async def _ask(self, make_request: Callable[[], Request]) -> Answer:
         if self._worker is None:

@@ -63,6 +63,9 @@ class TestContract(VectorStoreContract):
     def reopened(self, store):
         return ChromaStore(store._folder, store._collection)
 
+    def copied(self, store, folder):
+        return ChromaStore(folder, store._collection)
+
 
 def with_chromadb(script: str, folder: Path) -> object:
     """Run a script that uses plain chromadb on `folder`; return the JSON that it prints."""
