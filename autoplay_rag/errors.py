@@ -34,6 +34,7 @@
     │   ├── JournalDamagedError                  set aside under a new name
     │   └── JournalVersionError                  written by another version
     ├── BackupError                              a backup that cannot be written or restored
+    ├── ReembedError                             the new model cannot replace the old one
     └── PipelineError
         ├── PipelineClosedError (RuntimeError)   a payload came after the pipeline had ended
         └── DrainTimeoutError (TimeoutError)     time ran out before all was stored
@@ -74,6 +75,7 @@ __all__ = [
     "ProductNotFoundError",
     "RecordingError",
     "RedirectError",
+    "ReembedError",
     "RetriesExhaustedError",
     "SignatureError",
     "StoreError",
@@ -286,6 +288,10 @@ class JournalVersionError(JournalError):
 
 class BackupError(AutoplayError):
     """A backup that cannot be written, is not complete, or cannot be restored."""
+
+
+class ReembedError(AutoplayError):
+    """The new model refused chunks. The old vectors stay in use."""
 
 
 class PipelineError(AutoplayError):

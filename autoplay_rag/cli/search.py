@@ -41,6 +41,7 @@ from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.hits import Hit, Hits
 from autoplay_rag.search.searcher import Searcher
+from autoplay_rag.search.serving import Serving
 from autoplay_rag.stores.base import Filter
 from autoplay_rag.stores.chroma import ChromaStore
 
@@ -164,7 +165,10 @@ async def _search(
         if store is None:
             mode = "text"
         searcher = Searcher(
-            store, sides.embedder, opened.finder if opened else None, complete=opened is not None
+            store,
+            Serving(sides.embedder),
+            opened.finder if opened else None,
+            complete=opened is not None,
         )
         hits = await searcher.search(question, k, limits, mode=mode, collapse=True)
         if opened and mode != "dense":

@@ -98,13 +98,14 @@ Ended: TypeAlias = Callable[[Operation, str | None], None]
 class _Job:
     """An operation in progress."""
 
-    __slots__ = ("ended", "id", "operation", "vector")
+    __slots__ = ("ended", "id", "made_by", "operation", "vector")
 
     def __init__(self, id: str, operation: Any, ended: Ended) -> None:
         self.id = id
         self.operation = operation  # each kind of request holds one kind of operation
         self.ended = ended
         self.vector: Vector | None = None
+        self.made_by: Embedding | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -324,6 +325,20 @@ class ChunkWriter:
                 in_progress[chunk_id] = deque((job,))
         self._start(ready)
 
+    def replace_embedding(self, embedding: Embedding, limits: RequestLimits) -> None:
+        """Make vectors with another model from now on. Those not stored yet are made again.
+
+        Call it inside `paused`, once the store takes vectors of that model.
+
+        Args:
+            embedding: Makes the vectors.
+            limits: The limits of one of its requests.
+        """
+        self._embedding = embedding
+        self._dimension = None
+        self._first.queue.renew(limits)
+        self._first_service.wake.set()
+
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
         """Make no request to the store inside the block. Embedding goes on."""
@@ -433,6 +448,8 @@ class ChunkWriter:
                 service.started[worker] = time.monotonic()
                 await self._prove_healthy(service, kind)
                 probing = False
+            if not lacking and kind is self._upserts and self._return_outdated(request):
+                return
             if not lacking:
                 request.started = service.started[worker] = time.monotonic()
                 result = await kind.call(request.items)
@@ -498,10 +515,23 @@ class ChunkWriter:
     # -- embed --------------------------------------------------------------------------------
 
     async def _embed(self, jobs: list[_Job]) -> list[Vector]:
-        assert self._embedding is not None
-        return await self._embedding.request(
+        embedding = self._embedding
+        assert embedding is not None
+        for job in jobs:
+            job.made_by = embedding
+        return await embedding.request(
             [(job.operation.chunk.text, job.operation.tokens) for job in jobs]
         )
+
+    def _return_outdated(self, request: Request[_Job]) -> bool:
+        """Embed the chunks of a request again if the model was replaced since."""
+        if all(job.made_by is self._embedding for job in request.items):
+            return False
+        self._upserts.queue.withdrawn(request)
+        self._first.queue.put(request.items)
+        self._first_service.wake.set()
+        self._storing.wake.set()
+        return True
 
     def _embedded(self, jobs: list[_Job], vectors: list[Vector]) -> None:
         for job, vector in zip(jobs, vectors, strict=True):

@@ -187,6 +187,11 @@ class Pairing:
             await self._read_missing_texts()
         await self._record_each_other(new_id=verdict == "older journal")
 
+    def exchanged(self, identity: StoreIdentity, model: str) -> None:
+        """Use another store's identity and model from now on. Journal and store have it already."""
+        self._identity = identity
+        self.model = model
+
     async def note(self) -> None:
         """Save the last acknowledged batch in the store, then in the journal's notes.
 

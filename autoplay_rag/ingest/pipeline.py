@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from autoplay_rag._checks import check_at_least
+from autoplay_rag._checks import check_at_least, check_function
 from autoplay_rag._html import table_html
 from autoplay_rag.content.filters import Moment
 from autoplay_rag.content.redaction import Redact, redaction_rule
@@ -23,9 +23,11 @@ from autoplay_rag.errors import (
     PipelineError,
 )
 from autoplay_rag.ingest.clients import BackgroundConnector, Clients, Connector
+from autoplay_rag.ingest.copier import ReembedProgress, ReembedReport
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.intake import own
 from autoplay_rag.ingest.questions import Questions
+from autoplay_rag.ingest.reembedding import check_can_exchange
 from autoplay_rag.ingest.running import RunningPipeline
 from autoplay_rag.ingest.settings import Settings, Summaries
 from autoplay_rag.journal.base import Durability, Health, Outcome
@@ -644,6 +646,82 @@ class IngestPipeline(Questions):
         """
         run = self._open_run()
         return await _on_loop(run.loop, run.backup(Path(folder)))
+
+    async def reembed(
+        self,
+        embedder: Embedder | Any,
+        *,
+        render: bool = False,
+        on_progress: Callable[[ReembedProgress], None] | None = None,
+    ) -> ReembedReport:
+        """Move to another model, while the pipeline runs.
+
+        Fills a second collection of the store with vectors of the new model, from the journal's
+        texts. Meanwhile the old one answers searches and receives the stream. Then the new one
+        takes its place in one step, and the old one is deleted. From the next start on, give the
+        new embedder to the pipeline.
+
+        If it is cancelled, fails, or the process ends, the old collection stays in use. A later
+        call with the same model goes on where it stopped. A call with the embedder in use gives up
+        an unfinished move. While the new embedder or the store is out of service, it waits.
+
+        Args:
+            embedder: The new `Embedder` or LangChain `Embeddings`. Closed with the pipeline, once
+                it is in use.
+            render: Whether to make the texts again from the kept payloads, with this pipeline's
+                `render`. A chunk keeps its text if a payload was not kept. The model may be the
+                old one.
+            on_progress: Called with the progress, about once a second. See `reembedding` too.
+
+        Returns:
+            What was done.
+
+        Raises:
+            ConfigurationError: If the store embeds texts itself, or there is no journal file.
+            MissingCapabilityError: If the store cannot exchange its collection.
+            ReembedError: If the new model refuses more than 1 % of the chunks.
+            PipelineClosedError: If the pipeline is not running.
+
+        Example:
+            >>> import tempfile
+            >>> from autoplay_rag import ActionsPayload, SlimAction
+            >>> from autoplay_rag.embedders import Embedder, LocalEmbedder
+            >>> from autoplay_rag.stores import MemoryStore
+            >>> class Lengths(Embedder):
+            ...     model = "lengths"
+            ...     async def embed(self, texts):
+            ...         return [[float(len(text)), 1.0] for text in texts]
+            >>> async def main(folder):
+            ...     async with IngestPipeline(
+            ...         MemoryStore(), LocalEmbedder(), journal=f"{folder}/journal.db"
+            ...     ) as pipeline:
+            ...         click = SlimAction("Export", "User clicked Export")
+            ...         await pipeline.on_actions(ActionsPayload("acme", "s1", actions=[click]))
+            ...         await pipeline.drain()
+            ...         report = await pipeline.reembed(Lengths())
+            ...         return report.chunks, (await pipeline.search("export"))[0].session_id
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     asyncio.run(main(folder))
+            (1, 's1')
+        """
+        run = self._open_run()
+        if not isinstance(self._store, VectorStore):
+            raise ConfigurationError(
+                f"{type(self._store).__name__} embeds texts itself: change its model there"
+            )
+        if self._settings.journal is None:
+            raise ConfigurationError("reembed() needs a journal file: give journal=...")
+        check_can_exchange(self._store)
+        check_function("on_progress", on_progress)
+        new = as_embedder(embedder)
+        report = await _on_loop(run.loop, run.reembed(new, render=render, tell=on_progress))
+        self._given_embedder = self._embedder = new
+        return report
+
+    @property
+    def reembedding(self) -> ReembedProgress | None:
+        """How far a call of `reembed` is; None if none runs. Readable from any thread."""
+        return self._run.reembedding if self._run else None
 
     @property
     def dead_letters(self) -> DeadLetters:

@@ -117,6 +117,31 @@ class Planner:
         divided.chunks.sort(key=_first_seq)
         return divided
 
+    def render_again(self, chunk: Chunk, waiting: Sequence[Waiting]) -> str:
+        """Return the text of a stored chunk as `render` makes it now.
+
+        Args:
+            chunk: The chunk.
+            waiting: All of its payloads, in order.
+
+        Returns:
+            Its present text if a payload was not kept, if the payloads now divide into other
+            chunks, or if `render` fails.
+        """
+        accepted: list[Accepted] = []
+        for item in waiting:
+            payload = decoded(item.body)
+            if payload is None:
+                return chunk.text
+            accepted.append(Accepted(item.seq, item.key, payload))
+        for draft in draft_chunks(accepted, self.max_actions):
+            if draft.id == chunk.id:
+                try:
+                    return self._text(draft.payloads)
+                except Exception as error:  # noqa: BLE001 - the user's own code
+                    _log.warning("render failed (%s); a text stays as it is", type(error).__name__)
+        return chunk.text
+
     def count(self, chunks: Sequence[Chunk]) -> list[int]:
         """Return the tokens of each chunk.
 
@@ -148,13 +173,17 @@ class Planner:
         # A payload of several chunks fails as a whole.
         plan.chunks += [chunk for chunk in chunks if chunk.seqs[0] not in plan.unplanned]
 
-    def _planned(
-        self, id: str, payloads: Sequence[Payload], sources: Sequence[Accepted], later: People
-    ) -> PlannedChunk:
+    def _text(self, payloads: Sequence[Payload]) -> str:
         text = self.render(payloads)
         if not text.strip():
             raise ValueError("it returned an empty text")
         text.encode()  # raises for a lone surrogate, which cannot be stored
+        return text
+
+    def _planned(
+        self, id: str, payloads: Sequence[Payload], sources: Sequence[Accepted], later: People
+    ) -> PlannedChunk:
+        text = self._text(payloads)
         people = sources[-1].people
         metadata = metadata_of(
             payloads, people=people.or_else(later), include_email=self.include_email

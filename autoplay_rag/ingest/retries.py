@@ -345,6 +345,12 @@ class RetryQueue(Generic[T]):
         """Start no request before `until`, which the service asked for through another queue."""
         self._pause.rest(until)
 
+    def renew(self, limits: RequestLimits) -> None:
+        """Send the next requests to another service, with its limits. Its failures begin anew."""
+        self._limits = limits
+        self._end_outage()
+        self.problem = None
+
     def clear(self) -> None:
         """Drop all items and reset the failures. No request may be in flight."""
         self._fresh.clear()

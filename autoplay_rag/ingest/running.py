@@ -8,8 +8,9 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from autoplay_rag._describe import describe
 from autoplay_rag.content.keys import session_lane
@@ -21,11 +22,14 @@ from autoplay_rag.errors import (
     DrainTimeoutError,
     JournalError,
     PipelineError,
+    StoreError,
+    StoreMismatchError,
 )
 from autoplay_rag.ingest.answering import answer_tasks
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.chunk_writer import ChunkWriter
 from autoplay_rag.ingest.clients import Clients
+from autoplay_rag.ingest.copier import ReembedProgress, ReembedReport, Tell
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.embedding import Embedding, TokenBudget, today
 from autoplay_rag.ingest.indexing import Indexer
@@ -33,6 +37,7 @@ from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.linking import Linker
 from autoplay_rag.ingest.pairing import Pairing
 from autoplay_rag.ingest.planner import Planner
+from autoplay_rag.ingest.reembedding import NewModel, Reembedding, can_exchange
 from autoplay_rag.ingest.retiring import Retirer
 from autoplay_rag.ingest.retries import RequestLimits
 from autoplay_rag.ingest.settings import Settings
@@ -54,11 +59,14 @@ from autoplay_rag.maintenance.report import VerifyReport
 from autoplay_rag.maintenance.verify import Verifier
 from autoplay_rag.payloads import Payload
 from autoplay_rag.search.searcher import Searcher
-from autoplay_rag.stores.base import Capability, Store, TextStore, VectorStore
+from autoplay_rag.search.serving import Serving
+from autoplay_rag.stores.base import Capability, Store, StoreIdentity, TextStore, VectorStore
 
 __all__ = ["RunningPipeline"]
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _REQUESTS_SECONDS = 1.0
 """The interval of checking the journal for requests of other processes."""
@@ -152,21 +160,29 @@ class RunningPipeline:
         self.loop = asyncio.get_running_loop()
         self.watermark: Watermark
         self.timeline = self._journal.timeline
+        self._serving = Serving(embedder)
         self.searcher = Searcher(
             store,
-            embedder,
+            self._serving,
             self._journal.finder,
             # A journal in memory may begin beside a store that is full already.
             complete=settings.journal is not None,
             watermark=lambda: self.watermark.value,
         )
+        self._budget: TokenBudget
         self._embedding: Embedding | None = None
+        self._planner: Planner
         self._writer: ChunkWriter
         self._upkeep: Upkeep
         self._linker: Linker
         self._retirer: Retirer
         self._worker: Worker
-        self._eraser = Eraser(self._journal.erasures, store)
+        self._reembedding: Reembedding | None = None
+        if isinstance(store, VectorStore) and can_exchange(store):
+            self._reembedding = Reembedding(
+                self._journal, store, self._serving, self._resting, self._exchanged
+            )
+        self._eraser = Eraser(self._journal.erasures, store, self._copy_is_clean)
         self._forgetter: Forgetter
         self._task: asyncio.Task[None]
 
@@ -176,7 +192,7 @@ class RunningPipeline:
         """Open journal and store, resume the work of an earlier run, and start the task."""
         await self._journal.open()
         try:
-            await self._pairing.open_store()
+            await self._open_store()
             _log_missing_capabilities(self._store)
             # What an earlier run did not delete must not be stored by this one.
             await self._journal.erasures.delete_all()
@@ -184,11 +200,26 @@ class RunningPipeline:
                 await self._pairing.check()
             await self._build()
             await self._resume()
+            if self._reembedding:
+                await self._reembedding.tidy()
         except BaseException:
             await self._close_all()
             raise
         self._task = self.loop.create_task(self._work(), name="autoplay-ingest")
         self._task.add_done_callback(_report)
+
+    async def _open_store(self) -> None:
+        copy = await self._reembedding.settle() if self._reembedding else None
+        try:
+            await self._pairing.open_store()
+        except StoreMismatchError as error:
+            if copy is None or self._embedder is None or copy.model != self._embedder.model:
+                raise
+            raise StoreMismatchError(
+                f"only {copy.done:,} of {copy.total:,} chunks are embedded with {copy.model!r} so "
+                "far. What to do: start with the old embedder, and call reembed() again (command: "
+                f"reembed), which goes on where it stopped ({error})"
+            ) from error
 
     async def _build(self) -> None:
         settings, embedder, day = self._settings, self._embedder, today()
@@ -198,12 +229,12 @@ class RunningPipeline:
         limits = None
         if embedder:
             spent = await self._journal.tokens(day)
-            budget = TokenBudget(settings.max_embed_tokens_per_day, spent, self._save_tokens)
-            self._embedding = Embedding(embedder, budget, settings.remembered_vectors)
+            self._budget = TokenBudget(settings.max_embed_tokens_per_day, spent, self._save_tokens)
+            self._embedding = Embedding(embedder, self._budget, settings.remembered_vectors)
             limits = _limits(embedder, settings.max_embed_tokens_per_day)
-        planner = Planner(
+        self._planner = planner = Planner(
             render=settings.render,
-            count_tokens=embedder.count_tokens if embedder else lambda _: 0,
+            count_tokens=self._count_tokens,
             max_actions=settings.max_batch_actions,
             include_email=settings.include_email,
         )
@@ -438,6 +469,23 @@ class RunningPipeline:
         with suppress(AutoplayError):  # it is only a measurement
             self._lag = await self.timeline.lag(self.watermark.value)
 
+    async def _while_running(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await work that needs the pipeline's own.
+
+        Raises:
+            PipelineError: If the pipeline stops first.
+        """
+        working = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([working, self._task], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if stopped := not working.done():
+                working.cancel()
+                await asyncio.wait([working])
+        if stopped:
+            self._check_works(ended=False)
+        return working.result()
+
     async def _ends_before_work(self, drain: Coroutine[Any, Any, None]) -> bool:
         drained = asyncio.create_task(drain)
         try:
@@ -493,6 +541,8 @@ class RunningPipeline:
             reasons.append("overflow: the journal cannot accept payloads, and they are lost")
         reasons += self._writer.problems + self._worker.problems + self._upkeep.problems
         reasons += self._linker.problems + self._retirer.problems + self._eraser.problems
+        if self._reembedding:
+            reasons += self._reembedding.problems
         reasons += self._clients.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 
@@ -519,19 +569,71 @@ class RunningPipeline:
         async with self._maintaining:
             return await write_backup(folder, journal, self._store, self._store_paused)
 
+    async def reembed(
+        self, embedder: Embedder, *, render: bool, tell: Tell | None
+    ) -> ReembedReport:
+        """Replace the embedder; see `IngestPipeline.reembed`."""
+        assert self._embedder is not None
+        assert self._reembedding is not None
+        async with self._maintaining:
+            if embedder.model == self._embedder.model and not render:
+                await self._reembedding.abandon()
+                return ReembedReport(embedder.model, 0, 0, 0, 0.0)
+            settings = self._settings
+            model = NewModel(
+                embedder,
+                Embedding(embedder, self._budget, settings.remembered_vectors),
+                _limits(embedder, settings.max_embed_tokens_per_day),
+                replace(self._planner, count_tokens=embedder.count_tokens),
+                settings.embed_concurrency,
+                settings.max_attempts,
+            )
+            before = self._embedder
+            try:
+                report = await self._while_running(
+                    self._reembedding.run(model, render=render, tell=tell)
+                )
+            except PipelineError as error:
+                # It is not known which model the store has: nothing may be stored any more.
+                self._failure = self._failure or str(error)
+                self._task.cancel()
+                raise
+            finally:
+                if self._embedder is not before is not embedder:
+                    await before.aclose()
+            return report
+
+    @property
+    def reembedding(self) -> ReembedProgress | None:
+        """How far a re-embedding is; None if none runs. Readable from any thread."""
+        return None if self._reembedding is None else self._reembedding.progress
+
+    @asynccontextmanager
+    async def _resting(self) -> AsyncIterator[None]:
+        async with self._store_paused(), self._worker.resting():
+            yield
+
+    def _exchanged(self, model: NewModel, identity: StoreIdentity, queued: int) -> None:
+        self._embedder, self._embedding = model.embedder, model.embedding
+        self._journal.use_model(model.embedder.model)
+        self._pairing.exchanged(identity, model.embedder.model)
+        self._writer.replace_embedding(model.embedding, model.limits)
+        self._worker.write_again()
+        self._upkeep.store_again(queued)
+
+    def _count_tokens(self, text: str) -> int:
+        return self._embedder.count_tokens(text) if self._embedder else 0
+
+    async def _copy_is_clean(self) -> bool:
+        return self._reembedding is None or await self._reembedding.is_clean()
+
     # -- forgetting ---------------------------------------------------------------------------
 
     async def forget(self, asked: Asked, *, dry_run: bool, block: bool) -> Receipt:
         """Forget people or sessions; see `IngestPipeline.forget`."""
-        forgetting = asyncio.ensure_future(
+        return await self._while_running(
             self._forgetter.forget(asked, dry_run=dry_run, block=block)
         )
-        await asyncio.wait([forgetting, self._task], return_when=asyncio.FIRST_COMPLETED)
-        if not forgetting.done():
-            forgetting.cancel()
-            await asyncio.wait([forgetting])
-            self._check_works(ended=False)
-        return forgetting.result()
 
     def export(self, asked: Asked) -> AsyncIterator[dict[str, Any]]:
         """Yield everything that the journal holds about ids; see `IngestPipeline.export`."""
@@ -591,11 +693,13 @@ class RunningPipeline:
                     await self._measure_lag()
                 if second % _TIDY_EVERY == 0:
                     await self._journal.tidy()
+                    if self._reembedding:
+                        await self._reembedding.tidy()
                 if second % _NOTE_EVERY == _NOTE_EVERY - 1 and not self._noting.locked():
                     async with self._noting:
                         await self._pairing.note()
-            except JournalError as error:
-                _log.error("the periodic work on the journal failed; retrying: %s", error)
+            except (JournalError, StoreError) as error:
+                _log.error("the periodic work failed; retrying: %s", error)
             second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -96,9 +97,11 @@ class Worker:
         self._on_settled = on_settled
         self._thread = SerialThread("autoplay-plan")
         self._wake = asyncio.Event()
+        self._begun: set[_PlanInProgress] = set()
         self._ended: list[_PlanInProgress] = []
         self._to_divide: list[tuple[_PlanInProgress, PlannedChunk]] = []
         self._settle = asyncio.Event()
+        self._acknowledging = asyncio.Lock()
         self._planning: str | None = None
         self._settling: str | None = None
 
@@ -121,6 +124,30 @@ class Worker:
             self._batcher.hold(plan.lane, now)
             self._begin(plan)
         return plans
+
+    @asynccontextmanager
+    async def resting(self) -> AsyncIterator[None]:
+        """Acknowledge nothing inside the block."""
+        async with self._acknowledging:
+            yield
+
+    def write_again(self) -> None:
+        """Write the chunks of all plans that are not acknowledged: the store was exchanged.
+
+        Call it inside `resting`.
+        """
+        self._ended.clear()
+        for owner in self._begun:
+            stored = [
+                planned
+                for found, planned in owner.chunks.items()
+                if found not in owner.remaining and owner.dead.keys().isdisjoint(planned.seqs)
+            ]
+            owner.remaining.update(planned.chunk.id for planned in stored)
+            if stored:
+                self._write(owner, stored)
+            elif not owner.remaining:
+                self._end(owner)
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -200,6 +227,7 @@ class Worker:
 
     def _begin(self, plan: Plan) -> None:
         owner = _PlanInProgress.of(plan)
+        self._begun.add(owner)
         self._write(owner, plan.chunks)
 
     def _write(self, owner: _PlanInProgress, chunks: Iterable[PlannedChunk]) -> None:
@@ -245,11 +273,12 @@ class Worker:
             await self._settle.wait()
             self._settle.clear()
             try:
-                while self._to_divide:
-                    await self._replan_divided(*self._to_divide[0])
-                    del self._to_divide[0]
-                while ended := list(self._ended):
-                    await self._acknowledge(ended)
+                async with self._acknowledging:
+                    while self._to_divide:
+                        await self._replan_divided(*self._to_divide[0])
+                        del self._to_divide[0]
+                    while ended := list(self._ended):
+                        await self._acknowledge(ended)
                 self._settling = None
             except Exception as error:  # noqa: BLE001 - of the journal, or no memory: may be transient
                 # The chunks are stored. Only their acknowledgement has to wait.
@@ -262,6 +291,7 @@ class Worker:
             [Acknowledgement(owner.plan, owner.dead) for owner in ended]
         )
         del self._ended[: len(ended)]
+        self._begun.difference_update(ended)
         self._upkeep.delete(found.outbox)
         for owner in ended:
             lane = owner.plan.lane

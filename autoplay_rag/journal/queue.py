@@ -108,7 +108,7 @@ class QueueTables:
         self._keep_payloads = keep_payloads
         self._replace_by_summaries = replace_by_summaries
         self._keep_acknowledged = durability == "full" and file.path is not None
-        self._model = model
+        self.model = model
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -369,7 +369,7 @@ class QueueTables:
                     dead_chunks.append(number)
         self._set_stored(done, now)
         self._set_dead(errors, now)
-        self.catalog.set_stored(stored_chunks, self._model)
+        self.catalog.set_stored(stored_chunks, self.model)
         self.catalog.remove(dead_chunks)
         deleted = self.catalog.remove(outbox, _PART)
         self._end_plans([one.plan.number for one in ended], now)
@@ -541,7 +541,7 @@ class QueueTables:
             Ids added to the deletion outbox: chunks that left the catalog while they were stored,
             and refused chunks, because the store may hold an older version of them.
         """
-        self.catalog.set_stored(self.catalog.still_queued([*stored]), self._model)
+        self.catalog.set_stored(self.catalog.still_queued([*stored]), self.model)
         gone = self.catalog.delete_unknown([*stored.values()], _GONE)
         errors: dict[int, str] = {}
         for number, error in refused.items():

@@ -37,6 +37,7 @@ from autoplay_rag.journal.base import (
     Waiting,
 )
 from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.copying import AsyncCopies, CopyTables
 from autoplay_rag.journal.erasing import AsyncErasures
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.finder import AsyncFinder, AsyncTimeline, ReadThread
@@ -77,6 +78,7 @@ class SqliteJournal(Journal):
     Attributes:
         timeline: Lists sessions and reads payloads, beside the writer.
         erasures: Requests to forget.
+        copies: A copy of the store's content for another model, if one is made.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class SqliteJournal(Journal):
         self._writer = Writer(path, self._open_tables, self._close_tables, on_entry)
         self._tables: QueueTables
         self._catalog: CatalogTables
+        self._copies_tables: CopyTables
         self._finder_tables: Finder
         self._timeline_tables: Timeline
         self._read_thread = ReadThread(path) if path else None
@@ -119,6 +122,7 @@ class SqliteJournal(Journal):
             self._finder = AsyncFinder(lambda: self._finder_tables, self._writer.look)
             self.timeline = AsyncTimeline(lambda: self._timeline_tables, self._writer.look)
 
+        self.copies = AsyncCopies(self._writer, lambda: self._copies_tables)
         self.erasures = AsyncErasures(self._writer, lambda: self._tables.erasures, self._read)
 
     async def open(self) -> None:
@@ -164,10 +168,15 @@ class SqliteJournal(Journal):
                 file.close()
                 raise
         self._catalog = catalog
+        self._copies_tables = CopyTables(catalog)
         self._finder_tables = Finder(file.connection)
         self._timeline_tables = Timeline(file.connection)
         self.upgraded_from = file.upgraded_from
         return self._tables
+
+    def use_model(self, model: str) -> None:
+        """Save another name of the embedder with the chunks acknowledged from now on."""
+        self._model = self._tables.model = model
 
     def _open_file(self) -> JournalFile:
         if not self._path or not self._lock:

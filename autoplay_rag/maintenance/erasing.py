@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from autoplay_rag._backoff import grown_delay
@@ -34,9 +35,16 @@ class Eraser:
     Args:
         erasures: The requests in the journal.
         store: Has the chunks.
+        copy_is_clean: Whether a copy of the store that is being made holds nothing deleted.
     """
 
-    def __init__(self, erasures: AsyncErasures, store: Store) -> None:
+    def __init__(
+        self,
+        erasures: AsyncErasures,
+        store: Store,
+        copy_is_clean: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self._copy_is_clean = copy_is_clean
         self._erasures = erasures
         self._store = store
         self._held: set[int] = set()
@@ -116,7 +124,7 @@ class Eraser:
             for one in states
             if not one.waiting and (never or not one.unconfirmed) and one.number not in self._held
         ]
-        if not confirmed:
+        if not confirmed or not await self._copy_is_clean():
             self._problem = None
             return bool(states)
         await self._erasures.mark_deleted(

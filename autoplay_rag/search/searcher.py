@@ -15,7 +15,6 @@ from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.filters import Filter
 from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.probe import PROBE_ID
-from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import (
     ConfigurationError,
     EmbedderUnavailableError,
@@ -25,6 +24,7 @@ from autoplay_rag.journal.base import Findable, Found, FoundPassage, Scope
 from autoplay_rag.search.fusion import Candidate, Mode, Unit, fused, group
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.lexical import Question, matched
+from autoplay_rag.search.serving import Serving
 from autoplay_rag.search.sessions import session_hit, time_of
 from autoplay_rag.stores.base import Match, TextStore, VectorStore
 
@@ -59,14 +59,14 @@ class Searcher:
 
     Attributes:
         store: The store to search; None to use full text only. It must be started.
-        embedder: Embeds questions; None if the store computes the embeddings.
+        serving: Has the embedder for questions, if the store does not embed them itself.
         catalog: The full-text index and the sessions; None if there is only a store.
         complete: Whether the catalog knows every chunk of the store.
         watermark: Returns the pipeline's watermark.
     """
 
     store: VectorStore | TextStore | None
-    embedder: Embedder | None
+    serving: Serving
     catalog: Findable | None = None
     complete: bool = False
     watermark: Callable[[], int] = lambda: 0
@@ -169,13 +169,24 @@ class Searcher:
         return _Ranking(question, candidates, passages, matches, scope, watermark, problem)
 
     async def _dense(self, text: str, k: int, filter: Filter, scope: Scope) -> list[Match]:
-        limit = max(_NEAREST, 2 * k)
+        while True:
+            moment = await self.serving.wait()
+            try:
+                found = await self._nearest(text, max(_NEAREST, 2 * k), filter, scope)
+            except Exception:
+                if self.serving.moment == moment:
+                    raise
+                continue  # the vectors were exchanged meanwhile
+            if self.serving.moment == moment:
+                return found
+
+    async def _nearest(self, text: str, limit: int, filter: Filter, scope: Scope) -> list[Match]:
         if isinstance(self.store, TextStore):
             found = await self.store.search(text, limit, filter)
         else:
             assert self.store is not None
-            assert self.embedder is not None
-            vector = await self.embedder.embed_query(text)
+            assert self.serving.embedder is not None
+            vector = await self.serving.embedder.embed_query(text)
             catalog = self.catalog if self.complete else None
             if catalog and scope.lanes is not None and "score" in self.store.capabilities:
                 # For few sessions, the catalog lists their chunks and the store scores only those.

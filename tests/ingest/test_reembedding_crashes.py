@@ -1,0 +1,154 @@
+"""A crash at any moment of a re-embedding leaves one model in use, with every chunk once.
+
+The test restarts from the disk as it was after every journal commit, with the store as it was then
+and after each of its later operations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+
+import pytest
+
+from autoplay_rag.errors import StoreMismatchError
+from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.stores import MemoryStore
+
+OPERATIONS = ("start", "upsert", "delete", "update_metadata", "save_identity", "exchange", "drop")
+
+
+class History:
+    """The journal's files, and the operations on the store, at every moment."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+        self.operations: list[tuple[str, str, tuple]] = []
+        self.moments: list[tuple[dict[str, bytes], int]] = []
+        self.files: dict[str, bytes] = {}
+
+    def note(self) -> None:
+        self.moments.append((self.files, len(self.operations)))
+
+    @contextmanager
+    def watching(self):
+        original = JournalFile.transaction
+
+        @contextmanager
+        def transaction(db):
+            with original(db):
+                yield
+            names = (self.path, self.path.with_name(self.path.name + "-wal"))
+            files = {path.name: path.read_bytes() for path in names if path.exists()}
+            if files != self.files:
+                self.files = files
+                self.note()
+
+        JournalFile.transaction = transaction
+        try:
+            yield
+        finally:
+            JournalFile.transaction = original
+
+
+class PersistentStore(MemoryStore):
+    persistent = True
+
+
+class WatchedStore(PersistentStore):
+    history: History
+    label = ""
+
+    def sibling(self, name):
+        found = super().sibling(name)
+        found.history, found.label = self.history, name
+        return found
+
+
+def _watched(name):
+    async def operation(self, *args):
+        await getattr(PersistentStore, name)(self, *args)
+        self.history.operations.append((self.label, name, args))
+        self.history.note()
+
+    return operation
+
+
+for _name in OPERATIONS:
+    setattr(WatchedStore, _name, _watched(_name))
+
+
+async def restored(operations) -> PersistentStore:
+    store = PersistentStore()
+    for label, name, args in operations:
+        target = store.sibling(label) if label else store
+        await getattr(target, name)(*args)
+    return store
+
+
+async def texts(store) -> list[str]:
+    return sorted([chunk.text async for page in store.scan() for chunk in page])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("render", [False, True])
+async def test_every_moment(make_pipeline, make_actions, scripted_embedder, tmp_path, render):  # noqa: PLR0917 - fixtures
+    class Other(scripted_embedder):
+        model = "other"
+
+    history = History(tmp_path / "journal.db")
+    store = WatchedStore()
+    store.history = history
+    with history.watching():
+        async with make_pipeline(store, journal=history.path) as pipeline:
+            await asyncio.gather(
+                *(pipeline.on_actions(make_actions(f"s{n}", f"click {n}")) for n in range(6))
+            )
+            await pipeline.drain()
+            first = len(history.moments)
+            other = Other(12)
+            other.max_inputs = 2
+            moving = asyncio.create_task(pipeline.reembed(other, render=render))
+            await other.requested.wait()
+            await pipeline.on_actions(make_actions("s1", "click 6", user="ann"))
+            await pipeline.forget(session_id="s2")
+            await moving
+            await pipeline.drain()
+    wanted = [f"click {n}" for n in (0, 1, 3, 4, 5, 6)]
+    assert await texts(store) == wanted
+    by_model = {"old": 0, "new": 0}
+    for number, (files, count) in enumerate(history.moments[first:]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        again = await restored(history.operations[:count])
+        other = Other(12)
+        pipeline = make_pipeline(again, journal=folder / "journal.db")
+        try:
+            await pipeline.start()
+        except StoreMismatchError:
+            by_model["new"] += 1
+            pipeline = make_pipeline(again, journal=folder / "journal.db", embedder=other)
+            await pipeline.start()
+        else:
+            by_model["old"] += 1
+            await pipeline.reembed(other, render=render)
+        async with asyncio.timeout(20):
+            await pipeline.drain()
+            found = await texts(again)
+            assert set(found) - {"click 2", "click 6"} == set(wanted) - {"click 6"}
+            assert len(found) == len(set(found))
+            assert (await pipeline.verify()).clean, (number, await pipeline.verify())
+            ids = [chunk.id async for page in again.scan() for chunk in page]
+            assert len(await again.score(other.vector("click 1"), ids)) == len(ids)
+            await pipeline.forget(session_id="s2")
+            await pipeline.on_actions(make_actions("s1", "click 6", user="ann"))
+            await pipeline.drain()
+            assert await texts(again) == wanted
+            assert pipeline.ledger.balanced
+            assert await texts(again.sibling("next")) == []
+            await pipeline.aclose()
+    assert by_model["old"] > 10
+    assert by_model["new"] > 3
