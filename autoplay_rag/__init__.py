@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autoplay_rag.ingest.dead_letters import DeadLetters
     from autoplay_rag.ingest.follow import follow_journal
     from autoplay_rag.ingest.pipeline import IngestPipeline
+    from autoplay_rag.ingest.store_copy import copy_store
     from autoplay_rag.journal.base import DeadLetter, Health
     from autoplay_rag.journal.ledger import Ledger
     from autoplay_rag.journal.reader import JournalReader
@@ -74,6 +75,7 @@ __all__ = [
     "WebhookReceiver",
     "WholeSession",
     "__version__",
+    "copy_store",
     "follow_journal",
     "to_frame",
     "webhook_app",
@@ -111,6 +113,7 @@ __getattr__, __dir__ = lazy_exports(
         "SummaryPayload": "autoplay_rag.payloads",
         "WebhookReceiver": "autoplay_rag.connector.webhook",
         "WholeSession": "autoplay_rag.search.timeline",
+        "copy_store": "autoplay_rag.ingest.store_copy",
         "follow_journal": "autoplay_rag.ingest.follow",
         "to_frame": "autoplay_rag.frames",
         "webhook_app": "autoplay_rag.connector.webhook",

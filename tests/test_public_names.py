@@ -41,6 +41,7 @@ NAMES = {
         "WebhookReceiver",
         "WholeSession",
         "__version__",
+        "copy_store",
         "follow_journal",
         "to_frame",
         "webhook_app",
@@ -70,7 +71,10 @@ NAMES = {
     "autoplay_rag.stores.chroma": ["ChromaStore"],
     "autoplay_rag.maintenance": [
         "BackupReport",
+        "CopyReport",
+        "Progress",
         "Receipt",
+        "ReembedReport",
         "RestoreReport",
         "VerifyReport",
         "check_backup",

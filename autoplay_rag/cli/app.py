@@ -16,6 +16,7 @@ from autoplay_rag.cli.forget import export, forget
 from autoplay_rag.cli.ingest import ingest
 from autoplay_rag.cli.journal import dead_letters, status
 from autoplay_rag.cli.options import USAGE, help_without_subcommand
+from autoplay_rag.cli.reembed import copy, reembed
 from autoplay_rag.cli.search import search
 from autoplay_rag.cli.sessions import session, sessions
 from autoplay_rag.cli.tail import tail
@@ -30,7 +31,7 @@ _TYPER_INTERRUPTED = 130
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for command in (
     demo, connector, ingest, search, sessions, session, tail, status, verify, backup, restore,
-    forget, export,
+    forget, export, reembed, copy,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(dead_letters, name="dead-letters")

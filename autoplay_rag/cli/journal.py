@@ -89,6 +89,14 @@ def status(
                 "health": found.health.state,
                 "reasons": found.health.reasons,
                 "running": found.running,
+                "model": found.model,
+                "reembedding": None
+                if found.copy is None
+                else {
+                    "model": found.copy.model,
+                    "done": found.copy.done,
+                    "total": found.copy.total,
+                },
             }
         )
         return
@@ -100,6 +108,11 @@ def status(
         seconds = getattr(found.ledger, f"lag_{name}")
         if seconds is not None:
             rows.append((f"lag {name} s", f"{seconds:,.1f}"))
+    if found.model:
+        rows.append(("model", clean(found.model)))
+    if found.copy is not None:
+        copy = found.copy
+        rows.append(("re-embedding", f"{copy.done:,} of {copy.total:,} with {clean(copy.model)}"))
     rows.append(("pipeline", _PIPELINE[found.running]))
     rows.append(("health", clean(str(found.health))))
     for name, value in rows:

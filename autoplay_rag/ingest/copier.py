@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, TypeAlias
 
 from autoplay_rag._serial import SerialThread
@@ -14,9 +14,11 @@ from autoplay_rag.errors import ReembedError
 from autoplay_rag.ingest.chunk_writer import ChunkWriter, Delete, Operation, Upsert
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.journal.copying import AsyncCopies, Copy
+from autoplay_rag.maintenance.progress import Progress
+from autoplay_rag.maintenance.report import ReembedReport
 from autoplay_rag.stores.base import Chunk
 
-__all__ = ["Copier", "ReembedProgress", "ReembedReport", "Tell"]
+__all__ = ["Copier", "Tell"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,65 +31,7 @@ _MOST_REFUSED: Final = 0.01
 _PROGRESS_SECONDS: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class ReembedProgress:
-    """How far a re-embedding is.
-
-    Attributes:
-        done: The chunks embedded so far.
-        total: The chunks there were at the beginning.
-        rate: Chunks per second in this run; 0.0 at its beginning.
-        problem: What the embedder or the store fails with, in one line; None if nothing fails.
-
-    Example:
-        >>> str(ReembedProgress(done=500, total=2000, rate=50.0))
-        '500 of 2,000 chunks, 50 a second, about 30 s left'
-    """
-
-    done: int
-    total: int
-    rate: float
-    problem: str | None = None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """The estimated time that is left, in seconds; None if unknown."""
-        return max(0, self.total - self.done) / self.rate if self.rate else None
-
-    def __str__(self) -> str:
-        text = f"{self.done:,} of {self.total:,} chunks"
-        if self.seconds_left is not None:
-            text += f", {self.rate:,.0f} a second, about {self.seconds_left:,.0f} s left"
-        return text if self.problem is None else f"{text}; {self.problem}"
-
-
-@dataclass(frozen=True, slots=True)
-class ReembedReport:
-    """What a re-embedding did.
-
-    Attributes:
-        model: The model of all vectors from now on.
-        chunks: The chunks embedded in this run, those that changed meanwhile included.
-        refused: The chunks that the new model refused. They are tried again, and end as dead
-            letters if it refuses them again.
-        rendered: The chunks whose text changed.
-        seconds: How long it took.
-    """
-
-    model: str
-    chunks: int
-    refused: int
-    rendered: int
-    seconds: float
-
-    def __str__(self) -> str:
-        text = f"{self.chunks:,} chunks embedded with {self.model} in {self.seconds:,.0f} s"
-        if self.rendered:
-            text += f", {self.rendered:,} with another text"
-        return text + (f"; {self.refused:,} were refused" if self.refused else "")
-
-
-Tell: TypeAlias = Callable[[ReembedProgress], None]
+Tell: TypeAlias = Callable[[Progress], None]
 
 
 class Copier:
@@ -245,10 +189,10 @@ class Copier:
             await asyncio.sleep(_PROGRESS_SECONDS)
 
     @property
-    def progress(self) -> ReembedProgress:
+    def progress(self) -> Progress:
         """How far it is. Readable from any thread."""
         copy, seconds = self._copy, time.monotonic() - self._started
-        return ReembedProgress(
+        return Progress(
             done=copy.done,
             total=copy.total,
             rate=(copy.done - self._before) / seconds if seconds else 0.0,

@@ -23,7 +23,6 @@ from autoplay_rag.errors import (
     PipelineError,
 )
 from autoplay_rag.ingest.clients import BackgroundConnector, Clients, Connector
-from autoplay_rag.ingest.copier import ReembedProgress, ReembedReport
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.intake import own
 from autoplay_rag.ingest.questions import Questions
@@ -35,8 +34,9 @@ from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.maintenance.asked import asked_of
 from autoplay_rag.maintenance.backup import BackupReport
+from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.maintenance.receipt import Receipt
-from autoplay_rag.maintenance.report import VerifyReport
+from autoplay_rag.maintenance.report import ReembedReport, VerifyReport
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.stores.base import TextStore, VectorStore
 
@@ -652,7 +652,7 @@ class IngestPipeline(Questions):
         embedder: Embedder | Any,
         *,
         render: bool = False,
-        on_progress: Callable[[ReembedProgress], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> ReembedReport:
         """Move to another model, while the pipeline runs.
 
@@ -719,7 +719,7 @@ class IngestPipeline(Questions):
         return report
 
     @property
-    def reembedding(self) -> ReembedProgress | None:
+    def reembedding(self) -> Progress | None:
         """How far a call of `reembed` is; None if none runs. Readable from any thread."""
         return self._run.reembedding if self._run else None
 

@@ -23,12 +23,14 @@ from autoplay_rag.errors import (
     StoreUnavailableError,
 )
 from autoplay_rag.ingest.chunk_writer import ChunkWriter
-from autoplay_rag.ingest.copier import Copier, ReembedProgress, ReembedReport, Tell
+from autoplay_rag.ingest.copier import Copier, Tell
 from autoplay_rag.ingest.embedding import Embedding
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.ingest.retries import RequestLimits
 from autoplay_rag.journal.copying import Copy, Phase
 from autoplay_rag.journal.sqlite import SqliteJournal
+from autoplay_rag.maintenance.progress import Progress
+from autoplay_rag.maintenance.report import ReembedReport
 from autoplay_rag.search.serving import Serving
 from autoplay_rag.stores.base import Capability, Store, StoreIdentity, VectorStore
 
@@ -110,7 +112,7 @@ class Reembedding:
         self._copier: Copier | None = None
 
     @property
-    def progress(self) -> ReembedProgress | None:
+    def progress(self) -> Progress | None:
         """How far it is; None if none runs. Readable from any thread."""
         return None if self._copier is None else self._copier.progress
 

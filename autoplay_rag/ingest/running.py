@@ -29,7 +29,7 @@ from autoplay_rag.ingest.answering import answer_tasks
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.chunk_writer import ChunkWriter
 from autoplay_rag.ingest.clients import Clients
-from autoplay_rag.ingest.copier import ReembedProgress, ReembedReport, Tell
+from autoplay_rag.ingest.copier import Tell
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.embedding import Embedding, TokenBudget, today
 from autoplay_rag.ingest.indexing import Indexer
@@ -54,8 +54,9 @@ from autoplay_rag.maintenance.backup import BackupReport, write_backup
 from autoplay_rag.maintenance.erasing import Eraser
 from autoplay_rag.maintenance.exporting import export_records
 from autoplay_rag.maintenance.forgetting import Forgetter
+from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.maintenance.receipt import Receipt
-from autoplay_rag.maintenance.report import VerifyReport
+from autoplay_rag.maintenance.report import ReembedReport, VerifyReport
 from autoplay_rag.maintenance.verify import Verifier
 from autoplay_rag.payloads import Payload
 from autoplay_rag.search.searcher import Searcher
@@ -604,7 +605,7 @@ class RunningPipeline:
             return report
 
     @property
-    def reembedding(self) -> ReembedProgress | None:
+    def reembedding(self) -> Progress | None:
         """How far a re-embedding is; None if none runs. Readable from any thread."""
         return None if self._reembedding is None else self._reembedding.progress
 

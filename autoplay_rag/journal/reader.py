@@ -20,6 +20,7 @@ from autoplay_rag._filelock import FileLock
 from autoplay_rag.errors import JournalError, JournalVersionError
 from autoplay_rag.journal.base import Action, DeadLetter, Health, Task
 from autoplay_rag.journal.bodies import decoded, unpack
+from autoplay_rag.journal.copying import Copy
 from autoplay_rag.journal.file import other_version
 from autoplay_rag.journal.lag import lag_of
 from autoplay_rag.journal.ledger import COUNTERS, Ledger
@@ -49,6 +50,8 @@ class JournalStatus:
         health: The health of the pipeline when it last saved it.
         running: Whether a pipeline has the journal open now. None if that is unknown, because the
             lock file belongs to another user.
+        model: The model of the stored vectors; "" if unknown.
+        copy: The re-embedding that is not complete; None if there is none.
     """
 
     ledger: Ledger
@@ -57,6 +60,8 @@ class JournalStatus:
     watermark: int
     health: Health
     running: bool | None
+    model: str = ""
+    copy: Copy | None = None
 
 
 class JournalReader:
@@ -104,7 +109,11 @@ class JournalReader:
             ).fetchone()[0]
             watermark = _watermark(connection)
             lag = lag_of(connection, watermark)
-            health = connection.execute("SELECT value FROM meta WHERE name = 'health'").fetchone()
+            meta = dict(
+                connection.execute(
+                    "SELECT name, value FROM meta WHERE name IN ('health', 'model', 'copy')"
+                ).fetchall()
+            )
         return JournalStatus(
             ledger=Ledger(
                 **{name: counts[name] for name in COUNTERS},
@@ -115,8 +124,12 @@ class JournalReader:
             queue_bytes=counts["bytes"],
             oldest_at=oldest,
             watermark=watermark,
-            health=msgspec.json.decode(health[0], type=Health) if health else Health(),
+            health=msgspec.json.decode(meta["health"], type=Health)
+            if "health" in meta
+            else Health(),
             running=self._is_running(),
+            model=meta.get("model") or "",
+            copy=msgspec.json.decode(meta["copy"], type=Copy) if "copy" in meta else None,
         )
 
     def journal_id(self) -> str:

@@ -1,11 +1,11 @@
-"""What a comparison of a journal and its store found."""
+"""What was done to a journal and its store as a whole, or found."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["VerifyReport"]
+__all__ = ["CopyReport", "ReembedReport", "VerifyReport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +52,67 @@ class VerifyReport:
         kinds = ("missing", "extra", "stale", "doubled", "undeleted")
         found = [f"{getattr(self, kind):,} {kind}" for kind in kinds if getattr(self, kind)]
         return f"{self.checked:,} chunks checked: {', '.join(found) or 'no difference'}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReembedReport:
+    """What a re-embedding did.
+
+    Attributes:
+        model: The model of all vectors from now on.
+        chunks: The chunks embedded in this run, those that changed meanwhile included.
+        refused: The chunks that the new model refused. They are tried again, and end as dead
+            letters if it refuses them again.
+        rendered: The chunks whose text changed.
+        seconds: How long it took.
+    """
+
+    model: str
+    chunks: int
+    refused: int
+    rendered: int
+    seconds: float
+
+    def __str__(self) -> str:
+        text = f"{self.chunks:,} chunks embedded with {self.model} in {self.seconds:,.0f} s"
+        if self.rendered:
+            text += f", {self.rendered:,} with another text"
+        return text + (f"; {self.refused:,} were refused" if self.refused else "")
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """What was copied from one store to another.
+
+    Attributes:
+        chunks: The chunks that the source has.
+        copied: Those that were embedded and stored.
+        same: Those that the target had already.
+        skipped: Those that the journal does not know. They stay where they are.
+        refused: Those that the embedder or the target refused.
+        missing: Chunks that the journal has as stored, and the source lacks.
+        seconds: How long it took.
+
+    Example:
+        >>> str(CopyReport(chunks=7, copied=5, same=2, seconds=1.0))
+        '7 chunks: 5 copied, 2 there already, in 1 s'
+    """
+
+    chunks: int
+    copied: int
+    same: int = 0
+    skipped: int = 0
+    refused: int = 0
+    missing: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        named = {
+            "copied": self.copied,
+            "there already": self.same,
+            "unknown to the journal": self.skipped,
+            "refused": self.refused,
+            "missing in the source": self.missing,
+        }
+        found = ", ".join(f"{count:,} {what}" for what, count in named.items() if count)
+        return f"{self.chunks:,} chunks: {found or 'none copied'}, in {self.seconds:,.0f} s"

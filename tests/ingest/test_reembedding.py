@@ -44,6 +44,13 @@ async def texts(store) -> list[str]:
     return sorted([chunk.text async for page in store.scan() for chunk in page])
 
 
+async def until(condition) -> None:
+    """Poll for something that has no event."""
+    async with asyncio.timeout(30):
+        while not await condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.01)
+
+
 async def test_all_chunks_move_to_the_new_model(
     make_pipeline, make_actions, store, other, tmp_path
 ):
@@ -149,9 +156,11 @@ async def test_it_goes_on_where_it_stopped(make_pipeline, make_actions, store, o
         other.script = stop
         moving = asyncio.create_task(pipeline.reembed(other))
         await embedded.wait()
-        async with asyncio.timeout(20):
-            while pipeline.health.state == "ok":
-                await asyncio.sleep(0.01)
+
+        async def is_degraded():
+            return pipeline.health.state == "degraded"
+
+        await until(is_degraded)
         assert "re-embedding: embedder" in pipeline.health.reasons[0]
         assert pipeline.reembedding.total == 1200
         assert pipeline.reembedding.problem
@@ -191,15 +200,19 @@ async def test_a_forgotten_chunk_leaves_an_unfinished_copy_too(
         moving = asyncio.create_task(pipeline.reembed(other))
         await blocked.wait()
         copy = store.sibling("next")
-        async with asyncio.timeout(30):
-            while "click 0" not in await texts(copy):
-                await asyncio.sleep(0.01)
+
+        async def is_filled():
+            return "click 0" in await texts(copy)
+
+        await until(is_filled)
         moving.cancel()
         await asyncio.wait([moving])
         receipt = await pipeline.forget(user_id="ann")
-        async with asyncio.timeout(30):
-            while not (await pipeline.receipt(receipt.number)).erased:
-                await asyncio.sleep(0.05)
+
+        async def is_erased():
+            return (await pipeline.receipt(receipt.number)).erased
+
+        await until(is_erased)
         assert await texts(copy) == []
         other.script = lambda texts: None
         await pipeline.reembed(other)

@@ -1,0 +1,169 @@
+"""`autoplay-rag reembed` and `copy`: the same chunks with another model, or in another store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoplay_rag.cli.config import ConfigOption, load_config
+from autoplay_rag.cli.console import clean, note, say, say_json
+from autoplay_rag.cli.interrupts import Interrupts
+from autoplay_rag.cli.options import (
+    DEFAULT_EMBEDDER,
+    CollectionOption,
+    EmbedderOption,
+    JournalOption,
+    StoreOption,
+    chroma_path,
+    find_place,
+    make_embedder,
+    make_store,
+)
+from autoplay_rag.embedders.base import Embedder
+from autoplay_rag.errors import ConfigurationError, EmbedderUnavailableError, StoreError
+from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.ingest.store_copy import copy_store
+from autoplay_rag.journal.reader import JournalReader
+from autoplay_rag.maintenance.progress import Progress
+from autoplay_rag.maintenance.report import ReembedReport
+from autoplay_rag.stores.chroma.copies import DATABASE
+
+__all__ = ["copy", "reembed"]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_TELL_EVERY = 10
+"""Progress is told about once a second. On standard error, each tenth is enough."""
+
+
+class _OldModel(Embedder):
+    """Stands for the model in use, which the command does not need: nothing is embedded with it."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:  # noqa: ARG002 - as `Embedder`
+        raise EmbedderUnavailableError("payloads that wait are embedded with the new model")
+
+
+def reembed(
+    *,
+    embedder: EmbedderOption = None,
+    render: Annotated[
+        bool, typer.Option("--render", help="Make the texts again from the kept payloads.")
+    ] = False,
+    json: JsonOption = False,
+    journal: JournalOption = None,
+    store: StoreOption = None,
+    collection: CollectionOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Embed everything again with another model: the one that --embedder names.
+
+    It fills a second collection, then puts it in the place of the old one. An interrupted run goes
+    on where it stopped. No pipeline may use the journal: a running one does this with
+    `IngestPipeline.reembed`.
+    """
+    place = find_place(config, journal=journal, store=store, collection=collection)
+    if not (place.folder / DATABASE).is_file():  # Chroma would create it
+        raise StoreError(f"no Chroma store at {place.folder}; check the path")
+    in_use = JournalReader(place.journal).status().model
+    with place.file.explaining(["embedder"] if embedder else []):
+        name = embedder or place.file.get("embedder") or DEFAULT_EMBEDDER
+        new = make_embedder(name)
+        if new.model == in_use and not render:
+            note(f"the store has vectors of {clean(in_use)} already")
+        pipeline = IngestPipeline(
+            place.make_store(),
+            new if new.model == in_use or not in_use else _OldModel(in_use),
+            journal=place.journal,
+            **place.file.pipeline,
+        )
+    report = asyncio.run(_reembed(pipeline, new, render=render))
+    if json:
+        say_json(report)
+    else:
+        say(clean(str(report)))
+    if report.chunks:
+        note(f"from now on, start the pipeline with --embedder {clean(name)}")
+
+
+async def _reembed(pipeline: IngestPipeline, new: Embedder, *, render: bool) -> ReembedReport:
+    with Interrupts():
+        async with pipeline:
+            report = await pipeline.reembed(new, render=render, on_progress=_teller())
+            await pipeline.drain()
+            return report
+
+
+def copy(
+    *,
+    from_: Annotated[str, typer.Option("--from", metavar="chroma:PATH", help="The store to copy.")],
+    to: Annotated[str, typer.Option("--to", metavar="chroma:PATH", help="The other store.")],
+    from_collection: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The collection to copy.")
+    ] = None,
+    to_collection: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The collection in the other store.")
+    ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The journal of the store. Only chunks that it knows are copied, and it belongs "
+            "to the other store afterwards. No pipeline may use it.",
+        ),
+    ] = None,
+    embedder: EmbedderOption = None,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Copy the chunks of a store into another one, which embeds them again.
+
+    Chunks that are there already stay, so an interrupted copy goes on where it stopped. Nothing is
+    deleted.
+    """
+    file = load_config(config)
+    source_place = (chroma_path(from_), from_collection)
+    if source_place == (chroma_path(to), to_collection):
+        raise ConfigurationError("--from and --to name the same collection")
+    if not (source_place[0] / DATABASE).is_file():
+        raise StoreError(f"no Chroma store at {source_place[0]}; check the path")
+    if journal is not None and not journal.expanduser().is_file():
+        raise ConfigurationError(f"no journal found at {journal}; check the path")
+    with file.explaining(["embedder"] if embedder else []):
+        new = make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER)
+
+    async def work() -> object:
+        with Interrupts():
+            return await copy_store(
+                make_store(from_, from_collection),
+                make_store(to, to_collection),
+                new,
+                journal=None if journal is None else journal.expanduser(),
+                on_progress=_teller(),
+            )
+
+    report = asyncio.run(work())
+    if json:
+        say_json(report)
+    else:
+        say(clean(str(report)))
+    if journal is not None:
+        note(f"from now on, start the pipeline with --store {clean(to)}")
+
+
+def _teller() -> Callable[[Progress], None]:
+    calls = 0
+
+    def tell(progress: Progress) -> None:
+        nonlocal calls
+        if calls % _TELL_EVERY == 0:
+            note(clean(str(progress)))
+        calls += 1
+
+    return tell
