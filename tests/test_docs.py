@@ -1,4 +1,4 @@
-"""Every block of Python in the README and seven recipes runs against a local connector."""
+"""Every block of Python in the README and eight recipes runs against a local connector."""
 
 import asyncio
 import re
@@ -17,6 +17,7 @@ PAGES = [ROOT / "README.md", ROOT / "docs" / "recipes" / "own-store.md"]
 PAGES += [
     ROOT / "docs" / "recipes" / f"{name}.md"
     for name in (
+        "another-model",
         "backup",
         "forgetting",
         "own-embedder",

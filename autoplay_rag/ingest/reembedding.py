@@ -41,7 +41,8 @@ _log = logging.getLogger(__name__)
 _COLLECTION: Final = "next"
 _NEEDED: Final[tuple[Capability, ...]] = ("sibling", "exchange", "drop", "delete", "identity")
 _CATCH_UP_SECONDS: Final = 20.0
-"""The longest that the store rests for the last changes. Then others are let in first."""
+"""The longest that the store rests for the last changes. Then others are let in first, and the next
+rest may take twice as long: otherwise a busy stream would always be faster."""
 _PAGE: Final = 500
 _ATTEMPTS: Final = 6
 
@@ -204,8 +205,9 @@ class Reembedding:
         try:
             await target.start(name)
             async with _running(writer):
-                while not await self._replace(copy, copier, target, model):
-                    pass
+                seconds = _CATCH_UP_SECONDS
+                while not await self._replace(copy, copier, target, model, seconds):
+                    seconds *= 2
         finally:
             self._copier = None
             await target.aclose()
@@ -217,13 +219,13 @@ class Reembedding:
         return copier.report
 
     async def _replace(
-        self, copy: Copy, copier: Copier, target: VectorStore, model: NewModel
+        self, copy: Copy, copier: Copier, target: VectorStore, model: NewModel, seconds: float
     ) -> bool:
         """Fill the collection and exchange it; False if too much changed meanwhile."""
         await copier.fill()
         async with self._resting():
             try:
-                async with asyncio.timeout(_CATCH_UP_SECONDS):
+                async with asyncio.timeout(seconds):
                     await copier.catch_up()
             except TimeoutError:
                 return False
