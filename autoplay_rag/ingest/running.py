@@ -40,9 +40,10 @@ from autoplay_rag.ingest.upkeep import Upkeep
 from autoplay_rag.ingest.watermark import Watermark
 from autoplay_rag.ingest.worker import Worker
 from autoplay_rag.journal.base import Entry, Health, Outcome
-from autoplay_rag.journal.forgetting import Asked, Deleted
+from autoplay_rag.journal.forgetting import Deleted
 from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.maintenance.backup import BackupReport, write_backup

@@ -8,17 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Protocol, TypeVar
 
-from autoplay_rag.journal.forgetting import (
-    Asked,
-    Begun,
-    Deleted,
-    ErasureState,
-    ErasureTables,
-    Selected,
-    Sizes,
-    count,
-    select,
-)
+from autoplay_rag.journal.forgetting import Begun, Deleted, ErasureState, ErasureTables
+from autoplay_rag.journal.selecting import Asked, Selected, Sizes, count, select
 from autoplay_rag.journal.writer import Writer
 
 __all__ = ["AsyncErasures"]
