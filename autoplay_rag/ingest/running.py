@@ -52,6 +52,7 @@ from autoplay_rag.maintenance.exporting import export_records
 from autoplay_rag.maintenance.forgetting import Forgetter
 from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.maintenance.report import VerifyReport
+from autoplay_rag.maintenance.retention import Retention
 from autoplay_rag.maintenance.verify import Verifier
 from autoplay_rag.payloads import Payload
 from autoplay_rag.search.searcher import Searcher
@@ -100,6 +101,7 @@ class RunningPipeline:
         dead_letters: Payloads that could not be stored.
         last_received: The loop's time when the last payload arrived.
         loop: The event loop of this run.
+        retention: Deletes what is old.
         searcher: Answers questions from store and journal.
         timeline: Lists sessions and reads payloads.
         watermark: Tracks which sequence numbers are settled.
@@ -132,6 +134,7 @@ class RunningPipeline:
             replace_by_summaries=settings.summaries == "replace",
             model=model,
             erasure_register=settings.erasure_register,
+            clock=settings.clock,
             on_entry=self._committed,
             on_returned=self._returned,
         )
@@ -166,6 +169,7 @@ class RunningPipeline:
         self._upkeep: Upkeep
         self._linker: Linker
         self._retirer: Retirer
+        self.retention: Retention
         self._worker: Worker
         self._eraser = Eraser(self._journal.erasures, store)
         self._forgetter: Forgetter
@@ -179,6 +183,7 @@ class RunningPipeline:
         try:
             await self._pairing.open_store()
             _log_missing_capabilities(self._store)
+            self._check_can_expire()
             # What an earlier run did not delete must not be stored by this one.
             await self._journal.erasures.delete_all()
             if self._settings.journal:
@@ -190,6 +195,13 @@ class RunningPipeline:
             raise
         self._task = self.loop.create_task(self._work(), name="autoplay-ingest")
         self._task.add_done_callback(_report)
+
+    def _check_can_expire(self) -> None:
+        if self._settings.retention_days is not None and "delete" not in self._store.capabilities:
+            raise ConfigurationError(
+                "retention_days needs a store that can delete chunks, and "
+                f"{type(self._store).__name__} cannot"
+            )
 
     async def _build(self) -> None:
         settings, embedder, day = self._settings, self._embedder, today()
@@ -220,6 +232,14 @@ class RunningPipeline:
             self._journal, self._writer, able="update_metadata" in self._store.capabilities
         )
         self._retirer = Retirer(self._journal, self._upkeep.delete)
+        self.retention = Retention(
+            self._journal.expiry,
+            days=settings.retention_days,
+            key_days=settings.remember_keys_days,
+            delete=self._upkeep.delete,
+            deleting=lambda: self._upkeep.deleting,
+            clock=settings.clock,
+        )
         self._worker = Worker(
             self._journal,
             self._batcher,
@@ -229,7 +249,7 @@ class RunningPipeline:
             last_batch=known.batch,
             on_settled=self._settled,
             on_stored=self._retirer.stored,
-            on_linked=self._linker.changed,
+            on_linked=self._linker.wake,
         )
         self._forgetter = Forgetter(
             self._journal.erasures,
@@ -248,7 +268,7 @@ class RunningPipeline:
         # Deletions first: a plan may store a chunk again that is still to be deleted.
         await self._upkeep.resume()
         plans = await self._worker.resume()
-        self._linker.changed()
+        self._linker.wake()
         await self._retirer.resume()
         planned = {seq for plan in plans for seq in plan.seqs}
         now = self.loop.time()
@@ -278,6 +298,7 @@ class RunningPipeline:
                 group.create_task(self._upkeep.run())
                 group.create_task(self._linker.run())
                 group.create_task(self._retirer.run())
+                group.create_task(self.retention.run())
                 group.create_task(self._eraser.run())
                 group.create_task(Indexer(self._journal).run())
                 if self._settings.journal:
@@ -494,6 +515,7 @@ class RunningPipeline:
             reasons.append("overflow: the journal cannot accept payloads, and they are lost")
         reasons += self._writer.problems + self._worker.problems + self._upkeep.problems
         reasons += self._linker.problems + self._retirer.problems + self._eraser.problems
+        reasons += self.retention.problems
         reasons += self._clients.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 

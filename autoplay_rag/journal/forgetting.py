@@ -17,6 +17,7 @@ from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.base import Entry, Plan, PlannedChunk, Prepared, Session
 from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.deleting import Deletion
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.register import Register, RegisterEntry
 from autoplay_rag.journal.rows import delete_in, insert, json_list
@@ -142,6 +143,7 @@ class ErasureTables:
         self._register = register or Register(None)
         self.file = file
         self._catalog = catalog
+        self._deletion = Deletion(file, catalog)
         self._connection = file.connection
         self._scopes: tuple[str, ...] = tuple(msgspec.json.decode(file.meta(_SCOPES) or "[]"))
         self._secret = bytes.fromhex(file.meta(_SECRET) or "")
@@ -394,32 +396,16 @@ class ErasureTables:
         returned, text_only = self._return_others(numbers)
         ids = self._catalog.remove(numbers, f"{FORGOTTEN} {number}")
         self._rewrite_plans(lanes, set(numbers), set(seqs))
-        self._catalog.fulltext.remove(seqs)
-        self._connection.execute(
-            "DELETE FROM visit WHERE payloads = 0 AND lane IN (SELECT value FROM json_each(?))",
-            (json_list(lanes),),
-        )
+        self._deletion.delete_content(seqs, lanes)
         self._refuse([(_KEY, self._hash(_KEY, key.hex())) for _, key, *_ in payloads], inf)
-        # The numbers of deleted payloads are not assigned again.
-        last = max(seqs[-1], self.file.meta("last_seq") or 0)
-        self.file.set_meta("last_seq", last)
-        delete_in(self._connection, "claim", "seq", seqs)
-        delete_in(self._connection, "payload", "seq", seqs)
+        self._deletion.delete_rows(seqs)
         delete_in(self._connection, "forgetting", "seq", seqs)
-        self._count(payloads)
+        self._deletion.count_discarded((state, size) for _, _, _, state, size in payloads)
         if text_only:
             self._add_text_only(number, text_only)
         more = self.file.scalar("SELECT EXISTS (SELECT 1 FROM forgetting)")
         settled = [seq for seq, _, _, state, _ in payloads if state == PayloadState.WAITING]
         return Deleted(bool(more), settled, returned, ids)
-
-    def _count(self, payloads: Iterable[tuple[int, bytes, int, int, int]]) -> None:
-        counts = self.file.counts
-        for _, _, _, state, size in payloads:
-            if state in (PayloadState.WAITING, PayloadState.DEAD):
-                counts["pending" if state == PayloadState.WAITING else "dead"] -= 1
-                counts["discarded"] += 1
-                counts["bytes"] -= size
 
     def _return_others(self, numbers: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
         """Put stored payloads that share these chunks with forgotten ones back into the queue.
