@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest.pairing import check_options
 from autoplay_rag.journal.base import Durability
 from autoplay_rag.journal.expiring import Days
+from autoplay_rag.journal.file import Clock, wall_clock
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.payloads import Payload
 
@@ -68,7 +68,7 @@ class Settings:
     remember_keys_days: float
     erasure_register: Path | None
     on_progress: Callable[[Ledger], None] | None
-    clock: Callable[[], float] = time.time
+    clock: Clock = wall_clock
     """Tests and benchmarks simulate weeks with it."""
 
     def __post_init__(self) -> None:

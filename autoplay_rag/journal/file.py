@@ -26,7 +26,7 @@ from autoplay_rag.journal.schema import (
     SCHEMA_VERSION,
 )
 
-__all__ = ["Clock", "JournalFile", "other_version"]
+__all__ = ["Clock", "JournalFile", "other_version", "wall_clock"]
 
 Clock: TypeAlias = Callable[[], float]
 
@@ -42,6 +42,11 @@ _SHRINK_PAGES = 1000
 _COUNTS: Final = (*COUNTERS, "bytes")
 _LOAD_COUNTS = f"SELECT {', '.join(_COUNTS)} FROM counts"
 _SAVE_COUNTS = f"UPDATE counts SET {', '.join(f'{name} = ?' for name in _COUNTS)}"
+
+
+def wall_clock() -> float:
+    """Return the time in Unix seconds."""
+    return time.time()
 
 
 class JournalFile:
@@ -75,7 +80,7 @@ class JournalFile:
         *,
         known: bool = True,
         keep_addresses: bool = True,
-        clock: Clock = time.time,
+        clock: Clock = wall_clock,
     ) -> None:
         self.path = path
         self.clock = clock

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -40,7 +39,7 @@ from autoplay_rag.journal.base import (
 from autoplay_rag.journal.catalog import CatalogTables
 from autoplay_rag.journal.erasing import AsyncErasures
 from autoplay_rag.journal.expiring import AsyncExpiry, ExpiryTables
-from autoplay_rag.journal.file import Clock, JournalFile
+from autoplay_rag.journal.file import Clock, JournalFile, wall_clock
 from autoplay_rag.journal.finder import AsyncFinder, AsyncTimeline, ReadThread
 from autoplay_rag.journal.finding import Finder
 from autoplay_rag.journal.ledger import Counts
@@ -94,7 +93,7 @@ class SqliteJournal(Journal):
         replace_by_summaries: bool = True,
         model: str = "",
         erasure_register: Path | None = None,
-        clock: Clock = time.time,
+        clock: Clock = wall_clock,
         on_entry: OnEntry,
         on_returned: Returned,
     ) -> None:

@@ -145,9 +145,7 @@ def test_a_session_keeps_what_is_not_old(tables, entries, store):
     store(tables, 1, number=1)
     store(tables, 2, number=2)
     expire(tables, 7, complete=False)
-    assert rows(tables, "payloads, actions, first, last", "visit") == [
-        (1, 1, NOW - DAY, NOW - DAY)
-    ]
+    assert rows(tables, "payloads, actions, first, last", "visit") == [(1, 1, NOW - DAY, NOW - DAY)]
     assert rows(tables, "value", "belongs") == [("ann",)]
 
 
