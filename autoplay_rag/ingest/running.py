@@ -53,6 +53,7 @@ from autoplay_rag.maintenance.forgetting import Forgetter
 from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.maintenance.report import VerifyReport
 from autoplay_rag.maintenance.retention import Retention
+from autoplay_rag.maintenance.space import SpaceWatch
 from autoplay_rag.maintenance.verify import Verifier
 from autoplay_rag.payloads import Payload
 from autoplay_rag.search.searcher import Searcher
@@ -103,6 +104,7 @@ class RunningPipeline:
         loop: The event loop of this run.
         retention: Deletes what is old.
         searcher: Answers questions from store and journal.
+        space: Measures the disk space.
         timeline: Lists sessions and reads payloads.
         watermark: Tracks which sequence numbers are settled.
     """
@@ -170,6 +172,7 @@ class RunningPipeline:
         self._linker: Linker
         self._retirer: Retirer
         self.retention: Retention
+        self.space = SpaceWatch(settings.journal, store.data_folder)
         self._worker: Worker
         self._eraser = Eraser(self._journal.erasures, store)
         self._forgetter: Forgetter
@@ -299,6 +302,7 @@ class RunningPipeline:
                 group.create_task(self._linker.run())
                 group.create_task(self._retirer.run())
                 group.create_task(self.retention.run())
+                group.create_task(self.space.run())
                 group.create_task(self._eraser.run())
                 group.create_task(Indexer(self._journal).run())
                 if self._settings.journal:
@@ -515,7 +519,7 @@ class RunningPipeline:
             reasons.append("overflow: the journal cannot accept payloads, and they are lost")
         reasons += self._writer.problems + self._worker.problems + self._upkeep.problems
         reasons += self._linker.problems + self._retirer.problems + self._eraser.problems
-        reasons += self.retention.problems
+        reasons += self.retention.problems + self.space.problems
         reasons += self._clients.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 
