@@ -72,12 +72,12 @@ def status(
     own = file.journal or default_journal(folder)
     journal = journal or own
     found = JournalReader(journal).status()
-    is_own = journal.resolve() == own.resolve() and folder.is_dir()
-    space = space_of(journal, folder if is_own else None)
     if check:
         problems = _problems(found)
         say("not ok: " + "; ".join(problems) if problems else "ok")
         raise typer.Exit(1 if problems else 0)
+    is_own = journal.resolve() == own.resolve() and folder.is_dir()
+    space = space_of(journal, folder if is_own else None)
     if json:
         counters = {name: getattr(found.ledger, name) for name in COUNTERS}
         say_json(

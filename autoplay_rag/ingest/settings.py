@@ -88,8 +88,8 @@ class Settings:
 def _check_retention(days: Any, *, has_file: bool) -> None:
     if isinstance(days, Mapping):
         for kind, some in days.items():
-            check_choice("a kind in retention_days", kind, _KINDS)
-            check_above(f"retention_days[{kind!r}]", some)
+            check_choice("retention_days key", kind, _KINDS)
+            check_above(f"retention_days of {kind!r}", some)
     else:
         check_above("retention_days", days, optional=True)
     if days is not None and not has_file:

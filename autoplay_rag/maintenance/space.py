@@ -76,7 +76,7 @@ def space_of(journal: Path | None, folder: Path | None) -> Space:
     return Space(
         journal=None
         if journal is None
-        else _sum(journal.with_name(journal.name + suffix) for suffix in ("", "-wal", "-shm")),
+        else _sum([journal, journal.with_name(f"{journal.name}-wal")]),
         store=None if folder is None else _sum(folder.rglob("*")),
         free=min((shutil.disk_usage(place).free for place in places), default=sys.maxsize),
     )
