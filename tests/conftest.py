@@ -110,6 +110,11 @@ def faults_of(file: JournalFile) -> list[str]:
         # What was planned or read from a store may be older or newer.
         "OR first > p.f OR last < p.l OR (seen IS NULL AND (p.f, p.l) IS NOT (first, last))"
     )
+    expired = file.scalar(
+        "SELECT count(*) FROM payload WHERE state = ? AND (body IS NOT NULL "
+        "OR seq IN (SELECT seq FROM passage) OR seq IN (SELECT seq FROM chunk_payload))",
+        PayloadState.EXPIRED,
+    )
     claims = {
         "the ledger balances": Ledger(**{name: counts[name] for name in COUNTERS}).balanced,
         "what is pending waits": held["WAITING"] == counts["pending"],
@@ -121,5 +126,6 @@ def faults_of(file: JournalFile) -> list[str]:
         "what waits is found by its words": not_found == 0 or file.meta("index_below") is not None,
         "every passage is indexed once": passages == indexed,
         "every visit sums up its passages": visits == 0,
+        "nothing but its key is left of what expired": expired == 0,
     }
     return [f"not so: {claim} ({counts}, {held})" for claim, holds in claims.items() if not holds]

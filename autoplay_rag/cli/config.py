@@ -19,7 +19,7 @@ import typer
 
 from autoplay_rag.errors import ConfigurationError
 
-__all__ = ["DEFAULT_CONFIG", "Config", "ConfigOption", "Stream", "load_config"]
+__all__ = ["DEFAULT_CONFIG", "PIPELINE_KEYS", "Config", "ConfigOption", "Stream", "load_config"]
 
 DEFAULT_CONFIG: Final = "autoplay-rag.toml"
 
@@ -38,6 +38,7 @@ _VALUE: Final = 'text or { env = "NAME" }'
 _NUMBER: Final = "a number"
 _COUNT: Final = "a whole number"
 _FLAG: Final = "true or false"
+_DAYS: Final = "a number, or { actions = 7, summary = 30, chat = 30 }"
 
 PIPELINE_KEYS: Final[Mapping[str, str]] = {
     "batch_window": _NUMBER,
@@ -52,6 +53,8 @@ PIPELINE_KEYS: Final[Mapping[str, str]] = {
     "max_embed_tokens_per_day": _COUNT,
     "remembered_vectors": _COUNT,
     "drain_timeout": _NUMBER,
+    "retention_days": _DAYS,
+    "remember_keys_days": _NUMBER,
 }
 """Settings passed to `IngestPipeline` under the same name."""
 _STREAM_KEYS: Final[Mapping[str, str]] = {"url": _VALUE, "token": _VALUE}
@@ -233,6 +236,9 @@ def _is(value: object, kind: str) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind == _NUMBER:
         return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind == _DAYS:
+        days = value.values() if isinstance(value, dict) else [value]
+        return all(_is(some, _NUMBER) for some in days)
     if isinstance(value, str):
         return bool(value)
     return (

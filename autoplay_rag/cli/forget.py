@@ -27,8 +27,8 @@ from autoplay_rag.cli.options import (
 )
 from autoplay_rag.errors import StoreError
 from autoplay_rag.ingest.pipeline import IngestPipeline
-from autoplay_rag.journal.forgetting import Asked
 from autoplay_rag.journal.opened import OpenedJournal
+from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.maintenance.asked import asked_of
 from autoplay_rag.maintenance.exporting import export_records
 from autoplay_rag.maintenance.receipt import Receipt

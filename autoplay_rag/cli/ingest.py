@@ -14,7 +14,7 @@ import httpx
 import typer
 
 from autoplay_rag._checks import check_at_least, check_choice
-from autoplay_rag.cli.config import Config, ConfigOption, Stream, load_config
+from autoplay_rag.cli.config import PIPELINE_KEYS, Config, ConfigOption, Stream, load_config
 from autoplay_rag.cli.console import error, log_client_failures, note, say
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
@@ -76,6 +76,20 @@ def ingest(
             help="Remove personal data and secrets before anything is kept. Needs the extra pii.",
         ),
     ] = None,
+    retention_days: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DAYS",
+            help="Delete what is older from store and journal; by default nothing is.",
+        ),
+    ] = None,
+    remember_keys_days: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DAYS",
+            help="How long a late delivery of what was deleted is known; by default 30.",
+        ),
+    ] = None,
     idle_seconds: IdleOption = None,
     config: ConfigOption = None,
     rebuild: Annotated[
@@ -107,6 +121,8 @@ def ingest(
         "collection": collection,
         "batch_window": batch_window,
         "redact": redact,
+        "retention_days": retention_days,
+        "remember_keys_days": remember_keys_days,
         "idle_seconds": idle_seconds,
         "journal": journal,
         "url": url or None,
@@ -120,7 +136,7 @@ def ingest(
         idle_seconds = file.get("idle_seconds") if idle_seconds is None else idle_seconds
         check_at_least("idle_seconds", idle_seconds, 0, optional=True)
         options = file.pipeline
-        options |= {name: given[name] for name in ("batch_window", "redact") if name in given}
+        options |= {name: given[name] for name in PIPELINE_KEYS if name in given}
         check_choice("redact", options.get("redact", "pii"), ("pii",))
         pipeline = IngestPipeline(
             make_store(store, collection or file.get("collection")),

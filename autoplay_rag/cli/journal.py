@@ -20,6 +20,7 @@ from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.journal.base import Action
 from autoplay_rag.journal.ledger import COUNTERS
 from autoplay_rag.journal.reader import JournalReader, JournalStatus
+from autoplay_rag.maintenance.space import space_of
 
 __all__ = ["dead_letters", "status"]
 
@@ -64,17 +65,19 @@ def status(
     json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show the state of a journal: counts, pending payloads, and whether a pipeline runs."""
-    if journal is None:
-        file = load_config(config)
-        with file.explaining():
-            folder = chroma_path(file.store or DEFAULT_STORE)
-        journal = file.journal or default_journal(folder)
+    """Show the state of a journal: counts, pending payloads, sizes, and whether a pipeline runs."""
+    file = load_config(config)
+    with file.explaining():
+        folder = chroma_path(file.store or DEFAULT_STORE)
+    own = file.journal or default_journal(folder)
+    journal = journal or own
     found = JournalReader(journal).status()
     if check:
         problems = _problems(found)
         say("not ok: " + "; ".join(problems) if problems else "ok")
         raise typer.Exit(1 if problems else 0)
+    is_own = journal.resolve() == own.resolve() and folder.is_dir()
+    space = space_of(journal, folder if is_own else None)
     if json:
         counters = {name: getattr(found.ledger, name) for name in COUNTERS}
         say_json(
@@ -97,6 +100,10 @@ def status(
                     "done": found.copy.done,
                     "total": found.copy.total,
                 },
+                "journal_bytes": space.journal,
+                "store_bytes": space.store,
+                "free_bytes": space.free,
+                "space_is_low": space.is_low,
             }
         )
         return
@@ -113,10 +120,19 @@ def status(
     if found.copy is not None:
         copy = found.copy
         rows.append(("re-embedding", f"{copy.done:,} of {copy.total:,} with {clean(copy.model)}"))
+    rows.append(("journal", _megabytes(space.journal)))
+    rows.append(("store", _megabytes(space.store)))
+    rows.append(("disk free", _megabytes(space.free)))
     rows.append(("pipeline", _PIPELINE[found.running]))
     rows.append(("health", clean(str(found.health))))
     for name, value in rows:
         say(f"{name:<12}{value:>12}")
+    if space.warning:
+        note(f"warning: {space.warning}")
+
+
+def _megabytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**20:,.1f} MB"
 
 
 def _problems(found: JournalStatus) -> list[str]:

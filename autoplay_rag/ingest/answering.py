@@ -13,7 +13,7 @@ import msgspec
 from autoplay_rag._describe import describe
 from autoplay_rag.errors import AutoplayError, JournalError
 from autoplay_rag.journal.base import Queue, Task
-from autoplay_rag.journal.forgetting import Asked
+from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.maintenance.backup import BackupReport
 from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.maintenance.report import VerifyReport

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -103,6 +103,15 @@ class IngestPipeline(Questions):
             once the summary is stored, the store deletes chunks whose actions are all replaced,
             and full text still finds them as part of their session. A search finds the right
             session equally often with both (see the README's figures).
+        retention_days: Delete what is older, from the store and from the journal: a number of days,
+            or a mapping of "actions", "summary" and "chat" to days, which keeps the kinds that it
+            does not name. None keeps everything. An event is as old as what happened in it, or as
+            its receipt if that time is unknown or in the future. A chunk goes once all its events
+            are old. The first deletion is at start, then every ten minutes. Needs a journal file,
+            and a store that can delete.
+        remember_keys_days: Days after its receipt for which the journal keeps the key of a payload
+            that `retention_days` has deleted, so that a late delivery is a duplicate. After that,
+            such a delivery is stored again, and deleted again.
         erasure_register: A file that lists all requests to forget as keyed hashes. By default it
             is beside the journal, with `.erasures` at the end of its name. A start with an older
             copy of the journal forgets again what the file lists. Keep it out of backups.
@@ -153,6 +162,8 @@ class IngestPipeline(Questions):
         remembered_vectors: int = 2048,
         drain_timeout: float = 30.0,
         summaries: Summaries = "keep",
+        retention_days: float | Mapping[str, float] | None = None,
+        remember_keys_days: float = 30.0,
         erasure_register: str | Path | None = None,
         on_progress: Callable[[Ledger], None] | None = None,
         live: LiveSessions | None = None,
@@ -180,6 +191,8 @@ class IngestPipeline(Questions):
             remembered_vectors=remembered_vectors,
             drain_timeout=drain_timeout,
             summaries=summaries,
+            retention_days=retention_days,
+            remember_keys_days=remember_keys_days,
             erasure_register=Path(erasure_register).resolve() if erasure_register else None,
             on_progress=on_progress,
         )

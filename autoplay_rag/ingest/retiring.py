@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from autoplay_rag._describe import describe
+from autoplay_rag._background import BackgroundWork
 from autoplay_rag._serial import SerialThread
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.base import Claim, Claimable, Journal
@@ -15,8 +13,6 @@ from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.payloads import ActionsPayload
 
 __all__ = ["Decision", "Retirer", "decide"]
-
-_log = logging.getLogger(__name__)
 
 _RETRY_SECONDS: Final = 1.0
 
@@ -60,7 +56,7 @@ def decide(claims: Sequence[Claim], times: Sequence[tuple[int, Sequence[float]]]
     return Decision(used, claimed)
 
 
-class Retirer:
+class Retirer(BackgroundWork):
     """Lets stored summaries claim stored actions, and has retired chunks deleted from the store.
 
     Args:
@@ -69,29 +65,12 @@ class Retirer:
     """
 
     def __init__(self, journal: Journal, delete: Callable[[Sequence[str]], None]) -> None:
+        super().__init__("retiring replaced actions failed", longest_pause=_RETRY_SECONDS)
         self._journal = journal
         self._delete = delete
         self._thread = SerialThread("autoplay-retire")
         self._open: set[int] = set()
         self._due: set[int] = set()
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._problem: str | None = None
-
-    @property
-    def problems(self) -> list[str]:
-        """Current failures, one line each. Readable from any thread."""
-        return [self._problem] if self._problem else []
-
-    @property
-    def idle(self) -> bool:
-        """Whether all claims that can be met are met."""
-        return self._idle.is_set()
-
-    async def wait(self) -> None:
-        """Wait until `idle`."""
-        await self._idle.wait()
 
     async def resume(self) -> None:
         """Resume the claims of an earlier run."""
@@ -113,30 +92,22 @@ class Retirer:
     def _look(self, lanes: set[int]) -> None:
         if lanes:
             self._due |= lanes
-            self._idle.clear()
-            self._wake.set()
+            self.wake()
 
-    async def run(self) -> None:
-        """Run until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._due:
-                lane = next(iter(self._due))
-                try:
-                    await self._claim(lane)
-                except JournalError as error:
-                    self._problem = f"retiring replaced actions failed: {describe(error)}"
-                    await asyncio.sleep(_RETRY_SECONDS)
-                    continue
-                self._problem = None
-                self._due.discard(lane)
-            self._idle.set()
+    async def _work(self) -> None:
+        while self._due:
+            lane = self._due.pop()
+            try:
+                await self._claim(lane)
+            except JournalError:
+                self._due.add(lane)
+                raise
 
     async def _claim(self, lane: int) -> None:
         claims, payloads = await self._journal.open_claims(lane)
         if not claims:
-            self._open.discard(lane)
+            if lane not in self._due:  # otherwise something was stored meanwhile
+                self._open.discard(lane)
             return
         times = await self._thread.run(_times_of, payloads)
         decision = decide(claims, times)

@@ -45,9 +45,10 @@ from autoplay_rag.ingest.upkeep import Upkeep
 from autoplay_rag.ingest.watermark import Watermark
 from autoplay_rag.ingest.worker import Worker
 from autoplay_rag.journal.base import Entry, Health, Outcome
-from autoplay_rag.journal.forgetting import Asked, Deleted
+from autoplay_rag.journal.forgetting import Deleted
 from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.maintenance.backup import BackupReport, write_backup
@@ -57,6 +58,8 @@ from autoplay_rag.maintenance.forgetting import Forgetter
 from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.maintenance.report import ReembedReport, VerifyReport
+from autoplay_rag.maintenance.retention import Retention
+from autoplay_rag.maintenance.space import SpaceWatch
 from autoplay_rag.maintenance.verify import Verifier
 from autoplay_rag.payloads import Payload
 from autoplay_rag.search.searcher import Searcher
@@ -108,7 +111,9 @@ class RunningPipeline:
         dead_letters: Payloads that could not be stored.
         last_received: The loop's time when the last payload arrived.
         loop: The event loop of this run.
+        retention: Deletes what is old.
         searcher: Answers questions from store and journal.
+        space: Measures the disk space.
         timeline: Lists sessions and reads payloads.
         watermark: Tracks which sequence numbers are settled.
     """
@@ -140,6 +145,7 @@ class RunningPipeline:
             replace_by_summaries=settings.summaries == "replace",
             model=model,
             erasure_register=settings.erasure_register,
+            clock=settings.clock,
             on_entry=self._committed,
             on_returned=self._returned,
         )
@@ -177,6 +183,8 @@ class RunningPipeline:
         self._upkeep: Upkeep
         self._linker: Linker
         self._retirer: Retirer
+        self.retention: Retention
+        self.space = SpaceWatch(settings.journal, store.data_folder)
         self._worker: Worker
         self._reembedding: Reembedding | None = None
         if isinstance(store, VectorStore) and can_exchange(store):
@@ -195,6 +203,7 @@ class RunningPipeline:
         try:
             await self._open_store()
             _log_missing_capabilities(self._store)
+            self._check_can_expire()
             # What an earlier run did not delete must not be stored by this one.
             await self._journal.erasures.delete_all()
             if self._settings.journal:
@@ -221,6 +230,13 @@ class RunningPipeline:
                 "far. What to do: start with the old embedder, and call reembed() again (command: "
                 f"reembed), which goes on where it stopped ({error})"
             ) from error
+
+    def _check_can_expire(self) -> None:
+        if self._settings.retention_days is not None and "delete" not in self._store.capabilities:
+            raise ConfigurationError(
+                "retention_days needs a store that can delete chunks, and "
+                f"{type(self._store).__name__} cannot"
+            )
 
     async def _build(self) -> None:
         settings, embedder, day = self._settings, self._embedder, today()
@@ -251,6 +267,14 @@ class RunningPipeline:
             self._journal, self._writer, able="update_metadata" in self._store.capabilities
         )
         self._retirer = Retirer(self._journal, self._upkeep.delete)
+        self.retention = Retention(
+            self._journal.expiry,
+            days=settings.retention_days,
+            key_days=settings.remember_keys_days,
+            delete=self._upkeep.delete,
+            deleting=lambda: self._upkeep.deleting,
+            clock=settings.clock,
+        )
         self._worker = Worker(
             self._journal,
             self._batcher,
@@ -260,7 +284,7 @@ class RunningPipeline:
             last_batch=known.batch,
             on_settled=self._settled,
             on_stored=self._retirer.stored,
-            on_linked=self._linker.changed,
+            on_linked=self._linker.wake,
         )
         self._forgetter = Forgetter(
             self._journal.erasures,
@@ -279,7 +303,7 @@ class RunningPipeline:
         # Deletions first: a plan may store a chunk again that is still to be deleted.
         await self._upkeep.resume()
         plans = await self._worker.resume()
-        self._linker.changed()
+        self._linker.wake()
         await self._retirer.resume()
         planned = {seq for plan in plans for seq in plan.seqs}
         now = self.loop.time()
@@ -309,6 +333,8 @@ class RunningPipeline:
                 group.create_task(self._upkeep.run())
                 group.create_task(self._linker.run())
                 group.create_task(self._retirer.run())
+                group.create_task(self.retention.run())
+                group.create_task(self.space.run())
                 group.create_task(self._eraser.run())
                 group.create_task(Indexer(self._journal).run())
                 if self._settings.journal:
@@ -544,6 +570,7 @@ class RunningPipeline:
         reasons += self._linker.problems + self._retirer.problems + self._eraser.problems
         if self._reembedding:
             reasons += self._reembedding.problems
+        reasons += self.retention.problems + self.space.problems
         reasons += self._clients.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 

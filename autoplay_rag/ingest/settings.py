@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from autoplay_rag._checks import check_at_least, check_choice, check_function
+from autoplay_rag._checks import check_above, check_at_least, check_choice, check_function
 from autoplay_rag.content.render import Render
+from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest.pairing import check_options
 from autoplay_rag.journal.base import Durability
+from autoplay_rag.journal.expiring import Days
+from autoplay_rag.journal.file import Clock, wall_clock
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.payloads import Payload
 
@@ -19,10 +22,13 @@ __all__ = ["Settings", "Summaries"]
 Summaries: TypeAlias = Literal["replace", "keep"]
 """What becomes of the actions that a summary replaces."""
 
+_KINDS = ("actions", "summary", "chat")
+
 _MINIMUMS = {
     "journal_max_bytes": 1,
     "batch_window": 0,
     "drain_timeout": 0,
+    "remember_keys_days": 0,
 }
 _MINIMUM_COUNTS = {
     "max_batch_actions": 1,
@@ -58,8 +64,12 @@ class Settings:
     remembered_vectors: int
     drain_timeout: float
     summaries: Summaries
+    retention_days: Days
+    remember_keys_days: float
     erasure_register: Path | None
     on_progress: Callable[[Ledger], None] | None
+    clock: Clock = wall_clock
+    """Tests and benchmarks simulate weeks with it."""
 
     def __post_init__(self) -> None:
         for name, least in _MINIMUMS.items():
@@ -70,5 +80,20 @@ class Settings:
         for name in ("select", "redact", "render", "on_progress"):
             check_function(name, getattr(self, name))
         check_choice("summaries", self.summaries, get_args(Summaries))
+        _check_retention(self.retention_days, has_file=self.journal is not None)
         check_choice("durability", self.durability, get_args(Durability))
         check_options(has_file=self.journal is not None, rebuild=self.rebuild, adopt=self.adopt)
+
+
+def _check_retention(days: Any, *, has_file: bool) -> None:
+    if isinstance(days, Mapping):
+        for kind, some in days.items():
+            check_choice("retention_days key", kind, _KINDS)
+            check_above(f"retention_days of {kind!r}", some)
+    else:
+        check_above("retention_days", days, optional=True)
+    if days is not None and not has_file:
+        raise ConfigurationError(
+            "retention_days needs a journal file, because a journal in memory does not know what "
+            "the store has from earlier: give journal=..."
+        )

@@ -81,6 +81,11 @@ class Upkeep:
         self._note_idle()
         self._writer.put([Delete(one) for one in fresh], self._delete_ended)
 
+    @property
+    def deleting(self) -> int:
+        """How many chunks are being deleted. Rejected ones do not count."""
+        return len(self._deleting)
+
     def is_refused(self, id: str) -> bool:
         """Whether the store has refused to delete this chunk."""
         return id in self._refused

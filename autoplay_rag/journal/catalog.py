@@ -6,7 +6,6 @@ All functions block. They run in a transaction on the writer thread.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -174,7 +173,7 @@ class CatalogTables:
         ids: list[str] = []
         if reason is not None and numbers:
             ids = [found for _, found in self._ids(numbers)]
-            now = time.time()
+            now = self.file.clock()
             insert(
                 self._connection,
                 "deletion (chunk, reason, at)",
@@ -299,7 +298,7 @@ class CatalogTables:
     def delete_unknown(self, ids: Sequence[str], reason: str) -> list[str]:
         """Add unknown ids to the deletion outbox, and return them."""
         known = self.numbers(ids)
-        now = time.time()
+        now = self.file.clock()
         rows = [(one, reason, now) for one in dict.fromkeys(ids) if one not in known]
         insert(self._connection, "deletion (chunk, reason, at)", rows, verb="INSERT OR REPLACE")
         return [one for one, _, _ in rows]
@@ -393,7 +392,7 @@ class CatalogTables:
             if (key := as_key(chunk.id)) is None:
                 continue
             seq -= 1
-            at = chunk.metadata.get("forwarded_at") or time.time()
+            at = chunk.metadata.get("forwarded_at") or self.file.clock()
             payloads.append(
                 (seq, key, lane or seq, chunk.metadata.get("kind"), at, PayloadState.ADOPTED, 0)
             )
@@ -521,7 +520,7 @@ class CatalogTables:
         self._save_sessions(list(merged.values()), _KNOWN_PEOPLE)
 
     def _save_sessions(self, sessions: Sequence[Session], people: str) -> None:
-        now = time.time()
+        now = self.file.clock()
         insert(
             self._connection,
             _INSERT_SESSION,

@@ -7,7 +7,6 @@ here blocks and runs inside a transaction of the writer's thread.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -103,7 +102,7 @@ class ClaimTables:
             (ChunkState.RETIRED, ChunkState.STORED, ChunkState.QUEUED, json_list(claimed)),
         ).fetchall()
         ids = [found for (found,) in rows]
-        now = time.time()
+        now = self._file.clock()
         insert(
             self._connection,
             "deletion (chunk, reason, at)",
@@ -117,5 +116,5 @@ class ClaimTables:
         self._connection.execute(
             "DELETE FROM claim WHERE NOT EXISTS (SELECT 1 FROM payload WHERE "
             "payload.seq = claim.seq AND (payload.state <> ? OR payload.ended > ?))",
-            (PayloadState.STORED, time.time() - _LATE_SECONDS),
+            (PayloadState.STORED, self._file.clock() - _LATE_SECONDS),
         )

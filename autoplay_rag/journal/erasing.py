@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Protocol, TypeVar
 
-from autoplay_rag.journal.forgetting import (
-    Asked,
-    Begun,
-    Deleted,
-    ErasureState,
-    ErasureTables,
-    Selected,
-    Sizes,
-    count,
-    select,
-)
+from autoplay_rag.journal.forgetting import Begun, Deleted, ErasureState, ErasureTables
+from autoplay_rag.journal.selecting import Asked, Selected, Sizes, count, select
 from autoplay_rag.journal.writer import Writer
 
 __all__ = ["AsyncErasures"]
@@ -59,7 +49,9 @@ class AsyncErasures:
 
     async def begin(self, asked: Asked, selected: Selected, *, block: bool) -> Begun | None:
         """Record a request; see `ErasureTables.begin`."""
-        return await self._writer.run(self._tables().begin, asked, selected, time.time(), block)
+        return await self._writer.run(
+            self._tables().begin, asked, selected, self._tables().file.clock(), block
+        )
 
     async def delete_all(self, then: Callable[[Deleted], None] | None = None) -> None:
         """Delete all payloads of recorded requests, in small transactions.
@@ -82,11 +74,11 @@ class AsyncErasures:
 
     async def mark_deleted(self, numbers: Sequence[int]) -> None:
         """Record that nothing of these requests is found any more."""
-        await self._writer.run(self._tables().mark_deleted, numbers, time.time())
+        await self._writer.run(self._tables().mark_deleted, numbers, self._tables().file.clock())
 
     async def mark_erased(self, numbers: Sequence[int]) -> None:
         """Record that no file holds anything of these requests any more."""
-        await self._writer.run(self._tables().mark_erased, numbers, time.time())
+        await self._writer.run(self._tables().mark_erased, numbers, self._tables().file.clock())
 
     async def rewrite(self) -> bool:
         """Write the journal's file anew, without the remains of deleted rows.

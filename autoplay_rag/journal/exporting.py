@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.catalog import CHUNK_COLUMNS, read_chunk
-from autoplay_rag.journal.forgetting import Asked, Selected, concerned, select
 from autoplay_rag.journal.rows import json_list
 from autoplay_rag.journal.schema import PayloadState
+from autoplay_rag.journal.selecting import Asked, Selected, concerned, select
 
 __all__ = ["chunks_of", "payloads_of", "select_all"]
 

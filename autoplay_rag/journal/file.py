@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from autoplay_rag.errors import JournalDamagedError, JournalError, JournalVersionError
 from autoplay_rag.journal.base import Durability
@@ -26,7 +26,9 @@ from autoplay_rag.journal.schema import (
     SCHEMA_VERSION,
 )
 
-__all__ = ["JournalFile", "other_version"]
+__all__ = ["Clock", "JournalFile", "other_version", "wall_clock"]
+
+Clock: TypeAlias = Callable[[], float]
 
 _LOCKED_SECONDS = 5.0
 """Seconds that one attempt waits for the file's lock."""
@@ -42,6 +44,11 @@ _LOAD_COUNTS = f"SELECT {', '.join(_COUNTS)} FROM counts"
 _SAVE_COUNTS = f"UPDATE counts SET {', '.join(f'{name} = ?' for name in _COUNTS)}"
 
 
+def wall_clock() -> float:
+    """Return the time in Unix seconds."""
+    return time.time()
+
+
 class JournalFile:
     """A file with the journal's tables and counts. One transaction changes both.
 
@@ -51,6 +58,7 @@ class JournalFile:
             loss.
         known: Whether the file is known to be a journal, even if its content does not show it.
         keep_addresses: Whether upgraded payloads of an older format keep their e-mail addresses.
+        clock: Returns the time in Unix seconds.
 
     Attributes:
         connection: The database.
@@ -72,8 +80,10 @@ class JournalFile:
         *,
         known: bool = True,
         keep_addresses: bool = True,
+        clock: Clock = wall_clock,
     ) -> None:
         self.path = path
+        self.clock = clock
         self._keep_addresses = keep_addresses
         self._commits = 0
         existed = path is not None and path.exists()

@@ -19,7 +19,7 @@ from autoplay_rag.journal.base import Found, FoundPassage, Scope, Visit
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.catalog import CHUNK_COLUMNS, read_chunk
 from autoplay_rag.journal.rows import json_list, quoted
-from autoplay_rag.journal.schema import ChunkState, PayloadState
+from autoplay_rag.journal.schema import EXPIRED_COUNT, ChunkState, PayloadState
 
 __all__ = ["Finder"]
 
@@ -181,7 +181,11 @@ class Finder:
 
     def _count_passages(self) -> int:
         # Counting the rows would take as long as reading them.
-        received = self._scalar("SELECT stored + pending + dead FROM counts")
+        received = self._scalar(
+            "SELECT stored + pending + dead - coalesce((SELECT value FROM meta WHERE name = ?), 0) "
+            "FROM counts",
+            EXPIRED_COUNT,
+        )
         return received + max(0, -self._scalar("SELECT coalesce(min(seq), 0) FROM passage"))
 
     # -- their sessions and chunks ------------------------------------------------------------

@@ -1,14 +1,11 @@
-"""Forgetting people and sessions: which payloads it concerns, their deletion, and later refusals.
+"""Forgetting people and sessions: the requests, their deletions, and later refusals.
 
-All functions block. `select` and `count` only read. The methods of `ErasureTables` run in a
-transaction on the writer thread.
+All functions block. They run in a transaction on the writer thread.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import inf
 from typing import Any, Final, NamedTuple
@@ -16,34 +13,37 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from autoplay_rag.content.identity import People, people_of
-from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.base import Entry, Plan, PlannedChunk, Prepared, Session
-from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.deleting import Deletion
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.register import Register, RegisterEntry
 from autoplay_rag.journal.rows import delete_in, insert, json_list
 from autoplay_rag.journal.schema import INDEX_BELOW, PayloadState
+from autoplay_rag.journal.selecting import (
+    CLOCK_SECONDS,
+    CONCERNED,
+    PERSONAL,
+    Asked,
+    Selected,
+    Sizes,
+    count,
+    parameters_of,
+    select,
+    sessions_of,
+)
 
 __all__ = [
     "FORGOTTEN",
-    "Asked",
     "Begun",
     "Deleted",
     "ErasureRecord",
     "ErasureState",
     "ErasureTables",
-    "Selected",
-    "Sizes",
-    "concerned",
-    "count",
-    "select",
 ]
 
-_FIELDS: Final = ("product_id", "session_id", "user_id", "conversation_id")
-_PERSONAL: Final = ("user_id", "conversation_id")
 _REST: Final = "rest of "
 """The prefix of scopes for payloads of a forgotten session that do not name a person or a thread."""
 _KEY: Final = "key"
@@ -51,88 +51,8 @@ _SCOPES: Final = "refused_scopes"
 _SECRET: Final = "refused_secret"  # noqa: S105 - a name
 FORGOTTEN: Final = "forgotten"
 """The reason of deletions in the outbox."""
-_CLOCK_SECONDS: Final = 300.0
-"""How much the clock of a page may be ahead. A later time is in the future, which is impossible."""
 _MERGE_PAGES: Final = 300
 """Pages of the full-text index that one transaction merges: about 10 ms."""
-
-_TIME: Final = (
-    "CASE WHEN passage.started IS NULL OR passage.started > "
-    f"payload.at + {_CLOCK_SECONDS} THEN payload.at ELSE passage.started END"
-)
-"""When a payload happened; its arrival if that is unknown or in the future."""
-_UNTIL: Final = f"(:until IS NULL OR {_TIME} <= :until)"
-_LANES: Final = "IN (SELECT value FROM json_each(:lanes))"
-_CONCERNED: Final = (
-    "SELECT passage.seq FROM passage LEFT JOIN payload ON payload.seq = passage.seq "
-    f"WHERE passage.lane {_LANES} AND {_UNTIL} "
-    "UNION SELECT chunk_payload.seq FROM chunk "
-    "CROSS JOIN chunk_payload ON chunk_payload.chunk = chunk.number "
-    "LEFT JOIN payload ON payload.seq = chunk_payload.seq "
-    "LEFT JOIN passage ON passage.seq = chunk_payload.seq "
-    f"WHERE chunk.lane {_LANES} AND {_UNTIL} "
-    + " ".join(
-        "UNION SELECT payload.seq FROM payload LEFT JOIN passage ON passage.seq = payload.seq "
-        f"WHERE payload.state = {state:d} AND payload.lane {_LANES} AND {_UNTIL}"
-        for state in (PayloadState.WAITING, PayloadState.DEAD, PayloadState.DISCARDED)
-    )
-    + " UNION SELECT value FROM json_each(:seqs)"
-)
-"""The payloads of whole sessions, and those of parts of sessions. Each part uses an index."""
-
-
-class Asked(NamedTuple):
-    """What is to be forgotten: all that is given must hold.
-
-    Attributes:
-        user_id: The person.
-        session_id: The session.
-        product_id: The product.
-        conversation_id: The chat thread.
-        until: Only what happened up to then, in Unix seconds.
-    """
-
-    user_id: str | None = None
-    session_id: str | None = None
-    product_id: str | None = None
-    conversation_id: str | None = None
-    until: float | None = None
-
-    def given(self) -> dict[str, str]:
-        """The ids that are given, by name."""
-        found = {name: getattr(self, name) for name in _FIELDS}
-        return {name: storable(value) for name, value in found.items() if value is not None}
-
-
-@dataclass(slots=True)
-class Selected:
-    """The payloads that a request concerns.
-
-    Attributes:
-        products: The products of the sessions.
-        lanes: Sessions that belong to the request as a whole.
-        shared: Sessions that other people or chat threads used as well.
-        seqs: The payloads in `shared` that belong to the request.
-        kept: (field, value, lane): who the other payloads in `shared` belong to.
-        last: The last payload in `shared`. If there is a later one, the selection is outdated.
-    """
-
-    products: set[str] = field(default_factory=set)
-    lanes: list[int] = field(default_factory=list)
-    shared: list[int] = field(default_factory=list)
-    seqs: list[int] = field(default_factory=list)
-    kept: set[tuple[str, str, int]] = field(default_factory=set)
-    last: int = 0
-
-
-class Sizes(msgspec.Struct, frozen=True):
-    """How much a request concerns."""
-
-    payloads: int = 0
-    chunks: int = 0
-    sessions: int = 0
-    pending: int = 0
-    dead_letters: int = 0
 
 
 class ErasureRecord(msgspec.Struct):
@@ -205,142 +125,6 @@ class Deleted(NamedTuple):
     chunks: list[str]
 
 
-# -- which payloads -----------------------------------------------------------------------------
-
-
-def select(connection: sqlite3.Connection, asked: Asked) -> Selected:
-    """Return the payloads that a request concerns, as of one moment."""
-    found = _sessions(connection, asked)
-    if found.shared:
-        _divide(connection, asked, found)
-    return found
-
-
-def concerned(connection: sqlite3.Connection, asked: Asked, selected: Selected) -> list[int]:
-    """Return the sequence numbers of all payloads of a selection, in order."""
-    rows = connection.execute(
-        f"SELECT seq FROM ({_CONCERNED}) ORDER BY seq", _parameters(asked, selected)
-    )
-    return [seq for (seq,) in rows]
-
-
-def count(connection: sqlite3.Connection, asked: Asked, selected: Selected) -> Sizes:
-    """Return how much a selection concerns."""
-    given = _parameters(asked, selected)
-    states: dict[int, int] = dict(
-        connection.execute(
-            f"SELECT coalesce(payload.state, -1), count(*) FROM ({_CONCERNED}) AS found "
-            "LEFT JOIN payload ON payload.seq = found.seq GROUP BY 1",
-            given,
-        ).fetchall()
-    )
-    chunks, sessions = (
-        connection.execute(sql.format(_CONCERNED), given).fetchone()[0]
-        for sql in (
-            "SELECT count(DISTINCT chunk) FROM chunk_payload WHERE seq IN ({})",
-            "SELECT count(DISTINCT lane) FROM payload WHERE lane >= 0 AND seq IN ({})",
-        )
-    )
-    states.pop(PayloadState.DISCARDED, None)  # only their keys are left
-    return Sizes(
-        payloads=sum(states.values()),
-        chunks=chunks,
-        sessions=sessions,
-        pending=states.get(PayloadState.WAITING, 0),
-        dead_letters=states.get(PayloadState.DEAD, 0),
-    )
-
-
-def _parameters(asked: Asked, selected: Selected) -> dict[str, Any]:
-    return {
-        "until": asked.until,
-        "lanes": json_list(selected.lanes),
-        "seqs": json_list(selected.seqs),
-    }
-
-
-def _sessions(connection: sqlite3.Connection, asked: Asked) -> Selected:
-    """Return the sessions of a request, without the payloads of shared ones."""
-    ids = asked.given()
-    tables: list[str] = []
-    terms: list[str] = []
-    given: list[Any] = []
-    for name in _PERSONAL:
-        if name in ids:
-            tables.append(f"belongs AS {name}")
-            terms.append(f"{name}.field = ? AND {name}.value = ?")
-            given += [name, ids[name]]
-            terms.append(f"visit.lane = {name}.lane")
-    tables.append("visit")
-    for name, column in (("session_id", "visit.session"), ("product_id", "visit.product")):
-        if name in ids:
-            terms.append(f"{column} = ?")
-            given.append(ids[name])
-    rows = connection.execute(
-        # In this order, or the sessions of all people would be read.
-        f"SELECT visit.lane, visit.product, visit.ambiguous FROM {' CROSS JOIN '.join(tables)} "
-        f"WHERE {' AND '.join(terms)}",
-        given,
-    ).fetchall()
-    found = Selected({product for _, product, _ in rows})
-    lanes = {lane for lane, _, _ in rows}
-    if asked.product_id is not None and asked.session_id is not None and len(ids) == 2:  # noqa: PLR2004
-        # Dead letters whose body was not kept are known by their lane alone.
-        lanes.add(session_lane(asked.product_id, asked.session_id))
-    shared: set[int] = set()
-    for name in _PERSONAL:
-        if name in ids:
-            shared |= {
-                lane
-                for (lane,) in connection.execute(
-                    "SELECT lane FROM belongs WHERE lane IN (SELECT value FROM json_each(?)) "
-                    "AND field = ? GROUP BY lane HAVING count(*) > 1",
-                    (json_list(lanes), name),
-                )
-            }
-    if "user_id" in ids:
-        shared |= {lane for lane, _, ambiguous in rows if ambiguous}
-    found.shared = sorted(shared)
-    found.lanes = sorted(lanes - shared)
-    found.last = connection.execute(
-        "SELECT coalesce(max(seq), 0) FROM passage WHERE lane IN (SELECT value FROM json_each(?))",
-        (json_list(found.shared),),
-    ).fetchone()[0]
-    return found
-
-
-def _divide(connection: sqlite3.Connection, asked: Asked, found: Selected) -> None:
-    """Find out which payloads of shared sessions belong to the request."""
-    ids = asked.given()
-    rows = connection.execute(
-        "SELECT passage.lane, passage.seq, payload.body, chunk.user, chunk.conversation, "
-        f"coalesce({_TIME}, 0) FROM passage LEFT JOIN payload ON payload.seq = passage.seq "
-        "LEFT JOIN chunk ON chunk.number = "
-        "(SELECT min(chunk) FROM chunk_payload WHERE chunk_payload.seq = passage.seq) "
-        "WHERE passage.lane IN (SELECT value FROM json_each(?)) ORDER BY passage.lane, passage.seq",
-        (json_list(found.shared),),
-    )
-    lane, current = None, People()
-    for row_lane, seq, body, user, conversation, at in rows:
-        if row_lane != lane:
-            lane, current = row_lane, People()
-        payload = decoded(unpack(body))
-        named = People(user, conversation)
-        if payload is not None:
-            current = current.after(payload)
-            # A payload that names nobody belongs to the person who used the session before it.
-            named = people_of(payload).or_else(named).or_else(current)
-        owner = {name: storable(value) for name in _PERSONAL if (value := getattr(named, name))}
-        mine = all(owner.get(name) == ids[name] for name in _PERSONAL if name in ids)
-        if mine and (asked.until is None or at <= asked.until):
-            found.seqs.append(seq)
-        else:
-            found.kept |= {(name, value, row_lane) for name, value in owner.items()}
-
-
-# -- changes ------------------------------------------------------------------------------------
-
-
 class ErasureTables:
     """The operations on the tables of erasures and refusals.
 
@@ -359,6 +143,7 @@ class ErasureTables:
         self._register = register or Register(None)
         self.file = file
         self._catalog = catalog
+        self._deletion = Deletion(file, catalog)
         self._connection = file.connection
         self._scopes: tuple[str, ...] = tuple(msgspec.json.decode(file.meta(_SCOPES) or "[]"))
         self._secret = bytes.fromhex(file.meta(_SECRET) or "")
@@ -403,7 +188,7 @@ class ErasureTables:
             if entry.outcome == "filtered":
                 continue
             happened = kept.passage.started if kept.passage is not None else 0.0
-            unclear = not 0.0 < happened <= now + _CLOCK_SECONDS
+            unclear = not 0.0 < happened <= now + CLOCK_SECONDS
             for scope, digest in self.hashes_of(entry):
                 limit = self._limit(scope, digest)
                 if limit is not None and (scope == _KEY or unclear or happened <= limit):
@@ -443,7 +228,7 @@ class ErasureTables:
         Returns:
             None if payloads have arrived since the selection was made.
         """
-        current = _sessions(self._connection, asked)
+        current = sessions_of(self._connection, asked)
         if (current.lanes, current.shared, current.last) != (
             selected.lanes,
             selected.shared,
@@ -459,7 +244,7 @@ class ErasureTables:
         if not registered:
             digest = refusals[0][1].hex()
             self._register.add(RegisterEntry(scope, digest, now, asked.until, block))
-        if rest := next((name for name in _PERSONAL if name in ids), None):
+        if rest := next((name for name in PERSONAL if name in ids), None):
             # Payloads of the person's sessions that do not name the person.
             scope = _REST + rest
             refusals += [(scope, self._hash(scope, lane)) for lane in selected.lanes]
@@ -471,8 +256,8 @@ class ErasureTables:
             (now, _encoded(record)),
         ).fetchone()[0]
         self._connection.execute(
-            f"INSERT OR IGNORE INTO forgetting SELECT seq, :number FROM ({_CONCERNED})",
-            {**_parameters(asked, selected), "number": number},
+            f"INSERT OR IGNORE INTO forgetting SELECT seq, :number FROM ({CONCERNED})",
+            {**parameters_of(asked, selected), "number": number},
         )
         self._drop_people(selected)
         return Begun(number, selected.lanes + selected.shared)
@@ -517,7 +302,7 @@ class ErasureTables:
         names = scope.split("+")
         columns = {"product_id": "visit.product", "session_id": "visit.session"}
         joins = ""
-        for name in _PERSONAL:
+        for name in PERSONAL:
             columns[name] = f"{name}.value"
             if name in names:
                 joins += (
@@ -611,32 +396,16 @@ class ErasureTables:
         returned, text_only = self._return_others(numbers)
         ids = self._catalog.remove(numbers, f"{FORGOTTEN} {number}")
         self._rewrite_plans(lanes, set(numbers), set(seqs))
-        self._catalog.fulltext.remove(seqs)
-        self._connection.execute(
-            "DELETE FROM visit WHERE payloads = 0 AND lane IN (SELECT value FROM json_each(?))",
-            (json_list(lanes),),
-        )
+        self._deletion.delete_content(seqs, lanes)
         self._refuse([(_KEY, self._hash(_KEY, key.hex())) for _, key, *_ in payloads], inf)
-        # The numbers of deleted payloads are not assigned again.
-        last = max(seqs[-1], self.file.meta("last_seq") or 0)
-        self.file.set_meta("last_seq", last)
-        delete_in(self._connection, "claim", "seq", seqs)
-        delete_in(self._connection, "payload", "seq", seqs)
+        self._deletion.delete_rows(seqs)
         delete_in(self._connection, "forgetting", "seq", seqs)
-        self._count(payloads)
+        self._deletion.count_discarded((state, size) for _, _, _, state, size in payloads)
         if text_only:
             self._add_text_only(number, text_only)
         more = self.file.scalar("SELECT EXISTS (SELECT 1 FROM forgetting)")
         settled = [seq for seq, _, _, state, _ in payloads if state == PayloadState.WAITING]
         return Deleted(bool(more), settled, returned, ids)
-
-    def _count(self, payloads: Iterable[tuple[int, bytes, int, int, int]]) -> None:
-        counts = self.file.counts
-        for _, _, _, state, size in payloads:
-            if state in (PayloadState.WAITING, PayloadState.DEAD):
-                counts["pending" if state == PayloadState.WAITING else "dead"] -= 1
-                counts["discarded"] += 1
-                counts["bytes"] -= size
 
     def _return_others(self, numbers: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
         """Put stored payloads that share these chunks with forgotten ones back into the queue.
@@ -738,7 +507,7 @@ class ErasureTables:
         """Whether a session does not belong to the named person or thread any more."""
         if self.file.meta(INDEX_BELOW) is not None:
             return False  # `belongs` is not complete
-        named = [(name, ids[name]) for name in _PERSONAL if ids.get(name) is not None]
+        named = [(name, ids[name]) for name in PERSONAL if ids.get(name) is not None]
         for name, value in named:
             kept = self._connection.execute(
                 "SELECT 1 FROM belongs WHERE field = ? AND value = ? AND lane = ?",

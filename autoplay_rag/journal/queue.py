@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -34,6 +33,7 @@ from autoplay_rag.journal.base import (
 )
 from autoplay_rag.journal.bodies import decoded, pack, unpack
 from autoplay_rag.journal.catalog import CatalogTables, as_key
+from autoplay_rag.journal.deleting import compact
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.forgetting import FORGOTTEN, ErasureTables
 from autoplay_rag.journal.register import Register
@@ -52,8 +52,6 @@ _KEEP_ACKNOWLEDGED_SECONDS: Final = 600.0
 """How long "full" durability keeps acknowledged plans, to store them again after a power loss."""
 _MEMORY_PAYLOADS: Final = 100_000
 """The most stored payloads that a journal in memory keeps."""
-_LARGE_BYTES: Final = 4096
-"""Rows of larger payloads are rewritten when their bodies are dropped."""
 _FEW_WAITING: Final = 20_000
 _PART: Final = "part of a dead payload"
 _GONE: Final = "left the catalog while it was stored again"
@@ -61,9 +59,6 @@ _KEEP_ANSWERS_SECONDS: Final = 3600.0
 """How long an answer to another process is kept. That process deletes it once it has read it."""
 _INSERT_PAYLOAD: Final = (
     "payload (seq, key, lane, kind, at, actions, state, size, ended, error, body)"
-)
-_WITHOUT_BODY: Final = (
-    "seq, key, lane, kind, session, at, actions, claimed, state, retried, size, ended, error"
 )
 _LETTER: Final = "seq, kind, session, error, ended, body"
 
@@ -137,7 +132,7 @@ class QueueTables:
         if prepared is None:
             prepared = [self.prepare(entry) for entry in entries]
         if self.erasures.active and (
-            refused := self.erasures.refused(entries, prepared, time.time())
+            refused := self.erasures.refused(entries, prepared, self.file.clock())
         ):
             self.file.counts["received"] += len(refused)
             self.file.counts["refused"] += len(refused)
@@ -149,7 +144,7 @@ class QueueTables:
         return self._accept(entries, prepared)
 
     def _accept(self, entries: Sequence[Entry], prepared: Sequence[Prepared]) -> list[Outcome]:
-        now = time.time()
+        now = self.file.clock()
         wanted = [entry for entry in entries if entry.outcome != "filtered"]
         row_of = {
             entry.seq: _row(entry, kept.body, now)
@@ -339,7 +334,7 @@ class QueueTables:
 
     def acknowledge(self, ended: Sequence[Acknowledgement]) -> Acknowledged:
         """Settle the payloads of executed plans."""
-        now = time.time()
+        now = self.file.clock()
         errors = {seq: error for one in ended for seq, error in one.dead.items()}
         done = [seq for one in ended for seq in one.plan.seqs if seq not in errors]
         again: list[tuple[int, int]] = []
@@ -423,17 +418,7 @@ class QueueTables:
             (PayloadState.STORED, now, given),
         )
         if not self._keep_payloads:
-            self._compact(given)
-
-    def _compact(self, given: str) -> None:
-        """Rewrite rows that lost a large body: an update would leave each on its own page."""
-        large = f"size > {_LARGE_BYTES} AND seq IN (SELECT value FROM json_each(?))"
-        rows = self._connection.execute(
-            f"SELECT {_WITHOUT_BODY} FROM payload WHERE {large}", (given,)
-        ).fetchall()
-        if rows:
-            self._connection.execute(f"DELETE FROM payload WHERE {large}", (given,))
-            insert(self._connection, f"payload ({_WITHOUT_BODY})", rows)
+            compact(self._connection, seqs)
 
     def _set_dead(self, errors: Mapping[int, str], now: float) -> None:
         self._connection.executemany(
@@ -470,14 +455,14 @@ class QueueTables:
         which, given = _condition_of(ids)
         dead = f"state = {PayloadState.DEAD:d}{which}"
         rows = read_all(self._connection, "seq, size", f"FROM payload WHERE {dead}", *given)
-        seqs = json_list(seq for seq, _ in rows)
-        self.fulltext.remove([seq for seq, _ in rows])
+        seqs = [seq for seq, _ in rows]
+        self.fulltext.remove(seqs)
         self._connection.execute(
             "UPDATE payload SET state = ?, body = NULL, error = NULL, session = NULL, ended = ? "
             "WHERE seq IN (SELECT value FROM json_each(?))",
-            (PayloadState.DISCARDED, time.time(), seqs),
+            (PayloadState.DISCARDED, self.file.clock(), json_list(seqs)),
         )
-        self._compact(seqs)
+        compact(self._connection, seqs)
         counts = self.file.counts
         counts["bytes"] -= sum(size for _, size in rows)
         counts["dead"] -= len(rows)
@@ -513,7 +498,7 @@ class QueueTables:
 
     def answer_task(self, token: str, answer: Mapping[str, Any]) -> None:
         """Save an answer. Delete answers that nobody has read for a long time."""
-        now = time.time()
+        now = self.file.clock()
         self._connection.execute(
             "DELETE FROM meta WHERE name LIKE ? AND json_extract(value, '$.at') < ?",
             (f"{ANSWER}%", now - _KEEP_ANSWERS_SECONDS),
@@ -557,7 +542,7 @@ class QueueTables:
         )
         unknown = [*errors]
         errors = {seq: errors[seq] for seq, _ in found}
-        self._set_dead(errors, time.time())
+        self._set_dead(errors, self.file.clock())
         counts = self.file.counts
         counts["bytes"] += sum(size for _, size in found)
         counts["stored"] -= len(errors)
@@ -637,7 +622,7 @@ class QueueTables:
 
     def tidy(self) -> None:
         """Delete expired data."""
-        now = time.time()
+        now = self.file.clock()
         # Followers need increasing numbers. The highest is saved, because its row may be deleted.
         self.file.set_meta("last_seq", self._last_seq())
         self._connection.execute(

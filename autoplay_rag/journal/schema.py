@@ -8,6 +8,7 @@ from typing import Final
 __all__ = [
     "APPLICATION_ID",
     "ERASURE_SCHEMA",
+    "EXPIRED_COUNT",
     "FULLTEXT_SCHEMA",
     "INDEX_BELOW",
     "PAGE_SIZE",
@@ -37,6 +38,8 @@ class PayloadState(IntEnum):
     DISCARDED = 3
     ADOPTED = 4
     """A placeholder for the unknown payload that an adopted chunk begins with. Not counted."""
+    EXPIRED = 5
+    """Was stored, dead or adopted, and is older than the retention: only its key is left."""
 
 
 class ChunkState(IntEnum):
@@ -53,6 +56,8 @@ class ChunkState(IntEnum):
 
 INDEX_BELOW: Final = "index_below"
 """The key in `meta` for the indexing progress. Payloads below its value are not indexed yet."""
+EXPIRED_COUNT: Final = "expired"
+"""The key in `meta` for the number of stored payloads whose content was deleted by age."""
 START_INDEXING: Final = (
     f"REPLACE INTO meta SELECT '{INDEX_BELOW}', coalesce(max(seq), 0) + 1 FROM payload"
 )

@@ -39,7 +39,8 @@ from autoplay_rag.journal.base import (
 from autoplay_rag.journal.catalog import CatalogTables
 from autoplay_rag.journal.copying import AsyncCopies, CopyTables
 from autoplay_rag.journal.erasing import AsyncErasures
-from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.expiring import AsyncExpiry, ExpiryTables
+from autoplay_rag.journal.file import Clock, JournalFile, wall_clock
 from autoplay_rag.journal.finder import AsyncFinder, AsyncTimeline, ReadThread
 from autoplay_rag.journal.finding import Finder
 from autoplay_rag.journal.ledger import Counts
@@ -69,6 +70,7 @@ class SqliteJournal(Journal):
         replace_by_summaries: Whether summaries claim the actions they replace.
         model: The name of the embedder, saved with acknowledged chunks.
         erasure_register: A file with all requests to forget; by default beside the journal.
+        clock: Returns the time in Unix seconds.
         on_entry: Called on the loop with each entry and its outcome, in the order of the `accept`
             calls, before the future of `accept` completes. The outcome is None if the entry could
             not be written.
@@ -79,6 +81,7 @@ class SqliteJournal(Journal):
         timeline: Lists sessions and reads payloads, beside the writer.
         erasures: Requests to forget.
         copies: A copy of the store's content for another model, if one is made.
+        expiry: Deletes what is older than the retention.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class SqliteJournal(Journal):
         replace_by_summaries: bool = True,
         model: str = "",
         erasure_register: Path | None = None,
+        clock: Clock = wall_clock,
         on_entry: OnEntry,
         on_returned: Returned,
     ) -> None:
@@ -102,6 +106,7 @@ class SqliteJournal(Journal):
         self._keep_payloads = keep_payloads and path is not None
         self._replace_by_summaries = replace_by_summaries
         self._model = model
+        self._clock = clock
         if erasure_register is None and path is not None:
             erasure_register = register_of(path)
         self._register = Register(erasure_register if path is not None else None)
@@ -111,6 +116,7 @@ class SqliteJournal(Journal):
         self._tables: QueueTables
         self._catalog: CatalogTables
         self._copies_tables: CopyTables
+        self._expiry_tables: ExpiryTables
         self._finder_tables: Finder
         self._timeline_tables: Timeline
         self._read_thread = ReadThread(path) if path else None
@@ -124,6 +130,7 @@ class SqliteJournal(Journal):
 
         self.copies = AsyncCopies(self._writer, lambda: self._copies_tables)
         self.erasures = AsyncErasures(self._writer, lambda: self._tables.erasures, self._read)
+        self.expiry = AsyncExpiry(self._writer, lambda: self._expiry_tables, self._read)
 
     async def open(self) -> None:
         """Open or create the file, upgrade an older format, and start the writer.
@@ -169,6 +176,7 @@ class SqliteJournal(Journal):
                 raise
         self._catalog = catalog
         self._copies_tables = CopyTables(catalog)
+        self._expiry_tables = ExpiryTables(file, catalog)
         self._finder_tables = Finder(file.connection)
         self._timeline_tables = Timeline(file.connection)
         self.upgraded_from = file.upgraded_from
@@ -180,7 +188,7 @@ class SqliteJournal(Journal):
 
     def _open_file(self) -> JournalFile:
         if not self._path or not self._lock:
-            return JournalFile(None, self._durability)
+            return JournalFile(None, self._durability, clock=self._clock)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # A lock file shows that the file was a journal, even if its content is damaged.
         known = self._lock.path.exists()
@@ -191,7 +199,11 @@ class SqliteJournal(Journal):
             )
         try:
             return JournalFile(
-                self._path, self._durability, known=known, keep_addresses=self._keep_addresses
+                self._path,
+                self._durability,
+                known=known,
+                keep_addresses=self._keep_addresses,
+                clock=self._clock,
             )
         except JournalError:
             if not known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autoplay_rag.content.filters import Moment, moment
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.journal.forgetting import Asked, Selected
+from autoplay_rag.journal.selecting import Asked, Selected
 
 __all__ = ["asked_of", "check_products"]
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from autoplay_rag.journal.exporting import chunks_of, payloads_of, select_all
-from autoplay_rag.journal.forgetting import Asked
+from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.maintenance.asked import check_products
 
 __all__ = ["export_records"]

@@ -12,7 +12,8 @@ from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import ConfigurationError, PipelineError
 from autoplay_rag.journal.base import Catalog
 from autoplay_rag.journal.erasing import AsyncErasures
-from autoplay_rag.journal.forgetting import Asked, Begun, Deleted, ErasureState, Selected, Sizes
+from autoplay_rag.journal.forgetting import Begun, Deleted, ErasureState
+from autoplay_rag.journal.selecting import Asked, Selected, Sizes
 from autoplay_rag.maintenance.asked import check_products
 from autoplay_rag.maintenance.erasing import Eraser
 from autoplay_rag.maintenance.receipt import Receipt

@@ -104,6 +104,11 @@ class Store(ABC):
             capability for capability in get_args(Capability) if _overrides(type(self), capability)
         )
 
+    @property
+    def data_folder(self) -> Path | None:
+        """The folder on this machine with the store's own files; None if it has none."""
+        return None
+
     async def start(self, model: str) -> None:  # noqa: B027 - opening nothing is fine
         """Open the store. Called before the first use.
 

@@ -35,6 +35,8 @@ def nowhere(tmp_path, monkeypatch):
         ("batch_window = true", 1, "batch_window must be a number"),
         ("max_attempts = 1.5", 1, "max_attempts must be a whole number"),
         ("keep_payloads = 1", 1, "keep_payloads must be true or false"),
+        ("retention_days = 'week'", 1, "retention_days must be a number, or {"),
+        ("retention_days = { actions = true }", 1, "retention_days must be a number, or {"),
         ("collection = ''", 1, "collection must be text"),
         ("store = { env = 'X' }", 1, "store must be text"),
         ("url = 'x'\ntoken = 7", 2, 'token must be text or { env = "NAME" }'),
@@ -100,6 +102,10 @@ def test_a_file_that_is_named_must_be_there(capsys):
         ("durability = 'most'", 1, "durability must be 'normal' or 'full'"),
         ("max_batch_actions = 0", 1, "max_batch_actions must be at least 1"),
         ("redact = 'names'", 1, "redact must be 'pii', not 'names'"),
+        ("retention_days = 0", 1, "retention_days must be above 0 or None, not 0"),
+        ("\nretention_days = { clicks = 7 }", 2, "retention_days key must be 'actions'"),
+        ("retention_days = { chat = 0 }", 1, "retention_days of 'chat' must be above 0, not 0"),
+        ("remember_keys_days = -1", 1, "remember_keys_days must be at least 0, not -1"),
     ],
 )
 def test_a_value_that_cannot_work_is_named_with_its_line(tmp_path, capsys, text, line, says):

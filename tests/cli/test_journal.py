@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import shutil
 import sqlite3
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,6 +133,31 @@ async def test_status_has_its_values_in_one_column(ended, tmp_path):
     assert (shown["pending"], shown["pipeline"], shown["health"]) == ("1", "running", "ok")
     assert shown["waiting s"].isdigit()
     assert {len(line) for line in lines} == {24}
+
+
+async def test_status_shows_sizes_and_warns_when_space_is_low(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    await fill(tmp_path / "chroma-journal.db", count=1)
+    (tmp_path / "chroma").mkdir()
+    (tmp_path / "chroma" / "chroma.sqlite3").write_bytes(bytes(3 << 20))
+    sizes = {"journal": (tmp_path / "chroma-journal.db").stat().st_size, "store": 3 << 20}
+    assert run(["status", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["journal_bytes"], found["store_bytes"]) == (sizes["journal"], sizes["store"])
+    assert found["free_bytes"] > 0
+    # The store of another journal is not known.
+    await fill(tmp_path / "other.db", count=1)
+    assert run(["status", "other.db", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["store_bytes"] is None
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 20))
+    assert run(["status"]) == 0
+    out, err = capsys.readouterr()
+    shown = [line.split() for line in out.splitlines()]
+    assert ["store", "3.0", "MB"] in shown
+    assert ["disk", "free", "5.0", "MB"] in shown
+    assert err.startswith("warning: disk space is low: 5 MB are free, and 128 MB are needed")
+    assert run(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["space_is_low"] is True
 
 
 async def test_status_finds_the_journal_beside_the_default_store(ended, tmp_path):

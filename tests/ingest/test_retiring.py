@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from autoplay_rag import SummaryPayload
 from autoplay_rag.errors import StoreUnavailableError
 from autoplay_rag.ingest.retiring import decide
-from autoplay_rag.journal import claims
 from autoplay_rag.journal.base import Claim
 from autoplay_rag.stores import MemoryStore
 from autoplay_rag.stores.chroma import ChromaStore
@@ -95,7 +94,7 @@ async def test_a_claim_ends_after_an_hour(make_pipeline, make_actions, store, mo
         await pipeline.on_summary(summary(5))
         await pipeline.drain()
         now = time.time()
-        monkeypatch.setattr(claims.time, "time", lambda: now + 3700.0)
+        monkeypatch.setattr(time, "time", lambda: now + 3700.0)
         await pipeline._run._journal.tidy()
         await pipeline.on_actions(make_actions("s1", "too late", at=1000.0))
         await pipeline.drain()

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from autoplay_rag.content.chunks import Chunk
-from autoplay_rag.journal import queue as queue_module
+from autoplay_rag.journal import deleting
 from autoplay_rag.journal.base import Acknowledgement, Plan, PlannedChunk
 from autoplay_rag.journal.ledger import COUNTERS, Ledger
 from autoplay_rag.journal.schema import ChunkState, PayloadState
@@ -326,5 +326,5 @@ def machine(opened, entry, make_actions):
 @pytest.mark.parametrize("large_bytes", [0, 4096])
 def test_nothing_is_lost_and_every_count_is_true(machine, monkeypatch, large_bytes):
     """If 0 bytes count as large, every row is rewritten when its body is dropped."""
-    monkeypatch.setattr(queue_module, "_LARGE_BYTES", large_bytes)
+    monkeypatch.setattr(deleting, "_LARGE_BYTES", large_bytes)
     run_state_machine_as_test(machine)

@@ -251,7 +251,7 @@ async def test_an_interrupted_deletion_goes_on_at_the_next_start(make_pipeline, 
 
 
 def _asked(**ids):
-    from autoplay_rag.journal.forgetting import Asked
+    from autoplay_rag.journal.selecting import Asked
 
     return Asked(**ids)
 

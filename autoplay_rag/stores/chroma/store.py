@@ -135,6 +135,11 @@ class ChromaStore(VectorStore):
     def __hash__(self) -> int:
         return hash((self._folder, self._collection))
 
+    @property
+    def data_folder(self) -> Path:
+        """Chroma's folder."""
+        return self._folder
+
     async def start(self, model: str) -> None:
         """Start the worker, and create the collection if it is missing.
 

@@ -1,0 +1,199 @@
+"""Deletion by age, in the journal's tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from autoplay_rag.journal.expiring import ExpiryTables, Limits, Part, due, late, limits_at, received
+from autoplay_rag.journal.schema import PayloadState
+from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
+
+DAY = 24 * 3600.0
+NOW = 1_000 * DAY
+
+
+def actions(session, title, *, at, user=None):
+    """A batch of one action. `at` 0 is an unknown time."""
+    click = SlimAction(title, title, "https://app.test/p", 0, "click", at, at)
+    return ActionsPayload("acme", session, user, None, [click], 1, at)
+
+
+@pytest.fixture
+def tables(opened):
+    made = opened()
+    made.now = NOW
+    made.file.clock = lambda: made.now
+    made.expiry = ExpiryTables(made.file, made.catalog)
+    return made
+
+
+def expire(tables, days, *, keys=30.0, complete=True):
+    """Run one sweep; returns the ids added to the outbox."""
+    limits = limits_at(tables.now, days, keys)
+    ids, after = [], None
+    while page := received(tables.connection, after, limits, complete=complete):
+        with tables.file.transaction():
+            ids += tables.expiry.expire(page.due, limits)
+            tables.expiry.drop_keys(page.keys)
+        after = page.after
+    after = None
+    while not complete and (page := late(tables.connection, after, limits)):
+        with tables.file.transaction():
+            ids += tables.expiry.expire(page.due, limits)
+        after = page.after
+    return ids
+
+
+def states(tables):
+    return {seq: PayloadState(state).name for seq, state in rows(tables, "seq, state", "payload")}
+
+
+def rows(tables, columns, table):
+    return tables.connection.execute(f"SELECT {columns} FROM {table} ORDER BY 1").fetchall()
+
+
+def test_a_chunk_goes_once_its_newest_part_is_old(tables, entries, store):
+    old, newer = actions("s", "one", at=NOW - 9 * DAY), actions("s", "two", at=NOW - 6 * DAY)
+    tables.accept(entries(old, newer))
+    store(tables, 1, 2)
+    assert expire(tables, 7) == []
+    tables.now += 2 * DAY
+    (chunk,) = rows(tables, "id", "chunk")
+    assert expire(tables, 7) == [chunk[0]]
+    assert states(tables) == {1: "EXPIRED", 2: "EXPIRED"}
+    for table in ("chunk", "chunk_payload", "passage", "words_docsize", "visit", "belongs"):
+        assert rows(tables, "*", table) == [], table
+    assert rows(tables, "chunk, reason", "deletion") == [(chunk[0], "older than the retention")]
+    assert rows(tables, "body, kind, error", "payload") == [(None, None, None)] * 2
+    assert tables.counts == {"received": 2, "stored": 2}
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_an_unknown_or_future_time_counts_from_the_receipt(tables, entries, store, complete):
+    tables.now = NOW - 8 * DAY
+    unknown, future = actions("a", "unknown", at=0.0), actions("b", "future", at=NOW + 99 * DAY)
+    tables.accept(entries(unknown, future))
+    tables.now = NOW
+    tables.accept(entries(actions("c", "late", at=NOW - 8 * DAY), first=3))
+    tables.accept(entries(actions("d", "new unknown", at=0.0), first=4))
+    for seq in (1, 2, 3, 4):
+        store(tables, seq, number=seq)
+    expire(tables, 7, complete=complete)
+    assert states(tables) == {1: "EXPIRED", 2: "EXPIRED", 3: "EXPIRED", 4: "STORED"}
+
+
+def test_kinds_have_their_own_retention(tables, entries, store):
+    at = NOW - 40 * DAY
+    given = [
+        actions("s", "one", at=at),
+        SummaryPayload("acme", "s", "Did it.", 0, at),
+        ChatTurn("acme", "s", None, "t", "why?", "because", forwarded_at=at),
+    ]
+    tables.accept(entries(*given))
+    store(tables, 1, 2, 3)
+    expire(tables, {"actions": 30, "chat": 50})
+    assert states(tables) == {1: "EXPIRED", 2: "STORED", 3: "STORED"}
+    tables.now += 20 * DAY
+    expire(tables, {"actions": 30, "chat": 50})
+    assert states(tables) == {1: "EXPIRED", 2: "STORED", 3: "EXPIRED"}
+    (visit,) = rows(tables, "payloads, actions", "visit")
+    assert visit == (1, 0)
+
+
+def test_what_waits_or_is_planned_stays_and_dead_letters_are_discarded(
+    tables, entries, plan, store
+):
+    at = NOW - 9 * DAY
+    tables.accept(entries(*(actions("s", title, at=at) for title in ("w", "p", "d"))))
+    plan(tables, 2, number=1)
+    store(tables, 3, number=2, dead={3: "ValueError: no"})
+    before = tables.bytes
+    assert expire(tables, 7) == []
+    assert states(tables) == {1: "WAITING", 2: "WAITING", 3: "EXPIRED"}
+    assert tables.counts == {"received": 3, "pending": 2, "discarded": 1}
+    assert 0 < tables.bytes < before
+
+
+def test_a_late_delivery_is_a_duplicate_until_its_key_is_forgotten(tables, entries, store):
+    payload = actions("s", "one", at=NOW - 9 * DAY)
+    tables.accept(entries(payload))
+    store(tables, 1)
+    expire(tables, 7)
+    assert tables.accept(entries(payload, first=2)) == ["duplicate"]
+    tables.now += 31 * DAY
+    expire(tables, 7, complete=False)
+    assert states(tables) == {}
+    assert tables.known().seq == 1, "its number is not assigned again"
+    assert tables.accept(entries(payload, first=3)) == ["accepted"]
+    store(tables, 3, number=3)
+    expire(tables, 7, complete=False)
+    assert states(tables) == {3: "EXPIRED"}
+
+
+def test_keys_of_what_is_stored_stay(tables, entries, store):
+    tables.accept(entries(actions("s", "one", at=NOW)))
+    store(tables, 1)
+    tables.now += 100 * DAY
+    expire(tables, None, keys=0.0)
+    expire(tables, {"summary": 1}, keys=0.0)
+    assert states(tables) == {1: "STORED"}
+
+
+def test_a_session_keeps_what_is_not_old(tables, entries, store):
+    tables.accept(entries(actions("s", "one", at=NOW - 9 * DAY, user="ann")))
+    tables.accept(entries(actions("s", "two", at=NOW - 1 * DAY, user="ann"), first=2))
+    store(tables, 1, number=1)
+    store(tables, 2, number=2)
+    expire(tables, 7, complete=False)
+    assert rows(tables, "payloads, actions, first, last", "visit") == [(1, 1, NOW - DAY, NOW - DAY)]
+    assert rows(tables, "value", "belongs") == [("ann",)]
+
+
+def test_a_retired_chunk_is_not_deleted_from_the_store_again(tables, entries, store):
+    tables.accept(entries(actions("s", "one", at=NOW - 9 * DAY)))
+    store(tables, 1)
+    tables.connection.execute("UPDATE chunk SET state = 3")
+    assert expire(tables, 7) == []
+    assert rows(tables, "*", "chunk") == rows(tables, "*", "deletion") == []
+
+
+def test_what_is_being_forgotten_is_left_to_that(tables, entries, store):
+    tables.accept(entries(actions("s", "one", at=NOW - 9 * DAY)))
+    store(tables, 1)
+    tables.connection.execute("INSERT INTO forgetting VALUES (1, 1)")
+    assert expire(tables, 7) == []
+    tables.connection.execute("DELETE FROM forgetting")
+    assert len(expire(tables, 7)) == 1
+
+
+def test_sessions_that_nothing_is_left_of_release_their_claims(tables, entries, store):
+    tables.accept(entries(SummaryPayload("acme", "s", "Did it.", 3, NOW - 9 * DAY)))
+    store(tables, 1)
+    assert len(rows(tables, "*", "claim")) == 1
+    expire(tables, 7)
+    assert rows(tables, "*", "claim") == []
+
+
+def test_due_keeps_together_what_shares_a_chunk():
+    def part(seq, chunk, at):
+        return Part(seq, chunk, "actions", at, None, settled=True)
+
+    chain = [part(1, 1, 0.0), part(2, 1, 0.0), part(2, 2, 0.0), part(3, 2, 9.0), part(4, 3, 0.0)]
+    assert due(chain, Limits(others=5.0)) == {4}
+    assert due(chain, Limits(others=10.0)) == {1, 2, 3, 4}
+    assert due([], Limits(others=10.0)) == set()
+
+
+def test_many_payloads_take_several_pages(tables, entries, store):
+    many = [actions(f"s{n}", "x", at=NOW - 9 * DAY) for n in range(2500)]
+    tables.now = NOW - 8 * DAY
+    tables.accept(entries(*many))
+    tables.now = NOW
+    tables.connection.execute("UPDATE payload SET state = 1")
+    tables.file.counts["stored"], tables.file.counts["pending"] = 2500, 0
+    tables.file.counts["bytes"] = 0
+    limits = limits_at(tables.now, 7, 30.0)
+    first = received(tables.connection, None, limits, complete=False)
+    assert len(first.due) == 2000
+    expire(tables, 7, complete=False)
+    assert set(states(tables).values()) == {"EXPIRED"}
