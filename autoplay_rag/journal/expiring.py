@@ -48,10 +48,16 @@ _DAY: Final = 24 * 3600.0
 _REASON: Final = "older than the retention"
 _WINDOW: Final = 2000
 """Sequence numbers that one read looks at: about 5 ms."""
-_LANES: Final = 10_000
+_LANES: Final = 2000
 """Sessions that one read looks at."""
 _SETTLED: Final = (PayloadState.STORED, PayloadState.DEAD, PayloadState.ADOPTED)
 _IS_SETTLED: Final = f"payload.state IN ({', '.join(f'{state:d}' for state in _SETTLED)})"
+
+_LIMIT: Final = (
+    "CASE payload.kind WHEN 'actions' THEN :actions WHEN 'summary' THEN :summary "
+    "WHEN 'chat' THEN :chat ELSE :latest END"
+)
+"""The limit of a payload. The kind of payloads of an older format is only known to their chunk."""
 
 _PARTS: Final = (
     "WITH asked(seq) AS (SELECT value FROM json_each(?)), "
@@ -92,6 +98,12 @@ class Limits:
     def latest(self) -> float:
         """The latest limit of all kinds. What is later is not old."""
         return max((self.others, *self.kinds.values()))
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The parameters of statements with `_LIMIT`."""
+        kinds = {kind: self.of(kind) for kind in ("actions", "summary", "chat")}
+        return {**kinds, "latest": self.latest, "keys": self.keys}
 
 
 def limits_at(now: float, days: Days, key_days: float) -> Limits:
@@ -212,7 +224,7 @@ def received(
     if first is None:
         return None
     last = int(first) + _WINDOW - 1
-    came_late = "OR passage.ended < :latest " if complete else ""
+    came_late = f"OR passage.ended < {_LIMIT} " if complete else ""
     join = "LEFT JOIN passage ON passage.seq = payload.seq " if complete else ""
     if not complete:
         # Sequence numbers grow with the time of receipt, unless the clock was changed.
@@ -224,8 +236,8 @@ def received(
         f"SELECT payload.seq, payload.state = {PayloadState.EXPIRED:d} FROM payload {join}"
         "WHERE payload.seq BETWEEN :first AND :last AND ("
         f"(payload.state = {PayloadState.EXPIRED:d} AND payload.at < :keys) "
-        f"OR ({_IS_SETTLED} AND (payload.at < :latest {came_late})))",
-        {"first": first, "last": last, "keys": limits.keys, "latest": limits.latest},
+        f"OR ({_IS_SETTLED} AND (payload.at < {_LIMIT} {came_late})))",
+        {"first": first, "last": last, **limits.parameters},
     ).fetchall()
     asked = [seq for seq, only_key in rows if not only_key]
     keys = [seq for seq, only_key in rows if only_key]
@@ -252,9 +264,9 @@ def late(connection: sqlite3.Connection, after: int | None, limits: Limits) -> L
         return None
     rows = connection.execute(
         "SELECT passage.seq FROM passage CROSS JOIN payload ON payload.seq = passage.seq "
-        "WHERE passage.lane IN (SELECT value FROM json_each(?)) AND passage.ended < ? "
-        f"AND {_IS_SETTLED}",
-        (lanes, limits.latest),
+        "WHERE passage.lane IN (SELECT value FROM json_each(:lanes)) "
+        f"AND passage.ended < {_LIMIT} AND {_IS_SETTLED}",
+        {"lanes": lanes, **limits.parameters},
     )
     asked = [seq for (seq,) in rows]
     return LatePage(sorted(due(_parts(connection, asked), limits)), last)

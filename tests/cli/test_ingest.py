@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,29 @@ async def test_redact_removes_personal_data(ended, tmp_path):
             content = path.read_bytes()
             assert b"ann@acme" not in content, path
             assert b"4111 1111" not in content, path
+
+
+@pytest.mark.slow
+async def test_retention_deletes_what_is_old(ended, tmp_path):
+    new = visit("s9", "u9", "printed an invoice")
+    for action in new.actions:
+        action.timestamp_start = time.time()
+    async with LocalConnector([*VISITS, new]) as connector:
+        code, out, _ = await ended("ingest", connector.url, "--idle-seconds", "5")
+    assert (code, out) == (0, "received 5 · pending 0 · stored 5\n")
+    async with LocalConnector([new]) as connector:
+        options = ("--retention-days", "7", "--idle-seconds", "5")
+        code, out, _ = await ended("ingest", connector.url, *options)
+    assert (code, "stored 5" in out) == (0, True)
+    _, out, _ = await ended("sessions", "--json")
+    assert [one["session_id"] for one in json.loads(out)["sessions"]] == ["s9"]
+    _, out, _ = await ended("search", "billing page card declined invoice", "--json")
+    assert "printed an invoice" in out
+    assert "billing" not in out
+    code, out, _ = await ended("status", "--json")
+    found = json.loads(out)
+    assert (found["stored"], found["duplicate"]) == (5, 1)
+    assert found["store_bytes"] > 0
 
 
 @pytest.mark.slow

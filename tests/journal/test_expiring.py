@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from autoplay_rag.content.chunks import Chunk
+from autoplay_rag.ingest.indexing import _entries_of
 from autoplay_rag.journal.expiring import ExpiryTables, Limits, Part, due, late, limits_at, received
 from autoplay_rag.journal.schema import PayloadState
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
@@ -197,3 +199,23 @@ def test_many_payloads_take_several_pages(tables, entries, store):
     assert len(first.due) == 2000
     expire(tables, 7, complete=False)
     assert set(states(tables).values()) == {"EXPIRED"}
+
+
+def test_chunks_read_from_a_store_expire_by_their_own_time(tables):
+    def chunk(number, **metadata):
+        return Chunk(f"{number:032x}", f"text {number}", {"product_id": "acme", **metadata})
+
+    old = {"kind": "actions", "started_at": NOW - 9 * DAY, "ended_at": NOW - 9 * DAY}
+    found = [
+        chunk(1, session_id="a", **old),
+        chunk(2, session_id="b", kind="actions", ended_at=NOW - DAY),
+        chunk(3, session_id="c", **old | {"kind": "summary"}),
+    ]
+    tables.adopt(found, "m")
+    fulltext = tables.catalog.fulltext
+    with tables.file.transaction():  # as the pipeline does in the background
+        page, _ = fulltext.unindexed(9)
+        fulltext.add_older(_entries_of(page), page[-1].seq)
+    assert expire(tables, {"actions": 7}) == [f"{1:032x}"]
+    assert sorted(states(tables).values()) == ["ADOPTED", "ADOPTED", "EXPIRED"]
+    assert rows(tables, "id", "chunk") == [(f"{2:032x}",), (f"{3:032x}",)]
