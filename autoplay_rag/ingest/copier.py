@@ -133,10 +133,13 @@ class Copier:
         """Store chunks and delete others; returns the texts that differ from the catalog's."""
         texts: dict[str, str] = {}
         if self._copy.render and chunks:
-            waiting = await self._copies.payloads([chunk.id for chunk in chunks])
+            sources = await self._copies.payloads([chunk.id for chunk in chunks])
             new = await self._thread.run(
                 lambda: [
-                    self._planner.render_again(chunk, waiting.get(chunk.id, ())) for chunk in chunks
+                    self._planner.render_again(chunk, *sources[chunk.id])
+                    if chunk.id in sources
+                    else chunk.text
+                    for chunk in chunks
                 ]
             )
             texts = {

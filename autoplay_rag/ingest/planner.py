@@ -117,16 +117,17 @@ class Planner:
         divided.chunks.sort(key=_first_seq)
         return divided
 
-    def render_again(self, chunk: Chunk, waiting: Sequence[Waiting]) -> str:
+    def render_again(self, chunk: Chunk, waiting: Sequence[Waiting], parts: int) -> str:
         """Return the text of a stored chunk as `render` makes it now.
 
         Args:
             chunk: The chunk.
             waiting: All of its payloads, in order.
+            parts: How many chunks its first payload is divided into.
 
         Returns:
-            Its present text if a payload was not kept, if the payloads now divide into other
-            chunks, or if `render` fails.
+            Its present text if a payload was not kept or now divides into other chunks, or if
+            `render` fails.
         """
         accepted: list[Accepted] = []
         for item in waiting:
@@ -134,13 +135,18 @@ class Planner:
             if payload is None:
                 return chunk.text
             accepted.append(Accepted(item.seq, item.key, payload))
-        for draft in draft_chunks(accepted, self.max_actions):
-            if draft.id == chunk.id:
-                try:
-                    return self._text(draft.payloads)
-                except Exception as error:  # noqa: BLE001 - the user's own code
-                    _log.warning("render failed (%s); a text stays as it is", type(error).__name__)
-        return chunk.text
+        shares: Sequence[Payload] = [one.payload for one in accepted]
+        if parts > 1:
+            drafts = list(draft_chunks(accepted, self.max_actions))
+            own = [draft.payloads for draft in drafts if draft.id == chunk.id]
+            if len(drafts) != parts or not own:
+                return chunk.text
+            shares = own[0]
+        try:
+            return self._text(shares)
+        except Exception as error:  # noqa: BLE001 - the user's own code
+            _log.warning("render failed (%s); a text stays as it is", type(error).__name__)
+            return chunk.text
 
     def count(self, chunks: Sequence[Chunk]) -> list[int]:
         """Return the tokens of each chunk.

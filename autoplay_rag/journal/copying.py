@@ -21,7 +21,7 @@ from autoplay_rag.journal.rows import delete_in, insert, json_list
 from autoplay_rag.journal.schema import ChunkState
 from autoplay_rag.journal.writer import Writer
 
-__all__ = ["AsyncCopies", "Changed", "Copy", "CopyTables", "Phase"]
+__all__ = ["AsyncCopies", "Changed", "Copy", "CopyTables", "Phase", "Sources"]
 
 _META: Final = "copy"
 _PRESENT: Final = f"IN ({ChunkState.STORED:d}, {ChunkState.QUEUED:d})"
@@ -98,6 +98,18 @@ class Changed(NamedTuple):
     number: int
     id: str
     chunk: Chunk | None
+
+
+class Sources(NamedTuple):
+    """What a chunk was made of.
+
+    Attributes:
+        payloads: All of its payloads, in order. The body is None if it was not kept.
+        parts: How many chunks its first payload is divided into.
+    """
+
+    payloads: list[Waiting]
+    parts: int
 
 
 class CopyTables:
@@ -199,17 +211,19 @@ class CopyTables:
         self._save_texts(texts)
         return self._file.scalar("SELECT count(*) FROM copying")
 
-    def payloads(self, ids: Sequence[str]) -> dict[str, list[Waiting]]:
-        """Return the payloads of chunks, in order. The body is None if it was not kept."""
-        found: dict[str, list[Waiting]] = {}
-        for chunk, seq, key, lane, body in self._connection.execute(
-            "SELECT chunk.id, payload.seq, payload.key, payload.lane, payload.body FROM chunk "
-            "JOIN chunk_payload ON chunk_payload.chunk = chunk.number "
+    def payloads(self, ids: Sequence[str]) -> dict[str, Sources]:
+        """Return the payloads of chunks."""
+        found: dict[str, Sources] = {}
+        for chunk, parts, seq, key, lane, body in self._connection.execute(
+            "SELECT chunk.id, "
+            "(SELECT count(*) FROM chunk_payload AS other WHERE other.seq = payload.seq), "
+            "payload.seq, payload.key, payload.lane, payload.body FROM chunk JOIN chunk_payload ON chunk_payload.chunk = chunk.number "
             "JOIN payload ON payload.seq = chunk_payload.seq "
             "WHERE chunk.id IN (SELECT value FROM json_each(?)) ORDER BY payload.seq",
             (json_list(ids),),
         ):
-            found.setdefault(chunk, []).append(Waiting(seq, key.hex(), lane, unpack(body), False))
+            sources = found.setdefault(chunk, Sources([], parts))
+            sources.payloads.append(Waiting(seq, key.hex(), lane, unpack(body), False))
         return found
 
     # -- the exchange -------------------------------------------------------------------------
@@ -318,7 +332,7 @@ class AsyncCopies:
         """As in `CopyTables`."""
         return await self._writer.run(self._tables().copied, numbers, texts)
 
-    async def payloads(self, ids: Sequence[str]) -> dict[str, list[Waiting]]:
+    async def payloads(self, ids: Sequence[str]) -> dict[str, Sources]:
         """As in `CopyTables`."""
         return await self._writer.run(self._tables().payloads, ids)
 

@@ -279,3 +279,24 @@ async def test_what_cannot_be_moved_is_said_at_once(make_pipeline, other, tmp_pa
     async with make_pipeline(Plain(), journal=tmp_path / "journal.db") as pipeline:
         with pytest.raises(MissingCapabilityError, match="exchange"):
             await pipeline.reembed(other)
+
+
+async def test_texts_are_rendered_again_with_another_division(
+    make_pipeline, make_actions, embedder, tmp_path
+):
+    journal, store = tmp_path / "journal.db", MemoryStore()
+    async with make_pipeline(store, journal=journal, max_batch_actions=3) as pipeline:
+        await pipeline.on_actions(make_actions("s1", *(f"part {n}" for n in range(5))))
+        await asyncio.gather(
+            *(pipeline.on_actions(make_actions("s2", f"join {n}", at=10.0 * n)) for n in range(3))
+        )
+        await pipeline.drain()
+        before = await texts(store)
+    for size in (1, 2, 4, 20):
+        async with make_pipeline(store, journal=journal, max_batch_actions=size) as pipeline:
+            await pipeline.drain()
+            await pipeline.reembed(embedder, render=True)
+            after = await texts(store)
+            assert sorted("\n".join(after).split("\n")) == sorted("\n".join(before).split("\n"))
+            assert len(after) == len(before)
+            assert (await pipeline.verify()).clean

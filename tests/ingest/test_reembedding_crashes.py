@@ -10,20 +10,19 @@ import asyncio
 from contextlib import contextmanager
 
 import pytest
+from watched import WatchedStore
 
 from autoplay_rag.errors import StoreMismatchError
 from autoplay_rag.journal.file import JournalFile
-from autoplay_rag.stores import MemoryStore
-
-OPERATIONS = ("start", "upsert", "delete", "update_metadata", "save_identity", "exchange", "drop")
 
 
 class History:
-    """The journal's files, and the operations on the store, at every moment."""
+    """The journal's files, and the number of operations on the store, at every moment."""
 
-    def __init__(self, path) -> None:
+    def __init__(self, path, store) -> None:
         self.path = path
-        self.operations: list[tuple[str, str, tuple]] = []
+        self.operations = store.operations
+        store.on_operation = self.note
         self.moments: list[tuple[dict[str, bytes], int]] = []
         self.files: dict[str, bytes] = {}
 
@@ -51,41 +50,6 @@ class History:
             JournalFile.transaction = original
 
 
-class PersistentStore(MemoryStore):
-    persistent = True
-
-
-class WatchedStore(PersistentStore):
-    history: History
-    label = ""
-
-    def sibling(self, name):
-        found = super().sibling(name)
-        found.history, found.label = self.history, name
-        return found
-
-
-def _watched(name):
-    async def operation(self, *args):
-        await getattr(PersistentStore, name)(self, *args)
-        self.history.operations.append((self.label, name, args))
-        self.history.note()
-
-    return operation
-
-
-for _name in OPERATIONS:
-    setattr(WatchedStore, _name, _watched(_name))
-
-
-async def restored(operations) -> PersistentStore:
-    store = PersistentStore()
-    for label, name, args in operations:
-        target = store.sibling(label) if label else store
-        await getattr(target, name)(*args)
-    return store
-
-
 async def texts(store) -> list[str]:
     return sorted([chunk.text async for page in store.scan() for chunk in page])
 
@@ -100,9 +64,8 @@ async def test_every_moment(make_pipeline, make_actions, scripted_embedder, tmp_
     class Other(scripted_embedder):
         model = "other"
 
-    history = History(tmp_path / "journal.db")
     store = WatchedStore()
-    store.history = history
+    history = History(tmp_path / "journal.db", store)
     with history.watching():
         async with make_pipeline(store, journal=history.path) as pipeline:
             await asyncio.gather(
@@ -125,7 +88,7 @@ async def test_every_moment(make_pipeline, make_actions, scripted_embedder, tmp_
         journal.parent.mkdir()
         for name, data in files.items():
             (journal.parent / name).write_bytes(data)
-        again = await restored(history.operations[:count])
+        again = await WatchedStore().replay(history.operations[:count])
         other = Other(12)
         pipeline = make_pipeline(again, journal=journal)
         try:
