@@ -243,7 +243,7 @@ def received(
     ).fetchall()
     asked = [seq for seq, only_key in rows if not only_key]
     keys = [seq for seq, only_key in rows if only_key]
-    return ReceivedPage(sorted(due(_parts(connection, asked), limits)), keys, last)
+    return ReceivedPage(_due_by_chunk(connection, asked, limits), keys, last)
 
 
 def late(connection: sqlite3.Connection, after: int | None, limits: Limits) -> LatePage | None:
@@ -271,7 +271,17 @@ def late(connection: sqlite3.Connection, after: int | None, limits: Limits) -> L
         {"lanes": lanes, **limits.parameters},
     )
     asked = [seq for (seq,) in rows]
-    return LatePage(sorted(due(_parts(connection, asked), limits)), last)
+    return LatePage(_due_by_chunk(connection, asked, limits), last)
+
+
+def _due_by_chunk(connection: sqlite3.Connection, seqs: Iterable[int], limits: Limits) -> list[int]:
+    """Return those that can be deleted. Payloads of one chunk are neighbours.
+
+    So a step of some of them deletes few others that share their chunks.
+    """
+    parts = _parts(connection, seqs)
+    chunk_of = {part.seq: part.chunk or 0 for part in parts}
+    return sorted(due(parts, limits), key=lambda seq: (chunk_of[seq], seq))
 
 
 def _parts(connection: sqlite3.Connection, seqs: Iterable[int]) -> list[Part]:

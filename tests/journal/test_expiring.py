@@ -229,3 +229,15 @@ def test_the_ranking_does_not_count_what_expired(tables, entries, store):
         store(tables, seq, number=seq, dead={2: "ValueError: no"} if seq == 2 else None)
     expire(tables, 7)
     assert Finder(tables.connection)._count_passages() == len(rows(tables, "seq", "passage")) == 1
+
+
+def test_a_page_has_the_payloads_of_a_chunk_beside_each_other(tables, entries, store):
+    sessions = ("a", "b", "a", "b", "a")
+    tables.now = NOW - 8 * DAY
+    many = [actions(session, f"{n}", at=NOW - 9 * DAY) for n, session in enumerate(sessions)]
+    tables.accept(entries(*many))
+    store(tables, 2, 4, number=1)
+    store(tables, 1, 3, 5, number=2)
+    limits = limits_at(NOW, 7, 30.0)
+    page = received(tables.connection, None, limits, complete=False)
+    assert page.due == [2, 4, 1, 3, 5]
