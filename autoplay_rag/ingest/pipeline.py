@@ -191,7 +191,9 @@ class IngestPipeline(Questions):
             remembered_vectors=remembered_vectors,
             drain_timeout=drain_timeout,
             summaries=summaries,
-            retention_days=retention_days,
+            retention_days=dict(retention_days)
+            if isinstance(retention_days, Mapping)
+            else retention_days,
             remember_keys_days=remember_keys_days,
             erasure_register=Path(erasure_register).resolve() if erasure_register else None,
             on_progress=on_progress,

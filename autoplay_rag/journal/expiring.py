@@ -50,6 +50,8 @@ _WINDOW: Final = 2000
 """Sequence numbers that one read looks at: about 5 ms."""
 _LANES: Final = 2000
 """Sessions that one read looks at."""
+_FIRST: Final = -(2**63)
+"""Below every sequence number and lane."""
 _SETTLED: Final = (PayloadState.STORED, PayloadState.DEAD, PayloadState.ADOPTED)
 _IS_SETTLED: Final = f"payload.state IN ({', '.join(f'{state:d}' for state in _SETTLED)})"
 
@@ -219,7 +221,7 @@ def received(
         None if there are no more.
     """
     first = connection.execute(
-        "SELECT min(seq) FROM payload WHERE ? IS NULL OR seq > ?", (after, after)
+        "SELECT min(seq) FROM payload WHERE seq > ?", (_FIRST if after is None else after,)
     ).fetchone()[0]
     if first is None:
         return None
@@ -241,7 +243,7 @@ def received(
     ).fetchall()
     asked = [seq for seq, only_key in rows if not only_key]
     keys = [seq for seq, only_key in rows if only_key]
-    return ReceivedPage(sorted(due(_parts(connection, asked), limits)), keys, last)
+    return ReceivedPage(_due_by_chunk(connection, asked, limits), keys, last)
 
 
 def late(connection: sqlite3.Connection, after: int | None, limits: Limits) -> LatePage | None:
@@ -257,8 +259,8 @@ def late(connection: sqlite3.Connection, after: int | None, limits: Limits) -> L
     """
     last, lanes = connection.execute(
         "SELECT max(lane), json_group_array(lane) FILTER (WHERE first < ?) FROM "
-        "(SELECT lane, first FROM visit WHERE ? IS NULL OR lane > ? ORDER BY lane LIMIT ?)",
-        (limits.latest, after, after, _LANES),
+        "(SELECT lane, first FROM visit WHERE lane > ? ORDER BY lane LIMIT ?)",
+        (limits.latest, _FIRST if after is None else after, _LANES),
     ).fetchone()
     if last is None:
         return None
@@ -269,7 +271,17 @@ def late(connection: sqlite3.Connection, after: int | None, limits: Limits) -> L
         {"lanes": lanes, **limits.parameters},
     )
     asked = [seq for (seq,) in rows]
-    return LatePage(sorted(due(_parts(connection, asked), limits)), last)
+    return LatePage(_due_by_chunk(connection, asked, limits), last)
+
+
+def _due_by_chunk(connection: sqlite3.Connection, seqs: Iterable[int], limits: Limits) -> list[int]:
+    """Return those that can be deleted. Payloads of one chunk are neighbours.
+
+    So a step of some of them deletes few others that share their chunks.
+    """
+    parts = _parts(connection, seqs)
+    chunk_of = {part.seq: part.chunk or 0 for part in parts}
+    return sorted(due(parts, limits), key=lambda seq: (chunk_of[seq], seq))
 
 
 def _parts(connection: sqlite3.Connection, seqs: Iterable[int]) -> list[Part]:

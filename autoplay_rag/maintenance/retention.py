@@ -16,10 +16,11 @@ _EVERY_SECONDS: Final = 600.0
 _COMPLETE_SECONDS: Final = 24 * 3600.0
 """Seconds between two looks at all payloads. In between, only those that can be old are looked at. A
 changed clock can make that wrong."""
-_STEP: Final = 100
-"""Payloads deleted in one transaction: about 10 ms."""
+_STEP: Final = 25
+"""Payloads deleted in one transaction, while new payloads wait: some milliseconds. Measured beside 100
+events a second: with 100 payloads, accepting takes 1.6 times as long at the median; with 25, 1.0."""
 _KEYS_STEP: Final = 1000
-_REST: Final = 2.0
+_REST: Final = 4.0
 """The pause after a step, as a multiple of its duration. New payloads are accepted meanwhile."""
 _MOST_DELETIONS: Final = 2000
 """With more chunks to be deleted from the store, retention waits for the store."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autoplay_rag import SummaryPayload
 from autoplay_rag.errors import StoreUnavailableError
-from autoplay_rag.ingest.retiring import decide
+from autoplay_rag.ingest.retiring import Retirer, decide
 from autoplay_rag.journal.base import Claim
 from autoplay_rag.stores import MemoryStore
 from autoplay_rag.stores.chroma import ChromaStore
@@ -166,3 +166,30 @@ def test_claims_take_the_oldest_and_never_more_than_there_are(asked, payloads):
         assert sum(decision.claimed.values()) <= can
         if len(open_claims) == 1:
             assert sum(decision.claimed.values()) == min(can, open_claims[0].remaining)
+
+
+async def test_a_summary_stored_during_a_look_is_not_missed():
+    class SlowJournal:
+        """Has a claim from the second look on."""
+
+        looks = 0
+
+        async def open_claims(self, lane):
+            self.looks += 1
+            if self.looks == 1:
+                retirer.stored([lane], summaries=True)
+                await asyncio.sleep(0)
+                return [], []
+            return [Claim(1, lane, until=9.0, remaining=1)], []
+
+    journal = SlowJournal()
+    retirer = Retirer(journal, lambda _: None)
+    running = asyncio.create_task(retirer.run())
+    retirer.stored([7], summaries=True)
+    await asyncio.wait_for(retirer.wait(), 30)
+    assert journal.looks == 2
+    retirer.stored([7], summaries=False)
+    await asyncio.wait_for(retirer.wait(), 30)
+    assert journal.looks == 3, "an action that comes later is looked at"
+    running.cancel()
+    await asyncio.wait([running])

@@ -7,6 +7,7 @@ import pytest
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.ingest.indexing import _entries_of
 from autoplay_rag.journal.expiring import ExpiryTables, Limits, Part, due, late, limits_at, received
+from autoplay_rag.journal.finding import Finder
 from autoplay_rag.journal.schema import PayloadState
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
 
@@ -219,3 +220,24 @@ def test_chunks_read_from_a_store_expire_by_their_own_time(tables):
     assert expire(tables, {"actions": 7}) == [f"{1:032x}"]
     assert sorted(states(tables).values()) == ["ADOPTED", "ADOPTED", "EXPIRED"]
     assert rows(tables, "id", "chunk") == [(f"{2:032x}",), (f"{3:032x}",)]
+
+
+def test_the_ranking_does_not_count_what_expired(tables, entries, store):
+    times = (NOW - 9 * DAY, NOW - 9 * DAY, NOW)
+    tables.accept(entries(*(actions(f"s{n}", "word", at=at) for n, at in enumerate(times))))
+    for seq in (1, 2, 3):
+        store(tables, seq, number=seq, dead={2: "ValueError: no"} if seq == 2 else None)
+    expire(tables, 7)
+    assert Finder(tables.connection)._count_passages() == len(rows(tables, "seq", "passage")) == 1
+
+
+def test_a_page_has_the_payloads_of_a_chunk_beside_each_other(tables, entries, store):
+    sessions = ("a", "b", "a", "b", "a")
+    tables.now = NOW - 8 * DAY
+    many = [actions(session, f"{n}", at=NOW - 9 * DAY) for n, session in enumerate(sessions)]
+    tables.accept(entries(*many))
+    store(tables, 2, 4, number=1)
+    store(tables, 1, 3, 5, number=2)
+    limits = limits_at(NOW, 7, 30.0)
+    page = received(tables.connection, None, limits, complete=False)
+    assert page.due == [2, 4, 1, 3, 5]

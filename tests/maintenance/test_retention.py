@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from aging import DAY, NOW, Clock, actions, at_time, contents, sweep
 
-from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.errors import ConfigurationError, StoreUnavailableError
 from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.maintenance import retention
 from autoplay_rag.payloads import SummaryPayload
@@ -160,6 +161,40 @@ async def test_a_store_that_cannot_delete_is_refused(make_pipeline, tmp_path):
     pipeline = make_pipeline(OnlyAdds(), journal=tmp_path / "j.db", retention_days=7)
     with pytest.raises(ConfigurationError, match="OnlyAdds cannot"):
         await pipeline.start()
+
+
+async def test_an_outage_of_the_store_delays_the_deletion_and_bounds_the_outbox(
+    make_pipeline, tmp_path, monkeypatch, eventually
+):
+    monkeypatch.setattr(retention, "_STEP", 1)
+    monkeypatch.setattr(retention, "_MOST_DELETIONS", 3)
+    clock, store = Clock(), MemoryStore()
+    delete = store.delete
+
+    async def out(_ids):
+        raise StoreUnavailableError("refused")
+
+    path = tmp_path / "j.db"
+    async with at_time(make_pipeline(store, journal=path, retention_days=7), clock) as pipeline:
+        for number in range(10):
+            await pipeline.on_actions(actions(f"s{number}", f"old{number}", at=NOW))
+        await sweep(pipeline)
+        clock.now += 8 * DAY
+        monkeypatch.setattr(store, "delete", out)
+        work = pipeline._run.retention
+        work.wake()
+        await eventually(lambda: pipeline._run._upkeep.deleting == 4)
+        await eventually(lambda: pipeline.health.state == "degraded")
+        assert not work.idle
+        assert len(await texts_of(store)) == 10
+        assert len(await pipeline.sessions(limit=20)) == 6
+        await pipeline.on_actions(actions("new", "new", at=clock.now))  # is accepted meanwhile
+        monkeypatch.setattr(store, "delete", delete)
+        async with asyncio.timeout(30):
+            await work.wait()
+        await pipeline.drain(30)
+        assert await texts_of(store) == ["new"]
+        assert pipeline.health.state == "ok"
 
 
 # -- interrupted --------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ RETENTION = st.sampled_from(
 KINDS = st.sampled_from(["actions", "actions", "actions", "summary", "chat"])
 HAPPENED = st.sampled_from(["now", "now", "unknown", "future", "soon", "late", "very late"])
 EVENT = st.tuples(
-    st.just("event"), KINDS, HAPPENED, st.sampled_from(["a", "b", None]), st.integers(1, 3)
+    st.just("event"), KINDS, HAPPENED, st.sampled_from(["a", "a", "b", None]), st.integers(1, 3)
 )
 OPERATIONS = st.lists(
     st.one_of(
@@ -158,10 +158,11 @@ async def stored(store) -> list[str]:
     days=RETENTION,
     key_days=st.sampled_from([0.0, 0.5, 4.0]),
     most=st.sampled_from([1, 3, 20]),
-    window=st.sampled_from([0.0, 60.0]),
+    window=st.sampled_from([60.0, 60.0, 0.0]),
+    keep=st.booleans(),
 )
 def test_what_must_go_goes_and_the_rest_stays(  # noqa: PLR0917 - drawn at random
-    operations, days, key_days, most, window, scripted_embedder
+    operations, days, key_days, most, window, keep, scripted_embedder
 ):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "j.db"
@@ -172,6 +173,7 @@ def test_what_must_go_goes_and_the_rest_stays(  # noqa: PLR0917 - drawn at rando
             "max_batch_actions": most,
             "batch_window": window,
             "max_attempts": 1,
+            "keep_payloads": keep,
             "render": render,
         }
         asyncio.run(_run(operations, Model(days, key_days, Clock()), options, scripted_embedder()))
