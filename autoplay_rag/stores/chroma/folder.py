@@ -20,9 +20,10 @@ from autoplay_rag.stores.base import Condition, StoreIdentity
 from autoplay_rag.stores.chroma.copies import BATCH, JOURNAL_ID, STORE_ID, copy_folder
 from autoplay_rag.stores.chroma.database import Contents, Database
 from autoplay_rag.stores.chroma.erasing import erase_deleted
-from autoplay_rag.stores.chroma.exchanging import exchange_names
 from autoplay_rag.stores.chroma.frames import (
     Chunks,
+    Clear,
+    Compact,
     Copy,
     Count,
     Delete,
@@ -44,11 +45,14 @@ from autoplay_rag.stores.chroma.frames import (
     Scan,
     Score,
     Scores,
+    Step,
     StoredChunk,
     UpdateMetadata,
     Upsert,
 )
 from autoplay_rag.stores.chroma.mirror import IndexMirror
+from autoplay_rag.stores.chroma.names import exchange_names, set_aside
+from autoplay_rag.stores.chroma.rewriting import Rewrites, delete_collection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,6 +145,7 @@ class Folder:
         self._database = Database(path)
         self._mirror.refresh()
         self._collections: dict[str, _Collection] = {}
+        self._rewrites = Rewrites(path, self._client, self._database)
         self._refusals = (
             ValueError,
             TypeError,
@@ -171,6 +176,10 @@ class Folder:
             case Drop():
                 self._drop(request.collection)
                 return Done()
+            case Clear():
+                return Step(self._rewrites.delete_some())
+            case Compact():
+                return self._compact(request)
             case Exchange():
                 self._exchange(request.collection, request.other)
                 return Done()
@@ -187,6 +196,8 @@ class Folder:
                 erase_deleted(self._path)
                 return Done()
         collection = self._collection(request.collection, request.model)
+        if isinstance(request, Upsert | Delete | UpdateMetadata):
+            self._rewrites.note(request.collection, request.ids)
         match request:
             case Open():
                 return Done()
@@ -238,6 +249,7 @@ class Folder:
         exchange_names(self._path, *ids)
         for name in (one, other):
             self._collections.pop(name, None)
+            self._rewrites.abandon(name)
 
     def _own(self, name: str, done: str) -> Collection | None:
         """Return a collection that this package created, whatever its model is; None if missing."""
@@ -250,12 +262,28 @@ class Folder:
         return found
 
     def _drop(self, name: str) -> None:
-        """Delete a collection that this package created, whatever its model is."""
+        """Set a collection aside that this package created, whatever its model is."""
         self._collections.pop(name, None)
+        self._rewrites.abandon(name)
         found = self._own(name, "deleted")
-        if found is None:
-            return
-        _delete_collection(self._client, self._database, found)
+        if found is not None:
+            set_aside(self._path, str(found.id))
+
+    def _compact(self, request: Compact) -> Step:
+        name = request.collection
+        found = self._find(name)
+        if found is None or _MODEL not in (found.metadata or {}):
+            return Step(more=False)  # somebody else's may have settings that would be lost
+        if not self._rewrites.is_under_way(name):
+            # The new collection may have the name of one that is still to be deleted.
+            if self._rewrites.delete_some():
+                return Step(more=True)
+            return Step(self._rewrites.begin(name, found))
+        self._check_disk()
+        rewritten = self._rewrites.step(name, found, may_end=request.may_end)
+        if rewritten:
+            self._collections.pop(name, None)
+        return Step(more=not rewritten, rewritten=rewritten)
 
     def _check_disk(self) -> None:
         """Raise `OSError` if the disk is nearly full.
@@ -599,7 +627,7 @@ class _Collection:
         metadata = self._chroma.metadata or {}
         if _MODEL not in metadata or self.count() > 0:
             return False
-        _delete_collection(self._client, self._database, self._chroma)
+        delete_collection(self._client, self._database, self._chroma)
         self._chroma = self._create(metadata)
         return True
 
@@ -635,17 +663,6 @@ class _Collection:
             f"the Chroma collection {self._name!r} holds vectors of dimension {self._dimension}, "
             f"but was given one of dimension {dimension}; {_REMEDY}"
         )
-
-
-def _delete_collection(client: ClientAPI, database: Database, collection: Collection) -> None:
-    """Delete a collection and its index files, which Chroma leaves. The mirror deletes its copy."""
-    indexes = database.select(
-        "SELECT id FROM segments WHERE scope = 'VECTOR' AND collection = ?",
-        (str(collection.id),),
-    )
-    client.delete_collection(collection.name)
-    for (index,) in indexes:
-        shutil.rmtree(database.folder / index, ignore_errors=True)
 
 
 def _identity_of(metadata: Mapping[str, Any] | None) -> StoreIdentity | None:
