@@ -19,7 +19,7 @@ from autoplay_rag.errors import StoreMismatchError
 from autoplay_rag.stores.base import Condition, StoreIdentity
 from autoplay_rag.stores.chroma.copies import BATCH, JOURNAL_ID, STORE_ID, copy_folder
 from autoplay_rag.stores.chroma.database import Contents, Database
-from autoplay_rag.stores.chroma.erasing import erase_deleted
+from autoplay_rag.stores.chroma.erasing import erase_deleted, erase_vectors
 from autoplay_rag.stores.chroma.frames import (
     Chunks,
     Clear,
@@ -123,13 +123,12 @@ class Folder:
     """
 
     def __init__(self, path: Path) -> None:
-        import chromadb
         import chromadb.errors as chroma
         from chromadb.config import Settings
 
         # Chroma runs in this process, writes to this folder, and sends nothing over the network.
         # The values are pinned, so other defaults or environment variables do not change this.
-        settings = Settings(
+        self._settings = Settings(
             chroma_api_impl="chromadb.api.rust.RustBindingsAPI",
             is_persistent=True,
             persist_directory=str(path),
@@ -141,11 +140,11 @@ class Folder:
         self._path = path
         self._mirror = IndexMirror(path)
         self._mirror.restore()
-        self._client = chromadb.PersistentClient(str(path), settings=settings)
         self._database = Database(path)
+        self._client = self._open()
         self._mirror.refresh()
         self._collections: dict[str, _Collection] = {}
-        self._rewrites = Rewrites(path, self._client, self._database)
+        self._rewrites = Rewrites(path, self._database)
         self._refusals = (
             ValueError,
             TypeError,
@@ -177,7 +176,7 @@ class Folder:
                 self._drop(request.collection)
                 return Done()
             case Clear():
-                return Step(self._rewrites.delete_some())
+                return Step(self._rewrites.delete_some(self._client))
             case Compact():
                 return self._compact(request)
             case Exchange():
@@ -192,9 +191,7 @@ class Folder:
                 return Done()
             case Erase():
                 self._check_disk()
-                self._database.close()
-                erase_deleted(self._path)
-                return Done()
+                return Done(count=int(self._erase()))
         collection = self._collection(request.collection, request.model)
         if isinstance(request, Upsert | Delete | UpdateMetadata):
             self._rewrites.note(request.collection, request.ids)
@@ -234,6 +231,30 @@ class Folder:
             return self._client.get_collection(name, embedding_function=None)
         except NotFoundError:
             return None
+
+    def _open(self) -> ClientAPI:
+        import chromadb
+
+        return chromadb.PersistentClient(str(self._path), settings=self._settings)
+
+    def _erase(self) -> bool:
+        """Remove the remains of deleted chunks; returns whether all files are known to be clean."""
+        for collection in self._client.list_collections():
+            collection.count()  # makes Chroma apply its log after a kill
+        # Chroma has deleted vectors in memory, and would write them again.
+        self._collections.clear()
+        self._database.close()
+        client: Any = self._client
+        client.close()
+        try:
+            erase_deleted(self._path)
+            self._mirror.discard()
+            return erase_vectors(self._path)
+        finally:
+            try:
+                self._client = self._open()
+            except Exception as error:
+                raise SystemExit(f"Chroma could not open {self._path} again: {error}") from error
 
     def _exchange(self, one: str, other: str) -> None:
         """Exchange two collections that this package created. A missing one is created first."""
@@ -276,11 +297,12 @@ class Folder:
             return Step(more=False)  # somebody else's may have settings that would be lost
         if not self._rewrites.is_under_way(name):
             # The new collection may have the name of one that is still to be deleted.
-            if self._rewrites.delete_some():
+            if self._rewrites.delete_some(self._client):
                 return Step(more=True)
-            return Step(self._rewrites.begin(name, found))
+            self._check_disk()
+            return Step(self._rewrites.begin(self._client, name, found))
         self._check_disk()
-        rewritten = self._rewrites.step(name, found, may_end=request.may_end)
+        rewritten = self._rewrites.step(self._client, name, found, may_end=request.may_end)
         if rewritten:
             self._collections.pop(name, None)
         return Step(more=not rewritten, rewritten=rewritten)

@@ -16,17 +16,17 @@ import sqlite3
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 from autoplay_rag.stores.chroma.database import Database
+from autoplay_rag.stores.chroma.index import IndexHeader
 from autoplay_rag.stores.chroma.names import UNUSED, replace, unused_name, writing
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
 
-__all__ = ["Rewrites", "delete_collection", "index_size"]
+__all__ = ["Rewrites", "delete_collection"]
 
 _STEP_SECONDS: Final = 0.03
 """A step ends with the page that takes it beyond this time."""
@@ -35,9 +35,6 @@ _DELETE_PAGE: Final = 200
 _FIRST_APPLIED: Final = 100
 """The most changes in the first step that applies them. The number doubles with each further step,
 so that they end even if more changes arrive all the time."""
-_HEADER: Final = Struct("<iQQQ")
-"""The beginning of `header.bin`: version, offset, places in the file, places in use."""
-_HEADER_VERSION: Final = 1
 _TABLES: Final = {
     "embedding_fulltext_search": "rowid",
     "embedding_metadata": "id",
@@ -69,13 +66,11 @@ class Rewrites:
 
     Args:
         path: Chroma's folder.
-        client: Chroma.
         database: Chroma's database.
     """
 
-    def __init__(self, path: Path, client: ClientAPI, database: Database) -> None:
+    def __init__(self, path: Path, database: Database) -> None:
         self._path = path
-        self._client = client
         self._database = database
         self._under_way: dict[str, _Rewrite] = {}
 
@@ -92,32 +87,33 @@ class Rewrites:
         """Whether the rewrite of this collection has begun."""
         return name in self._under_way
 
-    def begin(self, name: str, source: Collection) -> bool:
+    def begin(self, client: ClientAPI, name: str, source: Collection) -> bool:
         """Begin a rewrite if more than half of the index are deleted chunks.
 
         Returns:
             Whether it has begun.
         """
         (segment,) = self._index(str(source.id))
-        size = index_size(self._path / segment)
-        if size is None or size <= 2 * source.count() or not self._database.readable:
+        header = IndexHeader.read(self._path / segment)
+        if header is None or header.places <= 2 * source.count() or not self._database.readable:
             return False
         ((last_row,),) = self._database.select("SELECT max(id) FROM embeddings")
         rewrite = _Rewrite(str(source.id), last_row or 0)
-        configuration: Any = source.configuration
-        hnsw = {key: configuration["hnsw"][key] for key in ("space", "ef_search")}
-        self._client.create_collection(
-            rewrite.target, embedding_function=None, configuration={"hnsw": hnsw}
+        held: Any = source.configuration
+        configuration: Any = {"hnsw": {key: held["hnsw"][key] for key in ("space", "ef_search")}}
+        client.create_collection(
+            rewrite.target, embedding_function=None, configuration=configuration
         )
         self._under_way[name] = rewrite
         return True
 
-    def step(self, name: str, source: Collection, *, may_end: bool) -> bool:
+    def step(self, client: ClientAPI, name: str, source: Collection, *, may_end: bool) -> bool:
         """Do one step of a rewrite.
 
         Args:
-            name: The collection.
-            source: The same.
+            client: Chroma.
+            name: The name of the collection.
+            source: The collection.
             may_end: Whether the new collection may take the place of the old one in this step.
 
         Returns:
@@ -127,7 +123,7 @@ class Rewrites:
         if rewrite.source != str(source.id):  # it was deleted and created again
             self.abandon(name)
             return False
-        target = self._client.get_collection(rewrite.target, embedding_function=None)
+        target = client.get_collection(rewrite.target, embedding_function=None)
         end = time.monotonic() + _STEP_SECONDS
         while rewrite.row < rewrite.last_row and time.monotonic() < end:
             self._copy_page(rewrite, source, target)
@@ -172,7 +168,7 @@ class Rewrites:
             )
         replace(self._path, rewrite.source, str(target.id))
 
-    def delete_some(self) -> bool:
+    def delete_some(self, client: ClientAPI) -> bool:
         """Delete some chunks of a collection that nobody uses, or the collection if it is empty.
 
         Returns:
@@ -186,8 +182,8 @@ class Rewrites:
             if name in kept:
                 continue
             if not (self._database.readable and _delete_rows(self._path, collection)):
-                found = self._client.get_collection(name, embedding_function=None)
-                delete_collection(self._client, self._database, found)
+                found = client.get_collection(name, embedding_function=None)
+                delete_collection(client, self._database, found)
             return True
         return False
 
@@ -196,22 +192,6 @@ class Rewrites:
             "SELECT id FROM segments WHERE scope = 'VECTOR' AND collection = ?", (collection,)
         )
         return [index for (index,) in rows]
-
-
-def index_size(index: Path) -> int | None:
-    """Return the number of places in an index, of deleted chunks as well.
-
-    Returns:
-        None if it was never written, or has an unknown format.
-    """
-    try:
-        header = (index / "header.bin").read_bytes()
-    except FileNotFoundError:
-        return None
-    if len(header) < _HEADER.size:
-        return None
-    version, _, _, used = _HEADER.unpack_from(header)
-    return used if version == _HEADER_VERSION else None
 
 
 def delete_collection(client: ClientAPI, database: Database, collection: Collection) -> None:

@@ -414,19 +414,24 @@ class ChromaStore(VectorStore):
         return True
 
     async def erase(self) -> bool:
-        """Remove the remains of deleted chunks from Chroma's database, in all of its collections.
+        """Remove the remains of deleted chunks from Chroma's files, in all of its collections.
 
         Chroma keeps deleted texts in free pages of its database, in its full-text index and, for
-        the last thousand changes, in its log. Other calls wait meanwhile. The call may take up to
+        the last thousand changes, in its log. It keeps deleted vectors in the log and in its index,
+        where they are overwritten with zeros. Other calls wait meanwhile. The call may take up to
         60 times `timeout`.
+
+        Returns:
+            False if an index has an unknown format, so that vectors may be left.
 
         Raises:
             StoreLockedError: If another process uses the folder.
             StoreUnavailableError: If the database cannot be written.
         """
         to = {**self._to(None), "timeout": self._timeout * _LONG_FACTOR}
-        await self._ask(lambda: Erase(**to))
-        return True
+        done = await self._ask(lambda: Erase(**to))
+        assert isinstance(done, Done)
+        return bool(done.count)
 
     async def compact(self) -> bool:
         """Write the collection anew from its own vectors if most of its index are deleted chunks.
@@ -437,8 +442,8 @@ class ChromaStore(VectorStore):
         transaction, and the old one is deleted.
 
         All of this happens in small steps. Other calls go on meanwhile, and what they change is
-        applied to the copy. The last step waits for the scans of this collection to end. After an
-        interruption, the next call or the next `start` deletes the copy.
+        applied to the copy. The last step waits for the scans of this collection to end. If this
+        is cancelled, the next call goes on; after a kill, the next `start` deletes the copy.
 
         Returns:
             Whether the collection was written anew. False also if this package did not create it.
