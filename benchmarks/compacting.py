@@ -47,7 +47,9 @@ class Chunks:
             for n in range(first, first + count)
         )
         chunks = [
-            Chunk(f"c{first + i}", text, {"session_id": f"s{(first + i) // 10}", "ended_at": 1.0 * i})
+            Chunk(
+                f"c{first + i}", text, {"session_id": f"s{(first + i) // 10}", "ended_at": 1.0 * i}
+            )
             for i, text in enumerate(texts)
         ]
         await store.upsert(chunks, list(self.vectors(count)))

@@ -46,6 +46,7 @@ from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.maintenance.backup import BackupReport, write_backup
+from autoplay_rag.maintenance.compacting import Compactor
 from autoplay_rag.maintenance.erasing import Eraser
 from autoplay_rag.maintenance.exporting import export_records
 from autoplay_rag.maintenance.forgetting import Forgetter
@@ -167,6 +168,7 @@ class RunningPipeline:
         self._retirer: Retirer
         self._worker: Worker
         self._eraser = Eraser(self._journal.erasures, store)
+        self._compactor = Compactor(store)
         self._forgetter: Forgetter
         self._task: asyncio.Task[None]
 
@@ -278,6 +280,7 @@ class RunningPipeline:
                 group.create_task(self._linker.run())
                 group.create_task(self._retirer.run())
                 group.create_task(self._eraser.run())
+                group.create_task(self._compactor.run())
                 group.create_task(Indexer(self._journal).run())
                 if self._settings.journal:
                     group.create_task(
@@ -493,7 +496,7 @@ class RunningPipeline:
             reasons.append("overflow: the journal cannot accept payloads, and they are lost")
         reasons += self._writer.problems + self._worker.problems + self._upkeep.problems
         reasons += self._linker.problems + self._retirer.problems + self._eraser.problems
-        reasons += self._clients.problems
+        reasons += self._compactor.problems + self._clients.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 
     @property
