@@ -77,14 +77,12 @@ def clear_vectors(index: Path, kept: Collection[str]) -> bool:
     import numpy as np
 
     header = IndexHeader.read(index)
+    if header is not None and not header.places:
+        return True  # as Chroma creates it; the vectors are in its log
     labels = _labels(index / "index_metadata.pickle")
-    if header is None or labels is None:
-        return False
     file = index / "data_level0.bin"
-    if file.stat().st_size < header.places * header.width:
+    if header is None or labels is None or file.stat().st_size < header.places * header.width:
         return False
-    if not header.places:
-        return True
     data = np.memmap(file, np.uint8, "r+", shape=(header.places, header.width))
     held = np.ascontiguousarray(data[:, header.label :]).view("<u8")[:, 0]
     wanted = [label for chunk_id, label in labels.items() if chunk_id in kept]

@@ -17,7 +17,7 @@ from typing import Final
 
 from autoplay_rag.stores.chroma.copies import DATABASE
 
-__all__ = ["UNUSED", "exchange_names", "replace", "set_aside", "unused_name", "writing"]
+__all__ = ["UNUSED", "exchange_names", "replace", "set_aside", "successor_name", "writing"]
 
 UNUSED: Final = "autoplay-rag.unused."
 """The beginning of the names of collections that nobody uses: to be deleted, or not yet complete."""
@@ -26,13 +26,13 @@ _PASSING_NAME: Final = "autoplay-rag.exchange"
 _BUSY_SECONDS: Final = 30.0
 
 
-def unused_name(collection: str) -> str:
-    """Return the reserved name for a collection's predecessor or successor.
+def successor_name(collection: str) -> str:
+    """Return the reserved name for the successor of a collection, until it is complete.
 
     Args:
-        collection: The id of the collection that has the name of the user.
+        collection: The id of the collection.
     """
-    return f"{UNUSED}{collection}"
+    return f"{UNUSED}{collection}.new"
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def set_aside(folder: Path, collection: str) -> None:
         sqlite3.Error: If the database cannot be written. Then nothing has changed.
     """
     with writing(folder) as connection:
-        _rename(connection, collection, unused_name(collection))
+        _rename(connection, collection, f"{UNUSED}{collection}")
         connection.execute("DELETE FROM collection_metadata WHERE collection_id = ?", (collection,))
 
 
@@ -99,7 +99,7 @@ def replace(folder: Path, old: str, new: str) -> None:
     with writing(folder) as connection:
         ((name,),) = connection.execute("SELECT name FROM collections WHERE id = ?", (old,))
         _rename(connection, new, _PASSING_NAME)
-        _rename(connection, old, unused_name(old))
+        _rename(connection, old, f"{UNUSED}{old}")
         _rename(connection, new, name)
         connection.execute("DELETE FROM collection_metadata WHERE collection_id = ?", (new,))
         connection.execute(

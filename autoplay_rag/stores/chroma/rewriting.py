@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from autoplay_rag.stores.chroma.database import Database
 from autoplay_rag.stores.chroma.index import IndexHeader
-from autoplay_rag.stores.chroma.names import UNUSED, replace, unused_name, writing
+from autoplay_rag.stores.chroma.names import UNUSED, replace, successor_name, writing
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -50,7 +50,7 @@ class _Rewrite:
     def __init__(self, source: str, last_row: int) -> None:
         self.source = source
         """The id of the collection."""
-        self.target = unused_name(source)
+        self.target = successor_name(source)
         """The name of the new one."""
         self.row = 0
         """Chunks up to this row number are copied."""
