@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from autoplay_rag._describe import describe
 from autoplay_rag.errors import StoreMismatchError
 from autoplay_rag.stores.base import Condition, StoreIdentity
-from autoplay_rag.stores.chroma.copies import BATCH, JOURNAL_ID, STORE_ID, copy_folder
+from autoplay_rag.stores.chroma.copies import BATCH, DATABASE, JOURNAL_ID, STORE_ID, copy_folder
 from autoplay_rag.stores.chroma.database import Contents, Database
 from autoplay_rag.stores.chroma.erasing import erase_deleted, erase_vectors
 from autoplay_rag.stores.chroma.frames import (
@@ -299,7 +299,9 @@ class Folder:
             # The new collection may have the name of one that is still to be deleted.
             if self._rewrites.delete_some(self._client):
                 return Step(more=True)
-            self._check_disk()
+            # Until the old one is deleted, there are up to half as many chunks again.
+            database = (self._path / DATABASE).stat().st_size
+            self._check_disk((self._mirror.size * 2 + database) // 2)
             return Step(self._rewrites.begin(self._client, name, found))
         self._check_disk()
         rewritten = self._rewrites.step(self._client, name, found, may_end=request.may_end)
@@ -307,13 +309,16 @@ class Folder:
             self._collections.pop(name, None)
         return Step(more=not rewritten, rewritten=rewritten)
 
-    def _check_disk(self) -> None:
+    def _check_disk(self, more: int = 0) -> None:
         """Raise `OSError` if the disk is nearly full.
 
         Chroma ignores a failed write of an index and loses vectors.
+
+        Args:
+            more: The bytes that a longer work needs in addition.
         """
         free = shutil.disk_usage(self._path).free
-        needed = _FREE_BYTES + self._mirror.size // 2
+        needed = _FREE_BYTES + self._mirror.size // 2 + more
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
