@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
 from array import array
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from autoplay_rag.errors import StoreUnavailableError
 from autoplay_rag.stores import ChromaStore, Chunk, Filter
 
 SIZE = 24
@@ -151,3 +155,36 @@ async def test_an_index_of_unknown_form_is_not_touched(store, tmp_path):
     assert not await store.erase()
     assert (header.parent / "data_level0.bin").read_bytes() == before
     header.write_bytes(content)
+
+
+async def test_an_index_that_is_put_back_has_no_deleted_vector_either(store, tmp_path):
+    await upsert(store, range(WRITTEN + 5))
+    await store.delete(["c5"])
+    assert await store.erase()
+    await store.aclose()
+    (header,) = tmp_path.glob("*/header.bin")
+    (header.parent / "data_level0.bin").write_bytes(b"half")  # as a kill leaves it
+    await assert_kept(store, range(6, WRITTEN + 5))
+    assert files_with(tmp_path, 5) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_killed_while_it_erases_it_keeps_the_others_and_can_be_repeated(store, tmp_path):
+    await upsert(store, range(2 * WRITTEN))
+    began = time.perf_counter()
+    assert await store.erase()
+    took = time.perf_counter() - began
+    for number in range(10):
+        await store.delete([f"c{number}"])
+        erasing = asyncio.create_task(store.erase())
+        await asyncio.sleep(random.Random(number).uniform(0.0, took))
+        worker = store._worker._process._popen
+        worker.kill()
+        worker.wait()
+        with suppress(StoreUnavailableError):
+            await erasing
+        assert await store.count() == 2 * WRITTEN - number - 1
+        await assert_kept(store, range(10, 2 * WRITTEN))
+        assert await store.erase()
+        assert files_with(tmp_path, number) == set()
