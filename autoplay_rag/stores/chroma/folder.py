@@ -303,7 +303,11 @@ class Folder:
             database = (self._path / DATABASE).stat().st_size
             self._check_disk((self._mirror.size * 2 + database) // 2)
             return Step(self._rewrites.begin(self._client, name, found))
-        self._check_disk()
+        try:
+            self._check_disk()
+        except OSError:
+            self._rewrites.abandon(name)  # so that the next call gives back its space
+            raise
         rewritten = self._rewrites.step(self._client, name, found, may_end=request.may_end)
         if rewritten:
             self._collections.pop(name, None)

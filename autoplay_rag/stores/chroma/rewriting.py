@@ -108,7 +108,7 @@ class Rewrites:
         return True
 
     def step(self, client: ClientAPI, name: str, source: Collection, *, may_end: bool) -> bool:
-        """Do one step of a rewrite.
+        """Do one step of a rewrite. A failure ends the rewrite, and the next one begins anew.
 
         Args:
             client: Chroma.
@@ -119,35 +119,35 @@ class Rewrites:
         Returns:
             Whether it has taken its place.
         """
-        rewrite = self._under_way[name]
+        rewrite = self._under_way.pop(name)
         if rewrite.source != str(source.id):  # it was deleted and created again
-            self.abandon(name)
             return False
         target = client.get_collection(rewrite.target, embedding_function=None)
+        if self._is_complete(rewrite, source, target) and may_end:
+            if (had := source.count()) != (has := target.count()):
+                raise RuntimeError(
+                    f"the collection {name!r} has {had} chunks, but its copy {has}; the copy is "
+                    "deleted"
+                )
+            replace(self._path, rewrite.source, str(target.id))
+            return True
+        self._under_way[name] = rewrite
+        return False
+
+    def _is_complete(self, rewrite: _Rewrite, source: Collection, target: Collection) -> bool:
+        """Copy and change some chunks; returns whether the new collection is equal to the old."""
         end = time.monotonic() + _STEP_SECONDS
         while rewrite.row < rewrite.last_row and time.monotonic() < end:
             self._copy_page(rewrite, source, target)
         if rewrite.row < rewrite.last_row or time.monotonic() > end:
             return False
-        changed = [rewrite.changed.pop() for _ in range(self._next_applied(rewrite))]
-        try:
-            if changed:
-                target.delete(ids=changed)
-                _copy(changed, source, target)
-        except BaseException:
-            rewrite.changed.update(changed)
-            raise
-        if rewrite.changed or not may_end:
-            return False
-        self._end(name, rewrite, source, target)
-        return True
-
-    @staticmethod
-    def _next_applied(rewrite: _Rewrite) -> int:
-        count = min(len(rewrite.changed), rewrite.applied_at_once)
-        if count:
+        if rewrite.changed:
+            count = min(len(rewrite.changed), rewrite.applied_at_once)
+            changed = [rewrite.changed.pop() for _ in range(count)]
             rewrite.applied_at_once *= 2
-        return count
+            target.delete(ids=changed)
+            _copy(changed, source, target)
+        return not rewrite.changed
 
     def _copy_page(self, rewrite: _Rewrite, source: Collection, target: Collection) -> None:
         # With the plus, SQLite does not use the index on `segment_id` (see `Database`).
@@ -159,14 +159,6 @@ class Rewrites:
         )
         _copy([one for _, one in rows if one not in rewrite.changed], source, target)
         rewrite.row = rows[-1][0] if len(rows) == _COPY_PAGE else rewrite.last_row
-
-    def _end(self, name: str, rewrite: _Rewrite, source: Collection, target: Collection) -> None:
-        self.abandon(name)
-        if (had := source.count()) != (has := target.count()):
-            raise RuntimeError(
-                f"the collection {name!r} has {had} chunks, but its copy {has}; the copy is deleted"
-            )
-        replace(self._path, rewrite.source, str(target.id))
 
     def delete_some(self, client: ClientAPI) -> bool:
         """Delete some chunks of a collection that nobody uses, or the collection if it is empty.

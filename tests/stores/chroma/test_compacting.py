@@ -173,6 +173,7 @@ async def test_a_scan_that_is_under_way_is_finished_first(store):
     assert (await contents(store)).keys() == expected.keys()
 
 
+@pytest.mark.slow
 async def test_a_cancelled_rewrite_is_continued(store, tmp_path):
     expected = await mostly_deleted(store)
     compacting = await begun(store)
@@ -213,6 +214,7 @@ async def test_a_collection_that_is_gone_ends_its_rewrite(store, tmp_path, end):
     assert len(list(tmp_path.glob("*/header.bin"))) <= 2
 
 
+@pytest.mark.slow
 async def test_erasing_and_copying_go_on_beside_a_rewrite(store, tmp_path_factory):
     expected = await mostly_deleted(store)
     compacting = await begun(store)
