@@ -1,4 +1,4 @@
-"""What a Chroma collection of mostly deleted chunks costs, and what searches wait while it is rewritten.
+"""What searches wait while a Chroma collection of mostly deleted chunks is written anew.
 
 python -m benchmarks.compacting                     6,000 of 20,000 chunks are left, about a minute
 python -m benchmarks.compacting --chunks 100000     some minutes
@@ -25,6 +25,8 @@ _LEFT = 0.3
 _CLUSTERS = 200
 _FEW_SECONDS = 10.0
 _PAUSE_SECONDS = 0.05
+_QUESTIONS = 10
+"""Each is compared with all vectors, in seconds."""
 
 
 class Chunks:
@@ -111,11 +113,11 @@ async def recall(store: ChromaStore, chunks: Chunks) -> float:
     """Return the share of the ten nearest chunks that a search finds."""
     ids = [chunk.id async for page in store.scan() for chunk in page]
     found = 0
-    for question in chunks.vectors(50):
+    for question in chunks.vectors(_QUESTIONS):
         scores = await store.score(question, ids)
         nearest = set(sorted(scores, key=scores.__getitem__)[-10:])
         found += len(nearest & {hit.id for hit in await store.query(question, 10, Filter())})
-    return found / 500
+    return found / (10 * _QUESTIONS)
 
 
 async def main(count: int, folder: Path) -> None:

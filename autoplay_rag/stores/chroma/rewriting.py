@@ -3,8 +3,8 @@
 Chroma's index keeps the place of each deleted chunk, so it only grows. A rewrite copies the chunks
 into a new collection without embedding them, and then gives it the name of the old one.
 
-One step takes some ten milliseconds, and other requests come between two steps. Collections that
-are being written or deleted have reserved names. After a kill they are deleted, in steps as well.
+Other requests come between two steps. Collections that are being written or deleted have reserved
+names. After a kill they are deleted, in steps as well.
 
 Statements about Chroma apply to chromadb 1.5.9.
 """
