@@ -52,6 +52,7 @@ from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import LiveSessions
 from autoplay_rag.maintenance.backup import BackupReport, write_backup
+from autoplay_rag.maintenance.compacting import Compactor
 from autoplay_rag.maintenance.erasing import Eraser
 from autoplay_rag.maintenance.exporting import export_records
 from autoplay_rag.maintenance.forgetting import Forgetter
@@ -192,6 +193,7 @@ class RunningPipeline:
                 self._journal, store, self._serving, self._resting, self._exchanged
             )
         self._eraser = Eraser(self._journal.erasures, store, self._copy_is_clean)
+        self._compactor = Compactor(store)
         self._forgetter: Forgetter
         self._task: asyncio.Task[None]
 
@@ -336,6 +338,7 @@ class RunningPipeline:
                 group.create_task(self.retention.run())
                 group.create_task(self.space.run())
                 group.create_task(self._eraser.run())
+                group.create_task(self._compactor.run())
                 group.create_task(Indexer(self._journal).run())
                 if self._settings.journal:
                     group.create_task(
@@ -571,7 +574,7 @@ class RunningPipeline:
         if self._reembedding:
             reasons += self._reembedding.problems
         reasons += self.retention.problems + self.space.problems
-        reasons += self._clients.problems
+        reasons += self._compactor.problems + self._clients.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 
     @property

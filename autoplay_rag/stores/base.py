@@ -240,6 +240,17 @@ class Store(ABC):
         """
         return False
 
+    async def compact(self) -> bool:
+        """Write the collection anew from its own vectors if most of its index are deleted chunks.
+
+        Other calls go on meanwhile. A kill at any time leaves the collection as it was, or
+        complete.
+
+        Returns:
+            Whether it was written anew. False by default: the store reuses the space itself.
+        """
+        return False
+
 
 class VectorStore(Store):
     """A store that takes vectors."""

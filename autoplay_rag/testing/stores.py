@@ -730,6 +730,17 @@ class _StoreContract(ABC, Generic[S]):
         assert sorted(_ids(found)) == ["a", "b", "c", "d"]
         assert {match.id: match.text for match in found}["b"] == "again"
 
+    async def test_compacting_leaves_what_is_stored(self, store: S) -> None:
+        assert isinstance(await store.compact(), bool)
+        await self._put(store, [_chunk(f"c{i}", user_id=f"u{i % 2}") for i in range(20)])
+        if "delete" in store.capabilities:
+            await store.delete([f"c{i}" for i in range(15)])
+        left = {match.id: match for match in await self._find(store)}
+        assert isinstance(await store.compact(), bool)
+        assert {match.id: match for match in await self._find(store)} == left
+        await self._put(store, [_chunk("new", user_id="u9")])
+        assert _ids(await self._find(store, 5, Filter(user_id="u9"))) == ["new"]
+
     # -- identity ------------------------------------------------------------------------------
 
     async def test_an_identity_is_kept_and_found_by_no_search(self, store: S) -> None:

@@ -41,6 +41,8 @@ async def test_a_bare_store_has_defaults_and_no_capability():
     assert store.capabilities == frozenset()
     assert store.persistent
     assert store.max_batch == 1000
+    assert not await store.compact()
+    assert not await store.erase()
     with pytest.raises(MissingCapabilityError, match="Bare has no 'count'"):
         await store.count()
 

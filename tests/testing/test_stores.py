@@ -203,6 +203,15 @@ FAULTS = {
             return True
     """,
     ),
+    "loses chunks when compacting": (
+        "test_compacting_leaves_what_is_stored",
+        """
+        async def compact(self):
+            if self._table.chunks:
+                await self.delete([self._table.chunks[0].id])
+            return True
+    """,
+    ),
     "mixes two models": (
         "test_another_model_is_refused",
         "async def start(self, model): pass",

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from autoplay_rag._describe import describe
 from autoplay_rag.errors import StoreMismatchError
 from autoplay_rag.stores.base import Condition, StoreIdentity
-from autoplay_rag.stores.chroma.copies import BATCH, JOURNAL_ID, STORE_ID, copy_folder
+from autoplay_rag.stores.chroma.copies import BATCH, DATABASE, JOURNAL_ID, STORE_ID, copy_folder
 from autoplay_rag.stores.chroma.database import Contents, Database
-from autoplay_rag.stores.chroma.erasing import erase_deleted
-from autoplay_rag.stores.chroma.exchanging import exchange_names
+from autoplay_rag.stores.chroma.erasing import erase_deleted, erase_vectors
 from autoplay_rag.stores.chroma.frames import (
     Chunks,
+    Clear,
+    Compact,
     Copy,
     Count,
     Delete,
@@ -44,11 +45,14 @@ from autoplay_rag.stores.chroma.frames import (
     Scan,
     Score,
     Scores,
+    Step,
     StoredChunk,
     UpdateMetadata,
     Upsert,
 )
 from autoplay_rag.stores.chroma.mirror import IndexMirror
+from autoplay_rag.stores.chroma.names import exchange_names, set_aside
+from autoplay_rag.stores.chroma.rewriting import Rewrites, delete_collection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,13 +123,12 @@ class Folder:
     """
 
     def __init__(self, path: Path) -> None:
-        import chromadb
         import chromadb.errors as chroma
         from chromadb.config import Settings
 
         # Chroma runs in this process, writes to this folder, and sends nothing over the network.
         # The values are pinned, so other defaults or environment variables do not change this.
-        settings = Settings(
+        self._settings = Settings(
             chroma_api_impl="chromadb.api.rust.RustBindingsAPI",
             is_persistent=True,
             persist_directory=str(path),
@@ -137,10 +140,11 @@ class Folder:
         self._path = path
         self._mirror = IndexMirror(path)
         self._mirror.restore()
-        self._client = chromadb.PersistentClient(str(path), settings=settings)
         self._database = Database(path)
+        self._client = self._open()
         self._mirror.refresh()
         self._collections: dict[str, _Collection] = {}
+        self._rewrites = Rewrites(path, self._database)
         self._refusals = (
             ValueError,
             TypeError,
@@ -171,6 +175,10 @@ class Folder:
             case Drop():
                 self._drop(request.collection)
                 return Done()
+            case Clear():
+                return Step(self._rewrites.delete_some(self._client))
+            case Compact():
+                return self._compact(request)
             case Exchange():
                 self._exchange(request.collection, request.other)
                 return Done()
@@ -183,10 +191,10 @@ class Folder:
                 return Done()
             case Erase():
                 self._check_disk()
-                self._database.close()
-                erase_deleted(self._path)
-                return Done()
+                return Done(count=int(self._erase()))
         collection = self._collection(request.collection, request.model)
+        if isinstance(request, Upsert | Delete | UpdateMetadata):
+            self._rewrites.note(request.collection, request.ids)
         match request:
             case Open():
                 return Done()
@@ -224,6 +232,30 @@ class Folder:
         except NotFoundError:
             return None
 
+    def _open(self) -> ClientAPI:
+        import chromadb
+
+        return chromadb.PersistentClient(str(self._path), settings=self._settings)
+
+    def _erase(self) -> bool:
+        """Remove the remains of deleted chunks; returns whether all files are known to be clean."""
+        for collection in self._client.list_collections():
+            collection.count()  # makes Chroma apply its log after a kill
+        # Chroma has deleted vectors in memory, and would write them again.
+        self._collections.clear()
+        self._database.close()
+        client: Any = self._client
+        client.close()
+        try:
+            erase_deleted(self._path)
+            self._mirror.discard()
+            return erase_vectors(self._path)
+        finally:
+            try:
+                self._client = self._open()
+            except Exception as error:
+                raise SystemExit(f"Chroma could not open {self._path} again: {error}") from error
+
     def _exchange(self, one: str, other: str) -> None:
         """Exchange two collections that this package created. A missing one is created first."""
         ids = []
@@ -238,6 +270,7 @@ class Folder:
         exchange_names(self._path, *ids)
         for name in (one, other):
             self._collections.pop(name, None)
+            self._rewrites.abandon(name)
 
     def _own(self, name: str, done: str) -> Collection | None:
         """Return a collection that this package created, whatever its model is; None if missing."""
@@ -250,20 +283,46 @@ class Folder:
         return found
 
     def _drop(self, name: str) -> None:
-        """Delete a collection that this package created, whatever its model is."""
+        """Set a collection aside that this package created, whatever its model is."""
         self._collections.pop(name, None)
+        self._rewrites.abandon(name)
         found = self._own(name, "deleted")
-        if found is None:
-            return
-        _delete_collection(self._client, self._database, found)
+        if found is not None:
+            set_aside(self._path, str(found.id))
 
-    def _check_disk(self) -> None:
+    def _compact(self, request: Compact) -> Step:
+        name = request.collection
+        found = self._find(name)
+        if found is None or _MODEL not in (found.metadata or {}):
+            return Step(more=False)  # somebody else's may have settings that would be lost
+        if not self._rewrites.is_under_way(name):
+            # The new collection may have the name of one that is still to be deleted.
+            if self._rewrites.delete_some(self._client):
+                return Step(more=True)
+            # Until the old one is deleted, there are up to half as many chunks again.
+            database = (self._path / DATABASE).stat().st_size
+            self._check_disk((self._mirror.size * 2 + database) // 2)
+            return Step(self._rewrites.begin(self._client, name, found))
+        try:
+            self._check_disk()
+        except OSError:
+            self._rewrites.abandon(name)  # so that the next call gives back its space
+            raise
+        rewritten = self._rewrites.step(self._client, name, found, may_end=request.may_end)
+        if rewritten:
+            self._collections.pop(name, None)
+        return Step(more=not rewritten, rewritten=rewritten)
+
+    def _check_disk(self, more: int = 0) -> None:
         """Raise `OSError` if the disk is nearly full.
 
         Chroma ignores a failed write of an index and loses vectors.
+
+        Args:
+            more: The bytes that a longer work needs in addition.
         """
         free = shutil.disk_usage(self._path).free
-        needed = _FREE_BYTES + self._mirror.size // 2
+        needed = _FREE_BYTES + self._mirror.size // 2 + more
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
@@ -599,7 +658,7 @@ class _Collection:
         metadata = self._chroma.metadata or {}
         if _MODEL not in metadata or self.count() > 0:
             return False
-        _delete_collection(self._client, self._database, self._chroma)
+        delete_collection(self._client, self._database, self._chroma)
         self._chroma = self._create(metadata)
         return True
 
@@ -635,17 +694,6 @@ class _Collection:
             f"the Chroma collection {self._name!r} holds vectors of dimension {self._dimension}, "
             f"but was given one of dimension {dimension}; {_REMEDY}"
         )
-
-
-def _delete_collection(client: ClientAPI, database: Database, collection: Collection) -> None:
-    """Delete a collection and its index files, which Chroma leaves. The mirror deletes its copy."""
-    indexes = database.select(
-        "SELECT id FROM segments WHERE scope = 'VECTOR' AND collection = ?",
-        (str(collection.id),),
-    )
-    client.delete_collection(collection.name)
-    for (index,) in indexes:
-        shutil.rmtree(database.folder / index, ignore_errors=True)
 
 
 def _identity_of(metadata: Mapping[str, Any] | None) -> StoreIdentity | None:

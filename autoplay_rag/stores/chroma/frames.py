@@ -16,6 +16,8 @@ from autoplay_rag.stores.base import Condition, StoreIdentity
 __all__ = [
     "Answer",
     "Chunks",
+    "Clear",
+    "Compact",
     "Copy",
     "Count",
     "Delete",
@@ -37,6 +39,7 @@ __all__ = [
     "Scan",
     "Score",
     "Scores",
+    "Step",
     "StoredChunk",
     "UpdateMetadata",
     "Upsert",
@@ -121,7 +124,20 @@ class UpdateMetadata(_Request, tag=True, kw_only=True):
 
 
 class Drop(_Request, tag=True, kw_only=True):
-    """Delete the collection, whatever the model of its vectors is."""
+    """Remove the collection, whatever the model of its vectors is. `Clear` deletes the rest."""
+
+
+class Clear(_Request, tag=True, kw_only=True):
+    """Delete some of what dropped and rewritten collections leave. The reply is `Step`."""
+
+
+class Compact(_Request, tag=True, kw_only=True):
+    """Do one step of a rewrite of the collection, and begin it if it is due. The reply is `Step`.
+
+    If `may_end` is False, the last step waits: a scan is under way, which goes by row numbers.
+    """
+
+    may_end: bool
 
 
 class Exchange(_Request, tag=True, kw_only=True):
@@ -161,6 +177,8 @@ Request: TypeAlias = (
     | Scan
     | UpdateMetadata
     | Drop
+    | Clear
+    | Compact
     | Exchange
     | Identity
     | Copy
@@ -211,6 +229,17 @@ class Kept(msgspec.Struct, tag=True):
     own: bool = False
 
 
+class Step(msgspec.Struct, tag=True):
+    """One step of a longer work is done.
+
+    `more` is True if there may be further steps. `rewritten` is True if the collection has just
+    been replaced by its rewrite.
+    """
+
+    more: bool
+    rewritten: bool = False
+
+
 class Failed(msgspec.Struct, tag=True):
     """The request failed. `kind` selects the exception that is raised for it."""
 
@@ -218,7 +247,7 @@ class Failed(msgspec.Struct, tag=True):
     message: str
 
 
-Answer: TypeAlias = Done | Found | Scores | Chunks | Kept
+Answer: TypeAlias = Done | Found | Scores | Chunks | Kept | Step
 Reply: TypeAlias = Answer | Failed
 
 _LENGTH = 4

@@ -83,6 +83,16 @@ class IndexMirror:
                     self._folder,
                 )
 
+    def discard(self) -> None:
+        """Make the copies useless. The next `refresh` makes them equal to the indexes again.
+
+        Raises:
+            OSError: If files cannot be deleted.
+        """
+        for state in self._mirror.glob(f"*/{_STATE}"):
+            state.unlink()
+        self._seen = {}
+
     def refresh(self) -> None:
         """Copy indexes written since the last call, and delete copies of deleted indexes.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from autoplay_rag._serial import SerialThread
@@ -33,6 +35,7 @@ class SharedWorker:
         self._folder = folder
         self._interpreter = interpreter
         self._users = 0
+        self._scans: Counter[str] = Counter()
         self._thread = SerialThread("autoplay-chroma-store")
         self._process: ChromaProcess | None = None
 
@@ -83,6 +86,21 @@ class SharedWorker:
             StoreUnavailableError: If Chroma failed, or the worker died or did not answer.
         """
         return await self._thread.run(self._ask, make_request)
+
+    @contextmanager
+    def scanning(self, collection: str) -> Iterator[None]:
+        """Mark a collection as being scanned."""
+        with _lock:
+            self._scans[collection] += 1
+        try:
+            yield
+        finally:
+            with _lock:
+                self._scans[collection] -= 1
+
+    def is_scanned(self, collection: str) -> bool:
+        """Whether a scan of this collection is under way. Readable from any thread."""
+        return self._scans[collection] > 0
 
     def _ask(self, make_request: Callable[[], Request]) -> Answer:
         try:

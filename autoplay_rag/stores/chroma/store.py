@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,8 @@ from autoplay_rag.stores.base import (
 from autoplay_rag.stores.chroma.frames import (
     Answer,
     Chunks,
+    Clear,
+    Compact,
     Copy,
     Count,
     Delete,
@@ -41,6 +44,7 @@ from autoplay_rag.stores.chroma.frames import (
     Scan,
     Score,
     Scores,
+    Step,
     UpdateMetadata,
     Upsert,
 )
@@ -52,9 +56,9 @@ __all__ = ["ChromaStore", "where_of"]
 
 _OPERATORS = {"==": "$eq", ">=": "$gte", "<=": "$lte"}
 _LONG_FACTOR = 60
-"""The factor for the timeout of `drop` and `copy_to`. Chroma deletes a collection in one transaction: 100,000 chunks
-take 9 s, while other calls wait. After a kill for a timeout, the deletion would start again from the
-beginning."""
+"""The factor for the timeout of `copy_to` and `erase`, which read or write all files in one request."""
+_SCAN_SECONDS = 0.1
+"""The interval in which `compact` looks whether the last scan has ended."""
 
 
 class ChromaStore(VectorStore):
@@ -143,6 +147,8 @@ class ChromaStore(VectorStore):
     async def start(self, model: str) -> None:
         """Start the worker, and create the collection if it is missing.
 
+        What an interrupted `drop` or `compact` left is deleted, whatever collection it was of.
+
         Args:
             model: The name of the embedder and its settings.
 
@@ -155,6 +161,7 @@ class ChromaStore(VectorStore):
         """
         await self._ask(partial(Open, **self._to(model)))
         self._model = model
+        await self._clear()
 
     async def upsert(self, chunks: Sequence[Chunk], vectors: Sequence[Vector]) -> None:
         """Store chunks. A chunk with a known id replaces text, metadata and vector of the old one.
@@ -267,15 +274,16 @@ class ChromaStore(VectorStore):
         """
         check_at_least("page", page, 1, whole=True)
         after: int | None = 0
-        while after is not None:
-            to = self._to(self._model)
-            reply = await self._ask(
-                partial(Scan, **to, after=after, limit=min(page, self.max_batch))
-            )
-            assert isinstance(reply, Chunks)
-            if reply.chunks:
-                yield [Chunk(*chunk) for chunk in reply.chunks]
-            after = reply.after
+        with self._shared().scanning(self._collection):
+            while after is not None:
+                to = self._to(self._model)
+                reply = await self._ask(
+                    partial(Scan, **to, after=after, limit=min(page, self.max_batch))
+                )
+                assert isinstance(reply, Chunks)
+                if reply.chunks:
+                    yield [Chunk(*chunk) for chunk in reply.chunks]
+                after = reply.after
 
     async def update_metadata(self, changes: Mapping[str, Changes]) -> None:
         """Change metadata without touching text and vector.
@@ -343,17 +351,18 @@ class ChromaStore(VectorStore):
     async def drop(self) -> None:
         """Delete the collection with its index files, its identity and its model.
 
-        It works for vectors of any model, also before `start`. Siblings stay. The call may take up
-        to 60 times `timeout`. 100,000 chunks take 9 s, while other calls wait.
+        It works for vectors of any model, also before `start`. Siblings stay. The collection is
+        gone at once. Its files are deleted in small steps, and other calls go on meanwhile; if this
+        is interrupted, the next `start` does the rest.
 
         Raises:
             StoreLockedError: If another process uses the folder.
             StoreMismatchError: If this package did not create the collection.
             StoreUnavailableError: If it may pass later.
         """
-        to = {**self._to(None), "timeout": self._timeout * _LONG_FACTOR}
-        await self._ask(partial(Drop, **to))
+        await self._ask(partial(Drop, **self._to(None)))
         self._model = None
+        await self._clear()
 
     async def identity(self) -> StoreIdentity | None:
         """Return the identity saved by `save_identity`; None if it or the collection is missing.
@@ -410,19 +419,53 @@ class ChromaStore(VectorStore):
         return True
 
     async def erase(self) -> bool:
-        """Remove the remains of deleted chunks from Chroma's database, in all of its collections.
+        """Remove the remains of deleted chunks from Chroma's files, in all of its collections.
 
         Chroma keeps deleted texts in free pages of its database, in its full-text index and, for
-        the last thousand changes, in its log. Other calls wait meanwhile. The call may take up to
+        the last thousand changes, in its log. It keeps deleted vectors in the log and in its index,
+        where they are overwritten with zeros. Other calls wait meanwhile. The call may take up to
         60 times `timeout`.
+
+        Returns:
+            False if an index has an unknown format, so that vectors may be left.
 
         Raises:
             StoreLockedError: If another process uses the folder.
             StoreUnavailableError: If the database cannot be written.
         """
         to = {**self._to(None), "timeout": self._timeout * _LONG_FACTOR}
-        await self._ask(lambda: Erase(**to))
-        return True
+        done = await self._ask(lambda: Erase(**to))
+        assert isinstance(done, Done)
+        return bool(done.count)
+
+    async def compact(self) -> bool:
+        """Write the collection anew from its own vectors if most of its index are deleted chunks.
+
+        Chroma's index keeps the place of each deleted chunk. If more than half of the places are of
+        deleted chunks, texts, metadata and vectors are copied into a new collection, without
+        embedding anything. Then it takes the name, the identity and the model of the old one in one
+        transaction, and the old one is deleted.
+
+        All of this happens in small steps. Other calls go on meanwhile, and what they change is
+        applied to the copy. The last step waits for the scans of this collection to end. If this
+        is cancelled, the next call goes on; after a kill, the next `start` deletes the copy.
+
+        Returns:
+            Whether the collection was written anew. False also if this package did not create it.
+
+        Raises:
+            StoreLockedError: If another process uses the folder.
+            StoreUnavailableError: If it may pass later.
+        """
+        while True:
+            step = await self._ask(self._compact)
+            assert isinstance(step, Step)
+            if step.rewritten or not step.more:
+                break
+            if self._shared().is_scanned(self._collection):
+                await asyncio.sleep(_SCAN_SECONDS)
+        await self._clear()
+        return step.rewritten
 
     async def aclose(self) -> None:
         """Release the worker. It ends when the last store that uses it is closed.
@@ -436,10 +479,26 @@ class ChromaStore(VectorStore):
     def _sibling_name(self, name: str) -> str:
         return f"{self._collection}-{name}"
 
+    def _compact(self) -> Compact:
+        # Made when its turn comes: a scan that begins later sees only the new collection.
+        may_end = not self._shared().is_scanned(self._collection)
+        return Compact(**self._to(None), may_end=may_end)
+
+    async def _clear(self) -> None:
+        """Delete what dropped and rewritten collections leave."""
+        while True:
+            step = await self._ask(partial(Clear, **self._to(None)))
+            assert isinstance(step, Step)
+            if not step.more:
+                return
+
     async def _ask(self, make_request: Callable[[], Request]) -> Answer:
+        return await self._shared().ask(make_request)
+
+    def _shared(self) -> SharedWorker:
         if self._worker is None:
             self._worker = SharedWorker.acquire(self._folder, self._interpreter)
-        return await self._worker.ask(make_request)
+        return self._worker
 
     def _to(self, model: str | None) -> dict[str, Any]:
         return {"collection": self._collection, "model": model, "timeout": self._timeout}

@@ -107,7 +107,7 @@ async def test_a_collection_of_somebody_else_keeps_its_name(tmp_path, own):
 EXCHANGING = """
 import sys
 from pathlib import Path
-from autoplay_rag.stores.chroma.exchanging import exchange_names
+from autoplay_rag.stores.chroma.names import exchange_names
 folder, one, other = sys.argv[1:]
 print("started", flush=True)
 while True:

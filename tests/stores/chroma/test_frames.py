@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 from autoplay_rag.stores import StoreIdentity
 from autoplay_rag.stores.chroma.frames import (
     Chunks,
+    Clear,
+    Compact,
     Copy,
     Count,
     Delete,
     Done,
     Drop,
+    Erase,
+    Exchange,
     Failed,
     Found,
     Get,
@@ -26,6 +30,7 @@ from autoplay_rag.stores.chroma.frames import (
     Request,
     SaveIdentity,
     Scan,
+    Step,
     UpdateMetadata,
     Upsert,
     encode,
@@ -98,6 +103,10 @@ def test_every_request_and_reply_comes_back_as_it_was(metadata, text, after):
         Scan(**to, after=after or 0, limit=500),
         UpdateMetadata(**to, ids=[text], metadatas=[{**metadata, "gone": None}]),
         Drop(**to),
+        Clear(**to),
+        Compact(**to, may_end=after is None),
+        Erase(**to),
+        Exchange(**to, other=text),
         Identity(**to),
         Copy(**to, target=text),
         SaveIdentity(**to, identity=identity),
@@ -108,6 +117,8 @@ def test_every_request_and_reply_comes_back_as_it_was(metadata, text, after):
         Kept(identity),
         Kept(None),
         Kept(identity, own=True),
+        Step(more=True),
+        Step(more=False, rewritten=True),
         Failed("mismatch", text),
     ]
     for messages, decoder in ((requests, REQUESTS), (replies, REPLIES)):
