@@ -337,7 +337,7 @@ def measured(pipeline: IngestPipeline) -> Iterator[Parts]:
 
     parts = Parts()
     running = pipeline._open_run().searcher  # noqa: SLF001
-    store, embedder = type(running.store), type(running.embedder)
+    store, embedder = type(running.store), type(running.serving.embedder)
     blocking = [
         (Finder, "scope", "scope"),
         (Finder, "find", "full text"),

@@ -115,11 +115,9 @@ def status(
         seconds = getattr(found.ledger, f"lag_{name}")
         if seconds is not None:
             rows.append((f"lag {name} s", f"{seconds:,.1f}"))
-    if found.model:
-        rows.append(("model", clean(found.model)))
     if found.copy is not None:
         copy = found.copy
-        rows.append(("re-embedding", f"{copy.done:,} of {copy.total:,} with {clean(copy.model)}"))
+        rows.append(("re-embedded", f"{copy.done:,} of {copy.total:,} with {clean(copy.model)}"))
     rows.append(("journal", _megabytes(space.journal)))
     rows.append(("store", _megabytes(space.store)))
     rows.append(("disk free", _megabytes(space.free)))

@@ -69,7 +69,7 @@ def test_chunks_are_as_they_were_given(opened, add, end):
 def test_the_model_of_a_chunk_is_known(opened, add):
     db = opened()
     add(db, chunk("a"), chunk("b"))
-    db.queue._model = "other"
+    db.queue.model = "other"
     db.queue_all()
     (first,) = db.queued(0, 1)
     db.stored_again({first.number: first.chunk.id}, {})
