@@ -30,7 +30,7 @@ from autoplay_rag.ingest.running import RunningPipeline
 from autoplay_rag.ingest.settings import Settings, Summaries
 from autoplay_rag.journal.base import Durability, Health, Outcome
 from autoplay_rag.journal.ledger import Ledger
-from autoplay_rag.live import LiveSessions
+from autoplay_rag.live import Feed, LiveSessions
 from autoplay_rag.maintenance.asked import asked_of
 from autoplay_rag.maintenance.backup import BackupReport
 from autoplay_rag.maintenance.receipt import Receipt
@@ -115,6 +115,7 @@ class IngestPipeline(Questions):
 
     Attributes:
         live: The latest payloads of each session.
+        feed: The accepted payloads as they come in, for subscribers.
 
     Example:
         >>> from autoplay_rag import ActionsPayload, SlimAction
@@ -188,6 +189,7 @@ class IngestPipeline(Questions):
                 f"{type(store).__name__} is not a store: see autoplay_rag.stores.VectorStore for what it needs"
             )
         self.live = LiveSessions() if live is None else live
+        self.feed = Feed()
         self._store = store
         self._given_embedder = embedder
         self._embedder: Embedder | None = None
@@ -249,7 +251,7 @@ class IngestPipeline(Questions):
             if isinstance(self._store, VectorStore):
                 self._embedder = as_embedder(self._given_embedder or _bundled_embedder())
             run = RunningPipeline(
-                self._settings, self._store, self._embedder, self.live, self._clients
+                self._settings, self._store, self._embedder, self.live, self.feed, self._clients
             )
             await run.start()
         except BaseException:

@@ -44,7 +44,7 @@ from autoplay_rag.journal.forgetting import Asked, Deleted
 from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.sqlite import SqliteJournal
-from autoplay_rag.live import LiveSessions
+from autoplay_rag.live import Feed, LiveSessions
 from autoplay_rag.maintenance.backup import BackupReport, write_backup
 from autoplay_rag.maintenance.erasing import Eraser
 from autoplay_rag.maintenance.exporting import export_records
@@ -93,6 +93,7 @@ class RunningPipeline:
         store: The store for the chunks.
         embedder: Makes the vectors; None if the store embeds texts itself.
         live: Receives the accepted payloads.
+        feed: Receives the accepted payloads, too.
         clients: The attached clients. Their failures are part of `health`.
 
     Attributes:
@@ -110,12 +111,14 @@ class RunningPipeline:
         store: VectorStore | TextStore,
         embedder: Embedder | None,
         live: LiveSessions,
+        feed: Feed,
         clients: Clients,
     ) -> None:
         self._settings = settings
         self._store = store
         self._embedder = embedder
         self._live = live
+        self._feed = feed
         self._clients = clients
         self._intake = Intake(
             settings.select, settings.redact, include_email=settings.include_email
@@ -195,6 +198,7 @@ class RunningPipeline:
         known, notes = await self._journal.known(), await self._journal.notes()
         self._intake.names_first_chunks = notes.adopted
         self.watermark = Watermark(self._journal, known.seq)
+        self._feed.begin(known.seq)
         limits = None
         if embedder:
             spent = await self._journal.tokens(day)
@@ -264,10 +268,13 @@ class RunningPipeline:
             page = await self._journal.waiting(page[-1][0], _RESUME_PAGE)
         self.watermark.resume((seq, seq in letters) for seq in waiting)
         self._batcher.close_windows(now)
-        if not len(self._live):
-            since = time.time() - _LIVE_SECONDS
-            for at, payload in await self._journal.recent(since, _LIVE_PAYLOADS):
+        filling = not len(self._live)
+        since = time.time() - _LIVE_SECONDS
+        for at, payload in await self._journal.recent(since, _LIVE_PAYLOADS):
+            if filling:
                 self._show(payload, at=at)
+            if payload.session_id:
+                self._feed.know(session_lane(payload.product_id, payload.session_id), payload)
 
     async def _work(self) -> None:
         try:
@@ -341,6 +348,7 @@ class RunningPipeline:
         self._worker.wake()
         if entry.payload is not None:
             self._show(entry.payload)
+            self._feed.publish(entry.seq, time.time(), entry.lane, entry.payload, entry.size)
 
     def _show(self, payload: Payload, **arrived: float) -> None:
         try:
@@ -559,6 +567,7 @@ class RunningPipeline:
     def _clear_caches(self, asked: Asked, lanes: Collection[int]) -> None:
         # Events in `live` have the times of their arrival, so all of a session are dropped.
         self._live.forget(set(lanes), user_id=asked.user_id, conversation_id=asked.conversation_id)
+        self._feed.forget(set(lanes), user_id=asked.user_id)
         if self._embedding:
             self._embedding.clear()
 

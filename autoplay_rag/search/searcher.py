@@ -299,7 +299,9 @@ class Searcher:
     async def _session_hits(
         self, found: Mapping[int, list[Hit]], ranking: _Ranking, filter: Filter
     ) -> list[SessionHit]:
-        visits = await self.catalog.visits(list(found)) if self.catalog else {}
+        # The catalog has the times of the whole session. Those of one person come from the parts.
+        of_all = self.catalog is not None and filter.user_id is None
+        visits = await self.catalog.visits(list(found)) if self.catalog and of_all else {}
         whole = await self._whole(found, ranking, filter)
         return [
             session_hit(hits, visits.get(lane), whole.get(lane, ())) for lane, hits in found.items()
