@@ -17,8 +17,10 @@ from autoplay_rag.cli.ingest import ingest
 from autoplay_rag.cli.journal import dead_letters, status
 from autoplay_rag.cli.options import USAGE, help_without_subcommand
 from autoplay_rag.cli.search import search
+from autoplay_rag.cli.serve import serve
 from autoplay_rag.cli.sessions import session, sessions
 from autoplay_rag.cli.tail import tail
+from autoplay_rag.cli.token import token
 from autoplay_rag.cli.verify import verify
 from autoplay_rag.errors import AutoplayError, ConfigurationError, MissingExtraError
 
@@ -30,7 +32,7 @@ _TYPER_INTERRUPTED = 130
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for command in (
     demo, connector, ingest, search, sessions, session, tail, status, verify, backup, restore,
-    forget, export,
+    forget, export, serve, token,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(dead_letters, name="dead-letters")

@@ -251,7 +251,12 @@ class IngestPipeline(Questions):
             if isinstance(self._store, VectorStore):
                 self._embedder = as_embedder(self._given_embedder or _bundled_embedder())
             run = RunningPipeline(
-                self._settings, self._store, self._embedder, self.live, self.feed, self._clients
+                self._settings,
+                self._store,
+                self._embedder,
+                live=self.live,
+                feed=self.feed,
+                clients=self._clients,
             )
             await run.start()
         except BaseException:
@@ -675,6 +680,11 @@ class IngestPipeline(Questions):
             PipelineClosedError: If the pipeline is not running.
         """
         return self._open_run().loop
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it accepts payloads and answers questions. Readable from any thread."""
+        return self._running and self._run is not None
 
     @property
     def health(self) -> Health:

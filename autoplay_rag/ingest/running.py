@@ -110,6 +110,7 @@ class RunningPipeline:
         settings: Settings,
         store: VectorStore | TextStore,
         embedder: Embedder | None,
+        *,
         live: LiveSessions,
         feed: Feed,
         clients: Clients,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
-from typing import Final, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Final, Self
 
 from autoplay_rag._checks import check_above
 from autoplay_rag.content.identity import people_of
@@ -23,7 +24,8 @@ _SESSIONS: Final = 20_000
 """The most sessions whose person is remembered."""
 
 
-class FeedEvent(NamedTuple):
+@dataclass(slots=True, eq=False)
+class FeedEvent:
     """One accepted payload.
 
     Attributes:
@@ -35,6 +37,8 @@ class FeedEvent(NamedTuple):
         user_id: The person it belongs to: the one it names, or else the only one known to have used
             its session. None if unknown.
         size: The size of its JSON in bytes.
+        encoded: Room for what a reader makes of it once for all subscribers. It is forgotten with the
+            event.
     """
 
     seq: int
@@ -43,6 +47,7 @@ class FeedEvent(NamedTuple):
     payload: Payload
     user_id: str | None
     size: int
+    encoded: bytes | None = None
 
 
 class Subscription:
