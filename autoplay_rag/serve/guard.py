@@ -36,6 +36,7 @@ _PROBES: Final = frozenset(("/healthz", "/readyz"))
 _WEBHOOKS: Final = "/v1/webhooks/"
 _WITH_BODY: Final = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 _BODY_SECONDS: Final = 30.0
+_DISCARDED_BYTES: Final = 8 * 2**20
 _HEADERS: Final[Mapping[str, str]] = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -177,9 +178,6 @@ class Guard:
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         if has_body and not webhook and not _is_json(headers.get("content-type", "")):
             raise ProblemError(415, "The body must be JSON, with the type application/json.")
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length[:20]) > limit:
-            raise _too_large(limit)
         try:
             async with asyncio.timeout(_BODY_SECONDS):
                 return await _read(receive, limit)
@@ -208,16 +206,28 @@ class _SenderGoneError(Exception):
 
 
 async def _read(receive: Receive, limit: int) -> bytes:
+    """Read a whole body.
+
+    Raises:
+        ProblemError: If it is over the limit. The excess is read and discarded, up to a bound: an
+            answer sent while the client still writes is often lost with the connection.
+    """
     body = bytearray()
-    while True:
+    size, more = 0, True
+    while more and size <= limit + _DISCARDED_BYTES:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise _SenderGoneError
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
-        if not message.get("more_body", False):
-            return bytes(body)
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size <= limit:
+            body += piece
+        else:
+            body.clear()
+        more = message.get("more_body", False)
+    if size > limit:
+        raise ProblemError(413, f"The body has more than {limit} bytes.", {"connection": "close"})
+    return bytes(body)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
@@ -232,10 +242,6 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-def _too_large(limit: int) -> ProblemError:
-    return ProblemError(413, f"The body has more than {limit} bytes.", {"connection": "close"})
 
 
 def _path(scope: Scope) -> str:

@@ -13,6 +13,7 @@ server stops", or "the token expired".
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Annotated, Any, Final, Literal
 
@@ -30,6 +31,8 @@ from autoplay_rag.serve.serving import Serving, serving_of
 from autoplay_rag.serve.tokens import Bound
 
 __all__ = ["router"]
+
+_log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["live"])
 
@@ -101,7 +104,7 @@ class EventStream(Response):
             await self._put(send, _event("end", {"reason": reason}), _LAST_SECONDS)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
-            return  # stalled: the connection is closed without a last event
+            _log.warning("a subscriber took nothing for too long, and is cut off")
 
     async def _send_events(self, send: Send) -> str:
         """Send until the end; returns why it ended."""
