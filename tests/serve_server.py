@@ -104,7 +104,9 @@ async def fill(pipeline):
 def of_both(session="s4"):
     """One payload with actions of Ann and Bob. The library takes it as Ann's."""
     actions = [
-        SlimAction(text, text, "https://app.test/p", n, "click", 6000.0 + n, 6000.0 + n, user_id=who)
+        SlimAction(
+            text, text, "https://app.test/p", n, "click", 6000.0 + n, 6000.0 + n, user_id=who
+        )
         for n, (who, text) in enumerate((("ann", "ann looked"), ("bob", f"bob {SECRET_WORD}")))
     ]
     return ActionsPayload("acme", session, None, None, actions, 2, 6010.0)

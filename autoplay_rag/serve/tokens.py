@@ -154,6 +154,7 @@ def mint_token(
     for name, value in claims.items():
         if not _is_id(value):
             raise ConfigurationError(f"{name} must be a text of 1 to {_LONGEST_ID} characters")
+    seconds = seconds_of("ttl", ttl)
     keys = keys or SigningKeys.from_environment()
     if keys is None:
         raise ConfigurationError(
@@ -161,7 +162,7 @@ def mint_token(
         )
     now = int(time.time())
     claims |= {"iss": _NAME, "aud": _NAME, "jti": secrets.token_hex(8)}
-    claims |= {"iat": now, "exp": now + int(seconds_of("ttl", ttl))}
+    claims |= {"iat": now, "exp": now + int(seconds)}
     return str(_jwt().encode(claims, keys.current, _ALGORITHM, headers={"kid": _kid(keys.current)}))
 
 

@@ -184,7 +184,9 @@ async def test_the_scores_of_a_token_do_not_depend_on_other_people(running):
     assert [hit["score"] for hit in before] == [1 / rank for rank in range(1, len(before) + 1)]
     assert {hit["text_score"] for hit in before} == {None}
     async with running.client(KEYS.read) as client:
-        hits = (await client.post("/v1/search", json={**asked, "product_id": "acme"})).json()["hits"]
+        hits = (await client.post("/v1/search", json={**asked, "product_id": "acme"})).json()[
+            "hits"
+        ]
     assert hits[0]["text_score"] > 0
 
 

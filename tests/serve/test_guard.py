@@ -65,7 +65,12 @@ async def test_no_cors_unless_asked_for(running):
 
 async def test_bodies_must_be_json(running):
     async with running.client(KEYS.admin) as client:
-        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None):
+        for kind in (
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data",
+            None,
+        ):
             headers = {"content-type": kind} if kind else {}
             answer = await client.post("/v1/search", content=b'{"query": "x"}', headers=headers)
             assert answer.status_code == 415, kind
@@ -83,15 +88,14 @@ async def test_bodies_are_bounded_with_and_without_a_length(serve):
         for _ in range(100):
             yield b"x" * 1000
 
-    async with serve(max_body_bytes=5000) as running:
-        async with running.client(KEYS.admin) as client:
-            for content in (b"x" * 5001, chunks()):
-                answer = await client.post(
-                    "/v1/search", content=content, headers={"content-type": "application/json"}
-                )
-                assert answer.status_code == 413
-            answer = await client.post("/v1/search", json={"query": "x" * 4000})
-            assert answer.status_code == 200
+    async with serve(max_body_bytes=5000) as running, running.client(KEYS.admin) as client:
+        for content in (b"x" * 5001, chunks()):
+            answer = await client.post(
+                "/v1/search", content=content, headers={"content-type": "application/json"}
+            )
+            assert answer.status_code == 413
+        answer = await client.post("/v1/search", json={"query": "x" * 4000})
+        assert answer.status_code == 200
 
 
 async def test_a_body_that_never_comes_is_given_up(serve, monkeypatch):

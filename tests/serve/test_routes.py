@@ -1,12 +1,14 @@
 """What each route answers."""
 
+import asyncio
 import hashlib
 import hmac
 import json
+from urllib.parse import quote
 
 import pytest
 from pipelines import make_actions
-from serve_server import KEYS, WEBHOOK_SECRET, of_both, token  # noqa: F401
+from serve_server import KEYS, WEBHOOK_SECRET, token
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.errors import EmbedderUnavailableError
@@ -60,8 +62,6 @@ async def test_sessions_are_searched_listed_and_read(running, admin):
 async def test_a_session_id_may_have_any_characters(running, admin):
     odd = "a/b?c#d é%2F"
     await running.pipeline.accept(make_actions(odd, "opened"))
-    from urllib.parse import quote
-
     found = await admin.get(f"/v1/sessions/{quote(odd, safe='')}")
     assert found.json()["session_id"] == odd
 
@@ -86,7 +86,12 @@ async def test_context_is_marked_as_data(running, admin):
 
 
 async def test_turns_are_found(running, admin):
-    turn = {"product_id": "acme", "session_id": "s1", "user_id": "ann", "question": "Where is gold?"}
+    turn = {
+        "product_id": "acme",
+        "session_id": "s1",
+        "user_id": "ann",
+        "question": "Where is gold?",
+    }
     async with running.client(KEYS.ingest) as client:
         assert (await client.post("/v1/turns", json=turn)).json() == {"outcome": "accepted"}
     found = (await admin.post("/v1/search", json={"query": "gold", "mode": "text"})).json()
@@ -175,7 +180,9 @@ async def test_dead_letters_are_listed_retried_and_discarded(serve, make_pipelin
         discarded = await admin.post("/v1/dead-letters/discard", json={"ids": [second["id"], 99]})
         assert discarded.json() == {"count": 1}
         assert (await admin.post("/v1/dead-letters/discard", json={})).status_code == 422
-        assert (await admin.post("/v1/dead-letters/discard", json={"all": True})).json()["count"] == 1
+        assert (await admin.post("/v1/dead-letters/discard", json={"all": True})).json()[
+            "count"
+        ] == 1
 
 
 async def test_the_ledger_and_the_metrics_have_the_same_counts(running, admin):
@@ -220,8 +227,6 @@ async def test_jobs_run_and_report(running, admin, tmp_path):
 
 
 async def test_a_job_is_cancelled_and_shows_its_progress(serve):
-    import asyncio
-
     begun = asyncio.Event()
 
     async def count_forever(_, job):

@@ -136,14 +136,14 @@ async def test_the_end_of_a_token_ends_the_stream(running):
 
 
 async def test_every_subscriber_is_told_of_the_end_and_stalled_ones_do_not_hold_it(
-    serve, monkeypatch
+    serve, monkeypatch, eventually
 ):
     monkeypatch.setattr("autoplay_rag.serve.server._GRACE_SECONDS", 0.3)
     async with serve() as running:
         stalled = [_stalled(running.server.port) for _ in range(3)]
         async with running.client(KEYS.read) as client, opened(client) as answer:
             events = Events(answer)
-            await _until(lambda: len(running.pipeline.feed) == 4)
+            await eventually(lambda: len(running.pipeline.feed) == 4)
             for number in range(200):  # more than the buffers of the sockets hold
                 await running.pipeline.accept(make_actions("s9", f"{number} " + "x" * 20_000))
             running.server.stop()
@@ -151,7 +151,7 @@ async def test_every_subscriber_is_told_of_the_end_and_stalled_ones_do_not_hold_
             while event := await events.next():
                 last = event
             assert last[1:] == ("end", {"reason": "the server stops"})
-        await _until(lambda: not len(running.pipeline.feed))
+        await eventually(lambda: not len(running.pipeline.feed))
     for one in stalled:
         one.close()
 
@@ -167,17 +167,11 @@ def _stalled(port):
     return one
 
 
-async def _until(condition):
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def test_the_streams_of_one_token_are_bounded(running, monkeypatch):
+async def test_the_streams_of_one_token_are_bounded(running, monkeypatch, eventually):
     monkeypatch.setattr("autoplay_rag.serve.serving._MOST_OF_TOKEN", 1)
     async with running.client(token(user_id="ann")) as client, opened(client):
         assert (await client.get("/v1/stream")).status_code == 429
-    await _until(lambda: not running.server._serving.streams)
+    await eventually(lambda: not running.server._serving.streams)
 
 
 async def test_forgotten_events_are_not_streamed(running):

@@ -1,6 +1,8 @@
 """Tokens: what is minted is verified, and nothing else is."""
 
 import base64
+import hashlib
+import hmac
 import json
 import time
 
@@ -82,9 +84,6 @@ def test_a_token_of_another_key_is_refused(claims, key):
     forged = {"iss": "autoplay-rag", "aud": "autoplay-rag", "iat": 1, "exp": 2**31, "jti": "j"}
     forged = {"product_id": "acme", "user_id": "bob"} | forged | claims
     head, body = (_encoded(part) for part in ({"alg": "HS256", "typ": "JWT", "kid": KID}, forged))
-    import hashlib
-    import hmac
-
     digest = hmac.digest(key.encode(), f"{head}.{body}".encode(), hashlib.sha256)
     signature = base64.urlsafe_b64encode(digest).decode().rstrip("=")
     assert verify_token(f"{head}.{body}.{signature}", KEYS) is None
