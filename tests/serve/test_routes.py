@@ -212,10 +212,10 @@ async def test_jobs_run_and_report(running, admin, tmp_path):
     ).json()
     assert (await admin.post("/v1/jobs", json={"kind": "dance"})).status_code == 422
     ended = {}
-    for id in (started.json()["id"], backup["id"], wrong["id"]):
-        while (job := (await admin.get(f"/v1/jobs/{id}")).json())["ended_at"] is None:
+    for one in (started.json()["id"], backup["id"], wrong["id"]):
+        while (job := (await admin.get(f"/v1/jobs/{one}")).json())["ended_at"] is None:
             pass
-        ended[id] = job
+        ended[one] = job
     first, second, third = ended.values()
     assert first["state"] == "done"
     assert first["report"]["clean"] is True
@@ -234,44 +234,49 @@ async def test_a_job_is_cancelled_and_shows_its_progress(serve):
         begun.set()
         await asyncio.Event().wait()
 
-    async with serve(job_kinds={"count": count_forever}) as running:
-        async with running.client(KEYS.admin) as admin:
-            job = (await admin.post("/v1/jobs", json={"kind": "count"})).json()
-            waiting = (await admin.post("/v1/jobs", json={"kind": "count"})).json()
-            await begun.wait()
-            shown = (await admin.get(f"/v1/jobs/{job['id']}")).json()
-            assert (shown["state"], shown["done"], shown["total"]) == ("running", 3, 10)
-            for id in (waiting["id"], job["id"]):
-                cancelled = (await admin.post(f"/v1/jobs/{id}/cancel")).json()
-                assert cancelled["state"] == "cancelled"
+    async with (
+        serve(job_kinds={"count": count_forever}) as running,
+        running.client(KEYS.admin) as admin,
+    ):
+        job = (await admin.post("/v1/jobs", json={"kind": "count"})).json()
+        waiting = (await admin.post("/v1/jobs", json={"kind": "count"})).json()
+        await begun.wait()
+        shown = (await admin.get(f"/v1/jobs/{job['id']}")).json()
+        assert (shown["state"], shown["done"], shown["total"]) == ("running", 3, 10)
+        for one in (waiting["id"], job["id"]):
+            cancelled = (await admin.post(f"/v1/jobs/{one}/cancel")).json()
+            assert cancelled["state"] == "cancelled"
 
 
 async def test_health(serve, make_pipeline, embedder):
     pipeline = make_pipeline()
-    async with serve(pipeline=pipeline) as running:
-        async with running.client() as probe, running.client(KEYS.read) as read:
-            assert (await probe.get("/healthz")).json() == {"status": "ok"}
-            assert (await probe.get("/readyz")).json() == {"status": "ok", "reasons": None}
+    async with (
+        serve(pipeline=pipeline) as running,
+        running.client() as probe,
+        running.client(KEYS.read) as read,
+    ):
+        assert (await probe.get("/healthz")).json() == {"status": "ok"}
+        assert (await probe.get("/readyz")).json() == {"status": "ok", "reasons": None}
 
-            def fail(_):
-                raise EmbedderUnavailableError("the model is asleep")
+        def fail(_):
+            raise EmbedderUnavailableError("the model is asleep")
 
-            embedder.script = fail
-            await pipeline.accept(make_actions("s1", "x"))
-            while (told := (await read.get("/readyz")).json())["status"] == "ok":
-                pass
-            assert told["status"] == "degraded"
-            assert "the model is asleep" in told["reasons"][0]
-            assert (await probe.get("/readyz")).json() == {"status": "degraded", "reasons": None}
-            dense = await read.post("/v1/search", json={"query": "x", "mode": "dense"})
-            assert dense.status_code == 503
-            assert "asleep" not in dense.text
-            embedder.script = lambda _: None
-            await pipeline.drain()
-            await pipeline.aclose()
-            stopped = await probe.get("/readyz")
-            assert (stopped.status_code, stopped.json()["status"]) == (503, "stopped")
-            assert (await read.post("/v1/search", json={"query": "x"})).status_code == 503
+        embedder.script = fail
+        await pipeline.accept(make_actions("s1", "x"))
+        while (told := (await read.get("/readyz")).json())["status"] == "ok":
+            pass
+        assert told["status"] == "degraded"
+        assert "the model is asleep" in told["reasons"][0]
+        assert (await probe.get("/readyz")).json() == {"status": "degraded", "reasons": None}
+        dense = await read.post("/v1/search", json={"query": "x", "mode": "dense"})
+        assert dense.status_code == 503
+        assert "asleep" not in dense.text
+        embedder.script = lambda _: None
+        await pipeline.drain()
+        await pipeline.aclose()
+        stopped = await probe.get("/readyz")
+        assert (stopped.status_code, stopped.json()["status"]) == (503, "stopped")
+        assert (await read.post("/v1/search", json={"query": "x"})).status_code == 503
 
 
 async def test_the_application_runs_the_pipeline_unless_it_runs_already(embedder):

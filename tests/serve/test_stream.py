@@ -78,12 +78,15 @@ async def test_a_gap_is_told_after_a_restart(serve, make_pipeline, tmp_path):
     async with serve(journal=tmp_path / "journal.db") as running:
         await fill(running.pipeline)
     pipeline = make_pipeline(journal=tmp_path / "journal.db", adopt=True)
-    async with serve(pipeline=pipeline) as running, running.client(KEYS.read) as client:
-        async with opened(client, headers={"last-event-id": "3"}) as answer:
-            events = Events(answer)
-            assert (await events.next())[1] == "gap"
-            await pipeline.accept(make_actions("s9", "later"))
-            assert (await events.next())[0] > 3
+    async with (
+        serve(pipeline=pipeline) as running,
+        running.client(KEYS.read) as client,
+        opened(client, headers={"last-event-id": "3"}) as answer,
+    ):
+        events = Events(answer)
+        assert (await events.next())[1] == "gap"
+        await pipeline.accept(make_actions("s9", "later"))
+        assert (await events.next())[0] > 3
 
 
 async def test_a_token_gets_its_own_events_alone(running):
@@ -118,14 +121,16 @@ async def test_filters(running):
 
 
 async def test_a_person_without_a_product_stays_in_the_first_one(running):
-    async with running.client(KEYS.read) as client:
-        async with opened(client, params={"user_id": "cat"}) as answer:
-            other = make_actions("s9", "other cat", user="cat")
-            other.product_id = "umbrella"
-            await running.pipeline.accept(make_actions("s9", "cat", user="cat"))
-            await running.pipeline.accept(other)
-            await running.pipeline.accept(make_actions("s9", "cat again", user="cat"))
-            assert await Events(answer).titles(2) == ["cat", "cat again"]
+    async with (
+        running.client(KEYS.read) as client,
+        opened(client, params={"user_id": "cat"}) as answer,
+    ):
+        other = make_actions("s9", "other cat", user="cat")
+        other.product_id = "umbrella"
+        await running.pipeline.accept(make_actions("s9", "cat", user="cat"))
+        await running.pipeline.accept(other)
+        await running.pipeline.accept(make_actions("s9", "cat again", user="cat"))
+        assert await Events(answer).titles(2) == ["cat", "cat again"]
 
 
 async def test_the_end_of_a_token_ends_the_stream(running):
@@ -181,9 +186,11 @@ async def test_forgotten_events_are_not_streamed(running):
     await pipeline.drain()
     await pipeline.forget(user_id="cat")
     await pipeline.accept(make_actions("s8", "dog", user="dog"))
-    async with running.client(KEYS.read) as client:
-        async with opened(client, params={"after": before}) as answer:
-            assert await Events(answer).titles(1) == ["dog"]
+    async with (
+        running.client(KEYS.read) as client,
+        opened(client, params={"after": before}) as answer,
+    ):
+        assert await Events(answer).titles(1) == ["dog"]
 
 
 # -- the feed itself ------------------------------------------------------------------------------
