@@ -90,6 +90,7 @@ async def fill(pipeline):
         make_actions("s3", "ann paid", user="ann", at=3000.0),
         make_actions("s3", f"bob cancelled {SECRET_WORD}", user="bob", at=4000.0),
         make_actions("s3", f"somebody wrote {SECRET_WORD}", at=5000.0),
+        of_both(),
         SummaryPayload("acme", "s1", "Ann exported a report.", 0, 1500.0),
         ChatTurn("acme", "s1", "ann", "thread", "How do I export?", "Click Export.", [], 1600.0),
     ):
@@ -102,7 +103,7 @@ async def fill(pipeline):
 
 
 def of_both(session="s4"):
-    """One payload with actions of Ann and Bob. The library takes it as Ann's."""
+    """One payload with actions of Ann and Bob."""
     actions = [
         SlimAction(
             text, text, "https://app.test/p", n, "click", 6000.0 + n, 6000.0 + n, user_id=who

@@ -410,7 +410,8 @@ class IngestPipeline(Questions):
     def accept(self, payload: Payload) -> asyncio.Future[Outcome]:
         """Accept a payload of any kind. Call this on the pipeline's event loop.
 
-        Payloads keep the order of the calls, however long each future takes.
+        Payloads keep the order of the calls, however long each future takes. A payload whose
+        actions name several people becomes one payload of each; the ledger counts them singly.
 
         Returns:
             A future that is done once the payload is in the journal. Its result is "accepted",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autoplay_rag._describe import describe
+from autoplay_rag.content.identity import parts_by_person
 from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.passages import storable
 from autoplay_rag.embedders.base import Embedder
@@ -80,6 +81,9 @@ _CONSEQUENCES: dict[Capability, str] = {
     "drop": "a rebuild cannot replace vectors of another model",
 }
 """The consequences of each capability that a store lacks."""
+_WORST_FIRST: tuple[Outcome, ...] = (
+    "overflow", "dead", "accepted", "refused", "filtered", "duplicate",
+)  # fmt: skip
 _LIVE_SECONDS = 3600.0
 _LIVE_PAYLOADS = 10_000
 """The age and number of journalled payloads to fill live sessions with at start."""
@@ -331,7 +335,31 @@ class RunningPipeline:
     # -- in -----------------------------------------------------------------------------------
 
     def accept(self, payload: Payload) -> asyncio.Future[Outcome]:
-        """Assign a sequence number to a payload and pass it to the journal."""
+        """Assign a sequence number to a payload and pass it to the journal.
+
+        A payload of several people becomes one of each, so that no chunk mixes two people.
+        """
+        accepted = [self._accept(part) for part in parts_by_person(payload)]
+        return accepted[0] if len(accepted) == 1 else self._joined(accepted)
+
+    def _joined(self, parts: Sequence[asyncio.Future[Outcome]]) -> asyncio.Future[Outcome]:
+        """Return a future with the worst outcome of the parts of one payload."""
+        whole: asyncio.Future[Outcome] = self.loop.create_future()
+
+        def finish(ended: asyncio.Future[list[Outcome]]) -> None:
+            if whole.done():
+                return
+            if ended.cancelled():
+                whole.cancel()
+            elif (error := ended.exception()) is not None:
+                whole.set_exception(error)
+            else:
+                whole.set_result(min(ended.result(), key=_WORST_FIRST.index))
+
+        asyncio.gather(*parts).add_done_callback(finish)
+        return whole
+
+    def _accept(self, payload: Payload) -> asyncio.Future[Outcome]:
         seq = self.watermark.take()
         self.last_received = self.loop.time()
         try:

@@ -82,6 +82,8 @@ def own_payload(event: FeedEvent, user_id: str) -> Payload | None:
     actions = [action for action in payload.actions if action.user_id in (None, "", user_id)]
     if len(actions) == len(payload.actions):
         return payload
+    if not actions:
+        return None
     return msgspec.structs.replace(payload, actions=actions, count=len(actions))
 
 

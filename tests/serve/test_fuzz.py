@@ -26,22 +26,25 @@ def cases(document, examples):
         operation = result.ok()
         if operation.path == "/v1/stream" or operation.path.startswith("/v1/jobs"):
             continue
-        found = []
-        strategy = operation.as_strategy()
+        yield from _generated(operation.as_strategy(), examples)
 
-        @settings(
-            max_examples=examples,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(case=strategy)
-        def collect(case):
-            found.append(case)
 
-        collect()
-        yield from found
+def _generated(strategy, examples):
+    found = []
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=strategy)
+    def collect(case):
+        found.append(case)
+
+    collect()
+    return found
 
 
 @pytest.mark.slow

@@ -44,12 +44,12 @@ async def test_sessions_are_searched_listed_and_read(running, admin):
     assert found[0]["session_id"] == "s1"
     assert found[0]["hits"]
     first = (await admin.get("/v1/sessions", params={"limit": 3})).json()
-    assert first["total"] == 4
+    assert first["total"] == 5
     second = (await admin.get("/v1/sessions", params={"limit": 3, "cursor": first["next"]})).json()
     assert second["next"] is None
     ids = [one["session_id"] for one in first["sessions"] + second["sessions"]]
-    assert sorted(ids) == ["s1", "s1", "s2", "s3"]
-    since = (await admin.get("/v1/sessions", params={"since": "2500", "until": "6000"})).json()
+    assert sorted(ids) == ["s1", "s1", "s2", "s3", "s4"]
+    since = (await admin.get("/v1/sessions", params={"since": "2500", "until": "5500"})).json()
     assert [one["session_id"] for one in since["sessions"]] == ["s3"]
     whole = (await admin.get("/v1/sessions/s1", params={"product_id": "acme"})).json()
     expected = await running.pipeline.session("s1", "acme")
@@ -188,7 +188,7 @@ async def test_dead_letters_are_listed_retried_and_discarded(serve, make_pipelin
 async def test_the_ledger_and_the_metrics_have_the_same_counts(running, admin):
     ledger = (await admin.get("/v1/ledger")).json()
     assert ledger["balanced"] is True
-    assert ledger["received"] == running.pipeline.ledger.received == 8
+    assert ledger["received"] == running.pipeline.ledger.received == 10
     assert ledger["health"] == "ok"
     text = (await admin.get("/metrics")).text
     assert f"autoplay_rag_received_total {ledger['received']:.1f}" in text

@@ -101,7 +101,7 @@ async def test_a_token_gets_its_own_events_alone(running):
             SummaryPayload("acme", "s3", SECRET_WORD),
             SummaryPayload("acme", "s2", SECRET_WORD),
             other,
-            of_both(),
+            of_both("s5"),
             make_actions("s1", "ann again"),  # names nobody; the session is Ann's
         ):
             await pipeline.accept(payload)
