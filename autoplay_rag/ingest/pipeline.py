@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._html import table_html
+from autoplay_rag._timings import Timings
 from autoplay_rag.content.filters import Moment
 from autoplay_rag.content.redaction import Redact, redaction_rule
 from autoplay_rag.content.render import Render
@@ -696,6 +697,22 @@ class IngestPipeline(Questions):
         and while the pipeline is not running, it is "ok".
         """
         return self._run.health if self._running and self._run else Health()
+
+    @property
+    def timings(self) -> Timings:
+        """How long searches, requests and payloads take, since the start; for metrics.
+
+        Raises:
+            PipelineClosedError: If the pipeline was never started.
+        """
+        if self._run is None:
+            raise PipelineClosedError("the pipeline was never started, so it has no timings")
+        return self._run.timings
+
+    @property
+    def client_states(self) -> list[tuple[str, str]]:
+        """Product and state of each attached client. Readable from any thread."""
+        return self._clients.states
 
     @property
     def watermark(self) -> int:

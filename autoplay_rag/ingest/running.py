@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autoplay_rag._describe import describe
+from autoplay_rag._timings import Timings
 from autoplay_rag.content.identity import parts_by_person
 from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.passages import storable
@@ -84,6 +85,8 @@ _CONSEQUENCES: dict[Capability, str] = {
 _WORST_FIRST: tuple[Outcome, ...] = (
     "overflow", "dead", "accepted", "refused", "filtered", "duplicate",
 )  # fmt: skip
+_MEASURED = 100_000
+"""The most waiting payloads whose lag is measured."""
 _LIVE_SECONDS = 3600.0
 _LIVE_PAYLOADS = 10_000
 """The age and number of journalled payloads to fill live sessions with at start."""
@@ -105,6 +108,7 @@ class RunningPipeline:
         last_received: The loop's time when the last payload arrived.
         loop: The event loop of this run.
         searcher: Answers questions from store and journal.
+        timings: How long searches, requests and payloads take.
         timeline: Lists sessions and reads payloads.
         watermark: Tracks which sequence numbers are settled.
     """
@@ -159,6 +163,8 @@ class RunningPipeline:
         self.dead_letters = DeadLetters(self._journal)
         self.loop = asyncio.get_running_loop()
         self.watermark: Watermark
+        self.timings = Timings()
+        self._accepted_at: dict[int, float] = {}
         self.timeline = self._journal.timeline
         self.searcher = Searcher(
             store,
@@ -167,6 +173,7 @@ class RunningPipeline:
             # A journal in memory may begin beside a store that is full already.
             complete=settings.journal is not None,
             watermark=lambda: self.watermark.value,
+            timings=self.timings,
         )
         self._embedding: Embedding | None = None
         self._writer: ChunkWriter
@@ -208,7 +215,7 @@ class RunningPipeline:
         if embedder:
             spent = await self._journal.tokens(day)
             budget = TokenBudget(settings.max_embed_tokens_per_day, spent, self._save_tokens)
-            self._embedding = Embedding(embedder, budget, settings.remembered_vectors)
+            self._embedding = Embedding(embedder, budget, settings.remembered_vectors, self.timings)
             limits = _limits(embedder, settings.max_embed_tokens_per_day)
         planner = Planner(
             render=settings.render,
@@ -222,6 +229,7 @@ class RunningPipeline:
             embed_concurrency=settings.embed_concurrency,
             limits=limits,
             max_attempts=settings.max_attempts,
+            timings=self.timings,
         )
         self._upkeep = Upkeep(self._journal, self._writer, planner)
         self._linker = Linker(
@@ -373,7 +381,10 @@ class RunningPipeline:
         if outcome != "accepted":
             self.watermark.settle((entry.seq,))
             return
-        self._batcher.add(entry.lane, entry.seq, self.loop.time())
+        now = self.loop.time()
+        self._batcher.add(entry.lane, entry.seq, now)
+        if len(self._accepted_at) < _MEASURED:
+            self._accepted_at[entry.seq] = now
         self._worker.wake()
         if entry.payload is not None:
             self._show(entry.payload)
@@ -496,6 +507,10 @@ class RunningPipeline:
 
     def _settled(self, seqs: Sequence[int]) -> None:
         self.watermark.settle(seqs)
+        now = self.loop.time()
+        for seq in seqs:
+            if (accepted := self._accepted_at.pop(seq, None)) is not None:
+                self.timings.add("lag", "", now - accepted)
         if self._settings.on_progress:
             try:
                 self._settings.on_progress(self.ledger)
@@ -589,6 +604,8 @@ class RunningPipeline:
 
     def _payloads_deleted(self, page: Deleted) -> None:
         self.watermark.settle(page.settled)
+        for seq in page.settled:
+            self._accepted_at.pop(seq, None)
         self._upkeep.delete(page.chunks)
         if page.returned:
             self._returned(page.returned)

@@ -8,9 +8,10 @@ from urllib.parse import quote
 
 import pytest
 from pipelines import make_actions
+from prometheus_client.parser import text_string_to_metric_families
 from serve_server import KEYS, WEBHOOK_SECRET, token
 
-from autoplay_rag import IngestPipeline
+from autoplay_rag import AsyncConnectorClient, IngestPipeline
 from autoplay_rag.errors import EmbedderUnavailableError
 from autoplay_rag.serve import Keys, create_app
 from autoplay_rag.stores import MemoryStore
@@ -197,6 +198,29 @@ async def test_the_ledger_and_the_metrics_have_the_same_counts(running, admin):
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     assert all(name.startswith("autoplay_rag_") for name in names)
     assert len(names) == len(set(names))
+
+
+async def test_metrics_measure_searches_requests_and_clients(running, admin):
+    await admin.post("/v1/search", json={"query": "exported"})
+    await admin.post("/v1/search/sessions", json={"query": "exported"})
+    stopped = AsyncConnectorClient("http://127.0.0.1:9/stream/acme", "token")
+    running.pipeline.attach(stopped)
+    text = (await admin.get("/metrics")).text
+    found = {}
+    for metric in text_string_to_metric_families(text):
+        for sample in metric.samples:
+            found[sample.name, *sample.labels.values()] = sample.value
+    assert found["autoplay_rag_search_seconds_count", "hits"] == 1
+    assert found["autoplay_rag_search_seconds_count", "sessions"] == 1
+    for part in ("embed", "store", "text", "score"):
+        assert found["autoplay_rag_search_part_seconds_count", part] == 2
+        assert found["autoplay_rag_search_part_errors_total", part] == 0
+    assert found["autoplay_rag_search_seconds_bucket", "hits", "+Inf"] == 1
+    assert found["autoplay_rag_store_seconds_count", "upsert"] > 0
+    assert found["autoplay_rag_embedder_seconds_count", "texts"] > 0
+    assert found["autoplay_rag_lag_seconds_count",] == found["autoplay_rag_stored_total",] == 10
+    assert found["autoplay_rag_lag_seconds_sum",] < 60
+    assert found["autoplay_rag_client_state", "acme", "idle"] == 1
 
 
 async def test_jobs_run_and_report(running, admin, tmp_path):
