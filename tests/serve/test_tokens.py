@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import random
 import time
 
 import jwt
@@ -136,6 +137,29 @@ def _encoded(part):
 )
 def test_a_token_of_a_wrong_form_is_refused(token):
     assert verify_token(token, KEYS) is None
+
+
+def test_ten_thousand_forged_expired_and_rescoped_tokens_are_refused():
+    """Random changes of valid tokens, and valid signatures of keys that are not ours."""
+    source = random.Random(5)
+    now = int(time.time())
+    accepted = 0
+    mine = [part.split(".") for part in (signed(), signed(user_id="bob"), signed(product_id="x"))]
+    for number in range(10_000):
+        way = number % 4
+        if way == 0:  # the head, the claims and the signature of different tokens
+            one, two = source.sample(mine, 2)
+            token = ".".join((one[0], one[1], two[2]))
+        elif way == 1:
+            token = signed(source.randbytes(32).hex(), user_id=f"u{number}")
+        elif way == 2:
+            token = signed(iat=now - 900, exp=now - 6 - source.randrange(800))
+        else:
+            claims = json.dumps({"product_id": "acme", "user_id": f"u{number}", "exp": now + 600})
+            body = base64.urlsafe_b64encode(claims.encode()).decode().rstrip("=")
+            token = f"{mine[0][0]}.{body}.{mine[0][2]}"
+        accepted += verify_token(token, KEYS) is not None
+    assert accepted == 0
 
 
 def test_other_algorithms_are_refused():
