@@ -88,7 +88,9 @@ def own_payload(event: FeedEvent, user_id: str) -> Payload | None:
 
 
 def _ranked(hit: Hit, rank: int) -> Hit:
-    return replace(hit, score=1 / rank, text_score=None)
+    # The last digits of a similarity depend on how many vectors a store compares at once.
+    dense = None if hit.dense_score is None else round(hit.dense_score, 6)
+    return replace(hit, score=1 / rank, dense_score=dense, text_score=None)
 
 
 def _said(problem: str | None) -> str | None:
