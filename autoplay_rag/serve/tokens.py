@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, Self
 
+from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from autoplay_rag.serve.secrets import secret_from
 
@@ -153,7 +154,9 @@ def mint_token(
     claims: dict[str, Any] = {"product_id": product_id, **bound}
     for name, value in claims.items():
         if not _is_id(value):
-            raise ConfigurationError(f"{name} must be a text of 1 to {_LONGEST_ID} characters")
+            raise ConfigurationError(
+                f"{name} must be a text of 1 to {_LONGEST_ID} characters, without NUL"
+            )
     seconds = seconds_of("ttl", ttl)
     keys = keys or SigningKeys.from_environment()
     if keys is None:
@@ -235,7 +238,10 @@ def _bound(claims: Mapping[str, Any]) -> Bound | None:
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _LONGEST_ID
+    # The journal replaces NUL and lone surrogates: two ids would become one.
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_ID:
+        return False
+    return storable(value) == value
 
 
 def _kid(key: str) -> str:

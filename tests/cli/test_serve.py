@@ -32,7 +32,7 @@ async def test_it_ingests_and_answers_until_it_is_stopped(started, tmp_path):
         url = await address(running)
         headers = {"authorization": f"Bearer {ADMIN}"}
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
-            while (ledger := (await client.get("/v1/ledger")).json())["received"] < 100:
+            while (ledger := (await client.get("/v1/ledger")).json())["received"] < 100:  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.05)
             found = await client.post("/v1/search", json={"query": "export a report"})
             assert found.json()["hits"]

@@ -1,5 +1,8 @@
 """Keys from the environment and from files."""
 
+import subprocess
+import sys
+
 import pytest
 
 from autoplay_rag import IngestPipeline
@@ -59,3 +62,34 @@ async def test_an_application_needs_a_key(monkeypatch):
     for wrong in ({"hosts": "one"}, {"cors_origins": ["*"]}, {"rate": 0}, {"max_body_bytes": 0}):
         with pytest.raises(ConfigurationError):
             create_app(pipeline, keys=Keys(admin="an-admin-key-here"), **wrong)
+
+
+WITHOUT = """
+import sys
+sys.modules["{package}"] = None
+from autoplay_rag import IngestPipeline
+from autoplay_rag.cli.serve import _server
+from autoplay_rag.errors import MissingExtraError
+from autoplay_rag.serve import Keys, SigningKeys, create_app, mint_token
+from autoplay_rag.stores import MemoryStore
+try:
+    {call}
+except MissingExtraError as error:
+    print(error)
+"""
+CREATE = 'create_app(IngestPipeline(store=MemoryStore()), keys=Keys(admin="an-admin-key-here"))'
+
+
+@pytest.mark.parametrize(
+    ("package", "call"),
+    [
+        ("fastapi", CREATE),
+        ("prometheus_client", CREATE),
+        ("uvicorn", '_server(None, "127.0.0.1", 0)'),
+        ("jwt", 'mint_token("acme", user_id="ann", keys=SigningKeys("k" * 32))'),
+    ],
+)
+def test_without_the_extra_the_message_names_it(package, call):
+    code = WITHOUT.format(package=package, call=call)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'autoplay-rag[serve]'" in done.stdout, done.stderr

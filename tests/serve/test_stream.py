@@ -161,6 +161,25 @@ async def test_every_subscriber_is_told_of_the_end_and_stalled_ones_do_not_hold_
         one.close()
 
 
+async def test_a_client_that_reads_slowly_is_told_what_it_missed(running, eventually):
+    async with running.client(KEYS.read) as client, opened(client) as answer:
+        feed = running.pipeline.feed
+        await eventually(lambda: len(feed) == 1)
+        for number in range(400):  # 8 MB: more than the buffers hold
+            await running.pipeline.accept(make_actions("s9", f"{number} " + "x" * 20_000))
+        events = Events(answer)
+        seen, missed, at = 0, 0, -1
+        while at < 399:
+            _, name, data = await events.next()
+            if name == "gap":
+                missed += data["missed"]
+                continue
+            at = int(data["payload"]["actions"][0]["title"].split()[0])
+            seen += 1
+    assert missed > 0
+    assert seen + missed == 400
+
+
 def _stalled(port):
     """A subscriber that never reads."""
     one = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
