@@ -59,7 +59,8 @@ def create_app(
         hosts: Names under which clients reach the server, without a port. Loopback is always known.
         cors_origins: Origins of web pages that may ask, such as "https://app.example.com".
         max_body_bytes: The most bytes of a request's body, except of a webhook.
-        rate: Requests per second of each key or token, and of each address without one.
+        rate: Requests per second of each key or token, and of each address without one. Webhooks
+            are not limited.
         audit: Takes one line of JSON for each request that reads or deletes someone's data; by
             default the logger `autoplay_rag.audit` does.
         job_kinds: More kinds of jobs, by name.

@@ -57,7 +57,8 @@ class GuardSettings:
         hosts: Names in the `Host` header, without a port.
         origins: Foreign origins that may ask, such as "https://app.example.com".
         max_body_bytes: The most bytes of a body, except of a webhook.
-        rate: Requests per second of each key or token, and of each address without one.
+        rate: Requests per second of each key or token, and of each address without one. Webhooks
+            are not limited.
     """
 
     hosts: Collection[str]
@@ -126,9 +127,10 @@ class Guard:
         self._check_origin(headers)
         client = scope.get("client")
         address = f"address {client[0] if client else '-'}"
+        # A webhook is checked by its signature or key. Its one sender may send everyone's events.
+        is_limited = not path.startswith(_WEBHOOKS)
         if (credential := _credential(headers)) is None:
-            # A webhook is checked by its signature, and its sender has one address.
-            if not path.startswith(_WEBHOOKS):
+            if is_limited:
                 self._check_rate(address)
             return None
         principal = self._authenticator.identify(credential)
@@ -139,7 +141,8 @@ class Guard:
                 "The key or token is not valid, or has expired.",
                 {"www-authenticate": 'Bearer error="invalid_token"'},
             )
-        self._check_rate(principal.name)
+        if is_limited:
+            self._check_rate(principal.name)
         return principal
 
     def _check_host(self, headers: Headers) -> None:

@@ -116,12 +116,19 @@ async def test_requests_are_limited_for_each_key(serve):
     async with serve(rate=5) as running:
         async with running.client(KEYS.read) as client:
             answers = [await client.get("/v1/ledger") for _ in range(20)]
+        async with running.client(KEYS.ingest) as client:
+            summary = {"type": "summary", "summary": "x"}
+            pushed = {
+                (await client.post("/v1/webhooks/acme", json=summary)).status_code
+                for _ in range(20)
+            }
         async with running.client(KEYS.admin) as client:
             other = await client.get("/v1/ledger")
     refused = [one for one in answers if one.status_code == 429]
     assert refused
     assert refused[0].headers["retry-after"] == "1"
     assert other.status_code == 200
+    assert pushed == {200}
 
 
 async def test_guesses_of_keys_are_limited(serve):
