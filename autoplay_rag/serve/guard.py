@@ -109,7 +109,9 @@ class Guard:
         except Exception:
             if answer.status:
                 raise
-            _log.exception("%s %s failed", scope["method"], _path(scope))
+            # The route, not the path, which may have the id of a session.
+            route = getattr(scope.get("route"), "path_format", "a request")
+            _log.exception("%s %s failed", scope["method"], route)
             text = "The request failed. The server's log has the reason."
             await problem(500, text)(scope, receive, answer)
         finally:

@@ -129,7 +129,8 @@ def _failed(request: Request, error: Exception) -> Response:
         return problem(422, str(error))
     if isinstance(error, MissingCapabilityError):
         return problem(501, str(error))
-    _log.error("%s failed: %s", request.url.path, describe(error))
+    route = getattr(request.scope.get("route"), "path_format", "a request")
+    _log.error("%s failed: %s", route, describe(error))
     for kind, detail in _UNAVAILABLE.items():
         if isinstance(error, kind):
             return problem(503, detail, {"retry-after": _RETRY_SECONDS})

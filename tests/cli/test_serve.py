@@ -50,6 +50,7 @@ async def test_it_ingests_and_answers_until_it_is_stopped(started, tmp_path):
     assert "pending 0" in last
 
 
+@pytest.mark.slow
 async def test_without_keys_one_is_made_and_named(started, tmp_path):
     async with started("serve", "--port", "0", "--store", "chroma:data/store") as running:
         url = await address(running)

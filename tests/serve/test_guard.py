@@ -168,12 +168,16 @@ async def test_a_failure_is_a_problem_without_its_text(running, monkeypatch, cap
         raise RuntimeError("a secret of the database")
 
     monkeypatch.setattr(running.pipeline, "search", fail)
+    monkeypatch.setattr(running.pipeline, "session", fail)
     async with running.client(KEYS.admin) as client:
         answer = await client.post("/v1/search", json={"query": "x"})
+        await client.get("/v1/sessions/of-somebody")
     assert answer.status_code == 500
     assert answer.json()["title"] == "Internal Server Error"
     assert "secret" not in answer.text
     assert "POST /v1/search failed" in caplog.text
+    assert "GET /v1/sessions/{session_id} failed" in caplog.text
+    assert not any("of-somebody" in message for message in caplog.messages)
 
 
 async def test_a_problem_does_not_repeat_what_was_sent(running):
