@@ -22,6 +22,7 @@ search | maintenance
 ingest
 loading
 devserver
+serve
 testing frames cli __main__ __init__
 """.strip().splitlines()
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.replace("|", "").split()}

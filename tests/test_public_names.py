@@ -93,11 +93,19 @@ NAMES = {
         "local_connector",
         "make_payload",
     ],
+    "autoplay_rag.serve": [
+        "Keys",
+        "RunningServer",
+        "SigningKeys",
+        "create_app",
+        "find_running",
+        "mint_token",
+    ],
     "autoplay_rag.devserver": ["LocalConnector", "Question", "questions", "samples"],
 }
 OPTIONAL = {
     "chromadb", "fastapi", "numpy", "onnxruntime", "openai", "pandas", "phonenumbers", "starlette",
-    "tokenizers", "typer", "uvicorn",
+    "tokenizers", "typer", "uvicorn", "jwt", "prometheus_client",
 }  # fmt: skip
 
 
@@ -118,7 +126,13 @@ def test_an_unknown_name_is_an_attribute_error():
 
 @pytest.mark.parametrize(
     "module",
-    ["autoplay_rag", "autoplay_rag.stores", "autoplay_rag.embedders", "autoplay_rag.testing"],
+    [
+        "autoplay_rag",
+        "autoplay_rag.stores",
+        "autoplay_rag.embedders",
+        "autoplay_rag.serve",
+        "autoplay_rag.testing",
+    ],
 )
 def test_the_optional_packages_stay_unloaded(module):
     code = f"import sys, {module}; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"

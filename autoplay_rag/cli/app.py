@@ -18,8 +18,10 @@ from autoplay_rag.cli.journal import dead_letters, status
 from autoplay_rag.cli.options import USAGE, help_without_subcommand
 from autoplay_rag.cli.reembed import copy, reembed
 from autoplay_rag.cli.search import search
+from autoplay_rag.cli.serve import serve
 from autoplay_rag.cli.sessions import session, sessions
 from autoplay_rag.cli.tail import tail
+from autoplay_rag.cli.token import token
 from autoplay_rag.cli.verify import verify
 from autoplay_rag.errors import AutoplayError, ConfigurationError, MissingExtraError
 
@@ -31,7 +33,7 @@ _TYPER_INTERRUPTED = 130
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for command in (
     demo, connector, ingest, search, sessions, session, tail, status, verify, backup, restore,
-    forget, export, reembed, copy,
+    forget, export, reembed, copy, serve, token,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(dead_letters, name="dead-letters")

@@ -36,7 +36,7 @@ from autoplay_rag.errors import AutoplayError, ConfigurationError, ConnectorErro
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.journal.ledger import Ledger
 
-__all__ = ["ingest", "token_variable"]
+__all__ = ["client_of", "ingest", "streams_of", "token_variable"]
 
 
 def ingest(
@@ -130,7 +130,7 @@ def ingest(
     }
     given = {name: value for name, value in named.items() if value is not None}
     with file.explaining(given):
-        clients = [_client(stream) for stream in _streams(url or [], token or [], file)]
+        clients = [client_of(stream) for stream in streams_of(url or [], token or [], file)]
         store = store or file.store or DEFAULT_STORE
         journal = journal or file.journal or default_journal(chroma_path(store))
         idle_seconds = file.get("idle_seconds") if idle_seconds is None else idle_seconds
@@ -171,7 +171,7 @@ def token_variable(url: str) -> str:
     return f"{TOKEN_VARIABLE}_{re.sub(r'[^A-Za-z0-9]', '_', product).upper()}"
 
 
-def _streams(urls: Sequence[str], tokens: Sequence[str], file: Config) -> list[Stream]:
+def streams_of(urls: Sequence[str], tokens: Sequence[str], file: Config) -> list[Stream]:
     """Return the streams to read: those of the command line or, if there are none, of the file."""
     from_file = file.streams(urls, tokens=not tokens)
     if urls:
@@ -197,7 +197,8 @@ def _streams(urls: Sequence[str], tokens: Sequence[str], file: Config) -> list[S
     return streams
 
 
-def _client(stream: Stream) -> AsyncConnectorClient:
+def client_of(stream: Stream) -> AsyncConnectorClient:
+    """Make the client of a stream, with the token of its environment variable if it has none."""
     try:
         variable = token_variable(stream.url)
     except httpx.InvalidURL:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
+import msgspec
 
-__all__ = ["NOBODY", "People", "changes_hands", "people_of"]
+from autoplay_rag.payloads import ActionsPayload, Payload, SlimAction, SummaryPayload
+
+__all__ = ["NOBODY", "People", "changes_hands", "parts_by_person", "people_of"]
 
 
 def changes_hands(before: str | None, now: str | None) -> bool:
@@ -76,3 +78,46 @@ def people_of(payload: Payload) -> People:
             conversation_id = conversation_id or action.conversation_id
             email = email or action.email
     return People(user_id or None, conversation_id or None, email or None)
+
+
+def parts_by_person(payload: Payload) -> list[Payload]:
+    """Divide a payload whose actions name several people, so that each part is of one person.
+
+    An action that names nobody belongs to the person of the action before it. Address and chat
+    thread stay with the person of the payload.
+
+    Example:
+        >>> from autoplay_rag.payloads import SlimAction
+        >>> actions = [SlimAction("Pay", user_id="ann"), SlimAction("Log in", user_id="bob")]
+        >>> [part.user_id for part in parts_by_person(ActionsPayload("acme", "s1", actions=actions))]
+        ['ann', 'bob']
+    """
+    if not isinstance(payload, ActionsPayload):
+        return [payload]
+    if len({action.user_id for action in payload.actions if action.user_id}) < _SEVERAL:
+        return [payload]
+    parts: list[Payload] = []
+    run: list[SlimAction] = []
+    person = payload.user_id
+    for action in payload.actions:
+        if run and action.user_id and action.user_id != person:
+            parts.append(_part(payload, run, person))
+            run = []
+        person = action.user_id or person
+        run.append(action)
+    return [*parts, _part(payload, run, person)]
+
+
+_SEVERAL = 2
+
+
+def _part(payload: ActionsPayload, actions: list[SlimAction], person: str | None) -> Payload:
+    own = person == payload.user_id
+    return msgspec.structs.replace(
+        payload,
+        user_id=person,
+        email=payload.email if own else None,
+        conversation_id=payload.conversation_id if own else None,
+        actions=actions,
+        count=len(actions),
+    )

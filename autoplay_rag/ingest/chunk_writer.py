@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from autoplay_rag._cancelled import is_cancelled
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._describe import describe
+from autoplay_rag._timings import Timings
 from autoplay_rag.content.probe import PROBE, PROBE_ID
 from autoplay_rag.errors import (
     ConfigurationError,
@@ -184,6 +185,7 @@ class ChunkWriter:
         embed_concurrency: The most embedding requests in flight.
         limits: The limits of one embedding request; None for a `TextStore`.
         max_attempts: The rejections of a chunk alone until its upsert fails.
+        timings: Measures the writes.
 
     Attributes:
         characters: Characters of text in progress.
@@ -223,6 +225,7 @@ class ChunkWriter:
         embed_concurrency: int,
         limits: RequestLimits | None,
         max_attempts: int,
+        timings: Timings | None = None,
     ) -> None:
         check_at_least("embed_concurrency", embed_concurrency, 1, whole=True)
         check_at_least("max_attempts", max_attempts, 1, whole=True)
@@ -232,6 +235,7 @@ class ChunkWriter:
                 "a VectorStore needs embedding and limits, a TextStore takes neither"
             )
         self._store = store
+        self._timings = timings or Timings()
         self._embedding = embedding
         self._dimension: int | None = None
         self._tidying = False
@@ -548,10 +552,12 @@ class ChunkWriter:
 
     async def _upsert(self, jobs: list[_Job]) -> None:
         chunks = [job.operation.chunk for job in jobs]
-        if isinstance(self._store, VectorStore):
-            await self._store.upsert(chunks, [job.vector for job in jobs if job.vector is not None])
-        else:
-            await self._store.add(chunks)
+        with self._timings.measured("store", "upsert"):
+            if isinstance(self._store, VectorStore):
+                vectors = [job.vector for job in jobs if job.vector is not None]
+                await self._store.upsert(chunks, vectors)
+            else:
+                await self._store.add(chunks)
 
     def _stored(self, jobs: list[_Job], _: None) -> None:
         self.chunks += len(jobs)
@@ -560,10 +566,12 @@ class ChunkWriter:
         self._ended(jobs, None)
 
     async def _update(self, jobs: list[_Job]) -> None:
-        await self._store.update_metadata({job.id: job.operation.changes for job in jobs})
+        with self._timings.measured("store", "update"):
+            await self._store.update_metadata({job.id: job.operation.changes for job in jobs})
 
     async def _delete(self, jobs: list[_Job]) -> None:
-        await self._store.delete([job.id for job in jobs])
+        with self._timings.measured("store", "delete"):
+            await self._store.delete([job.id for job in jobs])
 
     def _ended(self, jobs: list[_Job], _: None) -> None:
         for job in jobs:

@@ -66,6 +66,17 @@ class Clients:
             self._attached.append(client)
         return client
 
+    @property
+    def states(self) -> list[tuple[str, str]]:
+        """Name and state of each attached client that has a state. Readable from any thread."""
+        found = []
+        for number, client in enumerate(list(self._attached)):
+            state = getattr(client, "state", None)
+            if isinstance(state, str):
+                product = str(getattr(client, "url", "")).rstrip("/").rpartition("/")[2]
+                found.append((product.partition("?")[0] or str(number), state))
+        return found
+
     def track(self, client: Any, task: asyncio.Task[None]) -> None:
         """Remember the task that runs a client, for `detach_ended`."""
         self._runs.append((client, task))

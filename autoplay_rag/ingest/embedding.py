@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 
+from autoplay_rag._timings import Timings
 from autoplay_rag.content.probe import PROBE
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import EmbedderRejectedError, EmbedderUnavailableError
@@ -102,6 +103,7 @@ class Embedding:
         embedder: Makes the vectors.
         budget: Limits the tokens per day.
         remembered: The number of vectors to cache for repeated texts.
+        timings: Measures the requests.
 
     Attributes:
         requests: Requests made, without probes.
@@ -124,7 +126,14 @@ class Embedding:
         (2, 1)
     """
 
-    def __init__(self, embedder: Embedder, budget: TokenBudget, remembered: int) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        budget: TokenBudget,
+        remembered: int,
+        timings: Timings | None = None,
+    ) -> None:
+        self._timings = timings or Timings()
         self._embedder = embedder
         self._budget = budget
         self._remembered = remembered
@@ -179,7 +188,8 @@ class Embedding:
         self.requests += 1
         self.texts += len(texts)
         try:
-            vectors = await self._embedder.embed(texts)
+            with self._timings.measured("embedder", "texts"):
+                vectors = await self._embedder.embed(texts)
         except BaseException:
             self._budget.release(reserved)
             raise

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 
 from autoplay_rag._checks import check_at_least, check_function
 from autoplay_rag._html import table_html
+from autoplay_rag._timings import Timings
 from autoplay_rag.content.filters import Moment
 from autoplay_rag.content.redaction import Redact, redaction_rule
 from autoplay_rag.content.render import Render
@@ -31,7 +32,7 @@ from autoplay_rag.ingest.running import RunningPipeline
 from autoplay_rag.ingest.settings import Settings, Summaries
 from autoplay_rag.journal.base import Durability, Health, Outcome
 from autoplay_rag.journal.ledger import Ledger
-from autoplay_rag.live import LiveSessions
+from autoplay_rag.live import Feed, LiveSessions
 from autoplay_rag.maintenance.asked import asked_of
 from autoplay_rag.maintenance.backup import BackupReport
 from autoplay_rag.maintenance.progress import Progress
@@ -126,6 +127,7 @@ class IngestPipeline(Questions):
 
     Attributes:
         live: The latest payloads of each session.
+        feed: The accepted payloads as they come in, for subscribers.
 
     Example:
         >>> from autoplay_rag import ActionsPayload, SlimAction
@@ -205,6 +207,7 @@ class IngestPipeline(Questions):
                 f"{type(store).__name__} is not a store: see autoplay_rag.stores.VectorStore for what it needs"
             )
         self.live = LiveSessions() if live is None else live
+        self.feed = Feed()
         self._store = store
         self._given_embedder = embedder
         self._embedder: Embedder | None = None
@@ -266,7 +269,12 @@ class IngestPipeline(Questions):
             if isinstance(self._store, VectorStore):
                 self._embedder = as_embedder(self._given_embedder or _bundled_embedder())
             run = RunningPipeline(
-                self._settings, self._store, self._embedder, self.live, self._clients
+                self._settings,
+                self._store,
+                self._embedder,
+                live=self.live,
+                feed=self.feed,
+                clients=self._clients,
             )
             await run.start()
         except BaseException:
@@ -420,7 +428,8 @@ class IngestPipeline(Questions):
     def accept(self, payload: Payload) -> asyncio.Future[Outcome]:
         """Accept a payload of any kind. Call this on the pipeline's event loop.
 
-        Payloads keep the order of the calls, however long each future takes.
+        Payloads keep the order of the calls, however long each future takes. A payload whose
+        actions name several people becomes one payload of each; the ledger counts them singly.
 
         Returns:
             A future that is done once the payload is in the journal. Its result is "accepted",
@@ -768,6 +777,11 @@ class IngestPipeline(Questions):
         return self._open_run().loop
 
     @property
+    def is_running(self) -> bool:
+        """Whether it accepts payloads and answers questions. Readable from any thread."""
+        return self._running and self._run is not None
+
+    @property
     def health(self) -> Health:
         """Whether payloads reach the store. Readable from any thread.
 
@@ -776,6 +790,22 @@ class IngestPipeline(Questions):
         and while the pipeline is not running, it is "ok".
         """
         return self._run.health if self._running and self._run else Health()
+
+    @property
+    def timings(self) -> Timings:
+        """How long searches, requests and payloads take, since the start; for metrics.
+
+        Raises:
+            PipelineClosedError: If the pipeline was never started.
+        """
+        if self._run is None:
+            raise PipelineClosedError("the pipeline was never started, so it has no timings")
+        return self._run.timings
+
+    @property
+    def client_states(self) -> list[tuple[str, str]]:
+        """Product and state of each attached client. Readable from any thread."""
+        return self._clients.states
 
     @property
     def watermark(self) -> int:

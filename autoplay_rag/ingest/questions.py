@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from autoplay_rag._checks import check_above
 from autoplay_rag._loop_thread import LoopClosedError, LoopThread
 from autoplay_rag.content.filters import Filter, Moment
+from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import ConfigurationError, PipelineClosedError
 from autoplay_rag.ingest.running import RunningPipeline
 from autoplay_rag.live import LiveSessions
@@ -160,6 +161,8 @@ class Questions(ABC):
         matching: str | None = None,
         without: str | None = None,
         page: str | None = None,
+        session_id: str | None = None,
+        shared: bool = True,
         limit: int = 50,
         cursor: str | None = None,
     ) -> Sessions:
@@ -177,6 +180,10 @@ class Questions(ABC):
                 quotes and operators have no meaning.
             without: Only sessions that `matching` would not return for this text.
             page: Only sessions that visited a URL with this part; case-insensitive.
+            session_id: Only sessions of this id.
+            shared: False leaves out sessions that several people used. Counts, times, `matching` and
+                `page` are about the whole session, so only without these are they about the
+                person of `user_id` alone.
             limit: The most sessions of a page.
             cursor: `next` of the previous page.
 
@@ -196,6 +203,8 @@ class Questions(ABC):
             matching=matching,
             without=without,
             page=page,
+            session_id=session_id,
+            shared=shared,
         )
         return await list_sessions(self._open_run().timeline, wanted, limit, cursor)
 
@@ -219,6 +228,31 @@ class Questions(ABC):
             PipelineClosedError: If the pipeline is not running.
         """
         return await read_session(self._open_run().timeline, session_id, product_id, user_id)
+
+    async def products(
+        self,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        conversation_id: str | None = None,
+    ) -> list[str]:
+        """Return the products in which ids occur. Equal ids of two products are different people.
+
+        Args:
+            user_id: The person.
+            session_id: The session.
+            conversation_id: The chat thread.
+
+        Returns:
+            The products with sessions that all given ids belong to, in order; empty if there are
+            none. Without ids, all products.
+
+        Raises:
+            PipelineClosedError: If the pipeline is not running.
+        """
+        return await self._open_run().timeline.products(
+            *map(_storable, (user_id, session_id, conversation_id))
+        )
 
     def actions(
         self,
@@ -383,3 +417,7 @@ class Questions(ABC):
             thread, self._search_thread = self._search_thread, None
         if thread:
             await asyncio.to_thread(thread.close)
+
+
+def _storable(value: str | None) -> str | None:
+    return None if value is None else storable(value)

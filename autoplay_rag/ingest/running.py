@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from autoplay_rag._describe import describe
+from autoplay_rag._timings import Timings
+from autoplay_rag.content.identity import parts_by_person
 from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.passages import storable
 from autoplay_rag.embedders.base import Embedder
@@ -50,7 +52,7 @@ from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.journal.sqlite import SqliteJournal
-from autoplay_rag.live import LiveSessions
+from autoplay_rag.live import Feed, LiveSessions
 from autoplay_rag.maintenance.backup import BackupReport, write_backup
 from autoplay_rag.maintenance.compacting import Compactor
 from autoplay_rag.maintenance.erasing import Eraser
@@ -93,6 +95,11 @@ _CONSEQUENCES: dict[Capability, str] = {
     "drop": "a rebuild cannot replace vectors of another model",
 }
 """The consequences of each capability that a store lacks."""
+_WORST_FIRST: tuple[Outcome, ...] = (
+    "overflow", "dead", "accepted", "refused", "filtered", "duplicate",
+)  # fmt: skip
+_MEASURED = 100_000
+"""The most waiting payloads whose lag is measured."""
 _LIVE_SECONDS = 3600.0
 _LIVE_PAYLOADS = 10_000
 """The age and number of journalled payloads to fill live sessions with at start."""
@@ -106,6 +113,7 @@ class RunningPipeline:
         store: The store for the chunks.
         embedder: Makes the vectors; None if the store embeds texts itself.
         live: Receives the accepted payloads.
+        feed: Receives the accepted payloads, too.
         clients: The attached clients. Their failures are part of `health`.
 
     Attributes:
@@ -115,6 +123,7 @@ class RunningPipeline:
         retention: Deletes what is old.
         searcher: Answers questions from store and journal.
         space: Measures the disk space.
+        timings: How long searches, requests and payloads take.
         timeline: Lists sessions and reads payloads.
         watermark: Tracks which sequence numbers are settled.
     """
@@ -124,13 +133,16 @@ class RunningPipeline:
         settings: Settings,
         store: VectorStore | TextStore,
         embedder: Embedder | None,
+        *,
         live: LiveSessions,
+        feed: Feed,
         clients: Clients,
     ) -> None:
         self._settings = settings
         self._store = store
         self._embedder = embedder
         self._live = live
+        self._feed = feed
         self._clients = clients
         self._intake = Intake(
             settings.select, settings.redact, include_email=settings.include_email
@@ -167,6 +179,8 @@ class RunningPipeline:
         self.dead_letters = DeadLetters(self._journal)
         self.loop = asyncio.get_running_loop()
         self.watermark: Watermark
+        self.timings = Timings()
+        self._accepted_at: dict[int, float] = {}
         self.timeline = self._journal.timeline
         self._serving = Serving(embedder)
         self.searcher = Searcher(
@@ -176,6 +190,7 @@ class RunningPipeline:
             # A journal in memory may begin beside a store that is full already.
             complete=settings.journal is not None,
             watermark=lambda: self.watermark.value,
+            timings=self.timings,
         )
         self._budget: TokenBudget
         self._embedding: Embedding | None = None
@@ -245,11 +260,14 @@ class RunningPipeline:
         known, notes = await self._journal.known(), await self._journal.notes()
         self._intake.names_first_chunks = notes.adopted
         self.watermark = Watermark(self._journal, known.seq)
+        self._feed.begin(known.seq)
         limits = None
         if embedder:
             spent = await self._journal.tokens(day)
             self._budget = TokenBudget(settings.max_embed_tokens_per_day, spent, self._save_tokens)
-            self._embedding = Embedding(embedder, self._budget, settings.remembered_vectors)
+            self._embedding = Embedding(
+                embedder, self._budget, settings.remembered_vectors, self.timings
+            )
             limits = _limits(embedder, settings.max_embed_tokens_per_day)
         self._planner = planner = Planner(
             render=settings.render,
@@ -263,6 +281,7 @@ class RunningPipeline:
             embed_concurrency=settings.embed_concurrency,
             limits=limits,
             max_attempts=settings.max_attempts,
+            timings=self.timings,
         )
         self._upkeep = Upkeep(self._journal, self._writer, planner)
         self._linker = Linker(
@@ -322,10 +341,13 @@ class RunningPipeline:
             page = await self._journal.waiting(page[-1][0], _RESUME_PAGE)
         self.watermark.resume((seq, seq in letters) for seq in waiting)
         self._batcher.close_windows(now)
-        if not len(self._live):
-            since = time.time() - _LIVE_SECONDS
-            for at, payload in await self._journal.recent(since, _LIVE_PAYLOADS):
+        filling = not len(self._live)
+        since = time.time() - _LIVE_SECONDS
+        for at, payload in await self._journal.recent(since, _LIVE_PAYLOADS):
+            if filling:
                 self._show(payload, at=at)
+            if payload.session_id:
+                self._feed.know(session_lane(payload.product_id, payload.session_id), payload)
 
     async def _work(self) -> None:
         try:
@@ -384,7 +406,31 @@ class RunningPipeline:
     # -- in -----------------------------------------------------------------------------------
 
     def accept(self, payload: Payload) -> asyncio.Future[Outcome]:
-        """Assign a sequence number to a payload and pass it to the journal."""
+        """Assign a sequence number to a payload and pass it to the journal.
+
+        A payload of several people becomes one of each, so that no chunk mixes two people.
+        """
+        accepted = [self._accept(part) for part in parts_by_person(payload)]
+        return accepted[0] if len(accepted) == 1 else self._joined(accepted)
+
+    def _joined(self, parts: Sequence[asyncio.Future[Outcome]]) -> asyncio.Future[Outcome]:
+        """Return a future with the worst outcome of the parts of one payload."""
+        whole: asyncio.Future[Outcome] = self.loop.create_future()
+
+        def finish(ended: asyncio.Future[list[Outcome]]) -> None:
+            if whole.done():
+                return
+            if ended.cancelled():
+                whole.cancel()
+            elif (error := ended.exception()) is not None:
+                whole.set_exception(error)
+            else:
+                whole.set_result(min(ended.result(), key=_WORST_FIRST.index))
+
+        asyncio.gather(*parts).add_done_callback(finish)
+        return whole
+
+    def _accept(self, payload: Payload) -> asyncio.Future[Outcome]:
         seq = self.watermark.take()
         self.last_received = self.loop.time()
         try:
@@ -398,10 +444,14 @@ class RunningPipeline:
         if outcome != "accepted":
             self.watermark.settle((entry.seq,))
             return
-        self._batcher.add(entry.lane, entry.seq, self.loop.time())
+        now = self.loop.time()
+        self._batcher.add(entry.lane, entry.seq, now)
+        if len(self._accepted_at) < _MEASURED:
+            self._accepted_at[entry.seq] = now
         self._worker.wake()
         if entry.payload is not None:
             self._show(entry.payload)
+            self._feed.publish(entry.seq, time.time(), entry.lane, entry.payload, entry.size)
 
     def _show(self, payload: Payload, **arrived: float) -> None:
         try:
@@ -537,6 +587,10 @@ class RunningPipeline:
 
     def _settled(self, seqs: Sequence[int]) -> None:
         self.watermark.settle(seqs)
+        now = self.loop.time()
+        for seq in seqs:
+            if (accepted := self._accepted_at.pop(seq, None)) is not None:
+                self.timings.add("lag", "", now - accepted)
         if self._settings.on_progress:
             try:
                 self._settings.on_progress(self.ledger)
@@ -685,6 +739,8 @@ class RunningPipeline:
 
     def _payloads_deleted(self, page: Deleted) -> None:
         self.watermark.settle(page.settled)
+        for seq in page.settled:
+            self._accepted_at.pop(seq, None)
         self._upkeep.delete(page.chunks)
         if page.returned:
             self._returned(page.returned)
@@ -692,6 +748,7 @@ class RunningPipeline:
     def _clear_caches(self, asked: Asked, lanes: Collection[int]) -> None:
         # Events in `live` have the times of their arrival, so all of a session are dropped.
         self._live.forget(set(lanes), user_id=asked.user_id, conversation_id=asked.conversation_id)
+        self._feed.forget(set(lanes), user_id=asked.user_id)
         if self._embedding:
             self._embedding.clear()
 

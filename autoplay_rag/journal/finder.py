@@ -108,6 +108,14 @@ class AsyncTimeline:
         """As in `Timeline`."""
         return await self._run(lambda: self._timeline().lanes(session_id, product_id))
 
+    async def products(
+        self, user_id: str | None, session_id: str | None, conversation_id: str | None
+    ) -> list[str]:
+        """As in `Timeline`."""
+        return await self._run(
+            lambda: self._timeline().products(user_id, session_id, conversation_id)
+        )
+
     async def whole(self, lane: int) -> tuple[ListedSession | None, list[KeptPayload]]:
         """As in `Timeline`."""
         return await self._run(lambda: self._timeline().whole(lane))

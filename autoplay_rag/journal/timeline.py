@@ -45,6 +45,7 @@ class Wanted:
         matching: Sessions with all of these terms; see `terms_of`.
         without: Sessions in which at least one of these terms is missing.
         page: Sessions with this part in a visited URL; case-insensitive.
+        shared: Whether to include sessions that several people used.
     """
 
     user_id: str | None = None
@@ -55,6 +56,7 @@ class Wanted:
     matching: Sequence[str] = ()
     without: Sequence[str] = ()
     page: str | None = None
+    shared: bool = True
 
 
 class Place(NamedTuple):
@@ -233,6 +235,32 @@ class Timeline:
         )
         return dict(rows.fetchall())
 
+    def products(
+        self, user_id: str | None, session_id: str | None, conversation_id: str | None
+    ) -> list[str]:
+        """Return the products with sessions that all given ids belong to, in order."""
+        terms, given = ["visit.payloads > 0"], []
+        tables = "visit"
+        for number, (field, value) in enumerate(
+            (("user_id", user_id), ("conversation_id", conversation_id))
+        ):
+            if value is not None:
+                tables = f"belongs AS b{number} CROSS JOIN {tables}"
+                terms.append(
+                    f"b{number}.lane = visit.lane AND b{number}.field = '{field}' "
+                    f"AND b{number}.value = ?"
+                )
+                given.append(value)
+        if session_id is not None:
+            terms.append("visit.session = ?")
+            given.append(session_id)
+        rows = self._connection.execute(
+            f"SELECT DISTINCT visit.product FROM {tables} WHERE {' AND '.join(terms)} "
+            "ORDER BY visit.product",
+            given,
+        )
+        return [product for (product,) in rows]
+
     def whole(self, lane: int) -> tuple[ListedSession | None, list[KeptPayload]]:
         """Return a session and all its payloads, in the order of acceptance."""
         with self._one_moment():
@@ -332,6 +360,8 @@ class Timeline:
             if value is not None:
                 terms.append(term)
                 given.append(value)
+        if not wanted.shared:
+            terms.append(_OF_ONE_PERSON)
         few = wanted.user_id is not None or wanted.session_id is not None
         terms += [self._has_word(term, few=few) for term in wanted.matching]
         given += wanted.matching
@@ -376,6 +406,10 @@ _COLUMNS: Final = (
 _READ: Final = (
     f"SELECT {_COLUMNS} FROM passage JOIN visit ON visit.lane = passage.lane "
     "LEFT JOIN payload ON payload.seq = passage.seq"
+)
+_OF_ONE_PERSON: Final = (
+    "(SELECT count(*) FROM belongs AS people WHERE people.lane = visit.lane "
+    "AND people.field = 'user_id') < 2"
 )
 _HAS_WORD: Final = (
     "visit.lane IN (SELECT passage.lane FROM words "

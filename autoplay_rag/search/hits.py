@@ -82,8 +82,9 @@ class SessionHit:
         session_id: The session; None for a chunk without one, which is a separate result.
         product_id: Its product.
         user_id: The person it belongs to; None if unknown, or if several people used it.
-        started_at: Unix seconds of its first known action; None if unknown.
-        ended_at: Unix seconds of its last known action; None if unknown.
+        started_at: Unix seconds of its first known action; None if unknown. In a search for one
+            person, of that person's first action.
+        ended_at: Unix seconds of its last known action, in the same way; None if unknown.
         score: The score of its best hit.
         hits: Its best hits, ordered by time.
         text: The text of the session from its start, truncated.

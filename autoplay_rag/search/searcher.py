@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, get_args
 
 from autoplay_rag._describe import describe
 from autoplay_rag._serial import SerialThread
+from autoplay_rag._timings import Timings
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.filters import Filter
 from autoplay_rag.content.keys import session_lane
@@ -63,6 +64,7 @@ class Searcher:
         catalog: The full-text index and the sessions; None if there is only a store.
         complete: Whether the catalog knows every chunk of the store.
         watermark: Returns the pipeline's watermark.
+        timings: Measures searches and their parts.
     """
 
     store: VectorStore | TextStore | None
@@ -70,6 +72,7 @@ class Searcher:
     catalog: Findable | None = None
     complete: bool = False
     watermark: Callable[[], int] = lambda: 0
+    timings: Timings = field(default_factory=Timings)
     _thread: SerialThread = field(default_factory=lambda: SerialThread("autoplay-search-scores"))
 
     async def search(
@@ -92,9 +95,10 @@ class Searcher:
                 `rerank` returns other hits than it received.
             UnsupportedFilterError: If the store cannot translate the filter.
         """
-        ranking = await self._rank(text, k, filter, mode)
-        wanted = max(k, _RERANKED) if rerank or collapse else k
-        hits = await self._hits(ranking, filter, wanted)
+        with self.timings.measured("search", "hits"):
+            ranking = await self._rank(text, k, filter, mode)
+            wanted = max(k, _RERANKED) if rerank or collapse else k
+            hits = await self._hits(ranking, filter, wanted)
         if collapse:
             hits = _collapsed(hits)
         if rerank:
@@ -114,8 +118,9 @@ class Searcher:
 
         `rerank` receives the best hit of each session.
         """
-        ranking = await self._rank(text, k, filter, mode)
-        found = await self._best_sessions(ranking, filter, max(k, _RERANKED) if rerank else k)
+        with self.timings.measured("search", "sessions"):
+            ranking = await self._rank(text, k, filter, mode)
+            found = await self._best_sessions(ranking, filter, max(k, _RERANKED) if rerank else k)
         if rerank:
             lane_of = {hits[0].id: lane for lane, hits in found.items()}
             best = [hits[0] for hits in found.values()]
@@ -156,16 +161,17 @@ class Searcher:
             raise found
         matches = {match.id: match for match in dense or ()}
         passages, whole = await self._passages(k, filter, scope, matches, found or _NOTHING)
-        candidates = await self._thread.run(
-            fused,
-            question,
-            passages,
-            {match.id: match.score for match in matches.values()},
-            (found or _NOTHING).counts,
-            (found or _NOTHING).total,
-            mode=mode,
-            whole=whole,
-        )
+        with self.timings.measured("search_part", "score"):
+            candidates = await self._thread.run(
+                fused,
+                question,
+                passages,
+                {match.id: match.score for match in matches.values()},
+                (found or _NOTHING).counts,
+                (found or _NOTHING).total,
+                mode=mode,
+                whole=whole,
+            )
         return _Ranking(question, candidates, passages, matches, scope, watermark, problem)
 
     async def _dense(self, text: str, k: int, filter: Filter, scope: Scope) -> list[Match]:
@@ -182,18 +188,22 @@ class Searcher:
 
     async def _nearest(self, text: str, limit: int, filter: Filter, scope: Scope) -> list[Match]:
         if isinstance(self.store, TextStore):
-            found = await self.store.search(text, limit, filter)
+            with self.timings.measured("search_part", "store"):
+                found = await self.store.search(text, limit, filter)
         else:
             assert self.store is not None
             assert self.serving.embedder is not None
-            vector = await self.serving.embedder.embed_query(text)
+            with self.timings.measured("search_part", "embed"):
+                vector = await self.serving.embedder.embed_query(text)
             catalog = self.catalog if self.complete else None
             if catalog and scope.lanes is not None and "score" in self.store.capabilities:
                 # For few sessions, the catalog lists their chunks and the store scores only those.
                 ids = await catalog.chunk_ids(scope.lanes)
-                scores = await self.store.score(vector, ids)
+                with self.timings.measured("search_part", "store"):
+                    scores = await self.store.score(vector, ids)
                 return [Match(chunk, "", score) for chunk, score in scores.items()]
-            found = await self.store.query(vector, limit, filter)
+            with self.timings.measured("search_part", "store"):
+                found = await self.store.query(vector, limit, filter)
         return [one for one in found if one.id != PROBE_ID and filter.matches(one.metadata)]
 
     async def _words(self, question: Question, k: int, filter: Filter, scope: Scope) -> Found:
@@ -201,7 +211,10 @@ class Searcher:
             return _NOTHING
         # Few sessions are all candidates: only the frequencies of the words are needed.
         most = max(_MATCHING, 2 * k) if scope.lanes is None else 0
-        return await self.catalog.find(question.lookups, question.exact, filter.conditions(), most)
+        with self.timings.measured("search_part", "text"):
+            return await self.catalog.find(
+                question.lookups, question.exact, filter.conditions(), most
+            )
 
     async def _passages(
         self, k: int, filter: Filter, scope: Scope, matches: Mapping[str, Match], found: Found
@@ -310,7 +323,9 @@ class Searcher:
     async def _session_hits(
         self, found: Mapping[int, list[Hit]], ranking: _Ranking, filter: Filter
     ) -> list[SessionHit]:
-        visits = await self.catalog.visits(list(found)) if self.catalog else {}
+        # The catalog has the times of the whole session. Those of one person come from the parts.
+        of_all = self.catalog is not None and filter.user_id is None
+        visits = await self.catalog.visits(list(found)) if self.catalog and of_all else {}
         whole = await self._whole(found, ranking, filter)
         return [
             session_hit(hits, visits.get(lane), whole.get(lane, ())) for lane, hits in found.items()

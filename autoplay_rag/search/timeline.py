@@ -262,6 +262,7 @@ def wanted_of(
     matching: str | None = None,
     without: str | None = None,
     page: str | None = None,
+    shared: bool = True,
 ) -> Wanted:
     """Check and convert the conditions of a list.
 
@@ -280,6 +281,7 @@ def wanted_of(
         matching=terms_of(matching) if matching is not None else (),
         without=terms_of(without) if without is not None else (),
         page=_storable(page.strip()) if page is not None else None,
+        shared=shared,
     )
 
 

@@ -1,0 +1,196 @@
+"""`autoplay-rag serve`: ingests streams and serves the HTTP interface until stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autoplay_rag.cli.config import ConfigOption, load_config
+from autoplay_rag.cli.console import log_client_failures, note, on_terminal, say
+from autoplay_rag.cli.ingest import client_of, streams_of
+from autoplay_rag.cli.interrupts import Interrupts
+from autoplay_rag.cli.options import (
+    DEFAULT_EMBEDDER,
+    DEFAULT_STORE,
+    CollectionOption,
+    EmbedderOption,
+    StoreOption,
+    chroma_path,
+    default_journal,
+    make_embedder,
+    make_store,
+)
+from autoplay_rag.cli.progress import counts
+from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.errors import ConfigurationError, MissingExtraError
+from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.serve.app import create_app
+from autoplay_rag.serve.audit import AuditSink
+from autoplay_rag.serve.keys import Keys
+from autoplay_rag.serve.running import RunningServer, announced
+
+__all__ = ["serve"]
+
+
+def serve(
+    url: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="URL",
+            help="The streams to read, each https://.../stream/PRODUCT. Without one, the server takes "
+            "webhooks and chat turns only.",
+        ),
+    ] = None,
+    *,
+    store: StoreOption = None,
+    collection: CollectionOption = None,
+    embedder: EmbedderOption = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The file that records received payloads; by default beside the store.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port; 0 for any free port.")
+    ] = 8760,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A host name under which clients reach the server, besides loopback; repeatable.",
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="The origin of web pages that may ask, such as https://app.example.com; repeatable.",
+        ),
+    ] = None,
+    audit_log: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Append the audit lines to this file; by default they go to standard error.",
+        ),
+    ] = None,
+) -> None:
+    """Read streams into a vector store, and answer over HTTP, until stopped.
+
+    Keys come from AUTOPLAY_RAG_ADMIN_KEY, AUTOPLAY_RAG_READ_KEY and AUTOPLAY_RAG_INGEST_KEY, or from
+    the files that these names with _FILE name. Without any, a key is made and shown.
+
+    Ctrl-C and SIGTERM stop: subscribers are told, received payloads are stored, exit code 0. A
+    second one exits at once: what is not stored stays in the journal for the next start.
+    """
+    file = load_config(config)
+    options = {"store": store, "embedder": embedder, "collection": collection, "journal": journal}
+    with file.explaining(name for name, value in options.items() if value is not None):
+        has_streams = bool(url or file.streams(tokens=False))
+        streams = streams_of(url or [], [], file) if has_streams else []
+        clients = [client_of(stream) for stream in streams]
+        store = store or file.store or DEFAULT_STORE
+        journal = (journal or file.journal or default_journal(chroma_path(store))).expanduser()
+        pipeline = IngestPipeline(
+            make_store(store, collection or file.get("collection")),
+            make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER),
+            journal=journal,
+            **file.pipeline,
+        )
+    given = Keys.from_environment()
+    keys = replace(given, local=secrets.token_urlsafe(32))
+    names = [host, *(allow_host or ())]
+    with _auditing(audit_log) as audit:
+        app = create_app(
+            pipeline, keys=keys, hosts=names, cors_origins=allow_origin or (), audit=audit
+        )
+        server = _server(app, host, port)
+        if file.path is not None:
+            note(f"settings: {file.path}")
+        asyncio.run(_serve(server, pipeline, clients, journal, keys, has_keys=bool(given)))
+
+
+def _server(app: Any, host: str, port: int) -> Any:
+    try:
+        from autoplay_rag.serve.server import HttpServer
+    except ModuleNotFoundError:
+        raise MissingExtraError("autoplay-rag serve", "serve") from None
+    return HttpServer(app, host, port)
+
+
+async def _serve(
+    server: Any,
+    pipeline: IngestPipeline,
+    clients: Sequence[AsyncConnectorClient],
+    journal: Path,
+    keys: Keys,
+    *,
+    has_keys: bool,
+) -> None:
+    def stop() -> None:
+        for client in clients:
+            client.stop()
+        server.stop()
+        note("stopping: storing the received payloads; press Ctrl-C again to exit at once")
+
+    log_client_failures()
+    assert keys.local is not None
+    about = RunningServer(server.url, keys.local, os.getpid())
+    with Interrupts(
+        f"exited at once: payloads that are not stored stay in {journal}"
+    ) as interrupts:
+        async with pipeline:
+            with announced(journal, about) as path, interrupts.calling(stop):
+                serving = asyncio.create_task(server.run_until_stopped(), name="autoplay-serve")
+                ready = asyncio.create_task(server.ready(), name="autoplay-serve-ready")
+                try:
+                    await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)
+                    if ready.done():
+                        _introduce(server.url, keys.local, journal, path, has_keys=has_keys)
+                        for client in clients:
+                            pipeline.attach(client)
+                            client.run_in_background()
+                    await serving
+                finally:
+                    ready.cancel()
+                    serving.cancel()
+                    await asyncio.wait([serving, ready])
+        if pipeline.ledger.received:
+            note(counts(pipeline.ledger))
+
+
+def _introduce(url: str, key: str, journal: Path, path: Path, *, has_keys: bool) -> None:
+    say(f"serving {url}")
+    note(f"journal: {journal}")
+    if has_keys:
+        return
+    if on_terminal():
+        say(f"open {url}/?key={key}")
+    else:
+        note(f"no key is set, so one was made: it is in {path}")
+
+
+@contextmanager
+def _auditing(path: Path | None) -> Iterator[AuditSink]:
+    """Give a function that writes a line of the audit log."""
+    if path is None:
+        yield note
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"--audit-log: {path}: {error.strerror}") from None
+    with os.fdopen(descriptor, "w", encoding="utf-8", buffering=1) as file:
+        yield lambda line: print(line, file=file)

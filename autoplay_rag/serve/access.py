@@ -1,0 +1,168 @@
+"""Which requests a route accepts, and whose data they select."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import NoReturn
+
+from fastapi import Request
+from fastapi.dependencies.models import Dependant
+
+from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.serve.audit import AuditRecord
+from autoplay_rag.serve.auth import Need, Principal
+from autoplay_rag.serve.problems import ProblemError
+from autoplay_rag.serve.serving import serving_of
+
+__all__ = ["Access", "Ids", "Needs", "needs_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """The ids that select data. None selects any.
+
+    Attributes:
+        user_id: The person.
+        session_id: The session.
+        product_id: The product.
+        conversation_id: The chat thread.
+    """
+
+    user_id: str | None = None
+    session_id: str | None = None
+    product_id: str | None = None
+    conversation_id: str | None = None
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The ids that are not None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One request that was let through.
+
+    Attributes:
+        principal: Who makes it; None only on an open route.
+        audit: Its line in the audit log.
+        pipeline: Answers it.
+    """
+
+    principal: Principal | None
+    audit: AuditRecord
+    pipeline: IngestPipeline
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether only one person's or one session's data may be seen."""
+        return self.principal is not None and self.principal.bound is not None
+
+    @property
+    def bound_user(self) -> str | None:
+        """The person that the token is bound to; None if it is not bound to a person."""
+        bound = self.principal.bound if self.principal else None
+        return bound.user_id if bound else None
+
+    async def select(self, ids: Ids) -> Ids:
+        """Return the ids that select what this request may see.
+
+        Raises:
+            ProblemError: 403 if the ids are not those of the token; 409 if they occur in several
+                products and no product is given.
+        """
+        self.audit.about(ids.given)
+        selected = self._within(ids)
+        self.audit.about(selected.given)
+        await self._check_products(selected)
+        return selected
+
+    def _within(self, ids: Ids) -> Ids:
+        bound = self.principal.bound if self.principal else None
+        if bound is None:
+            return ids
+        if ids.product_id not in (None, bound.product_id):
+            _refuse("product")
+        ids = replace(ids, product_id=bound.product_id)
+        if bound.session_id is not None:
+            if ids.session_id not in (None, bound.session_id):
+                _refuse("session")
+            if ids.user_id is not None:
+                _refuse("person")
+            return replace(ids, session_id=bound.session_id)
+        if ids.user_id not in (None, bound.user_id):
+            _refuse("person")
+        return replace(ids, user_id=bound.user_id)
+
+    async def _check_products(self, ids: Ids) -> None:
+        given: Mapping[str, str] = {n: v for n, v in ids.given.items() if n != "product_id"}
+        if ids.product_id is not None or not given:
+            return
+        # A person is checked alone: some answers are about all that the person did.
+        checked = {"user_id": ids.user_id} if ids.user_id is not None else given
+        found = await self.pipeline.products(**checked)
+        if len(found) > 1:
+            raise ProblemError(
+                409, f"The ids given occur in {len(found)} products: give product_id as well."
+            )
+
+
+class Needs:
+    """A dependency of a route: what the route needs.
+
+    Args:
+        need: What the route needs.
+        audited: Whether requests are in the audit log.
+    """
+
+    def __init__(self, need: Need, *, audited: bool = False) -> None:
+        self.need = need
+        self.audited = audited
+
+    async def __call__(self, request: Request) -> Access:
+        """Let a request through.
+
+        Raises:
+            ProblemError: 401 without a key or token; 403 with one that does not allow it.
+        """
+        principal: Principal | None = request.scope["state"]["principal"]
+        route = f"{request.method} {getattr(request.scope.get('route'), 'path_format', '')}"
+        record = AuditRecord(principal.name if principal else "nobody", route)
+        if principal is not None and principal.bound is not None:
+            bound = principal.bound
+            record.about({"user_id": bound.user_id, "session_id": bound.session_id})
+        if self.audited:
+            request.scope["state"]["audit"] = record
+        if self.need != "open":
+            if principal is None:
+                raise ProblemError(
+                    401,
+                    "Give a key or a token: Authorization: Bearer ...",
+                    {"www-authenticate": "Bearer"},
+                )
+            if not principal.allows(self.need):
+                raise ProblemError(403, f"This needs {_SAID[self.need]}.")
+        return Access(principal, record, serving_of(request).pipeline)
+
+
+_SAID: dict[Need, str] = {
+    "own": "a read key or a token",
+    "read": "a read key",
+    "ingest": "an ingest key",
+    "admin": "an admin key",
+}
+
+
+def needs_of(dependant: Dependant) -> list[Needs]:
+    """Return the needs among the dependencies of a route, at any depth."""
+    found: list[Needs] = []
+    for one in dependant.dependencies:
+        if isinstance(one.call, Needs):
+            found.append(one.call)
+        found += needs_of(one)
+    return found
+
+
+def _refuse(what: str) -> NoReturn:
+    raise ProblemError(403, f"The token is bound to another {what}.")

@@ -1,0 +1,138 @@
+"""The ASGI application: the HTTP interface of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from autoplay_rag._checks import check_above
+from autoplay_rag.connector.webhook import WebhookReceiver
+from autoplay_rag.errors import ConfigurationError, MissingExtraError, PipelineError
+from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.serve.audit import AuditSink, log_line
+from autoplay_rag.serve.keys import Keys
+from autoplay_rag.serve.secrets import secret_from
+from autoplay_rag.serve.tokens import SigningKeys
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from autoplay_rag.serve.jobs import JobKind
+
+__all__ = ["WEBHOOK_VARIABLE", "create_app"]
+
+WEBHOOK_VARIABLE: Final = "AUTOPLAY_RAG_WEBHOOK_SECRET"
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
+
+def create_app(
+    pipeline: IngestPipeline,
+    *,
+    keys: Keys | None = None,
+    signing_keys: SigningKeys | None = None,
+    webhook_secret: str | None = None,
+    hosts: Collection[str] = (),
+    cors_origins: Collection[str] = (),
+    max_body_bytes: int = 2**20,
+    rate: float = 100.0,
+    audit: AuditSink = log_line,
+    job_kinds: Mapping[str, JobKind] | None = None,
+) -> FastAPI:
+    """Make the ASGI application with the HTTP interface of a pipeline.
+
+    Serve it with any ASGI server, on the pipeline's event loop. Served alone, it starts the
+    pipeline and closes it at shutdown, unless the pipeline was running already. Mounted into a
+    larger application, it leaves the pipeline to that. An open event stream keeps uvicorn from
+    stopping: start it with `--timeout-graceful-shutdown`. `autoplay-rag serve` ends the streams.
+
+    Args:
+        pipeline: Takes and finds everything.
+        keys: Who may read, ingest or do everything; by default `AUTOPLAY_RAG_ADMIN_KEY`,
+            `_READ_KEY` and `_INGEST_KEY` of the environment. There must be one.
+        signing_keys: Sign the tokens of `mint_token`; by default `AUTOPLAY_RAG_SIGNING_KEY` of the
+            environment. Without one, no token is valid.
+        webhook_secret: The secret the connector signs deliveries with; by default
+            `AUTOPLAY_RAG_WEBHOOK_SECRET` of the environment. Without one, deliveries need an
+            ingest key.
+        hosts: Names under which clients reach the server, without a port. Loopback is always known.
+        cors_origins: Origins of web pages that may ask, such as "https://app.example.com".
+        max_body_bytes: The most bytes of a request's body, except of a webhook.
+        rate: Requests per second of each key or token, and of each address without one. Webhooks
+            are not limited.
+        audit: Takes one line of JSON for each request that reads or deletes someone's data; by
+            default the logger `autoplay_rag.audit` does.
+        job_kinds: More kinds of jobs, by name.
+
+    Returns:
+        A FastAPI application.
+
+    Raises:
+        ConfigurationError: If an argument or a variable cannot be used, or there is no key.
+        MissingExtraError: If the extra `serve` is not installed.
+
+    Example:
+        >>> from autoplay_rag import IngestPipeline
+        >>> from autoplay_rag.stores import MemoryStore
+        >>> pipeline = IngestPipeline(store=MemoryStore())
+        >>> app = create_app(pipeline, keys=Keys(admin="change-me-to-a-secret"))
+    """
+    keys = keys if keys is not None else Keys.from_environment()
+    if not keys:
+        raise ConfigurationError(
+            "there is no key: set AUTOPLAY_RAG_ADMIN_KEY, or give keys=Keys(admin=...)"
+        )
+    if isinstance(hosts, str) or isinstance(cors_origins, str):
+        raise ConfigurationError("hosts and cors_origins are lists of texts, not one text")
+    if "*" in cors_origins or "*" in hosts:
+        raise ConfigurationError("hosts and cors_origins take names, not '*'")
+    check_above("max_body_bytes", max_body_bytes, whole=True)
+    check_above("rate", rate)
+    signing = signing_keys if signing_keys is not None else SigningKeys.from_environment()
+    secret = webhook_secret if webhook_secret is not None else secret_from(WEBHOOK_VARIABLE)
+    try:
+        from autoplay_rag.serve.building import Settings, build
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("autoplay_rag"):
+            raise
+        raise MissingExtraError("create_app()", "serve") from None
+    return build(
+        pipeline,
+        Settings(
+            keys=keys,
+            signing=signing,
+            webhooks=WebhookReceiver(secret) if secret else None,
+            hosts=frozenset((*_LOOPBACK, *(host.lower() for host in hosts))),
+            cors_origins=frozenset(cors_origins),
+            max_body_bytes=max_body_bytes,
+            rate=rate,
+            audit=audit,
+            job_kinds=dict(job_kinds or {}),
+            version=version("autoplay-rag"),
+        ),
+        _living(pipeline),
+    )
+
+
+def _living(pipeline: IngestPipeline) -> Any:
+    """The lifespan: starts and closes the pipeline, unless it was running already."""
+
+    @asynccontextmanager
+    async def live(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            await pipeline.start()
+            started = True
+        except PipelineError:
+            if not pipeline.is_running:
+                raise
+            started = False  # its owner closes it
+        try:
+            yield
+        finally:
+            app.state.serving.end_streams()
+            await app.state.serving.jobs.aclose()
+            if started:
+                await pipeline.aclose()
+
+    return live

@@ -1,0 +1,124 @@
+"""Puts the parts of the application together. Needs the packages of the extra `serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
+
+from autoplay_rag.connector.webhook import WebhookReceiver
+from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.serve import page
+from autoplay_rag.serve.access import needs_of
+from autoplay_rag.serve.audit import AuditSink
+from autoplay_rag.serve.auth import Authenticator
+from autoplay_rag.serve.guard import Guard, GuardSettings
+from autoplay_rag.serve.jobs import KINDS, JobKind, Jobs
+from autoplay_rag.serve.keys import Keys
+from autoplay_rag.serve.metrics import Metrics
+from autoplay_rag.serve.openapi import describe_api
+from autoplay_rag.serve.problems import handle_problems
+from autoplay_rag.serve.routes import (
+    context,
+    dead_letters,
+    forgetting,
+    health,
+    jobs,
+    ledger,
+    live,
+    search,
+    sessions,
+    stream,
+    turns,
+    webhooks,
+)
+from autoplay_rag.serve.serving import Serving
+from autoplay_rag.serve.tokens import SigningKeys
+
+__all__ = ["ROUTERS", "Settings", "build"]
+
+ROUTERS = [
+    part.router
+    for part in (
+        search, sessions, live, stream, context, turns, webhooks, forgetting, dead_letters, ledger,
+        jobs, health, page,
+    )
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The checked arguments of `create_app`; see there."""
+
+    keys: Keys
+    signing: SigningKeys | None
+    webhooks: WebhookReceiver | None = field(repr=False)
+    hosts: frozenset[str]
+    cors_origins: frozenset[str]
+    max_body_bytes: int
+    rate: float
+    audit: AuditSink
+    job_kinds: Mapping[str, JobKind]
+    version: str
+
+
+def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAPI:
+    """Make the application.
+
+    Args:
+        pipeline: Takes and finds everything.
+        settings: What is allowed.
+        lifespan: Runs around the application.
+    """
+    app = FastAPI(
+        title="autoplay-rag",
+        version=settings.version,
+        description="What users are doing right now, and what they did.",
+        docs_url=None,  # the page would load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    for router in ROUTERS:
+        _check_needs(router)
+        app.include_router(router)
+    handle_problems(app)
+    serving = Serving(pipeline, Jobs(pipeline, {**KINDS, **settings.job_kinds}), settings.webhooks)
+    app.state.serving = serving
+    app.state.metrics = Metrics(serving)
+    app.add_middleware(
+        Guard,
+        settings=GuardSettings(
+            hosts=settings.hosts,
+            origins=settings.cors_origins,
+            max_body_bytes=settings.max_body_bytes,
+            rate=settings.rate,
+        ),
+        authenticator=Authenticator(settings.keys, settings.signing),
+        audit=settings.audit,
+    )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "last-event-id"],
+        )
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]  # as FastAPI documents
+    return app
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        app.openapi_schema = describe_api(app)
+    return app.openapi_schema
+
+
+def _check_needs(router: APIRouter) -> None:
+    """Check that every route says what it needs, so that none is open by mistake."""
+    for route in router.routes:
+        if not isinstance(route, APIRoute) or len(needs_of(route.dependant)) != 1:
+            raise RuntimeError(f"{route} does not say what it needs: add Needs(...)")

@@ -1,0 +1,131 @@
+"""The metrics of a pipeline for Prometheus. They are read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from autoplay_rag._timings import BOUNDS
+from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.serve.serving import Serving
+
+__all__ = ["Metrics"]
+
+_COUNTED: Final = {
+    "received": "Payloads received.",
+    "stored": "Payloads stored.",
+    "duplicate": "Payloads received again.",
+    "discarded": "Payloads discarded by the user, or forgotten before they were stored.",
+    "filtered": "Payloads that select rejected, and empty ones.",
+    "refused": "Late or repeated payloads of forgotten people and sessions.",
+    "overflow": "Payloads LOST, because the queue or the disk was full.",
+    "chunks": "Chunks stored since the start.",
+    "embed_requests": "Requests to the embedder since the start.",
+    "embed_texts": "Texts in these requests.",
+    "embed_tokens": "Tokens in these requests.",
+    "embed_reused": "Texts whose vector was known already.",
+    "retries": "Failed requests to the embedder or the store that were retried.",
+}
+_MEASURED: Final = {"pending": "Payloads that wait.", "dead": "Dead letters."}
+_TIMED: Final = {
+    "lag": ("Seconds from received to settled.", ""),
+    "search": ("Seconds of searches, by what is returned.", "answer"),
+    "search_part": ("Seconds of the parts of searches.", "part"),
+    "embedder": ("Seconds of requests to the embedder for chunks.", "request"),
+    "store": ("Seconds of writes to the store.", "request"),
+}
+_STATES: Final = ("ok", "degraded", "failed")
+
+
+class Metrics(Collector):
+    """Collects the metrics of one application.
+
+    Args:
+        serving: The application.
+    """
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """Return the metrics in the text format."""
+        made: bytes = generate_latest(self._registry)
+        return made
+
+    def describe(self) -> Iterator[Metric]:
+        """Describe nothing, so that registering does not collect."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics as of now."""
+        pipeline = self._serving.pipeline
+        if pipeline.is_running:
+            yield from _ledger(pipeline)
+            yield from _durations(pipeline)
+            yield _clients(pipeline)
+        yield _gauge("up", "Whether the pipeline runs.", float(pipeline.is_running))
+        health = GaugeMetricFamily(
+            "autoplay_rag_health", "1 for the state of the pipeline.", labels=["state"]
+        )
+        for state in _STATES:
+            health.add_metric([state], float(pipeline.health.state == state))
+        yield health
+        yield _gauge("live_sessions", "Live sessions.", len(pipeline.live))
+        yield _gauge("subscribers", "Open event streams.", len(self._serving.streams))
+
+
+def _ledger(pipeline: IngestPipeline) -> Iterator[Metric]:
+    ledger = pipeline.ledger
+    for name, text in _COUNTED.items():
+        yield CounterMetricFamily(f"autoplay_rag_{name}", text, value=getattr(ledger, name))
+    for name, text in _MEASURED.items():
+        yield _gauge(name, text, getattr(ledger, name))
+    yield _gauge("watermark", "Everything up to this number is settled.", pipeline.watermark)
+    yield _gauge("oldest_pending_seconds", "How long the oldest waits.", pipeline.lag)
+
+
+def _durations(pipeline: IngestPipeline) -> Iterator[Metric]:
+    found = pipeline.timings.all()
+    for kind, (text, label) in _TIMED.items():
+        labels = [label] if label else []
+        durations = HistogramMetricFamily(f"autoplay_rag_{kind}_seconds", text, labels=labels)
+        errors = CounterMetricFamily(
+            f"autoplay_rag_{kind}_errors", f"Failures. {text}", labels=labels
+        )
+        for (one, part), made in found.items():
+            if one == kind:
+                values = [part] if label else []
+                bounds = [*map(str, BOUNDS), "+Inf"]
+                counts = list(zip(bounds, accumulate(made.buckets), strict=True))
+                durations.add_metric(values, buckets=counts, sum_value=made.seconds)
+                errors.add_metric(values, made.errors)
+        yield durations
+        if kind != "lag":
+            yield errors
+
+
+def _clients(pipeline: IngestPipeline) -> Metric:
+    states = GaugeMetricFamily(
+        "autoplay_rag_client_state",
+        "1 for the state of the client of each stream.",
+        labels=["product", "state"],
+    )
+    for product, state in dict(pipeline.client_states).items():
+        states.add_metric([product, state], 1.0)
+    return states
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"autoplay_rag_{name}", text, value=value)

@@ -1,0 +1,58 @@
+"""For those who run it: probes and metrics."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel
+
+from autoplay_rag.serve.access import Access, Needs
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["operation"])
+
+Open = Annotated[Access, Depends(Needs("open"))]
+
+
+class HealthAnswer(BaseModel):
+    """The state; the reasons are null without a read key."""
+
+    status: str
+    reasons: list[str] | None
+
+
+@router.get("/healthz")
+async def healthz(_: Open) -> dict[str, str]:
+    """Whether the process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses={503: {"model": HealthAnswer}})
+async def readyz(access: Open, response: Response) -> HealthAnswer:
+    """Whether payloads are accepted and searches answered: 200, or 503 if the pipeline is down.
+
+    "degraded" means that something is retried, such as a request to the store.
+    """
+    health = access.pipeline.health
+    status = health.state if access.pipeline.is_running else "stopped"
+    if status in ("failed", "stopped"):
+        response.status_code = 503
+    told = access.principal is not None and access.principal.allows("read")
+    return HealthAnswer(status=status, reasons=list(health.reasons) if told else None)
+
+
+class _Metrics(Response):
+    media_type = "text/plain; version=0.0.4"
+
+
+@router.get(
+    "/metrics",
+    response_class=_Metrics,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(_: Annotated[Access, Depends(Needs("read"))], request: Request) -> Response:
+    """Return the metrics in the text format of Prometheus."""
+    made: Any = request.app.state.metrics
+    return _Metrics(made.text())

@@ -1,0 +1,84 @@
+"""What the routes of one application share."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from fastapi import Request
+
+from autoplay_rag.connector.webhook import WebhookReceiver
+from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.serve.jobs import Jobs
+from autoplay_rag.serve.problems import ProblemError
+
+__all__ = ["Serving", "serving_of"]
+
+_MOST_STREAMS: Final = 500
+_MOST_OF_TOKEN: Final = 10
+
+
+class OpenStream(Protocol):
+    """A stream that can be asked to end."""
+
+    def end(self) -> None:
+        """Tell the client that the server stops, and end soon."""
+
+
+@dataclass(slots=True)
+class Serving:
+    """What the routes of one application share.
+
+    Attributes:
+        pipeline: Takes and finds everything.
+        jobs: Long work.
+        webhooks: Verifies deliveries; None without a secret.
+        streams: The open streams, with the names of their principals.
+    """
+
+    pipeline: IngestPipeline
+    jobs: Jobs
+    webhooks: WebhookReceiver | None
+    streams: dict[OpenStream, str] = field(default_factory=dict)
+    _closing: bool = False
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add_stream(self, stream: OpenStream, name: str) -> None:
+        """Note an open stream.
+
+        Raises:
+            ProblemError: If the server stops, or there are too many.
+        """
+        if self._closing:
+            raise ProblemError(503, "The server is stopping.", {"retry-after": "5"})
+        of_token = name.startswith("token ")
+        same = sum(other == name for other in self.streams.values()) if of_token else 0
+        if len(self.streams) >= _MOST_STREAMS or same >= _MOST_OF_TOKEN:
+            raise ProblemError(429, "Too many open streams.", {"retry-after": "5"})
+        self.streams[stream] = name
+
+    def remove_stream(self, stream: OpenStream) -> None:
+        """Note that a stream ended."""
+        self.streams.pop(stream, None)
+        if not self.streams:
+            self._ended.set()
+
+    def end_streams(self) -> None:
+        """Tell all subscribers that the server stops, and refuse new ones."""
+        self._closing = True
+        for stream in list(self.streams):
+            stream.end()
+
+    async def streams_ended(self) -> None:
+        """Wait until the last stream ended."""
+        while self.streams:
+            self._ended.clear()
+            await self._ended.wait()
+
+
+def serving_of(request: Request) -> Serving:
+    """Return what the application of a request shares."""
+    serving = request.app.state.serving
+    assert isinstance(serving, Serving)
+    return serving
