@@ -86,7 +86,7 @@ class Child:
                 )
                 payload = ActionsPayload("p", session, named, None, [action], 1, at)
                 outcome = await self.pipeline.accept(payload)
-                say("event", word, session, user, outcome)
+                say("event", word, session, user, "named" if named else "unnamed", outcome)
             if source.random() < 0.4:
                 at = round(time.time(), 3)
                 summary = SummaryPayload("p", session, f"did {session}", source.randint(0, 4), at)

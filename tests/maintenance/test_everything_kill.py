@@ -28,6 +28,8 @@ class Facts:
     """What the child has said."""
 
     events: dict[str, tuple[str, str]] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+    """Sessions whose person an event has named. Before that, nobody knows whose they are."""
     with_summary: set[str] = field(default_factory=set)
     forgetting: set[str] = field(default_factory=set)
     before_forgotten: dict[str, set[str]] = field(default_factory=dict)
@@ -38,15 +40,21 @@ class Facts:
         kind, *rest = line.split()
         self.kinds[kind] += 1
         if kind == "event":
-            word, session, user, outcome = rest
+            word, session, user, named, outcome = rest
             if outcome == "accepted":
                 self.events[word] = (session, user)
+                if named == "named":
+                    self.known.add(session)
         elif kind == "summary":
             self.with_summary.add(rest[0])
         elif kind == "forgetting":
             user = rest[0]
             self.forgetting.add(user)
-            own = {word for word, (_, owner) in self.events.items() if owner == user}
+            own = {
+                word
+                for word, (session, owner) in self.events.items()
+                if owner == user and session in self.known
+            }
             self.before_forgotten.setdefault(user, own)
 
 
