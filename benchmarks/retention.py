@@ -93,13 +93,15 @@ async def weeks(events: int, key_days: float, folder: Path) -> None:
     options = {"retention_days": 7, "remember_keys_days": key_days, "max_batch_actions": 3}
     print(f"{events:,} events a week, a retention of 7 days, keys for {key_days:g} days")
     print("week    journal, its log    Chroma's database, index    chunks   known payloads")
-    async with pipeline_of(ChromaStore(chroma), journal, clock, **options) as pipeline:
+    store = ChromaStore(chroma)
+    async with pipeline_of(store, journal, clock, **options) as pipeline:
         daily = events // 7
         for week in range(_WEEKS):
             for day in range(7):
                 start = (week * 7 + day) * daily
                 await send(pipeline, range(start, start + daily), clock, _DAY)
                 await expire(pipeline)
+                await store.compact()  # as the pipeline does every ten minutes
             journal_bytes = size(journal)
             log = size(journal.with_name("journal.db-wal"))
             database = size(*chroma.glob("chroma.sqlite3*"))

@@ -140,11 +140,11 @@ class Reembedding:
         return await self._copies.current()
 
     async def tidy(self) -> None:
-        """Delete the old collection, if an exchange took place."""
+        """Delete the other collection, if nothing in it is needed any more."""
         if self._copier is not None:
             return
         copy = await self._copies.current()
-        if copy is not None and copy.phase is Phase.EXCHANGED:
+        if copy is not None and copy.phase is Phase.DROPPING:
             await self._drop(copy)
 
     async def is_clean(self) -> bool:
@@ -172,6 +172,8 @@ class Reembedding:
         """Delete what an unfinished copy has stored."""
         copy = await self._copies.current()
         if copy is not None:
+            # In this order: a kill in between must not leave a copy to go on with, and no chunks.
+            await self._copies.give_up()
             await self._drop(copy)
 
     async def run(self, model: NewModel, *, render: bool, tell: Tell | None) -> ReembedReport:
@@ -186,14 +188,44 @@ class Reembedding:
             ReembedError: If the new model refuses more than 1 % of the chunks.
         """
         name = model.embedder.model
+        target = self._store.sibling(_COLLECTION)
+        try:
+            copy = await self._begun(target, name, render=render)
+            report = await self._fill_and_replace(copy, target, model, tell)
+        finally:
+            self._copier = None
+            await target.aclose()
+        try:
+            await self.tidy()
+        except StoreError as error:
+            _log.warning("the old vectors are deleted later: %s", describe(error))
+        _log.info("%s", report)
+        return report
+
+    async def _begun(self, target: VectorStore, model: str, *, render: bool) -> Copy:
+        """Go on with a copy, or begin one with an empty collection."""
         copy = await self._copies.current()
-        if copy is None or (copy.model, copy.render) != (name, render):
-            await self.abandon()
-            # What a collection of this name holds is not known: begin with an empty one.
-            await self._store.sibling(_COLLECTION).drop()
-            copy = await self._copies.begin(name, _COLLECTION, render=render)
-        _log.info("embedding %d chunks with %s", copy.total - copy.done, name)
-        target = self._store.sibling(copy.collection)
+        if copy is not None and (copy.model, copy.render) == (model, render):
+            held = await target.identity()
+            if copy.phase is Phase.FILLING and held and held.store_id == copy.store_id:
+                await target.start(model)
+                return copy
+        await self.abandon()
+        await target.drop()  # whatever it holds
+        copy = await self._copies.begin(model, _COLLECTION, render=render)
+        await target.start(model)
+        await target.save_identity(await self._identity(copy))
+        return copy
+
+    async def _identity(self, copy: Copy) -> StoreIdentity:
+        batch = await self._journal.acknowledged_for_good()
+        notes = await self._journal.notes()
+        return StoreIdentity(copy.store_id, notes.journal_id, batch)
+
+    async def _fill_and_replace(
+        self, copy: Copy, target: VectorStore, model: NewModel, tell: Tell | None
+    ) -> ReembedReport:
+        _log.info("embedding %d chunks with %s", copy.total - copy.done, copy.model)
         writer = ChunkWriter(
             target,
             model.embedding,
@@ -202,20 +234,10 @@ class Reembedding:
             max_attempts=model.max_attempts,
         )
         self._copier = copier = Copier(self._copies, copy, writer, model.planner, tell)
-        try:
-            await target.start(name)
-            async with _running(writer):
-                seconds = _CATCH_UP_SECONDS
-                while not await self._replace(copy, copier, target, model, seconds):
-                    seconds *= 2
-        finally:
-            self._copier = None
-            await target.aclose()
-        try:
-            await self.tidy()
-        except StoreError as error:
-            _log.warning("the old vectors are deleted later: %s", describe(error))
-        _log.info("%s", copier.report)
+        async with _running(writer):
+            seconds = _CATCH_UP_SECONDS
+            while not await self._replace(copy, copier, target, model, seconds):
+                seconds *= 2
         return copier.report
 
     async def _replace(
@@ -229,9 +251,7 @@ class Reembedding:
                     await copier.catch_up()
             except TimeoutError:
                 return False
-            batch = await self._journal.acknowledged_for_good()
-            notes = await self._journal.notes()
-            identity = StoreIdentity(copy.store_id, notes.journal_id, batch)
+            identity = await self._identity(copy)
             await target.save_identity(identity)
             # Once begun, it is completed even if the caller is cancelled.
             exchanging = asyncio.ensure_future(self._exchange(copy, identity, model))

@@ -56,8 +56,8 @@ class Phase(StrEnum):
     FILLING = "filling"
     EXCHANGING = "exchanging"
     """The collections may be exchanged, or not yet: the id of the store tells."""
-    EXCHANGED = "exchanged"
-    """The other collection has the old content, which is not needed any more."""
+    DROPPING = "dropping"
+    """Nothing in the other collection is needed any more: the copy is in place, or given up."""
 
 
 class Copy(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,6 +193,9 @@ class CopyTables:
 
     def gone(self, limit: int) -> list[Changed]:
         """Return changes that are not copied yet, of chunks that the catalog has deleted."""
+        copy = self.current()
+        if copy is None or copy.phase is Phase.DROPPING:
+            return []
         rows = self._connection.execute(
             "SELECT number, chunk FROM copying WHERE NOT EXISTS "
             "(SELECT 1 FROM chunk WHERE id = copying.chunk) LIMIT ?",
@@ -260,8 +263,14 @@ class CopyTables:
         self._connection.execute("DELETE FROM model WHERE name = ?", (copy.model,))
         self._connection.execute("UPDATE model SET name = ? WHERE name = ?", (copy.model, before))
         self._catalog.note_store(copy.store_id, batch, copy.model)
-        self._save(msgspec.structs.replace(copy, phase=Phase.EXCHANGED))
+        self._save(msgspec.structs.replace(copy, phase=Phase.DROPPING))
         return self._catalog.queue(list(self._catalog.numbers(changed).values()))
+
+    def give_up(self) -> None:
+        """Note no more changes: the copy is not to be completed."""
+        copy = self._open()
+        self._remove_tables()
+        self._save(msgspec.structs.replace(copy, phase=Phase.DROPPING))
 
     def end(self) -> None:
         """Forget the copy. The caller has deleted the other collection."""
@@ -347,6 +356,10 @@ class AsyncCopies:
     async def exchanged(self, batch: int) -> int:
         """As in `CopyTables`."""
         return await self._writer.run(self._tables().exchanged, batch)
+
+    async def give_up(self) -> None:
+        """As in `CopyTables`."""
+        await self._writer.run(self._tables().give_up)
 
     async def end(self) -> None:
         """As in `CopyTables`."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from watched import WatchedStore
 
-from autoplay_rag.errors import StoreMismatchError
+from autoplay_rag.errors import EmbedderUnavailableError, StoreMismatchError
 from autoplay_rag.journal.file import JournalFile
 
 
@@ -59,8 +59,10 @@ WANTED = [f"click {n}" for n in (0, 1, 3, 4, 5, 6)]
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("render", [False, True])
-async def test_every_moment(make_pipeline, make_actions, scripted_embedder, tmp_path, render):
+@pytest.mark.parametrize("how", ["at once", "rendered", "after one was given up"])
+async def test_every_moment(make_pipeline, make_actions, scripted_embedder, tmp_path, how):
+    render = how == "rendered"
+
     class Other(scripted_embedder):
         model = "other"
 
@@ -75,6 +77,8 @@ async def test_every_moment(make_pipeline, make_actions, scripted_embedder, tmp_
             first = len(history.moments)
             other = Other(12)
             other.max_inputs = 2
+            if how == "after one was given up":
+                await begin_and_give_up(pipeline, store, Other(12))
             moving = asyncio.create_task(pipeline.reembed(other, render=render))
             await other.requested.wait()
             await pipeline.on_actions(make_actions("s1", "click 6", user="ann"))
@@ -107,6 +111,24 @@ async def test_every_moment(make_pipeline, make_actions, scripted_embedder, tmp_
             await pipeline.aclose()
     assert started_with["old"] > 10
     assert started_with["new"] > 3
+
+
+async def begin_and_give_up(pipeline, store, other):
+    """Copy some chunks, stop, and go back to the embedder in use."""
+    other.max_inputs = 1
+
+    def stop(texts):
+        if texts[0] not in [first for (first,) in other.requests[:3]]:
+            raise EmbedderUnavailableError("out of service")
+
+    other.script = stop
+    moving = asyncio.create_task(pipeline.reembed(other))
+    async with asyncio.timeout(30):
+        while len(await texts(store.sibling("next"))) < 3:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+    moving.cancel()
+    await asyncio.wait([moving])
+    await pipeline.reembed(pipeline._embedder)
 
 
 async def check(pipeline, store, other, make_actions):
