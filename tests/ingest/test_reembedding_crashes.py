@@ -13,6 +13,7 @@ import pytest
 from watched import WatchedStore
 
 from autoplay_rag.errors import EmbedderUnavailableError, StoreMismatchError
+from autoplay_rag.ingest import copier
 from autoplay_rag.journal.file import JournalFile
 
 
@@ -60,8 +61,11 @@ WANTED = [f"click {n}" for n in (0, 1, 3, 4, 5, 6)]
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", ["at once", "rendered", "after one was given up"])
-async def test_every_moment(make_pipeline, make_actions, scripted_embedder, tmp_path, how):
+async def test_every_moment(  # noqa: PLR0917 - fixtures
+    make_pipeline, make_actions, scripted_embedder, tmp_path, monkeypatch, how
+):
     render = how == "rendered"
+    monkeypatch.setattr(copier, "_PAGE", 2)
 
     class Other(scripted_embedder):
         model = "other"
