@@ -353,6 +353,14 @@ class ExpiryTables:
         ).fetchall()
         self._deletion.delete_rows([seq for (seq,) in rows])
 
+    def words_are_stale(self) -> bool:
+        """Whether the full-text index holds more deleted texts than others."""
+        return self._catalog.fulltext.is_stale()
+
+    def merge_words(self, first: bool) -> bool:
+        """Merge a part of the full-text index; see `FullTextTables.merge`."""
+        return self._catalog.fulltext.merge(first)
+
     def _remove_chunks(self, numbers: Sequence[int]) -> list[str]:
         # The store has no retired chunks, or their deletion is in the outbox already.
         retired = [
@@ -421,3 +429,11 @@ class AsyncExpiry:
     async def drop_keys(self, seqs: Sequence[int]) -> None:
         """Delete the keys of payloads whose content is gone, in one transaction."""
         await self._writer.run(self._tables().drop_keys, seqs)
+
+    async def words_are_stale(self) -> bool:
+        """As in `ExpiryTables`."""
+        return await self._writer.run(self._tables().words_are_stale)
+
+    async def merge_words(self, first: bool) -> bool:
+        """As in `ExpiryTables`."""
+        return await self._writer.run(self._tables().merge_words, first)

@@ -51,8 +51,6 @@ _SCOPES: Final = "refused_scopes"
 _SECRET: Final = "refused_secret"  # noqa: S105 - a name
 FORGOTTEN: Final = "forgotten"
 """The reason of deletions in the outbox."""
-_MERGE_PAGES: Final = 300
-"""Pages of the full-text index that one transaction merges: about 10 ms."""
 
 
 class ErasureRecord(msgspec.Struct):
@@ -575,21 +573,8 @@ class ErasureTables:
         )
 
     def merge_words(self, first: bool) -> bool:
-        """Merge a part of the full-text index, which keeps deleted words until then.
-
-        Args:
-            first: Whether a new merge of the whole index begins.
-
-        Returns:
-            Whether there is more to merge.
-        """
-        before = self._connection.total_changes
-        self._connection.execute(
-            "INSERT INTO words (words, rank) VALUES ('merge', ?)",
-            (-_MERGE_PAGES if first else _MERGE_PAGES,),
-        )
-        # As SQLite documents it: a difference below 2 means that nothing was merged.
-        return self._connection.total_changes - before >= 2  # noqa: PLR2004
+        """Merge a part of the full-text index; see `FullTextTables.merge`."""
+        return self._catalog.fulltext.merge(first)
 
     def _record(self, number: int) -> ErasureRecord:
         (record,) = self._connection.execute(

@@ -32,6 +32,13 @@ _INDEXED_STATES: Final = (
 )
 
 
+_REMOVED: Final = "removed_texts"
+"""The key in `meta` for the number of texts removed since the last merge."""
+_FEW_REMOVED: Final = 500
+_MERGE_PAGES: Final = 300
+"""Pages of the index that one transaction merges: about 10 ms."""
+
+
 class FullTextTables:
     """The tables of the full-text index.
 
@@ -86,6 +93,8 @@ class FullTextTables:
             [("delete", seq, index_text(text)) for seq, text, _ in rows],
         )
         delete_in(self._connection, "passage", "seq", seqs)
+        if rows:
+            self.file.set_meta(_REMOVED, len(rows) + (self.file.meta(_REMOVED) or 0))
         lanes = json_list({lane for _, _, lane in rows})
         self._connection.execute(
             "DELETE FROM belongs WHERE lane IN (SELECT value FROM json_each(?)) AND NOT "
@@ -103,6 +112,33 @@ class FullTextTables:
             "AND payloads = 0 AND seen IS NULL",
             (lanes,),
         )
+
+    def merge(self, first: bool) -> bool:
+        """Merge a part of the index, which keeps deleted words until then.
+
+        Args:
+            first: Whether a new merge of the whole index begins.
+
+        Returns:
+            Whether there is more to merge.
+        """
+        before = self._connection.total_changes
+        self._connection.execute(
+            "INSERT INTO words (words, rank) VALUES ('merge', ?)",
+            (-_MERGE_PAGES if first else _MERGE_PAGES,),
+        )
+        # As SQLite documents it: a difference below 2 means that nothing was merged.
+        more = self._connection.total_changes - before >= 2  # noqa: PLR2004
+        if not more:
+            self.file.set_meta(_REMOVED, 0)
+        return more
+
+    def is_stale(self) -> bool:
+        """Whether more texts were removed since the last merge of the whole index than are left."""
+        removed = self.file.meta(_REMOVED) or 0
+        if removed < _FEW_REMOVED:
+            return False
+        return removed > self.file.scalar("SELECT count(*) FROM passage")
 
     # -- payloads that are not indexed yet ----------------------------------------------------
 

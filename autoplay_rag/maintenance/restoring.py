@@ -266,7 +266,8 @@ def _forget_again(journal: Path, register: Path) -> None:
         return
     file = JournalFile(journal, "full")
     try:
-        erasures = ErasureTables(file, CatalogTables(file), Register(register))
+        catalog = CatalogTables(file)
+        erasures = ErasureTables(file, catalog, Register(register))
         with file.transaction():
             erasures.apply_register()
         more = True
@@ -276,7 +277,7 @@ def _forget_again(journal: Path, register: Path) -> None:
         merging = first = True
         while merging:
             with file.transaction():
-                merging = erasures.merge_words(first)
+                merging = catalog.fulltext.merge(first)
             first = False
         file.rewrite()
     finally:

@@ -74,6 +74,17 @@ class Retention(BackgroundWork):
             self._looked_at_all = now
         elif self._days is not None:
             await self._delete_late(limits)
+        if await self._expiry.words_are_stale():
+            await self._merge_words()
+
+    async def _merge_words(self) -> None:
+        """Free the space of deleted words, so that the file stops growing."""
+        first = more = True
+        while more:
+            began = time.monotonic()
+            more = await self._expiry.merge_words(first)
+            first = False
+            await self._rest(began)
 
     async def _delete_received(self, limits: Limits, *, complete: bool) -> None:
         after: int | None = None

@@ -241,3 +241,36 @@ def test_a_page_has_the_payloads_of_a_chunk_beside_each_other(tables, entries, s
     limits = limits_at(NOW, 7, 30.0)
     page = received(tables.connection, None, limits, complete=False)
     assert page.due == [2, 4, 1, 3, 5]
+
+
+def test_deleted_words_are_merged_away_once_they_are_most_of_the_index(
+    tables, entries, store, monkeypatch
+):
+    monkeypatch.setattr("autoplay_rag.journal.fulltext._FEW_REMOVED", 10)
+
+    def size():
+        return tables.connection.execute("SELECT sum(length(block)) FROM words_data").fetchone()[0]
+
+    def text(number, at):
+        words = " ".join(f"w{number}x{n}" for n in range(50))
+        return actions(f"s{number}", words, at=at)
+
+    for number in range(60):
+        at = NOW - (9 if number < 30 else 1) * DAY
+        tables.accept(entries(text(number, at), first=number + 1))
+        store(tables, number + 1)
+    before = size()
+    assert not tables.expiry.words_are_stale()
+    expire(tables, 7)
+    assert not tables.expiry.words_are_stale()  # as many are left
+    tables.now += 9 * DAY
+    tables.accept(entries(text(60, tables.now), first=61))
+    store(tables, 61)
+    expire(tables, 7)
+    assert tables.expiry.words_are_stale()
+    first = True
+    while tables.expiry.merge_words(first):
+        first = False
+    assert not tables.expiry.words_are_stale()
+    assert size() < before / 5
+    tables.connection.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 0)")

@@ -32,6 +32,8 @@ _STEP_SECONDS: Final = 0.03
 """A step ends with the page that takes it beyond this time."""
 _COPY_PAGE: Final = 50
 _DELETE_PAGE: Final = 200
+_MERGE_PAGES: Final = 200
+"""Pages of the full-text index that one step merges."""
 _FIRST_APPLIED: Final = 100
 """The most changes in the first step that applies them. The number doubles with each further step,
 so that they end even if more changes arrive all the time."""
@@ -73,6 +75,8 @@ class Rewrites:
         self._path = path
         self._database = database
         self._under_way: dict[str, _Rewrite] = {}
+        self._merge: int | None = None
+        """What the next step of merging the full-text index is called with; None if it is merged."""
 
     def note(self, name: str, ids: Iterable[str]) -> None:
         """Note that chunks are about to change. Call it before each write to a collection."""
@@ -163,8 +167,10 @@ class Rewrites:
     def delete_some(self, client: ClientAPI) -> bool:
         """Delete some chunks of a collection that nobody uses, or the collection if it is empty.
 
+        Once all are deleted, the full-text index is merged, which then gives back their space.
+
         Returns:
-            Whether there was one.
+            Whether there is more to do.
         """
         kept = {rewrite.target for rewrite in self._under_way.values()}
         names = self._database.select(
@@ -176,8 +182,33 @@ class Rewrites:
             if not (self._database.readable and _delete_rows(self._path, collection)):
                 found = client.get_collection(name, embedding_function=None)
                 delete_collection(client, self._database, found)
+                self._merge = -_MERGE_PAGES
             return True
-        return False
+        return self._merge_some()
+
+    def _merge_some(self) -> bool:
+        """Merge a part of Chroma's full-text index, which keeps deleted words until then.
+
+        Returns:
+            Whether there is more to merge.
+        """
+        if self._merge is None:
+            return False
+        with writing(self._path) as connection:
+            if "embedding_fulltext_search" not in _tables(connection):
+                self._merge = None
+                return False
+            before = connection.total_changes
+            connection.execute(
+                "INSERT INTO embedding_fulltext_search (embedding_fulltext_search, rank) "
+                "VALUES ('merge', ?)",
+                (self._merge,),
+            )
+            # As SQLite documents it: a difference below 2 means that nothing was merged. A negative
+            # number begins a merge of the whole index, a positive one goes on with it.
+            more = connection.total_changes - before >= 2  # noqa: PLR2004
+        self._merge = _MERGE_PAGES if more else None
+        return more
 
     def _index(self, collection: str) -> list[str]:
         rows = self._database.select(
