@@ -185,6 +185,7 @@ class ChunkWriter:
         embed_concurrency: The most embedding requests in flight.
         limits: The limits of one embedding request; None for a `TextStore`.
         max_attempts: The rejections of a chunk alone until its upsert fails.
+        store_batch: The most operations in one request to the store; as many as it takes if None.
         timings: Measures the writes.
 
     Attributes:
@@ -225,6 +226,7 @@ class ChunkWriter:
         embed_concurrency: int,
         limits: RequestLimits | None,
         max_attempts: int,
+        store_batch: int | None = None,
         timings: Timings | None = None,
     ) -> None:
         check_at_least("embed_concurrency", embed_concurrency, 1, whole=True)
@@ -246,7 +248,7 @@ class ChunkWriter:
         self.characters = 0
         self.chunks = 0
         self.retries = 0
-        batch = RequestLimits(store.max_batch, 0)
+        batch = RequestLimits(min(store.max_batch, store_batch or store.max_batch), 0)
         self._upserts = _Kind(
             "",
             RetryQueue("store", batch, max_attempts, take_back=self._taken_back),

@@ -45,6 +45,8 @@ _CATCH_UP_SECONDS: Final = 20.0
 rest may take twice as long: otherwise a busy stream would always be faster."""
 _PAGE: Final = 500
 _ATTEMPTS: Final = 6
+_STORE_BATCH: Final = 100
+"""Searches and the stream wait for each request to the store, so it is a small one."""
 
 
 def can_exchange(store: Store) -> bool:
@@ -232,6 +234,7 @@ class Reembedding:
             embed_concurrency=model.embed_concurrency,
             limits=model.limits,
             max_attempts=model.max_attempts,
+            store_batch=_STORE_BATCH,
         )
         self._copier = copier = Copier(self._copies, copy, writer, model.planner, tell)
         async with _running(writer):
