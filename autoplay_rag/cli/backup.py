@@ -75,14 +75,28 @@ def restore(
             "--force", help="Replace a journal and a store that exist and are not in use."
         ),
     ] = False,
+    erasure_register: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The file with all requests to forget, which are applied to the backup; by default "
+            "the one in the settings file, or the one beside the journal.",
+        ),
+    ] = None,
     json: JsonOption = False,
     journal: JournalOption = None,
     store: StoreOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Check a backup and put journal and store back."""
+    """Check a backup and put journal and store back. Nobody who was forgotten comes back."""
     place = find_place(config, journal=journal, store=store)
-    report = put_back(folder, journal=place.journal, store=place.folder, force=force)
+    report = put_back(
+        folder,
+        journal=place.journal,
+        store=place.folder,
+        force=force,
+        erasure_register=erasure_register or place.file.erasure_register,
+    )
     if json:
         say_json(report)
         return

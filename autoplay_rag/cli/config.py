@@ -55,6 +55,8 @@ PIPELINE_KEYS: Final[Mapping[str, str]] = {
     "drain_timeout": _NUMBER,
     "retention_days": _DAYS,
     "remember_keys_days": _NUMBER,
+    "summaries": _TEXT,
+    "erasure_register": _TEXT,
 }
 """Settings passed to `IngestPipeline` under the same name."""
 _STREAM_KEYS: Final[Mapping[str, str]] = {"url": _VALUE, "token": _VALUE}
@@ -126,7 +128,16 @@ class Config:
     @property
     def pipeline(self) -> dict[str, Any]:
         """The settings for `IngestPipeline`."""
-        return {name: value for name, value in self._values.items() if name in PIPELINE_KEYS}
+        found = {name: value for name, value in self._values.items() if name in PIPELINE_KEYS}
+        if (register := self.erasure_register) is not None:
+            found["erasure_register"] = register
+        return found
+
+    @property
+    def erasure_register(self) -> Path | None:
+        """The file with all requests to forget. Relative like `journal`."""
+        path = self.get("erasure_register")
+        return None if path is None else self._beside(path)
 
     @property
     def journal(self) -> Path | None:

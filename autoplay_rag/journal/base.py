@@ -638,6 +638,10 @@ class Findable(ABC):
         """Return the lanes of those stored chunks that the catalog knows."""
 
     @abstractmethod
+    async def being_deleted(self, chunk_ids: Sequence[str]) -> set[str]:
+        """Return those of these chunks that the store is yet to delete."""
+
+    @abstractmethod
     async def recent_lanes(self, conditions: Sequence[Condition], limit: int) -> list[int]:
         """Return the lanes of sessions that pass a filter, latest first."""
 

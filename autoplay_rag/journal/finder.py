@@ -59,6 +59,10 @@ class AsyncFinder(Findable):
         """As in `Findable`."""
         return await self._run(lambda: self._finder().lanes_of(chunk_ids))
 
+    async def being_deleted(self, chunk_ids: Sequence[str]) -> set[str]:
+        """As in `Findable`."""
+        return await self._run(lambda: self._finder().being_deleted(chunk_ids))
+
     async def recent_lanes(self, conditions: Sequence[Condition], limit: int) -> list[int]:
         """As in `Findable`."""
         return await self._run(lambda: self._finder().recent_lanes(conditions, limit))

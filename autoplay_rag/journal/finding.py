@@ -201,6 +201,13 @@ class Finder:
         )
         return dict(rows)
 
+    def being_deleted(self, chunk_ids: Sequence[str]) -> set[str]:
+        """Return those of these chunks that the store is yet to delete."""
+        rows = self._connection.execute(
+            f"SELECT chunk FROM deletion WHERE chunk {_IN}", (json_list(chunk_ids),)
+        )
+        return {chunk for (chunk,) in rows}
+
     def chunk_ids(self, lanes: Sequence[int]) -> list[str]:
         """Return the ids of the stored chunks of these sessions."""
         rows = self._connection.execute(

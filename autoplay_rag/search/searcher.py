@@ -222,6 +222,10 @@ class Searcher:
         """The passages of the candidate sessions, and whether to rank passages without a score."""
         lane_of = await self.catalog.lanes_of(list(matches)) if self.catalog else {}
         unknown = [match for match in matches.values() if match.id not in lane_of]
+        if unknown and self.catalog:
+            # What was forgotten must not be found while the store is yet to delete it.
+            deleting = await self.catalog.being_deleted([match.id for match in unknown])
+            unknown = [match for match in unknown if match.id not in deleting]
         others = [_as_passage(match, number) for number, match in enumerate(unknown, 1)]
         if not self.catalog:
             return others, False

@@ -207,3 +207,14 @@ async def test_the_command_takes_its_settings_from_the_file(ended, tmp_path):
     assert (code, "stored" in out) == (0, True)
     code, out, _ = await ended("search", "whose payment failed?", "--collection", "empty-one")
     assert (code, out) == (0, "")
+
+
+def test_the_register_of_erasures_is_beside_the_settings(tmp_path):
+    path = tmp_path / "autoplay-rag.toml"
+    path.write_text('erasure_register = "kept/erasures"\nsummaries = "replace"\n')
+    file = load_config(path)
+    assert file.erasure_register == tmp_path / "kept" / "erasures"
+    assert file.pipeline == {
+        "erasure_register": tmp_path / "kept" / "erasures",
+        "summaries": "replace",
+    }

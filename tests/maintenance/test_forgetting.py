@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autoplay_rag.errors import ConfigurationError, JournalError
+from autoplay_rag.errors import ConfigurationError, JournalError, StoreUnavailableError
 from autoplay_rag.journal.bodies import unpack
 from autoplay_rag.maintenance import restore
 from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
@@ -385,3 +385,33 @@ async def test_actions_that_a_summary_replaced_are_forgotten(make_pipeline, tmp_
         assert await find(pipeline, "annnew") == []
         await erased(pipeline, receipt)
     assert b"annnew" not in bytes_of(tmp_path)
+
+
+async def test_no_search_finds_it_while_the_store_cannot_delete(
+    make_pipeline, make_actions, tmp_path
+):
+    class Stuck(MemoryStore):
+        persistent = True
+        stuck = True
+
+        async def delete(self, ids):
+            if self.stuck:
+                raise StoreUnavailableError("out of service")
+            await super().delete(ids)
+
+    store, path = Stuck(), tmp_path / "j.db"
+    async with make_pipeline(store, journal=path, drain_timeout=0.0) as pipeline:
+        await pipeline.on_actions(make_actions("s1", "secret report", user="ann"))
+        await pipeline.on_actions(make_actions("s2", "other report", user="bob"))
+        await pipeline.drain()
+        forgetting = asyncio.create_task(pipeline.forget(user_id="ann"))
+        async with asyncio.timeout(30):
+            while pipeline.health.state == "ok":  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+        assert await store.count() == 2
+        for mode in ("dense", "hybrid", "text"):
+            found = await pipeline.search("secret report", mode=mode)
+            assert [hit.text for hit in found] in (["other report"], [])
+        store.stuck = False
+        assert (await forgetting).deleted
+        assert await store.count() == 1
