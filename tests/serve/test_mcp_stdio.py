@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
 
 import pytest
@@ -15,7 +15,10 @@ from pipelines import make_actions
 from serve_server import KEYS, SECRET_WORD, fill, token
 
 from autoplay_rag import IngestPipeline
+from autoplay_rag.cli.mcp import mcp
 from autoplay_rag.embedders.local import LocalEmbedder
+from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.serve.mcp import relay
 from autoplay_rag.serve.running import RunningServer, announced
 from autoplay_rag.stores.chroma import ChromaStore
 
@@ -91,6 +94,7 @@ async def test_it_finds_the_server_of_the_journal_and_says_when_it_is_gone(serve
     assert gone.content[0].text.startswith("This is not available: the server is not running")
 
 
+@pytest.mark.slow
 async def test_a_refused_key_is_said(running, tmp_path):
     env = {"AUTOPLAY_RAG_URL": running.server.url, "AUTOPLAY_RAG_KEY": "not-a-key-of-tests"}
     async with connected(tmp_path, **env) as client:
@@ -120,17 +124,44 @@ async def test_without_a_server_it_opens_the_files(tmp_path):
     ]
 
 
-async def test_wrong_usage_is_one_line(tmp_path):
-    for env, said in (
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
         ({}, "there is no journal"),
         ({"AUTOPLAY_RAG_URL": "http://127.0.0.1:1"}, "AUTOPLAY_RAG_URL needs AUTOPLAY_RAG_KEY"),
         ({"AUTOPLAY_RAG_URL": "localhost", "AUTOPLAY_RAG_KEY": "k"}, "must begin with http"),
-    ):
-        code, out, err = await ended(tmp_path, **env)
-        assert code == 2
-        assert out == ""
-        assert said in err
-        assert err.count("\n") == 1
+    ],
+)
+def test_wrong_usage_says_what_to_do(tmp_path, monkeypatch, env, said):
+    monkeypatch.chdir(tmp_path)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=said):
+        mcp()
+
+
+async def test_a_server_that_stalls_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(relay, "_ANSWER_SECONDS", 0.2)
+    asked = asyncio.Event()
+
+    async def stall(_, writer):
+        asked.set()
+        with closing(writer):
+            await over.wait()
+
+    over = asyncio.Event()
+    async with await asyncio.start_server(stall, "127.0.0.1", 0) as stalled:
+        target = relay.Target(f"http://127.0.0.1:{stalled.sockets[0].getsockname()[1]}", "a-key")
+        relayed = relay.Relay(lambda: target, target)
+        async with Client(relayed.server()) as client:
+            said = await client.call_tool("user_history", {})
+        await relayed.aclose()
+        over.set()
+    assert asked.is_set()
+    assert said.is_error
+    assert said.content[0].text == (
+        "This is not available: the server does not answer in time. Nothing was searched."
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -159,6 +190,7 @@ async def test_a_signal_ends_it_while_the_input_is_open(running, tmp_path, numbe
     process.stdin.close()
 
 
+@pytest.mark.slow
 async def test_the_end_of_the_input_ends_it(running, tmp_path):
     env = {"AUTOPLAY_RAG_URL": running.server.url, "AUTOPLAY_RAG_KEY": KEYS.read}
     assert await ended(tmp_path, **env) == (0, "", "")
