@@ -42,6 +42,8 @@ def create_app(
 ) -> FastAPI:
     """Make the ASGI application with the HTTP interface of a pipeline.
 
+    With the extra `mcp`, it answers the Model Context Protocol at `/mcp`, with four tools.
+
     Serve it with any ASGI server, on the pipeline's event loop. Served alone, it starts the
     pipeline and closes it at shutdown, unless the pipeline was running already. Mounted into a
     larger application, it leaves the pipeline to that. An open event stream keeps uvicorn from
