@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx2
 import pytest
@@ -10,6 +11,11 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from pipelines import make_actions
 from serve_server import KEYS, SECRET_WORD, token
+
+from autoplay_rag.cli.mcp import mcp
+from autoplay_rag.errors import MissingExtraError
+from autoplay_rag.serve import create_app
+from autoplay_rag.serve.server import _GRACE_SECONDS as GRACE_SECONDS
 
 MODES = ["auto", "legacy"]
 # The server closes idle connections, and a client on a busy machine may be idle for long.
@@ -289,21 +295,34 @@ async def test_many_people_at_once_see_their_own(serve, mode, count):
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_the_server_stops_with_a_client_connected(serve, mode):
-    async with serve() as running:
-        await running.pipeline.accept(make_actions("s1", "ann paid", user="ann"))
-        async with connected(running, KEYS.read, mode) as client:
+async def test_the_server_stops_while_a_client_is_connected(serve, mode):
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        async with serve() as running:
+            client = await stack.enter_async_context(connected(running, KEYS.read, mode))
             await answered(client, "user_history")
-            running.server.stop()
-            async with asyncio.timeout(5):
-                while running.server.started and not running.server.should_exit:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+            stopped = loop.time()
+        assert loop.time() - stopped < GRACE_SECONDS
+
+
+async def test_without_the_extra_the_server_says_so(serve, monkeypatch):
+    monkeypatch.delitem(sys.modules, "autoplay_rag.serve.mcp.server")
+    monkeypatch.setitem(sys.modules, "mcp_types", None)
+    async with serve() as running, running.client(KEYS.read) as client:
+        answer = await client.post("/mcp", json={})
+        assert (await client.get("/v1/sessions")).status_code == 200
+    assert answer.status_code == 501
+    assert "extra `mcp`" in answer.json()["detail"]
+
+
+def test_without_the_extra_the_command_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    with pytest.raises(MissingExtraError, match="mcp"):
+        mcp()
 
 
 async def test_an_application_runs_again(make_pipeline):
     """The lifespan may run more than once; without it, MCP says so."""
-    from autoplay_rag.serve import create_app
-
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
     pipeline = make_pipeline()
     async with pipeline:
