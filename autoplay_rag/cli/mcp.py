@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Final
 
+from autoplay_rag._http_environment import environment_proxy
 from autoplay_rag.cli.config import ConfigOption
 from autoplay_rag.cli.console import note
 from autoplay_rag.cli.interrupts import Interrupts
@@ -47,7 +49,7 @@ def mcp(
     if not find_spec("mcp"):
         raise MissingExtraError("autoplay-rag mcp", "mcp")
     if os.environ.get(_URL_VARIABLE):
-        asyncio.run(_relay(_named))
+        asyncio.run(_relay(_named, environment_proxy(_named().url)))
         return
     place = find_place(config, journal=journal, store=store, collection=collection)
 
@@ -87,10 +89,10 @@ def _named() -> Any:
     return Target(url, key)
 
 
-async def _relay(find: Any) -> None:
+async def _relay(find: Callable[[], Any], proxy: str | None = None) -> None:
     from autoplay_rag.serve.mcp.relay import Relay
 
-    relay = Relay(find, find())
+    relay = Relay(find, proxy)
     with Interrupts() as interrupts:
         try:
             await _serve(relay.server(), interrupts)

@@ -17,7 +17,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
-from autoplay_rag._http_environment import environment_proxy, tls_context
+from autoplay_rag._http_environment import tls_context
 from autoplay_rag.content.marking import plain_line
 from autoplay_rag.serve.mcp.server import INSTRUCTIONS, SERVER_NAME, refusal
 
@@ -53,15 +53,15 @@ class Relay:
     Args:
         find: Returns the server; None if none runs. It is asked before each call, in a thread: a
             server that was started again may have another address.
-        first: The server to begin with.
+        proxy: The URL of a proxy; None for none, as for a server on this machine.
     """
 
-    def __init__(self, find: Callable[[], Target | None], first: Target) -> None:
+    def __init__(self, find: Callable[[], Target | None], proxy: str | None = None) -> None:
         self._find = find
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
             trust_env=False,
-            proxy=environment_proxy(first.url),
+            proxy=proxy,
             verify=tls_context(httpx.create_ssl_context),
         )
 

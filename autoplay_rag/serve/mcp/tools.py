@@ -94,7 +94,7 @@ async def call_tool(tool: Tool, given: Mapping[str, Any], access: Access) -> Res
     Raises:
         RefusedError: If the call cannot be answered.
     """
-    status = 500
+    status = 499  # if it is cancelled: the client went away
     try:
         asked = tool.arguments(bound=access.is_bound).model_validate(dict(given))
         result = await tool.answer(asked, access)
@@ -109,6 +109,7 @@ async def call_tool(tool: Tool, given: Mapping[str, Any], access: Access) -> Res
         status = found.status
         raise RefusedError(plain_line(found.detail, _LONGEST_ERROR)) from None
     except Exception:  # noqa: BLE001 - the caller learns nothing of it, the log all
+        status = 500
         _log.exception("the tool %s failed", tool.name)
         raise RefusedError("The call failed. The server's log has the reason.") from None
     finally:
