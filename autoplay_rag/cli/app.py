@@ -15,6 +15,7 @@ from autoplay_rag.cli.demo import demo
 from autoplay_rag.cli.forget import export, forget
 from autoplay_rag.cli.ingest import ingest
 from autoplay_rag.cli.journal import dead_letters, status
+from autoplay_rag.cli.mcp import mcp
 from autoplay_rag.cli.options import USAGE, help_without_subcommand
 from autoplay_rag.cli.reembed import copy, reembed
 from autoplay_rag.cli.search import search
@@ -33,7 +34,7 @@ _TYPER_INTERRUPTED = 130
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for command in (
     demo, connector, ingest, search, sessions, session, tail, status, verify, backup, restore,
-    forget, export, reembed, copy, serve, token,
+    forget, export, reembed, copy, serve, mcp, token,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(dead_letters, name="dead-letters")

@@ -15,7 +15,7 @@ from autoplay_rag.serve.auth import Need, Principal
 from autoplay_rag.serve.problems import ProblemError
 from autoplay_rag.serve.serving import serving_of
 
-__all__ = ["Access", "Ids", "Needs", "needs_of"]
+__all__ = ["Access", "Ids", "Needs", "needs_of", "opened_access"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +128,9 @@ class Needs:
         """
         principal: Principal | None = request.scope["state"]["principal"]
         route = f"{request.method} {getattr(request.scope.get('route'), 'path_format', '')}"
-        record = AuditRecord(principal.name if principal else "nobody", route)
-        if principal is not None and principal.bound is not None:
-            bound = principal.bound
-            record.about({"user_id": bound.user_id, "session_id": bound.session_id})
+        access = opened_access(principal, route, serving_of(request).pipeline)
         if self.audited:
-            request.scope["state"]["audit"] = record
+            request.scope["state"]["audit"] = access.audit
         if self.need != "open":
             if principal is None:
                 raise ProblemError(
@@ -143,7 +140,22 @@ class Needs:
                 )
             if not principal.allows(self.need):
                 raise ProblemError(403, f"This needs {_SAID[self.need]}.")
-        return Access(principal, record, serving_of(request).pipeline)
+        return access
+
+
+def opened_access(principal: Principal | None, route: str, pipeline: IngestPipeline) -> Access:
+    """Make the access of one request, with the beginning of its line in the audit log.
+
+    Args:
+        principal: Who makes it.
+        route: What it asks, without ids.
+        pipeline: Answers it.
+    """
+    record = AuditRecord(principal.name if principal else "nobody", route)
+    if principal is not None and principal.bound is not None:
+        bound = principal.bound
+        record.about({"user_id": bound.user_id, "session_id": bound.session_id})
+    return Access(principal, record, pipeline)
 
 
 _SAID: dict[Need, str] = {

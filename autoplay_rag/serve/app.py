@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,6 +41,8 @@ def create_app(
     job_kinds: Mapping[str, JobKind] | None = None,
 ) -> FastAPI:
     """Make the ASGI application with the HTTP interface of a pipeline.
+
+    With the extra `mcp`, it answers the Model Context Protocol at `/mcp`, with four tools.
 
     Serve it with any ASGI server, on the pipeline's event loop. Served alone, it starts the
     pipeline and closes it at shutdown, unless the pipeline was running already. Mounted into a
@@ -127,11 +129,13 @@ def _living(pipeline: IngestPipeline) -> Any:
             if not pipeline.is_running:
                 raise
             started = False  # its owner closes it
+        serving = app.state.serving
         try:
-            yield
+            async with serving.mcp.running() if serving.mcp else nullcontext():
+                yield
         finally:
-            app.state.serving.end_streams()
-            await app.state.serving.jobs.aclose()
+            serving.end_streams()
+            await serving.jobs.aclose()
             if started:
                 await pipeline.aclose()
 

@@ -30,12 +30,15 @@ class AuditRecord:
         route: Method and path of the route, without ids.
         scope: The ids that select the data; empty for everyone's.
         counts: How much was returned or deleted.
+        status: The outcome as an HTTP status, if it is not that of the answer: a tool call that is
+            refused is answered with 200.
     """
 
     who: str
     route: str
     scope: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    status: int | None = None
 
     def about(self, ids: Mapping[str, str | None]) -> None:
         """Note the ids that select the data."""
@@ -45,7 +48,7 @@ class AuditRecord:
         """Return the line of JSON.
 
         Args:
-            status: The HTTP status of the answer.
+            status: The HTTP status of the answer; `self.status` wins if it is set.
         """
         made: dict[str, Any] = {
             "at": round(time.time(), 3),
@@ -56,7 +59,7 @@ class AuditRecord:
                 for name, value in self.scope.items()
             },
             "counts": self.counts,
-            "status": status,
+            "status": status if self.status is None else self.status,
         }
         return msgspec.json.encode(made).decode()
 

@@ -30,13 +30,14 @@ from autoplay_rag.serve.routes import (
     jobs,
     ledger,
     live,
+    mcp,
     search,
     sessions,
     stream,
     turns,
     webhooks,
 )
-from autoplay_rag.serve.serving import Serving
+from autoplay_rag.serve.serving import Endpoint, Serving
 from autoplay_rag.serve.tokens import SigningKeys
 
 __all__ = ["ROUTERS", "Settings", "build"]
@@ -45,7 +46,7 @@ ROUTERS = [
     part.router
     for part in (
         search, sessions, live, stream, context, turns, webhooks, forgetting, dead_letters, ledger,
-        jobs, health, page,
+        jobs, health, page, mcp,
     )
 ]  # fmt: skip
 
@@ -87,6 +88,7 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
         app.include_router(router)
     handle_problems(app)
     serving = Serving(pipeline, Jobs(pipeline, {**KINDS, **settings.job_kinds}), settings.webhooks)
+    serving.mcp = _mcp_endpoint(pipeline)
     app.state.serving = serving
     app.state.metrics = Metrics(serving)
     app.add_middleware(
@@ -109,6 +111,17 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
         )
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]  # as FastAPI documents
     return app
+
+
+def _mcp_endpoint(pipeline: IngestPipeline) -> Endpoint | None:
+    """What answers MCP; None if the extra `mcp` is not installed."""
+    try:
+        from autoplay_rag.serve.mcp.server import McpEndpoint
+    except ModuleNotFoundError as error:
+        if error.name not in ("mcp", "mcp_types"):
+            raise
+        return None
+    return McpEndpoint(pipeline)
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from autoplay_rag.errors import (
     UnsupportedFilterError,
 )
 
-__all__ = ["MEDIA_TYPE", "SCHEMA", "ProblemError", "handle_problems", "problem"]
+__all__ = ["MEDIA_TYPE", "SCHEMA", "ProblemError", "handle_problems", "problem", "problem_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -123,17 +123,24 @@ def _invalid(_: Request, error: Exception) -> Response:
     return problem(422, "The request is not valid: see errors.", errors=errors)
 
 
-def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, AutoplayError)
+def problem_of(error: AutoplayError) -> ProblemError:
+    """Return what is said of an error. Of an outage only its kind: the error may name services."""
     if isinstance(error, ConfigurationError | UnsupportedFilterError):
-        return problem(422, str(error))
+        return ProblemError(422, str(error))
     if isinstance(error, MissingCapabilityError):
-        return problem(501, str(error))
-    route = getattr(request.scope.get("route"), "path_format", "a request")
-    _log.error("%s failed: %s", route, describe(error))
+        return ProblemError(501, str(error))
     for kind, detail in _UNAVAILABLE.items():
         if isinstance(error, kind):
-            return problem(503, detail, {"retry-after": _RETRY_SECONDS})
+            return ProblemError(503, detail, {"retry-after": _RETRY_SECONDS})
     if isinstance(error, BackupError):
-        return problem(409, str(error))
-    return problem(500, "The request failed. The server's log has the reason.")
+        return ProblemError(409, str(error))
+    return ProblemError(500, "The request failed. The server's log has the reason.")
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AutoplayError)
+    found = problem_of(error)
+    if found.status not in (422, 501):
+        route = getattr(request.scope.get("route"), "path_format", "a request")
+        _log.error("%s failed: %s", route, describe(error))
+    return _raised(request, found)

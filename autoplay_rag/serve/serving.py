@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from fastapi import Request
+from starlette.types import Receive, Scope, Send
 
 from autoplay_rag.connector.webhook import WebhookReceiver
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.jobs import Jobs
 from autoplay_rag.serve.problems import ProblemError
 
-__all__ = ["Serving", "serving_of"]
+__all__ = ["Endpoint", "Serving", "serving_of"]
 
 _MOST_STREAMS: Final = 500
 _MOST_OF_TOKEN: Final = 10
@@ -26,6 +28,16 @@ class OpenStream(Protocol):
         """Tell the client that the server stops, and end soon."""
 
 
+class Endpoint(Protocol):
+    """A part of the application that answers requests by itself while the lifespan runs."""
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Answer inside the block."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+
 @dataclass(slots=True)
 class Serving:
     """What the routes of one application share.
@@ -34,12 +46,14 @@ class Serving:
         pipeline: Takes and finds everything.
         jobs: Long work.
         webhooks: Verifies deliveries; None without a secret.
+        mcp: Answers MCP; None without the extra `mcp`.
         streams: The open streams, with the names of their principals.
     """
 
     pipeline: IngestPipeline
     jobs: Jobs
     webhooks: WebhookReceiver | None
+    mcp: Endpoint | None = None
     streams: dict[OpenStream, str] = field(default_factory=dict)
     _closing: bool = False
     _ended: asyncio.Event = field(default_factory=asyncio.Event)

@@ -44,6 +44,7 @@ TABLE = {
     ("GET", "/readyz"): (OPEN, "/readyz", None),
     ("GET", "/metrics"): (READ, "/metrics", None),
     ("GET", "/"): (READ, "/", None),
+    ("POST", "/mcp"): (OWN, "/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}),
 }
 
 
