@@ -93,6 +93,7 @@ _CONSEQUENCES: dict[Capability, str] = {
     "scan": "its content cannot be added to a journal, and `verify` finds no extra chunks",
     "update_metadata": "chunks stored before their user is known are not found by that user",
     "drop": "a rebuild cannot replace vectors of another model",
+    "exchange": "`reembed` cannot change the model while the pipeline runs",
 }
 """The consequences of each capability that a store lacks."""
 _WORST_FIRST: tuple[Outcome, ...] = (
