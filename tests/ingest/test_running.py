@@ -530,7 +530,7 @@ async def test_what_a_store_lacks_is_said_at_start(make_pipeline, caplog):
     async with make_pipeline(OnlyUpserts()):
         pass
     said = [record.message for record in caplog.records if "has no" in record.message]
-    lacking = ["delete", "identity", "scan", "update_metadata", "drop"]
+    lacking = ["delete", "identity", "scan", "update_metadata", "drop", "exchange"]
     assert [message.split("'")[1] for message in said] == lacking
     caplog.clear()
     async with make_pipeline(MemoryStore()):
