@@ -14,6 +14,7 @@ import msgspec
 from autoplay_rag._checks import check_above
 from autoplay_rag._secrets import secret_from
 from autoplay_rag.content.filters import Filter, Moment, moment
+from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import ConfigurationError, ServerUnavailableError
 from autoplay_rag.journal.base import Health
 from autoplay_rag.journal.ledger import Ledger
@@ -268,7 +269,7 @@ class ServeClient:
     ) -> WholeSession | None:
         """Return one complete session, in order; see `IngestPipeline.session`."""
         # Dots as well: "." and ".." would be removed from the path.
-        path = f"/v1/sessions/{quote(session_id, safe='').replace('.', '%2E')}"
+        path = f"/v1/sessions/{quote(storable(session_id), safe='').replace('.', '%2E')}"
         params = {"product_id": product_id, "user_id": user_id}
         try:
             return decoded(await self._ask(Asked("GET", path, params)), WholeSession)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import httpx
 import msgspec
@@ -19,6 +20,7 @@ from autoplay_rag._cancelled import is_cancelled
 from autoplay_rag._describe import describe
 from autoplay_rag._http_environment import environment_proxy, tls_context
 from autoplay_rag._loop_thread import LoopClosedError, LoopThread
+from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import (
     ClientStateError,
     ConfigurationError,
@@ -77,9 +79,11 @@ class Connections:
     def __init__(
         self, url: httpx.URL, key: str | None, transport: httpx.AsyncBaseTransport | None
     ) -> None:
-        self._pool = _Pool(url, key, transport)
+        self._url = url
+        self._key = key
+        self._transport = transport
         self._lock = threading.Lock()
-        self._thread: LoopThread | None = None
+        self._opened: _Opened | None = None
         self._is_closed = False
 
     async def send(self, asked: Asked, seconds: float) -> bytes:
@@ -94,7 +98,7 @@ class Connections:
             ConfigurationError: If the server refused the arguments, or the proxy cannot be used.
             ClientStateError: If the connections are closed.
         """
-        return await self._run(self._pool.send(asked, seconds))
+        return await self._run(lambda pool: pool.send(asked, seconds))
 
     async def lines(self, asked: Asked, seconds: float) -> AsyncGenerator[list[bytes], None]:
         """Send a request and yield the lines of the answer, as they arrive.
@@ -106,13 +110,13 @@ class Connections:
         Raises:
             AutoplayError: As `send`.
         """
-        answer = await self._run(self._pool.open(asked, seconds))
+        answer = await self._run(lambda pool: pool.open(asked, seconds))
         try:
-            while found := await self._run(answer.more(seconds)):
+            while found := await self._run(lambda _: answer.more(seconds)):
                 yield found
         finally:
             with suppress(ClientStateError):  # closed with the connections
-                await self._run(answer.aclose())
+                await self._run(lambda _: answer.aclose())
 
     def run_sync(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the event loop of the thread, and wait for it.
@@ -121,24 +125,31 @@ class Connections:
             ClientStateError: If the connections are closed.
         """
         try:
-            return self._started(work).run(work)
+            thread = self._open().thread
+        except BaseException:
+            work.close()
+            raise
+        try:
+            return thread.run(work)
         except LoopClosedError:
             raise ClientStateError(_CLOSED) from None
 
     async def aclose(self) -> None:
         """Close the connections; requests that are under way fail. May be called repeatedly."""
-        if thread := self._ended():
-            await asyncio.to_thread(thread.close)
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """Like `aclose`, for any thread."""
-        if thread := self._ended():
-            thread.close()
+        with self._lock:
+            self._is_closed = True
+            opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.thread.close()
 
-    async def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        thread = self._started(work)
+    async def _run(self, start: Callable[[_Pool], Coroutine[Any, Any, T]]) -> T:
+        opened = self._open()
         try:
-            return await asyncio.wrap_future(thread.submit(work))
+            return await asyncio.wrap_future(opened.thread.submit(start(opened.pool)))
         except LoopClosedError:
             raise ClientStateError(_CLOSED) from None
         except asyncio.CancelledError:
@@ -146,26 +157,24 @@ class Connections:
                 raise
             raise ClientStateError(_CLOSED) from None
 
-    def _started(self, work: Coroutine[Any, Any, T]) -> LoopThread:
+    def _open(self) -> _Opened:
         with self._lock:
             if self._is_closed:
-                work.close()
                 raise ClientStateError(_CLOSED)
-            if self._thread is None:
-                try:
-                    self._thread = LoopThread("autoplay-client")
-                except BaseException:
-                    work.close()
-                    raise
-                keeping = self._thread.submit(self._pool.keep())
-                # The coroutines refer to the pool, not to this object.
-                weakref.finalize(self, _close, self._thread, keeping)
-            return self._thread
+            if self._opened is None or self._opened.process != os.getpid():
+                # Not after a fork: the thread and its connections belong to the other process.
+                pool = _Pool(self._url, self._key, self._transport)
+                thread = LoopThread("autoplay-client")
+                # `pool` does not refer to this object, so that it can be collected.
+                weakref.finalize(self, _close, thread, thread.submit(pool.keep()))
+                self._opened = _Opened(os.getpid(), thread, pool)
+            return self._opened
 
-    def _ended(self) -> LoopThread | None:
-        with self._lock:
-            self._is_closed = True
-            return self._thread
+
+class _Opened(NamedTuple):
+    process: int
+    thread: LoopThread
+    pool: _Pool
 
 
 _CLOSED: Final = "the ServeClient was closed: make another one"
@@ -241,7 +250,7 @@ class _Pool:
         raise AssertionError("an answer without success raises")
 
     def _request(self, asked: Asked, seconds: float) -> httpx.Request:
-        params = {name: value for name, value in (asked.params or {}).items() if value is not None}
+        params = _sendable(asked.params or {})
         headers = dict(self._headers)
         if asked.body is not None:
             headers["content-type"] = "application/json"
@@ -250,7 +259,7 @@ class _Pool:
             f"{self._url}{asked.path}",
             params=params or None,
             headers=headers,
-            content=None if asked.body is None else msgspec.json.encode(asked.body),
+            content=None if asked.body is None else msgspec.json.encode(_sendable(asked.body)),
             extensions={"timeout": httpx.Timeout(seconds).as_dict()},
         )
 
@@ -332,6 +341,15 @@ async def _transport(url: httpx.URL) -> httpx.AsyncHTTPTransport:
             "the proxy that the environment names cannot be used; see HTTP_PROXY, HTTPS_PROXY "
             "and ALL_PROXY"
         ) from None
+
+
+def _sendable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are given. A text that is not valid Unicode matches what the journal has."""
+    return {
+        name: storable(value) if isinstance(value, str) else value
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def _is_json(response: httpx.Response) -> bool:
