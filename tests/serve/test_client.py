@@ -10,7 +10,7 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pipelines import make_actions
 from serve_server import KEYS, fill
@@ -150,6 +150,7 @@ async def test_all_arguments_give_equal_results(running, client):
 
     @settings(max_examples=2 * settings.default.max_examples)
     @given(st.sampled_from(sorted(CALLS)).flatmap(lambda m: st.tuples(st.just(m), CALLS[m])))
+    @example(("search", {"query": "export", "user_id": "\ud800"}))
     def check(call):
         asyncio.run_coroutine_threadsafe(compare(*call), loop).result()
 
