@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any, Final
 
 from autoplay_rag._http_environment import environment_proxy
+from autoplay_rag._secrets import secret_from
 from autoplay_rag.cli.config import ConfigOption
 from autoplay_rag.cli.console import note
 from autoplay_rag.cli.interrupts import Interrupts
@@ -24,7 +25,6 @@ from autoplay_rag.cli.options import (
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.running import find_running
-from autoplay_rag.serve.secrets import secret_from
 
 __all__ = ["mcp"]
 
