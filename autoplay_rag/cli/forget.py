@@ -23,8 +23,8 @@ from autoplay_rag.cli.options import (
     ProductOption,
     StoreOption,
     find_place,
-    make_embedder,
 )
+from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import StoreError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.journal.opened import OpenedJournal

@@ -12,7 +12,6 @@ from autoplay_rag.cli.config import ConfigOption, load_config
 from autoplay_rag.cli.console import clean, note, say, say_json, table
 from autoplay_rag.cli.options import (
     DEFAULT_STORE,
-    chroma_path,
     default_journal,
     help_without_subcommand,
 )
@@ -21,6 +20,7 @@ from autoplay_rag.journal.base import Action
 from autoplay_rag.journal.ledger import COUNTERS
 from autoplay_rag.journal.reader import JournalReader, JournalStatus
 from autoplay_rag.maintenance.space import space_of
+from autoplay_rag.stores.named import chroma_path
 
 __all__ = ["dead_letters", "status"]
 

@@ -18,12 +18,10 @@ from autoplay_rag.cli.options import (
     EmbedderOption,
     JournalOption,
     StoreOption,
-    chroma_path,
     find_place,
-    make_embedder,
-    make_store,
 )
 from autoplay_rag.embedders.base import Embedder
+from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import ConfigurationError, EmbedderUnavailableError, StoreError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.ingest.store_copy import copy_store
@@ -31,6 +29,7 @@ from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.maintenance.report import ReembedReport
 from autoplay_rag.stores.chroma.copies import DATABASE
+from autoplay_rag.stores.named import chroma_path, make_store
 
 __all__ = ["copy", "reembed"]
 

@@ -28,13 +28,11 @@ from autoplay_rag.cli.options import (
     SinceOption,
     StoreOption,
     UntilOption,
-    chroma_path,
     default_journal,
-    make_embedder,
-    make_store,
 )
 from autoplay_rag.content.chunks import Vector
 from autoplay_rag.embedders.base import Embedder
+from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import JournalError, StoreError
 from autoplay_rag.journal.opened import OpenedJournal
 from autoplay_rag.journal.reader import JournalReader
@@ -44,6 +42,7 @@ from autoplay_rag.search.searcher import Searcher
 from autoplay_rag.search.serving import Serving
 from autoplay_rag.stores.base import Filter
 from autoplay_rag.stores.chroma import ChromaStore
+from autoplay_rag.stores.named import chroma_path, make_store
 
 __all__ = ["hits_table", "search", "shown_texts", "shown_time"]
 

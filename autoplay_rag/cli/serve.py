@@ -23,19 +23,18 @@ from autoplay_rag.cli.options import (
     CollectionOption,
     EmbedderOption,
     StoreOption,
-    chroma_path,
     default_journal,
-    make_embedder,
-    make_store,
 )
 from autoplay_rag.cli.progress import counts
 from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.app import create_app
 from autoplay_rag.serve.audit import AuditSink
 from autoplay_rag.serve.keys import Keys
 from autoplay_rag.serve.running import RunningServer, announced
+from autoplay_rag.stores.named import chroma_path, make_store
 
 __all__ = ["serve"]
 

@@ -20,7 +20,6 @@ from autoplay_rag.cli.options import (
     SinceOption,
     StoreOption,
     UntilOption,
-    chroma_path,
     default_journal,
 )
 from autoplay_rag.cli.search import shown_time
@@ -28,6 +27,7 @@ from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.finder import AsyncTimeline
 from autoplay_rag.journal.opened import OpenedJournal
 from autoplay_rag.search.timeline import list_sessions, read_session, wanted_of
+from autoplay_rag.stores.named import chroma_path
 
 __all__ = ["session", "sessions"]
 

@@ -20,8 +20,8 @@ from autoplay_rag.cli.options import (
     Place,
     StoreOption,
     find_place,
-    make_embedder,
 )
+from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import ConfigurationError, StoreError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.maintenance.alone import verify_alone
