@@ -32,6 +32,7 @@ from autoplay_rag.serve.routes import (
     live,
     search,
     sessions,
+    status,
     stream,
     turns,
     webhooks,
@@ -45,7 +46,7 @@ ROUTERS = [
     part.router
     for part in (
         search, sessions, live, stream, context, turns, webhooks, forgetting, dead_letters, ledger,
-        jobs, health, page,
+        status, jobs, health, page,
     )
 ]  # fmt: skip
 
