@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -24,6 +24,7 @@ from autoplay_rag.cli.options import (
     StoreOption,
     find_place,
 )
+from autoplay_rag.cli.remote import Api, ask, server_of
 from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import StoreError
 from autoplay_rag.ingest.pipeline import IngestPipeline
@@ -78,7 +79,12 @@ def forget(
     )
     place = find_place(config, journal=journal, store=store, collection=collection)
     options = {"asked": asked, "dry_run": dry_run, "block": block}
-    answer = ask_pipeline(place.journal, "forget", options)
+    server = server_of(place, journal=journal, store=store, collection=collection)
+    if server is not None:
+        body = {**_body(asked), "dry_run": dry_run, "block": block}
+        answer: Any = ask(server, lambda api: api.post("/v1/forget", body))
+    else:
+        answer = ask_pipeline(place.journal, "forget", options)
     if answer is not None:
         receipt = msgspec.convert(answer, Receipt)
     else:
@@ -122,7 +128,7 @@ def export(
 ) -> None:
     """Print everything that is held about a person, a session or a chat thread, as JSON Lines.
 
-    It reads the journal, also while a pipeline uses it.
+    It asks the running server, or reads the journal, also while a pipeline uses it.
     """
     asked = asked_of(
         "export",
@@ -132,8 +138,25 @@ def export(
         conversation_id=conversation,
     )
     place = find_place(config, journal=journal, store=store)
-    count = asyncio.run(_export(place.journal, asked))
+    server = server_of(place, journal=journal, store=store)
+    if server is not None:
+        count = ask(server, lambda api: _ask_to_export(api, asked))
+    else:
+        count = asyncio.run(_export(place.journal, asked))
     note(f"{count:,} records")
+
+
+def _body(asked: Asked) -> dict[str, Any]:
+    return {name: value for name, value in asked._asdict().items() if value is not None}
+
+
+async def _ask_to_export(api: Api, asked: Asked) -> int:
+    count = 0
+    async with aclosing(api.lines("/v1/export", _body(asked))) as lines:
+        async for line in lines:
+            say(line)
+            count += 1
+    return count
 
 
 async def _export(path: Path, asked: Asked) -> int:

@@ -102,8 +102,9 @@ def serve(
         clients = [client_of(stream) for stream in streams]
         store = store or file.store or DEFAULT_STORE
         journal = (journal or file.journal or default_journal(chroma_path(store))).expanduser()
+        made = make_store(store, collection or file.get("collection"))
         pipeline = IngestPipeline(
-            make_store(store, collection or file.get("collection")),
+            made,
             make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER),
             journal=journal,
             **file.pipeline,
@@ -118,7 +119,10 @@ def serve(
         server = _server(app, host, port)
         if file.path is not None:
             note(f"settings: {file.path}")
-        asyncio.run(_serve(server, pipeline, clients, journal, keys, has_keys=bool(given)))
+        about = RunningServer(
+            server.url, keys.local or "", os.getpid(), str(made.data_folder), made.collection
+        )
+        asyncio.run(_serve(server, pipeline, clients, journal, about, has_keys=bool(given)))
 
 
 def _server(app: Any, host: str, port: int) -> Any:
@@ -134,7 +138,7 @@ async def _serve(
     pipeline: IngestPipeline,
     clients: Sequence[AsyncConnectorClient],
     journal: Path,
-    keys: Keys,
+    about: RunningServer,
     *,
     has_keys: bool,
 ) -> None:
@@ -145,8 +149,6 @@ async def _serve(
         note("stopping: storing the received payloads; press Ctrl-C again to exit at once")
 
     log_client_failures()
-    assert keys.local is not None
-    about = RunningServer(server.url, keys.local, os.getpid())
     with Interrupts(
         f"exited at once: payloads that are not stored stay in {journal}"
     ) as interrupts:
@@ -157,7 +159,7 @@ async def _serve(
                 try:
                     await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)
                     if ready.done():
-                        _introduce(server.url, keys.local, journal, path, has_keys=has_keys)
+                        _introduce(server.url, about.key, journal, path, has_keys=has_keys)
                         for client in clients:
                             pipeline.attach(client)
                             client.run_in_background()

@@ -45,7 +45,7 @@ async def start(client, kind, **options):
 
 async def ended(client, id):
     async with asyncio.timeout(20):
-        while (job := (await client.get(f"/v1/jobs/{id}")).json())["ended_at"] is None:
+        while (job := (await client.get(f"/v1/jobs/{id}")).json())["ended_at"] is None:  # noqa: ASYNC110
             await asyncio.sleep(0)
     return job
 
@@ -70,11 +70,11 @@ async def test_a_cancelled_reembed_shows_its_progress_and_changes_nothing(runnin
         await asyncio.Event().wait()
 
     other.script = wait
-    id = await start(admin, "reembed", embedder="openai:other")
+    job_id = await start(admin, "reembed", embedder="openai:other")
     await asked.wait()
     status = (await admin.get("/v1/status")).json()
     assert status["reembedding"]["model"] == "other"
-    cancelled = (await admin.post(f"/v1/jobs/{id}/cancel")).json()
+    cancelled = (await admin.post(f"/v1/jobs/{job_id}/cancel")).json()
     assert cancelled["state"] == "cancelled"
     assert other.closed
     assert running.pipeline.embedder.model == "scripted"
