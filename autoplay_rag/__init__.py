@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         SlimAction,
         SummaryPayload,
     )
+    from autoplay_rag.remote.client import ServeClient
     from autoplay_rag.search.hits import Hit, Hits, Matched, SessionHit
     from autoplay_rag.search.timeline import (
         Actions,
@@ -66,6 +67,7 @@ __all__ = [
     "Payload",
     "PiiRedactor",
     "Render",
+    "ServeClient",
     "SessionEvent",
     "SessionHit",
     "SessionSummary",
@@ -105,6 +107,7 @@ __getattr__, __dir__ = lazy_exports(
         "Payload": "autoplay_rag.payloads",
         "PiiRedactor": "autoplay_rag.content.pii",
         "Render": "autoplay_rag.content.render",
+        "ServeClient": "autoplay_rag.remote.client",
         "SessionEvent": "autoplay_rag.search.timeline",
         "SessionHit": "autoplay_rag.search.hits",
         "SessionSummary": "autoplay_rag.search.timeline",

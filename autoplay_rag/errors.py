@@ -35,9 +35,12 @@
     │   └── JournalVersionError                  written by another version
     ├── BackupError                              a backup that cannot be written or restored
     ├── ReembedError                             the new model cannot replace the old one
-    └── PipelineError
-        ├── PipelineClosedError (RuntimeError)   a payload came after the pipeline had ended
-        └── DrainTimeoutError (TimeoutError)     time ran out before all was stored
+    ├── PipelineError
+    │   ├── PipelineClosedError (RuntimeError)   a payload came after the pipeline had ended
+    │   └── DrainTimeoutError (TimeoutError)     time ran out before all was stored
+    └── ServerError                              `ServeClient`: an answer that cannot be used
+        ├── ServerUnavailableError               no answer in time, 429, 5xx: may pass later
+        └── ServerAccessError                    401, 403: the key or token does not allow it
 
 No message holds a token or a payload's text.
 """
@@ -77,6 +80,9 @@ __all__ = [
     "RedirectError",
     "ReembedError",
     "RetriesExhaustedError",
+    "ServerAccessError",
+    "ServerError",
+    "ServerUnavailableError",
     "SignatureError",
     "StoreError",
     "StoreLockedError",
@@ -304,6 +310,26 @@ class PipelineClosedError(PipelineError, RuntimeError):
 
 class DrainTimeoutError(PipelineError, TimeoutError):
     """Time ran out before everything accepted was stored; the message says what is left."""
+
+
+class ServerError(AutoplayError):
+    """An answer to a `ServeClient` that cannot be used; the URL may be of another server."""
+
+
+class ServerUnavailableError(ServerError):
+    """The server is stopped, did not answer in time, or is overloaded: retry later.
+
+    Attributes:
+        retry_after: Seconds the server asked us to wait, if it did.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ServerAccessError(ServerError):
+    """The key or token is missing, wrong or expired, or does not allow this request."""
 
 
 def _restore(cls: type[AutoplayError], args: tuple[Any, ...], state: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ ARGUMENTS = {
     errors.UnknownPayloadError: (("usertour",), {}),
     errors.TransientError: (("busy",), {"retry_after": 3.0}),
     errors.EmbedderUnavailableError: (("busy",), {"retry_after": 3.0}),
+    errors.ServerUnavailableError: (("busy",), {"retry_after": 3.0}),
 }
 CLASSES = [
     found

@@ -19,7 +19,7 @@ errors payloads decoding _helpers
 content
 connector | journal | stores | embedders | live
 search | maintenance
-ingest
+ingest | remote
 loading
 devserver
 serve

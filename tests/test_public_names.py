@@ -32,6 +32,7 @@ NAMES = {
         "Payload",
         "PiiRedactor",
         "Render",
+        "ServeClient",
         "SessionEvent",
         "SessionHit",
         "SessionSummary",

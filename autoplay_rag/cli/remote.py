@@ -19,6 +19,7 @@ import msgspec
 
 from autoplay_rag._describe import describe
 from autoplay_rag._http_environment import environment_proxy, tls_context
+from autoplay_rag._secrets import secret_from
 from autoplay_rag.cli.console import clean, note
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import Place
@@ -31,7 +32,6 @@ from autoplay_rag.errors import (
 )
 from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.serve.running import find_running
-from autoplay_rag.serve.secrets import secret_from
 
 __all__ = ["KEY_VARIABLE", "URL_VARIABLE", "Api", "Server", "ask", "find_server", "server_of"]
 

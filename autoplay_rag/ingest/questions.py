@@ -24,6 +24,7 @@ from autoplay_rag.search.timeline import (
     Sessions,
     WholeSession,
     list_sessions,
+    read_actions,
     read_session,
     wanted_of,
 )
@@ -309,7 +310,7 @@ class Questions(ABC):
             without=without,
             page=page,
         )
-        return Actions(self._open_run().timeline, wanted)
+        return Actions(read_actions(self._open_run().timeline, wanted))
 
     async def context(
         self,

@@ -1,8 +1,8 @@
 """The common part of the LangChain and LlamaIndex loaders.
 
 `PayloadLoader` reads a stream or a recording and yields texts with an id and metadata. Each loader
-only converts these to the documents of its library. What else both integrations need is here too: what
-a search found, what an agent's tools answer, the line that shows progress, the checks of arguments, and the rule that marks
+only converts these to the documents of its library. What else both integrations need is here too: a
+pipeline or a served one, what a search found, what an agent's tools answer, the line that shows progress, the checks of arguments, and the rule that marks
 text of pages as data.
 """
 
@@ -15,6 +15,7 @@ from autoplay_rag.loading.limits import Limits
 from autoplay_rag.loading.loader import GroupBy, PayloadLoader
 from autoplay_rag.loading.options import CLIENT_OPTIONS, LOADER_OPTIONS, refuse_unknown
 from autoplay_rag.loading.progress import Counted, shown_progress
+from autoplay_rag.loading.reading import Reader, reader_of, shown_context, shown_context_sync
 from autoplay_rag.loading.sources import LiveSource, RecordingSource
 from autoplay_rag.loading.texts import LoadedText
 from autoplay_rag.search.fusion import Mode
@@ -37,6 +38,7 @@ __all__ = [
     "Mode",
     "Moment",
     "PayloadLoader",
+    "Reader",
     "RecordingSource",
     "Rerank",
     "SearchBy",
@@ -45,6 +47,9 @@ __all__ = [
     "as_data",
     "check_above",
     "narrowed",
+    "reader_of",
     "refuse_unknown",
+    "shown_context",
+    "shown_context_sync",
     "shown_progress",
 ]

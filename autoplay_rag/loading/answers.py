@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 from autoplay_rag._describe import describe
 from autoplay_rag.content.marking import as_data, escaped, plain_line
 from autoplay_rag.content.times import said_time
-from autoplay_rag.errors import ConfigurationError, EmbedderError, StoreError
-from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.errors import ConfigurationError, EmbedderError, ServerError, StoreError
 from autoplay_rag.loading.found import page_of
+from autoplay_rag.loading.reading import Reader
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.timeline import SessionEvent, Sessions, WholeSession
 
@@ -30,6 +30,10 @@ _MOST_LISTED: Final = 50
 _LONGEST_LINE: Final = 600
 _LONGEST_PAGE: Final = 200
 _LONGEST_ANSWER: Final = 8_000
+_NOT_AVAILABLE: Final = (
+    "What the user did is not available at the moment. This does not mean that the user did "
+    "nothing, or that nothing matches: it could not be looked up."
+)
 _NO_SUCH_SESSION: Final = "This user has no session with this id."
 
 
@@ -124,20 +128,20 @@ AGENT_TOOLS: Final = (
 
 
 async def answer(
-    pipeline: IngestPipeline, tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]
+    pipeline: Reader, tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]
 ) -> str:
     """Answer a tool call.
 
     Args:
-        pipeline: The pipeline to read; it must be running.
+        pipeline: The pipeline to read; it must be running. Or a `ServeClient`.
         tool: The name of the tool.
         ids: The user: `user_id`, or `session_id` for an anonymous visitor. `product_id` limits it
             to one product. Take the ids from your login, never from a model.
         arguments: The arguments that the model wrote.
 
     Returns:
-        Text for the model, marked as data. If an argument is invalid: an explanation for the
-        model.
+        Text for the model, marked as data. If an argument is invalid, or a server does not answer
+        or refuses the key: an explanation for the model.
 
     Raises:
         ConfigurationError: If `ids` does not name a user or a session.
@@ -154,11 +158,13 @@ async def answer(
             found = await getattr(pipeline, asked.method)(*asked.values, **asked.options)
     except ConfigurationError as error:
         return _refused(error)
+    except ServerError as error:
+        return _unavailable(tool, error)
     return asked.write(found)
 
 
 def answer_sync(
-    pipeline: IngestPipeline, tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]
+    pipeline: Reader, tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]
 ) -> str:
     """Like `answer`, for any thread. Inside a running event loop it blocks the loop."""
     asked = _asked(tool, ids, arguments)
@@ -172,6 +178,8 @@ def answer_sync(
             found = getattr(pipeline, f"{asked.method}_sync")(*asked.values, **asked.options)
     except ConfigurationError as error:
         return _refused(error)
+    except ServerError as error:
+        return _unavailable(tool, error)
     return asked.write(found)
 
 
@@ -248,6 +256,11 @@ def _asked(tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]) -> _
 
 def _refused(error: ConfigurationError) -> str:
     return f"This cannot be answered: {escaped(plain_line(str(error)))}"
+
+
+def _unavailable(tool: str, error: ServerError) -> str:
+    _log.warning("%s could not be answered: %s", tool, describe(error))
+    return _NOT_AVAILABLE
 
 
 # -- formatting -----------------------------------------------------------------------------------

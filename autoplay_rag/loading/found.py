@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from autoplay_rag._checks import check_above
 from autoplay_rag.content.filters import Filter, Moment
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.loading.reading import Reader
 from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.searcher import Rerank
@@ -61,14 +61,14 @@ class Finder:
     """Searches a pipeline for sessions or chunks.
 
     Attributes:
-        pipeline: The pipeline to search; it must be running.
+        pipeline: The pipeline to search; it must be running. Or a `ServeClient`.
         search: "sessions" or "chunks".
         mode: As in `IngestPipeline.search`.
         collapse: Return one result for equal texts: the latest.
         rerank: As in `IngestPipeline.search`.
     """
 
-    pipeline: IngestPipeline
+    pipeline: Reader
     search: SearchBy = "sessions"
     mode: Mode = "hybrid"
     collapse: bool = True

@@ -29,7 +29,7 @@ from autoplay_rag.search.serving import Serving
 from autoplay_rag.search.sessions import session_hit, time_of
 from autoplay_rag.stores.base import Match, TextStore, VectorStore
 
-__all__ = ["Rerank", "Searcher", "filter_of"]
+__all__ = ["MOST_RERANKED", "Rerank", "Searcher", "filter_of", "reranked"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _MATCHING: Final = 200
 _SESSIONS: Final = 30
 """The most candidates: chunks of the store, passages of full text, and sessions of each that are
 scored."""
-_RERANKED: Final = 50
+MOST_RERANKED: Final = 50
 _HITS_OF_SESSION: Final = 5
 _OUTAGES: Final = (EmbedderUnavailableError, StoreUnavailableError, OSError, TimeoutError)
 """Temporary failures. Full text alone then answers a hybrid search."""
@@ -97,12 +97,12 @@ class Searcher:
         """
         with self.timings.measured("search", "hits"):
             ranking = await self._rank(text, k, filter, mode)
-            wanted = max(k, _RERANKED) if rerank or collapse else k
+            wanted = max(k, MOST_RERANKED) if rerank or collapse else k
             hits = await self._hits(ranking, filter, wanted)
         if collapse:
             hits = _collapsed(hits)
         if rerank:
-            hits = await _reranked(rerank, ranking.question.text, hits)
+            hits = await reranked(rerank, ranking.question.text, hits)
         return ranking.result(hits[:k])
 
     async def search_sessions(
@@ -120,11 +120,13 @@ class Searcher:
         """
         with self.timings.measured("search", "sessions"):
             ranking = await self._rank(text, k, filter, mode)
-            found = await self._best_sessions(ranking, filter, max(k, _RERANKED) if rerank else k)
+            found = await self._best_sessions(
+                ranking, filter, max(k, MOST_RERANKED) if rerank else k
+            )
         if rerank:
             lane_of = {hits[0].id: lane for lane, hits in found.items()}
             best = [hits[0] for hits in found.values()]
-            order = await _reranked(rerank, ranking.question.text, best)
+            order = await reranked(rerank, ranking.question.text, best)
             found = {lane_of[hit.id]: found[lane_of[hit.id]] for hit in order}
         return ranking.result(
             await self._session_hits(dict(islice(found.items(), k)), ranking, filter)
@@ -418,7 +420,12 @@ def _collapsed(hits: Iterable[Hit]) -> list[Hit]:
     ]
 
 
-async def _reranked(rerank: Rerank, question: str, hits: Sequence[Hit]) -> list[Hit]:
+async def reranked(rerank: Rerank, question: str, hits: Sequence[Hit]) -> list[Hit]:
+    """Return hits in the order of a function.
+
+    Raises:
+        ConfigurationError: If it returns other hits than it received.
+    """
     order = list(await rerank(question, list(hits)))
     given = {hit.id for hit in hits}
     if not all(hit.id in given for hit in order):

@@ -6,6 +6,7 @@ import base64
 import binascii
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
@@ -31,6 +32,7 @@ __all__ = [
     "Sessions",
     "WholeSession",
     "list_sessions",
+    "read_actions",
     "read_session",
     "wanted_of",
 ]
@@ -199,17 +201,15 @@ class Actions(AsyncIterator[SessionEvent]):
     Includes only actions that were accepted before the first item was requested.
 
     Args:
-        timeline: Reads the journal.
-        wanted: Selects the actions.
+        pages: Yields pages of actions. A number stands for as many payloads that were left out.
 
     Attributes:
         missing: The number of payloads left out so far, because their bodies were not kept.
     """
 
-    def __init__(self, timeline: AsyncTimeline, wanted: Wanted) -> None:
+    def __init__(self, pages: AsyncGenerator[Sequence[SessionEvent | int], None]) -> None:
         self.missing = 0
-        self._timeline = timeline
-        self._wanted = wanted
+        self._pages = pages
         self._items = self._read()
 
     def __aiter__(self) -> Self:
@@ -223,19 +223,15 @@ class Actions(AsyncIterator[SessionEvent]):
         await self._items.aclose()
 
     async def _read(self) -> AsyncGenerator[SessionEvent, None]:
-        last = await self._timeline.last_seq()
-        after: int | None = None
         found = False
-        while page := await self._timeline.payloads(self._wanted, "actions", after, last):
-            for kept in page:
-                if kept.payload is None:
-                    self.missing += 1
-                    continue
-                for event in _events(kept):
-                    if _passes(event, self._wanted):
+        async with aclosing(self._pages) as pages:
+            async for page in pages:
+                for one in page:
+                    if isinstance(one, int):
+                        self.missing += one
+                    else:
                         found = True
-                        yield event
-            after = page[-1].seq
+                        yield one
         if self.missing and not found:
             raise JournalError(
                 f"no actions to read: {self.missing:,} payloads fit, and the journal kept none of "
@@ -283,6 +279,23 @@ def wanted_of(
         page=_storable(page.strip()) if page is not None else None,
         shared=shared,
     )
+
+
+async def read_actions(
+    timeline: AsyncTimeline, wanted: Wanted
+) -> AsyncGenerator[Sequence[SessionEvent | int], None]:
+    """Yield the pages of `Actions`."""
+    last = await timeline.last_seq()
+    after: int | None = None
+    while page := await timeline.payloads(wanted, "actions", after, last):
+        items: list[SessionEvent | int] = []
+        for kept in page:
+            if kept.payload is None:
+                items.append(1)
+            else:
+                items += (event for event in _events(kept) if _passes(event, wanted))
+        yield items
+        after = page[-1].seq
 
 
 async def list_sessions(

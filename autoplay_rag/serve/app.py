@@ -8,12 +8,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from autoplay_rag._checks import check_above
+from autoplay_rag._secrets import secret_from
 from autoplay_rag.connector.webhook import WebhookReceiver
 from autoplay_rag.errors import ConfigurationError, MissingExtraError, PipelineError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.audit import AuditSink, log_line
 from autoplay_rag.serve.keys import Keys
-from autoplay_rag.serve.secrets import secret_from
 from autoplay_rag.serve.tokens import SigningKeys
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from autoplay_rag.serve.metrics import Metrics
 from autoplay_rag.serve.openapi import describe_api
 from autoplay_rag.serve.problems import handle_problems
 from autoplay_rag.serve.routes import (
+    actions,
     context,
     dead_letters,
     forgetting,
@@ -45,8 +46,8 @@ __all__ = ["ROUTERS", "Settings", "build"]
 ROUTERS = [
     part.router
     for part in (
-        search, sessions, live, stream, context, turns, webhooks, forgetting, dead_letters, ledger,
-        status, jobs, health, page,
+        search, sessions, actions, live, stream, context, turns, webhooks, forgetting, dead_letters,
+        ledger, status, jobs, health, page,
     )
 ]  # fmt: skip
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
+from autoplay_rag._secrets import secret_from
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.serve.secrets import secret_from
 
 __all__ = ["ADMIN_VARIABLE", "INGEST_VARIABLE", "READ_VARIABLE", "Keys"]
 

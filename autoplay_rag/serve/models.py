@@ -26,6 +26,7 @@ __all__ = [
     "LiveAnswer",
     "LiveSessionModel",
     "OutcomeAnswer",
+    "ProductsAnswer",
     "ReceiptModel",
     "SearchRequest",
     "SearchSessionsRequest",
@@ -206,6 +207,12 @@ class SessionsAnswer(_Answer):
     sessions: list[SessionSummaryModel]
     total: int
     next: str | None
+
+
+class ProductsAnswer(_Answer):
+    """Products, in order."""
+
+    products: list[str]
 
 
 class SessionEventModel(_Answer):

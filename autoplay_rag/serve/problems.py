@@ -68,10 +68,19 @@ class ProblemError(Exception):
         status: The HTTP status.
         detail: What happened and what to do, without personal data.
         headers: Headers of the response.
+        type: A URI for programs that tell this problem from others of its status.
     """
 
-    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        type: str = "about:blank",
+    ) -> None:
         super().__init__(detail)
+        self.type = type
         self.status = status
         self.detail = detail
         self.headers = headers
@@ -82,10 +91,12 @@ def problem(
     detail: str,
     headers: Mapping[str, str] | None = None,
     errors: Sequence[Mapping[str, str]] = (),
+    *,
+    type: str = "about:blank",
 ) -> Response:
     """Make a response with problem details."""
     body: dict[str, Any] = {
-        "type": "about:blank",
+        "type": type,
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
@@ -105,7 +116,7 @@ def handle_problems(app: FastAPI) -> None:
 
 def _raised(_: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
-    return problem(error.status, error.detail, error.headers)
+    return problem(error.status, error.detail, error.headers, type=error.type)
 
 
 def _http(_: Request, error: Exception) -> Response:

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, Self
 
+from autoplay_rag._secrets import secret_from
 from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
-from autoplay_rag.serve.secrets import secret_from
 
 __all__ = ["SIGNING_VARIABLE", "Bound", "SigningKeys", "mint_token", "seconds_of", "verify_token"]
 

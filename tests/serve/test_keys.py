@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from autoplay_rag import IngestPipeline
+from autoplay_rag._secrets import secret_from
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.serve import Keys, create_app
-from autoplay_rag.serve.secrets import secret_from
 from autoplay_rag.stores import MemoryStore
 
 

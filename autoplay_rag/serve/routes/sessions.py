@@ -6,12 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
 
+from autoplay_rag.remote.answers import UNKNOWN_SESSION
 from autoplay_rag.serve.access import Access, Ids, Needs
 from autoplay_rag.serve.bounds import own_part
 from autoplay_rag.serve.models import Id, SessionModel, SessionsAnswer, SessionSummaryModel
 from autoplay_rag.serve.problems import ProblemError
 
-__all__ = ["router"]
+__all__ = ["Text", "Time", "moment_of", "router"]
 
 router = APIRouter(tags=["sessions"])
 
@@ -32,10 +33,13 @@ async def sessions(
     matching: Text = None,
     without: Text = None,
     page: Text = None,
+    shared: bool = True,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> SessionsAnswer:
     """List sessions, latest first. `next` is the `cursor` of the next page.
+
+    `shared=false` leaves out sessions that several people used.
 
     Under a token of a person, sessions that several people used are left out: their counts, times
     and words are not this person's alone. `GET /v1/sessions/{session_id}` has the person's part.
@@ -45,9 +49,9 @@ async def sessions(
         ids.user_id,
         ids.product_id,
         session_id=ids.session_id,
-        shared=access.bound_user is None,
-        since=_moment(since),
-        until=_moment(until),
+        shared=shared and access.bound_user is None,
+        since=moment_of(since),
+        until=moment_of(until),
         matching=matching,
         without=without,
         page=page,
@@ -74,15 +78,17 @@ async def session(
             found = own_part(found, access.bound_user)
         if found is None or not (found.events or found.missing):
             # The same answer whether it is someone else's or unknown.
-            raise ProblemError(403, "The token gives no access to a session of this id.")
+            raise ProblemError(
+                403, "The token gives no access to a session of this id.", type=UNKNOWN_SESSION
+            )
     if found is None:
-        raise ProblemError(404, "No session of this id is known.")
+        raise ProblemError(404, "No session of this id is known.", type=UNKNOWN_SESSION)
     access.audit.counts["events"] = len(found.events)
     return SessionModel.model_validate(found)
 
 
-def _moment(text: str | None) -> float | str | None:
-    """A time in a query string: a number of seconds, or a text."""
+def moment_of(text: str | None) -> float | str | None:
+    """Return a time of a query string: a number of seconds, or a text."""
     if text is None:
         return None
     try:

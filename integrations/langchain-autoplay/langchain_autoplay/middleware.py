@@ -13,9 +13,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, iscoroutine
 from typing import Any, NamedTuple, Self, TypeVar
 
-from autoplay_rag import IngestPipeline, LiveSessions
+from autoplay_rag import IngestPipeline, LiveSessions, ServeClient
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
-from autoplay_rag.loading import check_above
+from autoplay_rag.loading import (
+    Reader,
+    check_above,
+    reader_of,
+    shown_context,
+    shown_context_sync,
+)
 from langchain_core.messages import AnyMessage, HumanMessage
 from langchain_core.runnables import ensure_config
 
@@ -67,15 +73,18 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
     do harm because of such text alone.
 
     Args:
-        source: A running `IngestPipeline`, or a `LiveSessions` that a client feeds.
+        source: A running `IngestPipeline`, the URL of `autoplay-rag serve` (with the key in
+            `AUTOPLAY_RAG_KEY`), a `ServeClient`, or a `LiveSessions` that a client feeds.
         seconds: The maximum age of a recent action.
         max_actions: The maximum number of recent actions; the newest are shown.
         max_chars: The maximum length of the activity.
         ids: Returns the ids from the run's `Runtime` instead; None if there are none. It may be
             async if the agent is called asynchronously.
+        timeout: Seconds for an answer of a server. After that, or if the server refuses the key, nothing
+            is added, and a warning is logged.
 
     Raises:
-        ConfigurationError: If a number is not above 0.
+        ConfigurationError: If a number is not above 0, or the URL is invalid.
 
     Example:
         >>> from langchain.agents import create_agent
@@ -90,17 +99,21 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
 
     def __init__(
         self,
-        source: IngestPipeline | LiveSessions,
+        source: IngestPipeline | ServeClient | LiveSessions | str,
         seconds: float = 600,
         max_actions: int = 20,
         max_chars: int = 4000,
         ids: Callable[[Any], Ids | Awaitable[Ids | None] | None] | None = None,
+        *,
+        timeout: float = 1.0,
     ) -> None:
         super().__init__()
         check_above("seconds", seconds)
         check_above("max_actions", max_actions, whole=True)
         check_above("max_chars", max_chars, whole=True)
-        self._source = source
+        self._source: Reader | LiveSessions = (
+            source if isinstance(source, LiveSessions) else reader_of(source, timeout)
+        )
         self._seconds = seconds
         self._max_actions = max_actions
         self._max_chars = max_chars
@@ -136,7 +149,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
             if isinstance(self._source, LiveSessions):
                 made = self._recent(self._source, question)
             else:
-                made = self._source.context_sync(question.text, **self._options(question))
+                made = shown_context_sync(self._source, question.text, **self._options(question))
             activity = self._answers.keep(question.key, made)
         return handler(_with_activity(request, question, activity))
 
@@ -157,7 +170,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
             if isinstance(self._source, LiveSessions):
                 made = self._recent(self._source, question)
             else:
-                made = await self._source.context(question.text, **self._options(question))
+                made = await shown_context(self._source, question.text, **self._options(question))
             activity = self._answers.keep(question.key, made)
         return await handler(_with_activity(request, question, activity))
 

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from autoplay_rag import Filter, IngestPipeline
+from autoplay_rag import Filter, IngestPipeline, ServeClient
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.loading import Finder, FoundText, Mode, Moment, Rerank, SearchBy, narrowed
+from autoplay_rag.loading import (
+    Finder,
+    FoundText,
+    Mode,
+    Moment,
+    Reader,
+    Rerank,
+    SearchBy,
+    narrowed,
+    reader_of,
+)
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
     CallbackManagerForRetrieverRun,
@@ -26,7 +36,7 @@ Scope: TypeAlias = Literal["user_id", "session_id", "product_id"]
 
 
 class AutoplayRetriever(BaseRetriever):
-    """Search what users did, in a running `IngestPipeline`.
+    """Search what users did, in a running or a served `IngestPipeline`.
 
     A document is a session or a chunk. It starts with a line that says when and where it was. Its
     metadata always has `date` (ISO, UTC), `page`, `user_id`, `session_id`, `score`, `dense_score`,
@@ -44,7 +54,8 @@ class AutoplayRetriever(BaseRetriever):
     on `configurable`: outside a graph, give the id in the call's `metadata`.
 
     Args:
-        pipeline: The pipeline to search; it must be running.
+        pipeline: The pipeline to search; it must be running. Or the URL of `autoplay-rag serve`, with
+            the key in `AUTOPLAY_RAG_KEY`, or a `ServeClient`, which has the timeout.
         scope: "user_id", "session_id" or "product_id", or a tuple of them; each call needs all of
             them. None searches all sessions and has no default, so it must be written out.
         search: "sessions", or "chunks": parts of sessions.
@@ -76,7 +87,7 @@ class AutoplayRetriever(BaseRetriever):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
-    pipeline: IngestPipeline = Field(exclude=True, repr=False)
+    pipeline: Reader = Field(exclude=True, repr=False)
     scope: Scope | Annotated[tuple[Scope, ...], Field(min_length=1)] | None
     search: SearchBy = "sessions"
     mode: Mode = "hybrid"
@@ -87,12 +98,12 @@ class AutoplayRetriever(BaseRetriever):
 
     def __init__(
         self,
-        pipeline: IngestPipeline,
+        pipeline: IngestPipeline | ServeClient | str,
         *,
         scope: Scope | tuple[Scope, ...] | None,
         **fields: Any,
     ) -> None:
-        super().__init__(**{"pipeline": pipeline, "scope": scope, **fields})
+        super().__init__(**{"pipeline": reader_of(pipeline), "scope": scope, **fields})
         for name in self._scopes:
             if self.filter and getattr(self.filter, name) is not None:
                 raise ConfigurationError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from autoplay_rag import IngestPipeline
+from autoplay_rag import IngestPipeline, ServeClient
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.loading import AGENT_TOOLS, AgentTool, answer, answer_sync
+from autoplay_rag.loading import AGENT_TOOLS, AgentTool, Reader, answer, answer_sync, reader_of
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import Field, create_model
 
@@ -17,7 +17,12 @@ __all__ = ["autoplay_tools"]
 _NAMES = ("user_id", "session_id", "product_id")
 
 
-def autoplay_tools(pipeline: IngestPipeline, *, user_id: str | None = None) -> list[BaseTool]:
+def autoplay_tools(
+    pipeline: IngestPipeline | ServeClient | str,
+    *,
+    user_id: str | None = None,
+    timeout: float = 1.0,
+) -> list[BaseTool]:
     """Make the tools `search_sessions`, `read_session`, `recent_activity` and `user_history`.
 
     They read the sessions of one user. Who that is comes from the run's context
@@ -31,15 +36,18 @@ def autoplay_tools(pipeline: IngestPipeline, *, user_id: str | None = None) -> l
     immune: no tool should do harm because of such text alone.
 
     Args:
-        pipeline: The pipeline to read; it must be running.
+        pipeline: The pipeline to read; it must be running. Or the URL of `autoplay-rag serve`, with
+            the key in `AUTOPLAY_RAG_KEY`, or a `ServeClient`.
         user_id: The user of every call. A run that names another one raises an error. None leaves it
             to the run.
+        timeout: Seconds for an answer of a server. After that, or if the server refuses the key, a tool
+            says that the activity is not available.
 
     Returns:
         The tools. Each works with `invoke` and `ainvoke`.
 
     Raises:
-        ConfigurationError: If `user_id` is empty.
+        ConfigurationError: If `user_id` is empty, or the URL or the timeout is invalid.
 
     Example:
         >>> import asyncio
@@ -57,15 +65,16 @@ def autoplay_tools(pipeline: IngestPipeline, *, user_id: str | None = None) -> l
     """
     if user_id == "":
         raise ConfigurationError("user_id is empty; None leaves it to the run")
-    return [_tool(pipeline, tool, user_id) for tool in AGENT_TOOLS]
+    reader = reader_of(pipeline, timeout)
+    return [_tool(reader, tool, user_id) for tool in AGENT_TOOLS]
 
 
-def _tool(pipeline: IngestPipeline, tool: AgentTool, user_id: str | None) -> BaseTool:
+def _tool(reader: Reader, tool: AgentTool, user_id: str | None) -> BaseTool:
     def ask(**arguments: Any) -> str:
-        return answer_sync(pipeline, tool.name, _ids(user_id), arguments)
+        return answer_sync(reader, tool.name, _ids(user_id), arguments)
 
     async def ask_async(**arguments: Any) -> str:
-        return await answer(pipeline, tool.name, _ids(user_id), arguments)
+        return await answer(reader, tool.name, _ids(user_id), arguments)
 
     fields: dict[str, Any] = {
         one.name: (one.type, Field(default=one.default, description=one.description))

@@ -5,9 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Self
 
-from autoplay_rag import IngestPipeline, LiveSessions
+from autoplay_rag import IngestPipeline, LiveSessions, ServeClient
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.loading import check_above
+from autoplay_rag.loading import (
+    Reader,
+    check_above,
+    reader_of,
+    shown_context,
+    shown_context_sync,
+)
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.llms import ChatMessage, MessageRole
 from llama_index.core.memory import BaseMemoryBlock
@@ -45,7 +51,8 @@ class SessionContextBlock(BaseMemoryBlock[str]):
     Recent chat turns are skipped, because the chat already contains them. A deep copy shares `source`.
 
     Args:
-        source: A running `IngestPipeline`, or a `LiveSessions` that a client feeds.
+        source: A running `IngestPipeline`, the URL of `autoplay-rag serve` (with the key in
+            `AUTOPLAY_RAG_KEY`), a `ServeClient`, or a `LiveSessions` that a client feeds.
         user_id: The user; the session that was active last is shown.
         session_id: The visit.
         conversation_id: The chat thread, as in the stream.
@@ -53,10 +60,12 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         seconds: The maximum age of a recent action.
         max_actions: The maximum number of recent actions; the newest are shown.
         max_chars: The maximum length of the activity.
+        timeout: Seconds for an answer of a server. After that, or if the server refuses the key, nothing
+            is added, and a warning is logged.
 
     Raises:
         ConfigurationError: If user, session and conversation are all missing, or a number is not
-            above 0.
+            above 0, or the URL is invalid.
 
     Example:
         >>> import asyncio
@@ -87,11 +96,13 @@ class SessionContextBlock(BaseMemoryBlock[str]):
     max_actions: int = Field(default=20, description="The maximum number of recent actions.")
     max_chars: int = Field(default=4000, description="The maximum length of the activity.")
 
-    _source: IngestPipeline | LiveSessions = PrivateAttr()
+    timeout: float = Field(default=1.0, description="Seconds for an answer of a server.")
+
+    _source: Reader | LiveSessions = PrivateAttr()
 
     def __init__(
         self,
-        source: IngestPipeline | LiveSessions,
+        source: IngestPipeline | ServeClient | LiveSessions | str,
         *,
         user_id: str | None = None,
         session_id: str | None = None,
@@ -103,11 +114,13 @@ class SessionContextBlock(BaseMemoryBlock[str]):
             raise ConfigurationError(
                 "a SessionContextBlock needs a user_id or a session_id, or a conversation_id"
             )
-        for name in ("seconds", "max_actions", "max_chars"):
+        for name in ("seconds", "max_actions", "max_chars", "timeout"):
             if name in fields:
-                check_above(name, fields[name], whole=name != "seconds")
+                check_above(name, fields[name], whole=name.startswith("max_"))
         super().__init__(**{**ids, **fields})
-        self._source = source
+        self._source = (
+            source if isinstance(source, LiveSessions) else reader_of(source, self.timeout)
+        )
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         # The copy shares the source, which holds locks and whose copy would get no new activity.
@@ -129,10 +142,11 @@ class SessionContextBlock(BaseMemoryBlock[str]):
             "max_chars": self.max_chars,
         }
         question = _latest_question(messages or [])
-        if asyncio.get_running_loop() is self._source.loop:
-            return await self._source.context(question, **options)
+        source = self._source
+        if isinstance(source, ServeClient) or asyncio.get_running_loop() is source.loop:
+            return await shown_context(source, question, **options)
         # LlamaIndex's sync methods start a loop for each call; an embedder may belong to one loop.
-        return await asyncio.to_thread(self._source.context_sync, question, **options)
+        return await asyncio.to_thread(shown_context_sync, source, question, **options)
 
     def _ids(self) -> dict[str, Any]:
         return {

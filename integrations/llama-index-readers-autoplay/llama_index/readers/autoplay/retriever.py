@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Self
 
-from autoplay_rag import Filter, IngestPipeline
+from autoplay_rag import Filter, IngestPipeline, ServeClient
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.loading import (
     Finder,
@@ -16,6 +16,7 @@ from autoplay_rag.loading import (
     SearchBy,
     check_above,
     narrowed,
+    reader_of,
 )
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
@@ -27,7 +28,7 @@ _SHOWN = ("date", "page")
 
 
 class AutoplayRetriever(BaseRetriever):
-    """Search what users did, in a running `IngestPipeline`.
+    """Search what users did, in a running or a served `IngestPipeline`.
 
     A node is a session or a chunk. Its metadata has, where known, `date` (ISO, UTC), `page`,
     `user_id`, `session_id`, `score`, `dense_score`, `text_score`, `matched` (the lines that answer the
@@ -38,7 +39,8 @@ class AutoplayRetriever(BaseRetriever):
     nothing. Text from pages is untrusted and may try to instruct the model.
 
     Args:
-        pipeline: The pipeline to search; it must be running.
+        pipeline: The pipeline to search; it must be running. Or the URL of `autoplay-rag serve`, with
+            the key in `AUTOPLAY_RAG_KEY`, or a `ServeClient`, which has the timeout.
         user_id: The person. None searches all users and has no default, so it must be written out.
         search: "sessions", or "chunks": parts of sessions.
         mode: "hybrid" adds both sides; "dense" compares meaning alone, "text" words alone.
@@ -71,7 +73,7 @@ class AutoplayRetriever(BaseRetriever):
 
     def __init__(
         self,
-        pipeline: IngestPipeline,
+        pipeline: IngestPipeline | ServeClient | str,
         *,
         user_id: str | None,
         search: SearchBy = "sessions",
@@ -90,7 +92,7 @@ class AutoplayRetriever(BaseRetriever):
             raise ConfigurationError("user_id is empty; None searches all users")
         check_above("k", k, whole=True)
         self._finder = Finder(
-            pipeline=pipeline, search=search, mode=mode, collapse=collapse, rerank=rerank
+            pipeline=reader_of(pipeline), search=search, mode=mode, collapse=collapse, rerank=rerank
         )
         self._k = k
         self._filter = filter

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from autoplay_rag import IngestPipeline
+from autoplay_rag import IngestPipeline, ServeClient
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.loading import AGENT_TOOLS, AgentTool, answer, answer_sync
+from autoplay_rag.loading import AGENT_TOOLS, AgentTool, Reader, answer, answer_sync, reader_of
 from llama_index.core.bridge.pydantic import Field, create_model
 from llama_index.core.tools import FunctionTool, ToolMetadata
 
@@ -15,11 +15,12 @@ __all__ = ["autoplay_tools"]
 
 
 def autoplay_tools(
-    pipeline: IngestPipeline,
+    pipeline: IngestPipeline | ServeClient | str,
     *,
     user_id: str | None = None,
     session_id: str | None = None,
     product_id: str | None = None,
+    timeout: float = 1.0,
 ) -> list[FunctionTool]:
     """Make the tools `search_sessions`, `read_session`, `recent_activity` and `user_history`.
 
@@ -32,17 +33,21 @@ def autoplay_tools(
     immune: no tool should do harm because of such text alone.
 
     Args:
-        pipeline: The pipeline to read; it must be running.
+        pipeline: The pipeline to read; it must be running. Or the URL of `autoplay-rag serve`, with
+            the key in `AUTOPLAY_RAG_KEY`, or a `ServeClient`.
         user_id: The user.
         session_id: The current visit. For an anonymous visitor, without `user_id`, the tools read that
             session alone.
         product_id: Only this product.
+        timeout: Seconds for an answer of a server. After that, or if the server refuses the key, a tool
+            says that the activity is not available.
 
     Returns:
         The tools. Each works with `call` and `acall`.
 
     Raises:
-        ConfigurationError: If neither user nor session is given, or one of them is empty.
+        ConfigurationError: If neither user nor session is given, or one of them is empty, or the URL or
+            the timeout is invalid.
 
     Example:
         >>> import asyncio
@@ -64,10 +69,11 @@ def autoplay_tools(
         raise ConfigurationError(
             "autoplay_tools needs a user_id or a session_id, and none is empty"
         )
-    return [_tool(pipeline, tool, ids) for tool in AGENT_TOOLS]
+    reader = reader_of(pipeline, timeout)
+    return [_tool(reader, tool, ids) for tool in AGENT_TOOLS]
 
 
-def _tool(pipeline: IngestPipeline, tool: AgentTool, ids: Mapping[str, str]) -> FunctionTool:
+def _tool(reader: Reader, tool: AgentTool, ids: Mapping[str, str]) -> FunctionTool:
     fields: dict[str, Any] = {
         one.name: (one.type, Field(default=one.default, description=one.description))
         for one in tool.arguments
@@ -75,10 +81,10 @@ def _tool(pipeline: IngestPipeline, tool: AgentTool, ids: Mapping[str, str]) -> 
     schema = create_model(tool.name, **fields)
 
     def ask(**arguments: Any) -> str:
-        return answer_sync(pipeline, tool.name, ids, schema(**arguments).model_dump())
+        return answer_sync(reader, tool.name, ids, schema(**arguments).model_dump())
 
     async def ask_async(**arguments: Any) -> str:
-        return await answer(pipeline, tool.name, ids, schema(**arguments).model_dump())
+        return await answer(reader, tool.name, ids, schema(**arguments).model_dump())
 
     metadata = ToolMetadata(tool.description, name=tool.name, fn_schema=schema)
     return FunctionTool(fn=ask, async_fn=ask_async, metadata=metadata)

@@ -1,0 +1,1 @@
+"""A pipeline in another process, reached over HTTP."""
