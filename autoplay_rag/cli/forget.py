@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
@@ -24,7 +24,7 @@ from autoplay_rag.cli.options import (
     StoreOption,
     find_place,
 )
-from autoplay_rag.cli.remote import Api, ask, server_of
+from autoplay_rag.cli.remote import read, server_of
 from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import StoreError
 from autoplay_rag.ingest.pipeline import IngestPipeline
@@ -33,6 +33,7 @@ from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.maintenance.asked import asked_of
 from autoplay_rag.maintenance.exporting import export_records
 from autoplay_rag.maintenance.receipt import Receipt
+from autoplay_rag.remote.client import ServeClient
 from autoplay_rag.stores.chroma.copies import DATABASE
 
 __all__ = ["export", "forget"]
@@ -78,14 +79,14 @@ def forget(
         until=until,
     )
     place = find_place(config, journal=journal, store=store, collection=collection)
-    options = {"asked": asked, "dry_run": dry_run, "block": block}
     server = server_of(place, journal=journal, store=store, collection=collection)
+    options = {"asked": asked, "dry_run": dry_run, "block": block}
     if server is not None:
-        body = {**_body(asked), "dry_run": dry_run, "block": block}
-        answer: Any = ask(server, lambda api: api.post("/v1/forget", body))
-    else:
-        answer = ask_pipeline(place.journal, "forget", options)
-    if answer is not None:
+        receipt = read(
+            server,
+            lambda client: client.forget(**asked._asdict(), dry_run=dry_run, block=block),
+        )
+    elif (answer := ask_pipeline(place.journal, "forget", options)) is not None:
         receipt = msgspec.convert(answer, Receipt)
     else:
         if not (place.folder / DATABASE).is_file():  # Chroma would create it
@@ -140,21 +141,17 @@ def export(
     place = find_place(config, journal=journal, store=store)
     server = server_of(place, journal=journal, store=store)
     if server is not None:
-        count = ask(server, lambda api: _ask_to_export(api, asked))
+        count = read(server, lambda client: _ask_to_export(client, asked))
     else:
         count = asyncio.run(_export(place.journal, asked))
     note(f"{count:,} records")
 
 
-def _body(asked: Asked) -> dict[str, Any]:
-    return {name: value for name, value in asked._asdict().items() if value is not None}
-
-
-async def _ask_to_export(api: Api, asked: Asked) -> int:
+async def _ask_to_export(client: ServeClient, asked: Asked) -> int:
     count = 0
-    async with aclosing(api.lines("/v1/export", _body(asked))) as lines:
-        async for line in lines:
-            say(line)
+    async with aclosing(client.export(**asked.given())) as records:
+        async for record in records:
+            say(msgspec.json.encode(record).decode())
             count += 1
     return count
 

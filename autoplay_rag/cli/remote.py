@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,16 +30,25 @@ from autoplay_rag.errors import (
     ServerUnavailableError,
 )
 from autoplay_rag.maintenance.progress import Progress
+from autoplay_rag.remote.client import ServeClient
 from autoplay_rag.serve.running import find_running
 
-__all__ = ["KEY_VARIABLE", "URL_VARIABLE", "Api", "Server", "ask", "find_server", "server_of"]
+__all__ = [
+    "KEY_VARIABLE",
+    "URL_VARIABLE",
+    "Api",
+    "Server",
+    "ask",
+    "find_server",
+    "read",
+    "server_of",
+]
 
 T = TypeVar("T")
 
 URL_VARIABLE: Final = "AUTOPLAY_RAG_URL"
 KEY_VARIABLE: Final = "AUTOPLAY_RAG_KEY"
 _CONNECT_SECONDS: Final = 5.0
-"""Also how long a server of this machine may take from its announcement to its first answer."""
 _ANSWER_SECONDS: Final = 300.0
 _CANCEL_SECONDS: Final = 30.0
 _SOON, _LATER = 0.02, 1.0
@@ -153,13 +161,24 @@ def server_of(
     )
 
 
-def ask(server: Server, work: Callable[[Api], Awaitable[T]]) -> T:
-    """Run the requests of a command. Ctrl-C cancels them.
+def read(server: Server, work: Callable[[ServeClient], Awaitable[T]]) -> T:
+    """Run the reading requests of a command. Ctrl-C cancels them.
 
     Args:
         server: The server.
         work: Makes the requests.
     """
+
+    async def opened() -> T:
+        with Interrupts():
+            async with ServeClient(server.url, server.key, timeout=_ANSWER_SECONDS) as client:
+                return await work(client)
+
+    return asyncio.run(opened())
+
+
+def ask(server: Server, work: Callable[[Api], Awaitable[T]]) -> T:
+    """Run requests that `ServeClient` does not make. Otherwise like `read`."""
 
     async def opened() -> T:
         with Interrupts():
@@ -235,16 +254,6 @@ class Api:
         finally:
             await answer.aclose()
 
-    async def lines(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[str, None]:
-        """Post JSON, and yield the lines of the answer. Raises as `get`."""
-        # Not `aiter_lines`: it also ends lines at characters that a JSON text may have, like U+2028.
-        rest = b""
-        async with self.parts("POST", path, json=_given(body)) as parts:
-            async for part in parts:
-                *lines, rest = (rest + part).split(b"\n")
-                for line in lines:
-                    yield line.decode()
-
     async def run_job(self, kind: str, **options: Any) -> Any:
         """Run a job, show its progress, and return its report. If cancelled, it cancels the job.
 
@@ -306,18 +315,10 @@ class Api:
         self, method: str, path: str, *, stream: bool = False, **options: Any
     ) -> httpx.Response:
         request = self._client.build_request(method, path, **options)
-        deadline = time.monotonic() + _CONNECT_SECONDS
-        while True:
-            try:
-                answer = await self._client.send(request, stream=stream)
-                break
-            except httpx.ConnectError as error:
-                if self._is_starting() and time.monotonic() < deadline:
-                    await asyncio.sleep(_SOON)
-                    continue
-                raise self._lost(error) from None
-            except httpx.TransportError as error:
-                raise self._lost(error) from None
+        try:
+            answer = await self._client.send(request, stream=stream)
+        except httpx.TransportError as error:
+            raise self._lost(error) from None
         if answer.is_success:
             return answer
         try:
@@ -327,10 +328,6 @@ class Api:
         finally:
             await answer.aclose()
         raise self._refusal(answer)
-
-    def _is_starting(self) -> bool:
-        """Whether a server of this machine is announced, and may not accept connections yet."""
-        return self._server.journal is not None and find_running(self._server.journal) is not None
 
     async def _parts(self, answer: httpx.Response) -> AsyncIterator[bytes]:
         try:

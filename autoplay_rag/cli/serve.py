@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -153,12 +153,13 @@ async def _serve(
         f"exited at once: payloads that are not stored stay in {journal}"
     ) as interrupts:
         async with pipeline:
-            with announced(journal, about) as path, interrupts.calling(stop):
+            with ExitStack() as announcing, interrupts.calling(stop):
                 serving = asyncio.create_task(server.run_until_stopped(), name="autoplay-serve")
                 ready = asyncio.create_task(server.ready(), name="autoplay-serve-ready")
                 try:
                     await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)
                     if ready.done():
+                        path = announcing.enter_context(announced(journal, about))
                         _introduce(server.url, about.key, journal, path, has_keys=has_keys)
                         for client in clients:
                             pipeline.attach(client)

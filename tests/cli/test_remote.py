@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import threading
+from array import array
 
 import pytest
 from served import KEYS, fill, refuse_bad, serving
 
 from autoplay_rag import ActionsPayload, SlimAction
+from autoplay_rag.cli import reembed as reembedding
 from autoplay_rag.cli.app import run
 from autoplay_rag.cli.remote import find_server
-from autoplay_rag.embedders import LocalEmbedder
+from autoplay_rag.embedders import Embedder, LocalEmbedder
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.journal.reader import JournalReader
+from autoplay_rag.serve import jobs
 from autoplay_rag.serve.running import running_file
-from autoplay_rag.stores import MemoryStore
+from autoplay_rag.stores import ChromaStore, MemoryStore
 
 JOURNAL = "chroma-journal.db"
 
@@ -58,6 +62,17 @@ def outcome(capsys, *args):
 
 
 READING = (
+    ("sessions", "--json"),
+    ("sessions", "--user", "ann", "--limit", "1", "--json"),
+    ("sessions", "--matching", "promo code", "--without", "report"),
+    ("sessions", "--since", "never"),
+    ("session", "s0"),
+    ("session", "s1", "--json"),
+    ("session", "none"),
+    ("search", "promo code", "--mode", "text", "--json"),
+    ("search", "report", "--mode", "text", "--user", "ann", "-k", "1"),
+    ("search", "report", "--mode", "text", "--since", "never"),
+    ("search", "report", "--mode", "loud"),
     ("export", "--user", "bob"),
     ("export", "--session", "s0"),
     ("export", "--user", "nobody"),
@@ -75,12 +90,14 @@ def test_reading_commands_give_the_same_from_a_server_and_from_files(here, capsy
     ) as served:
         served.run(fill(served.pipeline))
         asked = [outcome(capsys, *command) for command in READING]
-        assert served.audited(len(READING) - 1)  # a usage error asks nothing
+        assert served.audited(len(READING) - 4)  # a usage error asks nothing
         status = json.loads(outcome(capsys, "status", "--json")[1])
     read = [outcome(capsys, *command) for command in READING]
     assert asked == read
-    assert asked[0][1].count("\n") == 2
-    assert "SAVE10" in asked[0][1]
+    assert [code for code, _ in asked].count(0) == 13
+    records = dict(zip(READING, asked, strict=True))["export", "--user", "bob"][1]
+    assert records.count("\n") == 2
+    assert "SAVE10" in records
     stopped = json.loads(outcome(capsys, "status", "--json")[1])
     assert (status["running"], stopped["running"]) == (True, False)
     sizes = ("journal_bytes", "free_bytes", "lag_p50", "lag_p99", "running")
@@ -88,6 +105,78 @@ def test_reading_commands_give_the_same_from_a_server_and_from_files(here, capsy
         del status[name], stopped[name]
     assert status == stopped
     assert (status["stored"], status["dead"]) == (4, 3)
+
+
+class Small(Embedder):
+    """Another model than the bundled one."""
+
+    model = "small"
+
+    async def embed(self, texts):
+        return [array("f", [float(len(text)), 1.0]) for text in texts]
+
+
+WITH_STORE = (
+    ("search", "Who exported a report?", "--json"),
+    ("search", "promotion", "--mode", "dense"),
+    ("search", "report", "--user", "nobody"),
+    ("verify",),
+    ("verify", "--repair", "--json"),
+    ("forget", "--user", "ann", "--dry-run"),
+    ("forget", "--user", "bob"),
+    ("backup", "copies/monday", "--json"),
+    ("backup", "copies/monday", "--json"),  # it exists now
+    ("copy", "--to", "chroma:other", "--json"),
+    ("copy", "--to", "chroma:other", "--json"),  # all of it is there now
+    ("reembed", "--embedder", "openai:small", "--json"),
+    ("verify", "--json"),
+    ("reembed", "--embedder", "openai:small", "--render"),
+    ("reembed",),  # back to the bundled model
+    ("search", "exported a report", "--json"),
+)
+VARIES = re.compile(
+    r'"(seconds|paused|size|files|[a-z]+_at)":[^,}]+|in [0-9.]+ s|[0-9: -]{19} UTC|"folder":"[^"]*"'
+    r"|deleted .*|erased .*"
+)
+
+
+@pytest.mark.slow
+def test_commands_that_need_the_store_give_the_same_from_a_server_and_from_files(
+    here, capsys, monkeypatch
+):
+    """The same commands in two folders with equal content; times and sizes are left out."""
+    for module in (jobs, reembedding):
+        make = module.make_embedder
+        monkeypatch.setattr(
+            module,
+            "make_embedder",
+            lambda name, make=make: Small() if name == "openai:small" else make(name),
+        )
+    outcomes = {}
+    for name in ("asked", "read"):
+        folder = here / name
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        announces = {"store": str(folder / "chroma"), "collection": "autoplay"}
+        with serving(
+            lambda: ChromaStore("chroma"), LocalEmbedder, folder / JOURNAL, announces=announces
+        ) as served:
+            served.run(fill(served.pipeline))
+            if name == "asked":
+                outcomes[name] = [outcome(capsys, *command) for command in WITH_STORE]
+                ran = [job["kind"] for job in served.run(jobs_of(served))][::-1]
+        if name == "read":
+            outcomes[name] = [outcome(capsys, *command) for command in WITH_STORE]
+    for command, asked, read in zip(WITH_STORE, *outcomes.values(), strict=True):
+        assert (command, asked[0], VARIES.sub("", asked[1])) == (
+            command,
+            read[0],
+            VARIES.sub("", read[1]),
+        )
+    assert ran == [command[0] for command in WITH_STORE if command[0] not in ("search", "forget")]
+    for name in ("asked", "read"):
+        assert (here / name / "copies" / "monday" / "chroma").is_dir()
+        assert (here / name / "other").is_dir()
 
 
 def test_dead_letters_are_changed_by_the_server(served, capsys):
