@@ -119,7 +119,6 @@ class Small(Embedder):
 WITH_STORE = (
     ("search", "Who exported a report?", "--json"),
     ("search", "promotion", "--mode", "dense"),
-    ("search", "report", "--user", "nobody"),
     ("verify",),
     ("verify", "--repair", "--json"),
     ("forget", "--user", "ann", "--dry-run"),
@@ -129,18 +128,16 @@ WITH_STORE = (
     ("copy", "--to", "chroma:other", "--json"),
     ("copy", "--to", "chroma:other", "--json"),  # all of it is there now
     ("reembed", "--embedder", "openai:small", "--json"),
-    ("verify", "--json"),
-    ("reembed", "--embedder", "openai:small", "--render"),
     ("reembed",),  # back to the bundled model
-    ("search", "exported a report", "--json"),
 )
 VARIES = re.compile(
     r'"(seconds|paused|size|files|[a-z]+_at)":[^,}]+|in [0-9.]+ s|[0-9: -]{19} UTC|"folder":"[^"]*"'
-    r"|deleted .*|erased .*"
+    r"|deleted: .*"
 )
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_commands_that_need_the_store_give_the_same_from_a_server_and_from_files(
     here, capsys, monkeypatch
 ):
