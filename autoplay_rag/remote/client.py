@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
@@ -445,7 +445,7 @@ class ServeClient:
         session_id: str | None = None,
         product_id: str | None = None,
         conversation_id: str | None = None,
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    ) -> AsyncIterator[dict[str, Any]]:
         """Yield everything that is held about ids; see `IngestPipeline.export`.
 
         Needs an admin key.

@@ -172,7 +172,7 @@ def test_commands_that_need_the_store_give_the_same_from_a_server_and_from_files
         )
     assert ran == [command[0] for command in WITH_STORE if command[0] not in ("search", "forget")]
     for name in ("asked", "read"):
-        assert (here / name / "copies" / "monday" / "chroma").is_dir()
+        assert (here / name / "copies" / "monday").is_dir()
         assert (here / name / "other").is_dir()
 
 

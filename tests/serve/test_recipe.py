@@ -60,11 +60,15 @@ async def test_the_blocks_work(tmp_path):
             if shutil.which("curl"):
                 found = await run("sh", "-c", asked.replace(ADDRESS, url), folder=tmp_path, **env)
                 assert "u_030" in found
-            client_code, mint, own = blocks("python")
+            client_code, from_python, mint, own = blocks("python")
             asking = client_code.replace(ADDRESS, url)
             shown = await run(sys.executable, "-c", asking, folder=tmp_path, **env)
             assert "u_030" in shown
             assert 'data: {"seq":' in shown
+            asking = from_python.replace(ADDRESS, url)
+            shown = await run(sys.executable, "-c", asking, folder=tmp_path, **env)
+            assert "u_030" in shown
+            assert "actions\n" in shown
             assert (await run(sys.executable, "-c", mint, folder=tmp_path, **env)).count(".") == 2
             await run(sys.executable, "-c", own, folder=tmp_path, **env)
         finally:

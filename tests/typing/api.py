@@ -20,6 +20,7 @@ from autoplay_rag import (
     LiveSessions,
     Payload,
     PiiRedactor,
+    ServeClient,
     SessionEvent,
     SessionHit,
     Sessions,
@@ -33,6 +34,7 @@ from autoplay_rag import (
 from autoplay_rag.decoding import decode
 from autoplay_rag.embedders import Embedder, LocalEmbedder, OpenAIEmbedder
 from autoplay_rag.live import LiveSession
+from autoplay_rag.maintenance import Receipt
 from autoplay_rag.stores import ChromaStore, MemoryStore, VectorStore
 
 assert_type(decode(b"{}"), ActionsPayload | SummaryPayload | ChatTurn)
@@ -90,6 +92,27 @@ async def pipeline() -> None:
     IngestPipeline(MemoryStore(), redact=["pii", lambda payload: payload])
     async with follow_journal("j.db") as live:
         assert_type(live, LiveSessions)
+
+
+async def served() -> None:
+    async with ServeClient("http://a.test", "key", timeout=1.0) as found:
+        assert_type(found, ServeClient)
+        assert_type(found.with_timeout(2.0), ServeClient)
+        assert_type(await found.search("q", k=3, kind="chat", since="1h"), Hits[Hit])
+        assert_type(await found.search_sessions("q", filter=Filter(user_id="u")), Hits[SessionHit])
+        assert_type(found.search_sync("q"), Hits[Hit])
+        assert_type(await found.sessions("u1", limit=3), Sessions)
+        assert_type(await found.session("s1"), WholeSession | None)
+        assert_type(await found.products(user_id="u1"), list[str])
+        assert_type(await found.context(user_id="u1"), str)
+        async for event in found.actions(since="1h"):
+            assert_type(event, SessionEvent)
+        assert_type(await found.live_session(user_id="u1"), LiveSession | None)
+        assert_type(await found.ledger(), Ledger)
+        assert_type(await found.health(), Health)
+        assert_type(await found.forget(user_id="u1"), Receipt)
+    with ServeClient() as for_threads:
+        assert_type(for_threads.sessions_sync("u1"), Sessions)
 
 
 def wrong(store: VectorStore) -> None:
