@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -149,10 +149,9 @@ def export(
 
 async def _ask_to_export(client: ServeClient, asked: Asked) -> int:
     count = 0
-    async with aclosing(client.export(**asked.given())) as records:
-        async for record in records:
-            say(msgspec.json.encode(record).decode())
-            count += 1
+    async for record in client.export(**asked.given()):
+        say(msgspec.json.encode(record).decode())
+        count += 1
     return count
 
 

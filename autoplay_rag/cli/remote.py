@@ -114,6 +114,8 @@ def find_server(
             raise ConfigurationError(
                 f"{URL_VARIABLE} is set, so {KEY_VARIABLE} or {KEY_VARIABLE}_FILE must be set too"
             )
+        if not all("!" <= character <= "~" for character in key):
+            raise ConfigurationError(f"{KEY_VARIABLE} has characters that no key has")
         if not _is_address(url):
             raise ConfigurationError(
                 f"{URL_VARIABLE} must be an address such as http://127.0.0.1:8760, without a password"

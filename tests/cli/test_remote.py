@@ -223,6 +223,9 @@ def test_the_key_may_be_in_a_file(served, here, monkeypatch, capsys):
     assert "AUTOPLAY_RAG_KEY" in capsys.readouterr().err
     monkeypatch.setenv("AUTOPLAY_RAG_KEY_FILE", str(here / "key"))
     assert outcome(capsys, "status", "--check") == (0, "ok\n")
+    (here / "key").write_text("two words")
+    assert run(["status"]) == 2
+    assert "AUTOPLAY_RAG_KEY has characters that no key has" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("named", [("--journal", JOURNAL), ("--store", "chroma:./chroma")])
