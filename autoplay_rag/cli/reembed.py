@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from autoplay_rag.cli.config import ConfigOption, load_config
+from autoplay_rag.cli.config import Config, ConfigOption, load_config
 from autoplay_rag.cli.console import clean, note, say, say_json
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
@@ -23,7 +23,7 @@ from autoplay_rag.cli.options import (
     default_journal,
     find_place,
 )
-from autoplay_rag.cli.remote import Api, ask, find_server, server_of
+from autoplay_rag.cli.remote import Api, Server, ask, find_server, server_of
 from autoplay_rag.cli.telling import teller
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.embedders.named import check_embedder_name, make_embedder
@@ -32,6 +32,7 @@ from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.ingest.store_copy import copy_store
 from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.maintenance.report import CopyReport, ReembedReport
+from autoplay_rag.stores.chroma import ChromaStore
 from autoplay_rag.stores.chroma.copies import DATABASE
 from autoplay_rag.stores.named import chroma_path, make_store
 
@@ -158,58 +159,64 @@ def copy(
     stored or forgotten meanwhile may differ in the copy. To move to the other store, stop the
     server and give --journal.
     """
+    journal = journal and journal.expanduser()
     file = load_config(config)
-    with file.explaining([]):
+    with file.explaining(["store"] if from_ else []):
         folder = chroma_path(from_ or file.store or DEFAULT_STORE)
-    server = None
-    if journal is None:
-        server = find_server(
-            file.journal or default_journal(folder),
-            is_named=bool(from_ or from_collection),
-            store=folder if from_ else None,
-            collection=from_collection,
-        )
-    if server is not None:
-        with file.explaining(["embedder"] if embedder else []):
-            name = embedder or file.get("embedder") or DEFAULT_EMBEDDER
-            check_embedder_name(name)
-        options = {
-            "to": f"chroma:{server.path(chroma_path(to))}",
-            "to_collection": to_collection,
-            "embedder": name,
-        }
-        answer = ask(server, lambda api: api.run_job("copy", **options))
-        report = msgspec.convert(answer, CopyReport)
-        if json:
-            say_json(report)
-        else:
-            say(clean(str(report)))
-        note("the server stays with its own store: to move, stop it and copy with --journal")
-        return
-    source_place = (folder, from_collection or (None if from_ else file.get("collection")))
-    if source_place == (chroma_path(to), to_collection):
-        raise ConfigurationError("--from and --to name the same collection")
-    if not (source_place[0] / DATABASE).is_file():
-        raise StoreError(f"no Chroma store at {source_place[0]}; check the path")
-    if journal is not None and not journal.expanduser().is_file():
-        raise ConfigurationError(f"no journal found at {journal}; check the path")
+    target = chroma_path(to)
     with file.explaining(["embedder"] if embedder else []):
-        new = make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER)
-
-    async def work() -> CopyReport:
-        with Interrupts():
-            return await copy_store(
-                make_store(f"chroma:{folder}", source_place[1]),
-                make_store(to, to_collection),
-                new,
-                journal=None if journal is None else journal.expanduser(),
-                on_progress=teller(),
-            )
-
-    report = asyncio.run(work())
+        name = embedder or file.get("embedder") or DEFAULT_EMBEDDER
+        check_embedder_name(name)
+    server = None if journal is not None else _server_of_copy(file, folder, from_, from_collection)
+    if server is not None:
+        job = {"to": f"chroma:{server.path(target)}", "to_collection": to_collection}
+        answer = ask(server, lambda api: api.run_job("copy", **job, embedder=name))
+        report = msgspec.convert(answer, CopyReport)
+        remark = "the server stays with its own store: to move, stop it and copy with --journal"
+    else:
+        collection = from_collection or (None if from_ else file.get("collection"))
+        if (folder, collection) == (target, to_collection):
+            raise ConfigurationError("--from and --to name the same collection")
+        if not (folder / DATABASE).is_file():
+            raise StoreError(f"no Chroma store at {folder}; check the path")
+        if journal is not None and not journal.is_file():
+            raise ConfigurationError(f"no journal found at {journal}; check the path")
+        source = make_store(f"chroma:{folder}", collection)
+        with file.explaining(["embedder"] if embedder else []):
+            new = make_embedder(name)
+        report = asyncio.run(_copy(source, make_store(to, to_collection), new, journal))
+        remark = f"from now on, start the pipeline with --store {clean(to)}" if journal else ""
     if json:
         say_json(report)
     else:
         say(clean(str(report)))
-    if journal is not None:
-        note(f"from now on, start the pipeline with --store {clean(to)}")
+    if remark:
+        note(remark)
+
+
+def _server_of_copy(
+    file: Config, folder: Path, from_: str | None, collection: str | None
+) -> Server | None:
+    """Find the server whose store is to be copied."""
+    if from_ is None:
+        journal = file.journal or default_journal(folder)
+        return find_server(journal, is_named=collection is not None, collection=collection)
+    # The settings file may be about another store.
+    for journal in filter(None, (file.journal, default_journal(folder))):
+        server = find_server(journal, is_named=True, store=folder, collection=collection)
+        if server is not None:
+            return server
+    return None
+
+
+async def _copy(
+    source: ChromaStore, target: ChromaStore, embedder: Embedder, journal: Path | None
+) -> CopyReport:
+    with Interrupts():
+        return await copy_store(
+            source,
+            target,
+            embedder,
+            journal=journal,
+            on_progress=teller(),
+        )

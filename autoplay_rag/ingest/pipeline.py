@@ -778,7 +778,8 @@ class IngestPipeline(Questions):
             What was copied.
 
         Raises:
-            ConfigurationError: If an embedder is missing, or is given for a `TextStore`.
+            ConfigurationError: If an embedder is missing, is given for a `TextStore`, or the store
+                is the pipeline's own.
             MissingCapabilityError: If the pipeline's store cannot be scanned.
             StoreError: If a store cannot be used.
             PipelineClosedError: If the pipeline is not running.
@@ -797,6 +798,8 @@ class IngestPipeline(Questions):
             1
         """
         run = self._open_run()
+        if store == self._store:
+            raise ConfigurationError(f"{store!r} is the pipeline's own store: give another one")
         check_embeds(store, embedder)
         new = None if embedder is None else as_embedder(embedder)
         return await _on_loop(run.loop, run.copy_to(store, new, tell=on_progress))

@@ -403,3 +403,21 @@ async def _more(pipeline):
             "billing", f"Opened billing {n}", "https://app.test/", 0, "click", 9.0, 9.0
         )
         await pipeline.accept(ActionsPayload("acme", f"new{n}", "ann", "ann", [click], 1, 2000.0))
+
+
+def test_copy_finds_the_server_of_the_store(here, capsys):
+    """Also if the settings file is about another store; and not one of another store."""
+    (here / "autoplay-rag.toml").write_text("store = 'chroma:mine'\njournal = 'mine.db'\n")
+    announces = {"store": str(here / "chroma"), "collection": "autoplay"}
+    with serving(MemoryStore, LocalEmbedder, here / JOURNAL, announces=announces) as served:
+        to = ["--to", "pg:x"]
+        assert run(["copy", "--from", "chroma:chroma", *to]) == 2
+        assert "store must be chroma:PATH" in capsys.readouterr().err
+        for args in ([], ["--from", "chroma:chroma", "--from-collection", "b"]):
+            assert run(["copy", *args, "--to", "chroma:other"]) == 1
+            assert "no Chroma store at" in capsys.readouterr().err
+        assert served.run(jobs_of(served)) == []
+        # The server makes the copy: Chroma fails there, because `other` is a file.
+        (here / "other").touch()
+        assert run(["copy", "--from", "chroma:chroma", "--to", "chroma:other"]) == 1
+        assert served.run(jobs_of(served)) == [{"kind": "copy", "state": "failed"}]

@@ -140,6 +140,8 @@ async def test_a_running_pipeline_copies_its_chunks_and_goes_on_with_its_own_sto
         assert (await pipeline.verify()).clean
         with pytest.raises(ConfigurationError, match="needs an embedder"):
             await pipeline.copy_to(target)
+        with pytest.raises(ConfigurationError, match="own store"):
+            await pipeline.copy_to(source, other)
 
 
 async def test_a_running_pipeline_copies_no_chunk_that_its_journal_forgot(
