@@ -6,7 +6,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +51,8 @@ KEY_VARIABLE: Final = "AUTOPLAY_RAG_KEY"
 _CONNECT_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 300.0
 _CANCEL_SECONDS: Final = 30.0
+_ATTEMPTS: Final = 5
+"""How often in a row a look at a job may fail."""
 _SOON, _LATER = 0.02, 1.0
 """The first and the longest wait between two looks at a job."""
 
@@ -269,19 +271,29 @@ class Api:
             job = await asyncio.shield(starting)
             return await self._wait_for(job)
         except asyncio.CancelledError:
-            with suppress(ServerError, ConfigurationError, TimeoutError):
+            try:
                 async with asyncio.timeout(_CANCEL_SECONDS):
                     await self._cancel((await starting)["id"])
+            except (ServerError, ConfigurationError, TimeoutError) as error:
+                note(f"the job could not be cancelled, and may go on: {describe(error)}")
             raise
         finally:
             starting.cancel()
 
     async def _wait_for(self, job: dict[str, Any]) -> Any:
-        tell, waits, shown = teller(), _SOON, None
+        tell, waits, shown, failures = teller(), _SOON, None, 0
         while job["ended_at"] is None:
             await asyncio.sleep(waits)
             waits = min(_LATER, 2 * waits)
-            job = await self.get(f"/v1/jobs/{job['id']}")
+            try:
+                job = await self.get(f"/v1/jobs/{job['id']}")
+            except ServerUnavailableError:
+                # The job goes on without its observer, and may take hours.
+                failures += 1
+                if failures == _ATTEMPTS:
+                    raise
+                continue
+            failures = 0
             if job["state"] == "waiting" and waits == _LATER:
                 tell("waiting: another job runs first")
             elif job["done"] is not None:

@@ -9,6 +9,8 @@ import re
 import signal
 import threading
 from array import array
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
 
 import pytest
 from served import KEYS, fill, refuse_bad, serving
@@ -385,6 +387,46 @@ def test_tail_ends_when_the_server_stops(served, capsys):
     assert "Opened billing 1" in shown.out
     assert "the server stops" in shown.err
     assert shown.err.endswith("2 payloads\n")
+
+
+class Cutting(BaseHTTPRequestHandler):
+    """A server that sends one event, then loses the connection; the second time it ends."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        seq = len(self.asked)
+        payload = {"type": "summary", "product_id": "acme", "session_id": f"s{seq}", "summary": "x"}
+        event = f"id: {seq}\nevent: summary\ndata: {json.dumps({'payload': payload})}\n\n"
+        if seq == 2:
+            event = 'event: gap\ndata: {"missed": 4}\n\n' + event
+            event += 'event: end\ndata: {"reason": "the server stops"}\n\n'
+        self.send_response(200)
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(f"{len(event):x}\r\n{event}\r\n".encode())
+        # No last chunk: the answer is not complete.
+
+    def log_message(self, *args):
+        pass
+
+
+def test_tail_goes_on_after_a_lost_connection(monkeypatch, capsys):
+    Cutting.asked.clear()
+    with HTTPServer(("127.0.0.1", 0), Cutting) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("AUTOPLAY_RAG_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AUTOPLAY_RAG_KEY", KEYS.read)
+        assert run(["tail", "--jsonl"]) == 0
+        server.shutdown()
+        thread.join()
+    shown = capsys.readouterr()
+    assert Cutting.asked == ["/v1/stream", "/v1/stream?after=1"]
+    assert [json.loads(line)["session_id"] for line in shown.out.splitlines()] == ["s1", "s2"]
+    assert "connecting again" in shown.err
+    assert "4 events are missing" in shown.err
 
 
 def test_tail_needs_a_server_or_a_url(capsys):
