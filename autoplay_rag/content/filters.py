@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, time
 from typing import Any, Final, Literal, TypeAlias
 
+from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import ConfigurationError
 
 __all__ = ["Condition", "Filter", "Moment", "moment"]
@@ -65,9 +66,12 @@ class Filter:
                 object.__setattr__(self, name, moment(name, value))
 
     def conditions(self) -> list[Condition]:
-        """The comparisons that a store translates; empty if the filter has no conditions."""
+        """The comparisons that a store translates; empty if the filter has no conditions.
+
+        Texts have the form in which the journal and the stores keep them.
+        """
         found: list[Condition] = [
-            (f.name, "==", value)
+            (f.name, "==", storable(value))
             for f in fields(self)
             if f.name not in ("since", "until") and (value := getattr(self, f.name)) is not None
         ]

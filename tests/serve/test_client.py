@@ -10,12 +10,12 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pipelines import make_actions
 from serve_server import KEYS, fill
 
-from autoplay_rag import Filter, IngestPipeline, ServeClient
+from autoplay_rag import Actions, Filter, IngestPipeline, ServeClient
 from autoplay_rag.errors import AutoplayError, ConfigurationError, JournalError
 from autoplay_rag.ingest.questions import Questions
 
@@ -115,6 +115,16 @@ CALLS = {
         limit=counts,
         cursor=st.sampled_from(["", "?", "wAE"]),
     ),
+    "actions": options(
+        since=times,
+        until=times,
+        user_id=ids,
+        session_id=ids,
+        product_id=st.just("acme"),
+        matching=words,
+        without=words,
+        page=st.sampled_from(["app.test", " "]),
+    ),
     "session": st.fixed_dictionaries(
         {"session_id": ids.filter(bool), "product_id": st.just("acme")}, optional={"user_id": ids}
     ),
@@ -124,7 +134,10 @@ CALLS = {
 
 async def outcome(method, **asked):
     try:
-        found = await method(**asked)
+        found = method(**asked)
+        if isinstance(found, Actions):
+            return [one async for one in found]
+        found = await found
     except AutoplayError as error:
         return type(error)
     about = [
@@ -150,6 +163,7 @@ async def test_all_arguments_give_equal_results(running, client):
 
     @settings(max_examples=2 * settings.default.max_examples)
     @given(st.sampled_from(sorted(CALLS)).flatmap(lambda m: st.tuples(st.just(m), CALLS[m])))
+    @example(("search", {"query": "export", "user_id": "\ud800"}))
     def check(call):
         asyncio.run_coroutine_threadsafe(compare(*call), loop).result()
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
@@ -156,16 +157,35 @@ async def test_actions_without_their_end_are_an_error():
     assert seen == "x"
 
 
+@asynccontextmanager
+async def silent():
+    """A URL where requests are read and not answered, and a function that waits for requests."""
+    ended = asyncio.Event()
+
+    async def nothing():
+        await ended.wait()
+        yield b""
+
+    async with answering(*(nothing() for _ in range(9))) as (url, requests):
+
+        async def arrived(count):
+            while len(requests) < count:  # noqa: ASYNC110 - a list
+                await asyncio.sleep(0.01)
+
+        try:
+            yield url, arrived
+        finally:
+            ended.set()
+
+
 async def test_closing_ends_requests_and_later_ones_are_refused():
-    with stalled() as url:
+    async with silent() as (url, arrived):
         client = ServeClient(url, KEY)
         waiting = [asyncio.create_task(client.search("x")) for _ in range(2)]
-        in_thread = asyncio.create_task(asyncio.to_thread(client.search_sync, "x"))
-        await asyncio.sleep(0)
-        while client._connections._opened is None:  # noqa: ASYNC110 - started in a thread
-            await asyncio.sleep(0.01)
+        waiting.append(asyncio.create_task(asyncio.to_thread(client.search_sync, "x")))
+        await arrived(3)
         await client.aclose()
-        ended = await asyncio.gather(*waiting, in_thread, return_exceptions=True)
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
         assert {type(error) for error in ended} == {ClientStateError}
         with pytest.raises(ClientStateError, match="was closed"):
             await client.search("x")
@@ -175,11 +195,12 @@ async def test_closing_ends_requests_and_later_ones_are_refused():
 
 
 async def test_a_cancelled_call_is_cancelled():
-    with stalled() as url:
-        async with ServeClient(url, KEY) as client:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.2):
-                    await client.search("x")
+    async with silent() as (url, arrived), ServeClient(url, KEY) as client:
+        waiting = asyncio.create_task(client.search("x"))
+        await arrived(1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
 
 
 async def test_no_log_line_has_a_person(running, caplog):
