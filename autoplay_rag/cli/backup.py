@@ -15,6 +15,7 @@ from autoplay_rag.cli.config import ConfigOption
 from autoplay_rag.cli.console import note, say, say_json
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import JournalOption, Place, StoreOption, find_place
+from autoplay_rag.cli.remote import ask, server_of
 from autoplay_rag.errors import StoreError
 from autoplay_rag.maintenance.alone import backup_alone
 from autoplay_rag.maintenance.backup import BackupReport
@@ -42,8 +43,13 @@ def backup(
     complete.
     """
     place = find_place(config, journal=journal, store=store)
-    folder = folder.expanduser().absolute()
-    answer = ask_pipeline(place.journal, "backup", {"folder": str(folder)})
+    server = server_of(place, journal=journal, store=store)
+    if server is not None:
+        where = server.path(folder)
+        answer = ask(server, lambda api: api.run_job("backup", folder=where))
+    else:
+        folder = folder.expanduser().absolute()
+        answer = ask_pipeline(place.journal, "backup", {"folder": str(folder)})
     if answer is not None:
         report = msgspec.convert(answer, BackupReport)
     else:

@@ -23,8 +23,9 @@ from autoplay_rag.cli.options import (
     ProductOption,
     StoreOption,
     find_place,
-    make_embedder,
 )
+from autoplay_rag.cli.remote import read, server_of
+from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import StoreError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.journal.opened import OpenedJournal
@@ -32,6 +33,7 @@ from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.maintenance.asked import asked_of
 from autoplay_rag.maintenance.exporting import export_records
 from autoplay_rag.maintenance.receipt import Receipt
+from autoplay_rag.remote.client import ServeClient
 from autoplay_rag.stores.chroma.copies import DATABASE
 
 __all__ = ["export", "forget"]
@@ -77,9 +79,14 @@ def forget(
         until=until,
     )
     place = find_place(config, journal=journal, store=store, collection=collection)
+    server = server_of(place, journal=journal, store=store, collection=collection)
     options = {"asked": asked, "dry_run": dry_run, "block": block}
-    answer = ask_pipeline(place.journal, "forget", options)
-    if answer is not None:
+    if server is not None:
+        receipt = read(
+            server,
+            lambda client: client.forget(**asked._asdict(), dry_run=dry_run, block=block),
+        )
+    elif (answer := ask_pipeline(place.journal, "forget", options)) is not None:
         receipt = msgspec.convert(answer, Receipt)
     else:
         if not (place.folder / DATABASE).is_file():  # Chroma would create it
@@ -122,7 +129,7 @@ def export(
 ) -> None:
     """Print everything that is held about a person, a session or a chat thread, as JSON Lines.
 
-    It reads the journal, also while a pipeline uses it.
+    It asks the running server, or reads the journal, also while a pipeline uses it.
     """
     asked = asked_of(
         "export",
@@ -132,8 +139,20 @@ def export(
         conversation_id=conversation,
     )
     place = find_place(config, journal=journal, store=store)
-    count = asyncio.run(_export(place.journal, asked))
+    server = server_of(place, journal=journal, store=store)
+    if server is not None:
+        count = read(server, lambda client: _ask_to_export(client, asked))
+    else:
+        count = asyncio.run(_export(place.journal, asked))
     note(f"{count:,} records")
+
+
+async def _ask_to_export(client: ServeClient, asked: Asked) -> int:
+    count = 0
+    async for record in client.export(**asked.given()):
+        say(msgspec.json.encode(record).decode())
+        count += 1
+    return count
 
 
 async def _export(path: Path, asked: Asked) -> int:

@@ -24,17 +24,16 @@ from autoplay_rag.cli.options import (
     EmbedderOption,
     IdleOption,
     StoreOption,
-    chroma_path,
     default_journal,
-    make_embedder,
-    make_store,
 )
 from autoplay_rag.cli.progress import counts, showing_progress
 from autoplay_rag.cli.reached import require_reached
 from autoplay_rag.connector.client import TOKEN_VARIABLE, AsyncConnectorClient
+from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import AutoplayError, ConfigurationError, ConnectorError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.stores.named import chroma_path, make_store
 
 __all__ = ["client_of", "ingest", "streams_of", "token_variable"]
 

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from autoplay_rag.cli.config import ConfigOption, load_config
 from autoplay_rag.cli.console import clean, note, say, say_json, table
 from autoplay_rag.cli.options import (
     DEFAULT_STORE,
-    chroma_path,
     default_journal,
+    find_place,
     help_without_subcommand,
 )
+from autoplay_rag.cli.remote import Api, ask, find_server
+from autoplay_rag.decoding import decode
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.journal.base import Action
-from autoplay_rag.journal.ledger import COUNTERS
+from autoplay_rag.journal.base import Action, DeadLetter, Health
+from autoplay_rag.journal.copying import Copy
+from autoplay_rag.journal.ledger import COUNTERS, Ledger
 from autoplay_rag.journal.reader import JournalReader, JournalStatus
-from autoplay_rag.maintenance.space import space_of
+from autoplay_rag.maintenance.space import Space, space_of
+from autoplay_rag.stores.named import chroma_path
 
 __all__ = ["dead_letters", "status"]
 
 JournalArgument = Annotated[
-    Path, typer.Argument(metavar="JOURNAL", help="The journal's file, as printed by `ingest`.")
+    Path | None,
+    typer.Argument(
+        metavar="JOURNAL",
+        help="The journal's file; by default the one in the settings file, or the one beside the "
+        "default store.",
+    ),
 ]
 IdsArgument = Annotated[
-    list[int] | None, typer.Argument(metavar="ID...", help="Ids from `dead-letters list`.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[JOURNAL] [ID...]",
+        help="The journal's file, as for `dead-letters list`, and ids that this shows. A file "
+        "whose name is a number is named ./1.",
+    ),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -41,18 +57,14 @@ _WHEN = {
     None: "now or at its next start: only its own user can see whether it is running",
 }
 
+_MOST_LETTERS = 1000
+"""The most dead letters in one request to a server."""
+
 dead_letters = typer.Typer()
 
 
 def status(
-    journal: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="JOURNAL",
-            help="The journal's file; by default the one in the settings file, or the one beside "
-            "the default store.",
-        ),
-    ] = None,
+    journal: JournalArgument = None,
     *,
     check: Annotated[
         bool,
@@ -70,14 +82,19 @@ def status(
     with file.explaining():
         folder = chroma_path(file.store or DEFAULT_STORE)
     own = file.journal or default_journal(folder)
+    is_named = journal is not None
     journal = journal or own
-    found = JournalReader(journal).status()
+    server = find_server(journal, is_named=is_named)
+    if server is not None:
+        found, space = ask(server, _ask_status)
+    else:
+        found = JournalReader(journal).status()
+        is_own = journal.resolve() == own.resolve() and folder.is_dir()
+        space = space_of(journal, folder if is_own else None)
     if check:
         problems = _problems(found)
         say("not ok: " + "; ".join(problems) if problems else "ok")
         raise typer.Exit(1 if problems else 0)
-    is_own = journal.resolve() == own.resolve() and folder.is_dir()
-    space = space_of(journal, folder if is_own else None)
     if json:
         counters = {name: getattr(found.ledger, name) for name in COUNTERS}
         say_json(
@@ -129,6 +146,24 @@ def status(
         note(f"warning: {space.warning}")
 
 
+async def _ask_status(api: Api) -> tuple[JournalStatus, Space]:
+    answer = await api.get("/v1/status")
+    status = {name: value for name, value in answer.items() if name not in ("reembedding", "space")}
+    copy, space = answer["reembedding"], answer["space"]
+    return (
+        JournalStatus(
+            **{
+                **status,
+                "ledger": msgspec.convert(answer["ledger"], Ledger),
+                "health": msgspec.convert(answer["health"], Health),
+                # Only what is shown: the rest is the pipeline's own.
+                "copy": copy and Copy(**copy, collection="", store_id="", render=False, last=0),
+            }
+        ),
+        Space(**space),
+    )
+
+
 def _megabytes(size: int | None) -> str:
     return "unknown" if size is None else f"{size / 2**20:,.1f} MB"
 
@@ -159,10 +194,21 @@ def _about(context: typer.Context) -> None:
 
 
 @dead_letters.command("list")
-def list_(journal: JournalArgument, limit: LimitOption = 100, json: JsonOption = False) -> None:
+def list_(
+    journal: JournalArgument = None,
+    limit: LimitOption = 100,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
     """List dead letters, oldest first."""
-    reader = JournalReader(journal)
-    letters = reader.dead_letters(limit)
+    path = _journal(journal, config)
+    server = find_server(path, is_named=journal is not None)
+    if server is not None:
+        letters, total = ask(server, lambda api: _ask_letters(api, limit))
+    else:
+        reader = JournalReader(path)
+        letters = reader.dead_letters(limit)
+        total = len(reader.dead_ids()) if len(letters) == limit else len(letters)
     if json:
         say_json(letters)
     elif letters:
@@ -181,33 +227,84 @@ def list_(journal: JournalArgument, limit: LimitOption = 100, json: JsonOption =
         )
     else:
         note("no dead letters")
-    if len(letters) == limit and (more := len(reader.dead_ids()) - limit) > 0:
+    if len(letters) == limit and (more := total - limit) > 0:
         note(f"{more:,} more: see them with --limit {limit + more}")
 
 
 @dead_letters.command()
-def retry(journal: JournalArgument, ids: IdsArgument = None, all_: AllOption = False) -> None:
+def retry(
+    journal_and_ids: IdsArgument = None, all_: AllOption = False, config: ConfigOption = None
+) -> None:
     """Put dead letters back into the queue."""
-    _ask(journal, "retry", ids or [], all_=all_)
+    _change("retry", journal_and_ids or [], config, all_=all_)
 
 
 @dead_letters.command()
-def discard(journal: JournalArgument, ids: IdsArgument = None, all_: AllOption = False) -> None:
+def discard(
+    journal_and_ids: IdsArgument = None, all_: AllOption = False, config: ConfigOption = None
+) -> None:
     """Delete dead letters permanently."""
-    _ask(journal, "discard", ids or [], all_=all_)
+    _change("discard", journal_and_ids or [], config, all_=all_)
 
 
-def _ask(journal: Path, action: Action, ids: list[int], *, all_: bool) -> None:
+def _change(action: Action, given: list[str], config: Path | None, *, all_: bool) -> None:
+    named = Path(given[0]) if given and not given[0].isdecimal() else None
+    texts = given[1:] if named is not None else given
+    if unknown := [text for text in texts if not text.isdecimal()]:
+        raise ConfigurationError(f"not the id of a dead letter: {', '.join(unknown)}")
+    ids = list(dict.fromkeys(int(text) for text in texts))
     if bool(ids) == all_:
         raise ConfigurationError("give the ids of dead letters, or --all")
-    reader = JournalReader(journal)
-    ids = list(dict.fromkeys(ids))
-    known = set(reader.dead_ids())
-    if unknown := [id_ for id_ in ids if id_ not in known]:
-        raise ConfigurationError(f"no dead letter has id {', '.join(map(str, unknown))}")
+    path = _journal(named, config)
+    server = find_server(path, is_named=named is not None)
+    if server is not None:
+        known = ask(server, _ask_ids)
+    else:
+        reader = JournalReader(path)
+        known = set(reader.dead_ids())
+    if unknown := [str(id_) for id_ in ids if id_ not in known]:
+        raise ConfigurationError(f"no dead letter has id {', '.join(unknown)}")
     if not known:
         note("no dead letters")
         return
-    running = reader.ask(action, None if all_ else ids)
+    running: bool | None = True
+    if server is not None:
+        ask(server, lambda api: _ask_to_change(api, action, None if all_ else ids))
+    else:
+        running = reader.ask(action, None if all_ else ids)
     count = len(known) if all_ else len(ids)
     say(f"{action} {count:,}: the pipeline will do this {_WHEN[running]}")
+
+
+def _journal(journal: Path | None, config: Path | None) -> Path:
+    """The given journal, the one of the settings file, or the one beside the store."""
+    if journal is not None:
+        return journal
+    return find_place(config, journal=None, store=None).journal
+
+
+async def _ask_letters(api: Api, limit: int) -> tuple[list[DeadLetter], int]:
+    letters: list[DeadLetter] = []
+    cursor: str | None = None
+    while True:
+        wanted = min(_MOST_LETTERS, limit - len(letters))
+        page = await api.get("/v1/dead-letters", limit=wanted, cursor=cursor)
+        for one in page["dead_letters"]:
+            payload = one["payload"] and decode(msgspec.json.encode(one["payload"]))
+            letters.append(DeadLetter(**{**one, "payload": payload}))
+        cursor = page["next"]
+        if cursor is None or len(letters) >= limit:
+            return letters, page["total"]
+
+
+async def _ask_ids(api: Api) -> set[int]:
+    letters, _ = await _ask_letters(api, sys.maxsize)
+    return {letter.id for letter in letters}
+
+
+async def _ask_to_change(api: Api, action: Action, ids: list[int] | None) -> None:
+    if ids is None:
+        await api.post(f"/v1/dead-letters/{action}", {"all": True})
+        return
+    for start in range(0, len(ids), _MOST_LETTERS):
+        await api.post(f"/v1/dead-letters/{action}", {"ids": ids[start : start + _MOST_LETTERS]})

@@ -11,9 +11,8 @@ import typer
 from autoplay_rag.cli.config import Config, load_config
 from autoplay_rag.cli.console import say, stream_closed
 from autoplay_rag.connector.client import TOKEN_VARIABLE
-from autoplay_rag.embedders.base import Embedder
-from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.stores.chroma import ChromaStore
+from autoplay_rag.stores.named import chroma_path, make_store
 
 __all__ = [
     "DEFAULT_EMBEDDER",
@@ -30,12 +29,9 @@ __all__ = [
     "TokenOption",
     "UntilOption",
     "UrlArgument",
-    "chroma_path",
     "default_journal",
     "find_place",
     "help_without_subcommand",
-    "make_embedder",
-    "make_store",
 ]
 
 DEFAULT_STORE = "chroma:./chroma"
@@ -111,18 +107,6 @@ def help_without_subcommand(context: typer.Context) -> None:
         raise typer.Exit(USAGE)
 
 
-def chroma_path(store: str) -> Path:
-    """Return the folder of `chroma:PATH`.
-
-    Raises:
-        ConfigurationError: If the value has another form.
-    """
-    kind, _, path = store.partition(":")
-    if kind != "chroma" or not path:
-        raise ConfigurationError(f"--store must be chroma:PATH, not {store!r}")
-    return Path(path).expanduser()
-
-
 def default_journal(store: Path) -> Path:
     """Return the default journal file for a store.
 
@@ -173,32 +157,3 @@ def find_place(
         folder = chroma_path(store or file.store or DEFAULT_STORE)
     journal = journal or file.journal or default_journal(folder)
     return Place(file, journal.expanduser(), folder, collection or file.get("collection"))
-
-
-def make_store(store: str, collection: str | None = None) -> ChromaStore:
-    """Make the store that an option names.
-
-    Args:
-        store: `chroma:PATH`.
-        collection: The collection in the store; None for the default.
-    """
-    path = chroma_path(store)
-    return ChromaStore(path, collection) if collection else ChromaStore(path)
-
-
-def make_embedder(embedder: str) -> Embedder:
-    """Make the embedder that an option names.
-
-    Raises:
-        ConfigurationError: If the value has another form.
-    """
-    kind, _, model = embedder.partition(":")
-    if embedder == "local":
-        from autoplay_rag.embedders.local import LocalEmbedder
-
-        return LocalEmbedder()
-    if kind == "openai":
-        from autoplay_rag.embedders.openai import OpenAIEmbedder
-
-        return OpenAIEmbedder(model) if model else OpenAIEmbedder()
-    raise ConfigurationError(f"--embedder must be local or openai:MODEL, not {embedder!r}")

@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
-from autoplay_rag.cli.config import ConfigOption, load_config
+from autoplay_rag.cli.config import Config, ConfigOption, load_config
 from autoplay_rag.cli.console import clean, note, say, say_json
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
     DEFAULT_EMBEDDER,
+    DEFAULT_STORE,
     CollectionOption,
     EmbedderOption,
     JournalOption,
     StoreOption,
-    chroma_path,
+    default_journal,
     find_place,
-    make_embedder,
-    make_store,
 )
+from autoplay_rag.cli.remote import Api, Server, ask, find_server, server_of
+from autoplay_rag.cli.telling import teller
 from autoplay_rag.embedders.base import Embedder
+from autoplay_rag.embedders.named import check_embedder_name, make_embedder
 from autoplay_rag.errors import ConfigurationError, EmbedderUnavailableError, StoreError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.ingest.store_copy import copy_store
 from autoplay_rag.journal.reader import JournalReader
-from autoplay_rag.maintenance.progress import Progress
-from autoplay_rag.maintenance.report import ReembedReport
+from autoplay_rag.maintenance.report import CopyReport, ReembedReport
+from autoplay_rag.stores.chroma import ChromaStore
 from autoplay_rag.stores.chroma.copies import DATABASE
+from autoplay_rag.stores.named import chroma_path, make_store
 
 __all__ = ["copy", "reembed"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-_TELL_EVERY = 10
-"""Progress is told about once a second. On standard error, each tenth is enough."""
 
 
 class _OldModel(Embedder):
@@ -65,10 +66,20 @@ def reembed(
     """Embed everything again with another model: the one that --embedder names.
 
     It fills a second collection, then puts it in the place of the old one. An interrupted run goes
-    on where it stopped. No pipeline may use the journal: a running one does this with
-    `IngestPipeline.reembed`.
+    on where it stopped. A running `autoplay-rag serve` does it beside its work. A running `ingest`
+    must be stopped first.
     """
     place = find_place(config, journal=journal, store=store, collection=collection)
+    server = server_of(place, journal=journal, store=store, collection=collection)
+    if server is not None:
+        with place.file.explaining(["embedder"] if embedder else []):
+            name = embedder or place.file.get("embedder") or DEFAULT_EMBEDDER
+            check_embedder_name(name)
+        before, report = ask(server, lambda api: _ask_to_reembed(api, name, render=render))
+        if report.model == before and not render:
+            note(f"the store has vectors of {clean(before)} already")
+        _show(report, name, json=json)
+        return
     if not (place.folder / DATABASE).is_file():  # Chroma would create it
         raise StoreError(f"no Chroma store at {place.folder}; check the path")
     in_use = JournalReader(place.journal).status().model
@@ -83,26 +94,43 @@ def reembed(
             journal=place.journal,
             **place.file.pipeline,
         )
-    report = asyncio.run(_reembed(pipeline, new, render=render))
+    _show(asyncio.run(_reembed(pipeline, new, render=render)), name, json=json)
+
+
+def _show(report: ReembedReport, embedder: str, *, json: bool) -> None:
     if json:
         say_json(report)
     else:
         say(clean(str(report)))
     if report.chunks:
-        note(f"from now on, start the pipeline with --embedder {clean(name)}")
+        note(f"from now on, start the pipeline with --embedder {clean(embedder)}")
+
+
+async def _ask_to_reembed(api: Api, embedder: str, *, render: bool) -> tuple[str, ReembedReport]:
+    before = (await api.get("/v1/status"))["model"]
+    report = await api.run_job("reembed", embedder=embedder, render=render)
+    return before, msgspec.convert(report, ReembedReport)
 
 
 async def _reembed(pipeline: IngestPipeline, new: Embedder, *, render: bool) -> ReembedReport:
     with Interrupts():
         async with pipeline:
-            report = await pipeline.reembed(new, render=render, on_progress=_teller())
+            report = await pipeline.reembed(new, render=render, on_progress=teller())
             await pipeline.drain()
             return report
 
 
 def copy(
     *,
-    from_: Annotated[str, typer.Option("--from", metavar="chroma:PATH", help="The store to copy.")],
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="chroma:PATH",
+            help="The store to copy; by default the one of the running server, or of the settings "
+            "file.",
+        ),
+    ] = None,
     to: Annotated[str, typer.Option("--to", metavar="chroma:PATH", help="The other store.")],
     from_collection: Annotated[
         str | None, typer.Option(metavar="NAME", help="The collection to copy.")
@@ -126,44 +154,69 @@ def copy(
 
     Chunks that are there already stay, so an interrupted copy goes on where it stopped. Nothing is
     deleted.
+
+    A running `autoplay-rag serve` copies its own store beside its work, and stays with it: what is
+    stored or forgotten meanwhile may differ in the copy. To move to the other store, stop the
+    server and give --journal.
     """
+    journal = journal and journal.expanduser()
     file = load_config(config)
-    source_place = (chroma_path(from_), from_collection)
-    if source_place == (chroma_path(to), to_collection):
-        raise ConfigurationError("--from and --to name the same collection")
-    if not (source_place[0] / DATABASE).is_file():
-        raise StoreError(f"no Chroma store at {source_place[0]}; check the path")
-    if journal is not None and not journal.expanduser().is_file():
-        raise ConfigurationError(f"no journal found at {journal}; check the path")
+    with file.explaining(["store"] if from_ else []):
+        folder = chroma_path(from_ or file.store or DEFAULT_STORE)
+    target = chroma_path(to)
     with file.explaining(["embedder"] if embedder else []):
-        new = make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER)
-
-    async def work() -> object:
-        with Interrupts():
-            return await copy_store(
-                make_store(from_, from_collection),
-                make_store(to, to_collection),
-                new,
-                journal=None if journal is None else journal.expanduser(),
-                on_progress=_teller(),
-            )
-
-    report = asyncio.run(work())
+        name = embedder or file.get("embedder") or DEFAULT_EMBEDDER
+        check_embedder_name(name)
+    server = None if journal is not None else _server_of_copy(file, folder, from_, from_collection)
+    if server is not None:
+        job = {"to": f"chroma:{server.path(target)}", "to_collection": to_collection}
+        answer = ask(server, lambda api: api.run_job("copy", **job, embedder=name))
+        report = msgspec.convert(answer, CopyReport)
+        remark = "the server stays with its own store: to move, stop it and copy with --journal"
+    else:
+        collection = from_collection or (None if from_ else file.get("collection"))
+        if (folder, collection) == (target, to_collection):
+            raise ConfigurationError("--from and --to name the same collection")
+        if not (folder / DATABASE).is_file():
+            raise StoreError(f"no Chroma store at {folder}; check the path")
+        if journal is not None and not journal.is_file():
+            raise ConfigurationError(f"no journal found at {journal}; check the path")
+        source = make_store(f"chroma:{folder}", collection)
+        with file.explaining(["embedder"] if embedder else []):
+            new = make_embedder(name)
+        report = asyncio.run(_copy(source, make_store(to, to_collection), new, journal))
+        remark = f"from now on, start the pipeline with --store {clean(to)}" if journal else ""
     if json:
         say_json(report)
     else:
         say(clean(str(report)))
-    if journal is not None:
-        note(f"from now on, start the pipeline with --store {clean(to)}")
+    if remark:
+        note(remark)
 
 
-def _teller() -> Callable[[Progress], None]:
-    calls = 0
+def _server_of_copy(
+    file: Config, folder: Path, from_: str | None, collection: str | None
+) -> Server | None:
+    """Find the server whose store is to be copied."""
+    if from_ is None:
+        journal = file.journal or default_journal(folder)
+        return find_server(journal, is_named=collection is not None, collection=collection)
+    # The settings file may be about another store.
+    for journal in filter(None, (file.journal, default_journal(folder))):
+        server = find_server(journal, is_named=True, store=folder, collection=collection)
+        if server is not None:
+            return server
+    return None
 
-    def tell(progress: Progress) -> None:
-        nonlocal calls
-        if calls % _TELL_EVERY == 0:
-            note(clean(str(progress)))
-        calls += 1
 
-    return tell
+async def _copy(
+    source: ChromaStore, target: ChromaStore, embedder: Embedder, journal: Path | None
+) -> CopyReport:
+    with Interrupts():
+        return await copy_store(
+            source,
+            target,
+            embedder,
+            journal=journal,
+            on_progress=teller(),
+        )

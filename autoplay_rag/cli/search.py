@@ -7,37 +7,37 @@ import math
 import operator
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, NamedTuple, cast, get_args
 
 import typer
 
 from autoplay_rag._checks import check_choice
-from autoplay_rag.cli.config import ConfigOption, load_config
+from autoplay_rag.cli.config import ConfigOption
 from autoplay_rag.cli.console import clean, note, say_json, table
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
     DEFAULT_EMBEDDER,
-    DEFAULT_STORE,
     CollectionOption,
     EmbedderOption,
     JournalOption,
+    Place,
     ProductOption,
     SinceOption,
     StoreOption,
     UntilOption,
-    chroma_path,
-    default_journal,
-    make_embedder,
-    make_store,
+    find_place,
 )
+from autoplay_rag.cli.remote import read, server_of
 from autoplay_rag.content.chunks import Vector
 from autoplay_rag.embedders.base import Embedder
-from autoplay_rag.errors import JournalError, StoreError
+from autoplay_rag.embedders.named import check_embedder_name, make_embedder
+from autoplay_rag.errors import JournalError, MissingExtraError, StoreError
 from autoplay_rag.journal.opened import OpenedJournal
 from autoplay_rag.journal.reader import JournalReader
+from autoplay_rag.remote.client import ServeClient
 from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.hits import Hit, Hits
 from autoplay_rag.search.searcher import Searcher
@@ -77,35 +77,31 @@ def search(
     journal: JournalOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Search a store and its journal for actions of users, also while `ingest` runs."""
+    """Search a store and its journal for actions of users, also while `ingest` or `serve` runs."""
     check_choice("--mode", mode, get_args(Mode))
-    file = load_config(config)
-    with file.explaining(
-        name for name, value in (("store", store), ("embedder", embedder)) if value is not None
-    ):
-        store = store or file.store or DEFAULT_STORE
-        folder = chroma_path(store)
-        embedder = embedder or file.get("embedder") or DEFAULT_EMBEDDER
-        embeds = make_embedder(embedder) if mode != "text" else None
     limits = Filter(
         session_id=session, user_id=user, product_id=product, kind=kind, since=since, until=until
     )
-    kept = None
-    if mode != "text" and (folder / _CHROMA_FILE).is_file():  # Chroma would create it
-        kept = make_store(store, collection or file.get("collection"))
-    found = journal or _usable(file.journal or default_journal(folder))
-    if found is None and kept is None:
-        raise StoreError(f"no Chroma store at {folder}: run `autoplay-rag ingest URL` first")
-    if kept is None and mode == "dense":
-        raise StoreError(f"no Chroma store at {folder}; words alone need --mode text")
+    place = find_place(config, journal=journal, store=store, collection=collection)
+    server = server_of(place, journal=journal, store=store, collection=collection)
+    with place.file.explaining(["embedder"] if embedder is not None else []):
+        name = embedder or place.file.get("embedder") or DEFAULT_EMBEDDER
+        check_embedder_name(name)
+        embeds = make_embedder(name) if mode != "text" and server is None else None
     # Only with the bundled model: another embedder may need an additional request to a service.
-    finds_answers = not json and embedder == DEFAULT_EMBEDDER
-    sides = _Sides(kept, embeds, found, is_named=journal is not None)
-    hits, texts = asyncio.run(
-        _search(sides, question, k, limits, cast("Mode", mode), finds_answers=finds_answers)
-    )
+    finds_answers = not json and name == DEFAULT_EMBEDDER and mode != "text"
+    asked = _Question(question, k, limits, cast("Mode", mode), finds_answers)
+    if server is not None:
+        if embedder is not None:
+            note("the server embeds the question with its own embedder")
+        hits, texts = read(server, lambda client: _ask(client, asked))
+        answered, reason = _answered(asked.mode, hits.problem), _reason(hits.problem)
+    else:
+        sides = _sides(place, embeds, asked.mode, journal)
+        hits, texts = asyncio.run(_search(sides, asked))
+        answered, reason = sides.answered, sides.reason
     if json:
-        say_json([{**asdict(hit), "sides": sides.answered} for hit in hits])
+        say_json([{**asdict(hit), "sides": answered} for hit in hits])
         return
     if hits:
         hits_table(hits, texts=texts)
@@ -113,7 +109,67 @@ def search(
         note("nothing found")
     else:
         note("nothing found: no such session or user was ever seen")
-    note(f"answered by {' and '.join(sides.answered)}{sides.reason}")
+    note(f"answered by {' and '.join(answered)}{reason}")
+
+
+class _Question(NamedTuple):
+    """What is asked.
+
+    Attributes:
+        finds_answers: Whether to find the line of each hit that is nearest in meaning.
+    """
+
+    text: str
+    k: int
+    limits: Filter
+    mode: Mode
+    finds_answers: bool
+
+
+async def _ask(client: ServeClient, asked: _Question) -> tuple[Hits[Hit], list[str]]:
+    """Ask a running server."""
+    hits = await client.search(
+        asked.text, asked.k, mode=asked.mode, filter=asked.limits, collapse=True
+    )
+    embedder = None
+    if asked.finds_answers:
+        with suppress(MissingExtraError):  # a command that only asks need not have the model
+            embedder = make_embedder(DEFAULT_EMBEDDER)
+    try:
+        return hits, await shown_texts(hits, asked.text, embedder)
+    finally:
+        if embedder is not None:
+            await embedder.aclose()
+
+
+def _answered(mode: Mode, problem: str | None) -> list[str]:
+    """Return the sides that answered a search of a pipeline."""
+    return {
+        "text": ["text"],
+        "dense": ["dense"],
+        "hybrid": ["text", "dense"][: 1 if problem else 2],
+    }[mode]
+
+
+def _reason(problem: str | None) -> str:
+    return f"; the store did not: {clean(problem)}" if problem else ""
+
+
+def _sides(place: Place, embeds: Embedder | None, mode: Mode, journal: Path | None) -> _Sides:
+    """Return what the files at a place can answer.
+
+    Raises:
+        StoreError: If they cannot answer at all.
+    """
+    folder, kept = place.folder, None
+    if mode != "text" and (folder / _CHROMA_FILE).is_file():  # Chroma would create it
+        kept = place.make_store()
+    found = journal or _usable(place.journal)
+    if found is None and kept is None:
+        raise StoreError(f"no Chroma store at {folder}: run `autoplay-rag ingest URL` first")
+    if kept is None and mode == "dense":
+        raise StoreError(f"no Chroma store at {folder}; words alone need --mode text")
+    return _Sides(kept, embeds, found, is_named=journal is not None)
 
 
 @dataclass(slots=True)
@@ -149,9 +205,8 @@ def _usable(journal: Path) -> Path | None:
     return journal
 
 
-async def _search(
-    sides: _Sides, question: str, k: int, limits: Filter, mode: Mode, *, finds_answers: bool
-) -> tuple[Hits[Hit], list[str]]:
+async def _search(sides: _Sides, asked: _Question) -> tuple[Hits[Hit], list[str]]:
+    mode = asked.mode
     async with AsyncExitStack() as closing:
         closing.enter_context(Interrupts())
         if sides.embedder is not None:
@@ -170,14 +225,15 @@ async def _search(
             opened.finder if opened else None,
             complete=opened is not None,
         )
-        hits = await searcher.search(question, k, limits, mode=mode, collapse=True)
+        hits = await searcher.search(asked.text, asked.k, asked.limits, mode=mode, collapse=True)
         if opened and mode != "dense":
             sides.answered.append("text")
         if hits.problem:
-            sides.reason = f"; the store did not: {clean(hits.problem)}"
+            sides.reason = _reason(hits.problem)
         elif mode != "text":
             sides.answered.append("dense")
-        return hits, await shown_texts(hits, question, sides.embedder if finds_answers else None)
+        embedder = sides.embedder if asked.finds_answers else None
+        return hits, await shown_texts(hits, asked.text, embedder)
 
 
 async def _started(

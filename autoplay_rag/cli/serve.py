@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,19 +23,18 @@ from autoplay_rag.cli.options import (
     CollectionOption,
     EmbedderOption,
     StoreOption,
-    chroma_path,
     default_journal,
-    make_embedder,
-    make_store,
 )
 from autoplay_rag.cli.progress import counts
 from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.app import create_app
 from autoplay_rag.serve.audit import AuditSink
 from autoplay_rag.serve.keys import Keys
 from autoplay_rag.serve.running import RunningServer, announced
+from autoplay_rag.stores.named import chroma_path, make_store
 
 __all__ = ["serve"]
 
@@ -103,8 +102,9 @@ def serve(
         clients = [client_of(stream) for stream in streams]
         store = store or file.store or DEFAULT_STORE
         journal = (journal or file.journal or default_journal(chroma_path(store))).expanduser()
+        made = make_store(store, collection or file.get("collection"))
         pipeline = IngestPipeline(
-            make_store(store, collection or file.get("collection")),
+            made,
             make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER),
             journal=journal,
             **file.pipeline,
@@ -119,7 +119,10 @@ def serve(
         server = _server(app, host, port)
         if file.path is not None:
             note(f"settings: {file.path}")
-        asyncio.run(_serve(server, pipeline, clients, journal, keys, has_keys=bool(given)))
+        about = RunningServer(
+            server.url, keys.local or "", os.getpid(), str(made.data_folder), made.collection
+        )
+        asyncio.run(_serve(server, pipeline, clients, journal, about, has_keys=bool(given)))
 
 
 def _server(app: Any, host: str, port: int) -> Any:
@@ -135,7 +138,7 @@ async def _serve(
     pipeline: IngestPipeline,
     clients: Sequence[AsyncConnectorClient],
     journal: Path,
-    keys: Keys,
+    about: RunningServer,
     *,
     has_keys: bool,
 ) -> None:
@@ -146,19 +149,18 @@ async def _serve(
         note("stopping: storing the received payloads; press Ctrl-C again to exit at once")
 
     log_client_failures()
-    assert keys.local is not None
-    about = RunningServer(server.url, keys.local, os.getpid())
     with Interrupts(
         f"exited at once: payloads that are not stored stay in {journal}"
     ) as interrupts:
         async with pipeline:
-            with announced(journal, about) as path, interrupts.calling(stop):
+            with ExitStack() as announcing, interrupts.calling(stop):
                 serving = asyncio.create_task(server.run_until_stopped(), name="autoplay-serve")
                 ready = asyncio.create_task(server.ready(), name="autoplay-serve-ready")
                 try:
                     await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)
                     if ready.done():
-                        _introduce(server.url, keys.local, journal, path, has_keys=has_keys)
+                        path = announcing.enter_context(announced(journal, about))
+                        _introduce(server.url, about.key, journal, path, has_keys=has_keys)
                         for client in clients:
                             pipeline.attach(client)
                             client.run_in_background()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -20,18 +20,28 @@ from autoplay_rag.cli.options import (
     SinceOption,
     StoreOption,
     UntilOption,
-    chroma_path,
     default_journal,
 )
+from autoplay_rag.cli.remote import Server, find_server, read
 from autoplay_rag.cli.search import shown_time
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.finder import AsyncTimeline
 from autoplay_rag.journal.opened import OpenedJournal
-from autoplay_rag.search.timeline import list_sessions, read_session, wanted_of
+from autoplay_rag.remote.client import ServeClient
+from autoplay_rag.search.timeline import (
+    Sessions,
+    SessionSummary,
+    list_sessions,
+    read_session,
+    wanted_of,
+)
+from autoplay_rag.stores.named import chroma_path
 
 __all__ = ["session", "sessions"]
 
 T = TypeVar("T")
+_MOST_SESSIONS = 500
+"""The most sessions on one page of a server."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -61,17 +71,22 @@ def sessions(
     config: ConfigOption = None,
 ) -> None:
     """List sessions, the latest first, also while `ingest` runs."""
-    wanted = wanted_of(
-        user_id=user,
-        product_id=product,
-        since=since,
-        until=until,
-        matching=matching,
-        without=without,
-        page=page,
-    )
+    conditions: dict[str, Any] = {
+        "user_id": user,
+        "product_id": product,
+        "since": since,
+        "until": until,
+        "matching": matching,
+        "without": without,
+        "page": page,
+    }
+    wanted = wanted_of(**conditions)
     path = _journal(journal, store, config)
-    found = _read(path, lambda timeline: list_sessions(timeline, wanted, limit, cursor))
+    server = _server(path, journal, store)
+    if server is not None:
+        found = read(server, lambda client: _ask_pages(client, conditions, limit, cursor))
+    else:
+        found = _read(path, lambda timeline: list_sessions(timeline, wanted, limit, cursor))
     if json:
         say_json(
             {
@@ -98,7 +113,7 @@ def sessions(
         )
     else:
         note("nothing found")
-    note(f"answered by the journal {path}: {len(found):,} of {found.total:,} sessions")
+    note(f"{_said(path, server)}: {len(found):,} of {found.total:,} sessions")
     if found.next:
         note(f"more: --cursor {found.next}")
 
@@ -115,9 +130,14 @@ def session(
 ) -> None:
     """Show one session in order, also while `ingest` runs."""
     path = _journal(journal, store, config)
-    found = _read(path, lambda timeline: read_session(timeline, session_id, product, user))
+    server = _server(path, journal, store)
+    if server is not None:
+        found = read(server, lambda client: client.session(session_id, product, user_id=user))
+    else:
+        found = _read(path, lambda timeline: read_session(timeline, session_id, product, user))
     if found is None:
-        raise JournalError(f"no session {session_id!r} of that product and user in {path}")
+        where = path if server is None else server.url
+        raise JournalError(f"no session {session_id!r} of that product and user in {where}")
     if json:
         say_json({**asdict(found), "sides": ["journal"]})
         return
@@ -137,7 +157,7 @@ def session(
         note(f"{len(found.users):,} people used this session; see one of them with --user")
     if found.missing:
         note(f"{found.missing:,} payloads are not shown: their bodies were not kept; see --json")
-    note(f"answered by the journal {path}")
+    note(_said(path, server))
 
 
 def _journal(journal: Path | None, store: str | None, config: Path | None) -> Path:
@@ -149,6 +169,35 @@ def _journal(journal: Path | None, store: str | None, config: Path | None) -> Pa
         folder = chroma_path(store or file.store or DEFAULT_STORE)
     beside = default_journal(folder)
     return beside if store is not None else file.journal or beside
+
+
+def _server(path: Path, journal: Path | None, store: str | None) -> Server | None:
+    return find_server(
+        path,
+        is_named=journal is not None or store is not None,
+        store=None if store is None else chroma_path(store),
+    )
+
+
+def _said(path: Path, server: Server | None) -> str:
+    """Say who answered."""
+    if server is None:
+        return f"answered by the journal {path}"
+    return f"answered by the server at {server.url}"
+
+
+async def _ask_pages(
+    client: ServeClient, conditions: Mapping[str, Any], limit: int, cursor: str | None
+) -> Sessions:
+    """Ask for as many pages as the limit needs."""
+    found: list[SessionSummary] = []
+    while True:
+        wanted = min(limit - len(found), _MOST_SESSIONS)
+        page = await client.sessions(**conditions, limit=wanted, cursor=cursor)
+        found += page
+        cursor = page.next
+        if cursor is None or len(found) >= limit:
+            return Sessions(found, total=page.total, next=cursor)
 
 
 def _read(path: Path, read: Callable[[AsyncTimeline], Awaitable[T]]) -> T:

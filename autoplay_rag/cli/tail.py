@@ -8,18 +8,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
 from rich.text import Text
 
+from autoplay_rag.cli.config import ConfigOption
 from autoplay_rag.cli.console import clean, note, on_terminal, out, stream_closed
+from autoplay_rag.cli.following import follow_server
 from autoplay_rag.cli.interrupts import Interrupts
-from autoplay_rag.cli.options import IdleOption, TokenOption, UrlArgument
+from autoplay_rag.cli.options import IdleOption, JournalOption, StoreOption, TokenOption, find_place
 from autoplay_rag.cli.reached import require_reached
+from autoplay_rag.cli.remote import server_of
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.recording import encode_line
+from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 
 __all__ = ["tail"]
@@ -29,7 +34,14 @@ _ID_WIDTH = 15
 
 
 def tail(
-    url: UrlArgument,
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="URL",
+            help="The stream: https://.../stream/PRODUCT; by default what the running "
+            "`autoplay-rag serve` receives.",
+        ),
+    ] = None,
     *,
     token: TokenOption = "",
     jsonl: Annotated[
@@ -46,13 +58,30 @@ def tail(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many payloads.")] = None,
     idle_seconds: IdleOption = None,
+    journal: JournalOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
 ) -> None:
     """Print a stream live, one line per action. Stop with Ctrl-C."""
-    client = AsyncConnectorClient(url, token)
+    if url is None:
+        place = find_place(config, journal=journal, store=store)
+        server = server_of(place, journal=journal, store=store)
+        if server is None:
+            raise ConfigurationError(
+                f"give the URL of a stream: no `autoplay-rag serve` uses the journal {place.journal}"
+            )
+        follow = partial(follow_server, server)
+    elif journal is not None or store is not None:
+        raise ConfigurationError(
+            "--journal and --store name a server to ask: give no URL with them"
+        )
+    else:
+        follow = partial(_follow, AsyncConnectorClient(url, token), url)
+    follow = partial(follow, limit=limit, idle_seconds=idle_seconds)
     if output is None:
         # Lines for people use the terminal's encoding; JSON Lines are always UTF-8.
         show = _json_line if jsonl else _pretty if on_terminal() else _plain
-        count = asyncio.run(_follow(client, url, show, limit=limit, idle_seconds=idle_seconds))
+        count = asyncio.run(follow(show))
     else:
         encoded = _encoded_json if jsonl else _encoded_text
         with _open_private(output) as file:
@@ -61,7 +90,7 @@ def tail(
                 file.write(encoded(payload))
                 file.flush()
 
-            count = asyncio.run(_follow(client, url, write, limit=limit, idle_seconds=idle_seconds))
+            count = asyncio.run(follow(write))
     note(f"{count:,} payloads")
 
 

@@ -20,8 +20,9 @@ from autoplay_rag.cli.options import (
     Place,
     StoreOption,
     find_place,
-    make_embedder,
 )
+from autoplay_rag.cli.remote import ask, server_of
+from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import ConfigurationError, StoreError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.maintenance.alone import verify_alone
@@ -68,7 +69,11 @@ def verify(
         raise ConfigurationError("--delete-extra needs --repair")
     place = find_place(config, journal=journal, store=store, collection=collection)
     options = {"repair": repair, "delete_extra": delete_extra}
-    answer = ask_pipeline(place.journal, "verify", options)
+    server = server_of(place, journal=journal, store=store, collection=collection)
+    if server is not None:
+        answer = ask(server, lambda api: api.run_job("verify", **options))
+    else:
+        answer = ask_pipeline(place.journal, "verify", options)
     if answer is not None:
         report = msgspec.convert(answer, VerifyReport)
     else:

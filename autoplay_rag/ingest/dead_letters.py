@@ -31,9 +31,14 @@ class DeadLetters:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
 
-    async def list(self, limit: int = 1000) -> list[DeadLetter]:
-        """Return at most `limit` dead letters, oldest first."""
-        return await self._queue.dead_letters(limit)
+    async def list(self, limit: int = 1000, *, after: int = 0) -> list[DeadLetter]:
+        """Return at most `limit` dead letters, oldest first.
+
+        Args:
+            limit: The most to return.
+            after: Only those with a greater id: give the last id of the page before.
+        """
+        return await self._queue.dead_letters(limit, after)
 
     async def retry(self, ids: Sequence[int] | None = None) -> int:
         """Put dead letters back into the queue.

@@ -30,14 +30,17 @@ from autoplay_rag.ingest.questions import Questions
 from autoplay_rag.ingest.reembedding import check_can_exchange
 from autoplay_rag.ingest.running import RunningPipeline
 from autoplay_rag.ingest.settings import Settings, Summaries
+from autoplay_rag.ingest.store_copy import check_embeds
 from autoplay_rag.journal.base import Durability, Health, Outcome
 from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.journal.reader import JournalStatus
 from autoplay_rag.live import Feed, LiveSessions
 from autoplay_rag.maintenance.asked import asked_of
 from autoplay_rag.maintenance.backup import BackupReport
 from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.maintenance.receipt import Receipt
-from autoplay_rag.maintenance.report import ReembedReport, VerifyReport
+from autoplay_rag.maintenance.report import CopyReport, ReembedReport, VerifyReport
+from autoplay_rag.maintenance.space import Space
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.stores.base import TextStore, VectorStore
 
@@ -481,7 +484,13 @@ class IngestPipeline(Questions):
 
     # -- maintenance --------------------------------------------------------------------------
 
-    async def verify(self, *, repair: bool = False, delete_extra: bool = False) -> VerifyReport:
+    async def verify(
+        self,
+        *,
+        repair: bool = False,
+        delete_extra: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> VerifyReport:
         """Compare the journal's catalog with the store, while the pipeline runs.
 
         The comparison reads every chunk once, in pages, and checks each difference a second time.
@@ -495,6 +504,7 @@ class IngestPipeline(Questions):
                 collection that this package created and that names this journal, and only if they
                 are at most 5 % of it. `drain` waits for all of this.
             delete_extra: Whether to delete extra chunks even if they are more than 5 %.
+            on_progress: Called with the progress after each page, on the pipeline's loop.
 
         Returns:
             What differs, with a few ids as examples, and what was repaired.
@@ -526,7 +536,9 @@ class IngestPipeline(Questions):
         if delete_extra and not repair:
             raise ConfigurationError("delete_extra=True needs repair=True")
         run = self._open_run()
-        return await _on_loop(run.loop, run.verify(repair=repair, delete_extra=delete_extra))
+        return await _on_loop(
+            run.loop, run.verify(repair=repair, delete_extra=delete_extra, tell=on_progress)
+        )
 
     async def forget(
         self,
@@ -741,6 +753,80 @@ class IngestPipeline(Questions):
         report = await _on_loop(run.loop, run.reembed(new, render=render, tell=on_progress))
         self._given_embedder = self._embedder = new
         return report
+
+    async def copy_to(
+        self,
+        store: VectorStore | TextStore,
+        embedder: Embedder | Any | None = None,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> CopyReport:
+        """Copy the chunks into another store, which embeds them again, while the pipeline runs.
+
+        The pipeline and its journal stay with their own store. What is stored, changed or forgotten
+        while the copy is made may be missing, old or still there in the other store; a second call
+        copies what is missing or old, and nothing is ever deleted there. To move to the other
+        store, use `copy_store` with the journal while no pipeline runs.
+
+        Args:
+            store: The other store. Not started; closed afterwards.
+            embedder: An `Embedder` or LangChain `Embeddings`, closed afterwards. None for a
+                `TextStore`, which embeds texts itself.
+            on_progress: Called with the progress after each page, on the pipeline's loop.
+
+        Returns:
+            What was copied.
+
+        Raises:
+            ConfigurationError: If an embedder is missing, is given for a `TextStore`, or the store
+                is the pipeline's own.
+            MissingCapabilityError: If the pipeline's store cannot be scanned.
+            StoreError: If a store cannot be used.
+            PipelineClosedError: If the pipeline is not running.
+
+        Example:
+            >>> from autoplay_rag import ActionsPayload, SlimAction
+            >>> from autoplay_rag.embedders import LocalEmbedder
+            >>> from autoplay_rag.stores import MemoryStore
+            >>> async def main():
+            ...     async with IngestPipeline(MemoryStore(), LocalEmbedder()) as pipeline:
+            ...         click = SlimAction("Export", "User clicked Export")
+            ...         await pipeline.on_actions(ActionsPayload("acme", "s1", actions=[click]))
+            ...         await pipeline.drain()
+            ...         return await pipeline.copy_to(MemoryStore(), LocalEmbedder())
+            >>> asyncio.run(main()).copied
+            1
+        """
+        run = self._open_run()
+        if store == self._store:
+            raise ConfigurationError(f"{store!r} is the pipeline's own store: give another one")
+        check_embeds(store, embedder)
+        new = None if embedder is None else as_embedder(embedder)
+        return await _on_loop(run.loop, run.copy_to(store, new, tell=on_progress))
+
+    async def status(self) -> JournalStatus:
+        """Return what `JournalReader.status` returns, also for a journal in memory.
+
+        Raises:
+            PipelineClosedError: If the pipeline is not running.
+        """
+        run = self._open_run()
+        return await _on_loop(run.loop, run.status())
+
+    async def space(self) -> Space:
+        """Measure the disk space of journal and store.
+
+        Raises:
+            OSError: If the disk cannot be read.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        run = self._open_run()
+        return await _on_loop(run.loop, run.space.measure())
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """The embedder in use; None if the store embeds texts itself, or without a start."""
+        return None if self._run is None else self._run.embedder
 
     @property
     def reembedding(self) -> Progress | None:

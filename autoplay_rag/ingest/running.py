@@ -43,6 +43,7 @@ from autoplay_rag.ingest.reembedding import NewModel, Reembedding, can_exchange
 from autoplay_rag.ingest.retiring import Retirer
 from autoplay_rag.ingest.retries import RequestLimits
 from autoplay_rag.ingest.settings import Settings
+from autoplay_rag.ingest.store_copy import copy_chunks
 from autoplay_rag.ingest.upkeep import Upkeep
 from autoplay_rag.ingest.watermark import Watermark
 from autoplay_rag.ingest.worker import Worker
@@ -50,6 +51,7 @@ from autoplay_rag.journal.base import Entry, Health, Outcome
 from autoplay_rag.journal.forgetting import Deleted
 from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.journal.reader import JournalStatus
 from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import Feed, LiveSessions
@@ -60,7 +62,7 @@ from autoplay_rag.maintenance.exporting import export_records
 from autoplay_rag.maintenance.forgetting import Forgetter
 from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.maintenance.receipt import Receipt
-from autoplay_rag.maintenance.report import ReembedReport, VerifyReport
+from autoplay_rag.maintenance.report import CopyReport, ReembedReport, VerifyReport
 from autoplay_rag.maintenance.retention import Retention
 from autoplay_rag.maintenance.space import SpaceWatch
 from autoplay_rag.maintenance.verify import Verifier
@@ -640,12 +642,42 @@ class RunningPipeline:
 
     # -- maintenance --------------------------------------------------------------------------
 
-    async def verify(self, *, repair: bool, delete_extra: bool) -> VerifyReport:
+    async def status(self) -> JournalStatus:
+        """The state as of now; see `IngestPipeline.status`."""
+        ledger, copy = self.ledger, await self._journal.copies.current()
+        waited = ledger.oldest_pending
+        return JournalStatus(
+            ledger=ledger,
+            queue_bytes=self._journal.counts["bytes"],
+            oldest_at=None if waited is None else time.time() - waited,
+            watermark=self.watermark.value,
+            health=self.health,
+            running=True,
+            model=self._embedder.model if self._embedder else "",
+            copy=copy,
+        )
+
+    async def verify(
+        self, *, repair: bool, delete_extra: bool, tell: Tell | None = None
+    ) -> VerifyReport:
         """Compare journal and store; see `IngestPipeline.verify`."""
         async with self._maintaining:
+            total = (await self._journal.known()).chunks if tell else 0
             complete = self._settings.journal is not None
             verifier = Verifier(self._journal, self._store, self._upkeep, complete=complete)
-            return await verifier.run(repair=repair, delete_extra=delete_extra)
+            return await verifier.run(
+                repair=repair, delete_extra=delete_extra, total=total, tell=tell
+            )
+
+    async def copy_to(
+        self, target: VectorStore | TextStore, embedder: Embedder | None, *, tell: Tell | None
+    ) -> CopyReport:
+        """Copy the chunks into another store; see `IngestPipeline.copy_to`."""
+        catalog = self._journal if self._settings.journal is not None else None
+        async with self._maintaining:
+            return await self._while_running(
+                copy_chunks(self._store, target, embedder, catalog, on_progress=tell)
+            )
 
     async def backup(self, folder: Path) -> BackupReport:
         """Write a backup; see `IngestPipeline.backup`."""
@@ -688,6 +720,11 @@ class RunningPipeline:
                 if self._embedder is not before is not embedder:
                     await before.aclose()
             return report
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """The embedder in use."""
+        return self._embedder
 
     @property
     def reembedding(self) -> Progress | None:

@@ -22,7 +22,7 @@ from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.maintenance.report import CopyReport
 from autoplay_rag.stores.base import Chunk, Store, TextStore, VectorStore
 
-__all__ = ["copy_store"]
+__all__ = ["check_embeds", "copy_chunks", "copy_store"]
 
 _PAGE: Final = 500
 _ATTEMPTS: Final = 3
@@ -73,14 +73,10 @@ async def copy_store(
         >>> asyncio.run(main()).copied
         1
     """
-    if isinstance(target, VectorStore) is (embedder is None):
-        raise ConfigurationError(
-            "a VectorStore needs an embedder, and a TextStore embeds texts itself"
-        )
+    check_embeds(target, embedder)
     new = None if embedder is None else as_embedder(embedder)
     try:
-        if "scan" not in source.capabilities:
-            raise MissingCapabilityError(type(source).__name__, "scan")
+        _check_can_copy(source)
         if journal is None:
             return await _StoreCopy(source, target, new, None, on_progress).run(embed_concurrency)
         catalog = SqliteJournal(Path(journal), on_entry=lambda *_: None, on_returned=lambda _: None)
@@ -95,6 +91,55 @@ async def copy_store(
             await catalog.close()
     finally:
         await _close(source, target, new)
+
+
+async def copy_chunks(
+    source: Store,
+    target: VectorStore | TextStore,
+    embedder: Embedder | None,
+    catalog: SqliteJournal | None,
+    *,
+    embed_concurrency: int = 4,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> CopyReport:
+    """Copy the chunks of a store that a running pipeline uses; the store stays open.
+
+    Args:
+        source: The pipeline's store, started.
+        target: The other store. Not started; closed afterwards.
+        embedder: Closed afterwards. None for a `TextStore`.
+        catalog: The pipeline's journal, which is only read; None to copy whatever the store has.
+        embed_concurrency: The most embedding requests in flight.
+        on_progress: Called with the progress after each page.
+    """
+    try:
+        _check_can_copy(source)
+        copy = _StoreCopy(source, target, embedder, catalog, on_progress)
+        return await copy.run(embed_concurrency)
+    finally:
+        await _close(None, target, embedder)
+
+
+def check_embeds(target: VectorStore | TextStore, embedder: object | None) -> None:
+    """Check that an embedder is given exactly if the store needs one.
+
+    Raises:
+        ConfigurationError: If not.
+    """
+    if isinstance(target, VectorStore) is (embedder is None):
+        raise ConfigurationError(
+            "a VectorStore needs an embedder, and a TextStore embeds texts itself"
+        )
+
+
+def _check_can_copy(source: Store) -> None:
+    """Check that the chunks of a store can be read.
+
+    Raises:
+        MissingCapabilityError: If not.
+    """
+    if "scan" not in source.capabilities:
+        raise MissingCapabilityError(type(source).__name__, "scan")
 
 
 class _StoreCopy:
@@ -222,9 +267,10 @@ async def _running(writer: ChunkWriter) -> AsyncIterator[asyncio.Task[None]]:
         await asyncio.wait([task])
 
 
-async def _close(source: Store, target: Store, embedder: Embedder | None) -> None:
+async def _close(source: Store | None, target: Store, embedder: Embedder | None) -> None:
     try:
-        await source.aclose()
+        if source is not None:
+            await source.aclose()
     finally:
         try:
             await target.aclose()

@@ -567,8 +567,8 @@ class Queue(ABC):
         """Settle the payloads of executed plans. Payloads forgotten meanwhile stay forgotten."""
 
     @abstractmethod
-    async def dead_letters(self, limit: int) -> list[DeadLetter]:
-        """Return at most `limit` dead letters, oldest first."""
+    async def dead_letters(self, limit: int, after: int = 0) -> list[DeadLetter]:
+        """Return at most `limit` dead letters with an id above `after`, oldest first."""
 
     @abstractmethod
     async def retry(self, ids: Sequence[int] | None) -> list[tuple[int, int]]:

@@ -428,9 +428,9 @@ class QueueTables:
 
     # -- dead letters and requests ------------------------------------------------------------
 
-    def dead_letters(self, limit: int) -> list[DeadLetter]:
-        """Return at most `limit` dead letters, oldest first."""
-        rows = self._connection.execute(letters(limit))
+    def dead_letters(self, limit: int, after: int = 0) -> list[DeadLetter]:
+        """Return at most `limit` dead letters with an id above `after`, oldest first."""
+        rows = self._connection.execute(letters(limit, after))
         return [dead_letter(*row) for row in rows]
 
     def retry(self, ids: Sequence[int] | None) -> list[tuple[int, int]]:
@@ -650,11 +650,11 @@ class QueueTables:
         self.catalog.drop_sessions(ended_before)
 
 
-def letters(limit: int) -> str:
+def letters(limit: int, after: int = 0) -> str:
     """Return the statement that selects dead letters, oldest first."""
     return (
         f"SELECT {_LETTER} FROM payload WHERE state = {PayloadState.DEAD:d} "
-        f"ORDER BY seq LIMIT {int(limit)}"
+        f"AND seq > {int(after)} ORDER BY seq LIMIT {int(limit)}"
     )
 
 

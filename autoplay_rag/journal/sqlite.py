@@ -268,9 +268,9 @@ class SqliteJournal(Journal):
         """As in `Queue`."""
         return await self._writer.run(self._tables.acknowledge, ended)
 
-    async def dead_letters(self, limit: int) -> list[DeadLetter]:
+    async def dead_letters(self, limit: int, after: int = 0) -> list[DeadLetter]:
         """As in `Queue`."""
-        return await self._writer.run(self._tables.dead_letters, limit)
+        return await self._writer.run(self._tables.dead_letters, limit, after)
 
     async def retry(self, ids: Sequence[int] | None) -> list[tuple[int, int]]:
         """As in `Queue`."""

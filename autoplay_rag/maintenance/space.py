@@ -117,10 +117,18 @@ class SpaceWatch:
             await self.look()
             await asyncio.sleep(_EVERY_SECONDS)
 
+    async def measure(self) -> Space:
+        """Measure now, in a thread.
+
+        Raises:
+            OSError: If the disk cannot be read.
+        """
+        return await self._thread.run(space_of, self._journal, self._folder)
+
     async def look(self) -> None:
-        """Measure now, in a thread."""
+        """Measure now, and note whether space is low."""
         try:
-            space = await self._thread.run(space_of, self._journal, self._folder)
+            space = await self.measure()
         except OSError:
             return  # the journal and the store report what is wrong with their disk
         self._problem = space.warning

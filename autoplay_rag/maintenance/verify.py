@@ -12,8 +12,9 @@ Operations of a later transaction on the same chunk therefore start after the re
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from autoplay_rag.content.probe import PROBE_ID
@@ -26,6 +27,7 @@ from autoplay_rag.maintenance.comparing import (
     changes_to,
     is_stale,
 )
+from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.maintenance.report import VerifyReport
 from autoplay_rag.stores.base import Changes, Chunk, Store
 
@@ -107,20 +109,33 @@ class Verifier:
         self._checked = self._in_store = 0
         self._queued = self._updated = self._deleted = 0
         self._unrepaired: Counter[str] = Counter()
+        self._tell: Callable[[Progress], None] | None = None
+        self._total = 0
+        self._started = 0.0
         self._seen = NumberSet()
         self._stored_before = NumberSet()
 
-    async def run(self, *, repair: bool = False, delete_extra: bool = False) -> VerifyReport:
+    async def run(
+        self,
+        *,
+        repair: bool = False,
+        delete_extra: bool = False,
+        total: int = 0,
+        tell: Callable[[Progress], None] | None = None,
+    ) -> VerifyReport:
         """Compare all chunks, and repair what differs if asked.
 
         Args:
             repair: Whether to repair. Needs a repairer.
             delete_extra: Whether to delete extra chunks even if they are many.
+            total: The chunks in the catalog, for the progress; 0 if unknown.
+            tell: Called with the progress after each page.
 
         Raises:
             StoreError: If the store cannot be read.
             JournalError: If the journal cannot be read.
         """
+        self._tell, self._total, self._started = tell, total, time.monotonic()
         repairer = self._repairer if repair else None
         unchecked: list[str] = []
         if "scan" in self._can:
@@ -186,6 +201,7 @@ class Verifier:
                     if is_stale(row, chunk):
                         suspects.append(chunk)
             await self._check_again(suspects, known, doubles, repairer)
+            self._show()
 
     async def _find_missing(self, repairer: Repairer | None) -> None:
         async for rows in self._stored_pages():
@@ -196,6 +212,7 @@ class Verifier:
             for page in _pages([one for _, one in missing]):
                 known = await self._catalog.recorded(page)
                 await self._check_again([], known, set(), repairer, ids=page)
+                self._show()
 
     async def _compare_catalog(self, repairer: Repairer | None) -> None:
         async for rows in self._catalog_pages():
@@ -208,11 +225,19 @@ class Verifier:
                 if len(found.get(one, ())) != 1 or is_stale(row, found[one][0])
             ]
             await self._check_again([], known, set(), repairer, ids=suspects)
+            self._show()
 
     async def _find_undeleted(self, repairer: Repairer | None) -> None:
         outbox = await self._catalog.deletions(_OUTBOX, planned=False)
         for ids in _pages(outbox):
             await self._check_again([], {}, set(), repairer, ids=ids)
+
+    def _show(self) -> None:
+        if self._tell is not None:
+            seconds = time.monotonic() - self._started
+            rate = self._checked / seconds if seconds else 0.0
+            # More may have been stored since the total was counted.
+            self._tell(Progress(self._checked, max(self._total, self._checked), rate))
 
     async def _catalog_pages(self) -> AsyncIterator[list[Recorded]]:
         after = 0

@@ -34,6 +34,7 @@ from autoplay_rag.serve.routes import (
     mcp,
     search,
     sessions,
+    status,
     stream,
     turns,
     webhooks,
@@ -47,7 +48,7 @@ ROUTERS = [
     part.router
     for part in (
         search, sessions, actions, live, stream, context, turns, webhooks, forgetting,
-        dead_letters, ledger, jobs, health, page, mcp,
+        dead_letters, ledger, status, jobs, health, page, mcp,
     )
 ]  # fmt: skip
 

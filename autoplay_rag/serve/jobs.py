@@ -9,13 +9,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from autoplay_rag._describe import describe
+from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import AutoplayError, ConfigurationError
 from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.maintenance.progress import Progress
+from autoplay_rag.stores.named import chroma_path, make_store
 
 __all__ = ["KINDS", "Job", "JobKind", "Jobs"]
 
@@ -23,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 State: TypeAlias = Literal["waiting", "running", "done", "failed", "cancelled"]
 JobKind: TypeAlias = Callable[[IngestPipeline, "Job"], Awaitable[Any]]
-"""Does the work with `Job.options`, calls `Job.report`, and returns a report of plain values or
+"""Does the work with `Job.options`, calls `Job.progress`, and returns a report of plain values or
 a dataclass. Cancelling it must leave everything as it was or as it can be resumed. Raises
 `ConfigurationError` for options that cannot be used."""
 
@@ -45,6 +49,8 @@ class Job:
         ended_at: Unix seconds; None until then.
         done: Units done, as far as the kind reports them; None if unknown.
         total: Units in total; None if unknown.
+        rate: Units per second; None if unknown.
+        problem: What it waits for, such as an embedder that is out of service; None if nothing.
         report: The result of a job that is done.
         error: Why it failed.
     """
@@ -58,12 +64,26 @@ class Job:
     ended_at: float | None = None
     done: int | None = None
     total: int | None = None
+    rate: float | None = None
+    problem: str | None = None
     report: Any = None
     error: str | None = None
 
     def progress(self, done: int, total: int | None = None) -> None:
         """Note the progress."""
         self.done, self.total = done, total
+
+    def show(self, progress: Progress) -> None:
+        """Note the progress, with its rate and what it waits for."""
+        self.progress(progress.done, progress.total or None)
+        self.rate, self.problem = progress.rate or None, progress.problem
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The estimated time that is left, in seconds; None if unknown."""
+        if self.ended or self.done is None or self.total is None or self.rate is None:
+            return None
+        return Progress(self.done, self.total, self.rate).seconds_left
 
     @property
     def ended(self) -> bool:
@@ -149,19 +169,59 @@ class Jobs:
 async def _verify(pipeline: IngestPipeline, job: Job) -> Any:
     repair, delete_extra = (_flag(job.options, name) for name in ("repair", "delete_extra"))
     _check_names(job, ("repair", "delete_extra"))
-    return await pipeline.verify(repair=repair, delete_extra=delete_extra)
+    return await pipeline.verify(repair=repair, delete_extra=delete_extra, on_progress=job.show)
 
 
 async def _backup(pipeline: IngestPipeline, job: Job) -> Any:
     _check_names(job, ("folder",))
-    folder = job.options.get("folder")
-    if not isinstance(folder, str) or not folder.startswith("/") or "\0" in folder:
-        raise ConfigurationError("folder must be an absolute path on the server's machine")
+    folder = _text(job.options, "folder")
+    _check_path("folder", folder)
     return await pipeline.backup(folder)
 
 
-KINDS: Final[Mapping[str, JobKind]] = {"verify": _verify, "backup": _backup}
+async def _reembed(pipeline: IngestPipeline, job: Job) -> Any:
+    _check_names(job, ("embedder", "render"))
+    render = _flag(job.options, "render")
+    # In a thread: it may import a large package.
+    embedder = await asyncio.to_thread(make_embedder, _text(job.options, "embedder"))
+    try:
+        return await pipeline.reembed(embedder, render=render, on_progress=job.show)
+    finally:
+        if pipeline.embedder is not embedder:
+            await embedder.aclose()
+
+
+async def _copy(pipeline: IngestPipeline, job: Job) -> Any:
+    _check_names(job, ("to", "to_collection", "embedder"))
+    to = _text(job.options, "to")
+    _check_path("the path in to", str(chroma_path(to)))
+    collection = None
+    if job.options.get("to_collection") is not None:
+        collection = _text(job.options, "to_collection")
+    store = make_store(to, collection)
+    embedder = await asyncio.to_thread(make_embedder, _text(job.options, "embedder"))
+    return await pipeline.copy_to(store, embedder, on_progress=job.show)
+
+
+KINDS: Final[Mapping[str, JobKind]] = {
+    "verify": _verify,
+    "backup": _backup,
+    "reembed": _reembed,
+    "copy": _copy,
+}
 """The kinds of jobs. A new kind is added here."""
+
+
+def _text(options: Mapping[str, Any], name: str) -> str:
+    value = options.get(name)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ConfigurationError(f"{name} is missing, or is not a text")
+    return value
+
+
+def _check_path(name: str, path: str) -> None:
+    if not Path(path).is_absolute():
+        raise ConfigurationError(f"{name} must be an absolute path on the server's machine")
 
 
 def _flag(options: Mapping[str, Any], name: str) -> bool:

@@ -319,10 +319,11 @@ class DeadLetterModel(_Answer):
 
 
 class DeadLettersAnswer(_Answer):
-    """The oldest dead letters, and how many there are."""
+    """One page of dead letters, oldest first, and how many there are in all."""
 
     dead_letters: list[DeadLetterModel]
     total: int
+    next: str | None = Field(description="The `cursor` of the next page; null on the last one.")
 
 
 class DeadLettersChanged(_Answer):
@@ -342,6 +343,9 @@ class JobModel(_Answer):
     ended_at: float | None
     done: int | None = Field(description="Units done; null if the kind does not count.")
     total: int | None
+    rate: float | None = Field(description="Units per second; null if unknown.")
+    seconds_left: float | None
+    problem: str | None = Field(description="What it waits for; null if nothing.")
     report: Any
     error: str | None
 

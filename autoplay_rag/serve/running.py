@@ -26,11 +26,15 @@ class RunningServer:
         url: Its address.
         key: An admin key that is valid as long as it runs.
         pid: Its process.
+        store: The folder of its store, without links; "" if it is not known.
+        collection: The collection in it; "" if it is not known.
     """
 
     url: str
     key: str = field(repr=False)
     pid: int
+    store: str = ""
+    collection: str = ""
 
 
 def running_file(journal: Path) -> Path:

@@ -220,6 +220,7 @@ class JournalContract:
         assert (unknown.id, unknown.kind, unknown.session_id) == (4, "unknown", None)
         assert (unknown.error, unknown.payload) == ("redact failed: ValueError", None)
         assert await journal.dead_letters(1) == [kept]
+        assert await journal.dead_letters(9, after=kept.id) == [unknown]
         assert journal.counts["bytes"] == entries[0].size + entries[2].size
 
     async def test_payloads_keep_the_order_in_which_they_are_handed_over(

@@ -96,8 +96,8 @@ def test_a_file_that_is_named_must_be_there(capsys):
     ("text", "line", "says"),
     [
         ("\nbatch_window = -1", 2, "batch_window must be at least 0, not -1"),
-        ("\n\nstore = 'pg:x'", 3, "--store must be chroma:PATH"),
-        ("embedder = 'bert'", 1, "--embedder must be local or openai:MODEL"),
+        ("\n\nstore = 'pg:x'", 3, "store must be chroma:PATH"),
+        ("embedder = 'bert'", 1, "embedder must be local or openai:MODEL"),
         ("idle_seconds = nan", 1, "idle_seconds must be at least 0"),
         ("durability = 'most'", 1, "durability must be 'normal' or 'full'"),
         ("max_batch_actions = 0", 1, "max_batch_actions must be at least 1"),
@@ -121,7 +121,7 @@ def test_an_option_that_cannot_work_is_not_blamed_on_the_file(tmp_path, capsys):
     assert run(["ingest", URL, "--batch-window", "-1"]) == 2
     assert capsys.readouterr().err == "error: batch_window must be at least 0, not -1.0\n"
     assert run(["ingest", URL, "--store", "pg:x"]) == 2
-    assert capsys.readouterr().err == "error: --store must be chroma:PATH, not 'pg:x'\n"
+    assert capsys.readouterr().err == "error: store must be chroma:PATH, not 'pg:x'\n"
     assert run(["ingest", URL, "--retention-days", "0"]) == 2
     expected = "error: retention_days must be above 0 or None, not 0.0\n"
     assert capsys.readouterr().err == expected

@@ -110,7 +110,7 @@ def test_another_users_pipeline_may_run_or_not(tmp_path, monkeypatch, capsys):
     assert "pipeline         unknown" in capsys.readouterr().out
     journal.status(tmp_path / "journal.db", json=True)
     assert json.loads(capsys.readouterr().out)["running"] is None
-    journal.discard(tmp_path / "journal.db", all_=True)
+    journal.discard([str(tmp_path / "journal.db")], all_=True)
     assert "its own user can see" in capsys.readouterr().out
 
 

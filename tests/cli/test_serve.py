@@ -79,6 +79,30 @@ async def test_without_keys_one_is_made_and_named(started, tmp_path):
 
 
 @pytest.mark.slow
+async def test_commands_find_it_and_notice_when_it_was_killed(started, ended, tmp_path):
+    async with started("serve", "--port", "0", "--store", "chroma:data/store") as running:
+        url = await address(running)
+        await running.line("one was made", "stderr")
+        found = find_running(tmp_path / "data" / "store-journal.db")
+        assert (found.url, found.collection) == (url, "autoplay")
+        assert found.store == str(tmp_path / "data" / "store")
+        # A command that opened the Chroma folder itself would fail.
+        assert (await ended("verify", "--store", "chroma:data/store"))[:2] == (
+            0,
+            "0 chunks checked: no difference\n",
+        )
+        code, _, err = await ended("sessions", "--store", "chroma:data/store")
+        assert (code, f"answered by the server at {url}" in err) == (0, True)
+        assert (await ended("status", "data/store-journal.db", "--check"))[:2] == (0, "ok\n")
+        running.interrupt(signal.SIGKILL)
+        await running.end()
+    assert (tmp_path / "data" / "store-journal.db.server").exists()
+    code, out, _ = await ended("status", "data/store-journal.db", "--check")
+    assert (code, "the pipeline is not running" in out) == (1, True)
+    assert (await ended("verify", "--store", "chroma:data/store"))[0] == 0
+
+
+@pytest.mark.slow
 def test_on_a_terminal_the_address_of_the_page_has_the_key(started_on_terminal):
     process, master = started_on_terminal("serve", "--port", "0")
     shown = b""

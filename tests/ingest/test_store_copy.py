@@ -115,3 +115,49 @@ async def test_what_cannot_be_copied_is_said(embedder, other):
         await copy_store(MemoryStore(), MemoryStore())
     with pytest.raises(ConfigurationError, match="embeds texts itself"):
         await copy_store(MemoryStore(), Texts(), other)
+
+
+@pytest.mark.parametrize("has_journal", [True, False])
+async def test_a_running_pipeline_copies_its_chunks_and_goes_on_with_its_own_store(
+    make_pipeline, make_actions, other, tmp_path, has_journal
+):
+    source, target = MemoryStore(), MemoryStore()
+    journal = tmp_path / "journal.db" if has_journal else None
+    async with make_pipeline(store=source, journal=journal) as pipeline:
+        for n in range(3):
+            await pipeline.on_actions(make_actions(f"s{n}", "x"))
+        await pipeline.drain()
+        told = []
+        report = await pipeline.copy_to(target, other, on_progress=told.append)
+        assert (report.chunks, report.copied, report.missing) == (3, 3, 0)
+        assert (told[-1].done, told[-1].total) == (3, 3 if has_journal else 0)
+        assert await content(target) == await content(source)
+        await pipeline.on_actions(make_actions("s9", "y"))
+        await pipeline.drain()
+        assert len(await content(source)) == 4
+        assert len(await content(target)) == 3
+        assert (await pipeline.copy_to(target, other)).copied == 1
+        assert (await pipeline.verify()).clean
+        with pytest.raises(ConfigurationError, match="needs an embedder"):
+            await pipeline.copy_to(target)
+        with pytest.raises(ConfigurationError, match="own store"):
+            await pipeline.copy_to(source, other)
+
+
+async def test_a_running_pipeline_copies_no_chunk_that_its_journal_forgot(
+    make_pipeline, make_actions, other, tmp_path
+):
+    source, target = MemoryStore(), MemoryStore()
+    async with make_pipeline(store=source, journal=tmp_path / "journal.db") as pipeline:
+        await pipeline.on_actions(make_actions("s1", "x"))
+        await pipeline.drain()
+        await source.upsert([Chunk("stray", "unknown", {})], [[0.0] * 8])
+        report = await pipeline.copy_to(target, other)
+    assert (report.copied, report.skipped) == (1, 1)
+    assert "stray" not in await content(target)
+
+
+async def test_a_pipeline_without_a_scannable_store_cannot_copy(make_pipeline, other):
+    async with make_pipeline(store=Texts(), embedder=None) as pipeline:
+        with pytest.raises(MissingCapabilityError):
+            await pipeline.copy_to(MemoryStore(), other)

@@ -448,3 +448,16 @@ async def test_it_needs_a_running_pipeline(make_pipeline, tmp_path):
         await pipeline.verify()
     with pytest.raises(ConfigurationError, match="repair"):
         await pipeline.verify(delete_extra=True)
+
+
+async def test_the_progress_is_told_after_each_page(make_pipeline, make_actions, tmp_path):
+    async with make_pipeline(store=MemoryStore(), journal=tmp_path / "journal.db") as pipeline:
+        for n in range(10):
+            pipeline.accept(make_actions(f"s{n}", "x"))
+        await pipeline.drain()
+        told = []
+        report = await pipeline.verify(on_progress=told.append)
+    assert [one.done for one in told[:3]] == [4, 8, 10]
+    assert {one.total for one in told} == {10}
+    assert told[-1].done == report.checked == 10
+    assert told[-1].rate > 0

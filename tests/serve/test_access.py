@@ -38,6 +38,7 @@ TABLE = {
     ("POST", "/v1/dead-letters/retry"): (ADMIN, "/v1/dead-letters/retry", {"all": True}),
     ("POST", "/v1/dead-letters/discard"): (ADMIN, "/v1/dead-letters/discard", {"ids": [1]}),
     ("GET", "/v1/ledger"): (READ, "/v1/ledger", None),
+    ("GET", "/v1/status"): (READ, "/v1/status", None),
     ("POST", "/v1/jobs"): (ADMIN, "/v1/jobs", {"kind": "verify"}),
     ("GET", "/v1/jobs"): (ADMIN, "/v1/jobs", None),
     ("GET", "/v1/jobs/{id}"): (ADMIN, "/v1/jobs/none", None),

@@ -25,10 +25,14 @@ Admin = Annotated[Access, Depends(Needs("admin", audited=True))]
 
 @router.get("/v1/dead-letters")
 async def dead_letters(
-    access: Admin, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    access: Admin,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,15}$")] = None,
 ) -> DeadLettersAnswer:
-    """Return the oldest dead letters, each with its error. `total` counts all."""
-    found = await access.pipeline.dead_letters.list(limit)
+    """List dead letters, oldest first, each with its error. `next` is the `cursor` of the next page."""
+    # One more than wanted shows whether there is another page.
+    found = await access.pipeline.dead_letters.list(limit + 1, after=int(cursor or 0))
+    found, more = found[:limit], len(found) > limit
     access.audit.counts["dead_letters"] = len(found)
     letters = [
         DeadLetterModel(
@@ -41,7 +45,11 @@ async def dead_letters(
         )
         for one in found
     ]
-    return DeadLettersAnswer(dead_letters=letters, total=access.pipeline.ledger.dead)
+    return DeadLettersAnswer(
+        dead_letters=letters,
+        total=access.pipeline.ledger.dead,
+        next=str(found[-1].id) if more else None,
+    )
 
 
 @router.post("/v1/dead-letters/retry")

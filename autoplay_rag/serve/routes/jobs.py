@@ -22,7 +22,14 @@ JobId = Annotated[str, Path(min_length=1, max_length=64)]
 
 @router.post("/v1/jobs", status_code=202)
 async def start(asked: JobRequest, _: Admin, request: Request) -> JobModel:
-    """Start a job: `verify` (options `repair`, `delete_extra`) or `backup` (option `folder`)."""
+    """Start a job, which waits until the ones before have ended.
+
+    - `verify`: compares journal and store; options `repair`, `delete_extra`.
+    - `backup`: copies both into a new `folder` on the server's machine.
+    - `reembed`: moves to another model: `embedder`, such as "local" or "openai:MODEL"; `render`.
+    - `copy`: copies the chunks into another store on the server's machine: `to`, such as
+      "chroma:/data/other", `to_collection`, `embedder`. The server stays with its own store.
+    """
     return JobModel.model_validate(serving_of(request).jobs.start(asked.kind, asked.options))
 
 

@@ -10,7 +10,7 @@ from pydantic import create_model
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.serve.access import Access, Needs
 
-__all__ = ["LedgerModel", "router"]
+__all__ = ["CountsModel", "LedgerModel", "router"]
 
 router = APIRouter(tags=["operation"])
 
@@ -18,8 +18,14 @@ _SECONDS = ("oldest_pending", "lag_p50", "lag_p99")
 _FIELDS: dict[str, Any] = {
     name: (float | None if name in _SECONDS else int, ...) for name in Ledger.__dataclass_fields__
 }
+CountsModel = create_model("CountsModel", **_FIELDS)
+"""The fields of `Ledger`."""
 LedgerModel = create_model(
-    "LedgerModel", **_FIELDS, balanced=(bool, ...), watermark=(int, ...), health=(str, ...)
+    "LedgerModel",
+    __base__=CountsModel,
+    balanced=(bool, ...),
+    watermark=(int, ...),
+    health=(str, ...),
 )
 """The fields of `Ledger`, and `balanced`, `watermark` and the state of `health`."""
 

@@ -140,6 +140,11 @@ class ChromaStore(VectorStore):
         return hash((self._folder, self._collection))
 
     @property
+    def collection(self) -> str:
+        """The name of the collection."""
+        return self._collection
+
+    @property
     def data_folder(self) -> Path:
         """Chroma's folder."""
         return self._folder
