@@ -20,8 +20,8 @@ from autoplay_rag.cli.options import (
     JournalOption,
     StoreOption,
     find_place,
-    make_embedder,
 )
+from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.running import find_running
