@@ -41,6 +41,7 @@ _TIMED: Final = {
     "lag": ("Seconds from received to settled.", ""),
     "search": ("Seconds of searches, by what is returned.", "answer"),
     "search_part": ("Seconds of the parts of searches.", "part"),
+    "plan": ("Seconds of planning batches.", ""),
     "embedder": ("Seconds of requests to the embedder for chunks.", "request"),
     "store": ("Seconds of writes to the store.", "request"),
 }
