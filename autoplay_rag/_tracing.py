@@ -105,12 +105,12 @@ def traced(
     from opentelemetry.context import Context
     from opentelemetry.trace import Link, StatusCode
 
-    distinct = dict.fromkeys(origin for origin in origins if origin is not None)
+    distinct = {origin.span_id: origin for origin in origins if origin is not None}
     with tracer.start_as_current_span(
         name,
         context=Context() if root else None,
         attributes=attributes,
-        links=[Link(origin) for origin in list(distinct)[:_MOST_LINKS]],
+        links=[Link(origin) for origin in list(distinct.values())[:_MOST_LINKS]],
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
