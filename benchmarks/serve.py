@@ -16,6 +16,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -53,7 +54,11 @@ QUESTIONS = (
 
 @dataclass
 class Outcome:
-    """What was measured. Memory is sampled each minute, as (server, Chroma's worker), in MB."""
+    """What was measured.
+
+    Memory (in MB) is sampled each minute, and processor time (in seconds) at the end, of the server
+    and of Chroma's worker. `parts` are the mean milliseconds of the parts of searches.
+    """
 
     sent: int = 0
     seconds: float = 0.0
@@ -66,6 +71,8 @@ class Outcome:
     exit_code: int | None = None
     subscribers: dict = field(default_factory=dict)
     load: list[float] = field(default_factory=list)
+    cpu: tuple[float, float] = (0.0, 0.0)
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 # -- the embedding service, in its own process ----------------------------------------------------
@@ -299,9 +306,26 @@ async def _wait_until_received(outcome, pid: int, url: str, key: str, minutes: f
                     file=sys.stderr,
                 )
             if received >= outcome.sent:
+                outcome.cpu = processor_seconds(pid), sum(map(processor_seconds, _children(pid)))
+                outcome.parts = mean_parts((await client.get("/metrics")).text)
                 return
             if minute > 2 * minutes + 1:
                 raise TimeoutError(f"only {received:,} of {outcome.sent:,} events were received")
+
+
+def processor_seconds(pid: int) -> float:
+    """The processor time of a process. Linux only."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def mean_parts(metrics: str) -> dict[str, float]:
+    """The mean milliseconds of the parts of searches, from the server's own metrics."""
+    pattern = r'autoplay_rag_search(?:_part)?_seconds_{}{{(?:part|answer)="(\w+)"}} (\S+)'
+    sums, counts = (dict(re.findall(pattern.format(name), metrics)) for name in ("sum", "count"))
+    return {name: 1e3 * float(sums[name]) / float(counts[name]) for name in sums}
 
 
 def _children(pid: int) -> list[int]:
@@ -338,6 +362,8 @@ def _figures(found: Outcome, options: argparse.Namespace) -> list[Figure]:
         f"`serve` at {options.rate:g} events/s, 20 searches/s, {options.subscribers} subscribers "
         f"and {options.stalled} stalled ones, {found.seconds:.0f} s"
     )
+    ours_cpu, chromas_cpu = (seconds / found.seconds for seconds in found.cpu)
+    parts = ", ".join(f"{name} {mean:.0f}" for name, mean in found.parts.items())
     every = found.filtered + found.unfiltered
     p99 = percentile(every, 0.99)
     grown = found.memory[-1][0] - found.memory[0][0]
@@ -348,7 +374,8 @@ def _figures(found: Outcome, options: argparse.Namespace) -> list[Figure]:
             f"{loaded}: events sent that are not stored after SIGTERM",
             f"{found.sent - ledger['stored']:,} of {found.sent:,}; pending {ledger['pending']:,}, "
             f"dead {ledger['dead']:,}, overflow {ledger['overflow']:,}, balanced: {balanced}",
-            f"load average each minute: {load}",
+            f"load average each minute: {load}; cores used: the server {ours_cpu:.2f}, Chroma "
+            f"{chromas_cpu:.2f}",
             "0, balanced", ledger["stored"] == found.sent and balanced,
         ),
         Figure(
@@ -357,7 +384,7 @@ def _figures(found: Outcome, options: argparse.Namespace) -> list[Figure]:
             f"{percentile(found.filtered, 0.99) * 1e3:.0f} ms, unfiltered "
             f"{percentile(found.unfiltered, 0.5) * 1e3:.0f} and "
             f"{percentile(found.unfiltered, 0.99) * 1e3:.0f} ms; {len(found.failed)} failed",
-            f"{LATENCY * 1e3:.0f} ms of them are the embedder",
+            f"the means of the parts: {parts} (ms); the embedder waits {LATENCY * 1e3:.0f} ms",
             "p99 under 500 ms", p99 < 0.5 and not found.failed,
         ),
         Figure(
