@@ -10,6 +10,7 @@ from fastapi import Request
 
 from autoplay_rag.connector.webhook import WebhookReceiver
 from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.serve.browsers import Browsers
 from autoplay_rag.serve.jobs import Jobs
 from autoplay_rag.serve.problems import ProblemError
 
@@ -34,12 +35,14 @@ class Serving:
         pipeline: Takes and finds everything.
         jobs: Long work.
         webhooks: Verifies deliveries; None without a secret.
+        browsers: Who signed in on the page.
         streams: The open streams, with the names of their principals.
     """
 
     pipeline: IngestPipeline
     jobs: Jobs
     webhooks: WebhookReceiver | None
+    browsers: Browsers
     streams: dict[OpenStream, str] = field(default_factory=dict)
     _closing: bool = False
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
