@@ -32,12 +32,18 @@ class Span(Protocol):
     def set_attribute(self, key: str, value: Attribute) -> None:
         """Set one attribute."""
 
+    def update_name(self, name: str) -> None:
+        """Set another name."""
+
     def is_recording(self) -> bool:
         """Whether attributes are kept. If not, computing one is a waste."""
 
 
 class _NoSpan:
     def set_attribute(self, key: str, value: Attribute) -> None:
+        """Do nothing."""
+
+    def update_name(self, name: str) -> None:
         """Do nothing."""
 
     def is_recording(self) -> bool:
@@ -84,6 +90,7 @@ def traced(
     *,
     root: bool = False,
     origins: Collection[Origin] = (),
+    headers: Mapping[str, str] | None = None,
 ) -> Iterator[Span]:
     """Make the block a span, the child of the current one.
 
@@ -93,6 +100,7 @@ def traced(
         root: Begin a new trace. For work that no caller waits for: tasks inherit the span in which
             they were started, which may have ended days ago.
         origins: Spans that led to this one; see `current_origin`.
+        headers: Those of a request that this span answers. It continues the trace that they name.
 
     Example:
         >>> with traced("search", {"k": 5}) as span:
@@ -103,12 +111,14 @@ def traced(
         yield _NO_SPAN
         return
     from opentelemetry.context import Context
-    from opentelemetry.trace import Link, StatusCode
+    from opentelemetry.propagate import extract
+    from opentelemetry.trace import Link, SpanKind, StatusCode
 
     distinct = {origin.span_id: origin for origin in origins if origin is not None}
     with tracer.start_as_current_span(
         name,
-        context=Context() if root else None,
+        context=extract(headers) if headers is not None else Context() if root else None,
+        kind=SpanKind.INTERNAL if headers is None else SpanKind.SERVER,
         attributes=attributes,
         links=[Link(origin) for origin in list(distinct.values())[:_MOST_LINKS]],
         record_exception=False,

@@ -39,6 +39,7 @@ from autoplay_rag.maintenance.backup import BackupReport
 from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.maintenance.report import ReembedReport, VerifyReport
+from autoplay_rag.maintenance.space import Space
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.stores.base import TextStore, VectorStore
 
@@ -812,6 +813,11 @@ class IngestPipeline(Questions):
     def client_states(self) -> list[tuple[str, str]]:
         """Product and state of each attached client. Readable from any thread."""
         return self._clients.states
+
+    @property
+    def space(self) -> Space | None:
+        """The disk space, measured each minute; None before. Readable from any thread."""
+        return None if self._run is None else self._run.space.found
 
     @property
     def watermark(self) -> int:

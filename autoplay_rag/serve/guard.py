@@ -20,6 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from autoplay_rag._tracing import Attribute, traced
 from autoplay_rag.connector.sse import MAX_EVENT_BYTES
 from autoplay_rag.serve.audit import AuditRecord, AuditSink
 from autoplay_rag.serve.auth import Authenticator, Principal
@@ -33,6 +34,9 @@ _log = logging.getLogger(__name__)
 
 _PROBES: Final = frozenset(("/healthz", "/readyz"))
 """Asked by address, and so without a known host. They tell nothing without a key."""
+_UNTRACED: Final = _PROBES | {"/metrics"}
+"""Asked every few seconds, by machines."""
+_METHODS: Final = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 _WEBHOOKS: Final = "/v1/webhooks/"
 _FORMS: Final = frozenset(("/sign-in", "/sign-out"))
 _WITH_BODY: Final = frozenset(("POST", "PUT", "PATCH", "DELETE"))
@@ -99,12 +103,28 @@ class Guard:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})
         elif scope["type"] == "http":
-            await self._handle(scope, receive, send)
+            await self._trace(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _trace(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = _Answer(send)
+        if _path(scope) in _UNTRACED:
+            await self._handle(scope, receive, answer)
+            return
+        method = scope["method"] if scope["method"] in _METHODS else "HTTP"
+        attributes: dict[str, Attribute] = {"http.request.method": method}
+        with traced(method, attributes, headers=Headers(scope=scope)) as span:
+            await self._handle(scope, receive, answer)
+            # The route alone: the path and the query may have ids of people, and a key.
+            if route := getattr(scope.get("route"), "path_format", None):
+                span.update_name(f"{method} {route}")
+                span.set_attribute("http.route", route)
+            span.set_attribute("http.response.status_code", answer.status)
+            if answer.status >= 500:  # noqa: PLR2004 - a failure of the server
+                span.set_attribute("error.type", str(answer.status))
+
+    async def _handle(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         try:
             principal = self._checked(scope)
             scope.setdefault("state", {})["principal"] = principal

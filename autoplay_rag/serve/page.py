@@ -127,7 +127,13 @@ async def _search(
     access: Access, question: str, user_id: str | None
 ) -> tuple[list[SessionHit], str | None]:
     ids = await access.select(Ids(user_id=user_id))
-    found = await access.pipeline.search_sessions(question, _FOUND, **ids.given)
+    found = await access.pipeline.search_sessions(
+        question,
+        _FOUND,
+        user_id=ids.user_id,
+        session_id=ids.session_id,
+        product_id=ids.product_id,
+    )
     if access.is_bound:
         found = own_session_hits(found)
     access.audit.counts["sessions"] = len(found)
