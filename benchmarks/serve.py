@@ -240,11 +240,16 @@ async def run_load(options: argparse.Namespace, folder: str) -> Outcome:
         server = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "autoplay_rag", "serve", connector_url, "--port", "0",
             "--embedder", "openai:bench", "--audit-log", "audit.log",
-            cwd=folder, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+            cwd=folder, env=env, stdout=asyncio.subprocess.PIPE,
+            stderr=(Path(folder) / "stderr").open("wb"),
         )  # fmt: skip
         try:
             line = (await asyncio.wait_for(server.stdout.readline(), 60)).decode()
             await _load(options, outcome, server, line.removeprefix("serving ").strip(), env)
+        except Exception:
+            print(f"the server: exit code {server.returncode}", file=sys.stderr)
+            print((Path(folder) / "stderr").read_text()[-2000:], file=sys.stderr)
+            raise
         finally:
             if server.returncode is None:
                 server.kill()
@@ -291,8 +296,14 @@ async def _wait_until_received(outcome, pid: int, url: str, key: str, minutes: f
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
         while True:
             await asyncio.sleep(1.0)
-            received = (await client.get("/v1/ledger")).json()["received"]
-            minute = (time.monotonic() - began) / 60
+            try:
+                received = (await client.get("/v1/ledger")).json()["received"]
+            except httpx.TransportError as error:
+                outcome.failed.append(f"ledger: {type(error).__name__}")
+                if minute_of(began) > 2 * minutes + 1:
+                    raise
+                continue
+            minute = minute_of(began)
             if minute >= len(outcome.memory) + 1 or received >= outcome.sent:
                 sample = resident_mb(pid), sum(map(resident_mb, _children(pid)))
                 outcome.memory.append(sample)
@@ -311,6 +322,10 @@ async def _wait_until_received(outcome, pid: int, url: str, key: str, minutes: f
                 return
             if minute > 2 * minutes + 1:
                 raise TimeoutError(f"only {received:,} of {outcome.sent:,} events were received")
+
+
+def minute_of(began: float) -> float:
+    return (time.monotonic() - began) / 60
 
 
 def processor_seconds(pid: int) -> float:

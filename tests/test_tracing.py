@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from opentelemetry import trace
@@ -287,3 +289,33 @@ print([name for name in sys.modules if name.startswith("opentelemetry")])
 
 def test_a_store_is_called_by_its_class():
     assert MemoryStore().data_source == "MemoryStore"
+
+
+def test_the_recipe_shows_the_spans_of_a_search(tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "recipes" / "opentelemetry.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    (block,) = [one for one in blocks if "TracerProvider" in one]
+    code = f"""{block}
+import asyncio
+from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
+from autoplay_rag.embedders import Embedder
+from autoplay_rag.stores import MemoryStore
+class Ones(Embedder):
+    model = "ones"
+    async def embed(self, texts):
+        return [[1.0, 2.0] for _ in texts]
+async def main():
+    async with IngestPipeline(MemoryStore(), Ones(), batch_window=0) as pipeline:
+        await pipeline.accept(ActionsPayload("acme", "s1", actions=[SlimAction("Export")]))
+        await pipeline.drain()
+        await pipeline.search("export")
+asyncio.run(main())
+provider.shutdown()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    made = set(re.findall(r'"name": "([^"]+)"', done.stdout))
+    told = page.read_text()
+    for name in made:
+        general = name.replace("MemoryStore", "{store}").replace("ones", "{model}")
+        assert f"`{general}`" in told
+    assert {"retrieval MemoryStore", "plan", "store upsert", "search text"} <= made
