@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -380,6 +381,7 @@ def _figures(found: Outcome, options: argparse.Namespace) -> list[Figure]:
     ours_cpu, chromas_cpu = (seconds / found.seconds for seconds in found.cpu)
     parts = ", ".join(f"{name} {mean:.0f}" for name, mean in found.parts.items())
     every = found.filtered + found.unfiltered
+    failures = "".join(f", {count} with {what}" for what, count in Counter(found.failed).items())
     p99 = percentile(every, 0.99)
     grown = found.memory[-1][0] - found.memory[0][0]
     ours = ", ".join(f"{server:.0f}" for server, _ in found.memory)
@@ -398,7 +400,7 @@ def _figures(found: Outcome, options: argparse.Namespace) -> list[Figure]:
             f"user-filtered {percentile(found.filtered, 0.5) * 1e3:.0f} and "
             f"{percentile(found.filtered, 0.99) * 1e3:.0f} ms, unfiltered "
             f"{percentile(found.unfiltered, 0.5) * 1e3:.0f} and "
-            f"{percentile(found.unfiltered, 0.99) * 1e3:.0f} ms; {len(found.failed)} failed",
+            f"{percentile(found.unfiltered, 0.99) * 1e3:.0f} ms; {len(found.failed)} failed{failures}",
             f"the means of the parts: {parts} (ms); the embedder waits {LATENCY * 1e3:.0f} ms",
             "p99 under 500 ms", p99 < 0.5 and not found.failed,
         ),
