@@ -7,6 +7,7 @@ have personal data.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,6 +20,8 @@ __all__ = ["Attribute", "Origin", "Span", "captures_content", "current_origin", 
 Attribute: TypeAlias = str | bool | int | float
 Origin: TypeAlias = Any
 """What a span can be linked to: a `SpanContext`. None without OpenTelemetry."""
+
+_log = logging.getLogger(__name__)
 
 _NAME: Final = "autoplay_rag"
 _CAPTURE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
@@ -110,26 +113,36 @@ def traced(
     if tracer is None:
         yield _NO_SPAN
         return
-    from opentelemetry.context import Context
+    from opentelemetry.context import Context, attach, detach
     from opentelemetry.propagate import extract
-    from opentelemetry.trace import Link, SpanKind, StatusCode
+    from opentelemetry.trace import Link, SpanKind, StatusCode, set_span_in_context
 
     distinct = {origin.span_id: origin for origin in origins if origin is not None}
-    with tracer.start_as_current_span(
-        name,
-        context=extract(headers) if headers is not None else Context() if root else None,
-        kind=SpanKind.INTERNAL if headers is None else SpanKind.SERVER,
-        attributes=attributes,
-        links=[Link(origin) for origin in list(distinct.values())[:_MOST_LINKS]],
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
+    try:
+        span = tracer.start_span(
+            name,
+            context=extract(headers) if headers is not None else Context() if root else None,
+            kind=SpanKind.INTERNAL if headers is None else SpanKind.SERVER,
+            attributes=attributes,
+            links=[Link(origin) for origin in list(distinct.values())[:_MOST_LINKS]],
+        )
+    except Exception:  # noqa: BLE001 - other people's code: what is traced goes on
+        _log.exception("a span could not be started")
+        yield _NO_SPAN
+        return
+    token = attach(set_span_in_context(span))
+    try:
+        yield span
+    except BaseException as error:
+        span.set_attribute("error.type", type(error).__qualname__)
+        span.set_status(StatusCode.ERROR)
+        raise
+    finally:
+        detach(token)
         try:
-            yield span
-        except BaseException as error:
-            span.set_attribute("error.type", type(error).__qualname__)
-            span.set_status(StatusCode.ERROR)
-            raise
+            span.end()
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("a span could not be ended")
 
 
 def current_origin() -> Origin:

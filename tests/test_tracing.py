@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from autoplay_rag import _tracing
 from autoplay_rag._tracing import captures_content, traced
-from autoplay_rag.errors import EmbedderRejectedError
+from autoplay_rag.errors import ConfigurationError, EmbedderRejectedError
 from autoplay_rag.stores import MemoryStore
 
 SECRET = "bobsecret"
@@ -185,6 +185,28 @@ async def test_a_cancelled_search_ends_its_span(make_pipeline, embedder, spans):
             await task
     (search,) = spans("retrieval MemoryStore")
     assert search.attributes["error.type"] == "CancelledError"
+
+
+@pytest.mark.parametrize("method", ["on_start", "on_end"])
+async def test_a_failing_exporter_harms_nothing(
+    make_pipeline, make_actions, monkeypatch, caplog, method
+):
+    def fail(self, *_, **__):
+        raise RuntimeError("broken")
+
+    provider = TracerProvider()
+    provider.add_span_processor(type("Broken", (SpanProcessor,), {method: fail})())
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    async with make_pipeline() as pipeline:
+        await pipeline.accept(make_actions("s1", "opened reports"))
+        await pipeline.drain()
+        assert pipeline.ledger.stored == 1
+        assert pipeline.health.state == "ok"
+        assert len(await pipeline.search("reports")) == 1
+        with pytest.raises(ConfigurationError):
+            await pipeline.search(" ")
+    assert "a span could not be" in caplog.text
+    assert trace.get_current_span() is trace.INVALID_SPAN
 
 
 # -- content ----------------------------------------------------------------------------------
