@@ -1,14 +1,16 @@
-"""How often work is done, how long it takes, and how often it fails; for metrics."""
+"""How often work is done, how long it takes, and how often it fails; for metrics and traces."""
 
 from __future__ import annotations
 
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
+
+from autoplay_rag._tracing import Attribute, Origin, Span, traced
 
 __all__ = ["BOUNDS", "Durations", "Timings"]
 
@@ -49,12 +51,32 @@ class Timings:
         self._durations: dict[tuple[str, str], Durations] = {}
 
     @contextmanager
-    def measured(self, kind: str, part: str = "") -> Iterator[None]:
-        """Measure the block. A cancelled one counts as failed."""
+    def measured(
+        self,
+        kind: str,
+        part: str = "",
+        *,
+        span: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
+        root: bool = False,
+        origins: Collection[Origin] = (),
+    ) -> Iterator[Span]:
+        """Measure the block, and make it a span. A cancelled one counts as failed.
+
+        Args:
+            kind: The kind of work.
+            part: The part of it.
+            span: The name of the span; by default kind and part.
+            attributes: Attributes of the span.
+            root: Whether the span begins a new trace.
+            origins: Spans that led to this one.
+        """
         began = time.perf_counter()
         failed = True
         try:
-            yield
+            name = span or f"{kind} {part}".rstrip()
+            with traced(name, attributes, root=root, origins=origins) as made:
+                yield made
             failed = False
         finally:
             self.add(kind, part, time.perf_counter() - began, failed=failed)

@@ -137,6 +137,7 @@ class OpenAIEmbedder(Embedder):
         self._timeout = timeout
         # One client per event loop: connections cannot be shared between loops.
         self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
+        self._making: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
         # What the service accepts; None until a request has succeeded.
         self._encoding: _Encoding | None = None
         self.tokens_used: int = 0
@@ -262,13 +263,15 @@ class OpenAIEmbedder(Embedder):
 
     async def _client(self) -> AsyncOpenAI:
         loop = asyncio.get_running_loop()
-        for other in [known for known in self._clients if known.is_closed()]:
+        for other in [known for known in self._making if known.is_closed()]:
+            self._making.pop(other, None)
             self._clients.pop(other, None)
-        if loop not in self._clients:
-            # Importing openai and creating a client takes almost a second.
-            made = await asyncio.to_thread(self._new_client)
-            self._clients.setdefault(loop, made)
-        return self._clients[loop]
+        # Importing openai and creating a client takes almost a second of a processor. Requests that
+        # come meanwhile wait for it: if each made one, a busy start would take many seconds.
+        async with self._making.setdefault(loop, asyncio.Lock()):
+            if loop not in self._clients:
+                self._clients[loop] = await asyncio.to_thread(self._new_client)
+            return self._clients[loop]
 
     def _new_client(self) -> AsyncOpenAI:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout

@@ -9,7 +9,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ from autoplay_rag._cancelled import is_cancelled
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._describe import describe
 from autoplay_rag._timings import Timings
+from autoplay_rag._tracing import Attribute, Origin, Span
 from autoplay_rag.content.probe import PROBE, PROBE_ID
 from autoplay_rag.errors import (
     ConfigurationError,
@@ -61,11 +62,13 @@ class Upsert:
         divide: Called when a request with only this chunk is rejected. True means that the owner
             takes the chunk back: the operation ends without a call of `ended`, and the next
             operation on the id starts.
+        origin: The span of the plan.
     """
 
     chunk: Chunk
     tokens: int
     divide: Callable[[], bool] | None = None
+    origin: Origin = None
 
 
 @dataclass(slots=True, eq=False)
@@ -526,7 +529,8 @@ class ChunkWriter:
         for job in jobs:
             job.made_by = embedding
         return await embedding.request(
-            [(job.operation.chunk.text, job.operation.tokens) for job in jobs]
+            [(job.operation.chunk.text, job.operation.tokens) for job in jobs],
+            [job.operation.origin for job in jobs],
         )
 
     def _return_outdated(self, request: Request[_Job]) -> bool:
@@ -552,9 +556,20 @@ class ChunkWriter:
 
     # -- store --------------------------------------------------------------------------------
 
+    def _measured(
+        self, what: str, chunks: int, origins: Sequence[Origin] = ()
+    ) -> AbstractContextManager[Span]:
+        attributes: dict[str, Attribute] = {
+            "gen_ai.data_source.id": self._store.data_source,
+            "autoplay_rag.chunks": chunks,
+        }
+        return self._timings.measured(
+            "store", what, attributes=attributes, root=True, origins=origins
+        )
+
     async def _upsert(self, jobs: list[_Job]) -> None:
         chunks = [job.operation.chunk for job in jobs]
-        with self._timings.measured("store", "upsert"):
+        with self._measured("upsert", len(jobs), [job.operation.origin for job in jobs]):
             if isinstance(self._store, VectorStore):
                 vectors = [job.vector for job in jobs if job.vector is not None]
                 await self._store.upsert(chunks, vectors)
@@ -568,11 +583,11 @@ class ChunkWriter:
         self._ended(jobs, None)
 
     async def _update(self, jobs: list[_Job]) -> None:
-        with self._timings.measured("store", "update"):
+        with self._measured("update", len(jobs)):
             await self._store.update_metadata({job.id: job.operation.changes for job in jobs})
 
     async def _delete(self, jobs: list[_Job]) -> None:
-        with self._timings.measured("store", "delete"):
+        with self._measured("delete", len(jobs)):
             await self._store.delete([job.id for job in jobs])
 
     def _ended(self, jobs: list[_Job], _: None) -> None:

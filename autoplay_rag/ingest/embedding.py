@@ -6,14 +6,16 @@ import asyncio
 import math
 from array import array
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 
 from autoplay_rag._timings import Timings
+from autoplay_rag._tracing import Origin
 from autoplay_rag.content.probe import PROBE
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import EmbedderRejectedError, EmbedderUnavailableError
+from autoplay_rag.search.spans import embedding_attributes
 from autoplay_rag.stores.base import Vector
 
 __all__ = ["Embedding", "TokenBudget"]
@@ -147,11 +149,14 @@ class Embedding:
         self.tokens = 0
         self.reused = 0
 
-    async def request(self, items: Sequence[tuple[str, int]]) -> list[Vector]:
+    async def request(
+        self, items: Sequence[tuple[str, int]], origins: Collection[Origin] = ()
+    ) -> list[Vector]:
         """Return one vector per text. Equal texts are embedded once.
 
         Args:
             items: Each text with its expected tokens.
+            origins: The spans of the plans that the texts are from.
 
         Raises:
             EmbedderRejectedError: If the embedder did not return one valid vector per text.
@@ -167,7 +172,7 @@ class Embedding:
             else:
                 missing[text] = tokens
         if missing:
-            found |= await self._embed(list(missing), sum(missing.values()))
+            found |= await self._embed(list(missing), sum(missing.values()), origins)
         self.reused += len(items) - len(missing)
         return [found[text] for text, _ in items]
 
@@ -183,12 +188,21 @@ class Embedding:
         """
         self._checked(await self._embedder.embed([PROBE]), 0)
 
-    async def _embed(self, texts: list[str], tokens: int) -> dict[str, Vector]:
+    async def _embed(
+        self, texts: list[str], tokens: int, origins: Collection[Origin]
+    ) -> dict[str, Vector]:
         reserved = self._budget.reserve(self._expected(tokens))
         self.requests += 1
         self.texts += len(texts)
         try:
-            with self._timings.measured("embedder", "texts"):
+            with self._timings.measured(
+                "embedder",
+                "texts",
+                span=f"embeddings {self._embedder.model}",
+                attributes=embedding_attributes(self._embedder.model, len(texts)),
+                root=True,
+                origins=origins,
+            ):
                 vectors = await self._embedder.embed(texts)
         except BaseException:
             self._budget.release(reserved)

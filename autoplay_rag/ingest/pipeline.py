@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 from autoplay_rag._checks import check_at_least, check_function
 from autoplay_rag._html import table_html
 from autoplay_rag._timings import Timings
+from autoplay_rag._tracing import captures_content
 from autoplay_rag.content.filters import Moment
 from autoplay_rag.content.redaction import Redact, redaction_rule
 from autoplay_rag.content.render import Render
@@ -119,6 +120,9 @@ class IngestPipeline(Questions):
         erasure_register: A file that lists all requests to forget as keyed hashes. By default it
             is beside the journal, with `.erasures` at the end of its name. A start with an older
             copy of the journal forgets again what the file lists. Keep it out of backups.
+        trace_content: Whether the OpenTelemetry spans of searches have the question and the
+            documents found. None means that
+            `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` decides, and no if it is not set.
         on_progress: Called with the ledger after payloads were stored.
         live: Keeps the latest payloads of each session that were selected, redacted and not
             duplicates; one with default limits if None. At start, an empty one is filled with the
@@ -170,6 +174,7 @@ class IngestPipeline(Questions):
         retention_days: float | Mapping[str, float] | None = None,
         remember_keys_days: float = 30.0,
         erasure_register: str | Path | None = None,
+        trace_content: bool | None = None,
         on_progress: Callable[[Ledger], None] | None = None,
         live: LiveSessions | None = None,
         rebuild: bool = False,
@@ -201,6 +206,7 @@ class IngestPipeline(Questions):
             else retention_days,
             remember_keys_days=remember_keys_days,
             erasure_register=Path(erasure_register).resolve() if erasure_register else None,
+            trace_content=captures_content(trace_content),
             on_progress=on_progress,
         )
         if isinstance(store, type):
@@ -813,7 +819,7 @@ class IngestPipeline(Questions):
         run = self._open_run()
         return await _on_loop(run.loop, run.status())
 
-    async def space(self) -> Space:
+    async def measure_space(self) -> Space:
         """Measure the disk space of journal and store.
 
         Raises:
@@ -892,6 +898,11 @@ class IngestPipeline(Questions):
     def client_states(self) -> list[tuple[str, str]]:
         """Product and state of each attached client. Readable from any thread."""
         return self._clients.states
+
+    @property
+    def space(self) -> Space | None:
+        """The disk space, measured each minute; None before. Readable from any thread."""
+        return None if self._run is None else self._run.space.found
 
     @property
     def watermark(self) -> int:

@@ -194,6 +194,7 @@ class RunningPipeline:
             complete=settings.journal is not None,
             watermark=lambda: self.watermark.value,
             timings=self.timings,
+            trace_content=settings.trace_content,
         )
         self._budget: TokenBudget
         self._embedding: Embedding | None = None
@@ -306,6 +307,7 @@ class RunningPipeline:
             self._writer,
             self._upkeep,
             last_batch=known.batch,
+            timings=self.timings,
             on_settled=self._settled,
             on_stored=self._retirer.stored,
             on_linked=self._linker.wake,
@@ -700,7 +702,7 @@ class RunningPipeline:
             settings = self._settings
             model = NewModel(
                 embedder,
-                Embedding(embedder, self._budget, settings.remembered_vectors),
+                Embedding(embedder, self._budget, settings.remembered_vectors, self.timings),
                 _limits(embedder, settings.max_embed_tokens_per_day),
                 replace(self._planner, count_tokens=embedder.count_tokens),
                 settings.embed_concurrency,

@@ -67,6 +67,7 @@ class Settings:
     retention_days: Days
     remember_keys_days: float
     erasure_register: Path | None
+    trace_content: bool
     on_progress: Callable[[Ledger], None] | None
     clock: Clock = wall_clock
     """Tests and benchmarks simulate weeks with it."""

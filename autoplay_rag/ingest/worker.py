@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from autoplay_rag._describe import describe
 from autoplay_rag._serial import SerialThread
+from autoplay_rag._timings import Timings
+from autoplay_rag._tracing import Origin, current_origin
 from autoplay_rag.ingest.batching import Batcher, Gathered
 from autoplay_rag.ingest.chunk_writer import ChunkWriter, Operation, Upsert
 from autoplay_rag.ingest.planner import Planner
@@ -49,11 +51,12 @@ class _PlanInProgress:
     chunks: dict[str, PlannedChunk]
     remaining: set[str]
     dead: dict[int, str] = field(default_factory=dict)
+    origin: Origin = None
 
     @classmethod
-    def of(cls, plan: Plan) -> _PlanInProgress:
+    def of(cls, plan: Plan, origin: Origin = None) -> _PlanInProgress:
         chunks = {planned.chunk.id: planned for planned in plan.chunks}
-        return cls(plan, chunks, set(chunks), dict(plan.unplanned))
+        return cls(plan, chunks, set(chunks), dict(plan.unplanned), origin)
 
 
 class Worker:
@@ -66,6 +69,7 @@ class Worker:
         writer: Embeds and stores the chunks.
         upkeep: Receives the deletions that `Journal.acknowledge` returns.
         last_batch: The highest batch number so far.
+        timings: Measures the planning.
         on_settled: Called with the sequence numbers of payloads that are now stored or dead.
         on_stored: Called with the lanes of plans that were acknowledged, and whether one may hold a
             summary.
@@ -81,6 +85,7 @@ class Worker:
         upkeep: Upkeep,
         *,
         last_batch: int,
+        timings: Timings | None = None,
         on_settled: Callable[[Sequence[int]], None],
         on_linked: Callable[[], None] = lambda: None,
         on_stored: Callable[[Sequence[int], bool], None] = lambda _lanes, _summaries: None,
@@ -93,6 +98,7 @@ class Worker:
         self._on_linked = on_linked
         self._on_stored = on_stored
         self._last_batch = last_batch
+        self._timings = timings or Timings()
         self._chunks = 0
         self._on_settled = on_settled
         self._thread = SerialThread("autoplay-plan")
@@ -181,16 +187,21 @@ class Worker:
         """Read the payloads, plan them on the planning thread, record the plans, start writing."""
         try:
             asked = [seq for item in gathered for seq in item.seqs]
-            waiting = await self._read(asked)
-            sessions = await self._journal.sessions([item.lane for item in gathered])
-            batches = list(_batches(gathered, waiting))
-            numbers = range(self._last_batch + 1, self._last_batch + 1 + len(batches))
-            made = await self._thread.run(
-                _plan_all, self._planner, list(zip(numbers, batches, strict=True)), sessions
-            )
-            plans = [plan for plan, _ in made]
-            known = [session for _, session in made if session is not None]
-            linked = await self._journal.record_plans(plans, known)
+            with self._timings.measured("plan", root=True) as span:
+                waiting = await self._read(asked)
+                sessions = await self._journal.sessions([item.lane for item in gathered])
+                batches = list(_batches(gathered, waiting))
+                numbers = range(self._last_batch + 1, self._last_batch + 1 + len(batches))
+                made = await self._thread.run(
+                    _plan_all, self._planner, list(zip(numbers, batches, strict=True)), sessions
+                )
+                plans = [plan for plan, _ in made]
+                known = [session for _, session in made if session is not None]
+                linked = await self._journal.record_plans(plans, known)
+                span.set_attribute("autoplay_rag.payloads", len(waiting))
+                span.set_attribute("autoplay_rag.batches", len(plans))
+                span.set_attribute("autoplay_rag.chunks", sum(len(plan.chunks) for plan in plans))
+                origin = current_origin()
         except Exception as error:  # noqa: BLE001 - of the journal, or no memory: may be transient
             if len(gathered) > 1:
                 # One batch may be the cause: plan each alone.
@@ -206,7 +217,7 @@ class Worker:
         beyond = asked[asked.index(waiting[-1].seq) + 1 :] if waiting else []
         self._give_back_rest(gathered, {batch[0].lane for batch in batches}, set(beyond))
         for plan in plans:
-            self._begin(plan)
+            self._begin(plan, origin)
         if linked:
             self._on_linked()
 
@@ -225,8 +236,8 @@ class Worker:
             elif item.lane not in planned:
                 self._batcher.done(item.lane)  # none of its payloads is pending any more
 
-    def _begin(self, plan: Plan) -> None:
-        owner = _PlanInProgress.of(plan)
+    def _begin(self, plan: Plan, origin: Origin = None) -> None:
+        owner = _PlanInProgress.of(plan, origin)
         self._begun.add(owner)
         self._write(owner, plan.chunks)
 
@@ -236,6 +247,7 @@ class Worker:
                 planned.chunk,
                 planned.tokens,
                 partial(self._divide, owner, planned) if len(planned.seqs) > 1 else None,
+                owner.origin,
             )
             for planned in chunks
         ]

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from autoplay_rag._checks import check_above
@@ -308,12 +309,16 @@ class LiveSessions:
                     continue
                 self._drop(key)
 
-    def sessions(self) -> list[LiveSession]:
-        """Return all sessions that have events, the most recently active first."""
+    def sessions(self, limit: int | None = None) -> list[LiveSession]:
+        """Return the sessions that have events, the most recently active first.
+
+        Args:
+            limit: The most sessions; None for all.
+        """
         now = self._clock()
         with self._lock:
-            found = [self._snapshot(key, now) for key in reversed(self._entries)]
-        return [session for session in found if session.events]
+            found = (self._snapshot(key, now) for key in reversed(self._entries))
+            return list(islice((session for session in found if session.events), limit))
 
     def render(self, max_chars: int = 2000) -> str:
         """Return all sessions as text, each under its id, the most recently active first.

@@ -98,18 +98,22 @@ class SpaceWatch:
     Args:
         journal: The journal's file; None for a journal in memory.
         folder: The store's folder; None if it has none.
+
+    Attributes:
+        found: The last measurement; None before the first.
     """
 
     def __init__(self, journal: Path | None, folder: Path | None) -> None:
         self._journal = journal
         self._folder = folder
         self._thread = SerialThread("autoplay-space")
-        self._problem: str | None = None
+        self.found: Space | None = None
 
     @property
     def problems(self) -> list[str]:
         """The warning, if there is one. Readable from any thread."""
-        return [self._problem] if self._problem else []
+        warning = self.found.warning if self.found else None
+        return [warning] if warning else []
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -128,7 +132,6 @@ class SpaceWatch:
     async def look(self) -> None:
         """Measure now, and note whether space is low."""
         try:
-            space = await self.measure()
+            self.found = await self.measure()
         except OSError:
             return  # the journal and the store report what is wrong with their disk
-        self._problem = space.warning

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, get_args
 from autoplay_rag._describe import describe
 from autoplay_rag._serial import SerialThread
 from autoplay_rag._timings import Timings
+from autoplay_rag._tracing import Attribute
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.filters import Filter
 from autoplay_rag.content.keys import session_lane
@@ -27,6 +28,7 @@ from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.lexical import Question, matched
 from autoplay_rag.search.serving import Serving
 from autoplay_rag.search.sessions import session_hit, time_of
+from autoplay_rag.search.spans import embedding_attributes, record, retrieval_attributes
 from autoplay_rag.stores.base import Match, TextStore, VectorStore
 
 __all__ = ["MOST_RERANKED", "Rerank", "Searcher", "filter_of", "reranked"]
@@ -65,6 +67,7 @@ class Searcher:
         complete: Whether the catalog knows every chunk of the store.
         watermark: Returns the pipeline's watermark.
         timings: Measures searches and their parts.
+        trace_content: Whether questions and documents go into spans.
     """
 
     store: VectorStore | TextStore | None
@@ -73,6 +76,7 @@ class Searcher:
     complete: bool = False
     watermark: Callable[[], int] = lambda: 0
     timings: Timings = field(default_factory=Timings)
+    trace_content: bool = False
     _thread: SerialThread = field(default_factory=lambda: SerialThread("autoplay-search-scores"))
 
     async def search(
@@ -95,15 +99,18 @@ class Searcher:
                 `rerank` returns other hits than it received.
             UnsupportedFilterError: If the store cannot translate the filter.
         """
-        with self.timings.measured("search", "hits"):
+        name, attributes = self._span(k, mode)
+        with self.timings.measured("search", "hits", span=name, attributes=attributes) as span:
             ranking = await self._rank(text, k, filter, mode)
             wanted = max(k, MOST_RERANKED) if rerank or collapse else k
             hits = await self._hits(ranking, filter, wanted)
-        if collapse:
-            hits = _collapsed(hits)
-        if rerank:
-            hits = await reranked(rerank, ranking.question.text, hits)
-        return ranking.result(hits[:k])
+            if collapse:
+                hits = _collapsed(hits)
+            if rerank:
+                hits = await reranked(rerank, ranking.question.text, hits)
+            result = ranking.result(hits[:k])
+            record(span, text, result, content=self.trace_content)
+            return result
 
     async def search_sessions(
         self,
@@ -118,19 +125,26 @@ class Searcher:
 
         `rerank` receives the best hit of each session.
         """
-        with self.timings.measured("search", "sessions"):
+        name, attributes = self._span(k, mode)
+        with self.timings.measured("search", "sessions", span=name, attributes=attributes) as span:
             ranking = await self._rank(text, k, filter, mode)
             found = await self._best_sessions(
                 ranking, filter, max(k, MOST_RERANKED) if rerank else k
             )
-        if rerank:
-            lane_of = {hits[0].id: lane for lane, hits in found.items()}
-            best = [hits[0] for hits in found.values()]
-            order = await reranked(rerank, ranking.question.text, best)
-            found = {lane_of[hit.id]: found[lane_of[hit.id]] for hit in order}
-        return ranking.result(
-            await self._session_hits(dict(islice(found.items(), k)), ranking, filter)
-        )
+            if rerank:
+                lane_of = {hits[0].id: lane for lane, hits in found.items()}
+                best = [hits[0] for hits in found.values()]
+                order = await reranked(rerank, ranking.question.text, best)
+                found = {lane_of[hit.id]: found[lane_of[hit.id]] for hit in order}
+            result = ranking.result(
+                await self._session_hits(dict(islice(found.items(), k)), ranking, filter)
+            )
+            record(span, text, result, content=self.trace_content)
+            return result
+
+    def _span(self, k: int, mode: Mode) -> tuple[str, dict[str, Attribute]]:
+        source = self.store.data_source if self.store else "journal"
+        return f"retrieval {source}", retrieval_attributes(source, k, mode, self.serving.embedder)
 
     # -- candidates ---------------------------------------------------------------------------
 
@@ -163,7 +177,7 @@ class Searcher:
             raise found
         matches = {match.id: match for match in dense or ()}
         passages, whole = await self._passages(k, filter, scope, matches, found or _NOTHING)
-        with self.timings.measured("search_part", "score"):
+        with self.timings.measured("search_part", "score", span="search score"):
             candidates = await self._thread.run(
                 fused,
                 question,
@@ -190,21 +204,27 @@ class Searcher:
 
     async def _nearest(self, text: str, limit: int, filter: Filter, scope: Scope) -> list[Match]:
         if isinstance(self.store, TextStore):
-            with self.timings.measured("search_part", "store"):
+            with self.timings.measured("search_part", "store", span="search store"):
                 found = await self.store.search(text, limit, filter)
         else:
             assert self.store is not None
             assert self.serving.embedder is not None
-            with self.timings.measured("search_part", "embed"):
-                vector = await self.serving.embedder.embed_query(text)
+            embedder = self.serving.embedder
+            with self.timings.measured(
+                "search_part",
+                "embed",
+                span=f"embeddings {embedder.model}",
+                attributes=embedding_attributes(embedder.model),
+            ):
+                vector = await embedder.embed_query(text)
             catalog = self.catalog if self.complete else None
             if catalog and scope.lanes is not None and "score" in self.store.capabilities:
                 # For few sessions, the catalog lists their chunks and the store scores only those.
                 ids = await catalog.chunk_ids(scope.lanes)
-                with self.timings.measured("search_part", "store"):
+                with self.timings.measured("search_part", "store", span="search store"):
                     scores = await self.store.score(vector, ids)
                 return [Match(chunk, "", score) for chunk, score in scores.items()]
-            with self.timings.measured("search_part", "store"):
+            with self.timings.measured("search_part", "store", span="search store"):
                 found = await self.store.query(vector, limit, filter)
         return [one for one in found if one.id != PROBE_ID and filter.matches(one.metadata)]
 
@@ -213,7 +233,7 @@ class Searcher:
             return _NOTHING
         # Few sessions are all candidates: only the frequencies of the words are needed.
         most = max(_MATCHING, 2 * k) if scope.lanes is None else 0
-        with self.timings.measured("search_part", "text"):
+        with self.timings.measured("search_part", "text", span="search text"):
             return await self.catalog.find(
                 question.lookups, question.exact, filter.conditions(), most
             )

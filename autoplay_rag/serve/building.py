@@ -16,6 +16,7 @@ from autoplay_rag.serve import page
 from autoplay_rag.serve.access import needs_of
 from autoplay_rag.serve.audit import AuditSink
 from autoplay_rag.serve.auth import Authenticator
+from autoplay_rag.serve.browsers import Browsers
 from autoplay_rag.serve.guard import Guard, GuardSettings
 from autoplay_rag.serve.jobs import KINDS, JobKind, Jobs
 from autoplay_rag.serve.keys import Keys
@@ -83,13 +84,19 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
         description="What users are doing right now, and what they did.",
         docs_url=None,  # the page would load scripts from elsewhere
         redoc_url=None,
+        # FastAPI's own spans have paths and query strings, and its logs the text of errors: both
+        # may have personal data. Versions before 0.164 ignore this, and make none.
+        telemetry={"tracing": False, "logs": False},
         lifespan=lifespan,
     )
     for router in ROUTERS:
         _check_needs(router)
         app.include_router(router)
     handle_problems(app)
-    serving = Serving(pipeline, Jobs(pipeline, {**KINDS, **settings.job_kinds}), settings.webhooks)
+    authenticator = Authenticator(settings.keys, settings.signing)
+    browsers = Browsers(authenticator)
+    kinds = {**KINDS, **settings.job_kinds}
+    serving = Serving(pipeline, Jobs(pipeline, kinds), settings.webhooks, browsers)
     serving.mcp = _mcp_endpoint(pipeline)
     app.state.serving = serving
     app.state.metrics = Metrics(serving)
@@ -101,7 +108,8 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
             max_body_bytes=settings.max_body_bytes,
             rate=settings.rate,
         ),
-        authenticator=Authenticator(settings.keys, settings.signing),
+        authenticator=authenticator,
+        browsers=browsers,
         audit=settings.audit,
     )
     if settings.cors_origins:

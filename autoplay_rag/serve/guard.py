@@ -2,7 +2,8 @@
 
 Loopback alone is no protection: any website can make a browser post to a loopback address, and
 DNS rebinding makes it read the answer. So the `Host` must be known, a foreign `Origin` is refused,
-and a body must be JSON, which a browser sends to another origin only after asking.
+and a body must be JSON, which a browser sends to another origin only after asking. The page's own
+sign-in form is the exception: a browser sends its `Origin`.
 """
 
 from __future__ import annotations
@@ -19,21 +20,25 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from autoplay_rag._tracing import Attribute, traced
 from autoplay_rag.connector.sse import MAX_EVENT_BYTES
 from autoplay_rag.serve.audit import AuditRecord, AuditSink
 from autoplay_rag.serve.auth import Authenticator, Principal
+from autoplay_rag.serve.browsers import COOKIE, Browsers
 from autoplay_rag.serve.problems import ProblemError, problem
 from autoplay_rag.serve.rates import Rates
 
-__all__ = ["COOKIE", "Guard", "GuardSettings"]
+__all__ = ["Guard", "GuardSettings"]
 
 _log = logging.getLogger(__name__)
 
-COOKIE: Final = "autoplay_rag_key"
-"""The cookie with a key or a token. A browser sends it only from the page itself (SameSite)."""
 _PROBES: Final = frozenset(("/healthz", "/readyz"))
 """Asked by address, and so without a known host. They tell nothing without a key."""
+_UNTRACED: Final = _PROBES | {"/metrics"}
+"""Asked every few seconds, by machines."""
+_METHODS: Final = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 _WEBHOOKS: Final = "/v1/webhooks/"
+_FORMS: Final = frozenset(("/sign-in", "/sign-out"))
 _WITH_BODY: Final = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 _BODY_SECONDS: Final = 30.0
 _DISCARDED_BYTES: Final = 8 * 2**20
@@ -74,15 +79,22 @@ class Guard:
         app: The application.
         settings: What is let through.
         authenticator: Recognises credentials.
+        browsers: Have the credentials of cookies.
         audit: Takes the lines of the audit log.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: GuardSettings, authenticator: Authenticator, audit: AuditSink
+        self,
+        app: ASGIApp,
+        settings: GuardSettings,
+        authenticator: Authenticator,
+        browsers: Browsers,
+        audit: AuditSink,
     ) -> None:
         self._app = app
         self._settings = settings
         self._authenticator = authenticator
+        self._browsers = browsers
         self._audit = audit
         self._rates = Rates(settings.rate)
 
@@ -91,12 +103,28 @@ class Guard:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})
         elif scope["type"] == "http":
-            await self._handle(scope, receive, send)
+            await self._trace(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _trace(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = _Answer(send)
+        if _path(scope) in _UNTRACED:
+            await self._handle(scope, receive, answer)
+            return
+        method = scope["method"] if scope["method"] in _METHODS else "HTTP"
+        attributes: dict[str, Attribute] = {"http.request.method": method}
+        with traced(method, attributes, headers=Headers(scope=scope)) as span:
+            await self._handle(scope, receive, answer)
+            # The route alone: the path and the query may have ids of people, and a key.
+            if route := getattr(scope.get("route"), "path_format", None):
+                span.update_name(f"{method} {route}")
+                span.set_attribute("http.route", route)
+            span.set_attribute("http.response.status_code", answer.status)
+            if answer.status >= 500:  # noqa: PLR2004 - a failure of the server
+                span.set_attribute("error.type", str(answer.status))
+
+    async def _handle(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         try:
             principal = self._checked(scope)
             scope.setdefault("state", {})["principal"] = principal
@@ -131,11 +159,16 @@ class Guard:
         address = f"address {client[0] if client else '-'}"
         # A webhook is checked by its signature or key. Its one sender may send everyone's events.
         is_limited = not path.startswith(_WEBHOOKS)
-        if (credential := _credential(headers)) is None:
+        credential = _bearer(headers)
+        by_cookie = credential is None
+        if credential is None:
+            credential = self._of_cookie(headers)
+        principal = self._authenticator.identify(credential) if credential is not None else None
+        if principal is None and by_cookie:
+            # Without a cookie, or with one that is no longer valid: the page lets sign in again.
             if is_limited:
                 self._check_rate(address)
             return None
-        principal = self._authenticator.identify(credential)
         if principal is None:
             self._check_rate(address)
             raise ProblemError(
@@ -146,6 +179,10 @@ class Guard:
         if is_limited:
             self._check_rate(principal.name)
         return principal
+
+    def _of_cookie(self, headers: Headers) -> str | None:
+        found = cookie_parser(headers.get("cookie", "")).get(COOKIE)
+        return self._browsers.credential(found) if found else None
 
     def _check_host(self, headers: Headers) -> None:
         given = headers.getlist("host")
@@ -181,7 +218,8 @@ class Guard:
         webhook = path.startswith(_WEBHOOKS)
         limit = MAX_EVENT_BYTES if webhook else self._settings.max_body_bytes
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        if has_body and not webhook and not _is_json(headers.get("content-type", "")):
+        is_form = path in _FORMS and _type(headers) == "application/x-www-form-urlencoded"
+        if has_body and not webhook and not is_form and _type(headers) != "application/json":
             raise ProblemError(415, "The body must be JSON, with the type application/json.")
         try:
             async with asyncio.timeout(_BODY_SECONDS):
@@ -256,11 +294,11 @@ def _path(scope: Scope) -> str:
     return path[len(root) :] if root and path.startswith(root) else path
 
 
-def _credential(headers: Headers) -> str | None:
-    """The credential of a request: a bearer, or the cookie that the page sets; None without one."""
+def _bearer(headers: Headers) -> str | None:
+    """The credential in the header; None without one, "" for one of another kind."""
     kind, _, credential = headers.get("authorization", "").partition(" ")
     if not kind:
-        return cookie_parser(headers.get("cookie", "")).get(COOKIE) or None
+        return None
     return credential.strip() if kind.lower() == "bearer" else ""
 
 
@@ -271,6 +309,5 @@ def _host_name(host: str) -> str:
     return host.partition(":")[0].lower()
 
 
-def _is_json(content_type: str) -> bool:
-    kind = content_type.partition(";")[0].strip().lower()
-    return kind == "application/json"
+def _type(headers: Headers) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -41,6 +41,7 @@ _TIMED: Final = {
     "lag": ("Seconds from received to settled.", ""),
     "search": ("Seconds of searches, by what is returned.", "answer"),
     "search_part": ("Seconds of the parts of searches.", "part"),
+    "plan": ("Seconds of planning batches.", ""),
     "embedder": ("Seconds of requests to the embedder for chunks.", "request"),
     "store": ("Seconds of writes to the store.", "request"),
 }
@@ -75,6 +76,7 @@ class Metrics(Collector):
             yield from _ledger(pipeline)
             yield from _durations(pipeline)
             yield _clients(pipeline)
+            yield from _disk(pipeline)
         yield _gauge("up", "Whether the pipeline runs.", float(pipeline.is_running))
         health = GaugeMetricFamily(
             "autoplay_rag_health", "1 for the state of the pipeline.", labels=["state"]
@@ -125,6 +127,13 @@ def _clients(pipeline: IngestPipeline) -> Metric:
     for product, state in dict(pipeline.client_states).items():
         states.add_metric([product, state], 1.0)
     return states
+
+
+def _disk(pipeline: IngestPipeline) -> Iterator[Metric]:
+    # Without files there is no limit, and `free` says nothing.
+    if (space := pipeline.space) is not None and (space.journal, space.store) != (None, None):
+        yield _gauge("disk_free_bytes", "Free bytes on the disk of journal and store.", space.free)
+        yield _gauge("disk_needed_bytes", "How many have to be free.", space.needed)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from autoplay_rag.connector.webhook import WebhookReceiver
 from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.serve.browsers import Browsers
 from autoplay_rag.serve.jobs import Jobs
 from autoplay_rag.serve.problems import ProblemError
 
@@ -46,6 +47,7 @@ class Serving:
         pipeline: Takes and finds everything.
         jobs: Long work.
         webhooks: Verifies deliveries; None without a secret.
+        browsers: Who signed in on the page.
         mcp: Answers MCP; None without the extra `mcp`.
         streams: The open streams, with the names of their principals.
     """
@@ -53,6 +55,7 @@ class Serving:
     pipeline: IngestPipeline
     jobs: Jobs
     webhooks: WebhookReceiver | None
+    browsers: Browsers
     mcp: Endpoint | None = None
     streams: dict[OpenStream, str] = field(default_factory=dict)
     _closing: bool = False

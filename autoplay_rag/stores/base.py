@@ -105,6 +105,11 @@ class Store(ABC):
         )
 
     @property
+    def data_source(self) -> str:
+        """What the store is called in traces: the class, unless the store has a better name."""
+        return type(self).__name__
+
+    @property
     def data_folder(self) -> Path | None:
         """The folder on this machine with the store's own files; None if it has none."""
         return None

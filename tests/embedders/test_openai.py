@@ -51,6 +51,19 @@ async def test_vectors_come_in_the_order_of_the_texts(server, embedder):
     assert server.authorization == {f"Bearer {KEY}"}
 
 
+async def test_calls_at_once_make_one_client(server, embedder, monkeypatch):
+    """A client takes half a second of a processor, and those not used would stay open."""
+    make, made = OpenAIEmbedder._new_client, []
+
+    def counted(self):
+        made.append(make(self))
+        return made[-1]
+
+    monkeypatch.setattr(OpenAIEmbedder, "_new_client", counted)
+    await asyncio.gather(*(embedder.embed([f"text {number}"]) for number in range(10)))
+    assert len(made) == 1
+
+
 async def test_a_server_that_knows_no_base64_may_answer_with_floats(server, embedder):
     server.floats = True
     assert [list(v) for v in await embedder.embed(["a", "bb"])] == [[1, 97, 0.5], [2, 98, 0.5]]

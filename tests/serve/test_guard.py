@@ -3,7 +3,6 @@
 import asyncio
 import socket
 
-import httpx
 import pytest
 from serve_server import KEYS
 
@@ -151,7 +150,7 @@ def test_the_rate_recovers_and_buckets_are_bounded():
     assert len(rates._buckets) == 10_000
 
 
-@pytest.mark.parametrize("path", ["/v1/ledger", "/nowhere", "/v1/search", "/healthz", "/"])
+@pytest.mark.parametrize("path", ["/v1/ledger", "/nowhere", "/v1/search", "/healthz"])
 async def test_every_answer_has_the_security_headers(running, path):
     async with running.client(KEYS.admin) as client:
         headers = (await client.get(path)).headers
@@ -192,20 +191,3 @@ async def test_answers_come_without_delay_on_the_socket(running):
     """A socket of another kind would answer each request after 44 ms."""
     for sock in running.server.servers[0].sockets:
         assert sock.proto == socket.IPPROTO_TCP
-
-
-async def test_the_page_swaps_a_key_for_a_cookie(running):
-    async with httpx.AsyncClient(base_url=running.server.url) as client:
-        assert (await client.get("/")).status_code == 401
-        swapped = await client.get("/", params={"key": KEYS.read})
-        assert swapped.status_code == 303
-        cookie = swapped.headers["set-cookie"]
-        assert "HttpOnly" in cookie
-        assert "SameSite=strict" in cookie
-        page = await client.get(swapped.headers["location"])
-        assert page.status_code == 200
-        assert "<script" not in page.text
-        assert "received" in page.text
-        assert (await client.get("/v1/ledger")).status_code == 200
-        refused = await client.get("/v1/ledger", headers={"origin": "https://evil.example.com"})
-        assert refused.status_code == 403

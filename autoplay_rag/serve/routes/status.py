@@ -67,7 +67,7 @@ async def status(access: Annotated[Access, Depends(Needs("read"))]) -> StatusAns
                 if name not in _OTHER
             },
             "reembedding": found.copy,
-            "space": await access.pipeline.space(),
+            "space": await access.pipeline.measure_space(),
         },
         from_attributes=True,
     )
