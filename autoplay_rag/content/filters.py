@@ -71,7 +71,8 @@ class Filter:
         Texts have the form in which the journal and the stores keep them.
         """
         found: list[Condition] = [
-            (f.name, "==", storable(value))
+            # A store refuses what is no text.
+            (f.name, "==", storable(value) if isinstance(value, str) else value)
             for f in fields(self)
             if f.name not in ("since", "until") and (value := getattr(self, f.name)) is not None
         ]

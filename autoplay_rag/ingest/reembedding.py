@@ -113,6 +113,8 @@ class Reembedding:
         self._resting = resting
         self._on_exchanged = on_exchanged
         self._copier: Copier | None = None
+        # The periodic work and the erasing look at the same copy.
+        self._deciding = asyncio.Lock()
 
     @property
     def progress(self) -> Progress | None:
@@ -143,14 +145,19 @@ class Reembedding:
 
     async def tidy(self) -> None:
         """Delete the other collection, if nothing in it is needed any more."""
-        if self._copier is not None:
-            return
-        copy = await self._copies.current()
-        if copy is not None and copy.phase is Phase.DROPPING:
-            await self._drop(copy)
+        async with self._deciding:
+            if self._copier is not None:
+                return
+            copy = await self._copies.current()
+            if copy is not None and copy.phase is Phase.DROPPING:
+                await self._drop(copy)
 
     async def is_clean(self) -> bool:
         """Make sure that an unfinished copy holds no chunk that was deleted; False if not yet."""
+        async with self._deciding:
+            return await self._is_clean()
+
+    async def _is_clean(self) -> bool:
         copy = await self._copies.current()
         if copy is None:
             return True
@@ -172,6 +179,10 @@ class Reembedding:
 
     async def abandon(self) -> None:
         """Delete what an unfinished copy has stored."""
+        async with self._deciding:
+            await self._abandon()
+
+    async def _abandon(self) -> None:
         copy = await self._copies.current()
         if copy is not None:
             # In this order: a kill in between must not leave a copy to go on with, and no chunks.
@@ -192,7 +203,8 @@ class Reembedding:
         name = model.embedder.model
         target = self._store.sibling(_COLLECTION)
         try:
-            copy = await self._begun(target, name, render=render)
+            async with self._deciding:
+                copy = await self._begun(target, name, render=render)
             report = await self._fill_and_replace(copy, target, model, tell)
         finally:
             self._copier = None
@@ -212,7 +224,7 @@ class Reembedding:
             if copy.phase is Phase.FILLING and held and held.store_id == copy.store_id:
                 await target.start(model)
                 return copy
-        await self.abandon()
+        await self._abandon()
         await target.drop()  # whatever it holds
         copy = await self._copies.begin(model, _COLLECTION, render=render)
         await target.start(model)
