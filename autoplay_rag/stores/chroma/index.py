@@ -8,6 +8,7 @@ Statements about Chroma apply to chromadb 1.5.9, on a machine with little-endian
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, Final, Self
 
-__all__ = ["IndexHeader", "clear_vectors"]
+__all__ = ["IndexHeader", "clear_unused", "clear_vectors"]
 
 _HEADER: Final = Struct("<iQQQQQQ")
 _HEADER_VERSION: Final = 1
 _LABEL_BYTES: Final = 8
+_CLEARED_AT_ONCE: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ def clear_vectors(index: Path, kept: Collection[str]) -> bool:
     import numpy as np
 
     header = IndexHeader.read(index)
+    clear_unused(index)
     if header is not None and not header.places:
         return True  # as Chroma creates it; the vectors are in its log
     labels = _labels(index / "index_metadata.pickle")
@@ -90,6 +93,32 @@ def clear_vectors(index: Path, kept: Collection[str]) -> bool:
         data[place, header.vector : header.label] = 0
     data.flush()
     return True
+
+
+def clear_unused(index: Path) -> None:
+    """Overwrite the part of `data_level0.bin` that has no place of a chunk.
+
+    Chroma writes memory there that it has not initialised. It may hold anything, texts too. It does
+    not read it, so Chroma may have the index open.
+
+    Args:
+        index: The folder of the index. One of unknown format is left as it is.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    header = IndexHeader.read(index)
+    file = index / "data_level0.bin"
+    if header is None or not file.exists():
+        return
+    with file.open("r+b") as opened:
+        opened.seek(header.places * header.width)
+        while part := opened.read(_CLEARED_AT_ONCE):
+            if any(part):
+                opened.seek(-len(part), os.SEEK_CUR)
+                opened.write(bytes(len(part)))
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import msgspec
 
+from autoplay_rag.stores.chroma.index import clear_unused
+
 __all__ = ["IndexMirror"]
 
 _logger = logging.getLogger(__name__)
@@ -111,6 +113,9 @@ class IndexMirror:
         }
         if found == self._seen:
             return
+        for index in found.keys() - self._seen.keys():
+            clear_unused(self._folder / index)
+            found[index] = _files(self._folder / index)
         self._seen = found
         written_to = self._written_to()
         for index, files in found.items():

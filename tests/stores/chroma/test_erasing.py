@@ -14,6 +14,7 @@ import pytest
 
 from autoplay_rag.errors import StoreUnavailableError
 from autoplay_rag.stores import ChromaStore, Chunk, Filter
+from autoplay_rag.stores.chroma.index import IndexHeader
 
 SIZE = 24
 WRITTEN = 1000
@@ -188,3 +189,32 @@ async def test_killed_while_it_erases_it_keeps_the_others_and_can_be_repeated(st
         await assert_kept(store, range(10, 2 * WRITTEN))
         assert await store.erase()
         assert files_with(tmp_path, number) == set()
+
+
+def unused(file: Path) -> bytes:
+    """The part of an index that has no place of a chunk."""
+    header = IndexHeader.read(file.parent)
+    assert header is not None
+    return file.read_bytes()[header.places * header.width :]
+
+
+@pytest.mark.parametrize("when", ["it erases", "it starts"])
+async def test_memory_that_chroma_did_not_initialise_is_cleared(store, tmp_path, when):
+    """Chroma writes it behind the last chunk of a new index. Here it holds a text for sure."""
+    await upsert(store, range(20))
+    (file,) = (path for path in tmp_path.glob("*/data_level0.bin"))
+    if when == "it starts":
+        await store.aclose()
+    size = file.stat().st_size
+    behind = size - len(unused(file))
+    with file.open("r+b") as opened:
+        opened.seek(behind)
+        opened.write(b"private 3." * ((size - behind) // 10))
+    assert b"private 3." in unused(file)
+    if when == "it erases":
+        assert await store.erase()
+    else:
+        await store.start("model-a")
+    assert file.stat().st_size == size
+    assert not any(unused(file))
+    await assert_kept(store, range(20))
