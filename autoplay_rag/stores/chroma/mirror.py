@@ -113,9 +113,10 @@ class IndexMirror:
         }
         if found == self._seen:
             return
-        for index in found.keys() - self._seen.keys():
-            clear_unused(self._folder / index)
-            found[index] = _files(self._folder / index)
+        for index, files in found.items():
+            if files != self._seen.get(index):
+                clear_unused(self._folder / index)
+                found[index] = _files(self._folder / index)
         self._seen = found
         written_to = self._written_to()
         for index, files in found.items():
