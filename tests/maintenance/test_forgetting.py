@@ -415,3 +415,35 @@ async def test_no_search_finds_it_while_the_store_cannot_delete(
         store.stuck = False
         assert (await forgetting).deleted
         assert await store.count() == 1
+
+
+@pytest.mark.parametrize("kind", ["memory", "chroma"])
+async def test_the_last_person_leaves_the_results_of_others_as_they_were(
+    make_pipeline, make_actions, tmp_path, kind
+):
+    store = MemoryStore() if kind == "memory" else ChromaStore(tmp_path / "chroma")
+    users = [f"user{n}" for n in range(8)]
+    questions = ["report 3 of user3", "export", "user5"]
+    async with make_pipeline(store, journal=tmp_path / "j.db") as pipeline:
+        for user in users:
+            for n in range(4):
+                title = f"{user} exports report {n}"
+                await pipeline.on_actions(make_actions(f"{user}-{n}", title, user=user))
+        await pipeline.drain()
+
+        async def results():
+            return {
+                (user, question, mode): [
+                    hit.id for hit in await pipeline.search(question, k=20, user_id=user, mode=mode)
+                ]
+                for user in users[:-1]
+                for question in questions
+                for mode in ("hybrid", "dense", "text")
+            }
+
+        before = await results()
+        assert all(before.values())
+        receipt = await pipeline.forget(user_id=users[-1])
+        assert (receipt.payloads, receipt.deleted) == (4, True)
+        assert await results() == before
+        assert await store.count() == 4 * (len(users) - 1)
