@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from autoplay_rag.devserver.serving import LoopServer
+    from autoplay_rag.devserver.serving import ConnectorServer
 
 __all__ = ["LocalConnector"]
 
@@ -92,7 +92,7 @@ class LocalConnector:
         self._port = port
         self._product_id = ""
         self._address = ""
-        self._server: LoopServer | None = None
+        self._server: ConnectorServer | None = None
         self._subscribers: set[Subscriber] = set()
         self._changed = asyncio.Event()
 
@@ -136,12 +136,12 @@ class LocalConnector:
         """
         if self._server is None:
             try:
-                from autoplay_rag.devserver.serving import LoopServer
+                from autoplay_rag.devserver.serving import ConnectorServer
             except ImportError:
                 raise MissingExtraError("LocalConnector", "devserver") from None
             found = await first_product(self._source)
             self._product_id = self._given_product or found or _DEFAULT_PRODUCT
-            server = LoopServer(self._app())
+            server = ConnectorServer(self._app())
             port = await server.listen(self._host, self._port)
             host = f"[{self._host}]" if ":" in self._host else self._host
             self._address = f"http://{host}:{port}"

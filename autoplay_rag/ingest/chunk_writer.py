@@ -354,6 +354,16 @@ class ChunkWriter:
         async with self._store_free:
             yield
 
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        """Run in a task of its own inside the block."""
+        task = asyncio.create_task(self.run(), name="autoplay-chunk-writer")
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
     async def run(self) -> None:
         """Run until cancelled.
 

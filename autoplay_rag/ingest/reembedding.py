@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final
 
@@ -249,7 +249,7 @@ class Reembedding:
             store_batch=_STORE_BATCH,
         )
         self._copier = copier = Copier(self._copies, copy, writer, model.planner, tell)
-        async with _running(writer):
+        async with writer.running():
             seconds = _CATCH_UP_SECONDS
             while not await self._replace(copy, copier, target, model, seconds):
                 seconds *= 2
@@ -321,13 +321,3 @@ class Reembedding:
         finally:
             await target.aclose()
         await self._copies.end()
-
-
-@asynccontextmanager
-async def _running(writer: ChunkWriter) -> AsyncIterator[None]:
-    task = asyncio.create_task(writer.run(), name="autoplay-reembed")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -180,7 +179,7 @@ class _StoreCopy:
             limits=limits,
             max_attempts=_ATTEMPTS,
         )
-        async with _running(writer) as running:
+        async with writer.running() as running:
             async for page in self._source.scan(_PAGE):
                 chunks = [chunk for chunk in page if chunk.id != PROBE_ID]
                 self._chunks += len(chunks)
@@ -255,16 +254,6 @@ class _StoreCopy:
         seconds = time.monotonic() - self._started
         rate = self._copied / seconds if seconds else 0.0
         self._on_progress(Progress(self._chunks, total, rate))
-
-
-@asynccontextmanager
-async def _running(writer: ChunkWriter) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(writer.run(), name="autoplay-copy")
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def _close(source: Store | None, target: Store, embedder: Embedder | None) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import Generator
 from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
 
+from autoplay_rag._loop_server import LoopServer, bind
 from autoplay_rag.serve.serving import Serving
 
 __all__ = ["HttpServer"]
@@ -21,7 +20,7 @@ _GRACE_SECONDS: Final = 5.0
 """How long requests have to end after that."""
 
 
-class HttpServer(uvicorn.Server):
+class HttpServer(LoopServer):
     """An HTTP server in the running event loop. It leaves the signals to the process.
 
     Args:
@@ -42,13 +41,12 @@ class HttpServer(uvicorn.Server):
         config = uvicorn.Config(
             app, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False
         )
-        super().__init__(config)
+        super().__init__(config, grace=_GRACE_SECONDS)
         self._serving: Serving = app.state.serving
-        self._socket = _bound(host, port)
+        self._socket = bind(host, port)
         self._host = host
         self.port: int = self._socket.getsockname()[1]
         self._ending: asyncio.Task[None] | None = None
-        self._ready = asyncio.Event()
 
     @property
     def url(self) -> str:
@@ -65,10 +63,6 @@ class HttpServer(uvicorn.Server):
             if self._ending is not None:
                 await self._ending
 
-    async def ready(self) -> None:
-        """Wait until connections are accepted."""
-        await self._ready.wait()
-
     def stop(self) -> None:
         """Stop soon: tell the subscribers, let requests end, and return from `run_until_stopped`.
 
@@ -83,41 +77,3 @@ class HttpServer(uvicorn.Server):
             async with asyncio.timeout(_STREAMS_SECONDS):
                 await self._serving.streams_ended()
         self.should_exit = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to accept connections."""
-        await super().startup(sockets)
-        self._ready.set()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Cut off clients that do not read. uvicorn itself would wait for them."""
-        cut = asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._cut_connections)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            cut.cancel()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """Leave the signals to the process."""
-        yield
-
-    def _cut_connections(self) -> None:
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only on sockets with an explicit protocol. Without it, each answer
-    # would wait 40 ms for an acknowledgement.
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-        bound.setblocking(False)
-    except OSError as error:
-        bound.close()
-        reason = f"cannot listen on {host}, port {port}: {error.strerror}"
-        raise OSError(error.errno, reason) from None
-    return bound

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.connector.webhook import WebhookReceiver, webhook_app
-from autoplay_rag.devserver.serving import LoopServer
+from autoplay_rag.devserver.serving import ConnectorServer
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import (
     AutoplayError,
@@ -94,7 +94,7 @@ async def pipeline(make_pipeline):
 @asynccontextmanager
 async def serving(app, lifespan="off"):
     """Serve with uvicorn; yield an HTTP client for it."""
-    server = LoopServer(app)
+    server = ConnectorServer(app)
     server.config.lifespan = lifespan
     port = await server.listen("127.0.0.1", 0)
     try:
