@@ -24,6 +24,7 @@ from autoplay_rag.cli.options import (
     EmbedderOption,
     IdleOption,
     StoreOption,
+    WrittenJournalOption,
     default_journal,
 )
 from autoplay_rag.cli.progress import counts, showing_progress
@@ -54,13 +55,7 @@ def ingest(
     store: StoreOption = None,
     collection: CollectionOption = None,
     embedder: EmbedderOption = None,
-    journal: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="The file that records received payloads; by default beside the store.",
-        ),
-    ] = None,
+    journal: WrittenJournalOption = None,
     batch_window: Annotated[
         float | None,
         typer.Option(

@@ -29,6 +29,7 @@ __all__ = [
     "TokenOption",
     "UntilOption",
     "UrlArgument",
+    "WrittenJournalOption",
     "default_journal",
     "find_place",
     "help_without_subcommand",
@@ -56,6 +57,12 @@ JournalOption = Annotated[
         metavar="FILE",
         help="The journal's file; by default the one in the settings file, or the one beside the "
         "store. A pipeline may be writing it.",
+    ),
+]
+WrittenJournalOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The file that records received payloads; by default beside the store."
     ),
 ]
 SinceOption = Annotated[

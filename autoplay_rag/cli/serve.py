@@ -23,6 +23,7 @@ from autoplay_rag.cli.options import (
     CollectionOption,
     EmbedderOption,
     StoreOption,
+    WrittenJournalOption,
     default_journal,
 )
 from autoplay_rag.cli.progress import counts
@@ -52,13 +53,7 @@ def serve(
     store: StoreOption = None,
     collection: CollectionOption = None,
     embedder: EmbedderOption = None,
-    journal: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="The file that records received payloads; by default beside the store.",
-        ),
-    ] = None,
+    journal: WrittenJournalOption = None,
     config: ConfigOption = None,
     host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
     port: Annotated[
