@@ -6,7 +6,9 @@ import asyncio
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import typer
 
 from autoplay_rag._http_environment import environment_proxy
 from autoplay_rag._secrets import secret_from
@@ -39,6 +41,14 @@ def mcp(
     embedder: EmbedderOption = None,
     journal: JournalOption = None,
     config: ConfigOption = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.05,
+            help="Seconds that a running server has for an answer. After that a tool says that it is "
+            "not available.",
+        ),
+    ] = 1.0,
 ) -> None:
     """Offer MCP tools on standard input and output, for an agent that starts this command.
 
@@ -49,7 +59,7 @@ def mcp(
     if not find_spec("mcp"):
         raise MissingExtraError("autoplay-rag mcp", "mcp")
     if os.environ.get(_URL_VARIABLE):
-        asyncio.run(_relay(_named, environment_proxy(_named().url)))
+        asyncio.run(_relay(_named, timeout, environment_proxy(_named().url)))
         return
     place = find_place(config, journal=journal, store=store, collection=collection)
 
@@ -60,7 +70,7 @@ def mcp(
         return Target(server.url, server.key) if server else None
 
     if running() is not None:
-        asyncio.run(_relay(running))
+        asyncio.run(_relay(running, timeout))
         return
     if not place.journal.is_file():
         raise ConfigurationError(
@@ -89,10 +99,10 @@ def _named() -> Any:
     return Target(url, key)
 
 
-async def _relay(find: Callable[[], Any], proxy: str | None = None) -> None:
+async def _relay(find: Callable[[], Any], seconds: float, proxy: str | None = None) -> None:
     from autoplay_rag.serve.mcp.relay import Relay
 
-    relay = Relay(find, proxy)
+    relay = Relay(find, proxy, timeout=seconds)
     with Interrupts() as interrupts:
         try:
             await _serve(relay.server(), interrupts)

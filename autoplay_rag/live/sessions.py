@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 
 from autoplay_rag._checks import check_above
@@ -137,7 +138,9 @@ class _Entry:
     __slots__ = ("conversation_id", "events", "last", "user_id")
 
     def __init__(self, max_actions: int) -> None:
-        self.events: deque[LiveEvent] = deque(maxlen=max_actions)
+        # The fields of each `LiveEvent`. The garbage collector leaves plain tuples of texts and
+        # numbers alone; it walks through named tuples, up to 100,000 of them, in each collection.
+        self.events: deque[tuple[float, str, str, str]] = deque(maxlen=max_actions)
         self.user_id: str | None = None
         self.conversation_id: str | None = None
         self.last = (0.0, 0)
@@ -229,9 +232,9 @@ class LiveSessions:
                 self._add_late(key, known, payload, came)
             else:
                 entry = self._entry(key, payload, came)
-                since = entry.events[-1].at if entry.events else float("-inf")
+                since = entry.events[-1][0] if entry.events else float("-inf")
                 new = _events(payload, came, self._max_actions)
-                entry.events.extend(_in_order(new, since))
+                entry.events.extend(map(_fields, _in_order(new, since)))
             self._drop_stale(now)
 
     async def on_actions(self, payload: ActionsPayload) -> None:
@@ -370,8 +373,8 @@ class LiveSessions:
         entry.user_id = user_id
         entry.conversation_id = entry.conversation_id or conversation_id
         self._link(key, entry)
-        events = [*_events(payload, came, self._max_actions), *entry.events]
-        events.sort(key=lambda event: event.at)
+        events = [*map(_fields, _events(payload, came, self._max_actions)), *entry.events]
+        events.sort(key=itemgetter(0))
         entry.events.clear()
         entry.events.extend(events)
 
@@ -405,7 +408,7 @@ class LiveSessions:
     def _snapshot(self, key: _Key, now: float) -> LiveSession:
         entry = self._entries[key]
         since = now - self._max_age
-        events = tuple(event for event in entry.events if event.at >= since)
+        events = tuple(LiveEvent(*fields) for fields in entry.events if fields[0] >= since)
         return LiveSession(*key, entry.user_id, entry.conversation_id, events, now)
 
 
@@ -438,6 +441,10 @@ def _events(payload: Payload, now: float, most: int) -> Iterator[LiveEvent]:
             if text := action_line(action):
                 url = action.canonical_url[:_TEXT_LENGTH]
                 yield LiveEvent(now - before, payload.kind, text[:_TEXT_LENGTH], url)
+
+
+def _fields(event: LiveEvent) -> tuple[float, str, str, str]:
+    return event.at, event.kind, event.text, event.url
 
 
 def _times(actions: Sequence[SlimAction]) -> list[float]:

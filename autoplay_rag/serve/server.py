@@ -18,6 +18,9 @@ _STREAMS_SECONDS: Final = 2.0
 """How long open streams have to take their last event."""
 _GRACE_SECONDS: Final = 5.0
 """How long requests have to end after that."""
+_IDLE_SECONDS: Final = 75
+"""How long an idle connection stays open. Clients close theirs earlier (httpx after 5 s, nginx after
+60): if the server does it first, a request that is under way just then fails."""
 
 
 class HttpServer(LoopServer):
@@ -39,7 +42,13 @@ class HttpServer(LoopServer):
         # No access log: addresses hold ids of people. Only log_config=None leaves the logging
         # configuration unchanged.
         config = uvicorn.Config(
-            app, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False
+            app,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_IDLE_SECONDS,
         )
         super().__init__(config, grace=_GRACE_SECONDS)
         self._serving: Serving = app.state.serving

@@ -24,8 +24,6 @@ from autoplay_rag.serve.mcp.server import INSTRUCTIONS, SERVER_NAME, refusal
 __all__ = ["Relay", "Target"]
 
 _PROTOCOL: Final = "2025-11-25"
-_CONNECT_SECONDS: Final = 1.0
-_ANSWER_SECONDS: Final = 10.0
 _LONGEST_DETAIL: Final = 300
 _Context = ServerRequestContext[Any, Any]
 
@@ -54,12 +52,20 @@ class Relay:
         find: Returns the server; None if none runs. It is asked before each call, in a thread: a
             server that was started again may have another address.
         proxy: The URL of a proxy; None for none, as for a server on this machine.
+        timeout: Seconds for an answer.
     """
 
-    def __init__(self, find: Callable[[], Target | None], proxy: str | None = None) -> None:
+    def __init__(
+        self,
+        find: Callable[[], Target | None],
+        proxy: str | None = None,
+        *,
+        timeout: float = 1.0,
+    ) -> None:
         self._find = find
+        self._timeout = timeout
         self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
+            timeout=None,  # noqa: S113 - `_asked` has one for the whole answer
             trust_env=False,
             proxy=proxy,
             verify=tls_context(httpx.create_ssl_context),
@@ -104,17 +110,18 @@ class Relay:
                 "This is not available: the server is not running. Nothing was searched."
             )
         try:
-            answer = await self._http.post(
-                f"{target.url.rstrip('/')}/mcp",
-                json={"jsonrpc": "2.0", "id": 1, "method": method, "params": params},
-                headers={
-                    "authorization": f"Bearer {target.key}",
-                    "accept": "application/json",
-                    "mcp-protocol-version": _PROTOCOL,
-                },
-            )
-        except httpx.HTTPError as error:
-            reason = "in time" if isinstance(error, httpx.TimeoutException) else "at its address"
+            async with asyncio.timeout(self._timeout):
+                answer = await self._http.post(
+                    f"{target.url.rstrip('/')}/mcp",
+                    json={"jsonrpc": "2.0", "id": 1, "method": method, "params": params},
+                    headers={
+                        "authorization": f"Bearer {target.key}",
+                        "accept": "application/json",
+                        "mcp-protocol-version": _PROTOCOL,
+                    },
+                )
+        except (httpx.HTTPError, TimeoutError) as error:
+            reason = "in time" if isinstance(error, TimeoutError) else "at its address"
             raise _UnavailableError(
                 f"This is not available: the server does not answer {reason}. Nothing was searched."
             ) from None
