@@ -1,6 +1,7 @@
 """Jobs that change the store, and what the server says of itself and of dead letters."""
 
 import asyncio
+import json
 
 import pytest
 from pipelines import ScriptedEmbedder, make_actions
@@ -182,3 +183,10 @@ async def test_dead_letters_come_in_pages(serve, make_pipeline):
             cursor = page["next"] and {"cursor": page["next"]}
         assert seen == [["s0", "s1"], ["s2", "s3"], ["s4"]]
         assert (await admin.get("/v1/dead-letters?cursor=x")).status_code == 422
+
+
+async def test_who_started_a_job_is_in_the_audit_log(running, admin):
+    await ended(admin, await start(admin, "verify"))
+    line = json.loads(running.audit[-1])
+    assert (line["who"], line["route"]) == ("admin", "POST /v1/jobs")
+    assert (line["scope"], line["status"]) == ({"job": "verify"}, 202)

@@ -21,7 +21,11 @@ JobId = Annotated[str, Path(min_length=1, max_length=64)]
 
 
 @router.post("/v1/jobs", status_code=202)
-async def start(asked: JobRequest, _: Admin, request: Request) -> JobModel:
+async def start(
+    asked: JobRequest,
+    access: Annotated[Access, Depends(Needs("admin", audited=True))],
+    request: Request,
+) -> JobModel:
     """Start a job, which waits until the ones before have ended.
 
     - `verify`: compares journal and store; options `repair`, `delete_extra`.
@@ -30,6 +34,7 @@ async def start(asked: JobRequest, _: Admin, request: Request) -> JobModel:
     - `copy`: copies the chunks into another store on the server's machine: `to`, such as
       "chroma:/data/other", `to_collection`, `embedder`. The server stays with its own store.
     """
+    access.audit.about({"job": asked.kind})
     return JobModel.model_validate(serving_of(request).jobs.start(asked.kind, asked.options))
 
 
