@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from autoplay_rag._cancelled import is_cancelled
@@ -61,6 +61,8 @@ class Dispatcher(BoundedSink):
         self._waiting: OrderedDict[int, str] = OrderedDict()
         self._tasks: dict[int, tuple[asyncio.Task[None], str | None, Payload]] = {}
         self._number = 0
+        # What the reader's task processes, while nothing else ran: not yet among the others.
+        self._here: tuple[int, str | None, Payload] | None = None
         self._idle: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -73,9 +75,7 @@ class Dispatcher(BoundedSink):
         if not self._callbacks.get(payload.kind):
             self._recorder.skipped("no_callback")
             return
-        self.pending += 1
-        if self._recorder.observed:
-            self._recorder.pending(self.pending)
+        self._held()
         session_id = payload.session_id
         if session_id:
             running = self._running.get(session_id, 0)
@@ -84,6 +84,28 @@ class Dispatcher(BoundedSink):
                 return
             self._running[session_id] = running + 1
         self._start(session_id, payload)
+
+    def deliver(self, payload: Payload) -> Coroutine[Any, Any, None] | None:
+        """Return the run of the payload's callbacks; see `BoundedSink.deliver`."""
+        session_id = payload.session_id
+        if not self._callbacks.get(payload.kind) or (
+            session_id and self._running.get(session_id, 0) >= self._concurrency
+        ):
+            self.put(payload)
+            return None
+        self._held()
+        self._number += 1
+        self._here = self._number, session_id, payload
+        return self._deliver(self._number, session_id, payload)
+
+    def adopt(self, task: asyncio.Task[None]) -> None:
+        """Note the task in which the callbacks that were begun by `deliver` go on."""
+        if self._here is not None:
+            number, session_id, payload = self._here
+            self._here = None
+            self._tasks[number] = task, session_id, payload
+            if session_id:
+                self._running[session_id] = self._running.get(session_id, 0) + 1
 
     def connection_made(self, gate: asyncio.Event | None) -> None:
         """Make payloads that start from now on wait for `gate`."""
@@ -140,6 +162,10 @@ class Dispatcher(BoundedSink):
 
     def _ended(self, number: int, session_id: str | None) -> None:
         """Forget a task, and start the session's next payload in its place."""
+        if self._here is not None and self._here[0] == number:
+            self._here = None
+            self._freed()
+            return
         del self._tasks[number]
         if session_id:
             if session_id in self._queues:
@@ -194,27 +220,23 @@ class Dispatcher(BoundedSink):
             self._ended(number, session_id)
 
     async def _call(self, callback: Callback, payload: Payload) -> bool:
+        """Call one callback; False if it failed."""
+        started = time.perf_counter() if self._recorder.observed else 0.0
         try:
-            if not self._recorder.observed:
-                await callback.call(payload)
-                return True
-            started = time.perf_counter()
-            try:
-                await callback.call(payload)
-            finally:
-                self._recorder.callback_seconds(time.perf_counter() - started)
-        except asyncio.CancelledError as error:
-            if is_cancelled():
-                raise
-            # This task was not cancelled; something that the callback awaited was.
-            await self._failed(callback, payload, error)
+            await callback.call(payload)
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - logged by _failed; pytest.fail() is one
+        except BaseException as error:
+            # CancelledError: something that the callback awaited may have been cancelled, and not
+            # this task. pytest.fail() is a BaseException, too.
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
             await self._failed(callback, payload, error)
-        else:
-            return True
-        return False
+            return False
+        finally:
+            if self._recorder.observed:
+                self._recorder.callback_seconds(time.perf_counter() - started)
+        return True
 
     async def _failed(self, callback: Callback, payload: Payload, error: BaseException) -> None:
         logger.error(

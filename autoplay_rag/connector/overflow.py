@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeAlias
 
 from autoplay_rag.connector.metrics import Recorder
@@ -59,6 +59,18 @@ class BoundedSink(ABC):
     def put(self, payload: Payload) -> None:
         """Take a payload. Never blocks."""
 
+    def deliver(self, payload: Payload) -> Coroutine[Any, Any, None] | None:
+        """Take a payload as `put` does, or return what processes it, for the caller to await.
+
+        Returns:
+            The processing, to be begun at once; None if the sink does it.
+        """
+        self.put(payload)
+        return None
+
+    def adopt(self, task: asyncio.Task[None]) -> None:  # noqa: B027 - nothing to note by default
+        """Note the task in which the processing that was begun by `deliver` goes on."""
+
     @abstractmethod
     def connection_made(self, gate: asyncio.Event | None) -> None:
         """Note a new connection.
@@ -91,6 +103,12 @@ class BoundedSink(ABC):
         if oldest is not None:
             self.put(payload)
         self._give_up(payload if oldest is None else oldest)
+
+    def _held(self) -> None:
+        """Note that one payload more is held."""
+        self.pending += 1
+        if self._recorder.observed:
+            self._recorder.pending(self.pending)
 
     def _freed(self) -> None:
         """Note that one payload fewer is held."""

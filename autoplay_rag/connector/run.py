@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, suppress
+import contextvars
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
 
 from autoplay_rag.connector.hooks import ConnectionHooks
 from autoplay_rag.connector.overflow import BoundedSink
 from autoplay_rag.connector.stream import EventStream
+from autoplay_rag.payloads import Payload
 
 __all__ = ["ClientRun"]
 
+_AS_TASKS: Final = 100
+"""How many payloads get a task of their own after one whose callbacks had to wait."""
+
 
 class ClientRun:
-    """Reads a stream into a sink, in its own task, until it is stopped or fails.
+    """Reads a stream into a sink until it is stopped or fails.
+
+    The task that reads runs the callbacks of a payload itself: they begin in the same turn of the
+    event loop, and a callback that waits for nothing costs no task. As soon as one waits, another
+    task goes on reading, so that no callback holds up the stream.
 
     Create it on the event loop it belongs to. `stop` may be called from any thread, also before
     `read`.
@@ -35,8 +46,16 @@ class ClientRun:
         self.ended = asyncio.Event()
         self.connected = asyncio.Event()
         self.loop = asyncio.get_running_loop()
-        self._stream = stream
+        self._reads = aiter(stream)
+        self._context = contextvars.copy_context()
+        # The task that reads now; others may still run callbacks. What the last read brought.
         self._reader: asyncio.Task[None] | None = None
+        self._batch: Iterator[Payload] = iter(())
+        self._read_all: asyncio.Future[None] = self.loop.create_future()
+        # Whether the reader runs callbacks now, and whether `_check` is due in the next turn.
+        self._delivering = False
+        self._checked = False
+        self._as_tasks = 0
         self._finished = False
 
     @property
@@ -58,17 +77,17 @@ class ClientRun:
         """
         if self.stopping or self.sink.closed:
             return
-        self._reader = self.loop.create_task(self._pump())
+        self._start_reader()
         try:
-            await asyncio.wait({self._reader})
+            await asyncio.wait({self._read_all})
         except asyncio.CancelledError:
-            self._reader.cancel()
-            await asyncio.wait({self._reader})
+            self._cancel_reader()
+            await asyncio.wait({self._read_all})
+            self._read_all.exception()  # so that asyncio does not report it as lost
             raise
         finally:
             self.stopping = True
-        if not self._reader.cancelled():
-            self._reader.result()
+        self._read_all.result()
 
     def finish(self, error: BaseException | None = None) -> None:
         """Mark the run as ended."""
@@ -77,17 +96,83 @@ class ClientRun:
         self.connected.set()
         self.ended.set()
 
+    def _start_reader(self) -> None:
+        # Each has a copy of the context: what a callback sets does not reach the ones after it.
+        self._delivering = False
+        self._reader = self.loop.create_task(self._pump(), context=self._context.copy())
+
     async def _pump(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            if await self._pass_on(task):
+                async for batch in self._reads:
+                    self._batch = batch
+                    if not await self._pass_on(task):
+                        break
+        except asyncio.CancelledError:
+            if self._delivering and self._reader is task:
+                self._hand_over()  # a callback cancelled its own task
+            raise
+        except Exception as error:  # noqa: BLE001 - raised by `read`
+            self._read_all.set_exception(error)
+        finally:
+            if self._reader is task:
+                try:
+                    await self._reads.aclose()
+                finally:
+                    if not self._read_all.done():
+                        self._read_all.set_result(None)
+
+    async def _pass_on(self, task: asyncio.Task[None]) -> bool:
+        """Pass on what is left of the last read; False if this task is to read no more."""
         sink = self.sink
-        async with aclosing(aiter(self._stream)) as payloads:
-            async for payload in payloads:
-                if sink.pending < sink.limit:
-                    sink.put(payload)
-                else:
-                    await sink.put_when_full(payload)
-                if sink.closed:
-                    return
+        for payload in self._batch:
+            if sink.pending >= sink.limit:
+                await sink.put_when_full(payload)
+            elif self._as_tasks:
+                self._as_tasks -= 1
+                sink.put(payload)
+            elif (delivery := sink.deliver(payload)) is not None:
+                self._delivering = True
+                if not self._checked:
+                    self._checked = True
+                    self.loop.call_soon(self._check)
+                await delivery
+                if self._reader is not task:
+                    return False
+                self._delivering = False
+                if task.cancelling() or contextvars.copy_context() != self._context:
+                    self._start_reader()
+                    return False
+            if sink.closed:
+                return False
+        return True
+
+    def _check(self) -> None:
+        """In the turn after callbacks began: if they still run, let another task read."""
+        self._checked = False
+        if self._delivering:
+            self._as_tasks = _AS_TASKS
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Leave the reader with its callbacks, and start another."""
+        assert self._reader is not None
+        sink = self.sink
+        sink.adopt(self._reader)
+        # Begin what was read already in this turn, too.
+        while not sink.closed and sink.pending < sink.limit:
+            payload = next(self._batch, None)
+            if payload is None:
+                break
+            sink.put(payload)
+        self._start_reader()
 
     def _cancel_reader(self) -> None:
-        if self._reader is not None:
+        if self._delivering:
+            # Its callbacks go on. Another reader passes on what was received, then it is cancelled.
+            self._hand_over()
+            self.loop.call_soon(self._cancel_reader)
+        elif self._reader is not None:
             self._reader.cancel()

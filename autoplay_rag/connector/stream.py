@@ -1,11 +1,11 @@
-"""A connector's stream as an async iterator of payloads, over any number of connections."""
+"""A connector's stream as an async iterator of reads, over any number of connections."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Final, Literal, TypeAlias
 
@@ -37,7 +37,7 @@ _COMPLAIN_EVERY: Final = 60.0
 
 
 class EventStream:
-    """Connects, authenticates, reconnects and resumes; iterating yields the payloads.
+    """Connects, authenticates, reconnects and resumes; iterating yields what each read brought.
 
     One iteration at a time. It ends only with an error that a retry cannot fix, or when the
     iterator is closed or its task cancelled.
@@ -93,8 +93,10 @@ class EventStream:
         self._complaints = 0
         self._complained_at = -_COMPLAIN_EVERY
 
-    async def __aiter__(self) -> AsyncGenerator[Payload, None]:
-        """The payloads, from all connections.
+    async def __aiter__(self) -> AsyncGenerator[Iterator[Payload], None]:
+        """The payloads of each read, from all connections.
+
+        They are decoded as they are taken. One that was not taken does not count as received.
 
         Raises:
             ConnectorStatusError: If the connector refuses. Before the first connection, at once;
@@ -121,10 +123,8 @@ class EventStream:
                             self._refusals = 0
                             async for chunk in body:
                                 self._silent = False
-                                for event in parser.feed(chunk):
-                                    payload = self._read(event, backoff)
-                                    if payload is not None:
-                                        yield payload
+                                if events := parser.feed(chunk):
+                                    yield self._payloads(events, backoff)
                         failure: Exception = TransientError("the connector closed the stream")
                     except Exception as error:  # noqa: BLE001 - raised below, unless retried
                         failure = bare(error)
@@ -178,6 +178,12 @@ class EventStream:
                 backoff.connection_ended(lasted=lasted, silent=timed_out and self._silent)
                 if self._on_lost:
                     self._on_lost()
+
+    def _payloads(self, events: Sequence[Event], backoff: Backoff) -> Iterator[Payload]:
+        for event in events:
+            payload = self._read(event, backoff)
+            if payload is not None:
+                yield payload
 
     def _read(self, event: Event, backoff: Backoff) -> Payload | None:
         """The payload of an event; None for a heartbeat or an event that is not a payload."""

@@ -563,8 +563,8 @@ async def test_a_stream_can_be_read_without_a_client(server, event):
     found = []
 
     async def read():
-        async for payload in EventStream(endpoint, Recorder(None)):
-            found.append(payload)
+        async for payloads in EventStream(endpoint, Recorder(None)):
+            found.extend(payloads)
             if len(found) == 2:
                 done.set()
 
