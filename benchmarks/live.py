@@ -180,18 +180,14 @@ def main(argv: list[str] | None = None) -> list[Figure]:
 
     return [
         figure(
-            "live", "cpu", "µs", "client, 200 events/s, one a write: CPU per event", "sdk", 0.85
+            ("live", "cpu"), "µs", "client, 200 events/s, one a write: CPU per event", "sdk", 0.85
         ),
         figure(("live", "p50"), "ms", "the same: from the write to the callback, p50", "sdk", 1.0),
         figure(
-            "bulk",
-            "cpu",
-            "µs",
-            "client, a backlog in writes of 4 KiB: CPU per event",
-            "httpx-sse",
-            1.1,
+            ("bulk", "cpu"), "µs", "the client on a backlog in writes of 4 KiB: CPU per event",
+            "httpx-sse", 1.1,
         ),
-    ]
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -95,17 +95,33 @@ class EventParser:
             if self._line:
                 lines[0] = bytes(self._line) + lines[0]
                 self._line.clear()
-            for line in lines:
-                if line:
-                    self._take_line(line)
-                elif (event := self._end_event()) is not None:
-                    events.append(event)
+            self._take_lines(lines, events)
         if rest:
             self._hold(rest)
         self._clean = not (
             self._size or self._line or self._skipping or self._after_cr or self._at_start
         )
         return events
+
+    def _take_lines(self, lines: Sequence[bytes], events: list[Event]) -> None:
+        at, count = 0, len(lines)
+        while at < count:
+            line = lines[at]
+            at += 1
+            if (  # nearly every event is one line
+                line.startswith(b"data: ")
+                and at < count
+                and not lines[at]
+                and not self._size
+                and not self._skipping
+                and len(line) + 2 <= self._limit
+            ):
+                events.append(line[6:])
+                at += 1
+            elif line:
+                self._take_line(line)
+            elif (event := self._end_event()) is not None:
+                events.append(event)
 
     def _without_bom(self, chunk: bytes) -> bytes:
         start = bytes(self._line) + chunk
