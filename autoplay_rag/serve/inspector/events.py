@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from autoplay_rag.live.feed import Subscription
 from autoplay_rag.serve.access import Access, Ids, Needs
-from autoplay_rag.serve.inspector.live import MOST_LIVE, live_key, live_of
+from autoplay_rag.serve.inspector.live import FEW_LIVE, MOST_LIVE, live_key, live_of
 from autoplay_rag.serve.inspector.overview import MOST_ON_OVERVIEW, counts_of
 from autoplay_rag.serve.inspector.pages import IdField, fragment
 from autoplay_rag.serve.inspector.state import state_of
@@ -78,6 +78,7 @@ async def events(
     session_id: IdField = "",
     product_id: IdField = "",
     after: Annotated[float, Query(ge=0, le=1e11)] = 0.0,
+    live: Annotated[Literal["", "all"], Query()] = "",
 ) -> Response:
     """Stream the parts of a page as they change, until the client leaves."""
     serving = serving_of(request)
@@ -92,7 +93,7 @@ async def events(
                 yield from _numbers(serving)
             yield _live(access, ids, MOST_ON_OVERVIEW)
         elif page == "sessions":
-            yield _live(access, ids, MOST_LIVE)
+            yield _live(access, ids, MOST_LIVE if live else FEW_LIVE)
         elif page == "session":
             yield from _session(access, ids, after)
 

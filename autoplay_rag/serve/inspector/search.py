@@ -63,6 +63,7 @@ async def search(
         "search.html",
         "Search",
         status=status,
+        stream="?page=search",
         q=q,
         given={"user_id": user_id, "product_id": product_id, "since": since, "until": until,
                "kind": kind},  # fmt: skip

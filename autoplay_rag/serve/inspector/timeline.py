@@ -29,16 +29,11 @@ class Row:
     seconds: float = 0.0
 
 
-def rows_of(events: Iterable[SessionEvent], before: SessionEvent | None) -> list[Row]:
-    """Return the rows of some events in order.
-
-    Args:
-        events: The events.
-        before: The event before them; None if there is none.
-    """
+def rows_of(events: Iterable[SessionEvent]) -> list[Row]:
+    """Return the rows of some events in order."""
     rows: list[Row] = []
-    page = before.page if before else ""
-    ended = _end(before) if before else None
+    page = ""
+    ended: float | None = None
     for event in events:
         if event.started_at is not None and ended is not None:
             seconds = event.started_at - ended
