@@ -63,6 +63,8 @@ def _environment() -> Environment:
         made.globals[name] = getattr(texts, name)
     made.globals["asset"] = asset_path
     made.globals["query_of"] = query_of
+    for name in made.list_templates():
+        made.get_template(name)  # compiled now, not while a reader waits
     return made
 
 
@@ -189,9 +191,7 @@ _TITLES: Final = {
 
 def _error_page(request: Request, error: ProblemError) -> Response:
     if error.status == 401:  # noqa: PLR2004 - nobody is signed in
-        return page(
-            request, "sign_in.html", "Sign in", status=401, problem=None, to=_here(request)
-        )
+        return page(request, "sign_in.html", "Sign in", status=401, problem=None, to=_here(request))
     title = _TITLES.get(error.status, "This did not work")
     return page(request, "error.html", title, status=error.status, problem=error.detail,
                 headers=error.headers)  # fmt: skip
