@@ -3,12 +3,15 @@
 import asyncio
 import re
 import time
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from page_reader import HTML, browser, links, main_of, signed_in, submit, tags
 from pipelines import make_actions
 from serve_server import KEYS, SECRET_WORD, fill, token
 
+import autoplay_rag
 from autoplay_rag import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
 from autoplay_rag.serve.inspector.assets import ASSETS
 
@@ -101,6 +104,20 @@ async def test_files_are_kept_by_browsers_and_named_by_their_content(running):
     for content, _, _ in ASSETS.values():
         assert b"@import" not in content
         assert b"sourceMappingURL" not in content
+
+
+def test_files_of_others_are_named_with_their_licence():
+    root = Path(autoplay_rag.__file__).parents[1]
+    notice = (root / "NOTICE").read_text()
+    folder = root / "autoplay_rag" / "serve" / "inspector" / "static"
+    others = [*folder.glob("*.min.*")]
+    assert len(others) == 4
+    for file in others:
+        assert file.relative_to(root).as_posix() in notice
+        assert sha256(file.read_bytes()).hexdigest() in notice
+    licences = (folder / "LICENSES").read_text()
+    for name in ("htmx.org 2.0.11", "htmx-ext-sse 2.2.4", "uPlot 1.6.32"):
+        assert name in licences
 
 
 async def test_links_are_relative_to_the_address_that_was_asked(running):
