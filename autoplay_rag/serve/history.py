@@ -63,7 +63,6 @@ class History:
         clock: Returns the time in Unix seconds.
 
     Attributes:
-        started: When this was made, in Unix seconds.
         connections: The attached clients as of the last sample.
     """
 
@@ -71,7 +70,6 @@ class History:
         self._pipeline = pipeline
         self._clock = clock
         self._samples: deque[Sample] = deque(maxlen=_KEPT)
-        self.started = clock()
         self.connections: list[Connection] = []
 
     @property

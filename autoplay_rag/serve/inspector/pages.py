@@ -33,6 +33,7 @@ IdField = Annotated[str, Query(max_length=512)]
 TextField = Annotated[str, Query(max_length=2000)]
 """A text in a form; "" if none is given."""
 
+_MOST_FIELDS: Final = 2_000
 _PAGES: Final = (
     ("", "Overview"),
     ("sessions", "Sessions"),
@@ -140,14 +141,17 @@ async def form_of(request: Request) -> dict[str, list[str]]:
     """Read a form that changes something.
 
     Raises:
-        ProblemError: 403 if it was not sent by a page of this server.
+        ProblemError: 403 if it was not sent by a page of this server; 422 if it is too long.
     """
     # The guard lets origins through that may use the interface; a form must be the server's own.
     origin = urlsplit(request.headers.get("origin", ""))
     if not origin.netloc or origin.netloc != request.headers.get("host", ""):
         raise ProblemError(403, "Send this form from a page of this server.")
     body = (await request.body()).decode("utf-8", "replace")
-    return parse_qs(body, keep_blank_values=True, max_num_fields=2_000)
+    try:
+        return parse_qs(body, keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise ProblemError(422, f"The form has more than {_MOST_FIELDS} fields.") from None
 
 
 class PageRoute(APIRoute):
