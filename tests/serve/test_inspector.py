@@ -7,13 +7,16 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from page_reader import HTML, browser, links, main_of, signed_in, submit, tags
 from pipelines import make_actions
 from serve_server import KEYS, SECRET_WORD, fill, token
 
 import autoplay_rag
-from autoplay_rag import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
+from autoplay_rag import ActionsPayload, AsyncConnectorClient, ChatTurn, SlimAction, SummaryPayload
+from autoplay_rag.serve import create_app
 from autoplay_rag.serve.inspector.assets import ASSETS
 
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror='alert(2)'>\" autofocus onfocus=\"x"
@@ -429,6 +432,28 @@ async def test_a_stopped_pipeline_says_what_to_do(serve):
             assert answer.status_code == 503
             assert "The pipeline is not running" in answer.text
             assert "<nav" in answer.text
+
+
+async def test_below_a_larger_application_everything_is_shown_as_well(make_pipeline):
+    """Its lifespan is not ours: nothing takes samples between the looks."""
+    pipeline = make_pipeline()
+    whole = FastAPI()
+    whole.mount("/rag", create_app(pipeline, keys=KEYS))
+    async with pipeline:
+        pipeline.attach(AsyncConnectorClient("https://connector.example.com/stream/acme"))
+        transport = httpx.ASGITransport(whole)
+        headers = HTML | {"authorization": f"Bearer {KEYS.read}"}
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers=headers
+        ) as client:
+            page = (await client.get("/rag/")).text
+            assert "<b><bdi>acme</bdi></b> idle since" in page
+            assert "acme is idle" in page
+            assert 'href="./sessions"' in page
+            assert '<script type="application/json" id="samples">[[' in page
+            assert (await client.get("/rag/static/inspector.css")).status_code == 200
+            settings = (await client.get("/rag/settings")).text
+            assert 'href="./settings" aria-current="page"' in settings
 
 
 async def test_an_outage_is_shown_with_what_to_do(serve, embedder):
