@@ -20,6 +20,7 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
 from langchain_autoplay.kinds import FilterBuilder, kind_of
+from langchain_autoplay.pacing import Pace
 
 __all__ = ["LangChainStore"]
 
@@ -58,8 +59,9 @@ class LangChainStore(TextStore):
         vectorstore: Any LangChain vector store that replaces documents with the same id.
         filter_builder: Turns an `autoplay_rag.Filter` into the store's `filter=`. The filter's
             `conditions()` lists the conditions.
-        max_batch: The maximum number of documents in one call. Large batches are faster. They block
-            the loop for longer if the vector store does (`langchain-chroma`).
+        max_batch: The maximum number of documents in one call. A vector store that blocks the event
+            loop (`langchain-chroma`, which holds Python's lock) gets fewer at once: as many as it
+            takes in about 10 ms.
 
     Raises:
         ConfigurationError: If `vectorstore` is not a vector store, or `max_batch` is not above 0.
@@ -93,6 +95,7 @@ class LangChainStore(TextStore):
             )
         check_above("max_batch", max_batch, whole=True)
         self.max_batch = max_batch
+        self._pace = Pace(max_batch)
         self._kind = kind_of(vectorstore, filter_builder)
         self.persistent = self._kind.persistent
 
@@ -106,10 +109,12 @@ class LangChainStore(TextStore):
 
     async def add(self, chunks: Sequence[Chunk]) -> None:
         """Embed and store chunks; replace those with the same id."""
-        if not chunks:
-            return
-        with _rejections():
-            await self._kind.add([_document(chunk) for chunk in chunks])
+        start = 0
+        while part := chunks[start : start + self._pace.size]:
+            start += len(part)
+            documents = [_document(chunk) for chunk in part]
+            with _rejections():
+                await self._pace.measured(self._kind.add(documents), len(part))
 
     async def delete(self, ids: Sequence[str]) -> None:
         """Delete chunks; an unknown id is not an error.
