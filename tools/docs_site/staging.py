@@ -1,0 +1,77 @@
+"""Puts all pages of the site into one folder.
+
+The pages in `docs/` read well in the repository, too. Three things are added here: files from other
+folders, links as they have to be on the site, and what is generated, in place of a marker such as
+`<!-- generated: http -->`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from tools.docs_site.commands import command_reference
+from tools.docs_site.http_api import http_reference
+from tools.docs_site.links import relink
+from tools.docs_site.notebooks import notebook_page
+
+__all__ = ["GENERATED", "stage"]
+
+GENERATED: Final[dict[str, Callable[[], str]]] = {
+    "http": http_reference,
+    "command": command_reference,
+}
+"""What makes the part of a page, by the name in its marker."""
+
+_ADDED: Final = {
+    "CHANGELOG.md": "project/changelog.md",
+    "CONTRIBUTING.md": "project/contributing.md",
+    "SECURITY.md": "project/security.md",
+    "integrations/langchain-autoplay/README.md": "integrations/langchain-autoplay.md",
+    "integrations/llama-index-readers-autoplay/README.md": "integrations/llama-index.md",
+}
+_MARKER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+# The tests need a second word after the language; the site's generator takes none.
+_FENCE = re.compile(r"^( *```\w+) [\w ]+$", re.MULTILINE)
+
+
+def stage(root: Path, target: Path) -> None:
+    """Write all pages of the site, and what they show.
+
+    Args:
+        root: The folder of the repository.
+        target: The folder to write, which is emptied first.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(root / "docs", target)
+    places = dict(_places(root))
+    for notebook in sorted(root.glob("notebooks/*.ipynb")):
+        page, images = notebook_page(notebook)
+        source = notebook.relative_to(root).as_posix()
+        folder = target / "notebooks"
+        folder.mkdir(exist_ok=True)
+        shutil.copy(notebook, folder)
+        for name, image in images.items():
+            (folder / name).write_bytes(image)
+        (target / places[source]).write_text(
+            relink(page, source, places[source], {**places, source: source}), encoding="utf-8"
+        )
+    for source, place in places.items():
+        if source.endswith(".md"):
+            text = _FENCE.sub(r"\1", (root / source).read_text(encoding="utf-8"))
+            text = _MARKER.sub(lambda found: GENERATED[found[1]](), text)
+            (target / place).parent.mkdir(exist_ok=True)
+            (target / place).write_text(relink(text, source, place, places), encoding="utf-8")
+
+
+def _places(root: Path) -> Iterator[tuple[str, str]]:
+    """Yield the path of each file in the repository, and its path on the site."""
+    for file in root.glob("docs/**/*"):
+        if file.is_file():
+            yield file.relative_to(root).as_posix(), file.relative_to(root / "docs").as_posix()
+    for notebook in root.glob("notebooks/*.ipynb"):
+        yield f"notebooks/{notebook.name}", f"notebooks/{notebook.stem}.md"
+    yield from _ADDED.items()
