@@ -49,13 +49,15 @@ def problems_of(site: Path) -> list[str]:
 
 
 def _problems(path: Path, page: _Page, pages: dict[Path, _Page]) -> Iterator[str]:
+    # The server shows this page at any address, so its own addresses begin with a slash.
+    anywhere = path.name == "404.html"
     for target in page.loads:
         if _leaves(target):
             yield f"loads {target}"
-        elif not _file(path, target).is_file():
+        elif not anywhere and not _file(path, target).is_file():
             yield f"loads {target}, which does not exist"
     for target in page.links:
-        if path.name == "404.html" or _leaves(target):
+        if anywhere or _leaves(target):
             continue
         address, anchor = urldefrag(target)
         file = _file(path, address) if address else path
