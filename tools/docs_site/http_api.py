@@ -59,9 +59,7 @@ def _needs() -> dict[tuple[str, str], str]:
     }
 
 
-def _operation(
-    method: str, path: str, operation: Mapping[str, Any], needs: str
-) -> Iterator[str]:
+def _operation(method: str, path: str, operation: Mapping[str, Any], needs: str) -> Iterator[str]:
     yield f"### {method} {path}\n"
     yield f"{_linked(operation['description'])}\n"
     yield f"Needs {needs}.\n"
@@ -93,7 +91,11 @@ def _type(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
 
 def _default(schema: Mapping[str, Any]) -> str:
     default = schema.get("default")
-    return "" if default is None else f"`{str(default).lower() if default in (True, False) else default}`"
+    return (
+        ""
+        if default is None
+        else f"`{str(default).lower() if default in (True, False) else default}`"
+    )
 
 
 def _value(schema: Mapping[str, Any]) -> str:

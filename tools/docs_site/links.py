@@ -17,6 +17,7 @@ _LINK = re.compile(
     re.DOTALL,
 )
 _HEADING = re.compile(r"^#{1,6} +(.+?)(?: +\{[^}]*\})?$", re.MULTILINE)
+_IDENTIFIER = re.compile(r"^::: (\S+)$", re.MULTILINE)
 _ELSEWHERE = re.compile(r"^(?:[a-z]+:|//)")
 
 
@@ -29,8 +30,8 @@ def links(markdown: str) -> Iterator[str]:
 
 
 def anchors(markdown: str) -> set[str]:
-    """Return the anchors of the headings, as GitHub and the site make them."""
-    made: set[str] = set()
+    """Return the anchors of the headings, as GitHub and the site make them, and of Python's names."""
+    made = set(_IDENTIFIER.findall(markdown))
     for prose, _ in _split(markdown):
         for title in _HEADING.findall(prose):
             plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title)
@@ -43,23 +44,25 @@ def anchors(markdown: str) -> set[str]:
     return made
 
 
-def broken_links(page: Path, root: Path) -> Iterator[str]:
+def broken_links(markdown: str, source: str, root: Path) -> Iterator[str]:
     """Yield a line for each link of a page that leads to no file or to no heading.
 
     Args:
-        page: A file of Markdown.
-        root: The folder that links may not leave.
+        markdown: The page.
+        source: Its path in the repository.
+        root: The folder of the repository.
     """
-    for target in links(page.read_text(encoding="utf-8")):
+    for target in links(markdown):
         if _ELSEWHERE.match(target):
             continue
         path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve() if path else page
-        about = f"{page.relative_to(root)}: {target}"
-        if not file.exists() or not file.is_relative_to(root):
-            yield f"{about}: no such file"
-        elif anchor and file.suffix == ".md" and anchor not in _anchors_of(file):
-            yield f"{about}: no such heading"
+        file = root / normpath(PurePosixPath(source).parent / path) if path else root / source
+        if not file.exists() or not file.resolve().is_relative_to(root.resolve()):
+            yield f"{source}: {target}: no such file"
+        elif anchor and file.suffix == ".md":
+            text = markdown if file == root / source else file.read_text(encoding="utf-8")
+            if anchor not in anchors(text):
+                yield f"{source}: {target}: no such heading"
 
 
 def relink(markdown: str, source: str, place: str, places: Mapping[str, str]) -> str:
@@ -85,10 +88,6 @@ def relink(markdown: str, source: str, place: str, places: Mapping[str, str]) ->
         return f"{found['text']}({target}{'#' + anchor if anchor else ''})"
 
     return _outside_code(markdown, lambda prose: _LINK.sub(moved, prose))
-
-
-def _anchors_of(file: Path) -> set[str]:
-    return anchors(file.read_text(encoding="utf-8"))
 
 
 def _outside_code(markdown: str, change: Callable[[str], str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from tools.docs_site.http_api import http_reference
 from tools.docs_site.links import relink
 from tools.docs_site.notebooks import notebook_page
 
-__all__ = ["GENERATED", "stage"]
+__all__ = ["GENERATED", "places", "stage"]
 
 GENERATED: Final[dict[str, Callable[[], str]]] = {
     "http": http_reference,
@@ -47,7 +47,7 @@ def stage(root: Path, target: Path) -> None:
     """
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(root / "docs", target)
-    places = dict(_places(root))
+    there = places(root)
     for notebook in sorted(root.glob("notebooks/*.ipynb")):
         page, images = notebook_page(notebook)
         source = notebook.relative_to(root).as_posix()
@@ -56,22 +56,30 @@ def stage(root: Path, target: Path) -> None:
         shutil.copy(notebook, folder)
         for name, image in images.items():
             (folder / name).write_bytes(image)
-        (target / places[source]).write_text(
-            relink(page, source, places[source], {**places, source: source}), encoding="utf-8"
+        (target / there[source]).write_text(
+            relink(page, source, there[source], {**there, source: source}), encoding="utf-8"
         )
-    for source, place in places.items():
+    for source, place in there.items():
         if source.endswith(".md"):
             text = _FENCE.sub(r"\1", (root / source).read_text(encoding="utf-8"))
             text = _MARKER.sub(lambda found: GENERATED[found[1]](), text)
             (target / place).parent.mkdir(exist_ok=True)
-            (target / place).write_text(relink(text, source, place, places), encoding="utf-8")
+            (target / place).write_text(relink(text, source, place, there), encoding="utf-8")
 
 
-def _places(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield the path of each file in the repository, and its path on the site."""
-    for file in root.glob("docs/**/*"):
-        if file.is_file():
-            yield file.relative_to(root).as_posix(), file.relative_to(root / "docs").as_posix()
-    for notebook in root.glob("notebooks/*.ipynb"):
-        yield f"notebooks/{notebook.name}", f"notebooks/{notebook.stem}.md"
-    yield from _ADDED.items()
+def places(root: Path) -> dict[str, str]:
+    """Return the path on the site for each file that is there, by its path in the repository.
+
+    Args:
+        root: The folder of the repository.
+    """
+    docs = root / "docs"
+    files = [file for file in sorted(docs.rglob("*")) if file.is_file()]
+    return {
+        **{file.relative_to(root).as_posix(): file.relative_to(docs).as_posix() for file in files},
+        **{
+            f"notebooks/{one.name}": f"notebooks/{one.stem}.md"
+            for one in root.glob("notebooks/*.ipynb")
+        },
+        **_ADDED,
+    }
