@@ -61,8 +61,8 @@ def _table(command: Any, context: Any) -> Iterator[str]:
 
 
 def _code(text: str) -> str:
-    """Return a text as code in a table."""
-    return f"`{text}`".replace("|", "\\|")
+    """Return a text as code in a table, where a bar needs no escape."""
+    return f"`{text}`"
 
 
 def _prose(text: str) -> str:
