@@ -35,7 +35,7 @@ PLACEHOLDER = "https://connector.example.com/stream/acme"
 ADDRESS = "http://127.0.0.1:8760"
 KEYS = Keys(admin="admin-key-of-tests", read="read-key-of-tests", ingest="ingest-key-of-tests")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-ANY_BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+ANY_BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`(autoplay-rag(?: [^`]+)?)`")
 ELSEWHERE = {
     "start.md": "tests/test_docs_start.py",
@@ -181,7 +181,8 @@ def commands():
         for words in sorted(typed):
             yield pytest.param(words, True, id=f"{name_of(page)}: {words}")
         for words in sorted(set(SPAN.findall(text)) - typed):
-            yield pytest.param(" ".join(words.split()), False, id=f"{name_of(page)}: {words}")
+            named = " ".join(words.split())
+            yield pytest.param(named, False, id=f"{name_of(page)}: {named}")
 
 
 @pytest.mark.parametrize(("words", "is_typed"), list(commands()))

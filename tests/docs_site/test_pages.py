@@ -37,7 +37,7 @@ def test_a_notebook_is_a_page_with_its_outputs(tmp_path):
             code("frame", {
                 "output_type": "execute_result",
                 "data": {
-                    "text/html": "<style>x</style><table>\n\n<tr><td>1</td></tr></table>",
+                    "text/html": '<style>x</style><table border="1">\n\n<tr><td>1</td></tr></table>',
                     "text/plain": "1",
                 },
             }),
@@ -49,7 +49,7 @@ def test_a_notebook_is_a_page_with_its_outputs(tmp_path):
     assert "Text.\n\n```python\nprint('a')\nplot()\n```\n\n```{ .text .output }\na\n```" in page
     assert images == {"first-1.png": b"hi"}
     assert "](first-1.png)" in page
-    assert '<div class="output"><table>\n<tr><td>1</td></tr></table></div>' in page
+    assert '<div class="output" tabindex="0"><table>\n<tr><td>1</td></tr></table></div>' in page
     assert "````{ .text .output }\n'```'\n````" in page
 
 

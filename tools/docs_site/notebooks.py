@@ -13,6 +13,7 @@ __all__ = ["notebook_page"]
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
+_TABLE = re.compile(r"<table[^>]*>")
 _ABOUT = "This page is a notebook: [{name}]({name}) runs in Jupyter.\n"
 
 
@@ -48,9 +49,10 @@ def _shown(output: dict[str, Any], prefix: str, images: dict[str, bytes]) -> Ite
         images[name] = base64.b64decode(_joined(png))
         yield f"![The output of the cell above]({name})"
     elif "<table" in (html := _joined(data.get("text/html", ""))):
-        # A blank line would end the block of HTML.
-        lines = [line.strip() for line in _STYLE.sub("", html).splitlines()]
-        yield '<div class="output">' + "\n".join(filter(None, lines)) + "</div>"
+        # The site has a style of its own. A blank line would end the block of HTML.
+        plain = _TABLE.sub("<table>", _STYLE.sub("", html))
+        lines = [line.strip() for line in plain.splitlines()]
+        yield '<div class="output" tabindex="0">' + "\n".join(filter(None, lines)) + "</div>"
     elif text := _joined(data.get("text/plain", "")):
         yield _output(text)
 

@@ -27,6 +27,7 @@ GENERATED: Final[dict[str, Callable[[], str]]] = {
 """What makes the part of a page, by the name in its marker."""
 
 _ADDED: Final = {
+    "README.md": "project/readme.md",
     "CHANGELOG.md": "project/changelog.md",
     "CONTRIBUTING.md": "project/contributing.md",
     "SECURITY.md": "project/security.md",
