@@ -63,6 +63,7 @@ lint: $(VENV)/.dev  ## Check style and types with ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy tests/typing/api.py
+	$(BIN)/python -m mypy -p tools.docs_site
 	@for package in $(INTEGRATIONS); do (cd $$package && ../../$(BIN)/python -m mypy) || exit 1; done
 
 format: $(VENV)/.dev  ## Fix and format the code with ruff

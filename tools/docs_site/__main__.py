@@ -45,7 +45,7 @@ def main() -> int:
     for line in found:
         print(line, file=sys.stderr)  # noqa: T201 - the output of a script
     if not found:
-        print(f"{SITE / 'index.html'}")  # noqa: T201
+        print("built site/; look at it, with its search: python -m http.server -d site")  # noqa: T201
     return 1 if found else 0
 
 

@@ -12,7 +12,7 @@ __all__ = ["Examples"]
 _EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 
 
-class Examples(griffe.Extension):  # type: ignore[misc]
+class Examples(griffe.Extension):
     """Treats `Example:` as `Examples:`, the only name under which griffe knows doctests."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
