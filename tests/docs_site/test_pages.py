@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from autoplay_rag.serve.building import ROUTERS
+from autoplay_rag.serve.mcp.tools import TOOLS
 from tools.docs_site.built import problems_of
 from tools.docs_site.commands import command_reference
 from tools.docs_site.http_api import http_reference
+from tools.docs_site.mcp_tools import mcp_reference
+from tools.docs_site.metrics import metrics_reference
 from tools.docs_site.notebooks import notebook_page
 from tools.docs_site.staging import stage
 
@@ -73,6 +76,28 @@ def test_the_types_that_are_linked_are_described():
     text = http_reference()
     linked = set(re.findall(r"\]\(#(\w+)\)", text))
     assert linked <= {name.lower() for name in re.findall(r"^### (\w+)$", text, re.MULTILINE)}
+
+
+def test_every_tool_is_in_the_mcp_reference_and_its_types_too():
+    text = mcp_reference()
+    assert set(re.findall(r"^## (\w+)$", text, re.MULTILINE)) == {*TOOLS, "Types"}
+    assert "| `query` | string (1 to 2,000 characters) | required | What to look for" in text
+    assert text.count("Under a token the call has no `user_id` or `product_id`:") == len(TOOLS)
+    linked = set(re.findall(r"\]\(#(\w+)\)", text))
+    assert linked == {name.lower() for name in re.findall(r"^### (\w+)$", text, re.MULTILINE)}
+
+
+def test_every_metric_of_the_alerts_and_the_dashboard_is_in_the_reference():
+    described = set(re.findall(r"^\| `(\w+)` \|", metrics_reference(), re.MULTILINE))
+    used = {
+        re.sub("_(bucket|sum|count)$", "", name)
+        for file in ("alerts.yaml", "dashboard.json")
+        for name in re.findall(
+            r"\bautoplay_rag_\w+", (ROOT / "docs" / "grafana" / file).read_text()
+        )
+    }
+    assert used
+    assert used <= described
 
 
 def test_every_command_is_in_its_reference():

@@ -12,6 +12,7 @@ from autoplay_rag.serve import Keys, create_app
 from autoplay_rag.serve.access import needs_of
 from autoplay_rag.serve.building import ROUTERS
 from autoplay_rag.stores import MemoryStore
+from tools.docs_site.schemas import default_of, fields_table, value_of
 
 __all__ = ["http_reference"]
 
@@ -23,11 +24,6 @@ _NEEDS = {
     "open": "nothing",
 }
 _SEE = re.compile(r"`([A-Z]\w+)((?:\.\w+)?)`")
-_BOUNDS = (
-    ("minimum", "maximum", ""),
-    ("minLength", "maxLength", " characters"),
-    ("minItems", "maxItems", " items"),
-)
 
 
 def http_reference() -> str:
@@ -46,7 +42,10 @@ def http_reference() -> str:
             parts += _operation(method.upper(), path, operation, needs[method.upper(), path])
     parts.append("## Types\n")
     for name, schema in sorted(document["components"]["schemas"].items()):
-        parts += _type(name, schema)
+        parts.append(f"### {name}\n")
+        if about := schema.get("description"):
+            parts.append(f"{_linked(about)}\n")
+        parts += fields_table(schema)
     return "\n".join(parts)
 
 
@@ -66,62 +65,15 @@ def _operation(method: str, path: str, operation: Mapping[str, Any], needs: str)
     if parameters := operation.get("parameters"):
         yield "| parameter | in | value | default |\n|---|---|---|---|"
         for one in parameters:
-            default = "required" if one["required"] else _default(one["schema"])
-            yield f"| `{one['name']}` | {one['in']} | {_value(one['schema'])} | {default} |"
+            default = "required" if one["required"] else default_of(one["schema"])
+            yield f"| `{one['name']}` | {one['in']} | {value_of(one['schema'])} | {default} |"
         yield ""
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        yield f"**Body** (`{kind}`): {_value(content['schema'])}\n"
+        yield f"**Body** (`{kind}`): {value_of(content['schema'])}\n"
     for status, answer in operation["responses"].items():
         if status != "default":  # a problem, the same everywhere
             kind, content = next(iter(answer["content"].items()))
-            yield f"**Answer {status}** (`{kind}`): {_value(content['schema'])}\n"
-
-
-def _type(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
-    yield f"### {name}\n"
-    if about := schema.get("description"):
-        yield f"{_linked(about)}\n"
-    required = schema.get("required", ())
-    yield "| field | value | default |\n|---|---|---|"
-    for field, value in schema.get("properties", {}).items():
-        default = "required" if field in required else _default(value)
-        yield f"| `{field}` | {_value(value)} | {default} |"
-    yield ""
-
-
-def _default(schema: Mapping[str, Any]) -> str:
-    default = schema.get("default")
-    return (
-        ""
-        if default is None
-        else f"`{str(default).lower() if default in (True, False) else default}`"
-    )
-
-
-def _value(schema: Mapping[str, Any]) -> str:
-    if reference := schema.get("$ref"):
-        name = reference.rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
-    if choices := schema.get("anyOf"):
-        return " or ".join(_value(one) for one in choices)
-    if values := schema.get("enum"):
-        return " or ".join(f"`{value}`" for value in values)
-    if (kind := schema.get("type")) == "array":
-        return f"list of {_value(schema.get('items', {}))}"
-    if kind == "object" and isinstance(values := schema.get("additionalProperties"), Mapping):
-        return f"object of {_value(values)}"
-    limits = [
-        said + unit
-        for least, most, unit in _BOUNDS
-        if (said := _range(schema.get(least), schema.get(most)))
-    ]
-    return f"{kind or 'any JSON'}{' (' + ', '.join(limits) + ')' if limits else ''}"
-
-
-def _range(least: float | None, most: float | None) -> str:
-    if least is None or most is None:
-        return f"at most {most:,.0f}" if most is not None else ""
-    return f"{least:,.0f} to {most:,.0f}"
+            yield f"**Answer {status}** (`{kind}`): {value_of(content['schema'])}\n"
 
 
 def _linked(text: str) -> str:

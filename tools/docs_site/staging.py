@@ -16,12 +16,16 @@ from typing import Final
 from tools.docs_site.commands import command_reference
 from tools.docs_site.http_api import http_reference
 from tools.docs_site.links import relink
+from tools.docs_site.mcp_tools import mcp_reference
+from tools.docs_site.metrics import metrics_reference
 from tools.docs_site.notebooks import notebook_page
 
 __all__ = ["GENERATED", "places", "stage"]
 
 GENERATED: Final[dict[str, Callable[[], str]]] = {
     "http": http_reference,
+    "mcp": mcp_reference,
+    "metrics": metrics_reference,
     "command": command_reference,
 }
 """What makes the part of a page, by the name in its marker."""
