@@ -44,9 +44,9 @@ async def _collected() -> list[Metric]:
 
 
 def _table(metrics: Sequence[Metric]) -> Iterator[str]:
-    yield "| metric | type | labels | meaning |"
+    yield "| metric | meaning | type | labels |"
     yield "|---|---|---|---|"
     for metric in metrics:
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name
         labels = ", ".join(f"`{label}`" for label in getattr(metric, "_labelnames", ()))
-        yield f"| `{name}` | {metric.type} | {labels} | {metric.documentation} |"
+        yield f"| `{name}` | {metric.documentation} | {metric.type} | {labels} |"
