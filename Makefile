@@ -27,7 +27,7 @@ define pytest
 	done
 endef
 
-.PHONY: help demo test test-slow test-all test-oldest test-newest lint format bench notebooks soak pins clean
+.PHONY: help demo test test-slow test-all test-oldest test-newest lint format bench notebooks soak docs pins clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -63,6 +63,7 @@ lint: $(VENV)/.dev  ## Check style and types with ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy tests/typing/api.py
+	$(BIN)/python -m mypy -p tools.docs_site
 	@for package in $(INTEGRATIONS); do (cd $$package && ../../$(BIN)/python -m mypy) || exit 1; done
 
 format: $(VENV)/.dev  ## Fix and format the code with ruff
@@ -75,12 +76,15 @@ bench: $(VENV)/.bench  ## Measure the figures of the README, each relative to a 
 notebooks: $(VENV)/.dev  ## Run the notebooks and save their outputs
 	$(BIN)/python tools/run_notebooks.py
 
+docs: $(VENV)/.docs  ## Build the documentation into site/, and fail on every warning and broken link
+	$(BIN)/python -m tools.docs_site
+
 soak: $(VENV)/.dev  ## Run the pipeline for ten minutes at 500 events a second, with injected faults
 	$(BIN)/python -m benchmarks.soak
 
 pins:  ## Write constraints.txt with the newest versions that the packages allow
 	@rm -rf .venv-pins && $(PYTHON) -m venv .venv-pins && .venv-pins/bin/python -m pip install --quiet --upgrade pip
-	@.venv-pins/bin/python -m pip install --quiet $(PACKAGES) --group dev \
+	@.venv-pins/bin/python -m pip install --quiet $(PACKAGES) --group dev --group docs \
 		$(foreach package,$(INTEGRATIONS),--group $(package)/pyproject.toml:test)
 	@.venv-pins/bin/python -m pip list --format=freeze --exclude-editable | grep -v '^setuptools==' > constraints.txt
 	@rm -rf .venv-pins
@@ -104,6 +108,11 @@ $(VENV)/.dev: $(VENV)/.pip $(INPUT)
 	@echo "installing the development tools (once)"
 	@$(PIP) install --constraint constraints.txt $(PACKAGES) --group dev \
 		$(foreach package,$(INTEGRATIONS),--group $(package)/pyproject.toml:test)
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	@echo "installing what the documentation needs (once)"
+	@$(PIP) install --constraint constraints.txt --group docs
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev benchmarks/requirements.txt
