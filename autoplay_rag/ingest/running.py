@@ -128,6 +128,7 @@ class RunningPipeline:
         space: Measures the disk space.
         timings: How long searches, requests and payloads take.
         timeline: Lists sessions and reads payloads.
+        visits: Returns the known sessions of lanes.
         watermark: Tracks which sequence numbers are settled.
     """
 
@@ -185,6 +186,7 @@ class RunningPipeline:
         self.timings = Timings()
         self._accepted_at: dict[int, float] = {}
         self.timeline = self._journal.timeline
+        self.visits = self._journal.finder.visits
         self._serving = Serving(embedder)
         self.searcher = Searcher(
             store,

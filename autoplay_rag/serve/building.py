@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from autoplay_rag.connector.webhook import WebhookReceiver
+from autoplay_rag.ingest.events import EventIntake
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve import page
 from autoplay_rag.serve.access import needs_of
@@ -25,6 +26,7 @@ from autoplay_rag.serve.openapi import describe_api
 from autoplay_rag.serve.problems import handle_problems
 from autoplay_rag.serve.routes import (
     actions,
+    analytics,
     context,
     dead_letters,
     forgetting,
@@ -42,13 +44,15 @@ from autoplay_rag.serve.routes import (
 )
 from autoplay_rag.serve.serving import Endpoint, Serving
 from autoplay_rag.serve.tokens import SigningKeys
+from autoplay_rag.sources.specs import AnalyticsTool
 
 __all__ = ["ROUTERS", "Settings", "build"]
 
 ROUTERS = [
     part.router
     for part in (
-        search, sessions, actions, live, stream, context, turns, webhooks, forgetting,
+        search, sessions, actions, live, stream, context, turns, webhooks, analytics,
+        forgetting,
         dead_letters, ledger, status, jobs, health, page, mcp,
     )
 ]  # fmt: skip
@@ -61,6 +65,7 @@ class Settings:
     keys: Keys
     signing: SigningKeys | None
     webhooks: WebhookReceiver | None = field(repr=False)
+    analytics_secrets: Mapping[AnalyticsTool, str] = field(repr=False)
     hosts: frozenset[str]
     cors_origins: frozenset[str]
     max_body_bytes: int
@@ -96,7 +101,14 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
     authenticator = Authenticator(settings.keys, settings.signing)
     browsers = Browsers(authenticator)
     kinds = {**KINDS, **settings.job_kinds}
-    serving = Serving(pipeline, Jobs(pipeline, kinds), settings.webhooks, browsers)
+    serving = Serving(
+        pipeline,
+        Jobs(pipeline, kinds),
+        settings.webhooks,
+        browsers,
+        EventIntake(pipeline),
+        settings.analytics_secrets,
+    )
     serving.mcp = _mcp_endpoint(pipeline)
     app.state.serving = serving
     app.state.metrics = Metrics(serving)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -11,10 +13,12 @@ from fastapi import Request
 from starlette.types import Receive, Scope, Send
 
 from autoplay_rag.connector.webhook import WebhookReceiver
+from autoplay_rag.ingest.events import EventIntake
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.browsers import Browsers
 from autoplay_rag.serve.jobs import Jobs
 from autoplay_rag.serve.problems import ProblemError
+from autoplay_rag.sources.specs import AnalyticsTool
 
 __all__ = ["Endpoint", "Serving", "serving_of"]
 
@@ -48,16 +52,22 @@ class Serving:
         jobs: Long work.
         webhooks: Verifies deliveries; None without a secret.
         browsers: Who signed in on the page.
+        events: Takes the events of analytics tools.
+        secrets: By analytics tool, the secret that its requests have to prove.
         mcp: Answers MCP; None without the extra `mcp`.
         streams: The open streams, with the names of their principals.
+        event_counts: How many events of each tool had each outcome.
     """
 
     pipeline: IngestPipeline
     jobs: Jobs
     webhooks: WebhookReceiver | None
     browsers: Browsers
+    events: EventIntake
+    secrets: Mapping[AnalyticsTool, str] = field(repr=False)
     mcp: Endpoint | None = None
     streams: dict[OpenStream, str] = field(default_factory=dict)
+    event_counts: Counter[tuple[AnalyticsTool, str]] = field(default_factory=Counter)
     _closing: bool = False
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
