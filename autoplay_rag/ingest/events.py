@@ -44,7 +44,7 @@ class EventIntake:
 
     def __init__(self, pipeline: TakesEvents, sessions: DeviceSessions | None = None) -> None:
         self._pipeline = pipeline
-        self._sessions = sessions or DeviceSessions()
+        self._sessions = DeviceSessions() if sessions is None else sessions
 
     async def take(self, events: Sequence[Event], product_id: str) -> Counter[str]:
         """Put events into the pipeline.

@@ -29,7 +29,7 @@ from autoplay_rag.sources.analytics import (
     payloads_of,
     read_events,
 )
-from autoplay_rag.sources.cutting import DeviceSessions
+from autoplay_rag.sources.cutting import DeviceSessions, names
 from autoplay_rag.sources.pages import url_of
 from autoplay_rag.sources.values import at_of, first_text, id_of, object_of, text_of
 from autoplay_rag.sources.words import (
@@ -115,7 +115,7 @@ def from_amplitude(
         'User clicked the "Export" button'
     """
     found = amplitude_events(body, now=now)
-    return payloads_of(found.events, product_id, (sessions or DeviceSessions()).name)
+    return payloads_of(found.events, product_id, names(sessions))
 
 
 def amplitude_events(body: Body, *, now: float | None = None) -> Events:

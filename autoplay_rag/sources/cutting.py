@@ -6,9 +6,10 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from autoplay_rag.sources.analytics import NameSession
 from autoplay_rag.sources.sessions import LONGEST, SessionCutter, cut_name
 
-__all__ = ["DeviceSessions", "Known"]
+__all__ = ["DeviceSessions", "Known", "names"]
 
 _MOST_DEVICES: Final = 10_000
 
@@ -111,3 +112,8 @@ class DeviceSessions:
         else:
             self._devices.move_to_end(key)
         return device
+
+
+def names(sessions: DeviceSessions | None) -> NameSession:
+    """What names the sessions of a body; None names them for this body alone."""
+    return (DeviceSessions() if sessions is None else sessions).name

@@ -30,7 +30,7 @@ from autoplay_rag.sources.analytics import (
     payloads_of,
     read_events,
 )
-from autoplay_rag.sources.cutting import DeviceSessions
+from autoplay_rag.sources.cutting import DeviceSessions, names
 from autoplay_rag.sources.elements import element_of, elements_of_chain
 from autoplay_rag.sources.pages import url_of
 from autoplay_rag.sources.values import (
@@ -101,7 +101,7 @@ def from_posthog(
         [0] click: User clicked the "Export" button — https://app.test/reports/:id
     """
     found = posthog_events(body, now=now)
-    return payloads_of(found.events, product_id, (sessions or DeviceSessions()).name)
+    return payloads_of(found.events, product_id, names(sessions))
 
 
 def posthog_events(body: Body, *, now: float | None = None) -> Events:

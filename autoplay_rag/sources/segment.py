@@ -29,7 +29,7 @@ from autoplay_rag.sources.analytics import (
     payloads_of,
     read_events,
 )
-from autoplay_rag.sources.cutting import DeviceSessions
+from autoplay_rag.sources.cutting import DeviceSessions, names
 from autoplay_rag.sources.pages import url_of
 from autoplay_rag.sources.values import at_of, first_text, id_of, object_of, text_of
 from autoplay_rag.sources.words import Did, custom, opened_page, opened_screen
@@ -76,7 +76,7 @@ def from_segment(
         'User triggered "Report Exported" (format: CSV)'
     """
     found = segment_events(body, now=now)
-    return payloads_of(found.events, product_id, (sessions or DeviceSessions()).name)
+    return payloads_of(found.events, product_id, names(sessions))
 
 
 def segment_events(body: Body, *, now: float | None = None) -> Events:

@@ -22,10 +22,11 @@ __all__ = [
 
 _LONGEST_LABEL: Final = 120
 _LONGEST_VALUE: Final = 80
+_LONGEST_MESSAGE: Final = 200
 _MOST_PROPERTIES: Final = 5
 
 _TYPING: Final = frozenset(("field", "text box"))
-_SWITCHED: Final = frozenset(("checkbox", "toggle", "radio button"))
+_CLICKED_TO_CHANGE: Final = frozenset(("checkbox", "toggle", "radio button"))
 _CLICKS: Final = {"rage": " again and again", "dead": ", and nothing happened"}
 _INPUTS: Final = {
     "checkbox": "checkbox",
@@ -82,10 +83,19 @@ _CLICKED: Final = re.compile(
     re.IGNORECASE,
 )
 """Names of events that only say that something was clicked; what it was is in a property."""
+_SUBMITTED: Final = re.compile(
+    r"form submi(?:tted|t)|submit(?:ted)? (?:a |the )?form", re.IGNORECASE
+)
+_SHOWN: Final = re.compile(
+    r"(?:error |success |warning )?(?:message|toast|alert|notification|banner|error|snackbar) "
+    r"(?:was )?(?:shown|displayed|seen|viewed)",
+    re.IGNORECASE,
+)
 _LABELS: Final = (
     "text", "label", "button_text", "buttonText", "button_name", "buttonName", "element_text",
     "link_text", "linkText", "button", "cta", "title", "name",
 )  # fmt: skip
+_FORM_LABELS: Final = ("form_name", "formName", "form", "label", "name", "title")
 _ADDRESSES: Final = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _NOT_SAID: Final = frozenset(
     (
@@ -156,7 +166,11 @@ class Element(NamedTuple):
     @property
     def name(self) -> str:
         """The element with its label, as in `the "Export" button`."""
-        return f'the "{self.label}" {self.role}' if self.label else f"an unlabeled {self.role}"
+        if not self.label:
+            return f"an unlabeled {self.role}"
+        return (
+            f'the "{self.label}" {self.role}' if self.role != "element" else f'the "{self.label}"'
+        )
 
 
 def opened_page(title: str, url: str) -> Did:
@@ -202,9 +216,8 @@ def interacted(how: str, element: Element) -> Did:
         return _changed(element, title)
     if how == "copy":
         return Did("copy", title, f"User copied text from {element.name}")
-    if role in _SWITCHED:
-        return Did("click", title, f"User switched {element.name}")
-    return Did("click", title, f"User clicked {element.name}{_CLICKS.get(how, '')}")
+    verb = "switched" if role == "toggle" else "clicked"
+    return Did("click", title, f"User {verb} {element.name}{_CLICKS.get(how, '')}")
 
 
 def failed(message: str, kind: str = "") -> Did:
@@ -227,6 +240,10 @@ def custom(name: str, properties: Mapping[str, Any]) -> Did:
         role = (clicked[1] or clicked[2]).lower()
         role = "button" if role == "cta" else role
         return interacted("click", Element(text_of(label, _LONGEST_LABEL), role))
+    if _SUBMITTED.fullmatch(words) and (label := first_text(properties, *_FORM_LABELS)):
+        return interacted("submit", Element(text_of(label, _LONGEST_LABEL), "form"))
+    if _SHOWN.fullmatch(words) and (text := text_of(properties.get("message"), _LONGEST_MESSAGE)):
+        return Did("message", "Message", f'User saw the message "{text}"')
     said = ", ".join(_said(properties.items()))
     return Did("event", words, f'User triggered "{words}"' + (f" ({said})" if said else ""))
 
@@ -248,8 +265,8 @@ def words_of_name(name: str) -> str:
 
 def _changed(element: Element, title: str) -> Did:
     role = element.role
-    if role in _SWITCHED:
-        return Did("click", title, f"User switched {element.name}")
+    if role in _CLICKED_TO_CHANGE:
+        return interacted("click", element)
     if role == "dropdown":
         return Did("select", title, f"User selected an option in {element.name}")
     if role == "file field":

@@ -1,0 +1,70 @@
+"""The samples, as analytics tools would report them, are the same sessions as by the stream."""
+
+import random
+import re
+from collections import defaultdict
+
+import pytest
+
+from autoplay_rag import ActionsPayload, IngestPipeline
+from autoplay_rag.connector.recording import read_recording
+from autoplay_rag.content.render import action_line
+from autoplay_rag.devserver import samples
+from autoplay_rag.devserver.analytics import delivery, events_of
+from autoplay_rag.ingest.events import EventIntake
+from autoplay_rag.sources.sessions import is_cut_name
+from autoplay_rag.sources.tools import READERS
+from autoplay_rag.stores import MemoryStore
+
+PAYLOADS = [one for one in read_recording(samples()) if isinstance(one, ActionsPayload)]
+TYPED = re.compile(r'^typed ".*" into ("[^"]*")$')
+SELECTED = re.compile(r'^selected ".*" in ("[^"]*")(?: picker)?$')
+UNKNOWN_ROLE = re.compile(r" (?:tile|card|entry|table|picker|column)$")
+
+
+def carried(line: str) -> str:
+    """What of a line no analytics tool leaves out: not what was typed, selected or chosen."""
+    line = SELECTED.sub(r"selected in \1", TYPED.sub(r"typed into \1", line))
+    line = line.replace("selected an option in ", "selected in ").removesuffix(" field")
+    if line.startswith(("chose the file", "chose a file")):
+        return "chose a file"
+    return UNKNOWN_ROLE.sub("", line)
+
+
+def lines(payloads):
+    """The lines of each session, by time."""
+    found = defaultdict(list)
+    for payload in payloads:
+        for action in payload.actions:
+            found[payload.session_id].append((action.timestamp_start, carried(action_line(action))))
+    return {session: sorted(some) for session, some in found.items() if session is not None}
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+async def test_posthog_gives_the_sessions_of_the_stream(shuffled, embedder, tmp_path):
+    """Also with duplicates, in another order, and divided into other requests."""
+    events = [event for payload in PAYLOADS for event in events_of(payload, "posthog")]
+    requests = [events[n : n + 7] for n in range(0, len(events), 7)]
+    if shuffled:
+        source = random.Random(1)
+        again = source.sample(events, len(events) // 3)
+        requests += [again[n : n + 11] for n in range(0, len(again), 11)]  # retries
+        source.shuffle(requests)
+        for request in requests:
+            source.shuffle(request)
+    async with IngestPipeline(MemoryStore(), embedder, journal=tmp_path / "journal.db") as pipeline:
+        intake = EventIntake(pipeline)
+        for request in requests:
+            found = READERS["posthog"](delivery(request, "posthog"))
+            assert (found.bad, found.skipped) == (0, 0)
+            await intake.take(found.events, "northwind")
+        stored = [action async for action in pipeline.actions()]
+        assert pipeline.ledger.received - pipeline.ledger.duplicate == len(events)
+        sessions = await pipeline.sessions(limit=200)
+    by_session = defaultdict(list)
+    for event in stored:
+        by_session[event.session_id].append((event.started_at, carried(action_line(event))))
+    found = {session: sorted(some) for session, some in by_session.items() if session}
+    assert {s: some for s, some in found.items() if not is_cut_name(s)} == lines(PAYLOADS)
+    people = {payload.session_id: payload.user_id for payload in PAYLOADS if payload.user_id}
+    assert {one.session_id: one.user_id for one in sessions if one.user_id is not None} == people
