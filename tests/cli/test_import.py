@@ -1,0 +1,136 @@
+"""`autoplay-rag import`."""
+
+import gzip
+import json
+
+import pytest
+
+from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
+from autoplay_rag.connector.recording import encode_line, read_recording
+from autoplay_rag.devserver import samples
+from autoplay_rag.devserver.analytics import events_of
+from autoplay_rag.errors import DrainTimeoutError
+from autoplay_rag.ingest.importing import Imported, import_records
+from autoplay_rag.sources.tools import READERS
+from autoplay_rag.stores import MemoryStore
+
+VISIT = ActionsPayload(
+    "acme",
+    "s1",
+    "ann",
+    actions=[
+        SlimAction("", 'User visited the "Reports" page', "https://a.test/reports", 0, "pageview", 1772524874.0, 0, "https://a.test/reports"),
+        SlimAction("", 'User clicked the "Export" button', "https://a.test/reports", 1, "click", 1772524884.0, 0, "https://a.test/reports"),
+    ],
+)  # fmt: skip
+
+
+def lines(tool, payload=VISIT):
+    return [json.dumps(event).encode() for event in events_of(payload, tool)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", READERS)
+def test_a_file_is_imported_once(cli, tool, tmp_path):
+    events = b"\n".join([*lines(tool), b'{"broken', b"[]"])
+    (tmp_path / "events.json.gz").write_bytes(gzip.compress(events))
+    command = ("import", "events.json.gz", "--format", tool, "--product-id", "acme")
+    first = cli(*command)
+    assert (first.returncode, first.stdout) == (0, "read 3 · accepted 2 · unreadable 1\n")
+    again = cli(*command)
+    assert again.stdout == "read 3 · accepted 0 · duplicate 2 · unreadable 1\n"
+    found = cli("search", "export")
+    assert 'clicked "Export"' in found.stdout
+
+
+@pytest.mark.slow
+def test_a_recording_from_standard_input(started, cli, tmp_path):
+    (tmp_path / "part.jsonl").write_bytes(encode_line(VISIT) + b"\n\n" + b'{"type": "new"}\n')
+    done = cli("import", "part.jsonl", "part.jsonl", "--format", "jsonl")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "read 4 · accepted 1 · duplicate 1 · not actions 2\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (("events.json",), 2, "--format"),
+        (("events.json", "--format", "csv"), 2, "csv"),
+        (("none.json", "--format", "posthog"), 1, "none.json: No such file"),
+        (("-", "-", "--format", "posthog"), 2, "give - once"),
+    ],
+)
+def test_wrong_usage(cli, args, code, said):
+    ended = cli("import", *args)
+    assert ended.returncode == code
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_file_of_another_format_is_a_failure(cli, tmp_path):
+    (tmp_path / "events.json").write_bytes(b"\n".join(lines("segment")))
+    ended = cli("import", "events.json", "--format", "amplitude")
+    assert (ended.returncode, ended.stdout) == (1, "read 2 · accepted 0 · unreadable 2\n")
+    assert "are these files of the format amplitude?" in ended.stderr
+
+
+async def test_all_samples_twice_and_in_parts(embedder, tmp_path):
+    """The second half was imported before: from an export that begins in the middle."""
+    events = [
+        json.dumps(event).encode()
+        for payload in read_recording(samples())
+        for event in events_of(payload, "segment")
+    ]
+    async with IngestPipeline(MemoryStore(), embedder, journal=tmp_path / "journal.db") as pipeline:
+        total = Imported()
+        for part in (events[len(events) // 2 :], events, events):
+            found = await import_records(
+                pipeline, iter(part), "segment", product_id="northwind", imported=total
+            )
+        assert found is total
+        sessions = await pipeline.sessions(limit=200)
+    assert total.bad == total.skipped == 0
+    assert total.outcomes["accepted"] == len(events)
+    assert total.outcomes["duplicate"] == len(events) + len(events) // 2
+    assert sum(one.actions for one in sessions) == len(events)
+
+
+async def test_reading_waits_for_what_is_not_stored(embedder, monkeypatch):
+    monkeypatch.setattr("autoplay_rag.ingest.importing._MOST_PENDING", 20)
+    monkeypatch.setattr("autoplay_rag.ingest.importing._LOT", 10)
+    most = 0
+
+    def some():
+        nonlocal most
+        for n in range(200):
+            most = max(most, pipeline.ledger.pending)
+            yield json.dumps({"type": "track", "event": f"e{n}", "userId": "u"}).encode()
+
+    async with IngestPipeline(MemoryStore(), embedder, batch_window=60) as pipeline:
+        await import_records(pipeline, some(), "segment", product_id="acme")
+    assert most <= 30
+
+
+async def test_an_outage_ends_the_import(embedder, monkeypatch):
+    monkeypatch.setattr("autoplay_rag.ingest.importing._MOST_PENDING", 0)
+    monkeypatch.setattr("autoplay_rag.ingest.importing._DRAIN_SECONDS", 0.05)
+    event = b'{"type": "track", "event": "e", "userId": "u"}'
+
+    def down(texts):
+        raise ConnectionError("down")
+
+    embedder.script = down
+    async with IngestPipeline(MemoryStore(), embedder, drain_timeout=0, batch_window=0) as pipeline:
+        with pytest.raises(DrainTimeoutError, match="not stored"):
+            await import_records(pipeline, iter([event]), "segment")
+
+
+async def test_it_stops_when_asked(embedder):
+    async with IngestPipeline(MemoryStore(), embedder) as pipeline:
+        found = await import_records(
+            pipeline, iter(lines("segment")), "segment", stopped=lambda: True
+        )
+    assert found.read == 0
