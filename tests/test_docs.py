@@ -27,6 +27,7 @@ PAGES += [
         "reading",
     )
 ]
+PAGES += [ROOT / "docs" / "sources" / f"{name}.md" for name in ("posthog", "amplitude", "segment")]
 
 
 def blocks():
