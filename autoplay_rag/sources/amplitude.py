@@ -184,10 +184,11 @@ def _url(properties: Mapping[str, Any]) -> str:
 def _did(name: str, properties: Mapping[str, Any]) -> Did:
     if name in _NOT_ACTIONS or name.startswith("$"):
         raise Rejected(f"{name[:60]} is not an action", is_bad=False)
-    kind = name.removeprefix(_OWN).lower()
+    kind = name.removeprefix(_OWN).lower().replace("_", " ")
     if kind in _PAGES:
         title = first_text(properties, f"{_OWN}Page Title", "page_title", "title")
-        return opened_page(title, _url(properties))
+        path = first_text(properties, f"{_OWN}Page Path", "page_path", "path", "page")
+        return opened_page(title, _url(properties) or path)
     if kind in _SCREENS:
         return opened_screen(first_text(properties, f"{_OWN}Screen Name", "screen_name", "name"))
     if name.startswith(_OWN) and kind in _HOW:

@@ -181,7 +181,7 @@ def _times(
     """When the event happened, and when PostHog received it."""
     now = at_of(item.get("now")) or at_of(envelope.get("now"))
     sent = at_of(item.get("sent_at")) or at_of(envelope.get("sent_at"))
-    said = at_of(item.get("timestamp")) or at_of(properties.get("timestamp"))
+    said = at_of(item.get("timestamp")) or at_of(properties.get("$time"))
     received = now or at_of(item.get("created_at"))
     offset = item.get("offset")
     if said and now and sent:

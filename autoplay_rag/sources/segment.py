@@ -164,7 +164,7 @@ def _did(
     name = text_of(item.get("event"))
     if not name:
         raise Rejected("a track call of Segment has a name, as a text, in `event`")
-    if name in _NOT_SAID:
+    if name in _NOT_SAID or name.startswith("$"):
         raise Rejected(f"{name} is not an action", is_bad=False)
     if name in ("Page Viewed", "Viewed Page"):
         return opened_page(first_text(properties, "title") or first_text(page, "title"), url)

@@ -258,7 +258,9 @@ def words_of_name(name: str) -> str:
     name = text_of(name, _LONGEST_LABEL)
     if " " not in name:
         name = _CAMEL.sub(" ", name)
-        if "_" not in name and not name.isupper():
+        if "_" in name and name.isupper():
+            name = name.lower()
+        elif "_" not in name and not name.isupper():
             name = name[:1] + name[1:].lower()
     return _BETWEEN.sub(" ", name).strip()
 
@@ -279,7 +281,7 @@ def _changed(element: Element, title: str) -> Did:
 def _said(properties: Iterable[tuple[str, Any]]) -> Iterable[str]:
     left = _MOST_PROPERTIES
     for name, value in properties:
-        if name[:1] in _INTERNAL:
+        if name[:1] in _INTERNAL or not any(map(str.isalpha, name)):
             continue
         words = words_of_name(name)
         if words.lower() == "name" or not _NOT_SAID.isdisjoint(words.lower().split()):

@@ -100,6 +100,18 @@ def test_when_it_was(fields, at):
     assert payload.actions[0].timestamp_start == at
 
 
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        ({"event_type": "page_view", "event_properties": {"page": "/dashboard"}}, 'visited the "Dashboard" page'),
+        ({"event_type": "USER_OPENED_APP"}, 'triggered "user opened app"'),
+        ({"event_type": "app.reportOpened", "event_properties": '{"0": "x", "kind": "weekly"}'}, 'triggered "app report opened" (kind: weekly)'),
+    ],
+)  # fmt: skip
+def test_events_of_ones_own_in_words(sent, words):
+    assert said(sent) == [f"User {words}"]
+
+
 def test_what_is_no_action_is_skipped_and_what_cannot_be_read_costs_itself():
     found = amplitude_events(
         [
