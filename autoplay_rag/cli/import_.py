@@ -148,6 +148,7 @@ def _counts(imported: Imported) -> str:
     """What became of everything that was read, in one line.
 
     Example:
+        >>> from collections import Counter
         >>> _counts(Imported(Counter(accepted=1200, duplicate=3), skipped=40))
         'read 1,243 · accepted 1,200 · duplicate 3 · not actions 40'
     """

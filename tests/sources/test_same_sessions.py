@@ -4,13 +4,15 @@ import random
 import re
 from collections import defaultdict
 
+import msgspec
 import pytest
 
 from autoplay_rag import ActionsPayload, IngestPipeline
 from autoplay_rag.connector.recording import read_recording
 from autoplay_rag.content.render import action_line
-from autoplay_rag.devserver import samples
+from autoplay_rag.devserver import questions, samples
 from autoplay_rag.devserver.analytics import delivery, events_of
+from autoplay_rag.embedders import LocalEmbedder
 from autoplay_rag.ingest.events import EventIntake
 from autoplay_rag.sources.sessions import is_cut_name
 from autoplay_rag.sources.tools import READERS
@@ -68,3 +70,42 @@ async def test_posthog_gives_the_sessions_of_the_stream(shuffled, embedder, tmp_
     assert {s: some for s, some in found.items() if not is_cut_name(s)} == lines(PAYLOADS)
     people = {payload.session_id: payload.user_id for payload in PAYLOADS if payload.user_id}
     assert {one.session_id: one.user_id for one in sessions if one.user_id is not None} == people
+
+
+def without_values(payload):
+    """The payload as the stream would send it if it left out what PostHog leaves out."""
+    found = READERS["posthog"](delivery(events_of(payload, "posthog"), "posthog"))
+    actions = [
+        msgspec.structs.replace(
+            action, type=event.did.type, title=event.did.title, description=event.did.description
+        )
+        for action, event in zip(payload.actions, found.events, strict=True)
+    ]
+    return msgspec.structs.replace(payload, actions=actions)
+
+
+@pytest.mark.slow
+async def test_searches_find_the_same_sessions(tmp_path):
+    answered = []
+    for name in ("stream", "posthog"):
+        async with IngestPipeline(
+            MemoryStore(), LocalEmbedder(), journal=tmp_path / f"{name}.db", batch_window=60
+        ) as pipeline:
+            intake = EventIntake(pipeline)
+            for payload in PAYLOADS:
+                if name == "stream":
+                    await pipeline.accept(without_values(payload))
+                else:
+                    body = delivery(events_of(payload, "posthog"), "posthog")
+                    await intake.take(READERS["posthog"](body).events, "northwind")
+            await pipeline.drain()
+            answered.append(
+                {
+                    one.question
+                    for one in questions()
+                    if one.session_id
+                    in [hit.session_id for hit in await pipeline.search_sessions(one.question, k=5)]
+                }
+            )
+    assert answered[0] == answered[1]
+    assert len(answered[1]) >= 55, "of 62; the others ask for what was typed or selected"
