@@ -114,6 +114,7 @@ async def _import(
                 async with showing_progress(pipeline, [], doing=doing):
                     for path in files:
                         name = "standard input" if path == _STDIN else clean(path)
+                        note(f"reading {name}")
                         with _opened(path) as lines:
                             await import_records(
                                 pipeline,

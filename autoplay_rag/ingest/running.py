@@ -183,10 +183,10 @@ class RunningPipeline:
         self.dead_letters = DeadLetters(self._journal)
         self.loop = asyncio.get_running_loop()
         self.watermark: Watermark
+        self.visits = self._journal.finder.visits
         self.timings = Timings()
         self._accepted_at: dict[int, float] = {}
         self.timeline = self._journal.timeline
-        self.visits = self._journal.finder.visits
         self._serving = Serving(embedder)
         self.searcher = Searcher(
             store,

@@ -43,14 +43,32 @@ def test_a_file_is_imported_once(cli, tool, tmp_path):
     assert 'clicked "Export"' in found.stdout
 
 
+RECORDING = encode_line(VISIT) + b"\n\n" + b'{"type": "new"}\n'
+
+
 @pytest.mark.slow
-def test_a_recording_from_standard_input(started, cli, tmp_path):
-    (tmp_path / "part.jsonl").write_bytes(encode_line(VISIT) + b"\n\n" + b'{"type": "new"}\n')
-    done = cli("import", "part.jsonl", "part.jsonl", "--format", "jsonl")
-    assert (done.returncode, done.stdout) == (
-        0,
-        "read 4 · accepted 1 · duplicate 1 · not actions 2\n",
-    )
+async def test_a_recording_and_standard_input(started, tmp_path):
+    (tmp_path / "part.jsonl").write_bytes(RECORDING)
+    async with started(
+        "import", "part.jsonl", "-", "--format", "jsonl", stdin=RECORDING
+    ) as running:
+        code, out, _ = await running.end()
+    assert (code, out) == (0, "read 4 · accepted 1 · duplicate 1 · not actions 2\n")
+
+
+@pytest.mark.slow
+async def test_ctrl_c_stores_what_was_read(started, tmp_path):
+    """Standard input stays open: it ends when the command was interrupted."""
+    async with started("import", "-", "--format", "jsonl", stdin=None) as running:
+        await running.line("reading standard input", "stderr")
+        running.process.stdin.write(RECORDING)
+        await running.process.stdin.drain()
+        running.interrupt()
+        await running.line("storing what was read", "stderr")
+        running.process.stdin.close()
+        code, out, err = await running.end()
+    assert (code, out) == (0, "read 2 · accepted 1 · not actions 1\n")
+    assert "run the same command again to continue" in err
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,10 @@ def _check(request: Request, tool: AnalyticsTool, raw: bytes, access: Access) ->
 
 
 def _read(raw: bytes, encoding: str, tool: AnalyticsTool) -> Events:
-    body = _unpacked(raw) if _is_gzip(raw) else raw
-    if body is raw and encoding.strip().lower() not in ("", "identity"):
+    # A proxy may have decompressed the body and left the header.
+    if encoding.strip().lower() not in ("", "identity", "gzip", "x-gzip"):
         raise ProblemError(415, "The body may be compressed with gzip only.")
+    body = _unpacked(raw) if _is_gzip(raw) else raw
     try:
         return READERS[tool](body, now=time.time())
     except DecodeError as error:
