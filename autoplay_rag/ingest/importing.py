@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,11 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from autoplay_rag.decoding import decode
-from autoplay_rag.errors import DecodeError, DrainTimeoutError, UnknownPayloadError
+from autoplay_rag.errors import (
+    DecodeError,
+    DrainTimeoutError,
+    UnknownPayloadError,
+)
 from autoplay_rag.ingest.events import EventIntake
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.payloads import Payload
@@ -85,57 +90,63 @@ async def import_records(
         DrainTimeoutError: If nothing can be stored for half a minute. Import again later.
         PipelineClosedError: If the pipeline is not running.
         JournalError: If the journal cannot be written.
-        RecordingError: If the file cannot be read.
+        Exception: What `records` raises if the file is broken. What comes before is in the pipeline.
     """
     counts = Imported() if imported is None else imported
     intake = EventIntake(pipeline)
     while not stopped():
+        lot, error = await asyncio.to_thread(_take, records)
         if format == "jsonl":
-            payloads = await asyncio.to_thread(_next_payloads, records, product_id, counts)
-            if payloads is None:
-                break
+            payloads = await asyncio.to_thread(_payloads, lot, product_id, counts)
             counts.outcomes.update(await asyncio.gather(*map(pipeline.accept, payloads)))
         else:
-            events = await asyncio.to_thread(_next_events, records, format, counts)
-            if events is None:
-                break
+            events = await asyncio.to_thread(_events, lot, format, counts)
             counts.outcomes.update(await intake.take(events, product_id))
+        if error is not None:
+            raise error
+        if not lot:
+            break
         while pipeline.ledger.pending > _MOST_PENDING:
             await _drain(pipeline)
     return counts
 
 
-def _next_events(
-    records: Iterator[bytes], tool: AnalyticsTool, counts: Imported
-) -> list[Event] | None:
-    """The events of the next records, by time; None at the end."""
+def _take(records: Iterator[bytes]) -> tuple[list[bytes], Exception | None]:
+    """The next records. If the file is broken after them, also the error."""
+    lot: list[bytes] = []
+    try:
+        for record in islice(records, _LOT):
+            lot.append(record)  # noqa: PERF402 - what was read before an error is kept
+    except Exception as error:  # noqa: BLE001 - raised once the lot is in the pipeline
+        return lot, error
+    return lot, None
+
+
+def _events(records: Iterable[bytes], tool: AnalyticsTool, counts: Imported) -> list[Event]:
+    """The events of records, by time."""
     events: list[Event] = []
-    lot = list(islice(records, _LOT))
-    for found in _read(lot, tool):
+    for found in _read(records, tool):
         counts.skipped += found.skipped
         counts.repeated += found.repeated
         counts.bad += found.bad
         events += found.events
-    events.sort(key=lambda event: event.at)
-    return events if lot else None
+    return sorted(events, key=lambda event: event.at)
 
 
 def _read(records: Iterable[bytes], tool: AnalyticsTool) -> Iterator[Events]:
+    now = time.time()
     for record in records:
         try:
-            yield READERS[tool](record)
+            yield READERS[tool](record, now=now)
         except DecodeError as error:
             _log.debug("a value could not be read: %s", error)
             yield Events(bad=1)
 
 
-def _next_payloads(
-    records: Iterator[bytes], product_id: str, counts: Imported
-) -> list[Payload] | None:
-    """The payloads of the next records; None at the end."""
+def _payloads(records: Iterable[bytes], product_id: str, counts: Imported) -> list[Payload]:
+    """The payloads of records."""
     payloads: list[Payload] = []
-    lot = list(islice(records, _LOT))
-    for record in lot:
+    for record in records:
         try:
             payload = decode(record)
         except UnknownPayloadError:
@@ -147,7 +158,7 @@ def _next_payloads(
             if product_id and not payload.product_id:
                 payload = msgspec.structs.replace(payload, product_id=product_id)
             payloads.append(payload)
-    return payloads if lot else None
+    return payloads
 
 
 async def _drain(pipeline: IngestPipeline) -> None:

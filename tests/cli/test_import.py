@@ -6,11 +6,13 @@ import json
 import pytest
 
 from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
+from autoplay_rag.connector.encodings import open_lines
 from autoplay_rag.connector.recording import encode_line, read_recording
 from autoplay_rag.devserver import samples
 from autoplay_rag.devserver.analytics import events_of
-from autoplay_rag.errors import DrainTimeoutError
+from autoplay_rag.errors import DrainTimeoutError, RecordingError
 from autoplay_rag.ingest.importing import Imported, import_records
+from autoplay_rag.sources.records import read_records
 from autoplay_rag.sources.tools import READERS
 from autoplay_rag.stores import MemoryStore
 
@@ -144,6 +146,15 @@ async def test_an_outage_ends_the_import(embedder, monkeypatch):
     async with IngestPipeline(MemoryStore(), embedder, drain_timeout=0, batch_window=0) as pipeline:
         with pytest.raises(DrainTimeoutError, match="not stored"):
             await import_records(pipeline, iter([event]), "segment")
+
+
+async def test_what_comes_before_the_break_of_a_file_is_kept(embedder, tmp_path):
+    path = tmp_path / "events.gz"
+    path.write_bytes(gzip.compress(b"\n".join(lines("segment")) + b"\n")[:-4])
+    async with IngestPipeline(MemoryStore(), embedder) as pipeline:
+        with open_lines(path) as file, pytest.raises(RecordingError, match="cut-off"):
+            await import_records(pipeline, read_records(file, pytest.fail), "segment")
+        assert pipeline.ledger.received == 2
 
 
 async def test_it_stops_when_asked(embedder):
