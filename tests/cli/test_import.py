@@ -150,11 +150,14 @@ async def test_an_outage_ends_the_import(embedder, monkeypatch):
 
 async def test_what_comes_before_the_break_of_a_file_is_kept(embedder, tmp_path):
     path = tmp_path / "events.gz"
-    path.write_bytes(gzip.compress(b"\n".join(lines("segment")) + b"\n")[:-4])
+    some = [b'{"type": "track", "event": "e%d", "userId": "u"}' % n for n in range(600)]
+    path.write_bytes(gzip.compress(b"\n".join(some))[:-4])
     async with IngestPipeline(MemoryStore(), embedder) as pipeline:
-        with open_lines(path) as file, pytest.raises(RecordingError, match="cut-off"):
+        with pytest.raises(RecordingError, match="cut-off"), open_lines(path) as file:
             await import_records(pipeline, read_records(file, pytest.fail), "segment")
-        assert pipeline.ledger.received == 2
+        kept = pipeline.ledger.received
+    # The decompressor gives blocks of 8 KiB; that of the break is lost.
+    assert 400 < kept < 600
 
 
 async def test_it_stops_when_asked(embedder):
