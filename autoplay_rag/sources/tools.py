@@ -68,4 +68,5 @@ def check_sender(tool: AnalyticsTool, body: bytes, headers: Mapping[str, str], s
 
 
 def _same(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode("utf-8", "replace"), wanted.encode())
+    # Servers decode headers as Latin-1, whatever the bytes were.
+    return hmac.compare_digest(given.encode("latin-1", "replace"), wanted.encode())

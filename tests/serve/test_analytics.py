@@ -105,6 +105,16 @@ async def test_each_tool_may_have_its_own_secret(serve, monkeypatch):
     assert statuses == [200, 401, 401, 200]
 
 
+async def test_a_secret_may_have_any_characters(serve):
+    secret = "pässword “of” œuvre"
+    headers = {"x-webhook-secret": secret.encode()}
+    async with serve(analytics_secrets={"posthog": secret}) as running, running.client() as sender:
+        sent = await sender.post(
+            "/v1/webhooks/acme/posthog", json=EVENTS["posthog"], headers=headers
+        )
+    assert sent.status_code == 200
+
+
 async def test_without_a_secret_an_ingest_key_is_needed(make_pipeline):
     app = create_app(make_pipeline(), keys=KEYS)
     async with (

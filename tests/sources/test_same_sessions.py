@@ -6,14 +6,19 @@ from collections import defaultdict
 
 import msgspec
 import pytest
+from starlette.responses import JSONResponse
 
 from autoplay_rag import ActionsPayload, IngestPipeline
 from autoplay_rag.connector.recording import read_recording
 from autoplay_rag.content.render import action_line
-from autoplay_rag.devserver import questions, samples
+from autoplay_rag.devserver import LocalConnector, questions, samples
 from autoplay_rag.devserver.analytics import delivery, events_of
+from autoplay_rag.devserver.serving import ConnectorServer
 from autoplay_rag.embedders import LocalEmbedder
 from autoplay_rag.ingest.events import EventIntake
+from autoplay_rag.serve import Keys, create_app
+from autoplay_rag.sources.analytics import payloads_of
+from autoplay_rag.sources.cutting import DeviceSessions
 from autoplay_rag.sources.sessions import is_cut_name
 from autoplay_rag.sources.tools import READERS
 from autoplay_rag.stores import MemoryStore
@@ -70,6 +75,65 @@ async def test_posthog_gives_the_sessions_of_the_stream(shuffled, embedder, tmp_
     assert {s: some for s, some in found.items() if not is_cut_name(s)} == lines(PAYLOADS)
     people = {payload.session_id: payload.user_id for payload in PAYLOADS if payload.user_id}
     assert {one.session_id: one.user_id for one in sessions if one.user_id is not None} == people
+
+
+@pytest.mark.parametrize("tool", ["amplitude", "segment"])
+def test_the_sessions_of_other_tools_are_the_same_with_other_names(tool):
+    sessions = DeviceSessions()
+    names = defaultdict(set)
+    for payload in PAYLOADS:
+        found = READERS[tool](delivery(events_of(payload, tool), tool)).events
+        made = payloads_of(found, "northwind", sessions.name)
+        assert [one.actions[0].timestamp_start for one in made] == [
+            action.timestamp_start for action in payload.actions
+        ]
+        if payload.session_id is not None:
+            names[payload.session_id].update(one.session_id for one in made)
+    assert {len(some) for some in names.values()} == {1}
+    assert len(set.union(*names.values())) == len(names)
+
+
+class Flaky:
+    """Answers a third of the requests with 503: half of these after the application took them."""
+
+    def __init__(self, app):
+        self._app = app
+        self._random = random.Random(3)
+
+    async def __call__(self, scope, receive, send):
+        chance = self._random.random() if scope["type"] == "http" else 1.0
+        if chance > 1 / 3:
+            await self._app(scope, receive, send)
+            return
+        if chance > 1 / 6:
+
+            async def unheard(message):
+                pass
+
+            await self._app(scope, receive, unheard)
+        await JSONResponse({}, 503)(scope, receive, send)
+
+
+async def test_over_http_with_outages_and_lost_answers(embedder, tmp_path, monkeypatch):
+    monkeypatch.setattr("autoplay_rag.devserver.posting._BACKOFF_S", 0.001)
+    monkeypatch.setattr("autoplay_rag.devserver.posting._ATTEMPTS", 30)
+    async with IngestPipeline(MemoryStore(), embedder, journal=tmp_path / "journal.db") as pipeline:
+        app = Flaky(create_app(pipeline, keys=Keys(ingest="k" * 16), webhook_secret="whsec"))
+        server = ConnectorServer(app)
+        url = (
+            f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}/v1/webhooks/northwind/posthog"
+        )
+        try:
+            posted = await LocalConnector().post_webhooks(url, secret="whsec", batch=5)
+        finally:
+            await server.aclose()
+        found = defaultdict(list)
+        async for event in pipeline.actions():
+            found[event.session_id].append((event.started_at, carried(action_line(event))))
+        assert pipeline.ledger.duplicate > 0
+        assert pipeline.ledger.received - pipeline.ledger.duplicate == posted
+    named = {session: sorted(some) for session, some in found.items() if not is_cut_name(session)}
+    assert named == lines(PAYLOADS)
 
 
 def without_values(payload):
