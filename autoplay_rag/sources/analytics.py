@@ -191,7 +191,8 @@ def _dated(event: Event, now: float | None) -> Event:
     latest = received or now
     if latest is not None and at > latest + _FUTURE:
         at = 0.0
-    at = at or received or uuid7_time(event.id)
+    # An id with a time is the same in a retry; the time of receipt may not be.
+    at = at or uuid7_time(event.id) or received
     if (at, received) == (event.at, event.received_at):
         return event
     return replace(event, at=at, received_at=received)

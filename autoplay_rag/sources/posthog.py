@@ -183,13 +183,13 @@ def _times(
     now = at_of(item.get("now")) or at_of(envelope.get("now"))
     sent = at_of(item.get("sent_at")) or at_of(envelope.get("sent_at"))
     said = at_of(item.get("timestamp")) or at_of(properties.get("$time"))
-    received = now or at_of(item.get("created_at"))
+    received = now or at_of(item.get("created_at")) or sent
     offset = item.get("offset")
     if said and now and sent:
         said = now + (said - sent)
     elif not said and isinstance(offset, int | float) and 0 <= offset / 1000 < _MOST_OFFSET:
         said = max(0.0, (now or sent) - offset / 1000)
-    return round(said, 6) or now or sent, received
+    return round(said, 6), received
 
 
 def _did(name: str, item: Mapping[str, Any], properties: Mapping[str, Any]) -> Did:
