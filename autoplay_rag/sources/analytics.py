@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 Body: TypeAlias = bytes | bytearray | str | Mapping[str, Any] | list[Any]
 """A request's body as it came, or its JSON as Python values."""
 
+_SEVERAL: Final = 2
 _FUTURE: Final = 24 * 3600.0
 """Seconds that an event may be later than its receipt before its clock counts as wrong."""
 
@@ -111,7 +112,7 @@ class NameSession(Protocol):
 
 
 def parse_body(body: Body) -> Any:
-    """Read a body's JSON.
+    """Read a body's JSON: an object, an array, or an object on each line.
 
     Raises:
         DecodeError: If it is not a JSON object or array.
@@ -121,12 +122,28 @@ def parse_body(body: Body) -> Any:
         try:
             parsed = msgspec.json.decode(body)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
-            parsed = _parse_tolerantly(body)
+            parsed = _parse_lines(body) or _parse_tolerantly(body)
     elif isinstance(body, Mapping):
         parsed = dict(body)
     if not isinstance(parsed, dict | list):
         raise DecodeError(f"the body is a JSON {json_name(parsed)}, not an object or an array")
     return parsed
+
+
+def _parse_lines(body: bytes | bytearray | str) -> list[Any] | None:
+    """Read lines of JSON, as exports have them; None if the body is something else."""
+    data = body.encode("utf-8", "replace") if isinstance(body, str) else body
+    lines = [line for line in data.split(b"\n") if line.strip()]
+    if len(lines) < _SEVERAL or not isinstance(_parsed(lines[0]), dict):
+        return None
+    return [_parsed(line) for line in lines]  # a broken one costs itself alone
+
+
+def _parsed(line: bytes | bytearray) -> Any:
+    try:
+        return msgspec.json.decode(line)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
 
 
 def _parse_tolerantly(body: bytes | bytearray | str) -> Any:

@@ -26,10 +26,11 @@ _ATTRIBUTE: Final = re.compile(r'([^="]+)="((?:\\.|[^"\\])*)"')
 _TAG: Final = re.compile(r"[A-Za-z][\w-]*")
 _ESCAPED: Final = re.compile(r"\\(.)")
 _LABELS: Final = (
-    "aria-label", "title", "alt", "placeholder", "data-label", "data-attr", "name", "value",
+    "aria-label", "title", "alt", "placeholder", "data-label", "data-attr", "name",
     "data-testid", "id",
 )  # fmt: skip
 _FORM: Final = ("aria-label", "title", "name", "data-attr", "data-testid", "id")
+_BUTTONS: Final = frozenset(("submit", "button", "reset"))
 _TYPED: Final = frozenset(("input", "textarea", "select"))
 _SAID_BY_TEXT: Final = frozenset(("input", "textarea", "select", "form"))
 """Tags whose text is what they contain, and not what they are called."""
@@ -79,6 +80,8 @@ def element_of(elements: Iterable[Any], how: str, text: str = "") -> Element:
         label = "" if tag in _SAID_BY_TEXT else first_text(element, "text") or inner
         if how == "submit":
             label = first_text(element, *_FORM)
+        if element.get("type") in _BUTTONS:  # of other inputs, the value is what was typed
+            label = first_text(element, "value") or label
         label = label or first_text(element, *_LABELS)
         made = Element.of(tag, label, role=element.get("role", ""), kind=element.get("type", ""))
         if how == "submit" or (how == "change" and tag in _TYPED) or made.is_interactive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -21,6 +22,8 @@ _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC).timestamp()
 _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
 _DIGITS: Final = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
 _UUID7: Final = 7
+_JOINERS: Final = "\u200c\u200d"
+"""Part of words in Persian and other languages, and of some emoji."""
 
 
 def text_of(value: Any, longest: int = _LONGEST_TEXT) -> str:
@@ -29,6 +32,8 @@ def text_of(value: Any, longest: int = _LONGEST_TEXT) -> str:
     Example:
         >>> text_of("  Export\n now "), text_of(None), text_of({"a": 1})
         ('Export now', '', '')
+        >>> text_of("\u202eabc\u200b")
+        'abc'
     """
     if not isinstance(value, str) or not value:
         return ""
@@ -37,9 +42,17 @@ def text_of(value: Any, longest: int = _LONGEST_TEXT) -> str:
         # JSON allows a lone surrogate, but no store and no model takes one.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if not text.isprintable():
-        text = "".join(char if char.isprintable() else " " for char in text)
+        text = "".join(char if char.isprintable() else _replacement(char) for char in text)
     text = " ".join(text.split())
     return text if len(text) <= longest else f"{text[: longest - 1].rstrip()}…"
+
+
+def _replacement(char: str) -> str:
+    """What stands for a character that is not printed."""
+    if char in _JOINERS:
+        return char
+    # Marks of direction and the like join nothing and separate nothing.
+    return "" if unicodedata.category(char) == "Cf" else " "
 
 
 def id_of(value: Any) -> str:

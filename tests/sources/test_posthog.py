@@ -77,9 +77,10 @@ def test_the_webhook_destination():
         lambda some: some,
         lambda some: {"next": None, "results": some},
         lambda some: [{"event": one, "person": {}} for one in some],
+        lambda some: "\n".join(map(json.dumps, some)).encode() + b"\n",
         lambda some: [{**one, "properties": json.dumps(one["properties"])} for one in some],
     ],
-    ids=["batch", "list", "api", "webhooks", "export"],
+    ids=["batch", "list", "api", "webhooks", "lines", "export"],
 )
 def test_every_form_of_a_body_gives_the_same_payloads(wrap):
     some = [event(properties={"title": "Reports"}), clicked('button:text="Export"')]
@@ -104,6 +105,8 @@ def test_every_form_of_a_body_gives_the_same_payloads(wrap):
         ('select:attr__aria-label="Plan"text="FreePro"', "change", 'selected an option in the "Plan" dropdown'),
         ('input:attr__type="checkbox"attr__name="agree"', "change", 'clicked the "agree" checkbox'),
         ('button:text="Go";form:attr__aria-label="Sign in"', "submit", 'submitted the "Sign in" form'),
+        ('input:attr__type="submit"attr__value="Send"', "click", 'clicked the "Send" button'),
+        ('input:attr__type="text"attr__value="typed"attr__name="q"', "change", 'typed into the "q" field'),
         ("form.ui:", "submit", "submitted an unlabeled form"),
         ("button:", "click", "clicked an unlabeled button"),
         ("", "click", "clicked an unlabeled element"),
@@ -250,3 +253,16 @@ def test_a_body_that_is_no_json_object_or_array_is_refused(body):
 def test_a_chain_is_bounded():
     chain = ";".join(['div:text="x"'] * 10_000)
     assert len(elements_of_chain(chain)) == 8
+
+
+def test_a_broken_line_costs_itself_alone():
+    lines = [json.dumps(event(uuid="a")), '{"event": ', json.dumps(event(uuid="b"))]
+    found = posthog_events("\n".join(lines))
+    assert (len(found.events), found.bad) == (2, 1)
+
+
+def test_labels_are_one_line_of_what_is_printed():
+    chain = 'button:text="  Save\n\u202eall\u00ad\u0000  \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 "'
+    assert said(clicked(chain)) == [
+        'User clicked the "Save all \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645" button'
+    ]
