@@ -99,11 +99,12 @@ _FORM_LABELS: Final = ("form_name", "formName", "form", "label", "name", "title"
 _ADDRESSES: Final = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _NOT_SAID: Final = frozenset(
     (
-        "account", "address", "anonymous", "at", "auth", "browser", "card", "cvc", "date", "device",
-        "distinct", "email", "first", "full", "guid", "hash", "href", "iban", "id", "ids", "ip",
-        "key", "last", "lat", "latitude", "lng", "library", "longitude", "mail", "os", "passwd",
-        "password", "path", "phone", "referrer", "secret", "session", "ssn", "time", "timestamp",
-        "token", "uri", "url", "user", "username", "utm", "uuid", "version",
+        "account", "address", "age", "anonymous", "at", "auth", "birth", "birthday", "browser",
+        "card", "contact", "customer", "cvc", "date", "device", "distinct", "dob", "email",
+        "employee", "first", "full", "gender", "guid", "hash", "href", "iban", "id", "ids", "ip",
+        "key", "last", "lat", "latitude", "library", "lng", "longitude", "mail", "member", "os",
+        "passwd", "password", "path", "person", "phone", "referrer", "secret", "session", "ssn",
+        "time", "timestamp", "token", "uri", "url", "user", "username", "utm", "uuid", "version",
     )
 )  # fmt: skip
 """Words in names of properties that say little about what was done, or that say who did it."""
