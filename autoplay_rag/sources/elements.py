@@ -22,7 +22,8 @@ _LONGEST_CHAIN: Final = 20_000
 _ELEMENT: Final = re.compile(r'(?:[^;"]|"(?:\\.|[^"\\])*")+')
 _ATTRIBUTES: Final = re.compile(r":(?=[\w-]*=)")
 """Where the attributes begin: a class may have a colon, too."""
-_ATTRIBUTE: Final = re.compile(r'([^="]+)="((?:\\.|[^"\\])*)"')
+# Tried only where an attribute can begin, or long text without any would take quadratic time.
+_ATTRIBUTE: Final = re.compile(r'(?:\A|(?<="))([^="]+)="((?:\\.|[^"\\])*)"')
 _TAG: Final = re.compile(r"[A-Za-z][\w-]*")
 _ESCAPED: Final = re.compile(r"\\(.)")
 _LABELS: Final = (
@@ -55,7 +56,7 @@ def elements_of_chain(chain: str) -> list[dict[str, str]]:
         tag = _TAG.match(text)
         element = {"tag_name": tag[0] if tag else ""}
         start = _ATTRIBUTES.search(text)
-        for name, value in _ATTRIBUTE.findall(text, start.end()) if start else ():
+        for name, value in _ATTRIBUTE.findall(text[start.end() :]) if start else ():
             key = name.removeprefix("attr__").removeprefix("attr_")
             element[key] = _ESCAPED.sub(r"\1", value)
         found.append(element)
