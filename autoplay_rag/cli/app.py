@@ -13,6 +13,7 @@ from autoplay_rag.cli.connector import connector
 from autoplay_rag.cli.console import LogFormat, error, log_to_stderr, say, stream_closed
 from autoplay_rag.cli.demo import demo
 from autoplay_rag.cli.forget import export, forget
+from autoplay_rag.cli.import_ import import_files
 from autoplay_rag.cli.ingest import ingest
 from autoplay_rag.cli.journal import dead_letters, status
 from autoplay_rag.cli.mcp import mcp
@@ -37,6 +38,7 @@ for command in (
     forget, export, reembed, copy, serve, mcp, token,
 ):  # fmt: skip
     app.command()(command)
+app.command("import")(import_files)  # `import` cannot be the name of a function
 app.add_typer(dead_letters, name="dead-letters")
 
 

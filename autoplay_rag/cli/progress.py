@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -67,9 +68,21 @@ def counts(ledger: Ledger) -> str:
 
 @asynccontextmanager
 async def showing_progress(
-    pipeline: IngestPipeline, clients: Sequence[AsyncConnectorClient], *, total: int | None = None
+    pipeline: IngestPipeline,
+    clients: Sequence[AsyncConnectorClient],
+    *,
+    total: int | None = None,
+    doing: Callable[[], str] | None = None,
 ) -> AsyncIterator[None]:
-    """Show the progress inside the block. With `total`, the expected payloads, also show a bar."""
+    """Show the progress inside the block. With `total`, the expected payloads, also show a bar.
+
+    Args:
+        pipeline: The pipeline.
+        clients: What it reads.
+        total: The expected payloads.
+        doing: Says what is being done; by default the state of the clients.
+    """
+    doing = doing or partial(state, clients)
     meter = Meter()
 
     def line() -> str:
@@ -78,9 +91,9 @@ async def showing_progress(
         return f"{counts(ledger)} · {rate:,.0f} events/s · lag {pipeline.lag:.1f} s"
 
     if err.is_terminal:
-        watching = asyncio.create_task(_draw(pipeline, clients, line, total))
+        watching = asyncio.create_task(_draw(pipeline, doing, line, total))
     else:
-        watching = asyncio.create_task(_print(lambda: f"{state(clients)} · {line()}"))
+        watching = asyncio.create_task(_print(lambda: f"{doing()} · {line()}"))
     try:
         yield
     finally:
@@ -91,14 +104,14 @@ async def showing_progress(
 
 async def _draw(
     pipeline: IngestPipeline,
-    clients: Sequence[AsyncConnectorClient],
+    doing: Callable[[], str],
     line: Callable[[], str],
     total: int | None,
 ) -> None:
     spinner = Spinner("dots", style="cyan")
 
     def drawn() -> Table:
-        spinner.update(text=Text(state(clients)))
+        spinner.update(text=Text(doing()))
         lines = Table.grid()
         lines.add_row(spinner)
         if total is not None:

@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 from autoplay_rag._describe import describe
 from autoplay_rag.errors import RecordingError
 
-__all__ = ["Lines", "is_plain", "open_lines"]
+__all__ = ["Lines", "is_plain", "lines_of", "open_lines"]
 
 _HEAD_BYTES: Final = 64
 _BOM: Final = b"\xef\xbb\xbf"
@@ -79,15 +79,28 @@ def open_lines(path: str | os.PathLike[str]) -> Iterator[Lines]:
             Also while reading, if compressed data is damaged or cut off.
         OSError: If the file cannot be read.
     """
-    name = os.fspath(path)
-    with Path(path).open("rb") as raw:
-        try:
-            kind, decompress = _found(_COMPRESSED, _head(raw)) or ("", None)
-            file = io.BufferedReader(decompress(raw)) if decompress else raw
-            _refuse_what_is_no_text(file, name, kind)
-            yield _text(file)
-        except _BROKEN as error:
-            raise RecordingError(f"{name}: damaged or cut-off data ({describe(error)})") from None
+    with Path(path).open("rb") as raw, lines_of(raw, os.fspath(path)) as lines:
+        yield lines
+
+
+@contextmanager
+def lines_of(raw: io.BufferedReader, name: str) -> Iterator[Lines]:
+    """As `open_lines`, for an open file or a pipe.
+
+    Args:
+        raw: The file.
+        name: Its name, for errors.
+
+    Raises:
+        RecordingError: As `open_lines`.
+    """
+    try:
+        kind, decompress = _found(_COMPRESSED, _head(raw)) or ("", None)
+        file = io.BufferedReader(decompress(raw)) if decompress else raw
+        _refuse_what_is_no_text(file, name, kind)
+        yield _text(file)
+    except _BROKEN as error:
+        raise RecordingError(f"{name}: damaged or cut-off data ({describe(error)})") from None
 
 
 def is_plain(path: str | os.PathLike[str]) -> bool:

@@ -11,13 +11,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
-from autoplay_rag._checks import check_above
+from autoplay_rag._checks import check_above, check_choice
 from autoplay_rag.devserver.pace import Pace
+from autoplay_rag.devserver.posting import Poster
 from autoplay_rag.devserver.shipped import samples
 from autoplay_rag.devserver.source import Source, as_line, first_product, open_source
 from autoplay_rag.devserver.subscriber import Subscriber
 from autoplay_rag.errors import ClientStateError, MissingExtraError
 from autoplay_rag.payloads import Payload
+from autoplay_rag.sources.specs import ANALYTICS_TOOLS, AnalyticsTool
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -166,6 +168,41 @@ class LocalConnector:
         self._require_running("send()")
         line = as_line(payload)
         return sum(await asyncio.gather(*(each.push(line) for each in self._subscribers)))
+
+    async def post_webhooks(
+        self,
+        url: str,
+        tool: AnalyticsTool = "posthog",
+        *,
+        secret: str = "",
+        batch: int = 1,
+        rate: float | None = None,
+    ) -> int:
+        """Post the recording to a webhook, as an analytics tool would report it.
+
+        An event that fails with a status of 5xx is posted again, up to five times. The connector
+        need not be running.
+
+        Args:
+            url: The webhook, such as `http://127.0.0.1:8760/v1/webhooks/northwind/posthog`.
+            tool: The tool to imitate: "posthog", "amplitude" or "segment". It reports less than the
+                stream, such as not what was typed.
+            secret: The secret of the webhook, sent as the tool sends it.
+            batch: Events per request.
+            rate: Events per second; None is as fast as they are accepted.
+
+        Returns:
+            The number of events posted.
+
+        Raises:
+            ConfigurationError: If an argument cannot be used.
+            ConnectorError: If the webhook refuses an event, or cannot be reached.
+        """
+        check_choice("tool", tool, ANALYTICS_TOOLS)
+        check_above("batch", batch, whole=True)
+        check_above("rate", rate, optional=True)
+        poster = Poster(url, tool, secret=secret, batch=batch, pace=Pace(rate))
+        return await poster.post(self._source)
 
     async def wait_subscribers(self, count: int = 1) -> None:
         """Wait until exactly `count` streams are open."""

@@ -128,6 +128,7 @@ class RunningPipeline:
         space: Measures the disk space.
         timings: How long searches, requests and payloads take.
         timeline: Lists sessions and reads payloads.
+        visits: Returns the known sessions of lanes.
         watermark: Tracks which sequence numbers are settled.
     """
 
@@ -182,6 +183,7 @@ class RunningPipeline:
         self.dead_letters = DeadLetters(self._journal)
         self.loop = asyncio.get_running_loop()
         self.watermark: Watermark
+        self.visits = self._journal.finder.visits
         self.timings = Timings()
         self._accepted_at: dict[int, float] = {}
         self.timeline = self._journal.timeline

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
-from autoplay_rag._checks import check_above
+from autoplay_rag._checks import check_above, check_choice
 from autoplay_rag._secrets import secret_from
 from autoplay_rag.connector.webhook import WebhookReceiver
 from autoplay_rag.errors import ConfigurationError, MissingExtraError, PipelineError
@@ -16,6 +16,7 @@ from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.audit import AuditSink, log_line
 from autoplay_rag.serve.keys import Keys
 from autoplay_rag.serve.tokens import SigningKeys
+from autoplay_rag.sources.specs import ANALYTICS_TOOLS, AnalyticsTool
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["WEBHOOK_VARIABLE", "create_app"]
 
 WEBHOOK_VARIABLE: Final = "AUTOPLAY_RAG_WEBHOOK_SECRET"
+_ANALYTICS_VARIABLE: Final = "AUTOPLAY_RAG_{}_SECRET"
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -34,6 +36,7 @@ def create_app(
     keys: Keys | None = None,
     signing_keys: SigningKeys | None = None,
     webhook_secret: str | None = None,
+    analytics_secrets: Mapping[str, str] | None = None,
     hosts: Collection[str] = (),
     cors_origins: Collection[str] = (),
     max_body_bytes: int = 2**20,
@@ -59,6 +62,10 @@ def create_app(
         webhook_secret: The secret the connector signs deliveries with; by default
             `AUTOPLAY_RAG_WEBHOOK_SECRET` of the environment. Without one, deliveries need an
             ingest key.
+        analytics_secrets: By tool ("posthog", "amplitude", "segment"), the secret of its events at
+            `/v1/webhooks/{product_id}/{tool}`; by default `AUTOPLAY_RAG_POSTHOG_SECRET`,
+            `_AMPLITUDE_SECRET` and `_SEGMENT_SECRET` of the environment. A tool without one uses
+            `webhook_secret`. Without any, events need an ingest key.
         hosts: Names under which clients reach the server, without a port. Loopback is always known.
         cors_origins: Origins of web pages that may ask, such as "https://app.example.com".
         max_body_bytes: The most bytes of a request's body, except of a webhook.
@@ -107,6 +114,7 @@ def create_app(
             keys=keys,
             signing=signing,
             webhooks=WebhookReceiver(secret) if secret else None,
+            analytics_secrets=_analytics_secrets(analytics_secrets, secret),
             hosts=frozenset((*_LOOPBACK, *(host.lower() for host in hosts))),
             cors_origins=frozenset(cors_origins),
             max_body_bytes=max_body_bytes,
@@ -117,6 +125,23 @@ def create_app(
         ),
         _living(pipeline),
     )
+
+
+def _analytics_secrets(
+    given: Mapping[str, str] | None, default: str | None
+) -> dict[AnalyticsTool, str]:
+    if given is not None:
+        for tool, secret in given.items():
+            check_choice("a key of analytics_secrets", tool, ANALYTICS_TOOLS)
+            if not secret:
+                raise ConfigurationError(f"the secret of {tool} is empty")
+    found: dict[AnalyticsTool, str] = {}
+    for known in ANALYTICS_TOOLS:
+        variable = _ANALYTICS_VARIABLE.format(known.upper())
+        own = secret_from(variable) if given is None else given.get(known)
+        if named := own or default:
+            found[known] = named
+    return found
 
 
 def _living(pipeline: IngestPipeline) -> Any:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
+from autoplay_rag.ingest.events import EventIntake
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.access import needs_of
 from autoplay_rag.serve.auth import Authenticator
@@ -21,6 +22,7 @@ from autoplay_rag.serve.openapi import describe_api
 from autoplay_rag.serve.problems import handle_problems
 from autoplay_rag.serve.routes import (
     actions,
+    analytics,
     context,
     dead_letters,
     forgetting,
@@ -44,7 +46,7 @@ __all__ = ["ROUTERS", "build"]
 ROUTERS = [
     part.router
     for part in (
-        search, sessions, actions, live, stream, context, turns, webhooks, forgetting,
+        search, sessions, actions, live, stream, context, turns, webhooks, analytics, forgetting,
         dead_letters, ledger, status, jobs, health, mcp,
     )
 ] + PAGES  # fmt: skip
@@ -76,7 +78,14 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
     authenticator = Authenticator(settings.keys, settings.signing)
     browsers = Browsers(authenticator)
     kinds = {**KINDS, **settings.job_kinds}
-    serving = Serving(pipeline, settings, Jobs(pipeline, kinds), browsers, History(pipeline))
+    serving = Serving(
+        pipeline,
+        settings,
+        Jobs(pipeline, kinds),
+        browsers,
+        History(pipeline),
+        EventIntake(pipeline),
+    )
     serving.mcp = _mcp_endpoint(pipeline)
     app.state.serving = serving
     app.state.metrics = Metrics(serving)

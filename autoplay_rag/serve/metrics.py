@@ -84,6 +84,7 @@ class Metrics(Collector):
         for state in _STATES:
             health.add_metric([state], float(pipeline.health.state == state))
         yield health
+        yield _events(self._serving)
         yield _gauge("live_sessions", "Live sessions.", len(pipeline.live))
         yield _gauge("subscribers", "Open event streams.", len(self._serving.streams))
 
@@ -127,6 +128,17 @@ def _clients(pipeline: IngestPipeline) -> Metric:
     for product, state in dict(pipeline.client_states).items():
         states.add_metric([product, state], 1.0)
     return states
+
+
+def _events(serving: Serving) -> Metric:
+    events = CounterMetricFamily(
+        "autoplay_rag_webhook_events",
+        "Events of analytics tools, by what became of them.",
+        labels=["tool", "outcome"],
+    )
+    for (tool, outcome), count in sorted(serving.event_counts.items()):
+        events.add_metric([tool, outcome], count)
+    return events
 
 
 def _disk(pipeline: IngestPipeline) -> Iterator[Metric]:

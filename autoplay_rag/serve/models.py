@@ -287,6 +287,23 @@ class OutcomeAnswer(_Answer):
     outcome: str
 
 
+class EventsAnswer(_Answer):
+    """What became of the events of an analytics tool: how many had each outcome.
+
+    Those with the first five outcomes are payloads, and counted in the ledger. `skipped` were not
+    actions, `repeated` had the id of another event of the same body, `bad` could not be read.
+    """
+
+    accepted: int
+    duplicate: int
+    filtered: int
+    refused: int
+    dead: int
+    skipped: int
+    repeated: int
+    bad: int
+
+
 class ReceiptModel(_Answer):
     """What was forgotten; see `Receipt`."""
 

@@ -15,7 +15,12 @@ _PROBLEM: Final = {
     "description": "A problem: the request is refused, or failed.",
     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
 }
-_OPEN: Final = ("/healthz", "/readyz", "/v1/webhooks/{product_id}")
+_OPEN: Final = (
+    "/healthz",
+    "/readyz",
+    "/v1/webhooks/{product_id}",
+    "/v1/webhooks/{product_id}/{tool}",
+)
 
 
 def describe_api(app: FastAPI) -> dict[str, Any]:

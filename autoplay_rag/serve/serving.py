@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -10,12 +11,14 @@ from typing import Final, Protocol
 from fastapi import Request
 from starlette.types import Receive, Scope, Send
 
+from autoplay_rag.ingest.events import EventIntake
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.browsers import Browsers
 from autoplay_rag.serve.history import History
 from autoplay_rag.serve.jobs import Jobs
 from autoplay_rag.serve.problems import ProblemError
 from autoplay_rag.serve.settings import Settings
+from autoplay_rag.sources.specs import AnalyticsTool
 
 __all__ = ["Endpoint", "Serving", "serving_of"]
 
@@ -50,8 +53,10 @@ class Serving:
         jobs: Long work.
         browsers: Who signed in on the page.
         history: The last hour of the pipeline.
+        events: Takes the events of analytics tools.
         mcp: Answers MCP; None without the extra `mcp`.
         streams: The open streams, with the names of their principals.
+        event_counts: How many events of each tool had each outcome.
         fragments: The parts of pages that look the same to all readers, by name: what they show,
             and their HTML. They are rendered once for all open pages.
     """
@@ -61,8 +66,10 @@ class Serving:
     jobs: Jobs
     browsers: Browsers
     history: History
+    events: EventIntake
     mcp: Endpoint | None = None
     streams: dict[OpenStream, str] = field(default_factory=dict)
+    event_counts: Counter[tuple[AnalyticsTool, str]] = field(default_factory=Counter)
     fragments: dict[tuple[str, ...], tuple[object, bytes]] = field(default_factory=dict)
     _closing: bool = False
     _ended: asyncio.Event = field(default_factory=asyncio.Event)

@@ -10,6 +10,7 @@ from autoplay_rag.serve.audit import AuditSink
 from autoplay_rag.serve.jobs import JobKind
 from autoplay_rag.serve.keys import Keys
 from autoplay_rag.serve.tokens import SigningKeys
+from autoplay_rag.sources.specs import AnalyticsTool
 
 __all__ = ["Settings"]
 
@@ -21,6 +22,7 @@ class Settings:
     keys: Keys
     signing: SigningKeys | None
     webhooks: WebhookReceiver | None = field(repr=False)
+    analytics_secrets: Mapping[AnalyticsTool, str] = field(repr=False)
     hosts: frozenset[str]
     cors_origins: frozenset[str]
     max_body_bytes: int

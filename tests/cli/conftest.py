@@ -75,18 +75,21 @@ def cli(tmp_path):
 
 @pytest.fixture
 def started(tmp_path):
-    """Start a command and let it run."""
+    """Start a command and let it run. `stdin=None` leaves its standard input open."""
 
     @asynccontextmanager
-    async def start(*args, hangup="SIG_DFL", **env):
+    async def start(*args, hangup="SIG_DFL", stdin=b"", **env):
         process = await asyncio.create_subprocess_exec(
             *command(*args, hangup=hangup),
             cwd=tmp_path,
             env=environment(**env),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.DEVNULL if stdin == b"" else asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
+        if stdin:
+            process.stdin.write(stdin)
+            process.stdin.close()
         try:
             yield Running(process)
         finally:

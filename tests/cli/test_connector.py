@@ -4,6 +4,7 @@ import signal
 
 import httpx
 import pytest
+from serve_server import WEBHOOK_SECRET, serve  # noqa: F401 - a fixture
 
 from autoplay_rag.devserver import LocalConnector, samples
 
@@ -78,3 +79,29 @@ async def test_a_recording_is_looked_through_before_it_is_served(started, ended,
         assert (code, out) == (2, "")
         assert "mine.jsonl has no events" in err
         assert len(err.splitlines()) == 1
+
+
+async def test_it_posts_to_a_webhook(started, serve, tmp_path):  # noqa: F811
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b"".join(samples().read_bytes().splitlines(keepends=True)[:3]))
+    options = ["connector", "--recording", path, "--port", "0", "--post"]
+    async with serve() as running:
+        url = f"{running.server.url}/v1/webhooks/northwind/posthog"
+        secret = {"AUTOPLAY_RAG_WEBHOOK_SECRET": WEBHOOK_SECRET}
+        async with started(*options, f"posthog={url}", **secret) as command:
+            assert await command.line("posted") == "posted 4 events"
+            command.interrupt()
+            code, _, err = await command.end()
+        assert running.pipeline.ledger.received == 4
+        async with started(*options, f"segment={url}") as command:
+            refused, _, why = await command.end()
+    assert (code, refused) == (0, 1)
+    assert "answered 401" in why
+    assert "Traceback" not in err + why
+
+
+@pytest.mark.parametrize("post", ["http://a.test", "mixpanel=http://a.test", "posthog=a.test"])
+def test_where_to_post_is_checked(cli, post):
+    ended = cli("connector", "--post", post)
+    assert ended.returncode == 2
+    assert "TOOL=URL" in ended.stderr

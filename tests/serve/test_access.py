@@ -31,6 +31,11 @@ TABLE = {
         "/v1/webhooks/acme",
         {"type": "summary", "session_id": "s9", "summary": "Looked around."},
     ),
+    ("POST", "/v1/webhooks/{product_id}/{tool}"): (
+        INGEST,
+        "/v1/webhooks/acme/posthog",
+        {"event": "report exported", "distinct_id": "ann"},
+    ),
     ("POST", "/v1/export"): (ADMIN, "/v1/export", {"user_id": "bob"}),
     ("POST", "/v1/forget"): (ADMIN, "/v1/forget", {"user_id": "bob", "dry_run": True}),
     ("GET", "/v1/forget/{number}"): (ADMIN, "/v1/forget/99", None),
