@@ -88,7 +88,12 @@ async def test_the_example_of_a_recipe_passes_its_contract(name, tmp_path):
 
 
 def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), ROOT / "CONTRIBUTING.md"]:
+    for page in [
+        ROOT / "README.md",
+        *ROOT.glob("docs/**/*.md"),
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "deploy" / "README.md",
+    ]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith(("http://", "https://")):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -63,13 +63,16 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A host name under which clients reach the server, besides loopback; repeatable.",
+            envvar="AUTOPLAY_RAG_ALLOW_HOST",
+            help="A host name under which clients reach the server, besides loopback; repeatable. "
+            "The variable takes several, with spaces between them.",
         ),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ORIGIN",
+            envvar="AUTOPLAY_RAG_ALLOW_ORIGIN",
             help="The origin of web pages that may ask, such as https://app.example.com; repeatable.",
         ),
     ] = None,
