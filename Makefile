@@ -27,7 +27,7 @@ define pytest
 	done
 endef
 
-.PHONY: help demo test test-slow test-all test-oldest test-newest lint format bench notebooks soak pins clean
+.PHONY: help demo serve test test-slow test-all test-oldest test-newest lint format bench notebooks soak pins clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -35,6 +35,9 @@ help:  ## List the targets
 
 demo: $(VENV)/.demo  ## Stream sample sessions into Chroma and search them; needs no key and no service
 	@$(BIN)/autoplay-rag demo
+
+serve: $(VENV)/.demo  ## Serve the inspector with samples that stream on and on; Ctrl-C ends it
+	@$(BIN)/autoplay-rag serve --samples
 
 test: $(VENV)/.dev  ## Run all tests except the slow ones
 	$(call pytest,-m "not slow")

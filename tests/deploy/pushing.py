@@ -71,8 +71,8 @@ def works(image, arguments, env, secrets, host):
             assert client.get("/v1/ledger", headers={"host": "other.test"}).status_code == 421
         # A command beside the server finds the settings, and by them the server.
         with image.start(["status", "--check"], env) as command:
-            command.process.wait(50)
-            assert (command.process.stdout.read(), command.process.returncode) == ("ok\n", 0)
+            printed, _ = command.process.communicate(timeout=50)
+            assert (printed, command.process.returncode) == ("ok\n", 0)
         assert container.stop() == 0, container.output
     assert "Traceback" not in container.output
     assert not any(secret in container.output for secret in secrets.values())
