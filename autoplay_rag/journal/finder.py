@@ -120,9 +120,11 @@ class AsyncTimeline:
             lambda: self._timeline().products(user_id, session_id, conversation_id)
         )
 
-    async def whole(self, lane: int) -> tuple[ListedSession | None, list[KeptPayload]]:
+    async def whole(
+        self, lane: int, after: int | None = None, limit: int | None = None
+    ) -> tuple[ListedSession | None, list[KeptPayload]]:
         """As in `Timeline`."""
-        return await self._run(lambda: self._timeline().whole(lane))
+        return await self._run(lambda: self._timeline().whole(lane, after, limit))
 
     async def last_seq(self) -> int:
         """As in `Timeline`."""

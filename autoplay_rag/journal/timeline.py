@@ -261,8 +261,16 @@ class Timeline:
         )
         return [product for (product,) in rows]
 
-    def whole(self, lane: int) -> tuple[ListedSession | None, list[KeptPayload]]:
-        """Return a session and all its payloads, in the order of acceptance."""
+    def whole(
+        self, lane: int, after: int | None = None, limit: int | None = None
+    ) -> tuple[ListedSession | None, list[KeptPayload]]:
+        """Return a session and its payloads, in the order of acceptance.
+
+        Args:
+            lane: The session.
+            after: Only payloads with a greater sequence number; None for all.
+            limit: The most payloads; None for all.
+        """
         with self._one_moment():
             row = self._connection.execute(
                 "SELECT lane, product, session, first, last, payloads, actions FROM visit "
@@ -273,7 +281,9 @@ class Timeline:
                 return None, []
             people = self._users(iter([lane])).get(lane, ())
             rows = self._connection.execute(
-                f"{_READ} WHERE passage.lane = ? ORDER BY passage.seq", (lane,)
+                f"{_READ} WHERE passage.lane = ? AND (? IS NULL OR passage.seq > ?) "
+                "ORDER BY passage.seq LIMIT ?",
+                (lane, after, after, -1 if limit is None else limit),
             ).fetchall()
         kept = [_kept(one[1:], {one[0]: people}, one[0]) for one in rows]
         return ListedSession._make((*row, people, ())), kept
