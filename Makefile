@@ -27,7 +27,7 @@ define pytest
 	done
 endef
 
-.PHONY: help demo serve test test-slow test-all test-oldest test-newest lint format bench notebooks soak pins clean
+.PHONY: help demo serve test test-slow test-browser screenshots test-all test-oldest test-newest lint format bench notebooks soak pins clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -40,10 +40,16 @@ serve: $(VENV)/.demo  ## Serve the inspector with samples that stream on and on;
 	@$(BIN)/autoplay-rag serve --samples
 
 test: $(VENV)/.dev  ## Run all tests except the slow ones
-	$(call pytest,-m "not slow")
+	$(call pytest,-m "not slow and not browser")
 
 test-slow: $(VENV)/.dev  ## Run the slow tests, and the property tests with more examples
-	$(call pytest,-m "slow or hypothesis" --hypothesis-profile=thorough --timeout=300)
+	$(call pytest,-m "(slow or hypothesis) and not browser" --hypothesis-profile=thorough --timeout=300)
+
+test-browser: $(VENV)/.dev  ## Run the tests of the inspector in a headless Chromium
+	$(BIN)/python -m pytest -m browser tests/browser
+
+screenshots: $(VENV)/.dev  ## Take the pictures of the inspector in docs/images again
+	$(BIN)/python -m pytest -m browser tests/browser/test_pages.py -k each_page --screenshots docs/images
 
 test-all:  ## Run `make test` on each of Python 3.11, 3.12 and 3.13 that is installed
 	@set -e; for v in $(ALL_VERSIONS); do \

@@ -67,9 +67,7 @@ class History:
         connections: The attached clients as of the last sample.
     """
 
-    def __init__(
-        self, pipeline: IngestPipeline, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, pipeline: IngestPipeline, clock: Callable[[], float] = time.time) -> None:
         self._pipeline = pipeline
         self._clock = clock
         self._samples: deque[Sample] = deque(maxlen=_KEPT)

@@ -51,9 +51,7 @@ class PageStream(EventResponse):
         serving: Serving,
         parts: Callable[[], Iterator[Part]],
     ) -> None:
-        super().__init__(
-            subscription, access, serving, gather=_GATHER_SECONDS, look=_LOOK_SECONDS
-        )
+        super().__init__(subscription, access, serving, gather=_GATHER_SECONDS, look=_LOOK_SECONDS)
         self._parts = parts
         self._sent: dict[str, object] = {}
 

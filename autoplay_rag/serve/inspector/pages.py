@@ -189,9 +189,7 @@ _TITLES: Final = {
 
 def _error_page(request: Request, error: ProblemError) -> Response:
     if error.status == 401:  # noqa: PLR2004 - nobody is signed in
-        return page(
-            request, "sign_in.html", "Sign in", status=401, problem=None, to=_here(request)
-        )
+        return page(request, "sign_in.html", "Sign in", status=401, problem=None, to=_here(request))
     title = _TITLES.get(error.status, "This did not work")
     return page(request, "error.html", title, status=error.status, problem=error.detail,
                 headers=error.headers)  # fmt: skip

@@ -65,8 +65,13 @@ async def search(
         status=status,
         stream="?page=search",
         q=q,
-        given={"user_id": user_id, "product_id": product_id, "since": since, "until": until,
-               "kind": kind},  # fmt: skip
+        given={
+            "user_id": user_id,
+            "product_id": product_id,
+            "since": since,
+            "until": until,
+            "kind": kind,
+        },  # fmt: skip
         found=found,
         problem=problem,
         may_choose=not access.is_bound,

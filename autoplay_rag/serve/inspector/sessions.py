@@ -117,8 +117,9 @@ async def session(
         request,
         "session.html",
         "Session",
-        stream=query_of(page="session", session_id=session_id, product_id=found.product_id,
-                        after=repr(newest)),  # fmt: skip
+        stream=query_of(
+            page="session", session_id=session_id, product_id=found.product_id, after=repr(newest)
+        ),  # fmt: skip
         session=found,
         # Of a session that several people used, the totals are not this person's.
         actions=None if shared and access.bound_user is not None else part.actions,

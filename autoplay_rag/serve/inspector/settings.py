@@ -21,9 +21,7 @@ _NOT_SHOWN = ("clock", "rebuild", "adopt")
 
 
 @router.get("/settings")
-async def settings(
-    request: Request, access: Annotated[Access, Depends(Needs("read"))]
-) -> Response:
+async def settings(request: Request, access: Annotated[Access, Depends(Needs("read"))]) -> Response:
     """Show the settings in force."""
     serving = serving_of(request)
     groups = [

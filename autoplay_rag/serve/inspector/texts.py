@@ -13,7 +13,19 @@ from markupsafe import Markup, escape
 from autoplay_rag.content.marking import plain_line
 from autoplay_rag.search.hits import Matched
 
-__all__ = ["age", "anchor", "clock", "count", "day", "iso", "marked", "path_of", "place", "said", "span"]
+__all__ = [
+    "age",
+    "anchor",
+    "clock",
+    "count",
+    "day",
+    "iso",
+    "marked",
+    "path_of",
+    "place",
+    "said",
+    "span",
+]
 
 _LINE: Final = 300
 _MINUTE: Final = 60.0
