@@ -27,7 +27,7 @@ define pytest
 	done
 endef
 
-.PHONY: help demo serve test test-slow test-browser screenshots test-all test-oldest test-newest lint format bench notebooks soak pins clean
+.PHONY: help demo serve test test-slow test-browser chromium screenshots test-all test-oldest test-newest lint format bench notebooks soak pins clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -47,6 +47,9 @@ test-slow: $(VENV)/.dev  ## Run the slow tests, and the property tests with more
 
 test-browser: $(VENV)/.dev  ## Run the tests of the inspector in a headless Chromium
 	$(BIN)/python -m pytest -m browser tests/browser
+
+chromium: $(VENV)/.dev  ## Install a Chromium for test-browser, unless there is one
+	@sh tools/install_chromium.sh $(BIN)/python
 
 screenshots: $(VENV)/.dev  ## Take the pictures of the inspector in docs/images again
 	$(BIN)/python -m pytest -m browser tests/browser/test_pages.py -k each_page --screenshots docs/images

@@ -16,6 +16,13 @@ def visit(session, *titles):
     return make_actions(session, *titles, user="zoe", at=time.time())
 
 
+def arrives(served, payload):
+    async def accept():
+        await served.pipeline.accept(payload)
+
+    served.run(accept())
+
+
 @pytest.mark.parametrize("path", ["/", "/sessions"])
 async def test_a_session_appears_while_one_looks(server, opened, path):
     with server() as served:
@@ -25,7 +32,7 @@ async def test_a_session_appears_while_one_looks(server, opened, path):
             live = page.locator("#live-sessions")
             await expect(live.get_by_role("link", name="s-ann")).to_be_visible()
             await expect(page.locator("#live .word")).to_have_text("Live")
-            served.run(served.pipeline.accept(visit("s-new", "Invited a colleague")))
+            arrives(served, visit("s-new", "Invited a colleague"))
             await expect(live.get_by_text("Invited a colleague")).to_be_visible()
             # The newest is on top.
             await expect(live.get_by_role("link", name="s-").first).to_have_text("s-new")
@@ -38,17 +45,17 @@ async def test_the_counts_move(server, opened):
             received = page.locator("#counts").get_by_text("received").locator("..")
             await expect(received).to_contain_text("0")
             for n in range(7):
-                served.run(served.pipeline.accept(visit(f"s{n}", "Clicked")))
+                arrives(served, visit(f"s{n}", "Clicked"))
             await expect(received).to_contain_text("7")
 
 
 async def test_an_open_session_says_that_there_is_more(server, opened):
     with server() as served:
-        served.run(served.pipeline.accept(visit("s1", "Opened reports")))
+        arrives(served, visit("s1", "Opened reports"))
         async with opened(served.url) as page:
             await page.goto("/sessions/s1?product_id=acme")
             await expect(page.locator("#live .word")).to_have_text("Live")
-            served.run(served.pipeline.accept(visit("s1", "Exported revenue")))
+            arrives(served, visit("s1", "Exported revenue"))
             await expect(page.locator("#newer")).to_contain_text("Exported revenue")
 
 
@@ -61,7 +68,7 @@ async def test_it_pauses_and_continues(server, opened):
             await pause.click()
             await expect(pause).to_have_attribute("aria-pressed", "true")
             await expect(pause.locator(".word")).to_have_text("Paused")
-            served.run(served.pipeline.accept(visit("s1", "Invited a colleague")))
+            arrives(served, visit("s1", "Invited a colleague"))
             await page.wait_for_timeout(2_500)  # two steps of the stream: nothing may come
             await expect(live.get_by_text("Invited a colleague")).to_have_count(0)
             await pause.click()
@@ -82,7 +89,7 @@ async def test_a_lost_connection_is_shown_and_recovers(server, opened):
             await page.context.set_offline(False)
             await expect(word).to_have_text("Live")
             await expect(page.get_by_text("does not answer")).to_have_count(0)
-            served.run(served.pipeline.accept(visit("s1", "Invited a colleague")))
+            arrives(served, visit("s1", "Invited a colleague"))
             await expect(page.locator("#live-sessions").get_by_text("Invited")).to_be_visible()
 
 

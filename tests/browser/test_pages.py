@@ -94,7 +94,13 @@ async def test_without_scripts_all_that_does_not_move_works(shown, opened):
         await expect(page.get_by_role("heading", name="Sessions of u_030")).to_be_visible()
         await page.get_by_role("button", name="Count what would be forgotten").click()
         await expect(page.get_by_role("button", name="Forget u_030")).to_be_visible()
+
+
+async def test_signing_out_without_scripts(shown, opened):
+    async with opened(shown.url, javascript=False, may_fail=True) as page:
         await page.get_by_role("button", name="Sign out").click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+        await page.goto("/sessions")
         await expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
 
 

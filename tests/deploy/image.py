@@ -3,7 +3,7 @@
 `build` copies what COPY copies and runs what RUN runs. Paths of the image (`/opt`, `/data`, ...) become
 paths below the folder, in every command, variable and file. `Image.start` then starts a command as a
 container would, as far as this machine allows: as its user, as process 1, with a root file system that
-cannot be written. Not covered: the base image itself, and what Docker does with networks.
+cannot be written, on another port. Not covered: the base image itself, and what Docker does with networks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -70,6 +71,12 @@ def can_contain() -> bool:
     return subprocess.run(trial, check=False, capture_output=True).returncode == 0
 
 
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 @dataclass
 class Image:
     """The last stage of a Dockerfile.
@@ -79,6 +86,7 @@ class Image:
         env: The variables of ENV.
         user: The user and the group.
         folder: The folder of WORKDIR.
+        port: A free port of this machine, instead of 8760.
         entrypoint, command, healthcheck: As in the Dockerfile.
     """
 
@@ -86,12 +94,14 @@ class Image:
     env: dict[str, str] = field(default_factory=dict)
     user: tuple[int, int] = (0, 0)
     folder: str = "/"
+    port: int = field(default_factory=_free_port)
     entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
     healthcheck: list[str] = field(default_factory=list)
 
     def here(self, text: str) -> str:
-        """The text with the paths of the image as paths on this machine."""
+        """The text with the paths and the port of the image as those on this machine."""
+        text = re.sub(r"\b8760\b", str(self.port), text)
         return _IMAGE_PATH.sub(lambda found: f"{self.root}{found[0]}", text)
 
     def path(self, path: str) -> Path:
@@ -104,6 +114,8 @@ class Image:
     def start(self, command: list[str], env: dict[str, str]) -> Container:
         """Start a command with the image's entry point, and variables besides the image's own."""
         words = [self.here(word) for word in self.entrypoint + command]
+        if command[0] == "serve":
+            words += ["--port", str(self.port)]
         variables = self.variables(env)
         process = subprocess.Popen(
             [*self._contained(), *(f"{n}={v}" for n, v in variables.items()), *words],

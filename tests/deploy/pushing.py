@@ -39,7 +39,6 @@ def works(image, arguments, env, secrets, host):
         secrets: The secrets by name.
         host: A name under which clients reach it.
     """
-    port = 8760
     with image.start(arguments, env) as container:
         assert image.check() != 0  # nothing listens yet
         container.line("serving ")
@@ -51,7 +50,7 @@ def works(image, arguments, env, secrets, host):
         body = json.dumps(BODY).encode()
         signed = hmac.digest(secrets["webhook_secret"].encode(), body, hashlib.sha256).hex()
         headers = {"host": host, "content-type": "application/json"}
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{image.port}", headers=headers) as client:
             answers = [
                 client.post(
                     "/v1/webhooks/acme",

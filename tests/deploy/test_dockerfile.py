@@ -1,11 +1,14 @@
 """`deploy/Dockerfile`: its form. Its steps run in the fixture `built`."""
 
 import fnmatch
+import inspect
 import re
 import tomllib
 
 import pytest
 from image import DEPLOY, ROOT, instructions
+
+from autoplay_rag.cli.serve import serve
 
 STEPS = instructions((DEPLOY / "Dockerfile").read_text())
 
@@ -20,6 +23,13 @@ def test_it_is_not_root_and_has_a_volume_and_a_health_check():
     assert "/readyz" in last("HEALTHCHECK")
     # Exec form: the server is process 1 and gets the signals, not a shell.
     assert last("ENTRYPOINT") == '["autoplay-rag"]'
+
+
+def test_it_exposes_and_asks_the_port_on_which_the_server_listens():
+    assert last("EXPOSE") == str(inspect.signature(serve).parameters["port"].default)
+    assert f"'127.0.0.1', {last('EXPOSE')}," in last("HEALTHCHECK")
+    # Not on loopback, which is the container's own.
+    assert last("CMD") == '["serve", "--host", "0.0.0.0"]'
 
 
 def test_it_names_no_registry():
