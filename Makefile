@@ -51,8 +51,8 @@ test-browser: $(VENV)/.dev  ## Run the tests of the inspector in a headless Chro
 chromium: $(VENV)/.dev  ## Install a Chromium for test-browser, unless there is one
 	@sh tools/install_chromium.sh $(BIN)/python
 
-screenshots: $(VENV)/.dev  ## Take the pictures of the inspector in docs/images again
-	$(BIN)/python -m pytest -m browser tests/browser/test_pages.py -k each_page --screenshots docs/images
+screenshots: $(VENV)/.dev  ## Take the pictures in docs/images again; takes an hour
+	$(BIN)/python tools/take_screenshots.py
 
 test-all:  ## Run `make test` on each of Python 3.11, 3.12 and 3.13 that is installed
 	@set -e; for v in $(ALL_VERSIONS); do \

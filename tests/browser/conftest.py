@@ -1,11 +1,5 @@
-"""A headless Chromium, and servers with something to see.
+"""A headless Chromium, and servers with something to see. `make test-browser` runs these tests."""
 
-`make test-browser` runs these tests. Chromium is the one that `CHROMIUM` names, one that is
-installed, or Playwright's own.
-"""
-
-import os
-import shutil
 import sys
 import time
 from contextlib import asynccontextmanager, contextmanager
@@ -15,7 +9,9 @@ import pytest
 from playwright.async_api import async_playwright
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not add folders to the path
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
+from chromium import chromium
 from pipelines import ScriptedEmbedder, make_actions
 from served import KEYS, serving
 
@@ -25,35 +21,17 @@ from autoplay_rag.devserver.live_samples import Visits
 from autoplay_rag.embedders import LocalEmbedder
 from autoplay_rag.stores import MemoryStore
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-MISSING = (
-    "No Chromium was found. Install it with `apt-get install chromium`, or with "
-    "`.venv/bin/playwright install --with-deps chromium`, or set CHROMIUM to its path."
-)
-
-
-def pytest_addoption(parser):
-    parser.addoption("--screenshots", metavar="FOLDER", help="Save pictures of some pages there.")
-
-
-def chromium(playwright):
-    """The path of a Chromium. Ends the run if there is none: a skipped test would look like a pass."""
-    given = os.environ.get("CHROMIUM")
-    found = given or next(filter(None, map(shutil.which, NAMES)), None)
-    found = found or playwright.chromium.executable_path
-    if not Path(found).exists():
-        pytest.exit(MISSING, returncode=1)
-    return found
+MISSING = "No Chromium was found. Install it with `make chromium`, or set the variable CHROMIUM to its path."
 
 
 @pytest.fixture
 async def browser():
     async with async_playwright() as playwright:
-        # Without a sandbox, because containers and CI allow none; only our own pages are opened.
-        browser = await playwright.chromium.launch(
-            executable_path=chromium(playwright),
-            args=["--no-sandbox", "--disable-dev-shm-usage"],
-        )
+        options = chromium(playwright)
+        if options is None:
+            # Not skipped: that would look like a pass.
+            pytest.exit(MISSING, returncode=1)
+        browser = await playwright.chromium.launch(**options)
         yield browser
         await browser.close()
 

@@ -1,7 +1,5 @@
 """Every page in light and dark, wide and narrow: accessible, nothing in the console, no sideways scroll."""
 
-from pathlib import Path
-
 import pytest
 from checks import scrolls_sideways, violations
 from playwright.async_api import expect
@@ -25,14 +23,12 @@ ADDRESSES = [
     "/dead-letters?after=9000",
 ]
 ERRORS = ["/sessions/not-there", "/dead-letters?after=x"]
-PICTURES = {"/": "overview", ADDRESSES[len(_PAGES)]: "search"}
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-async def test_each_page(shown, opened, scheme, width, request):
-    folder = request.config.getoption("--screenshots", default=None)
+async def test_each_page(shown, opened, scheme, width):
     found = []
     async with opened(shown.url, width=width, scheme=scheme) as page:
         for address in ADDRESSES:
@@ -46,9 +42,6 @@ async def test_each_page(shown, opened, scheme, width, request):
             # Once the stream is open, what moves is there, too.
             await expect(page.locator("#live .word")).to_have_text("Live")
             assert not await scrolls_sideways(page), address
-            if folder and address in PICTURES:
-                name = f"inspector-{PICTURES[address]}-{scheme}-{width}.png"
-                await page.screenshot(path=Path(folder) / name, scale="css")
             found += await violations(page)
     assert found == []
 
