@@ -103,10 +103,10 @@ class AsyncTimeline:
         self._run = run
 
     async def sessions(
-        self, wanted: Wanted, limit: int, after: Place | None
+        self, wanted: Wanted, limit: int, after: Place | None, *, count: bool = True
     ) -> tuple[int, list[ListedSession]]:
         """As in `Timeline`."""
-        return await self._run(lambda: self._timeline().sessions(wanted, limit, after))
+        return await self._run(lambda: self._timeline().sessions(wanted, limit, after, count=count))
 
     async def lanes(self, session_id: str, product_id: str | None) -> dict[str, int]:
         """As in `Timeline`."""

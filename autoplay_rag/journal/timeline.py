@@ -154,7 +154,7 @@ class Timeline:
     # -- sessions -----------------------------------------------------------------------------
 
     def sessions(
-        self, wanted: Wanted, limit: int, after: Place | None
+        self, wanted: Wanted, limit: int, after: Place | None, *, count: bool = True
     ) -> tuple[int, list[ListedSession]]:
         """List sessions by their last action, latest first.
 
@@ -162,15 +162,19 @@ class Timeline:
             wanted: Selects the sessions.
             limit: The most sessions.
             after: The last session of the previous page; None for the first page.
+            count: Whether to count the matching sessions. That scans them.
 
         Returns:
-            The total number of matching sessions, and those of this page.
+            The total number of matching sessions, 0 if they are not counted; and those of this
+            page.
         """
         tables, where, given = self._visits(wanted)
         with self._one_moment():
-            total = self._connection.execute(
-                f"SELECT count(*) FROM {tables} WHERE {where}", given
-            ).fetchone()[0]
+            total = 0
+            if count:
+                total = self._connection.execute(
+                    f"SELECT count(*) FROM {tables} WHERE {where}", given
+                ).fetchone()[0]
             if after is not None:
                 beyond, place = _beyond(after)
                 where, given = f"{where} AND {beyond}", [*given, *place]

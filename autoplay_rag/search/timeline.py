@@ -90,7 +90,7 @@ class Sessions(list[SessionSummary]):
         next: See `next`.
 
     Attributes:
-        total: The number of matching sessions on all pages.
+        total: The number of matching sessions on all pages; 0 if they were not counted.
         next: The `cursor` of the next page; None on the last page.
     """
 
@@ -339,12 +339,17 @@ async def read_actions(
 
 
 async def list_sessions(
-    timeline: AsyncTimeline, wanted: Wanted, limit: int, cursor: str | None
+    timeline: AsyncTimeline,
+    wanted: Wanted,
+    limit: int,
+    cursor: str | None,
+    *,
+    count: bool = True,
 ) -> Sessions:
     """Return one page of sessions; see `IngestPipeline.sessions`."""
     check_at_least("limit", limit, 1, whole=True)
     after = None if cursor is None else _place(cursor)
-    total, rows = await timeline.sessions(wanted, limit + 1, after)
+    total, rows = await timeline.sessions(wanted, limit + 1, after, count=count)
     shown = rows[:limit]
     more = _cursor(Place(shown[-1].last, shown[-1].lane)) if len(rows) > limit else None
     return Sessions((_summary(row) for row in shown), total=total, next=more)
@@ -369,6 +374,7 @@ async def read_part(
     timeline: AsyncTimeline,
     session_id: str,
     product_id: str | None,
+    *,
     user_id: str | None,
     after: int | None,
     limit: int,

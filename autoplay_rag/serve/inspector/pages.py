@@ -63,6 +63,8 @@ def _environment() -> Environment:
         made.globals[name] = getattr(texts, name)
     made.globals["asset"] = asset_path
     made.globals["query_of"] = query_of
+    for name in made.list_templates():
+        made.get_template(name)  # compiled now, not while a reader waits
     return made
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
+from autoplay_rag.search.timeline import SessionChunk
 from autoplay_rag.serve.access import Access, Ids, Needs
 from autoplay_rag.serve.bounds import own_part
 from autoplay_rag.serve.inspector.live import FEW_LIVE, MOST_LIVE, live_of
@@ -24,7 +26,8 @@ Own = Annotated[Access, Depends(Needs("own", audited=True))]
 Time = Annotated[str, Query(max_length=64)]
 _LISTED: Final = 50
 _EVENTS: Final = 300
-"""The sessions and about how many events are on a page."""
+_CHUNKS: Final = 30
+"""The sessions, about how many events, and the chunks of a page."""
 
 
 @router.get("/sessions")
@@ -54,6 +57,7 @@ async def sessions(
         matching=matching.strip() or None,
         limit=_LISTED,
         cursor=cursor or None,
+        count=ids.user_id is not None,  # a person has few
     )
     timed = bool(since or until or matching.strip())
     most = MOST_LIVE if live else FEW_LIVE
@@ -119,15 +123,22 @@ async def session(
         "Session",
         stream=query_of(
             page="session", session_id=session_id, product_id=found.product_id, after=repr(newest)
-        ),  # fmt: skip
+        ),
         session=found,
         # Of a session that several people used, the totals are not this person's.
         actions=None if shared and access.bound_user is not None else part.actions,
         rows=rows_of(found.events),
-        chunks=chunks,
+        chunks=chunks and _shown(chunks),
+        hidden_chunks=max(0, len(chunks or ()) - _CHUNKS),
         store=type(access.pipeline.store).__name__,
         live=live,
         after=after,
         next=part.next,
         user_id=user_id,
     )
+
+
+def _shown(chunks: Sequence[SessionChunk]) -> list[SessionChunk]:
+    """The chunks that a page shows: what is in none, and the latest."""
+    chosen = sorted(chunks, key=lambda one: (one.id is not None, -(one.ended_at or 0.0)))
+    return chosen[:_CHUNKS]

@@ -21,7 +21,7 @@ _NOT_SHOWN = ("clock", "rebuild", "adopt")
 
 
 @router.get("/settings")
-async def settings(request: Request, access: Annotated[Access, Depends(Needs("read"))]) -> Response:
+async def settings(request: Request, _: Annotated[Access, Depends(Needs("read"))]) -> Response:
     """Show the settings in force."""
     serving = serving_of(request)
     groups = [
@@ -81,16 +81,19 @@ def _keys(serving: Serving) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_shown(one)}" for name, one in value.items())
-    if callable(value):
-        return str(getattr(value, "__qualname__", type(value).__name__))
-    return str(value)
+    match value:
+        case None:
+            said = "none"
+        case bool():
+            said = "yes" if value else "no"
+        case int():
+            said = f"{value:,}"
+        case float():
+            said = f"{value:g}"
+        case Mapping():
+            said = ", ".join(f"{name}: {_shown(one)}" for name, one in value.items())
+        case _ if callable(value):
+            said = str(getattr(value, "__qualname__", type(value).__name__))
+        case _:
+            said = str(value)
+    return said

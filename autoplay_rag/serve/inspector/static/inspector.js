@@ -128,7 +128,7 @@ function show(state) {
   pill.title = state === "paused" ? "Continue" : "Pause";
   const gone = state === "away" || state === "out";
   away.hidden = !gone;
-  away.className = "notice bad";
+  away.className = gone ? "notice bad" : "";
   if (!gone) {
     away.textContent = "";
   } else if (state === "away") {
