@@ -143,7 +143,7 @@ def serve(
             keys=keys,
             hosts=[host, *(allow_host or ())],
             cors_origins=allow_origin or (),
-            audit=stack.enter_context(_auditing(audit_log)),
+            audit=stack.enter_context(_auditing(audit_log, are_samples=samples)),
         )
         server = _server(app, host, port)
         if file.path is not None:
@@ -224,10 +224,11 @@ def _introduce(url: str, key: str, journal: Path, path: Path, *, has_keys: bool)
 
 
 @contextmanager
-def _auditing(path: Path | None) -> Iterator[AuditSink]:
+def _auditing(path: Path | None, *, are_samples: bool) -> Iterator[AuditSink]:
     """Give a function that writes a line of the audit log."""
     if path is None:
-        yield note
+        # Samples are about nobody, and the lines would push the printed address out of sight.
+        yield _drop if are_samples else note
         return
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -235,3 +236,7 @@ def _auditing(path: Path | None) -> Iterator[AuditSink]:
         raise ConfigurationError(f"--audit-log: {path}: {error.strerror}") from None
     with os.fdopen(descriptor, "w", encoding="utf-8", buffering=1) as file:
         yield lambda line: print(line, file=file)
+
+
+def _drop(_line: str) -> None:
+    """Write nothing."""

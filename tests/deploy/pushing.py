@@ -68,6 +68,10 @@ def works(image, arguments, env, secrets, host):
             hits = client.post("/v1/search", json={"query": "Who exported?"}).json()["hits"]
             assert "<email>" in hits[0]["text"]
             assert client.get("/v1/ledger", headers={"host": "other.test"}).status_code == 421
+            # A kubelet asks by the address of the pod.
+            probe = {"host": "10.1.2.3:8760", "authorization": ""}
+            for path in ("/healthz", "/readyz"):
+                assert client.get(path, headers=probe).status_code == 200
         # A command beside the server finds the settings, and by them the server.
         with image.start(["status", "--check"], env) as command:
             printed, _ = command.process.communicate(timeout=50)
