@@ -46,7 +46,7 @@ test-slow: $(VENV)/.dev  ## Run the slow tests, and the property tests with more
 	$(call pytest,-m "(slow or hypothesis) and not browser" --hypothesis-profile=thorough --timeout=300)
 
 test-browser: $(VENV)/.dev  ## Run the tests of the inspector in a headless Chromium
-	$(BIN)/python -m pytest -m browser tests/browser
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m browser tests/browser
 
 chromium: $(VENV)/.dev  ## Install a Chromium for test-browser, unless there is one
 	@sh tools/install_chromium.sh $(BIN)/python
