@@ -46,6 +46,7 @@ test-slow: $(VENV)/.dev  ## Run the slow tests, and the property tests with more
 	$(call pytest,-m "(slow or hypothesis) and not browser" --hypothesis-profile=thorough --timeout=300)
 
 test-browser: $(VENV)/.dev  ## Run the tests of the inspector in a headless Chromium
+	@$(BIN)/python tools/chromium.py
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m browser tests/browser
 
 chromium: $(VENV)/.dev  ## Install a Chromium for test-browser, unless there is one

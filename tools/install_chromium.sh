@@ -5,12 +5,7 @@
 #   tools/install_chromium.sh PYTHON    a Python with the package playwright
 set -eu
 python=$1
-for name in "${CHROMIUM:-chromium}" chromium-browser google-chrome google-chrome-stable; do
-    command -v "$name" >/dev/null && { echo "Chromium: $(command -v "$name")"; exit 0; }
-done
-own='import playwright.sync_api as p, os, sys
-with p.sync_playwright() as it: sys.exit(not os.path.exists(it.chromium.executable_path))'
-"$python" -c "$own" && { echo "Chromium: Playwright's own"; exit 0; }
+"$python" "$(dirname "$0")/chromium.py" 2>/dev/null && exit 0
 # Elsewhere, Ubuntu for one, the package of this name has no browser in it.
 if grep -q '^ID=debian' /etc/os-release 2>/dev/null && [ "$(id -u)" = 0 ]; then
     export DEBIAN_FRONTEND=noninteractive

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from chromium import chromium
+from chromium import ARGUMENTS, MISSING, find_chromium
 from playwright.sync_api import Browser, expect, sync_playwright
 
 QUESTION = "Whose promo code had expired?"
@@ -33,6 +33,8 @@ def main() -> None:
         "--minutes", type=float, default=62.0, help="how long the server runs first"
     )
     given = parser.parse_args()
+    if (chromium := find_chromium()) is None:
+        sys.exit(MISSING)
     given.folder.mkdir(parents=True, exist_ok=True)
     key = secrets.token_hex(16)
     command = [sys.executable, "-m", "autoplay_rag", "serve", "--samples", "--port", "0"]
@@ -48,10 +50,7 @@ def main() -> None:
             url = server.stdout.readline().decode().removeprefix("serving ").strip()
             time.sleep(given.minutes * 60)
             with sync_playwright() as playwright:
-                options = chromium(playwright)
-                if options is None:
-                    sys.exit("No Chromium was found: install it with `make chromium`.")
-                browser = playwright.chromium.launch(**options)
+                browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
                 take(browser, f"{url}/?key={key}", given.folder)
                 browser.close()
         finally:

@@ -11,7 +11,7 @@ from playwright.async_api import async_playwright
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not add folders to the path
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-from chromium import chromium
+from chromium import ARGUMENTS, MISSING, find_chromium
 from pipelines import ScriptedEmbedder, make_actions
 from served import KEYS, serving
 
@@ -21,17 +21,19 @@ from autoplay_rag.devserver.live_samples import Visits
 from autoplay_rag.embedders import LocalEmbedder
 from autoplay_rag.stores import MemoryStore
 
-MISSING = "No Chromium was found. Install it with `make chromium`, or set the variable CHROMIUM to its path."
+
+@pytest.fixture(scope="session")
+def chromium():
+    found = find_chromium()
+    if found is None:
+        pytest.fail(MISSING, pytrace=False)  # not skipped: that would look like a pass
+    return found
 
 
 @pytest.fixture
-async def browser():
+async def browser(chromium):
     async with async_playwright() as playwright:
-        options = chromium(playwright)
-        if options is None:
-            # Not skipped: that would look like a pass.
-            pytest.exit(MISSING, returncode=1)
-        browser = await playwright.chromium.launch(**options)
+        browser = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield browser
         await browser.close()
 
