@@ -17,6 +17,7 @@ __all__ = ["router"]
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
+_NO_EMBEDDER = "none: the store embeds texts itself, or the pipeline is stopped"
 _NOT_SHOWN = ("clock", "rebuild", "adopt")
 
 
@@ -38,7 +39,7 @@ def _parts(serving: Serving) -> dict[str, str]:
     embedder, space = pipeline.embedder, pipeline.space
     found = {
         "store": repr(pipeline.store),
-        "embedder": embedder.model if embedder is not None else "the store embeds texts itself",
+        "embedder": embedder.model if embedder is not None else _NO_EMBEDDER,
     }
     if space is not None:
         sizes = {"journal": space.journal, "store": space.store, "free": space.free}

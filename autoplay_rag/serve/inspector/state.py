@@ -37,8 +37,9 @@ def state_of(serving: Serving) -> State:
     if not pipeline.is_running:
         return State("stopped", "bad", None, [_STOPPED], connections)
     if health.state != "ok":
-        tone = "bad" if health.state == "failed" else "warn"
-        return State(health.state, tone, None, health.reasons, connections)
+        failed = health.state == "failed"
+        todo = [*health.reasons, _FAILED if failed else _DEGRADED]
+        return State(health.state, "bad" if failed else "warn", None, todo, connections)
     away = [one for one in connections if one.state != "connected"]
     if away:
         names = ", ".join(f"{one.product} is {one.state}" for one in away)
@@ -53,4 +54,9 @@ _STOPPED = (
     "The pipeline is stopped: nothing is received, stored or found. Start the server again; its log "
     "says why it stopped."
 )
+_FAILED = (
+    "Nothing more is stored; what is received waits in the journal. Repair the cause, and start the "
+    "server again."
+)
+_DEGRADED = "What failed is tried again by itself. Until then the payloads wait in the journal."
 _AWAY = "It connects again by itself. If it does not, check the stream's address and token."

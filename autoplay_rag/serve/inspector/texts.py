@@ -162,7 +162,7 @@ def anchor(*ids: str) -> str:
 
     Example:
         >>> anchor("acme", "s1")
-        'x5f7b3a5b0d7c'
+        'xb0b60f0060c5'
     """
     return "x" + blake2b("\0".join(ids).encode("utf-8", "replace"), digest_size=6).hexdigest()
 

@@ -127,6 +127,7 @@ function show(state) {
   pill.setAttribute("aria-pressed", String(state === "paused"));
   pill.title = state === "paused" ? "Continue" : "Pause";
   const gone = state === "away" || state === "out";
+  document.body.classList.toggle("is-stale", gone);
   away.hidden = !gone;
   away.className = gone ? "notice bad" : "";
   if (!gone) {
@@ -285,7 +286,7 @@ function plot(id, data, lines) {
         ...lines.map((name, n) => ({
           stroke: color(name),
           width: 1.5,
-          fill: n === 0 && lines.length === 1 ? color("--accent-soft") : undefined,
+          fill: n === 0 ? color("--accent-soft") : undefined,
           points: { show: false },
         })),
       ],
