@@ -253,8 +253,16 @@ def _copy(image: Image, words: list[str], context: Path, stages: dict[str, Path]
     for name in names:
         path = source / name.lstrip("/")
         if path.is_dir():
-            skip = shutil.ignore_patterns("__pycache__") if source == context else None
-            shutil.copytree(path, into, symlinks=True, dirs_exist_ok=True, ignore=skip)
+            is_stage = source != context
+            shutil.copytree(
+                path,
+                into,
+                symlinks=True,
+                dirs_exist_ok=True,
+                ignore=None if is_stage else shutil.ignore_patterns("__pycache__"),
+                # What a stage made does not change any more: a link is as good, and quick.
+                copy_function=os.link if is_stage else shutil.copy2,
+            )
         else:
             into.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, into)
