@@ -5,14 +5,18 @@ import re
 import time
 from hashlib import sha256
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from page_reader import HTML, browser, links, main_of, signed_in, submit, tags
 from pipelines import make_actions
 from serve_server import KEYS, SECRET_WORD, fill, token
 
 import autoplay_rag
-from autoplay_rag import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
+from autoplay_rag import ActionsPayload, AsyncConnectorClient, ChatTurn, SlimAction, SummaryPayload
+from autoplay_rag.serve import create_app
 from autoplay_rag.serve.inspector.assets import ASSETS
 
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror='alert(2)'>\" autofocus onfocus=\"x"
@@ -127,6 +131,39 @@ async def test_links_are_relative_to_the_address_that_was_asked(running):
         assert 'href="../people"' in page.text
         page = await client.get("/sessions/a/b?product_id=acme")
         assert 'href="../../people"' in page.text
+
+
+ODD = [
+    "\0",
+    "\ud800".encode("utf-8", "surrogatepass"),
+    "x" * 600,
+    "-1",
+    "1e999",
+    "nan",
+    "\u202e\U0001f984",
+    "%",
+]
+
+
+async def test_no_address_makes_the_server_fail(running):
+    names = {
+        "/": ["x"],
+        "/sessions": ["user_id", "session_id", "product_id", "since", "matching", "cursor", "live"],
+        "/sessions/s1": ["product_id", "user_id", "after"],
+        "/search": ["q", "user_id", "since", "until", "kind"],
+        "/people": ["user_id", "product_id", "cursor", "receipt"],
+        "/dead-letters": ["after", "retried", "of"],
+    }
+    async with running.client(KEYS.admin, headers=HTML) as client:
+        for path, params in names.items():
+            for name in params:
+                for odd in ODD:
+                    answer = await client.get(f"{path}?{urlencode({name: odd, 'q': 'x'})}")
+                    assert answer.status_code < 500, (path, name, odd)
+                    assert answer.text.startswith("<!doctype html>")
+        for odd in ODD:
+            answer = await client.get(f"/sessions/{quote(odd, safe='')}")
+            assert answer.status_code in (404, 422)
 
 
 # -- who sees what ----------------------------------------------------------------------------
@@ -248,6 +285,21 @@ async def test_stored_sessions_are_filtered_and_paged(serve):
             assert 'value="ann"' in narrowed
             none = (await client.get("/sessions?user_id=nobody")).text
             assert "No session matches" in none
+
+
+async def test_sessions_are_counted_only_of_one_person(running, monkeypatch):
+    """Counting scans, and a page must not."""
+    counted, sessions = [], running.pipeline.sessions
+
+    async def spy(*args, **options):
+        counted.append(options["count"])
+        return await sessions(*args, **options)
+
+    monkeypatch.setattr(running.pipeline, "sessions", spy)
+    async with running.client(KEYS.read, headers=HTML) as client:
+        for query in ("", "?product_id=acme", "?since=7d", "?user_id=ann&product_id=acme"):
+            assert (await client.get(f"/sessions{query}")).status_code == 200
+    assert counted == [False, False, False, True]
 
 
 async def test_a_session_is_a_timeline_with_gaps_pages_summaries_and_turns(serve, tmp_path):
@@ -382,6 +434,28 @@ async def test_a_stopped_pipeline_says_what_to_do(serve):
             assert "<nav" in answer.text
 
 
+async def test_below_a_larger_application_everything_is_shown_as_well(make_pipeline):
+    """Its lifespan is not ours: nothing takes samples between the looks."""
+    pipeline = make_pipeline()
+    whole = FastAPI()
+    whole.mount("/rag", create_app(pipeline, keys=KEYS))
+    async with pipeline:
+        pipeline.attach(AsyncConnectorClient("https://connector.example.com/stream/acme"))
+        transport = httpx.ASGITransport(whole)
+        headers = HTML | {"authorization": f"Bearer {KEYS.read}"}
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers=headers
+        ) as client:
+            page = (await client.get("/rag/")).text
+            assert "<b><bdi>acme</bdi></b> idle since" in page
+            assert "acme is idle" in page
+            assert 'href="./sessions"' in page
+            assert '<script type="application/json" id="samples">[[' in page
+            assert (await client.get("/rag/static/inspector.css")).status_code == 200
+            settings = (await client.get("/rag/settings")).text
+            assert 'href="./settings" aria-current="page"' in settings
+
+
 async def test_an_outage_is_shown_with_what_to_do(serve, embedder):
     async with serve() as started, started.client(KEYS.read, headers=HTML) as client:
         embedder.script = away
@@ -485,6 +559,7 @@ async def test_dead_letters_are_retried_and_discarded(dead, embedder):
         ({"action": "retry", "id": "x"}, 303),
         ({"action": "burn", "id": "1"}, 422),
         ({}, 422),
+        ({f"id{n}": "1" for n in range(2_001)}, 422),
     ],
 )
 async def test_a_form_of_nonsense_changes_nothing(dead, data, status):

@@ -119,6 +119,7 @@ def _numbers(serving: Serving) -> Iterator[Part]:
     connections = tuple((one.product, one.state, one.since) for one in state.connections)
     said = (state.word, tuple(state.todo), connections)
     yield _shared(serving, ("connections",), said, "parts/connections.html", base="./", state=state)
+    serving.history.sample()
     sample = serving.history.latest
     if sample is not None:
         yield "sample", sample, lambda: encode(sample)

@@ -298,3 +298,13 @@ function plot(id, data, lines) {
 
 const samples = document.getElementById("samples");
 const plots = samples && window.uPlot ? new Plots(JSON.parse(samples.textContent)) : null;
+
+// -- forms ---------------------------------------------------------------------------------------
+// Filters that are not set stay out of the address.
+
+document.addEventListener("formdata", (event) => {
+  if (event.target.method !== "get") return;
+  for (const [name, value] of [...event.formData]) {
+    if (!value) event.formData.delete(name);
+  }
+});
