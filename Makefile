@@ -27,7 +27,7 @@ define pytest
 	done
 endef
 
-.PHONY: help demo test test-slow test-all test-oldest test-newest lint format bench notebooks soak docs pins clean
+.PHONY: help demo serve test test-slow test-browser chromium screenshots test-all test-oldest test-newest lint format bench notebooks soak docs pins clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -36,11 +36,24 @@ help:  ## List the targets
 demo: $(VENV)/.demo  ## Stream sample sessions into Chroma and search them; needs no key and no service
 	@$(BIN)/autoplay-rag demo
 
+serve: $(VENV)/.demo  ## Serve the inspector with samples that stream on and on; Ctrl-C ends it
+	@$(BIN)/autoplay-rag serve --samples
+
 test: $(VENV)/.dev  ## Run all tests except the slow ones
-	$(call pytest,-m "not slow")
+	$(call pytest,-m "not slow and not browser")
 
 test-slow: $(VENV)/.dev  ## Run the slow tests, and the property tests with more examples
-	$(call pytest,-m "slow or hypothesis" --hypothesis-profile=thorough --timeout=300)
+	$(call pytest,-m "(slow or hypothesis) and not browser" --hypothesis-profile=thorough --timeout=300)
+
+test-browser: $(VENV)/.dev  ## Run the tests of the inspector in a headless Chromium
+	@$(BIN)/python tools/chromium.py
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m browser tests/browser
+
+chromium: $(VENV)/.dev  ## Install a Chromium for test-browser, unless there is one
+	@sh tools/install_chromium.sh $(BIN)/python
+
+screenshots: $(VENV)/.dev  ## Take the pictures in docs/images again; takes an hour
+	$(BIN)/python tools/take_screenshots.py
 
 test-all:  ## Run `make test` on each of Python 3.11, 3.12 and 3.13 that is installed
 	@set -e; for v in $(ALL_VERSIONS); do \

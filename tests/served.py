@@ -46,11 +46,11 @@ class Served:
             self.audit.append(line)
             self._written.notify_all()
 
-    async def _serve(self, make_pipeline, journal, announces, options):
+    async def _serve(self, make_pipeline, journal, announces, port, options):
         self.loop = asyncio.get_running_loop()
         self.pipeline = make_pipeline()
         app = create_app(self.pipeline, keys=KEYS, rate=10_000, audit=self._note, **options)
-        self.server = HttpServer(app, "127.0.0.1", 0)
+        self.server = HttpServer(app, "127.0.0.1", port)
         self.url = self.server.url
         async with self.pipeline:
             with ExitStack() as announcing:
@@ -72,7 +72,7 @@ class Served:
 
 
 @contextmanager
-def serving(store, embedder, journal, *, announces=None, job_kinds=None, select=None):
+def serving(store, embedder, journal, *, announces=None, job_kinds=None, select=None, port=0):
     """Serve until the block ends.
 
     Args:
@@ -82,13 +82,14 @@ def serving(store, embedder, journal, *, announces=None, job_kinds=None, select=
         announces: More of what the file beside the journal says; None for no file.
         job_kinds: As in `create_app`.
         select: As in `IngestPipeline`.
+        port: The port; 0 for any free port.
     """
     served = Served()
 
     def make():
         return IngestPipeline(store(), embedder(), journal=journal, select=select)
 
-    args = (make, journal, announces, {"job_kinds": job_kinds})
+    args = (make, journal, announces, port, {"job_kinds": job_kinds})
     thread = threading.Thread(target=served._run, args=args)
     thread.start()
     try:

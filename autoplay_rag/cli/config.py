@@ -22,11 +22,13 @@ from autoplay_rag.errors import ConfigurationError
 __all__ = ["DEFAULT_CONFIG", "PIPELINE_KEYS", "Config", "ConfigOption", "Stream", "load_config"]
 
 DEFAULT_CONFIG: Final = "autoplay-rag.toml"
+CONFIG_VARIABLE: Final = "AUTOPLAY_RAG_CONFIG"
 
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.toml",
+        envvar=CONFIG_VARIABLE,
         help=f"The settings file; by default {DEFAULT_CONFIG} in this folder, if it exists.",
     ),
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ import httpx
 import typer
 
 from autoplay_rag._checks import check_at_least, check_choice
+from autoplay_rag._secrets import secret_from
 from autoplay_rag.cli.config import PIPELINE_KEYS, Config, ConfigOption, Stream, load_config
 from autoplay_rag.cli.console import error, log_client_failures, note, say
 from autoplay_rag.cli.interrupts import Interrupts
@@ -192,13 +192,17 @@ def streams_of(urls: Sequence[str], tokens: Sequence[str], file: Config) -> list
 
 
 def client_of(stream: Stream) -> AsyncConnectorClient:
-    """Make the client of a stream, with the token of its environment variable if it has none."""
+    """Make the client of a stream, with the token of its environment variable if it has none.
+
+    The token may be in the file that the variable with `_FILE` at the end of its name names.
+    """
     try:
         variable = token_variable(stream.url)
     except httpx.InvalidURL:
         variable = TOKEN_VARIABLE  # the client reports what is wrong with the URL
     try:
-        return AsyncConnectorClient(stream.url, stream.token or os.environ.get(variable, ""))
+        token = stream.token or secret_from(variable) or secret_from(TOKEN_VARIABLE)
+        return AsyncConnectorClient(stream.url, token or "")
     except ConfigurationError as error:
         if not stream.where:
             raise

@@ -6,15 +6,22 @@ import asyncio
 import gc
 import os
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from autoplay_rag.cli.config import ConfigOption, load_config
+from autoplay_rag.cli.config import Config, ConfigOption, load_config
 from autoplay_rag.cli.console import log_client_failures, note, on_terminal, say
 from autoplay_rag.cli.ingest import client_of, streams_of
 from autoplay_rag.cli.interrupts import Interrupts
@@ -29,6 +36,8 @@ from autoplay_rag.cli.options import (
 )
 from autoplay_rag.cli.progress import counts
 from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.devserver import questions
+from autoplay_rag.devserver.live_samples import live_samples
 from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from autoplay_rag.ingest.pipeline import IngestPipeline
@@ -41,6 +50,8 @@ from autoplay_rag.stores.named import chroma_path, make_store
 __all__ = ["serve"]
 
 _FIRST_REQUESTS_SECONDS: Final = 30.0
+_SAMPLES = {"batch_window": 1.0, "retention_days": 1}
+"""Settings of a pipeline for samples: found soon, and bounded however long it runs."""
 
 
 def serve(
@@ -66,13 +77,16 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A host name under which clients reach the server, besides loopback; repeatable.",
+            envvar="AUTOPLAY_RAG_ALLOW_HOST",
+            help="A host name under which clients reach the server, besides loopback; repeatable. "
+            "The variable takes several, with spaces between them.",
         ),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ORIGIN",
+            envvar="AUTOPLAY_RAG_ALLOW_ORIGIN",
             help="The origin of web pages that may ask, such as https://app.example.com; repeatable.",
         ),
     ] = None,
@@ -83,6 +97,14 @@ def serve(
             help="Append the audit lines to this file; by default they go to standard error.",
         ),
     ] = None,
+    samples: Annotated[
+        bool,
+        typer.Option(
+            "--samples",
+            help="Read samples of a made-up product, which a connector on this machine sends on and "
+            "on. Without --store, what is stored is deleted at the end.",
+        ),
+    ] = False,
 ) -> None:
     """Read streams into a vector store, and answer over HTTP, until stopped.
 
@@ -92,27 +114,38 @@ def serve(
     Ctrl-C and SIGTERM stop: subscribers are told, received payloads are stored, exit code 0. A
     second one exits at once: what is not stored stays in the journal for the next start.
     """
-    file = load_config(config)
-    options = {"store": store, "embedder": embedder, "collection": collection, "journal": journal}
-    with file.explaining(name for name, value in options.items() if value is not None):
-        has_streams = bool(url or file.streams(tokens=False))
-        streams = streams_of(url or [], [], file) if has_streams else []
-        clients = [client_of(stream) for stream in streams]
-        store = store or file.store or DEFAULT_STORE
-        journal = (journal or file.journal or default_journal(chroma_path(store))).expanduser()
-        made = make_store(store, collection or file.get("collection"))
-        pipeline = IngestPipeline(
-            made,
-            make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER),
-            journal=journal,
-            **file.pipeline,
+    if samples and (url or config):
+        raise ConfigurationError(
+            "--samples takes no URL and no settings file: leave out --config, and unset "
+            "AUTOPLAY_RAG_CONFIG"
         )
-    given = Keys.from_environment()
-    keys = replace(given, local=secrets.token_urlsafe(32))
-    names = [host, *(allow_host or ())]
-    with _auditing(audit_log) as audit:
+    file = Config() if samples else load_config(config)
+    options = {"store": store, "embedder": embedder, "collection": collection, "journal": journal}
+    with ExitStack() as stack:
+        if samples and store is None:
+            folder = tempfile.TemporaryDirectory(prefix="autoplay-rag-", ignore_cleanup_errors=True)
+            store = f"chroma:{stack.enter_context(folder)}/chroma"
+        with file.explaining(name for name, value in options.items() if value is not None):
+            has_streams = bool(url or file.streams(tokens=False))
+            streams = streams_of(url or [], [], file) if has_streams else []
+            clients = [client_of(stream) for stream in streams]
+            store = store or file.store or DEFAULT_STORE
+            journal = (journal or file.journal or default_journal(chroma_path(store))).expanduser()
+            made = make_store(store, collection or file.get("collection"))
+            pipeline = IngestPipeline(
+                made,
+                make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER),
+                journal=journal,
+                **(_SAMPLES if samples else file.pipeline),
+            )
+        given = Keys.from_environment()
+        keys = replace(given, local=secrets.token_urlsafe(32))
         app = create_app(
-            pipeline, keys=keys, hosts=names, cors_origins=allow_origin or (), audit=audit
+            pipeline,
+            keys=keys,
+            hosts=[host, *(allow_host or ())],
+            cors_origins=allow_origin or (),
+            audit=stack.enter_context(_auditing(audit_log, are_samples=samples)),
         )
         server = _server(app, host, port)
         if file.path is not None:
@@ -120,7 +153,15 @@ def serve(
         about = RunningServer(
             server.url, keys.local or "", os.getpid(), str(made.data_folder), made.collection
         )
-        asyncio.run(_serve(server, pipeline, clients, journal, about, has_keys=bool(given)))
+        reading = _reading_samples() if samples else nullcontext(clients)
+        asyncio.run(_serve(server, pipeline, reading, journal, about, has_keys=bool(given)))
+
+
+@asynccontextmanager
+async def _reading_samples() -> AsyncIterator[Sequence[AsyncConnectorClient]]:
+    async with live_samples() as url:
+        note(f'samples: {url}; search for "{questions()[0].question}"')
+        yield [AsyncConnectorClient(url)]
 
 
 def _server(app: Any, host: str, port: int) -> Any:
@@ -134,12 +175,14 @@ def _server(app: Any, host: str, port: int) -> Any:
 async def _serve(
     server: Any,
     pipeline: IngestPipeline,
-    clients: Sequence[AsyncConnectorClient],
+    reading: AbstractAsyncContextManager[Sequence[AsyncConnectorClient]],
     journal: Path,
     about: RunningServer,
     *,
     has_keys: bool,
 ) -> None:
+    clients: Sequence[AsyncConnectorClient] = ()
+
     def stop() -> None:
         for client in clients:
             client.stop()
@@ -150,7 +193,7 @@ async def _serve(
     with Interrupts(
         f"exited at once: payloads that are not stored stay in {journal}"
     ) as interrupts:
-        async with pipeline:
+        async with reading as clients, pipeline:
             with ExitStack() as announcing, interrupts.calling(stop):
                 serving = asyncio.create_task(server.run_until_stopped(), name="autoplay-serve")
                 ready = asyncio.create_task(server.ready(), name="autoplay-serve-ready")
@@ -198,10 +241,11 @@ def _introduce(url: str, key: str, journal: Path, path: Path, *, has_keys: bool)
 
 
 @contextmanager
-def _auditing(path: Path | None) -> Iterator[AuditSink]:
+def _auditing(path: Path | None, *, are_samples: bool) -> Iterator[AuditSink]:
     """Give a function that writes a line of the audit log."""
     if path is None:
-        yield note
+        # Samples are about nobody, and the lines would push the printed address out of sight.
+        yield _drop if are_samples else note
         return
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -209,3 +253,7 @@ def _auditing(path: Path | None) -> Iterator[AuditSink]:
         raise ConfigurationError(f"--audit-log: {path}: {error.strerror}") from None
     with os.fdopen(descriptor, "w", encoding="utf-8", buffering=1) as file:
         yield lambda line: print(line, file=file)
+
+
+def _drop(_line: str) -> None:
+    """Write nothing."""

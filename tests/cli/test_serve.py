@@ -7,11 +7,12 @@ import re
 import signal
 import socket
 import stat
+import time
 
 import httpx
 import pytest
 
-from autoplay_rag.devserver import LocalConnector
+from autoplay_rag.devserver import LocalConnector, questions
 from autoplay_rag.serve import SigningKeys, find_running
 from autoplay_rag.serve.tokens import verify_token
 
@@ -148,6 +149,69 @@ async def test_audit_lines_go_to_a_file(started, tmp_path):
     path = tmp_path / "audit.jsonl"
     assert json.loads(path.read_text())["route"] == "GET /v1/sessions"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.slow
+async def test_samples_are_found_within_a_minute_and_nothing_stays(started, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    began = time.monotonic()
+    options = {"AUTOPLAY_RAG_READ_KEY": ADMIN, "TMPDIR": str(tmp_path / "tmp")}
+    async with started("serve", "--samples", "--port", "0", **options) as running:
+        url = await address(running)
+        question = (await running.line("search for", "stderr")).partition('"')[2].removesuffix('"')
+        (session,) = (q.session_id for q in questions() if q.question == question)
+        headers = {"authorization": f"Bearer {ADMIN}"}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
+            body = {"query": question, "k": 1}
+            while True:
+                found = (await client.post("/v1/search/sessions", json=body)).json()["hits"]
+                if found and found[0]["session_id"] == session:
+                    break
+                await asyncio.sleep(0.1)  # another process
+            assert time.monotonic() - began < 60
+        assert list((tmp_path / "tmp").iterdir())
+        running.interrupt()
+        code, _, err = await running.end()
+    assert code == 0, err
+    assert "Traceback" not in err
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["https://c.test/stream/acme"], ["--config", "a.toml"]])
+def test_samples_do_not_mix_with_a_stream(cli, tmp_path, arguments):
+    (tmp_path / "a.toml").write_text('store = "chroma:./chroma"')
+    done = cli("serve", "--samples", *arguments)
+    assert done.returncode == 2
+    assert "--samples takes no URL" in done.stderr
+    assert not (tmp_path / "chroma").exists()
+
+
+@pytest.mark.slow
+async def test_variables_name_the_settings_the_hosts_and_the_files_of_tokens(started, tmp_path):
+    """As a container does."""
+    async with LocalConnector(token="stream-token") as connector:
+        (tmp_path / "other.toml").write_text(f'url = "{connector.url}"\nstore = "chroma:./kept"')
+        (tmp_path / "token").write_text("stream-token\n")
+        env = {
+            "AUTOPLAY_RAG_CONFIG": "other.toml",
+            "AUTOPLAY_RAG_ALLOW_HOST": "one.test two.test",
+            "AUTOPLAY_APP_UNKEY_TOKEN_FILE": "token",
+            "AUTOPLAY_RAG_READ_KEY": ADMIN,
+        }
+        async with started("serve", "--port", "0", **env) as running:
+            url = await address(running)
+            async with asyncio.timeout(30):
+                await connector.wait_subscribers()
+            async with httpx.AsyncClient(base_url=url) as client:
+                for host, status in (("one.test", 200), ("two.test", 200), ("three.test", 421)):
+                    headers = {"authorization": f"Bearer {ADMIN}", "host": host}
+                    assert (await client.get("/v1/ledger", headers=headers)).status_code == status
+            running.interrupt()
+            code, _, err = await running.end()
+    assert code == 0, err
+    assert "settings: other.toml" in err
+    assert (tmp_path / "kept").is_dir()
 
 
 def test_a_token_is_printed_alone(cli):
