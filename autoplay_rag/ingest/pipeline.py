@@ -830,6 +830,16 @@ class IngestPipeline(Questions):
         return await _on_loop(run.loop, run.space.measure())
 
     @property
+    def settings(self) -> Settings:
+        """The options it was made with, checked."""
+        return self._settings
+
+    @property
+    def store(self) -> VectorStore | TextStore:
+        """The store it was given."""
+        return self._store
+
+    @property
     def embedder(self) -> Embedder | None:
         """The embedder in use; None if the store embeds texts itself, or without a start."""
         return None if self._run is None else self._run.embedder

@@ -309,15 +309,33 @@ class LiveSessions:
                     continue
                 self._drop(key)
 
-    def sessions(self, limit: int | None = None) -> list[LiveSession]:
+    def sessions(
+        self,
+        limit: int | None = None,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+    ) -> list[LiveSession]:
         """Return the sessions that have events, the most recently active first.
 
         Args:
             limit: The most sessions; None for all.
+            user_id: Only sessions of this person. A session without a known person is nobody's.
+            session_id: Only sessions of this id.
+            product_id: Only sessions of this product.
         """
         now = self._clock()
+        wanted = (("user_id", user_id), ("session_id", session_id))
+        given = [(name, value) for name, value in wanted if value is not None]
         with self._lock:
-            found = (self._snapshot(key, now) for key in reversed(self._entries))
+            keys: Iterable[_Key] = reversed(self._entries)
+            if given:
+                chosen = set.intersection(*(self._index.get(pair, set()) for pair in given))
+                keys = sorted(chosen, key=lambda key: self._entries[key].last, reverse=True)
+            found = (
+                self._snapshot(key, now) for key in keys if product_id in (None, key[0])
+            )
             return list(islice((session for session in found if session.events), limit))
 
     def render(self, max_chars: int = 2000) -> str:

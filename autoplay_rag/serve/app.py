@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
@@ -94,7 +95,8 @@ def create_app(
     signing = signing_keys if signing_keys is not None else SigningKeys.from_environment()
     secret = webhook_secret if webhook_secret is not None else secret_from(WEBHOOK_VARIABLE)
     try:
-        from autoplay_rag.serve.building import Settings, build
+        from autoplay_rag.serve.building import build
+        from autoplay_rag.serve.settings import Settings
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("autoplay_rag"):
             raise
@@ -130,10 +132,13 @@ def _living(pipeline: IngestPipeline) -> Any:
                 raise
             started = False  # its owner closes it
         serving = app.state.serving
+        sampling = asyncio.create_task(serving.history.run(), name="autoplay-history")
         try:
             async with serving.mcp.running() if serving.mcp else nullcontext():
                 yield
         finally:
+            sampling.cancel()
+            await asyncio.wait([sampling])
             serving.end_streams()
             await serving.jobs.aclose()
             if started:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from autoplay_rag.connector.webhook import WebhookReceiver
 from autoplay_rag.ingest.pipeline import IngestPipeline
-from autoplay_rag.serve import page
 from autoplay_rag.serve.access import needs_of
-from autoplay_rag.serve.audit import AuditSink
 from autoplay_rag.serve.auth import Authenticator
 from autoplay_rag.serve.browsers import Browsers
 from autoplay_rag.serve.guard import Guard, GuardSettings
-from autoplay_rag.serve.jobs import KINDS, JobKind, Jobs
-from autoplay_rag.serve.keys import Keys
+from autoplay_rag.serve.history import History
+from autoplay_rag.serve.inspector import ROUTERS as PAGES
+from autoplay_rag.serve.jobs import KINDS, Jobs
 from autoplay_rag.serve.metrics import Metrics
 from autoplay_rag.serve.openapi import describe_api
 from autoplay_rag.serve.problems import handle_problems
@@ -41,33 +37,17 @@ from autoplay_rag.serve.routes import (
     webhooks,
 )
 from autoplay_rag.serve.serving import Endpoint, Serving
-from autoplay_rag.serve.tokens import SigningKeys
+from autoplay_rag.serve.settings import Settings
 
-__all__ = ["ROUTERS", "Settings", "build"]
+__all__ = ["ROUTERS", "build"]
 
 ROUTERS = [
     part.router
     for part in (
         search, sessions, actions, live, stream, context, turns, webhooks, forgetting,
-        dead_letters, ledger, status, jobs, health, page, mcp,
+        dead_letters, ledger, status, jobs, health, mcp,
     )
-]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The checked arguments of `create_app`; see there."""
-
-    keys: Keys
-    signing: SigningKeys | None
-    webhooks: WebhookReceiver | None = field(repr=False)
-    hosts: frozenset[str]
-    cors_origins: frozenset[str]
-    max_body_bytes: int
-    rate: float
-    audit: AuditSink
-    job_kinds: Mapping[str, JobKind]
-    version: str
+] + PAGES  # fmt: skip
 
 
 def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAPI:
@@ -96,7 +76,9 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
     authenticator = Authenticator(settings.keys, settings.signing)
     browsers = Browsers(authenticator)
     kinds = {**KINDS, **settings.job_kinds}
-    serving = Serving(pipeline, Jobs(pipeline, kinds), settings.webhooks, browsers)
+    serving = Serving(
+        pipeline, settings, Jobs(pipeline, kinds), browsers, History(pipeline)
+    )
     serving.mcp = _mcp_endpoint(pipeline)
     app.state.serving = serving
     app.state.metrics = Metrics(serving)

@@ -38,7 +38,7 @@ _UNTRACED: Final = _PROBES | {"/metrics"}
 """Asked every few seconds, by machines."""
 _METHODS: Final = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 _WEBHOOKS: Final = "/v1/webhooks/"
-_FORMS: Final = frozenset(("/sign-in", "/sign-out"))
+_FORMS: Final = frozenset(("/sign-in", "/sign-out", "/people", "/dead-letters"))
 _WITH_BODY: Final = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 _BODY_SECONDS: Final = 30.0
 _DISCARDED_BYTES: Final = 8 * 2**20

@@ -10,11 +10,12 @@ from typing import Final, Protocol
 from fastapi import Request
 from starlette.types import Receive, Scope, Send
 
-from autoplay_rag.connector.webhook import WebhookReceiver
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.browsers import Browsers
+from autoplay_rag.serve.history import History
 from autoplay_rag.serve.jobs import Jobs
 from autoplay_rag.serve.problems import ProblemError
+from autoplay_rag.serve.settings import Settings
 
 __all__ = ["Endpoint", "Serving", "serving_of"]
 
@@ -45,17 +46,19 @@ class Serving:
 
     Attributes:
         pipeline: Takes and finds everything.
+        settings: The arguments of `create_app`.
         jobs: Long work.
-        webhooks: Verifies deliveries; None without a secret.
         browsers: Who signed in on the page.
+        history: The last hour of the pipeline.
         mcp: Answers MCP; None without the extra `mcp`.
         streams: The open streams, with the names of their principals.
     """
 
     pipeline: IngestPipeline
+    settings: Settings
     jobs: Jobs
-    webhooks: WebhookReceiver | None
     browsers: Browsers
+    history: History
     mcp: Endpoint | None = None
     streams: dict[OpenStream, str] = field(default_factory=dict)
     _closing: bool = False

@@ -54,7 +54,7 @@ async def webhooks(
 
 def _read(request: Request, body: bytes, access: Access) -> Payload | None:
     """Check and decode a delivery; None if this version does not know its type."""
-    receiver = serving_of(request).webhooks
+    receiver = serving_of(request).settings.webhooks
     signature = request.headers.get("x-connector-signature")
     try:
         if receiver is not None and (signature is not None or access.principal is None):
