@@ -56,7 +56,9 @@ def table_html(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     rows = list(rows)
     head = "".join(f'<th style="{_HEAD}">{escape(name)}</th>' for name in heads)
     body = "".join(
-        "<tr>" + "".join(f'<td style="{_style(cell)}">{_lines(cell)}</td>' for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(f'<td style="{_style(cell)}">{_lines(cell)}</td>' for cell in row)
+        + "</tr>"
         for row in rows[:_ROW_LIMIT]
     )
     more = f"<p>and {len(rows) - _ROW_LIMIT} more</p>" if len(rows) > _ROW_LIMIT else ""
