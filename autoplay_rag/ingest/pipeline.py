@@ -43,6 +43,7 @@ from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.maintenance.report import CopyReport, ReembedReport, VerifyReport
 from autoplay_rag.maintenance.space import Space
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
+from autoplay_rag.search.timeline import SessionChunk, SessionPart, read_chunks, read_part
 from autoplay_rag.stores.base import TextStore, VectorStore
 
 __all__ = ["BackgroundConnector", "Connector", "IngestPipeline"]
@@ -809,6 +810,61 @@ class IngestPipeline(Questions):
         check_embeds(store, embedder)
         new = None if embedder is None else as_embedder(embedder)
         return await _on_loop(run.loop, run.copy_to(store, new, tell=on_progress))
+
+    async def session_part(
+        self,
+        session_id: str,
+        product_id: str | None = None,
+        *,
+        user_id: str | None = None,
+        after: int | None = None,
+        limit: int = 500,
+    ) -> SessionPart | None:
+        """Return one part of a session, for sessions that are too long to read at once.
+
+        Payloads are in the order of acceptance; the events within a part are ordered by time.
+
+        Args:
+            session_id: The session.
+            product_id: As in `session`.
+            user_id: As in `session`.
+            after: `next` of the part before; None for the first part.
+            limit: The number of events after which a part ends. A payload is not divided.
+
+        Returns:
+            The part, or None as in `session`.
+
+        Raises:
+            ConfigurationError: If several products have a session of this id, or the limit is
+                invalid.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        timeline = self._open_run().timeline
+        return await read_part(
+            timeline, session_id, product_id, user_id=user_id, after=after, limit=limit
+        )
+
+    async def session_chunks(
+        self, session_id: str, product_id: str | None = None
+    ) -> list[SessionChunk]:
+        """Return where the payloads of a session are; of a long session only the latest.
+
+        Args:
+            session_id: The session.
+            product_id: As in `session`.
+
+        Returns:
+            One entry for each chunk, and one for all payloads that are in none; empty if the
+            session is unknown.
+
+        Raises:
+            ConfigurationError: If several products have a session of this id.
+            PipelineClosedError: If the pipeline is not running.
+        """
+        run = self._open_run()
+        catalog = run.searcher.catalog
+        assert catalog is not None
+        return await read_chunks(run.timeline, catalog, session_id, product_id)
 
     async def status(self) -> JournalStatus:
         """Return what `JournalReader.status` returns, also for a journal in memory.

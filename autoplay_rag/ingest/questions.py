@@ -166,6 +166,7 @@ class Questions(ABC):
         shared: bool = True,
         limit: int = 50,
         cursor: str | None = None,
+        count: bool = True,
     ) -> Sessions:
         """List all sessions that match the conditions, latest first, without a ranking.
 
@@ -187,6 +188,8 @@ class Questions(ABC):
                 person of `user_id` alone.
             limit: The most sessions of a page.
             cursor: `next` of the previous page.
+            count: Whether to count the sessions on all pages. That takes longer the more there
+                are; without it, `total` is 0.
 
         Returns:
             A page, with `total` and `next`. Each session is on one page only. A session that
@@ -207,7 +210,8 @@ class Questions(ABC):
             session_id=session_id,
             shared=shared,
         )
-        return await list_sessions(self._open_run().timeline, wanted, limit, cursor)
+        timeline = self._open_run().timeline
+        return await list_sessions(timeline, wanted, limit, cursor, count=count)
 
     async def session(
         self, session_id: str, product_id: str | None = None, *, user_id: str | None = None

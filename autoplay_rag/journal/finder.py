@@ -103,10 +103,10 @@ class AsyncTimeline:
         self._run = run
 
     async def sessions(
-        self, wanted: Wanted, limit: int, after: Place | None
+        self, wanted: Wanted, limit: int, after: Place | None, *, count: bool = True
     ) -> tuple[int, list[ListedSession]]:
         """As in `Timeline`."""
-        return await self._run(lambda: self._timeline().sessions(wanted, limit, after))
+        return await self._run(lambda: self._timeline().sessions(wanted, limit, after, count=count))
 
     async def lanes(self, session_id: str, product_id: str | None) -> dict[str, int]:
         """As in `Timeline`."""
@@ -120,9 +120,11 @@ class AsyncTimeline:
             lambda: self._timeline().products(user_id, session_id, conversation_id)
         )
 
-    async def whole(self, lane: int) -> tuple[ListedSession | None, list[KeptPayload]]:
+    async def whole(
+        self, lane: int, after: int | None = None, limit: int | None = None
+    ) -> tuple[ListedSession | None, list[KeptPayload]]:
         """As in `Timeline`."""
-        return await self._run(lambda: self._timeline().whole(lane))
+        return await self._run(lambda: self._timeline().whole(lane, after, limit))
 
     async def last_seq(self) -> int:
         """As in `Timeline`."""

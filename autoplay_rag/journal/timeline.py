@@ -154,7 +154,7 @@ class Timeline:
     # -- sessions -----------------------------------------------------------------------------
 
     def sessions(
-        self, wanted: Wanted, limit: int, after: Place | None
+        self, wanted: Wanted, limit: int, after: Place | None, *, count: bool = True
     ) -> tuple[int, list[ListedSession]]:
         """List sessions by their last action, latest first.
 
@@ -162,15 +162,19 @@ class Timeline:
             wanted: Selects the sessions.
             limit: The most sessions.
             after: The last session of the previous page; None for the first page.
+            count: Whether to count the matching sessions. That scans them.
 
         Returns:
-            The total number of matching sessions, and those of this page.
+            The total number of matching sessions, 0 if they are not counted; and those of this
+            page.
         """
         tables, where, given = self._visits(wanted)
         with self._one_moment():
-            total = self._connection.execute(
-                f"SELECT count(*) FROM {tables} WHERE {where}", given
-            ).fetchone()[0]
+            total = 0
+            if count:
+                total = self._connection.execute(
+                    f"SELECT count(*) FROM {tables} WHERE {where}", given
+                ).fetchone()[0]
             if after is not None:
                 beyond, place = _beyond(after)
                 where, given = f"{where} AND {beyond}", [*given, *place]
@@ -261,8 +265,16 @@ class Timeline:
         )
         return [product for (product,) in rows]
 
-    def whole(self, lane: int) -> tuple[ListedSession | None, list[KeptPayload]]:
-        """Return a session and all its payloads, in the order of acceptance."""
+    def whole(
+        self, lane: int, after: int | None = None, limit: int | None = None
+    ) -> tuple[ListedSession | None, list[KeptPayload]]:
+        """Return a session and its payloads, in the order of acceptance.
+
+        Args:
+            lane: The session.
+            after: Only payloads with a greater sequence number; None for all.
+            limit: The most payloads; None for all.
+        """
         with self._one_moment():
             row = self._connection.execute(
                 "SELECT lane, product, session, first, last, payloads, actions FROM visit "
@@ -273,7 +285,9 @@ class Timeline:
                 return None, []
             people = self._users(iter([lane])).get(lane, ())
             rows = self._connection.execute(
-                f"{_READ} WHERE passage.lane = ? ORDER BY passage.seq", (lane,)
+                f"{_READ} WHERE passage.lane = ? AND (? IS NULL OR passage.seq > ?) "
+                "ORDER BY passage.seq LIMIT ?",
+                (lane, after, after, -1 if limit is None else limit),
             ).fetchall()
         kept = [_kept(one[1:], {one[0]: people}, one[0]) for one in rows]
         return ListedSession._make((*row, people, ())), kept

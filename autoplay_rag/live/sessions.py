@@ -333,9 +333,7 @@ class LiveSessions:
             if given:
                 chosen = set.intersection(*(self._index.get(pair, set()) for pair in given))
                 keys = sorted(chosen, key=lambda key: self._entries[key].last, reverse=True)
-            found = (
-                self._snapshot(key, now) for key in keys if product_id in (None, key[0])
-            )
+            found = (self._snapshot(key, now) for key in keys if product_id in (None, key[0]))
             return list(islice((session for session in found if session.events), limit))
 
     def render(self, max_chars: int = 2000) -> str:

@@ -248,6 +248,7 @@ class ServeClient:
         shared: bool = True,
         limit: int = 50,
         cursor: str | None = None,
+        count: bool = True,
     ) -> Sessions:
         """List sessions, latest first; see `IngestPipeline.sessions`. `limit` is at most 500."""
         params = {
@@ -261,6 +262,7 @@ class ServeClient:
             "shared": None if shared else "false",
             "limit": limit,
             "cursor": cursor,
+            "count": None if count else "false",
         }
         return sessions_of(await self._ask(Asked("GET", "/v1/sessions", params)))
 

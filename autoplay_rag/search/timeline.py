@@ -20,6 +20,7 @@ from autoplay_rag.content.passages import storable
 from autoplay_rag.content.render import action_line
 from autoplay_rag.content.times import own_time
 from autoplay_rag.errors import ConfigurationError, JournalError
+from autoplay_rag.journal.base import Findable, FoundPassage
 from autoplay_rag.journal.finder import AsyncTimeline
 from autoplay_rag.journal.timeline import KeptPayload, ListedSession, Place, Wanted, terms_of
 from autoplay_rag.payloads import ActionsPayload
@@ -27,12 +28,16 @@ from autoplay_rag.search.sessions import joined_lines
 
 __all__ = [
     "Actions",
+    "SessionChunk",
     "SessionEvent",
+    "SessionPart",
     "SessionSummary",
     "Sessions",
     "WholeSession",
     "list_sessions",
     "read_actions",
+    "read_chunks",
+    "read_part",
     "read_session",
     "wanted_of",
 ]
@@ -85,7 +90,7 @@ class Sessions(list[SessionSummary]):
         next: See `next`.
 
     Attributes:
-        total: The number of matching sessions on all pages.
+        total: The number of matching sessions on all pages; 0 if they were not counted.
         next: The `cursor` of the next page; None on the last page.
     """
 
@@ -195,6 +200,41 @@ class WholeSession:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class SessionPart:
+    """One part of a session that is read in parts.
+
+    Attributes:
+        session: The session, with the events and the text of this part alone.
+        actions: The number of its actions in all parts.
+        next: The `after` of the next part; None if this is the last one.
+    """
+
+    session: WholeSession
+    actions: int
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChunk:
+    """Where some payloads of a session are.
+
+    Attributes:
+        id: Their chunk; None if they are in none: they wait, or they are dead letters.
+        payloads: How many they are.
+        started_at: Unix seconds of their first action; None if unknown.
+        ended_at: Unix seconds of their last action; None if unknown.
+        replaced: Whether the chunk left the store, because a summary replaces it. Full text still
+            finds it.
+    """
+
+    id: str | None
+    payloads: int
+    started_at: float | None
+    ended_at: float | None
+    replaced: bool = False
+
+
 class Actions(AsyncIterator[SessionEvent]):
     """Iterates over actions in the order of acceptance. They are read page by page.
 
@@ -299,12 +339,17 @@ async def read_actions(
 
 
 async def list_sessions(
-    timeline: AsyncTimeline, wanted: Wanted, limit: int, cursor: str | None
+    timeline: AsyncTimeline,
+    wanted: Wanted,
+    limit: int,
+    cursor: str | None,
+    *,
+    count: bool = True,
 ) -> Sessions:
     """Return one page of sessions; see `IngestPipeline.sessions`."""
     check_at_least("limit", limit, 1, whole=True)
     after = None if cursor is None else _place(cursor)
-    total, rows = await timeline.sessions(wanted, limit + 1, after)
+    total, rows = await timeline.sessions(wanted, limit + 1, after, count=count)
     shown = rows[:limit]
     more = _cursor(Place(shown[-1].last, shown[-1].lane)) if len(rows) > limit else None
     return Sessions((_summary(row) for row in shown), total=total, next=more)
@@ -314,6 +359,69 @@ async def read_session(
     timeline: AsyncTimeline, session_id: str, product_id: str | None, user_id: str | None
 ) -> WholeSession | None:
     """Return one complete session; see `IngestPipeline.session`."""
+    lane = await _lane(timeline, session_id, product_id)
+    if lane is None:
+        return None
+    found, kept = await timeline.whole(lane)
+    if found is None or (user_id is not None and user_id not in found.users):
+        return None
+    if user_id is not None:
+        kept = [one for one in kept if one.owner == user_id]
+    return _whole(found, kept, user_id)
+
+
+async def read_part(
+    timeline: AsyncTimeline,
+    session_id: str,
+    product_id: str | None,
+    *,
+    user_id: str | None,
+    after: int | None,
+    limit: int,
+) -> SessionPart | None:
+    """Return one part of a session; see `IngestPipeline.session_part`."""
+    check_at_least("limit", limit, 1, whole=True)
+    lane = await _lane(timeline, session_id, product_id)
+    if lane is None:
+        return None
+    found, kept = await timeline.whole(lane, after, limit + 1)
+    if found is None or (user_id is not None and user_id not in found.users):
+        return None
+    part = _first(kept, limit)
+    more = part[-1].seq if len(part) < len(kept) else None
+    if user_id is not None:
+        part = [one for one in part if one.owner == user_id]
+    return SessionPart(_whole(found, part, user_id), found.actions, more)
+
+
+async def read_chunks(
+    timeline: AsyncTimeline, catalog: Findable, session_id: str, product_id: str | None
+) -> list[SessionChunk]:
+    """Return where a session's latest payloads are; see `IngestPipeline.session_chunks`."""
+    lane = await _lane(timeline, session_id, product_id)
+    if lane is None:
+        return []
+    groups: dict[str | None, list[FoundPassage]] = {}
+    for passage in await catalog.passages([lane]):
+        groups.setdefault(passage.chunk, []).append(passage)
+    return [
+        SessionChunk(
+            id=chunk,
+            payloads=len({one.seq for one in passages}),
+            started_at=min((p.started for p in passages if p.started is not None), default=None),
+            ended_at=max((p.ended for p in passages if p.ended is not None), default=None),
+            replaced=any(one.retired for one in passages),
+        )
+        for chunk, passages in groups.items()
+    ]
+
+
+async def _lane(timeline: AsyncTimeline, session_id: str, product_id: str | None) -> int | None:
+    """Return the lane of a session; None if it is unknown.
+
+    Raises:
+        ConfigurationError: If several products have a session of this id.
+    """
     wanted = wanted_of(session_id=session_id, product_id=product_id)
     lanes = await timeline.lanes(str(wanted.session_id), wanted.product_id)
     if len(lanes) > 1:
@@ -321,14 +429,18 @@ async def read_session(
             f"{len(lanes)} products have a session of this id: give product_id, one of "
             f"{', '.join(map(repr, sorted(lanes)))}"
         )
-    if not lanes:
-        return None
-    found, kept = await timeline.whole(next(iter(lanes.values())))
-    if found is None or (user_id is not None and user_id not in found.users):
-        return None
-    if user_id is not None:
-        kept = [one for one in kept if one.owner == user_id]
-    return _whole(found, kept, user_id)
+    return next(iter(lanes.values()), None)
+
+
+def _first(kept: Sequence[KeptPayload], limit: int) -> Sequence[KeptPayload]:
+    """Return the first payloads, until they have so many events. At least one."""
+    events = 0
+    for number, one in enumerate(kept, 1):
+        payload = one.payload
+        events += len(payload.actions) if isinstance(payload, ActionsPayload) else 1
+        if events >= limit:
+            return kept[:number]
+    return kept
 
 
 def _summary(row: ListedSession) -> SessionSummary:

@@ -76,9 +76,7 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
     authenticator = Authenticator(settings.keys, settings.signing)
     browsers = Browsers(authenticator)
     kinds = {**KINDS, **settings.job_kinds}
-    serving = Serving(
-        pipeline, settings, Jobs(pipeline, kinds), browsers, History(pipeline)
-    )
+    serving = Serving(pipeline, settings, Jobs(pipeline, kinds), browsers, History(pipeline))
     serving.mcp = _mcp_endpoint(pipeline)
     app.state.serving = serving
     app.state.metrics = Metrics(serving)

@@ -2,8 +2,8 @@
 
 Loopback alone is no protection: any website can make a browser post to a loopback address, and
 DNS rebinding makes it read the answer. So the `Host` must be known, a foreign `Origin` is refused,
-and a body must be JSON, which a browser sends to another origin only after asking. The page's own
-sign-in form is the exception: a browser sends its `Origin`.
+and a body must be JSON, which a browser sends to another origin only after asking. The forms of the
+inspector are the exception: a browser sends their `Origin`.
 """
 
 from __future__ import annotations

@@ -61,20 +61,23 @@ class History:
     Args:
         pipeline: The pipeline.
         clock: Returns the time in Unix seconds.
-
-    Attributes:
-        started: When this was made, in Unix seconds.
-        connections: The attached clients as of the last sample.
     """
 
-    def __init__(
-        self, pipeline: IngestPipeline, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, pipeline: IngestPipeline, clock: Callable[[], float] = time.time) -> None:
         self._pipeline = pipeline
         self._clock = clock
         self._samples: deque[Sample] = deque(maxlen=_KEPT)
-        self.started = clock()
-        self.connections: list[Connection] = []
+        self._connections: list[Connection] = []
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The attached clients."""
+        known = {(one.product, one.state): one for one in self._connections}
+        self._connections = [
+            known.get(pair) or Connection(*pair, self._clock())
+            for pair in self._pipeline.client_states
+        ]
+        return self._connections
 
     @property
     def samples(self) -> list[Sample]:
@@ -88,7 +91,6 @@ class History:
 
     def sample(self) -> None:
         """Take a sample now. It joins the one of the same ten seconds."""
-        self._note_connections()
         if not self._pipeline.is_running:
             return
         ledger, lag = self._pipeline.ledger, self._pipeline.lag
@@ -107,11 +109,5 @@ class History:
         """Take samples until cancelled."""
         while True:
             self.sample()
+            _ = self.connections  # notes when their states change
             await asyncio.sleep(_SAMPLE_SECONDS)
-
-    def _note_connections(self) -> None:
-        known = {(one.product, one.state): one for one in self.connections}
-        self.connections = [
-            known.get(pair) or Connection(*pair, self._clock())
-            for pair in self._pipeline.client_states
-        ]

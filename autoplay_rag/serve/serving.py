@@ -52,6 +52,8 @@ class Serving:
         history: The last hour of the pipeline.
         mcp: Answers MCP; None without the extra `mcp`.
         streams: The open streams, with the names of their principals.
+        fragments: The parts of pages that look the same to all readers, by name: what they show,
+            and their HTML. They are rendered once for all open pages.
     """
 
     pipeline: IngestPipeline
@@ -61,6 +63,7 @@ class Serving:
     history: History
     mcp: Endpoint | None = None
     streams: dict[OpenStream, str] = field(default_factory=dict)
+    fragments: dict[tuple[str, ...], tuple[object, bytes]] = field(default_factory=dict)
     _closing: bool = False
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 

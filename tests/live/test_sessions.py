@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -90,6 +91,30 @@ def test_of_several_sessions_the_one_active_last_is_found(clock: Clock) -> None:
     assert found is not None
     assert found.session_id == "s1"
     assert [session.session_id for session in live.sessions()] == ["s1", "s2"]
+
+
+def test_sessions_are_selected_by_person_session_and_product(clock: Clock) -> None:
+    live = LiveSessions(clock=clock)
+    for session, user, product in (
+        ("s1", "u1", "acme"),
+        ("s2", "u2", "acme"),
+        ("s3", "u1", "acme"),
+        ("s3", "u1", "other"),
+        ("s4", None, "acme"),
+    ):
+        live.add(clicks("opened", session=session, user=user, product=product))
+    live.add(clicks("again", session="s1"))
+
+    def found(**wanted: Any) -> list[tuple[str, str]]:
+        return [(one.session_id, one.product_id) for one in live.sessions(**wanted)]
+
+    assert found(user_id="u1") == [("s1", "acme"), ("s3", "other"), ("s3", "acme")]
+    assert found(user_id="u1", product_id="acme") == [("s1", "acme"), ("s3", "acme")]
+    assert found(limit=1, user_id="u1") == [("s1", "acme")]
+    assert found(session_id="s3") == [("s3", "other"), ("s3", "acme")]
+    assert found(session_id="s3", user_id="u2") == []
+    assert found(user_id="nobody") == []
+    assert found(product_id="other") == [("s3", "other")]
 
 
 def test_a_session_without_events_hides_no_older_one(clock: Clock) -> None:

@@ -420,3 +420,114 @@ async def test_common_and_rare_words_have_equal_results(pipeline, monkeypatch):
         assert ids(await pipeline.sessions(matching="export csv")) == ["s1"]
         assert ids(await pipeline.sessions(without="export")) == ["s3"]
         assert await read(pipeline, matching="csv") == ["User exported", "User chose CSV"]
+
+
+# -- a session in parts ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def kept(embedder, tmp_path):
+    """A pipeline that keeps the bodies of payloads, and stores at once."""
+    async with IngestPipeline(
+        MemoryStore(), embedder, journal=tmp_path / "journal.db", batch_window=3600.0
+    ) as running:
+        yield running
+
+
+async def parts_of(pipeline, session, limit, **options):
+    found, after = [], None
+    while part := await pipeline.session_part(session, after=after, limit=limit, **options):
+        found.append(part)
+        if (after := part.next) is None:
+            return found
+    return found
+
+
+@settings(max_examples=25, deadline=None, **FEW)
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=12), limit=st.integers(1, 12))
+async def test_the_parts_of_a_session_are_the_session(embedder, sizes, limit):
+    async with IngestPipeline(
+        MemoryStore(), embedder, batch_window=3600.0, drain_timeout=0.0
+    ) as one:
+        for n, size in enumerate(sizes):
+            steps = [f"step {n}.{k}" for k in range(size)]
+            await accept(one, done("s1", *steps, at=1000.0 + 10 * n))
+        whole = await one.session("s1")
+        parts = await parts_of(one, "s1", limit)
+    events = [event for part in parts for event in part.session.events]
+    assert tuple(events) == whole.events
+    assert all(part.actions == sum(sizes) for part in parts)
+    assert all(part.session.payloads == len(sizes) for part in parts)
+    assert all(len(part.session.events) < limit + max(sizes) for part in parts)
+    assert all(len(part.session.events) >= limit for part in parts[:-1])
+
+
+async def test_a_part_is_of_one_person_if_asked_for(kept):
+    for n in range(6):
+        user = "ann" if n % 2 else "bob"
+        await accept(kept, done("s1", f"step {n}", user=user, at=1000.0 + n))
+    parts = await parts_of(kept, "s1", 2, user_id="ann")
+    said = [event.description for part in parts for event in part.session.events]
+    assert said == ["step 1", "step 3", "step 5"]
+    assert await kept.session_part("s1", user_id="cid") is None
+    assert await kept.session_part("unknown") is None
+
+
+async def test_a_part_of_an_ambiguous_id_or_of_nothing_is_refused(kept):
+    await accept(kept, done("s1", "here"), done("s1", "there", product="other"))
+    with pytest.raises(ConfigurationError, match="2 products"):
+        await kept.session_part("s1")
+    with pytest.raises(ConfigurationError, match="2 products"):
+        await kept.session_chunks("s1")
+    with pytest.raises(ConfigurationError, match="limit"):
+        await kept.session_part("s1", "acme", limit=0)
+    assert len((await kept.session_part("s1", "other")).session.events) == 1
+
+
+async def test_the_chunks_of_a_session_say_where_its_payloads_are(kept, embedder):
+    await accept(kept, done("s1", "opened", at=1000.0), done("s1", "paid", at=1100.0))
+    await kept.drain()
+    (chunk,) = await kept.session_chunks("s1")
+    assert (chunk.payloads, chunk.started_at, chunk.ended_at) == (2, 1000.0, 1100.0)
+    (hit,) = await kept.search("paid")
+    assert chunk.id == hit.id
+    embedder.script = refuse
+    # A refusal counts only while something else succeeds.
+    await accept(kept, done("s1", "cancelled", at=1200.0), done("s2", "looked", at=1200.0))
+    await kept.drain()
+    assert kept.ledger.dead == 1
+    assert [(one.id, one.payloads) for one in await kept.session_chunks("s1")] == [
+        (chunk.id, 2),
+        (None, 1),
+    ]
+    assert await kept.session_chunks("unknown") == []
+
+
+def refuse(texts):
+    if any("cancelled" in text for text in texts):
+        raise ValueError("no")
+
+
+async def test_chunks_that_a_summary_replaced_are_said_to_be(embedder, tmp_path):
+    async with IngestPipeline(
+        MemoryStore(),
+        embedder,
+        journal=tmp_path / "journal.db",
+        batch_window=0.0,
+        summaries="replace",
+    ) as one:
+        await accept(one, done("s1", "opened"))
+        await one.drain()
+        await accept(one, SummaryPayload("acme", "s1", "Opened it.", 1, 1010.0))
+        await one.drain()
+        assert [chunk.replaced for chunk in await one.session_chunks("s1")] == [True, False]
+
+
+async def test_sessions_can_be_listed_without_counting_them(pipeline):
+    await accept(pipeline, *(done(f"s{n}", "opened", at=1000.0 + n) for n in range(5)))
+    counted = await pipeline.sessions(limit=2)
+    listed = await pipeline.sessions(limit=2, count=False)
+    assert ids(listed) == ids(counted) == ["s4", "s3"]
+    assert (counted.total, listed.total) == (5, 0)
+    rest = await pipeline.sessions(limit=3, cursor=listed.next, count=False)
+    assert (ids(rest), rest.next) == (["s2", "s1", "s0"], None)

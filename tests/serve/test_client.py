@@ -112,6 +112,7 @@ CALLS = {
         without=words,
         page=st.sampled_from(["app.test", "/P", " "]),
         shared=st.booleans(),
+        count=st.booleans(),
         limit=counts,
         cursor=st.sampled_from(["", "?", "wAE"]),
     ),

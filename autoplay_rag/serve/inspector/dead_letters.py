@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -16,6 +17,7 @@ __all__ = ["router"]
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 _LISTED: Final = 50
+_ID: Final = re.compile(r"[0-9]{1,15}")
 _MOST: Final = 1_000
 """The most letters of one retry or discard."""
 
@@ -61,7 +63,7 @@ async def change(
     if action in ("retry-all", "discard-all"):
         ids = [one.id for one in await letters.list(_MOST)]
     else:
-        ids = [int(id) for id in form.get("id", []) if id.isascii() and id.isdigit()][:_MOST]
+        ids = [int(one) for one in form.get("id", []) if _ID.fullmatch(one)][:_MOST]
     verb = action.removesuffix("-all")
     if verb not in ("retry", "discard"):
         raise ProblemError(422, "The form does not say what to do: retry or discard.")

@@ -6,7 +6,7 @@ Only what changed is sent. A reader that is slow gets the newest state, not ever
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from msgspec.json import encode
@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from autoplay_rag.live.feed import Subscription
 from autoplay_rag.serve.access import Access, Ids, Needs
-from autoplay_rag.serve.inspector.live import MOST_LIVE, live_key, live_of
+from autoplay_rag.serve.inspector.live import FEW_LIVE, MOST_LIVE, live_key, live_of
 from autoplay_rag.serve.inspector.overview import MOST_ON_OVERVIEW, counts_of
 from autoplay_rag.serve.inspector.pages import IdField, fragment
 from autoplay_rag.serve.inspector.state import state_of
@@ -51,9 +51,7 @@ class PageStream(EventResponse):
         serving: Serving,
         parts: Callable[[], Iterator[Part]],
     ) -> None:
-        super().__init__(
-            subscription, access, serving, gather=_GATHER_SECONDS, look=_LOOK_SECONDS
-        )
+        super().__init__(subscription, access, serving, gather=_GATHER_SECONDS, look=_LOOK_SECONDS)
         self._parts = parts
         self._sent: dict[str, object] = {}
 
@@ -78,6 +76,7 @@ async def events(
     session_id: IdField = "",
     product_id: IdField = "",
     after: Annotated[float, Query(ge=0, le=1e11)] = 0.0,
+    live: Annotated[Literal["", "all"], Query()] = "",
 ) -> Response:
     """Stream the parts of a page as they change, until the client leaves."""
     serving = serving_of(request)
@@ -90,9 +89,9 @@ async def events(
         if page == "overview":
             if not access.is_bound:
                 yield from _numbers(serving)
-            yield _live(access, ids, MOST_ON_OVERVIEW)
+            yield _live(serving, access, ids, MOST_ON_OVERVIEW)
         elif page == "sessions":
-            yield _live(access, ids, MOST_LIVE)
+            yield _live(serving, access, ids, MOST_LIVE if live else FEW_LIVE)
         elif page == "session":
             yield from _session(access, ids, after)
 
@@ -109,41 +108,52 @@ def _state(serving: Serving, base: str) -> Part:
     state = state_of(serving)
     connections = tuple((one.product, one.state, one.since) for one in state.connections)
     key = (state.word, tuple(state.todo), connections)
-    return "state", key, lambda: fragment("parts/state.html", base=base, state=state).encode()
+    return _shared(serving, ("state", base), key, "parts/state.html", base=base, state=state)
 
 
 def _numbers(serving: Serving) -> Iterator[Part]:
-    counts = counts_of(serving)
-    key = tuple(counts.values())
-    yield "counts", key, lambda: fragment("parts/counts.html", base="./", counts=counts).encode()
-    state = state_of(serving)
-    said = (state.word, tuple(state.todo), tuple((c.product, c.state) for c in state.connections))
-    yield (
-        "connections",
-        said,
-        lambda: fragment("parts/connections.html", base="./", state=state).encode(),
+    state, counts = state_of(serving), counts_of(serving)
+    yield _shared(
+        serving, ("counts",), tuple(counts.values()), "parts/counts.html", base="./", counts=counts
     )
+    connections = tuple((one.product, one.state, one.since) for one in state.connections)
+    said = (state.word, tuple(state.todo), connections)
+    yield _shared(serving, ("connections",), said, "parts/connections.html", base="./", state=state)
+    serving.history.sample()
     sample = serving.history.latest
     if sample is not None:
         yield "sample", sample, lambda: encode(sample)
 
 
-def _live(access: Access, ids: Ids, limit: int) -> Part:
+def _live(serving: Serving, access: Access, ids: Ids, limit: int) -> Part:
     live = live_of(access, ids, limit)
-    return (
-        "live",
-        live_key(live),
-        lambda: fragment("parts/live.html", base="./", live=live).encode(),
-    )
+    key, name = live_key(live), "parts/live.html"
+    if ids.given:
+        return "live", key, lambda: fragment(name, base="./", live=live).encode()
+    return _shared(serving, ("live", str(limit)), key, name, base="./", live=live)
 
 
 def _session(access: Access, ids: Ids, after: float) -> Iterator[Part]:
     found = live_of(access, ids, 1)
     newer = [event for one in found for event in one.events if event.at > after]
     if newer:
-        last = newer[-1]
+        count, last = len(newer), newer[-1]
         yield (
             "newer",
-            (len(newer), last.at),
-            lambda: fragment("parts/newer.html", count_of=len(newer), last=last).encode(),
+            (count, last.at),
+            lambda: fragment("parts/newer.html", newer=count, last=last).encode(),
         )
+
+
+def _shared(
+    serving: Serving, name: tuple[str, ...], key: object, template: str, **values: Any
+) -> Part:
+    """A part that looks the same to all who may see it."""
+
+    def data() -> bytes:
+        known = serving.fragments.get(name)
+        if known is None or known[0] != key:
+            known = serving.fragments[name] = (key, fragment(template, **values).encode())
+        return known[1]
+
+    return name[0], key, data

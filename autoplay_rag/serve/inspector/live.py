@@ -7,10 +7,11 @@ from typing import Final
 from autoplay_rag.live import LiveSession
 from autoplay_rag.serve.access import Access, Ids
 
-__all__ = ["MOST_LIVE", "live_key", "live_of"]
+__all__ = ["FEW_LIVE", "MOST_LIVE", "live_key", "live_of"]
 
-MOST_LIVE: Final = 50
-"""The most live sessions of a list."""
+FEW_LIVE: Final = 8
+MOST_LIVE: Final = 200
+"""The live sessions above a list of stored ones, and the most of any list."""
 
 
 def live_of(access: Access, ids: Ids, limit: int = MOST_LIVE) -> list[LiveSession]:

@@ -46,6 +46,7 @@ async def overview(
     serving = serving_of(request)
     live = live_of(access, await access.select(Ids()), MOST_ON_OVERVIEW)
     access.audit.counts["live"] = len(live)
+    serving.history.sample()  # in a larger application, nothing else does
     return page(
         request,
         "overview.html",

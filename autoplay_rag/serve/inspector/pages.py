@@ -33,6 +33,7 @@ IdField = Annotated[str, Query(max_length=512)]
 TextField = Annotated[str, Query(max_length=2000)]
 """A text in a form; "" if none is given."""
 
+_MOST_FIELDS: Final = 2_000
 _PAGES: Final = (
     ("", "Overview"),
     ("sessions", "Sessions"),
@@ -63,6 +64,8 @@ def _environment() -> Environment:
         made.globals[name] = getattr(texts, name)
     made.globals["asset"] = asset_path
     made.globals["query_of"] = query_of
+    for name in made.list_templates():
+        made.get_template(name)  # compiled now, not while a reader waits
     return made
 
 
@@ -104,7 +107,7 @@ def page(
     principal: Principal | None = request.scope["state"]["principal"]
     serving = serving_of(request)
     is_reader = principal is not None and principal.allows("read")
-    current = _path(request).strip("/").partition("/")[0]
+    current = _below(request).strip(b"/").partition(b"/")[0].decode("latin-1")
     html = fragment(
         name,
         base=base_of(request),
@@ -128,24 +131,24 @@ def base_of(request: Request) -> str:
 
     A browser resolves it against the address as it was sent, in which `%2F` is not a slash.
     """
-    raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
-    root = str(request.scope.get("root_path", "")).encode()
-    below = raw[len(root) :] if root and raw.startswith(root) else raw
-    return "../" * (below.count(b"/") - 1) or "./"
+    return "../" * (_below(request).count(b"/") - 1) or "./"
 
 
 async def form_of(request: Request) -> dict[str, list[str]]:
     """Read a form that changes something.
 
     Raises:
-        ProblemError: 403 if it was not sent by a page of this server.
+        ProblemError: 403 if it was not sent by a page of this server; 422 if it is too long.
     """
     # The guard lets origins through that may use the interface; a form must be the server's own.
     origin = urlsplit(request.headers.get("origin", ""))
     if not origin.netloc or origin.netloc != request.headers.get("host", ""):
         raise ProblemError(403, "Send this form from a page of this server.")
     body = (await request.body()).decode("utf-8", "replace")
-    return parse_qs(body, keep_blank_values=True, max_num_fields=2_000)
+    try:
+        return parse_qs(body, keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise ProblemError(422, f"The form has more than {_MOST_FIELDS} fields.") from None
 
 
 class PageRoute(APIRoute):
@@ -189,9 +192,7 @@ _TITLES: Final = {
 
 def _error_page(request: Request, error: ProblemError) -> Response:
     if error.status == 401:  # noqa: PLR2004 - nobody is signed in
-        return page(
-            request, "sign_in.html", "Sign in", status=401, problem=None, to=_here(request)
-        )
+        return page(request, "sign_in.html", "Sign in", status=401, problem=None, to=_here(request))
     title = _TITLES.get(error.status, "This did not work")
     return page(request, "error.html", title, status=error.status, problem=error.detail,
                 headers=error.headers)  # fmt: skip
@@ -201,14 +202,12 @@ def _here(request: Request) -> str:
     """The page of a request, relative to the overview, to return to after signing in."""
     if request.method != "GET":
         return ""
-    raw: bytes = request.scope.get("raw_path") or b""
     query: bytes = request.scope.get("query_string") or b""
+    return (_below(request).lstrip(b"/") + (b"?" + query if query else b"")).decode("latin-1")
+
+
+def _below(request: Request) -> bytes:
+    """The path as it was sent, below the place where the application is mounted."""
+    raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
     root = str(request.scope.get("root_path", "")).encode()
-    path = (raw[len(root) :] if root and raw.startswith(root) else raw).lstrip(b"/")
-    return (path + (b"?" + query if query else b"")).decode("latin-1")
-
-
-def _path(request: Request) -> str:
-    path: str = request.scope["path"]
-    root: str = request.scope.get("root_path", "")
-    return path[len(root) :] if root and path.startswith(root) else path
+    return raw[len(root) :] if root and raw.startswith(root) else raw

@@ -45,7 +45,9 @@ async def search(
             found = await access.pipeline.search_sessions(
                 q,
                 _FOUND,
-                **ids.given,
+                user_id=ids.user_id,
+                session_id=ids.session_id,
+                product_id=ids.product_id,
                 kind=kind or None,
                 since=moment_of(since or None),
                 until=moment_of(until or None),
@@ -63,9 +65,15 @@ async def search(
         "search.html",
         "Search",
         status=status,
+        stream="?page=search",
         q=q,
-        given={"user_id": user_id, "product_id": product_id, "since": since, "until": until,
-               "kind": kind},  # fmt: skip
+        given={
+            "user_id": user_id,
+            "product_id": product_id,
+            "since": since,
+            "until": until,
+            "kind": kind,
+        },
         found=found,
         problem=problem,
         may_choose=not access.is_bound,

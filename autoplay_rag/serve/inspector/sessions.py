@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
+from autoplay_rag.search.timeline import SessionChunk
 from autoplay_rag.serve.access import Access, Ids, Needs
 from autoplay_rag.serve.bounds import own_part
-from autoplay_rag.serve.inspector.live import live_of
+from autoplay_rag.serve.inspector.live import FEW_LIVE, MOST_LIVE, live_of
 from autoplay_rag.serve.inspector.pages import IdField, PageRoute, TextField, page, query_of
 from autoplay_rag.serve.inspector.timeline import rows_of
 from autoplay_rag.serve.models import Id
@@ -23,8 +25,9 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 Own = Annotated[Access, Depends(Needs("own", audited=True))]
 Time = Annotated[str, Query(max_length=64)]
 _LISTED: Final = 50
-_EVENTS: Final = 200
-"""The sessions and the events of a page."""
+_EVENTS: Final = 300
+_CHUNKS: Final = 30
+"""The sessions, about how many events, and the chunks of a page."""
 
 
 @router.get("/sessions")
@@ -39,6 +42,7 @@ async def sessions(
     until: Time = "",
     matching: TextField = "",
     cursor: Annotated[str, Query(max_length=200)] = "",
+    live: Annotated[Literal["", "all"], Query()] = "",
 ) -> Response:
     """List sessions: the live ones, then the stored ones, latest first."""
     ids = await access.select(Ids(user_id or None, session_id or None, product_id or None))
@@ -53,10 +57,12 @@ async def sessions(
         matching=matching.strip() or None,
         limit=_LISTED,
         cursor=cursor or None,
+        count=ids.user_id is not None,  # a person has few
     )
     timed = bool(since or until or matching.strip())
-    live = [] if cursor or timed else live_of(access, ids)
-    access.audit.counts |= {"sessions": len(found), "live": len(live)}
+    most = MOST_LIVE if live else FEW_LIVE
+    shown = [] if cursor or timed else live_of(access, ids, most)
+    access.audit.counts |= {"sessions": len(found), "live": len(shown)}
     given = {"user_id": user_id, "session_id": session_id, "product_id": product_id,
              "since": since, "until": until, "matching": matching}  # fmt: skip
     ids_given = {name: value for name, value in given.items() if name.endswith("_id")}
@@ -64,9 +70,11 @@ async def sessions(
         request,
         "sessions.html",
         "Sessions",
-        stream=f"?page=sessions{query_of(**ids_given).replace('?', '&')}",
+        stream=query_of(page="sessions", live=live, **ids_given),
         found=found,
-        live=live,
+        live=shown,
+        more_live=len(shown) == most and most < MOST_LIVE,
+        all_live=query_of(**given, live="all"),
         given=given,
         first=not cursor,
         shows_live=not (cursor or timed),
@@ -84,24 +92,27 @@ async def session(
     *,
     user_id: IdField = "",
     product_id: IdField = "",
-    at: Annotated[int, Query(ge=1, le=10**6)] = 1,
+    after: Annotated[int | None, Query(ge=-(2**53), le=2**53)] = None,
 ) -> Response:
-    """Show one session in order, a page of events at a time."""
+    """Show one session in order, a part at a time."""
     ids = await access.select(Ids(user_id or None, session_id, product_id or None))
-    found = await access.pipeline.session(session_id, ids.product_id, user_id=ids.user_id)
-    if found is not None and access.bound_user is not None:
+    part = await access.pipeline.session_part(
+        session_id, ids.product_id, user_id=ids.user_id, after=after, limit=_EVENTS
+    )
+    found = None if part is None else part.session
+    shared = found is not None and found.ambiguous
+    if part is not None and found is not None and access.bound_user is not None:
         found = own_part(found, access.bound_user)
-        if not (found.events or found.missing):
+        if not (found.events or found.missing or after is not None or part.next is not None):
             found = None
-    if found is None:
+    if part is None or found is None:
         # The same answer whether it is someone else's or unknown.
         detail = "No session of this id is known here, or you may not see it."
-        raise ProblemError(403 if access.bound_user is not None else 404, detail)
-    pages = max(1, -(-len(found.events) // _EVENTS))
-    at = min(at, pages)
-    events = found.events[(at - 1) * _EVENTS : at * _EVENTS]
-    before = found.events[(at - 1) * _EVENTS - 1] if at > 1 else None
-    access.audit.counts["events"] = len(events)
+        raise ProblemError(403 if access.is_bound else 404, detail)
+    access.audit.counts["events"] = len(found.events)
+    chunks = None
+    if not access.is_bound:
+        chunks = await access.pipeline.session_chunks(session_id, found.product_id)
     live = access.pipeline.live.get(
         session_id=session_id, product_id=found.product_id, user_id=access.bound_user
     )
@@ -110,15 +121,24 @@ async def session(
         request,
         "session.html",
         "Session",
-        stream=query_of(page="session", session_id=session_id, product_id=found.product_id,
-                        after=repr(newest)),  # fmt: skip
+        stream=query_of(
+            page="session", session_id=session_id, product_id=found.product_id, after=repr(newest)
+        ),
         session=found,
-        rows=rows_of(events, before),
+        # Of a session that several people used, the totals are not this person's.
+        actions=None if shared and access.bound_user is not None else part.actions,
+        rows=rows_of(found.events),
+        chunks=chunks and _shown(chunks),
+        hidden_chunks=max(0, len(chunks or ()) - _CHUNKS),
+        store=type(access.pipeline.store).__name__,
         live=live,
-        kinds=[(kind, sum(one.kind == kind for one in found.events)) for kind in
-               ("actions", "summary", "chat")],  # fmt: skip
-        at=at,
-        last=pages,
-        first_number=(at - 1) * _EVENTS + 1,
+        after=after,
+        next=part.next,
         user_id=user_id,
     )
+
+
+def _shown(chunks: Sequence[SessionChunk]) -> list[SessionChunk]:
+    """The chunks that a page shows: what is in none, and the latest."""
+    chosen = sorted(chunks, key=lambda one: (one.id is not None, -(one.ended_at or 0.0)))
+    return chosen[:_CHUNKS]

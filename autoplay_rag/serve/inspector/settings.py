@@ -17,13 +17,12 @@ __all__ = ["router"]
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
+_NO_EMBEDDER = "none: the store embeds texts itself, or the pipeline is stopped"
 _NOT_SHOWN = ("clock", "rebuild", "adopt")
 
 
 @router.get("/settings")
-async def settings(
-    request: Request, access: Annotated[Access, Depends(Needs("read"))]
-) -> Response:
+async def settings(request: Request, _: Annotated[Access, Depends(Needs("read"))]) -> Response:
     """Show the settings in force."""
     serving = serving_of(request)
     groups = [
@@ -40,7 +39,7 @@ def _parts(serving: Serving) -> dict[str, str]:
     embedder, space = pipeline.embedder, pipeline.space
     found = {
         "store": repr(pipeline.store),
-        "embedder": embedder.model if embedder is not None else "the store embeds texts itself",
+        "embedder": embedder.model if embedder is not None else _NO_EMBEDDER,
     }
     if space is not None:
         sizes = {"journal": space.journal, "store": space.store, "free": space.free}
@@ -83,16 +82,19 @@ def _keys(serving: Serving) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_shown(one)}" for name, one in value.items())
-    if callable(value):
-        return str(getattr(value, "__qualname__", type(value).__name__))
-    return str(value)
+    match value:
+        case None:
+            said = "none"
+        case bool():
+            said = "yes" if value else "no"
+        case int():
+            said = f"{value:,}"
+        case float():
+            said = f"{value:g}"
+        case Mapping():
+            said = ", ".join(f"{name}: {_shown(one)}" for name, one in value.items())
+        case _ if callable(value):
+            said = str(getattr(value, "__qualname__", type(value).__name__))
+        case _:
+            said = str(value)
+    return said

@@ -29,9 +29,7 @@ async def sign_in(request: Request, _: Open) -> Response:
     """Swap the key of the form for a cookie."""
     given = parse_qs((await request.body()).decode("utf-8", "replace"))
     to = given.get("to", [""])[0]
-    return swapped(
-        request, given.get("key", [""])[0].strip(), to if _PAGE.fullmatch(to) else ""
-    )
+    return swapped(request, given.get("key", [""])[0].strip(), to if _PAGE.fullmatch(to) else "")
 
 
 @router.post("/sign-out")

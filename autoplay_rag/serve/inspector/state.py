@@ -18,14 +18,12 @@ class State:
     Attributes:
         word: The word.
         tone: "good", "warn" or "bad".
-        since: Since when it is connected, in Unix seconds; None if that is not the matter.
         todo: What is wrong and what to do, a sentence each.
         connections: The attached clients.
     """
 
     word: str
     tone: str
-    since: float | None
     todo: Sequence[str]
     connections: Sequence[Connection]
 
@@ -35,22 +33,25 @@ def state_of(serving: Serving) -> State:
     pipeline, connections = serving.pipeline, serving.history.connections
     health = pipeline.health
     if not pipeline.is_running:
-        return State("stopped", "bad", None, [_STOPPED], connections)
+        return State("stopped", "bad", [_STOPPED], connections)
     if health.state != "ok":
-        tone = "bad" if health.state == "failed" else "warn"
-        return State(health.state, tone, None, health.reasons, connections)
+        failed = health.state == "failed"
+        todo = [*health.reasons, _FAILED if failed else _DEGRADED]
+        return State(health.state, "bad" if failed else "warn", todo, connections)
     away = [one for one in connections if one.state != "connected"]
     if away:
         names = ", ".join(f"{one.product} is {one.state}" for one in away)
-        return State("disconnected", "warn", None, [f"{names}. {_AWAY}"], connections)
-    if connections:
-        since = max(one.since for one in connections)
-        return State("connected", "good", since, [], connections)
-    return State("running", "good", serving.history.started, [], connections)
+        return State("disconnected", "warn", [f"{names}. {_AWAY}"], connections)
+    return State("connected" if connections else "running", "good", [], connections)
 
 
 _STOPPED = (
     "The pipeline is stopped: nothing is received, stored or found. Start the server again; its log "
     "says why it stopped."
 )
+_FAILED = (
+    "Nothing more is stored; what is received waits in the journal. Repair the cause, and start the "
+    "server again."
+)
+_DEGRADED = "What failed is tried again by itself. Until then the payloads wait in the journal."
 _AWAY = "It connects again by itself. If it does not, check the stream's address and token."

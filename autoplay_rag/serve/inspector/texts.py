@@ -13,7 +13,19 @@ from markupsafe import Markup, escape
 from autoplay_rag.content.marking import plain_line
 from autoplay_rag.search.hits import Matched
 
-__all__ = ["anchor", "clock", "count", "day", "iso", "marked", "path_of", "said", "span"]
+__all__ = [
+    "age",
+    "anchor",
+    "clock",
+    "count",
+    "day",
+    "iso",
+    "marked",
+    "path_of",
+    "place",
+    "said",
+    "span",
+]
 
 _LINE: Final = 300
 _MINUTE: Final = 60.0
@@ -32,7 +44,7 @@ def said(text: str | None, most: int = _LINE) -> Markup:
 
 
 def marked(matched: Matched) -> Markup:
-    """Return the lines of a hit, with the words of the question marked.
+    """Return the lines of a hit as one, with the words of the question marked.
 
     Example:
         >>> marked(Matched("paid <x>", [(0, 4)]))
@@ -43,7 +55,8 @@ def marked(matched: Matched) -> Markup:
         html += escape(matched.text[at:start])
         html += Markup("<mark>{}</mark>").format(matched.text[start:end])
         at = end
-    return Markup("<bdi>{}</bdi>").format(html + escape(matched.text[at:]))
+    html += escape(matched.text[at:])
+    return Markup("<bdi>{}</bdi>").format(html.strip().replace(",\n", " · ").replace("\n", " · "))
 
 
 def count(value: int) -> str:
@@ -74,6 +87,28 @@ def span(seconds: float | None) -> str:
     if seconds < 1.5 * _DAY:
         return f"{seconds / _HOUR:.1f} h"
     return f"{seconds / _DAY:.1f} d"
+
+
+def age(seconds: float) -> str:
+    """Return how long ago something was, to the second.
+
+    Example:
+        >>> age(0.4), age(5.2), age(7200)
+        ('now', '5 s ago', '2.0 h ago')
+    """
+    if seconds < 1:
+        return "now"
+    return f"{span(seconds) if seconds >= 10 else f'{seconds:.0f} s'} ago"  # noqa: PLR2004 - as in `span`
+
+
+def place(url: str) -> str:
+    """Return the address of a page without its scheme.
+
+    Example:
+        >>> place("https://app.test/reports"), place("app://x")
+        ('app.test/reports', 'app://x')
+    """
+    return url.removeprefix("https://").removeprefix("http://")
 
 
 def clock(at: float | None) -> str:
@@ -127,7 +162,7 @@ def anchor(*ids: str) -> str:
 
     Example:
         >>> anchor("acme", "s1")
-        'x5f7b3a5b0d7c'
+        'xb0b60f0060c5'
     """
     return "x" + blake2b("\0".join(ids).encode("utf-8", "replace"), digest_size=6).hexdigest()
 

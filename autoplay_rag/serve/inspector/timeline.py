@@ -1,4 +1,4 @@
-"""A session's events as the rows of a timeline: events, gaps and pages. Pure."""
+"""A session's events as the rows of a timeline: events, gaps, days and pages. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from autoplay_rag.search.timeline import SessionEvent
+from autoplay_rag.serve.inspector.texts import day
 
 __all__ = ["Row", "rows_of"]
 
@@ -19,31 +20,30 @@ class Row:
     """One row.
 
     Attributes:
-        kind: "event", "gap" or "page".
-        event: The event; of a page, its first one.
+        kind: "event", "gap", "day" or "page".
+        event: The event; of a gap the one after it, of a day or a page the first one.
         seconds: How long a gap is.
     """
 
-    kind: Literal["event", "gap", "page"]
+    kind: Literal["event", "gap", "day", "page"]
     event: SessionEvent
     seconds: float = 0.0
 
 
-def rows_of(events: Iterable[SessionEvent], before: SessionEvent | None) -> list[Row]:
-    """Return the rows of some events in order.
-
-    Args:
-        events: The events.
-        before: The event before them; None if there is none.
-    """
+def rows_of(events: Iterable[SessionEvent]) -> list[Row]:
+    """Return the rows of some events in order."""
     rows: list[Row] = []
-    page = before.page if before else ""
-    ended = _end(before) if before else None
+    page, today = "", ""
+    ended: float | None = None
     for event in events:
         if event.started_at is not None and ended is not None:
             seconds = event.started_at - ended
             if seconds >= _GAP_SECONDS:
                 rows.append(Row("gap", event, seconds))
+        if (date := day(event.started_at)[:10]) and date != today:
+            if today:
+                rows.append(Row("day", event))
+            today = date
         if event.page and event.page != page:
             rows.append(Row("page", event))
             page = event.page

@@ -127,8 +127,9 @@ function show(state) {
   pill.setAttribute("aria-pressed", String(state === "paused"));
   pill.title = state === "paused" ? "Continue" : "Pause";
   const gone = state === "away" || state === "out";
+  document.body.classList.toggle("is-stale", gone);
   away.hidden = !gone;
-  away.className = "notice bad";
+  away.className = gone ? "notice bad" : "";
   if (!gone) {
     away.textContent = "";
   } else if (state === "away") {
@@ -172,11 +173,16 @@ function span(seconds) {
   return `${(seconds / 86400).toFixed(1)} d`;
 }
 
+function age(seconds) {
+  if (seconds < 1) return "now";
+  return `${seconds < 10 ? `${seconds.toFixed(0)} s` : span(seconds)} ago`;
+}
+
 setInterval(() => {
   if (stream?.paused || document.visibilityState !== "visible") return;
   const now = Date.now() / 1000;
   for (const one of document.querySelectorAll("time[data-at]")) {
-    one.textContent = `${span(now - one.dataset.at).replace(".0", "")} ago`;
+    one.textContent = age(now - one.dataset.at);
   }
 }, 1000);
 
@@ -264,6 +270,7 @@ function plot(id, data, lines) {
       width: box.clientWidth,
       height: box.clientHeight,
       tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"),
+      padding: [10, 10, 0, 0],
       legend: { show: false },
       cursor: { show: false },
       scales: {
@@ -271,15 +278,15 @@ function plot(id, data, lines) {
         y: { range: (_, __, most) => [0, Math.max(1, (most || 0) * 1.1)] },
       },
       axes: [
-        { ...axis, space: 70, size: 24, values: (_, at) => at.map((one) => new Date(one * 1000).toISOString().slice(11, 16)) },
-        { ...axis, space: 30, size: 44 },
+        { ...axis, space: 70, size: 22, gap: 2, values: (_, at) => at.map((one) => new Date(one * 1000).toISOString().slice(11, 16)) },
+        { ...axis, space: 30, size: 40, gap: 6 },
       ],
       series: [
         {},
         ...lines.map((name, n) => ({
           stroke: color(name),
           width: 1.5,
-          fill: n === 0 && lines.length === 1 ? color("--accent-soft") : undefined,
+          fill: n === 0 ? color("--accent-soft") : undefined,
           points: { show: false },
         })),
       ],
@@ -291,3 +298,13 @@ function plot(id, data, lines) {
 
 const samples = document.getElementById("samples");
 const plots = samples && window.uPlot ? new Plots(JSON.parse(samples.textContent)) : null;
+
+// -- forms ---------------------------------------------------------------------------------------
+// Filters that are not set stay out of the address.
+
+document.addEventListener("formdata", (event) => {
+  if (event.target.method !== "get") return;
+  for (const [name, value] of [...event.formData]) {
+    if (!value) event.formData.delete(name);
+  }
+});
