@@ -11,6 +11,9 @@ from html import escape
 from typing import Any
 
 _CELL = "text-align:left;vertical-align:top;overflow-wrap:anywhere"
+_SHORT_CELL = "text-align:left;vertical-align:top;white-space:nowrap"
+_SHORT = 24
+"""The most characters of a cell that stays on one line: a time, or an id."""
 _HEAD = "text-align:left;vertical-align:top;white-space:nowrap"
 _ROW_LIMIT = 50
 _IDS = ("product_id", "session_id", "user_id", "email", "conversation_id")
@@ -53,7 +56,9 @@ def table_html(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     rows = list(rows)
     head = "".join(f'<th style="{_HEAD}">{escape(name)}</th>' for name in heads)
     body = "".join(
-        "<tr>" + "".join(f'<td style="{_CELL}">{_lines(cell)}</td>' for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(f'<td style="{_style(cell)}">{_lines(cell)}</td>' for cell in row)
+        + "</tr>"
         for row in rows[:_ROW_LIMIT]
     )
     more = f"<p>and {len(rows) - _ROW_LIMIT} more</p>" if len(rows) > _ROW_LIMIT else ""
@@ -63,6 +68,10 @@ def table_html(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 def when(seconds: object) -> str:
     """Unix seconds as UTC; "" if they are unknown."""
     return _value("started_at", seconds) if isinstance(seconds, float | int) else ""
+
+
+def _style(cell: object) -> str:
+    return _SHORT_CELL if len(str(cell)) <= _SHORT else _CELL
 
 
 def _lines(cell: object) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autoplay_rag.errors import MissingExtraError
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
-from autoplay_rag.search.hits import Hit
+from autoplay_rag.search.hits import Hit, SessionHit
 from autoplay_rag.search.timeline import SessionEvent, Sessions, SessionSummary, WholeSession
 
 if TYPE_CHECKING:
@@ -49,6 +49,16 @@ _HIT_COLUMNS = (
     "action_count",
     "urls",
 )
+_SESSION_HIT_COLUMNS = (
+    "session_id",
+    "product_id",
+    "user_id",
+    "score",
+    "matched",
+    "started_at",
+    "ended_at",
+    "text",
+)
 _SESSION_COLUMNS = (
     "session_id",
     "product_id",
@@ -79,12 +89,13 @@ _COUNTS = ("index", "action_count", "payloads", "actions", "seq")
 _PAYLOADS = (ActionsPayload, SummaryPayload, ChatTurn)
 
 
-Frameable: TypeAlias = Payload | Hit | SessionSummary | SessionEvent | WholeSession
+Frameable: TypeAlias = Payload | Hit | SessionHit | SessionSummary | SessionEvent | WholeSession
 
 
 def to_frame(
     found: Iterable[Payload]
     | Iterable[Hit]
+    | Iterable[SessionHit]
     | Iterable[SessionSummary]
     | Iterable[SessionEvent]
     | Frameable,
@@ -92,9 +103,9 @@ def to_frame(
     """Payloads, hits, sessions or actions as a data frame. Needs the extra `pandas`.
 
     A row is one action (with what its payload says of all its actions), one summary, one chat
-    turn or one hit. A payload without actions gives no row. What `pipeline.sessions` lists gives a
-    row for each session, and what `pipeline.session` or `pipeline.actions` gives a row for each
-    action, summary or chat turn.
+    turn or one hit. A payload without actions gives no row. What `pipeline.search_sessions` finds
+    or `pipeline.sessions` lists gives a row for each session, and what `pipeline.session` or
+    `pipeline.actions` gives a row for each action, summary or chat turn.
 
     Args:
         found: Any of these, of one kind; one alone will do. Collect `pipeline.actions(...)` first:
@@ -103,7 +114,8 @@ def to_frame(
     Returns:
         `forwarded_at`, `started_at` and `ended_at` are UTC datetimes, NaT where unknown. `text` is
         a hit's text, or what `to_text()` gives for the action, the summary or the turn. A hit's
-        further metadata follow as columns of their own. Nothing found gives an empty frame with
+        further metadata follow as columns of their own. `matched` has the lines of a found session
+        that answer the question. Nothing found gives an empty frame with
         the columns of payloads, or of sessions for an empty page of sessions.
 
     Raises:
@@ -124,12 +136,15 @@ def to_frame(
         found = found.events
         if not found:
             return _framed(pd, [], _EVENT_COLUMNS)
-    single = isinstance(found, (*_PAYLOADS, Hit, SessionSummary, SessionEvent))
+    single = isinstance(found, (*_PAYLOADS, Hit, SessionHit, SessionSummary, SessionEvent))
     items: list[Any] = [found] if single else list(found)  # type: ignore[arg-type]
     if isinstance(found, Sessions) or _are_all(SessionSummary, items):
         return _framed(pd, [_row(item, _SESSION_COLUMNS) for item in items], _SESSION_COLUMNS)
     if _are_all(SessionEvent, items):
         return _framed(pd, [_row(item, _EVENT_COLUMNS) for item in items], _EVENT_COLUMNS)
+    if _are_all(SessionHit, items):
+        found_sessions = [_session_hit_row(hit) for hit in items]
+        return _framed(pd, found_sessions, _SESSION_HIT_COLUMNS)
     if _are_all(Hit, items):
         rows = [_hit_row(hit) for hit in items]
         columns = list(dict.fromkeys([*_HIT_COLUMNS, *(name for row in rows for name in row)]))
@@ -168,6 +183,11 @@ def _hit_row(hit: Hit) -> dict[str, Any]:
         "session_id": hit.session_id,
         "text": hit.text,
     }
+
+
+def _session_hit_row(hit: SessionHit) -> dict[str, Any]:
+    own = (name for name in _SESSION_HIT_COLUMNS if name != "matched")
+    return {**_row(hit, own), "matched": hit.best.matched.text}
 
 
 def _payload_rows(payload: Any) -> Iterator[dict[str, Any]]:

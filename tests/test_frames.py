@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoplay_rag import Hit
+from autoplay_rag import Hit, SessionHit
 from autoplay_rag.errors import MissingExtraError
 from autoplay_rag.frames import to_frame
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
+from autoplay_rag.search.hits import Hits, Matched
 from autoplay_rag.search.timeline import SessionEvent, Sessions, SessionSummary, WholeSession
 
 ACTIONS = ActionsPayload(
@@ -80,6 +81,19 @@ def test_a_hit_is_a_row_with_its_metadata():
     assert frame["ended_at"][0] == datetime(1970, 1, 1, 0, 0, 2, 500000, UTC)
     assert pd.isna(frame["ended_at"][1])
     assert to_frame(hits[0]).shape == (1, frame.shape[1])
+
+
+def test_a_session_that_a_search_found_is_a_row_with_the_lines_that_answer():
+    weak = Hit.of("c1", "text", 0.1, {}, matched=Matched("opened Reports"))
+    best = Hit.of("c2", "text", 0.5, {}, matched=Matched("clicked Export"))
+    found = SessionHit("s1", "acme", "u1", 1712345678.5, None, 0.5, [weak, best], "whole text")
+    for each in (found, [found], Hits([found])):
+        frame = to_frame(each)
+        assert frame[["session_id", "user_id", "score", "matched", "text"]].to_numpy().tolist() == [
+            ["s1", "u1", 0.5, "clicked Export", "whole text"]
+        ]
+        assert frame["started_at"][0] == datetime(2024, 4, 5, 19, 34, 38, 500_000, UTC)
+        assert frame["ended_at"].isna().all()
 
 
 @pytest.mark.parametrize("found", [[], [ActionsPayload()], iter(())])

@@ -11,6 +11,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from autoplay_rag import to_frame
+from autoplay_rag.connector.recording import read_recording
+from autoplay_rag.devserver import samples
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SECONDS = 120
@@ -100,5 +104,32 @@ def test_its_links_lead_somewhere(path):
                 assert (path.parent / target).exists(), target
 
 
-def test_there_are_four():
-    assert len(NOTEBOOKS) == 4
+@each
+def test_its_pictures_have_no_background_of_their_own(path):
+    """The colours of the plots are legible on a light page and on a dark one."""
+    for cell in code_cells(read(path)):
+        for output in cell.outputs:
+            assert "needs_background" not in output.get("metadata", {})
+
+
+def test_the_readme_names_them_all():
+    readme = (ROOT / "README.md").read_text()
+    assert len(NOTEBOOKS) == 6
+    assert [path.name for path in NOTEBOOKS if f"(notebooks/{path.name})" not in readme] == []
+
+
+def test_the_answer_of_the_analyst_is_true_of_the_samples():
+    """Found by wider words than those of the notebook, in the recording itself."""
+    taken = "export|download|print|schedule|destination|hubspot|sheet"
+    failed = "could not|not deliver|fail|error|refused|timed out|not allowed|denied"
+    actions = to_frame(read_recording(samples()))
+    clicks = actions[(actions.type == "click") & actions.title.str.contains(taken, case=False)]
+    began = actions.session_id.map(clicks.groupby("session_id").started_at.min())
+    messages = actions[(actions.type == "message") & (actions.started_at > began)]
+    stuck = messages[messages.description.str.contains(failed, case=False)]
+    people = dict(zip(stuck.session_id, stuck.user_id, strict=True))
+    assert people == {"ps_20391c81f00c": "u_022", "ps_c738b954e29b": "u_010"}
+
+    notebook = read(ROOT / "notebooks" / "06-analyst.ipynb")
+    (answer,) = [cell.source for cell in notebook.cells if "## The answer" in cell.source]
+    assert set(re.findall(r"u_\d+", answer)) == set(people.values())

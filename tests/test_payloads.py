@@ -447,6 +447,17 @@ def test_html_keeps_line_breaks_and_puts_ids_last():
         assert "one<br>two" in SummaryPayload(summary=text)._repr_html_()
 
 
+def test_html_breaks_long_words_but_no_time_and_no_id():
+    html = SummaryPayload("acme", "ps_0c39939941ab", "word" * 50, 0, 1772524889.0)._repr_html_()
+    cells = html.split("<td style=")
+    styles = {text: style for style, _, text in (cell.partition(">") for cell in cells[1:])}
+    assert "anywhere" in styles[f"{'word' * 50}</td></tr><tr>"]
+    for short in ("ps_0c39939941ab</td></tr>", "2026-03-03 08:01:29 UTC</td></tr><tr>"):
+        found = [style for text, style in styles.items() if text.startswith(short)]
+        assert found
+        assert all("nowrap" in style and "anywhere" not in style for style in found)
+
+
 @given(payloads)
 def test_any_payload_can_be_shown(payload):
     assert payload._repr_html_().startswith("<table>")

@@ -48,6 +48,11 @@ async def run(
     await client.async_execute(env=dict(os.environ if env is None else env))
     # Versions differ between machines and do not matter to a reader.
     notebook.metadata["language_info"] = {"name": "python"}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            # The kernel asks for a white background behind dark text. The colours of the plots are
+            # legible on a dark page as well.
+            output.get("metadata", {}).pop("needs_background", None)
 
 
 async def main(paths: list[Path]) -> None:
