@@ -18,7 +18,7 @@ LAYERS = """
 errors payloads decoding _helpers
 content
 connector | journal | stores | embedders | live
-search | maintenance
+search | maintenance | sources
 ingest | remote
 loading
 devserver
