@@ -71,6 +71,4 @@ def tools_of(specs: Iterable[SourceSpec]) -> frozenset[AnalyticsTool]:
         >>> tools_of([parse_spec("webhook:posthog"), parse_spec("https://a.test/stream/acme")])
         frozenset({'posthog'})
     """
-    return frozenset(
-        cast("AnalyticsTool", spec.value) for spec in specs if spec.kind == "webhook"
-    )
+    return frozenset(cast("AnalyticsTool", spec.value) for spec in specs if spec.kind == "webhook")
