@@ -211,7 +211,8 @@ class ActivityEndpoint:
         response.request = httpx.Request("GET", self.url)
         if status == _NOT_FOUND:
             return
-        verdict = classify(status)
+        # "Unchanged", though no version was named.
+        verdict = "retry" if status == _NOT_MODIFIED else classify(status)
         if status in _REFUSED:
             raise AuthenticationError(
                 f"{status} from {at}: the token is missing, wrong, or not good for this product; "
