@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -290,6 +291,8 @@ class IngestPipeline(Questions):
             self._running = False
             raise
         self._run = run
+        if self._clients.pull_sources():
+            run.pulled.begin()
 
     async def aclose(self) -> None:
         """Stop the attached clients, drain for up to `drain_timeout`, and close everything.
@@ -339,16 +342,29 @@ class IngestPipeline(Questions):
     # -- in -----------------------------------------------------------------------------------
 
     def attach(self, client: C) -> C:
-        """Register this pipeline's callbacks with a client.
+        """Register this pipeline's callbacks with a client or another source.
+
+        Several may be attached. What two of them bring is stored once, as long as they are a stream,
+        pushes and a `LiveActivitySource`: they name the same actions alike. A `LiveActivitySource`
+        beside a stream of the same product fills its gaps: after each connect it is asked for
+        everybody who was seen in the day before. Pulled actions younger than 30 seconds wait for the
+        stream then, because it names their session.
 
         Args:
-            client: An `AsyncConnectorClient`, a `ConnectorClient`, or any object with their
-                `on_actions` and `on_summary`. It is stopped when the pipeline closes.
+            client: An `AsyncConnectorClient`, a `ConnectorClient`, a `LiveActivitySource`, or any
+                object with `on_actions` and `on_summary`. It is stopped when the pipeline closes.
 
         Returns:
             The client.
         """
-        return self._clients.attach(client, self.on_actions, self.on_summary)
+        if getattr(client, "names_sessions", True):
+            return self._clients.attach(client, self.on_actions, self.on_summary)
+        source: Any = client
+        source.hold_back = functools.partial(self._hold_back, source.product_id)
+        self._clients.attach(client, self._on_pulled, self.on_summary)
+        if self._run is not None:
+            self._run.pulled.begin()
+        return client
 
     async def ingest(
         self,
@@ -412,6 +428,24 @@ class IngestPipeline(Questions):
                     _log.warning("%s; no longer waiting for them", error)
         return None
 
+    async def _on_pulled(self, payload: ActionsPayload) -> None:
+        run = self._open_run()
+        work = run.pulled.take(payload)
+        await (work if asyncio.get_running_loop() is run.loop else _on_loop(run.loop, work))
+
+    def _hold_back(self, product_id: str) -> float:
+        """Seconds by which pulled actions wait for a source that names their session."""
+        run = self._run
+        if run is None:
+            return 0.0
+        named = self._clients.is_streaming(product_id) or run.pulled.names_sessions(product_id)
+        return run.pulled.hold if named else 0.0
+
+    def _note_asked(self, user_id: str | None, product_id: str | None) -> None:
+        if user_id:
+            for source in self._clients.pull_sources(product_id or None):
+                source.note_asked(user_id)
+
     async def on_actions(self, payload: ActionsPayload) -> None:
         """Accept a batch of actions; returns once it is in the journal.
 
@@ -432,7 +466,9 @@ class IngestPipeline(Questions):
 
     async def on_chat(self, turn: ChatTurn) -> None:
         """Accept a chat turn with an assistant as part of its session; otherwise like `on_actions`."""
-        await self._take_in(own(turn, ChatTurn))
+        turn = own(turn, ChatTurn)
+        self._note_asked(turn.user_id, turn.product_id)
+        await self._take_in(turn)
 
     def accept(self, payload: Payload) -> asyncio.Future[Outcome]:
         """Accept a payload of any kind. Call this on the pipeline's event loop.

@@ -55,6 +55,10 @@ class Questions(ABC):
             PipelineClosedError: If the pipeline is not running.
         """
 
+    @abstractmethod
+    def _note_asked(self, user_id: str | None, product_id: str | None) -> None:
+        """Note that an assistant asked for somebody, so that they are pulled."""
+
     async def search(
         self,
         query: str,
@@ -367,6 +371,7 @@ class Questions(ABC):
             raise ConfigurationError(
                 "context() needs a query, a user_id, a session_id or a conversation_id"
             )
+        self._note_asked(user_id, product_id)
         return await context_text(
             self.live,
             self._open_run().searcher,

@@ -392,7 +392,7 @@ class LiveActivitySource:
             return "stopped" if run.error is None else "failed"
         if run.stopping.is_set():
             return "stopping"
-        if self._client.cooldown.left(time.monotonic()):
+        if self.pause:
             return "waiting"
         return "connected" if self._client.is_reached else "connecting"
 
@@ -400,6 +400,11 @@ class LiveActivitySource:
     def last_error(self) -> Exception | None:
         """Why the last request failed; None if none has. Safe from any thread."""
         return self._client.last_error
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next request may be sent; 0 if one may be sent now."""
+        return self._client.cooldown.left(time.monotonic())
 
     @property
     def watched(self) -> int:

@@ -6,6 +6,7 @@ person, time, type, page and title. An action without a time cannot be recognise
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Final
@@ -15,11 +16,11 @@ import msgspec
 from autoplay_rag.content.times import own_time
 from autoplay_rag.payloads import SlimAction
 
-__all__ = ["SeenActions", "action_key"]
+__all__ = ["SeenActions", "SeenByPerson", "action_key"]
 
 _encode = msgspec.msgpack.Encoder().encode
-_MOST: Final = 200
-"""Four times the actions that a pull endpoint keeps of one user."""
+_MOST: Final = 100
+"""Twice the actions that a pull endpoint keeps of one user."""
 
 
 def action_key(product_id: str, user_id: str, action: SlimAction) -> int | None:
@@ -41,7 +42,10 @@ def action_key(product_id: str, user_id: str, action: SlimAction) -> int | None:
         return None
     moment = round(own_time(action.timestamp_start) * 1000)
     page = action.canonical_url or action.raw_url
-    content = _encode((product_id, user_id, moment, action.type, page, action.title))
+    try:
+        content = _encode((product_id, user_id, moment, action.type, page, action.title))
+    except UnicodeEncodeError:  # a lone surrogate, which did not come from `decode`
+        return None
     return int.from_bytes(blake2b(content, digest_size=8).digest())
 
 
@@ -63,10 +67,60 @@ class SeenActions:
     def __contains__(self, key: object) -> bool:
         return key in self._keys
 
+    def __len__(self) -> int:
+        return len(self._keys)
+
     def add(self, keys: Iterable[int]) -> None:
-        """Add keys. Beyond 200, those added first are forgotten."""
+        """Add keys. Beyond 100, those added first are forgotten."""
         for key in keys:
             self._keys.pop(key, None)
             self._keys[key] = None
         while len(self._keys) > _MOST:
             del self._keys[next(iter(self._keys))]
+
+    def discard(self, keys: Iterable[int]) -> None:
+        """Remove keys that should not count as seen."""
+        for key in keys:
+            self._keys.pop(key, None)
+
+
+class SeenByPerson:
+    """The keys of the latest actions of many people, in bounded memory.
+
+    Args:
+        most: The most people. Those without a new action for longest are forgotten first.
+
+    Example:
+        >>> seen = SeenByPerson()
+        >>> seen.of("acme", "ann").add([1])
+        >>> seen.find("acme", "ann") is not None, seen.find("acme", "bob") is not None
+        (True, False)
+    """
+
+    def __init__(self, most: int = 10_000) -> None:
+        self._most = most
+        self._people: OrderedDict[tuple[str, str], SeenActions] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._people)
+
+    def of(self, product_id: str, user_id: str) -> SeenActions:
+        """Return what is seen of a person, to be added to."""
+        who = (product_id, user_id)
+        seen = self._people.get(who)
+        if seen is None:
+            seen = self._people[who] = SeenActions()
+            if len(self._people) > self._most:
+                self._people.popitem(last=False)
+        else:
+            self._people.move_to_end(who)
+        return seen
+
+    def find(self, product_id: str, user_id: str) -> SeenActions | None:
+        """Return what is seen of a person; None if nothing is."""
+        return self._people.get((product_id, user_id))
+
+    def forget(self, user_id: str) -> None:
+        """Forget a person, in all products."""
+        for who in [who for who in self._people if who[1] == user_id]:
+            del self._people[who]

@@ -18,8 +18,8 @@ from autoplay_rag.errors import (
     TransientError,
 )
 from autoplay_rag.sources import LiveActivitySource
-from autoplay_rag.sources.sessions import cut_name
 from autoplay_rag.sources import activity as activity_module
+from autoplay_rag.sources.sessions import cut_name
 
 T = 1_700_000_000.0
 TOKEN = "mcp-secret-key"
@@ -249,7 +249,7 @@ async def test_concurrency_is_bounded(server):
     assert 2 <= server.most_in_flight <= 3
 
 
-async def test_everybody_pauses_for_as_long_as_the_server_asks(server, collected):
+async def test_everybody_pauses_for_as_long_as_the_server_asks(server, collected, eventually):
     users = {f"u{n}" for n in range(20)}
     for user in users:
         server.click(user, user, T)
@@ -265,8 +265,7 @@ async def test_everybody_pauses_for_as_long_as_the_server_asks(server, collected
         await refusing.wait()
         loop = asyncio.get_running_loop()
         started, before = loop.time(), len(server.requests)
-        while source.state != "waiting":
-            await asyncio.sleep(0.001)
+        await eventually(lambda: source.state == "waiting")
         with pytest.raises(TransientError, match="for another"):
             await source.get("u1")
         server.script = lambda user, headers: None
@@ -377,14 +376,11 @@ async def test_an_unknown_user_is_no_error(server, collected):
     assert source.counts.failures == 0
 
 
-async def test_no_connection_is_retried(server, collected):
-    server.click("ann", "Home", T)
+async def test_no_connection_is_retried(eventually):
     source = LiveActivitySource("http://127.0.0.1:9", "acme", TOKEN, users={"ann"}, interval=0.05)
     async with source:
         source.run_in_background()
-        async with asyncio.timeout(30):
-            while source.state != "waiting":
-                await asyncio.sleep(0.005)
+        await eventually(lambda: source.state == "waiting")
         assert source.counts.connections == 0
 
 

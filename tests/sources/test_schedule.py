@@ -1,6 +1,7 @@
 """When users are pulled, and how long all requests pause."""
 
 import random
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ def test_everybody_is_pulled_once_an_interval_and_never_in_bursts(count, seed):
         own = [at for at, other in found if other == user]
         assert own[0] <= 4.0  # the first within seconds
         assert 3 <= len(own) <= 6
-        assert all(26.9 <= b - a <= 36.0 for a, b in zip(own, own[1:]))
+        assert all(26.9 <= b - a <= 36.0 for a, b in pairwise(own))
     for second in range(120):
         assert sum(second <= at < second + 1 for at, _ in found) <= 120
 

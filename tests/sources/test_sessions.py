@@ -1,5 +1,7 @@
 """Sessions cut by an idle gap: the same names after a restart, and from any split of the batches."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +30,7 @@ def test_sessions_are_the_runs_without_a_gap(steps):
     at = moments(steps)
     cutter = SessionCutter("acme", "u1")
     names = [cutter.session_at(one) for one in at]
-    for (earlier, name), (later, other) in zip(zip(at, names), list(zip(at, names))[1:]):
+    for (earlier, name), (later, other) in pairwise(zip(at, names, strict=True)):
         assert (name == other) == (later - earlier <= IDLE_GAP)
     assert all(map(is_cut_name, names))
     assert names[0] == cut_name("acme", "u1", at[0])
@@ -56,7 +58,7 @@ def test_a_remembered_session_keeps_its_name_once_its_first_action_is_gone(steps
     expected = [whole.session_at(one) for one in at]
     restarted = SessionCutter("acme", "u1")
     for name in dict.fromkeys(expected):
-        own = [one for one, other in zip(at, expected) if other == name]
+        own = [one for one, other in zip(at, expected, strict=True) if other == name]
         restarted.remember(name, own[0], own[-1])
     assert [restarted.session_at(one) for one in at[gone:]] == expected[gone:]
 
