@@ -287,12 +287,13 @@ class IngestPipeline(Questions):
                 clients=self._clients,
             )
             await run.start()
+            if self._clients.pull_sources():
+                run.pulled.begin()
+                await run.pulled.load()
         except BaseException:
             self._running = False
             raise
         self._run = run
-        if self._clients.pull_sources():
-            run.pulled.begin()
 
     async def aclose(self) -> None:
         """Stop the attached clients, drain for up to `drain_timeout`, and close everything.

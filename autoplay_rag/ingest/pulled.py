@@ -10,15 +10,13 @@ from typing import Final, Protocol
 import msgspec
 
 from autoplay_rag.content.identity import people_of
-from autoplay_rag.content.passages import storable
-from autoplay_rag.content.redaction import RedactionError
 from autoplay_rag.content.times import own_time
+from autoplay_rag.ingest.catalog_actions import CatalogActions
 from autoplay_rag.journal.base import Outcome
 from autoplay_rag.journal.finder import AsyncTimeline
-from autoplay_rag.journal.timeline import KeptPayload, Wanted
 from autoplay_rag.payloads import ActionsPayload, Payload, SlimAction
 from autoplay_rag.sources.known import SeenByPerson, action_key
-from autoplay_rag.sources.sessions import CUT_PREFIX, IDLE_GAP, SessionCutter, is_cut_name
+from autoplay_rag.sources.sessions import CUT_PREFIX, is_cut_name
 
 __all__ = ["HOLD_SECONDS", "PulledActions"]
 
@@ -28,10 +26,7 @@ forwards an active session about every 10 s."""
 _NAMED_SECONDS: Final = 600.0
 """A product whose payloads named sessions within this time has such a source."""
 _DAY: Final = 86_400.0
-_MOST_SESSIONS: Final = 50
 _MOST_PAYLOADS: Final = 20_000
-_TOLERANCE: Final = 0.001
-"""Times are compared to the millisecond."""
 
 
 class Accept(Protocol):
@@ -74,7 +69,7 @@ class PulledActions:
         self._timeline = timeline
         self._committed = committed
         self._accept = accept
-        self._redact = redact
+        self._catalog = CatalogActions(timeline, redact)
         self._begun = False
         self._loaded = False
         self._lock = asyncio.Lock()
@@ -124,10 +119,12 @@ class PulledActions:
         pulled = self._pulled.find(payload.product_id, user_id)
         if pulled is not None and any(key in pulled for key in keys):
             new = [a for key, a in zip(keys, payload.actions, strict=True) if key not in pulled]
+            if not new:
+                return None
             payload = msgspec.structs.replace(payload, actions=new, count=len(new))
             keys = [key for key in keys if key not in pulled]
         self._named.of(payload.product_id, user_id).add(key for key in keys if key is not None)
-        return payload if payload.actions or not keys else None
+        return payload
 
     # -- pulled -------------------------------------------------------------------------------
 
@@ -160,14 +157,16 @@ class PulledActions:
             pulled.add(claimed)
             try:
                 await self._committed()
-                known = await self._in_catalog(payload, [one for _, one in new])
+                origins = await self._catalog.origins(payload, [one for _, one in new])
                 # A batch that a stream brought has to stay whole, or its repetition is not known.
                 pulled.discard(
                     key
-                    for (key, _), is_known in zip(new, known, strict=True)
-                    if is_known and key is not None
+                    for (key, _), origin in zip(new, origins, strict=True)
+                    if origin == "named" and key is not None
                 )
-                fresh = [one for (_, one), is_known in zip(new, known, strict=True) if not is_known]
+                fresh = [
+                    one for (_, one), origin in zip(new, origins, strict=True) if origin is None
+                ]
                 await self._take_in(payload, fresh)
             except BaseException:
                 pulled.discard(claimed)
@@ -179,7 +178,7 @@ class PulledActions:
         """Accept new actions, one payload for each session."""
         if not actions:
             return
-        cutter = await self._sessions(payload, actions)
+        cutter = await self._catalog.sessions(payload, actions)
         sessions: dict[str, list[SlimAction]] = {}
         for action in actions:
             name = cutter.session_at(action.timestamp_start)
@@ -190,92 +189,10 @@ class PulledActions:
             part = msgspec.structs.replace(payload, session_id=name, actions=own, count=len(own))
             await self._accept(part, at=_arrival(own[-1], payload.forwarded_at))
 
-    async def _sessions(
-        self, payload: ActionsPayload, actions: Sequence[SlimAction]
-    ) -> SessionCutter:
-        """The sessions of the user around these actions."""
-        assert payload.user_id is not None
-        cutter = SessionCutter(payload.product_id, payload.user_id)
-        if (times := _times(actions)) is None:
-            return cutter
-        spans = await self._timeline.spans(
-            Wanted(
-                user_id=storable(self._kept_user(payload)),
-                product_id=storable(payload.product_id),
-                since=times[0] - IDLE_GAP,
-                until=times[1] + IDLE_GAP,
-            ),
-            _MOST_SESSIONS,
-        )
-        # Those of the product first: of two that are equally near, the first one is taken.
-        for span in sorted(spans, key=lambda span: is_cut_name(span.session_id)):
-            cutter.remember(*span)
-        return cutter
 
-    async def _in_catalog(
-        self, payload: ActionsPayload, actions: Sequence[SlimAction]
-    ) -> list[bool]:
-        """Whether each action is in the catalog."""
-        if (times := _times(actions)) is None:
-            return [False] * len(actions)
-        wanted = Wanted(
-            user_id=storable(self._kept_user(payload)),
-            product_id=storable(payload.product_id),
-            since=times[0] - _TOLERANCE,
-            until=times[1] + _TOLERANCE,
-        )
-        kept: list[KeptPayload] = []
-        last, after = await self._timeline.last_seq(), None
-        while page := await self._timeline.payloads(wanted, ActionsPayload.kind, after, last):
-            kept += page
-            after = page[-1].seq
-        known: set[int] = set()
-        spans: list[tuple[float, float]] = []
-        for one in kept:
-            if one.owner not in (None, wanted.user_id):
-                continue  # another person in the same session
-            if isinstance(one.payload, ActionsPayload):
-                # Under the names of the pulled ones: a rule of the user's may have changed them.
-                known |= set(_keys(payload.product_id, payload.user_id, one.payload.actions))
-            elif one.started and one.ended:
-                spans.append((one.started - _TOLERANCE, one.ended + _TOLERANCE))
-        found = []
-        for action in actions:
-            at = own_time(action.timestamp_start)
-            # Without its body, a stored batch counts as all that happened in its time.
-            covered = any(start <= at <= end for start, end in spans)
-            keys = set(_keys(payload.product_id, payload.user_id, self._kept(payload, action)))
-            found.append(covered or (bool(keys) and keys <= known))
-        return found
-
-    def _kept(self, payload: ActionsPayload, action: SlimAction) -> Sequence[SlimAction]:
-        """An action as it would be kept."""
-        alone = msgspec.structs.replace(payload, actions=[action], count=1)
-        try:
-            kept = self._redact(alone)
-        except RedactionError:
-            return ()  # accepting it says what is wrong
-        return kept.actions if isinstance(kept, ActionsPayload) else ()
-
-    def _kept_user(self, payload: ActionsPayload) -> str:
-        """The user as the catalog has them."""
-        alone = msgspec.structs.replace(payload, actions=[], count=0)
-        try:
-            kept = self._redact(alone)
-        except RedactionError:
-            kept = alone
-        return people_of(kept).user_id or payload.user_id or ""
-
-
-def _keys(product_id: str, user_id: str | None, actions: Sequence[SlimAction]) -> list[int]:
-    keys = (action_key(product_id, user_id or "", action) for action in actions)
+def _keys(product_id: str, user_id: str, actions: Sequence[SlimAction]) -> list[int]:
+    keys = (action_key(product_id, user_id, action) for action in actions)
     return [key for key in keys if key is not None]
-
-
-def _times(actions: Sequence[SlimAction]) -> tuple[float, float] | None:
-    """The first and the last known time; None if there is none."""
-    known = [at for one in actions if (at := own_time(one.timestamp_start)) > 0]
-    return (min(known), max(known)) if known else None
 
 
 def _arrival(last: SlimAction, as_of: float) -> float:
