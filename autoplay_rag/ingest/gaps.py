@@ -102,8 +102,8 @@ class GapFiller:
 
     Attributes:
         recovered: The number of actions taken in from gaps.
-        beyond: The number of users with more actions in a gap than the pull source keeps, summed
-            over the gaps.
+        beyond: The number of users with as many actions in a gap as the pull source keeps, or more,
+            summed over the gaps.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class GapFiller:
         self._source_of = source_of
         self._clients: dict[int, _Watched] = {}
         self._gaps: dict[str, _Gap] = {}
-        self._last_arrival: float | None = None
+        self._before = time.time()
         self._problem = ""
 
     @property
@@ -131,7 +131,7 @@ class GapFiller:
 
     async def run(self) -> None:
         """Watch the streams and fill their gaps, until cancelled."""
-        self._last_arrival = await self._timeline.last_arrival()
+        self._before = await self._timeline.last_arrival() or self._before
         async with asyncio.TaskGroup() as group:
             group.create_task(self._fill_gaps())
             while True:
@@ -152,9 +152,7 @@ class GapFiller:
         counts = getattr(client, "counts", None)
         connections = getattr(counts, "connections", 0)
         if connections > watched.connections:
-            since = watched.alive_at or self._last_arrival
-            if since is not None:
-                self._note(product_id, since)
+            self._note(product_id, watched.alive_at or self._before)
             watched.connections = connections
         if getattr(client, "state", None) == "connected":
             # A half-open connection looks connected: what came last is nearer to the truth.
@@ -276,8 +274,8 @@ class GapFiller:
             )
         if filled.beyond:
             _log.warning(
-                "%d users did more than %d actions while a stream was not connected: their earlier "
-                "ones are missing",
+                "%d users did %d actions or more while a stream was not connected: earlier ones may be "
+                "missing",
                 len(filled.beyond),
                 MOST_ACTIONS,
             )

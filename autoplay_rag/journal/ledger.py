@@ -49,8 +49,8 @@ class Ledger:
         retries: Failed requests to the embedder or the store that were retried.
         pulled: Actions that a pull source brought, and no other source before.
         recovered: Of these, actions that a stream had missed while it was not connected.
-        beyond_recovery: Users who did more than the pull endpoint keeps while a stream was not
-            connected, summed over its gaps. Their earlier actions are missing.
+        beyond_recovery: Users who did 50 actions or more while a stream was not connected, summed
+            over its gaps. Earlier ones may be missing.
         oldest_pending: Seconds that the oldest pending payload has waited; None if none waits. This
             and the next two are measurements: comparing two ledgers ignores them.
         lag_p50: Seconds from received to stored, the median of the last 1,000 payloads; None if
