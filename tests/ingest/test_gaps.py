@@ -107,11 +107,11 @@ async def test_everything_of_the_last_fifty_actions_is_there_afterwards_once(
         for user in users:
             await connector.send(clicks(user, f"{user} before", at=now - 900))
         await eventually(lambda: pipeline.ledger.received == len(users))
+        gaps = pipeline._run._gaps
+        await eventually(lambda: gaps._clients and not gaps._gaps)  # the start is a connect, too
         proxy.cut()
         await connector.wait_subscribers(0)
         await eventually(lambda: client.state != "connected")
-        gaps = pipeline._run._gaps
-        gaps._look()
         for watched in gaps._clients.values():
             watched.alive_at = now - 750
         # Ten minutes pass: from two actions of the first user to 68 of the last one.
