@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,6 @@ import typer
 
 from autoplay_rag.cli.config import ConfigOption, load_config
 from autoplay_rag.cli.console import log_client_failures, note, on_terminal, say
-from autoplay_rag.cli.ingest import client_of, streams_of
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
     DEFAULT_EMBEDDER,
@@ -27,7 +26,7 @@ from autoplay_rag.cli.options import (
     default_journal,
 )
 from autoplay_rag.cli.progress import counts
-from autoplay_rag.connector.client import AsyncConnectorClient
+from autoplay_rag.cli.sources import SOURCES_HELP, Sources, sources_of
 from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from autoplay_rag.ingest.pipeline import IngestPipeline
@@ -44,9 +43,9 @@ def serve(
     url: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="URL",
-            help="The streams to read, each https://.../stream/PRODUCT. Without one, the server takes "
-            "webhooks and chat turns only.",
+            metavar="SOURCE",
+            help=f"{SOURCES_HELP} And webhook:posthog, webhook:amplitude or webhook:segment. Without a "
+            "source, the server takes webhooks and chat turns only.",
         ),
     ] = None,
     *,
@@ -81,7 +80,7 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Read streams into a vector store, and answer over HTTP, until stopped.
+    """Read streams and other sources into a vector store, and answer over HTTP, until stopped.
 
     Keys come from AUTOPLAY_RAG_ADMIN_KEY, AUTOPLAY_RAG_READ_KEY and AUTOPLAY_RAG_INGEST_KEY, or from
     the files that these names with _FILE name. Without any, a key is made and shown.
@@ -92,9 +91,7 @@ def serve(
     file = load_config(config)
     options = {"store": store, "embedder": embedder, "collection": collection, "journal": journal}
     with file.explaining(name for name, value in options.items() if value is not None):
-        has_streams = bool(url or file.streams(tokens=False))
-        streams = streams_of(url or [], [], file) if has_streams else []
-        clients = [client_of(stream) for stream in streams]
+        sources = sources_of(url or [], [], file)
         store = store or file.store or DEFAULT_STORE
         journal = (journal or file.journal or default_journal(chroma_path(store))).expanduser()
         made = make_store(store, collection or file.get("collection"))
@@ -117,7 +114,7 @@ def serve(
         about = RunningServer(
             server.url, keys.local or "", os.getpid(), str(made.data_folder), made.collection
         )
-        asyncio.run(_serve(server, pipeline, clients, journal, about, has_keys=bool(given)))
+        asyncio.run(_serve(server, pipeline, sources, journal, about, has_keys=bool(given)))
 
 
 def _server(app: Any, host: str, port: int) -> Any:
@@ -131,19 +128,22 @@ def _server(app: Any, host: str, port: int) -> Any:
 async def _serve(
     server: Any,
     pipeline: IngestPipeline,
-    clients: Sequence[AsyncConnectorClient],
+    sources: Sources,
     journal: Path,
     about: RunningServer,
     *,
     has_keys: bool,
 ) -> None:
     def stop() -> None:
-        for client in clients:
-            client.stop()
+        for source in sources.running:
+            source.stop()
         server.stop()
         note("stopping: storing the received payloads; press Ctrl-C again to exit at once")
 
     log_client_failures()
+    # Before the start: it loads what was pulled before. The gaps of a stream need the pull source.
+    for source in sources.running:
+        pipeline.attach(source)
     with Interrupts(
         f"exited at once: payloads that are not stored stay in {journal}"
     ) as interrupts:
@@ -156,9 +156,12 @@ async def _serve(
                     if ready.done():
                         path = announcing.enter_context(announced(journal, about))
                         _introduce(server.url, about.key, journal, path, has_keys=has_keys)
-                        for client in clients:
-                            pipeline.attach(client)
-                            client.run_in_background()
+                        for tool in sorted(sources.tools):
+                            note(f"{tool} posts to {server.url}/v1/webhooks/PRODUCT/{tool}")
+                        if sources.warning:
+                            note(sources.warning, "yellow")
+                        for source in sources.running:
+                            source.run_in_background()
                     await serving
                 finally:
                     ready.cancel()

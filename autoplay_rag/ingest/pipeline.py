@@ -370,18 +370,19 @@ class IngestPipeline(Questions):
     async def ingest(
         self,
         client: BackgroundConnector,
-        *,
+        *others: BackgroundConnector,
         idle_seconds: float | None = None,
         max_seconds: float | None = None,
     ) -> Ledger:
-        """Attach a client, run it until it ends or a limit is reached, and drain.
+        """Attach clients or other sources, run them until they end or a limit is reached, and drain.
 
         It does not wait forever during an outage. If nothing is stored for `drain_timeout`, it
         logs a warning and returns. The pipeline continues with the pending payloads as long as it
         runs.
 
         Args:
-            client: The client to run.
+            client: The client or source to run.
+            others: More of them, to run at the same time. If one fails, the others go on.
             idle_seconds: Stop after this many seconds without a payload, connected or not.
             max_seconds: Stop after this many seconds in total.
 
@@ -390,30 +391,37 @@ class IngestPipeline(Questions):
 
         Raises:
             ConfigurationError: If a limit is not a number of seconds.
-            ConnectorError: The error that ended the client, if it failed. What it had received
-                is still stored.
+            ConnectorError: The error that ended the client, if it failed; of several, the first
+                one's. What they had received is still stored.
         """
         check_at_least("idle_seconds", idle_seconds, 0, optional=True)
         check_at_least("max_seconds", max_seconds, 0, optional=True)
         run = self._open_run()
         self._clients.detach_ended()
-        self.attach(client)
+        clients = (client, *others)
+        for one in clients:
+            self.attach(one)
         started = run.last_received = run.loop.time()
-        task = client.run_in_background()
-        self._clients.track(client, task)
+        tasks: list[asyncio.Task[None]] = []
         try:
-            while not task.done():
+            for one in clients:
+                tasks.append(one.run_in_background())
+                self._clients.track(one, tasks[-1])
+            while running := [task for task in tasks if not task.done()]:
                 ends = [started + max_seconds] if max_seconds is not None else []
                 ends += [run.last_received + idle_seconds] if idle_seconds is not None else []
                 left = min(ends) - run.loop.time() if ends else None
                 if left is not None and left <= 0:
                     break
-                await asyncio.wait([task], timeout=left)
+                await asyncio.wait(running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            client.stop()
-            await asyncio.wait([task])
+            for one in clients[: len(tasks)]:
+                one.stop()
+            if tasks:
+                await asyncio.wait(tasks)
         await self._drain_while_it_progresses()
-        task.result()
+        for task in tasks:
+            task.result()
         return self.ledger
 
     async def _drain_while_it_progresses(self) -> None:

@@ -1,9 +1,13 @@
 """Cuts the actions of one person into sessions where a source names none. Pure.
 
-Analytics tools end a session after 30 minutes without an action. So does this rule. A session is
-named after its product, its person and its first action's time. So the same actions get the same
-name after a restart, in another process, and from another split of the batches, as long as the first
-action is among them or the session is remembered (see `SessionCutter.remember`).
+Analytics tools end a session after 30 minutes without an action, and after 24 hours. So does this
+rule. A session is named after its product, its person and the half hour of its first action. So the
+same actions get the same name after a restart, in another process, and from another split of the
+batches, as long as the first action is among them or the session is remembered (see
+`SessionCutter.remember`).
+
+Two sessions of a person cannot begin in the same half hour, so the name is unique. And the sessions
+of a person around a moment have few possible names (`cut_names`): a journal is asked for these.
 """
 
 from __future__ import annotations
@@ -15,10 +19,21 @@ import msgspec
 
 from autoplay_rag.content.times import own_time
 
-__all__ = ["CUT_PREFIX", "IDLE_GAP", "CutSession", "SessionCutter", "cut_name", "is_cut_name"]
+__all__ = [
+    "CUT_PREFIX",
+    "IDLE_GAP",
+    "LONGEST",
+    "CutSession",
+    "SessionCutter",
+    "cut_name",
+    "cut_names",
+    "is_cut_name",
+]
 
 IDLE_GAP: Final = 30 * 60.0
 """Seconds without an action after which a session has ended."""
+LONGEST: Final = 24 * 3600.0
+"""Seconds from the first to the last action of a session, at most."""
 CUT_PREFIX: Final = "cut_"
 """The beginning of the names of sessions that were cut here."""
 
@@ -37,15 +52,40 @@ def cut_name(product_id: str, user_id: str, started: float) -> str:
         >>> cut_name("acme", "u1", 1712345678.5) == cut_name("acme", "u1", 1712345678500.0)
         True
     """
-    # Rounded to milliseconds: seconds and milliseconds of one moment differ in the last digits.
-    moment = round(own_time(started) * 1000)
-    digest = blake2b(_encode((product_id, user_id, moment)), digest_size=8).hexdigest()
-    return f"{CUT_PREFIX}{digest}"
+    return _name(_person(product_id, user_id), own_time(started))
+
+
+def cut_names(product_id: str, user_id: str, at: float) -> list[str]:
+    """Return the names that the sessions of a person around a moment can have.
+
+    Args:
+        product_id: The product.
+        user_id: The person.
+        at: The moment, in Unix seconds.
+
+    Returns:
+        The names of all sessions with an action at most `IDLE_GAP` from the moment, among others.
+
+    Example:
+        >>> cut_name("acme", "u1", 90_000.0) in cut_names("acme", "u1", 91_000.0)
+        True
+    """
+    person = _person(product_id, user_id)
+    steps = round(LONGEST / IDLE_GAP) + 1
+    return [_name(person, at + step * IDLE_GAP) for step in range(-steps, steps + 1)]
 
 
 def is_cut_name(session_id: str | None) -> bool:
     """Whether a session was named here, because its source names none."""
     return session_id is not None and session_id.startswith(CUT_PREFIX)
+
+
+def _person(product_id: str, user_id: str) -> str:
+    return blake2b(_encode((product_id, user_id)), digest_size=8).hexdigest()
+
+
+def _name(person: str, started: float) -> str:
+    return f"{CUT_PREFIX}{person}_{int(started // IDLE_GAP)}"
 
 
 class CutSession(msgspec.Struct, gc=False):
@@ -65,18 +105,25 @@ class CutSession(msgspec.Struct, gc=False):
         """Seconds between a time and the session; 0 if it lies inside."""
         return max(self.first - at, at - self.last, 0.0)
 
+    def may_have(self, at: float, gap: float) -> bool:
+        """Whether an action of this time belongs to the session."""
+        distance = self.distance(at)
+        if not distance:
+            return True
+        return distance <= gap and max(self.last, at) - min(self.first, at) <= LONGEST
+
 
 class SessionCutter:
     """Gives the actions of one person their sessions.
 
     An action belongs to the session it falls into by its time, or to the nearest one that is at most
-    `gap` seconds away. Otherwise it begins a session. Give the actions of one answer in the order of
+    `gap` seconds away and does not become longer than `LONGEST`. Otherwise it begins a session. Give the actions of one answer in the order of
     their times. An action without a time belongs to the session of the action before it.
 
     Args:
         product_id: The product.
         user_id: The person.
-        gap: Seconds without an action after which a session has ended.
+        gap: Seconds without an action after which a session has ended; at least `IDLE_GAP`.
         most: The most sessions remembered. The oldest are forgotten first.
 
     Example:
@@ -106,7 +153,12 @@ class SessionCutter:
             first: The time of its first action.
             last: The time of its last action.
         """
-        self._add(CutSession(name, own_time(first), own_time(last)))
+        first, last = own_time(first), own_time(last)
+        for one in self._sessions:
+            if one.name == name:
+                one.first, one.last = min(one.first, first), max(one.last, last)
+                return
+        self._add(CutSession(name, first, last))
 
     def session_at(self, at: float) -> str:
         """Return the id of the session that an action belongs to.
@@ -117,8 +169,9 @@ class SessionCutter:
         at = own_time(at)
         if not at and self._latest is not None:
             return self._latest.name
-        near = min(self._sessions, key=lambda one: one.distance(at), default=None)
-        if near is None or near.distance(at) > self._gap:
+        found = [one for one in self._sessions if one.may_have(at, self._gap)]
+        near = min(found, key=lambda one: one.distance(at), default=None)
+        if near is None:
             near = self._add(CutSession(cut_name(self._product, self._user, at), at, at))
         near.first, near.last = min(near.first, at), max(near.last, at)
         self._latest = near
