@@ -10,11 +10,11 @@ from typing import Final, Protocol
 import msgspec
 
 from autoplay_rag.content.identity import people_of
-from autoplay_rag.content.times import own_time
 from autoplay_rag.ingest.catalog_actions import CatalogActions
 from autoplay_rag.journal.base import Outcome
 from autoplay_rag.journal.finder import AsyncTimeline
 from autoplay_rag.payloads import ActionsPayload, Payload, SlimAction
+from autoplay_rag.sources.age import arrived_at
 from autoplay_rag.sources.known import SeenByPerson, action_key
 from autoplay_rag.sources.sessions import CUT_PREFIX, is_cut_name
 
@@ -187,16 +187,9 @@ class PulledActions:
             sessions.setdefault(name, []).append(action)
         for name, own in sessions.items():
             part = msgspec.structs.replace(payload, session_id=name, actions=own, count=len(own))
-            await self._accept(part, at=_arrival(own[-1], payload.forwarded_at))
+            await self._accept(part, at=arrived_at(part, time.time()))
 
 
 def _keys(product_id: str, user_id: str, actions: Sequence[SlimAction]) -> list[int]:
     keys = (action_key(product_id, user_id, action) for action in actions)
     return [key for key in keys if key is not None]
-
-
-def _arrival(last: SlimAction, as_of: float) -> float:
-    """When a pulled action would have arrived: as long ago as it was for the server."""
-    age = as_of - own_time(last.timestamp_start)
-    # An age of days is a replayed recording, or a wrong clock.
-    return time.time() - (age if 0.0 <= age <= _DAY else 0.0)

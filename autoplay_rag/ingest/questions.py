@@ -14,7 +14,7 @@ from autoplay_rag.content.filters import Filter, Moment
 from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import ConfigurationError, PipelineClosedError
 from autoplay_rag.ingest.running import RunningPipeline
-from autoplay_rag.live import LiveSessions
+from autoplay_rag.live import LiveSession, LiveSessions
 from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.prompt import Asker, context_text
@@ -328,6 +328,7 @@ class Questions(ABC):
         seconds: float = 600.0,
         max_actions: int | None = None,
         max_chars: int = 4000,
+        pulled: LiveSession | None = None,
     ) -> str:
         """Return context about a user for a language model: recent activity and matching sessions.
 
@@ -352,6 +353,8 @@ class Questions(ABC):
             max_actions: The most actions of the recent part; the newest are kept. None for no
                 limit.
             max_chars: The most characters of the text.
+            pulled: A session that was pulled just now. If it has recent actions, they are the recent
+                part instead of those in `live`.
 
         Returns:
             The text; "" if nothing is known or nothing fits. If the embedder or the store is
@@ -381,6 +384,7 @@ class Questions(ABC):
             seconds=seconds,
             max_actions=max_actions,
             max_chars=max_chars,
+            pulled=pulled,
         )
 
     def sessions_sync(self, user_id: str | None = None, **options: Any) -> Sessions:

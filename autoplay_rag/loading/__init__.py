@@ -15,8 +15,9 @@ from autoplay_rag.loading.limits import Limits
 from autoplay_rag.loading.loader import GroupBy, PayloadLoader
 from autoplay_rag.loading.options import CLIENT_OPTIONS, LOADER_OPTIONS, refuse_unknown
 from autoplay_rag.loading.progress import Counted, shown_progress
+from autoplay_rag.loading.pulling import PromptPull
 from autoplay_rag.loading.reading import Reader, reader_of, shown_context, shown_context_sync
-from autoplay_rag.loading.sources import LiveSource, RecordingSource
+from autoplay_rag.loading.sources import GivenSource, LiveSource, RecordingSource
 from autoplay_rag.loading.texts import LoadedText
 from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.searcher import Rerank
@@ -31,6 +32,7 @@ __all__ = [
     "Counted",
     "Finder",
     "FoundText",
+    "GivenSource",
     "GroupBy",
     "Limits",
     "LiveSource",
@@ -38,6 +40,7 @@ __all__ = [
     "Mode",
     "Moment",
     "PayloadLoader",
+    "PromptPull",
     "Reader",
     "RecordingSource",
     "Rerank",
