@@ -9,6 +9,7 @@ text of pages as data.
 from autoplay_rag._checks import check_above
 from autoplay_rag.content.filters import Moment
 from autoplay_rag.content.marking import DATA_NOTE, as_data
+from autoplay_rag.live.sessions import LiveSession
 from autoplay_rag.loading.answers import AGENT_TOOLS, AgentTool, Argument, answer, answer_sync
 from autoplay_rag.loading.found import Finder, FoundText, SearchBy, narrowed
 from autoplay_rag.loading.limits import Limits
@@ -35,6 +36,7 @@ __all__ = [
     "GivenSource",
     "GroupBy",
     "Limits",
+    "LiveSession",
     "LiveSource",
     "LoadedText",
     "Mode",

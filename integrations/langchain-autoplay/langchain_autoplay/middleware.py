@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from autoplay_rag import IngestPipeline, LiveSessions, ServeClient
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
-from autoplay_rag.live import LiveSession
 from autoplay_rag.loading import (
+    LiveSession,
     PromptPull,
     Reader,
     check_above,

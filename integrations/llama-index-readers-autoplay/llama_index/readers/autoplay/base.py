@@ -149,7 +149,7 @@ class AutoplayReader(BasePydanticReader):
         kinds = (include,) if isinstance(include, str) else tuple(sorted(include))
         if sum(one is not None for one in (url, recording, source)) != 1:
             raise ConfigurationError(
-                "an AutoplayReader needs a url, a recording or a source, and only one of them"
+                "an AutoplayReader needs a url or a recording, or a source, and only one of them"
             )
         refuse_unknown(type(self), source_options, frozenset() if url is None else CLIENT_OPTIONS)
         read: LiveSource | RecordingSource | GivenSource

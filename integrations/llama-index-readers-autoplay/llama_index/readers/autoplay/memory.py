@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from autoplay_rag import IngestPipeline, LiveSessions, ServeClient
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.live import LiveSession
 from autoplay_rag.loading import (
+    LiveSession,
     PromptPull,
     Reader,
     check_above,
