@@ -12,6 +12,7 @@ from autoplay_rag.devserver import LocalConnector
 ROOT = Path(__file__).parents[1]
 RUNNER = ROOT / "tests" / "run_block.py"
 PLACEHOLDER = "https://connector.example.com/stream/acme"
+PULL_PLACEHOLDER = "https://mcp.example.com"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "docs" / "recipes" / "own-store.md"]
 PAGES += [
@@ -27,6 +28,7 @@ PAGES += [
         "reading",
     )
 ]
+PAGES += [ROOT / "docs" / "sources" / f"{name}.md" for name in ("stream", "push", "pull")]
 
 
 def blocks():
@@ -43,6 +45,8 @@ async def run_block(code: str, folder: Path, python: str | Path) -> None:
     async with LocalConnector() as connector:
         # A reader's stream may need a minute of silence; the local connector ends sooner.
         code = code.replace(PLACEHOLDER, connector.url).replace("idle_seconds=60", "idle_seconds=3")
+        code = code.replace(PULL_PLACEHOLDER, connector.pull_url)
+        code = code.replace('"prod_x"', repr(connector.product_id))
         path.write_text(code.replace("idle=60", "idle=3"))
         process = await asyncio.create_subprocess_exec(
             python,

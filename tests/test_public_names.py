@@ -102,6 +102,7 @@ NAMES = {
         "find_running",
         "mint_token",
     ],
+    "autoplay_rag.sources": ["LiveActivitySource", "PullCounts", "Source"],
     "autoplay_rag.devserver": ["LocalConnector", "Question", "questions", "samples"],
 }
 OPTIONAL = {
@@ -132,6 +133,7 @@ def test_an_unknown_name_is_an_attribute_error():
         "autoplay_rag.stores",
         "autoplay_rag.embedders",
         "autoplay_rag.serve",
+        "autoplay_rag.sources",
         "autoplay_rag.testing",
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 from collections import OrderedDict, deque
@@ -57,6 +58,7 @@ class Activity:
         self._clock = clock
         self._started = clock()
         self._played = 0
+        self._playing = asyncio.Lock()
         self._users: OrderedDict[str, OrderedDict[bytes, _Kept]] = OrderedDict()
 
     def add(self, line: bytes) -> None:
@@ -87,7 +89,8 @@ class Activity:
             user_id: The user.
             limit: The most actions; 0 or less means 50.
         """
-        await self._play()
+        async with self._playing:
+            await self._play()
         now = self._clock()
         kept = self._users.get(user_id, OrderedDict())
         newest = sorted(kept.items(), key=lambda one: own_time(one[1].action.timestamp_start))

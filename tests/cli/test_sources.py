@@ -6,6 +6,7 @@ import json
 import httpx
 import pytest
 
+from autoplay_rag.cli.app import run
 from autoplay_rag.cli.config import Config
 from autoplay_rag.cli.sources import sources_of
 from autoplay_rag.devserver import LocalConnector
@@ -93,10 +94,9 @@ def test_a_pull_needs_its_product(monkeypatch):
         sources_of([f"pull:{PULL}"], [], Config())
 
 
-def test_ingest_takes_no_webhook(cli):
-    code, _, err = cli("ingest", "webhook:posthog")
-    assert code == 2
-    assert "use `autoplay-rag serve`" in err
+def test_ingest_takes_no_webhook(capsys):
+    assert run(["ingest", "webhook:posthog"]) == 2
+    assert "use `autoplay-rag serve`" in capsys.readouterr().err
 
 
 async def test_serve_takes_a_stream_a_pull_and_a_webhook_at_once(started):

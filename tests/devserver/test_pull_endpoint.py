@@ -1,8 +1,11 @@
 """The pull endpoint of LocalConnector."""
 
+import asyncio
+
 import httpx
 import pytest
 
+from autoplay_rag.connector.recording import RecordingWriter
 from autoplay_rag.devserver import LocalConnector
 from autoplay_rag.devserver.activity import Activity
 from autoplay_rag.devserver.pace import Pace
@@ -45,6 +48,16 @@ async def test_a_user_has_what_the_recording_and_send_have_sent_each_action_once
         assert await titles(connector, "ann", "?limit=0") == ["A", "B", "C"]
         assert await titles(connector, "bob") == ["X"]
         assert await titles(connector, "nobody") == []
+
+
+async def test_requests_at_once_play_the_recording_once(tmp_path):
+    path = tmp_path / "visits.jsonl"
+    with RecordingWriter(path) as writer:
+        for n in range(2000):
+            writer.write(clicks(f"u{n % 20}", f"c{n}", at=1000.0 + n))
+    async with LocalConnector(path) as connector:
+        found = await asyncio.gather(*(titles(connector, f"u{n}") for n in range(20)))
+    assert [len(own) for own in found] == [50] * 20
 
 
 async def test_the_last_fifty_actions_in_the_order_of_their_times():
