@@ -6,7 +6,7 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import unquote
 
 from autoplay_rag._describe import describe
@@ -14,6 +14,8 @@ from autoplay_rag._describe import describe
 __all__ = ["BackgroundConnector", "Clients", "Connector"]
 
 _log = logging.getLogger(__name__)
+
+_ENDED: Final = ("stopping", "stopped", "failed")
 
 
 class Connector(Protocol):
@@ -90,9 +92,9 @@ class Clients:
         ]
 
     def is_streaming(self, product_id: str) -> bool:
-        """Whether a client that names sessions is connected to a product."""
+        """Whether a client that names the sessions of a product runs, or will run."""
         return any(
-            product == product_id and getattr(client, "state", None) == "connected"
+            product == product_id and getattr(client, "state", None) not in _ENDED
             for client, product in self.streams
         )
 

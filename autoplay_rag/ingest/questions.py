@@ -328,7 +328,6 @@ class Questions(ABC):
         seconds: float = 600.0,
         max_actions: int | None = None,
         max_chars: int = 4000,
-        pulled: LiveSession | None = None,
     ) -> str:
         """Return context about a user for a language model: recent activity and matching sessions.
 
@@ -353,8 +352,6 @@ class Questions(ABC):
             max_actions: The most actions of the recent part; the newest are kept. None for no
                 limit.
             max_chars: The most characters of the text.
-            pulled: A session that was pulled just now. If it has recent actions, they are the recent
-                part instead of those in `live`.
 
         Returns:
             The text; "" if nothing is known or nothing fits. If the embedder or the store is
@@ -364,6 +361,47 @@ class Questions(ABC):
             ConfigurationError: If there is no query, person, session or thread, or a number is not
                 above 0. A query without ids searches the past of all people.
             PipelineClosedError: If the pipeline is not running.
+        """
+        return await self.context_with(
+            None,
+            query,
+            user_id=user_id,
+            session_id=session_id,
+            product_id=product_id,
+            conversation_id=conversation_id,
+            since_turn=since_turn,
+            seconds=seconds,
+            max_actions=max_actions,
+            max_chars=max_chars,
+        )
+
+    async def context_with(
+        self,
+        pulled: LiveSession | None,
+        query: str | None = None,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        conversation_id: str | None = None,
+        since_turn: bool = False,
+        seconds: float = 600.0,
+        max_actions: int | None = None,
+        max_chars: int = 4000,
+    ) -> str:
+        """Like `context`, with a session that was pulled just now.
+
+        Args:
+            pulled: If it has recent actions, they are the recent part instead of those in `live`.
+            query: This and the others are as for `context`.
+            user_id: The person.
+            session_id: The session.
+            product_id: The product.
+            conversation_id: The chat thread.
+            since_turn: Start after the last chat turn.
+            seconds: The maximum age of recent activity.
+            max_actions: The most actions of the recent part.
+            max_chars: The most characters of the text.
         """
         check_above("seconds", seconds)
         check_above("max_chars", max_chars, whole=True)
@@ -398,6 +436,12 @@ class Questions(ABC):
     def context_sync(self, query: str | None = None, **options: Any) -> str:
         """Like `context`, for any thread; see `search_sync`."""
         return self._run_sync(self.context(query, **options))
+
+    def context_with_sync(
+        self, pulled: LiveSession | None, query: str | None = None, **options: Any
+    ) -> str:
+        """Like `context_with`, for any thread; see `search_sync`."""
+        return self._run_sync(self.context_with(pulled, query, **options))
 
     def search_sync(self, query: str, k: int = 5, **options: Any) -> Hits[Hit]:
         """Like `search`, for any thread. Inside a running event loop it blocks the loop."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from autoplay_rag._checks import check_above
 from autoplay_rag._describe import describe
@@ -18,9 +19,6 @@ from autoplay_rag.search.prompt import pulled_text
 __all__ = ["Reader", "reader_of", "shown_context", "shown_context_sync"]
 
 _log = logging.getLogger(__name__)
-
-_NO_RECENT: Final = 0.001
-"""The least age of recent activity, in seconds: nothing is as recent."""
 
 Reader: TypeAlias = IngestPipeline | ServeClient
 """Both have the same reading methods."""
@@ -67,43 +65,25 @@ async def shown_context(
     Raises:
         AutoplayError: As `IngestPipeline.context`, except ServerError.
     """
-    if not isinstance(reader, ServeClient):
-        return await reader.context(query, pulled=pulled, **options)
-    recent, rest = _apart(pulled, options)
     try:
-        return _joined(recent, await reader.context(query, **rest) if rest else "")
+        return await reader.context_with(pulled, query, **options)
     except ServerError as error:
-        return _joined(recent, _nothing(error))
+        return _pulled_alone(error, pulled, options)
 
 
 def shown_context_sync(
     reader: Reader, query: str | None, *, pulled: LiveSession | None = None, **options: Any
 ) -> str:
     """Like `shown_context`, for any thread. Inside a running event loop it blocks the loop."""
-    if not isinstance(reader, ServeClient):
-        return reader.context_sync(query, pulled=pulled, **options)
-    recent, rest = _apart(pulled, options)
     try:
-        return _joined(recent, reader.context_sync(query, **rest) if rest else "")
+        return reader.context_with_sync(pulled, query, **options)
     except ServerError as error:
-        return _joined(recent, _nothing(error))
+        return _pulled_alone(error, pulled, options)
 
 
-def _apart(pulled: LiveSession | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The text of the pulled session, and the options for what the server adds to it."""
-    limits = {name: options[name] for name in ("seconds", "max_actions", "max_chars")}
-    recent = pulled_text(pulled, **limits)
-    if not recent:
-        return "", options
-    left = options["max_chars"] - len(recent) - 1
-    # The server's own recent part is older than what was pulled.
-    return recent, {**options, "seconds": _NO_RECENT, "max_chars": left} if left > 0 else {}
-
-
-def _joined(*parts: str) -> str:
-    return "\n".join(part for part in parts if part)
-
-
-def _nothing(error: ServerError) -> str:
+def _pulled_alone(
+    error: ServerError, pulled: LiveSession | None, options: Mapping[str, Any]
+) -> str:
     _log.warning("a model is not shown what the user did: %s", describe(error))
-    return ""
+    limits = {name: options[name] for name in ("seconds", "max_actions", "max_chars")}
+    return pulled_text(pulled, **limits) if pulled is not None else ""

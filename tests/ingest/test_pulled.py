@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoplay_rag import ActionsPayload, ChatTurn, IngestPipeline, SlimAction
+from autoplay_rag import (
+    ActionsPayload,
+    AsyncConnectorClient,
+    ChatTurn,
+    IngestPipeline,
+    SlimAction,
+)
+from autoplay_rag.devserver import LocalConnector
+from autoplay_rag.errors import AuthenticationError
 from autoplay_rag.ingest import pulled as pulled_module
 from autoplay_rag.sources import LiveActivitySource
 from autoplay_rag.sources.sessions import cut_name, is_cut_name
@@ -230,7 +238,19 @@ async def test_pulled_actions_wait_for_the_stream_that_names_their_session(make)
         assert source.hold_back() == 0.0
         await pipeline.on_actions(streamed("ps_1", click("Home", T)))
         assert source.hold_back() == pulled_module.HOLD_SECONDS
-    assert source.hold_back() >= 0.0
+
+
+async def test_a_stream_that_is_attached_names_the_sessions_until_it_ends(make):
+    async with make() as pipeline, LocalConnector([], product_id="acme") as connector:
+        source = attached(pipeline)
+        pipeline.attach(AsyncConnectorClient("http://127.0.0.1:9/stream/another"))
+        assert source.hold_back() == 0.0
+        client = pipeline.attach(AsyncConnectorClient(connector.url))
+        assert source.hold_back() == pulled_module.HOLD_SECONDS
+        running = client.run_in_background()
+        client.stop()
+        await running
+        assert source.hold_back() == 0.0
 
 
 async def test_who_asks_the_assistant_is_noted(make):
@@ -242,6 +262,37 @@ async def test_who_asks_the_assistant_is_noted(make):
         await pipeline.on_chat(ChatTurn("acme", "s", "cid", question="Where?", answer="There."))
         assert await source._audience.wanted() == ["ann", "bob", "cid"]
         assert await other._audience.wanted() == ["ann"]
+
+
+async def test_ingest_runs_several_sources_until_all_are_idle(make):
+    recording = [streamed("ps_1", click("Home", T))]
+    async with (
+        LocalConnector(recording, product_id="acme") as connector,
+        make() as pipeline,
+    ):
+        await connector.send(streamed("ps_2", click("Export", T + 5), user="bob"))
+        pull = LiveActivitySource(connector.pull_url, "acme", users={"ann", "bob"}, interval=0.1)
+        ledger = await pipeline.ingest(AsyncConnectorClient(connector.url), pull, idle_seconds=3)
+        found = await sessions_of(pipeline)
+    assert found["ps_1"] == ["Home"]
+    assert sorted(title for titles in found.values() for title in titles) == ["Export", "Home"]
+    assert ledger.balanced
+    assert pull.state == "stopped"
+
+
+async def test_a_source_that_fails_leaves_the_others_running(make):
+    async with (
+        LocalConnector(
+            [streamed("ps_1", click("Home", T))], product_id="acme", token="key"
+        ) as connector,
+        make() as pipeline,
+    ):
+        refused = LiveActivitySource(connector.pull_url, "acme", "wrong", users={"ann"})
+        client = AsyncConnectorClient(connector.url, "key")
+        with pytest.raises(AuthenticationError):
+            await pipeline.ingest(client, refused, idle_seconds=3)
+        assert await sessions_of(pipeline) == {"ps_1": ["Home"]}
+        assert "the client LiveActivitySource" in pipeline.health.reasons[0]
 
 
 async def test_a_closed_pipeline_refuses_and_the_source_is_stopped(make):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
@@ -20,10 +20,9 @@ async def context(
 ) -> ContextAnswer:
     """Return recent activity and matching sessions as text, marked as data."""
     ids = await access.select(asked.ids)
-    given: dict[str, Any] = ids.given
     text = await access.pipeline.context(
         asked.query,
-        **given,
+        **ids.given,
         since_turn=asked.since_turn,
         seconds=asked.seconds,
         max_actions=asked.max_actions,
