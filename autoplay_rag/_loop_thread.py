@@ -53,6 +53,11 @@ class LoopThread:
             self._loop.close()
             raise
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, to find out whether code runs on it."""
+        return self._loop
+
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start a coroutine, in the caller's context variables.
 

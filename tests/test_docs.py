@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 RUNNER = ROOT / "tests" / "run_block.py"
 PLACEHOLDER = "https://connector.example.com/stream/acme"
+PULL_PLACEHOLDER = "https://mcp.example.com"
 ADDRESS = "http://127.0.0.1:8760"
 KEYS = Keys(admin="admin-key-of-tests", read="read-key-of-tests", ingest="ingest-key-of-tests")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -96,6 +97,8 @@ async def run_block(code: str, folder: Path, python: str | Path) -> None:
         if ADDRESS in code:
             code = code.replace(ADDRESS, await stack.enter_async_context(a_server()))
         # A reader's stream may need a minute of silence; the local connector ends sooner.
+        code = code.replace(PULL_PLACEHOLDER, connector.pull_url)
+        code = code.replace('"prod_x"', repr(connector.product_id))
         code = code.replace("idle_seconds=60", "idle_seconds=3").replace("idle=60", "idle=3")
         path.write_text(code)
         process = await asyncio.create_subprocess_exec(

@@ -102,7 +102,15 @@ NAMES = {
         "find_running",
         "mint_token",
     ],
-    "autoplay_rag.sources": ["DeviceSessions", "from_amplitude", "from_posthog", "from_segment"],
+    "autoplay_rag.sources": [
+        "DeviceSessions",
+        "LiveActivitySource",
+        "PullCounts",
+        "Source",
+        "from_amplitude",
+        "from_posthog",
+        "from_segment",
+    ],
     "autoplay_rag.devserver": ["LocalConnector", "Question", "questions", "samples"],
 }
 OPTIONAL = {

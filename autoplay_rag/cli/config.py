@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,15 @@ import typer
 
 from autoplay_rag.errors import ConfigurationError
 
-__all__ = ["DEFAULT_CONFIG", "PIPELINE_KEYS", "Config", "ConfigOption", "Stream", "load_config"]
+__all__ = [
+    "DEFAULT_CONFIG",
+    "PIPELINE_KEYS",
+    "Config",
+    "ConfigOption",
+    "Pull",
+    "Stream",
+    "load_config",
+]
 
 DEFAULT_CONFIG: Final = "autoplay-rag.toml"
 CONFIG_VARIABLE: Final = "AUTOPLAY_RAG_CONFIG"
@@ -41,6 +49,8 @@ _NUMBER: Final = "a number"
 _COUNT: Final = "a whole number"
 _FLAG: Final = "true or false"
 _DAYS: Final = "a number, or { actions = 7, summary = 30, chat = 30 }"
+_USERS: Final = '"asked" or a list of texts'
+_TEXTS: Final = "a list of texts"
 
 PIPELINE_KEYS: Final[Mapping[str, str]] = {
     "batch_window": _NUMBER,
@@ -62,8 +72,16 @@ PIPELINE_KEYS: Final[Mapping[str, str]] = {
 }
 """Settings passed to `IngestPipeline` under the same name."""
 _STREAM_KEYS: Final[Mapping[str, str]] = {"url": _VALUE, "token": _VALUE}
+_PULL_KEYS: Final[Mapping[str, str]] = {
+    "url": _VALUE,
+    "product_id": _VALUE,
+    "token": _VALUE,
+    "users": _USERS,
+    "interval": _NUMBER,
+}
 _KEYS: Final[Mapping[str, str]] = {
     **_STREAM_KEYS,
+    "webhooks": _TEXTS,
     "store": _TEXT,
     "collection": _TEXT,
     "embedder": _TEXT,
@@ -72,6 +90,7 @@ _KEYS: Final[Mapping[str, str]] = {
     **PIPELINE_KEYS,
 }
 _STREAMS: Final = "streams"
+_PULLS: Final = "pulls"
 _FOR_ONE_START: Final = ("rebuild", "adopt")
 
 
@@ -87,6 +106,27 @@ class Stream:
 
     url: str
     token: str = field(default="", repr=False)
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """One pull endpoint to ask.
+
+    Attributes:
+        url: The URL.
+        product_id: The product; "" if the file has none.
+        token: The token; "" if the file has none. Not part of the repr.
+        users: Whom to watch: "asked", or user ids.
+        interval: Seconds between two pulls of one user; None for the default.
+        where: File and line, for errors; "" if it is not from a file.
+    """
+
+    url: str
+    product_id: str = ""
+    token: str = field(default="", repr=False)
+    users: str | tuple[str, ...] = ""
+    interval: float | None = None
     where: str = ""
 
 
@@ -109,19 +149,24 @@ class Config:
             self._values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigurationError(f"{path}: {error}") from None
-        self._check((), self._values, {**_KEYS, _STREAMS: ""})
-        tables = self._values.get(_STREAMS, [])
-        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            raise self._error((_STREAMS,), f"write [[{_STREAMS}]] above each stream")
-        for n, table in enumerate(tables):
-            self._check((_STREAMS, n), table, _STREAM_KEYS)
-            if "url" not in table:
-                raise self._error((_STREAMS, n), "a stream needs a url")
+        self._check((), self._values, {**_KEYS, _STREAMS: "", _PULLS: ""})
+        tables = self._tables(_STREAMS, "stream", _STREAM_KEYS)
+        self._tables(_PULLS, "pull", _PULL_KEYS)
         if tables and (both := _STREAM_KEYS.keys() & self._values.keys()):
             key = min(both)
             raise self._error((key,), f"{key} belongs below [[{_STREAMS}]] if the file has one")
         if "token" in self._values and "url" not in self._values:
             raise self._error(("token",), "a token needs a url beside it")
+
+    def _tables(self, name: str, one: str, keys: Mapping[str, str]) -> list[dict[str, Any]]:
+        tables = self._values.get(name, [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise self._error((name,), f"write [[{name}]] above each {one}")
+        for n, table in enumerate(tables):
+            self._check((name, n), table, keys)
+            if "url" not in table:
+                raise self._error((name, n), f"a {one} needs a url")
+        return tables
 
     def get(self, name: str) -> Any:
         """Return the value of a top-level key; None if it is not set."""
@@ -181,6 +226,31 @@ class Config:
             token = self._resolved((*where, "token"), table.get("token", "")) if tokens else ""
             line = _line(self._text, (*where, "url"))
             found.append(Stream(url, token, f"{self.path}, line {line}"))
+        return found
+
+    def pulls(self) -> list[Pull]:
+        """Return the pull endpoints, with the values of the environment variables that they name.
+
+        Raises:
+            ConfigurationError: If a required variable is not set.
+        """
+        found = []
+        for n, table in enumerate(self._values.get(_PULLS, [])):
+            where: _Where = (_PULLS, n)
+            text = {
+                key: self._resolved((*where, key), table[key])
+                for key in ("url", "product_id", "token")
+                if key in table
+            }
+            users = table.get("users", "")
+            found.append(
+                Pull(
+                    **text,
+                    users=users if isinstance(users, str) else tuple(users),
+                    interval=table.get("interval"),
+                    where=f"{self.path}, line {_line(self._text, (*where, 'url'))}",
+                )
+            )
         return found
 
     @contextmanager
@@ -243,15 +313,9 @@ def load_config(path: Path | None = None) -> Config:
 
 
 def _is(value: object, kind: str) -> bool:
-    if kind == _FLAG:
-        return isinstance(value, bool)
-    if kind == _COUNT:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if kind == _NUMBER:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == _DAYS:
-        days = value.values() if isinstance(value, dict) else [value]
-        return all(_is(some, _NUMBER) for some in days)
+    check = _CHECKS.get(kind)
+    if check is not None:
+        return check(value)
     if isinstance(value, str):
         return bool(value)
     return (
@@ -261,6 +325,32 @@ def _is(value: object, kind: str) -> bool:
         and isinstance(value["env"], str)
         and bool(value["env"])
     )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_days(value: object) -> bool:
+    return all(map(_is_number, value.values() if isinstance(value, dict) else [value]))
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
+
+
+_CHECKS: Final[Mapping[str, Callable[[object], bool]]] = {
+    _FLAG: lambda value: isinstance(value, bool),
+    _COUNT: _is_count,
+    _NUMBER: _is_number,
+    _DAYS: _are_days,
+    _TEXTS: _are_texts,
+    _USERS: lambda value: value == "asked" or _are_texts(value),
+}
 
 
 def _unknown(name: str, keys: Mapping[str, str]) -> str:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 
 from autoplay_rag._checks import check_at_least, check_choice
-from autoplay_rag._secrets import secret_from
-from autoplay_rag.cli.config import PIPELINE_KEYS, Config, ConfigOption, Stream, load_config
+from autoplay_rag.cli.config import PIPELINE_KEYS, ConfigOption, load_config
 from autoplay_rag.cli.console import error, log_client_failures, note, say
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
@@ -29,20 +25,22 @@ from autoplay_rag.cli.options import (
 )
 from autoplay_rag.cli.progress import counts, showing_progress
 from autoplay_rag.cli.reached import require_reached
+from autoplay_rag.cli.sources import SOURCES_HELP, sources_of
 from autoplay_rag.connector.client import TOKEN_VARIABLE, AsyncConnectorClient
 from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import AutoplayError, ConfigurationError, ConnectorError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.sources.activity import LiveActivitySource
 from autoplay_rag.stores.named import chroma_path, make_store
 
-__all__ = ["client_of", "ingest", "streams_of", "token_variable"]
+__all__ = ["ingest"]
 
 
 def ingest(
     url: Annotated[
         list[str] | None,
-        typer.Argument(metavar="URL", help="The streams to read, each https://.../stream/PRODUCT."),
+        typer.Argument(metavar="SOURCE", help=SOURCES_HELP),
     ] = None,
     *,
     token: Annotated[
@@ -101,7 +99,7 @@ def ingest(
         ),
     ] = False,
 ) -> None:
-    """Read one or more streams into a vector store.
+    """Read one or more streams, or pull endpoints, into a vector store.
 
     Ctrl-C stops reading, stores the received payloads, and exits. A second Ctrl-C exits at once:
     payloads that are not stored yet stay in the journal for the next start.
@@ -124,7 +122,16 @@ def ingest(
     }
     given = {name: value for name, value in named.items() if value is not None}
     with file.explaining(given):
-        clients = [client_of(stream) for stream in streams_of(url or [], token or [], file)]
+        sources = sources_of(url or [], token or [], file)
+        if sources.tools and not sources.running:
+            raise ConfigurationError(
+                "a webhook needs a server: use `autoplay-rag serve` instead of ingest"
+            )
+        if not sources.running:
+            raise ConfigurationError(
+                "give the URL of a stream, https://.../stream/PRODUCT, as an argument or in "
+                "autoplay-rag.toml"
+            )
         store = store or file.store or DEFAULT_STORE
         journal = journal or file.journal or default_journal(chroma_path(store))
         idle_seconds = file.get("idle_seconds") if idle_seconds is None else idle_seconds
@@ -142,7 +149,9 @@ def ingest(
         )
     if file.path is not None:
         note(f"settings: {file.path}")
-    ledger, failures = asyncio.run(_ingest(pipeline, clients, journal, idle_seconds))
+    if sources.tools:
+        note("webhooks are left out: only `autoplay-rag serve` takes them")
+    ledger, failures = asyncio.run(_ingest(pipeline, sources.running, journal, idle_seconds))
     if ledger.stored:
         named_too = f" --collection {collection}" if collection else ""
         note(f'ask: autoplay-rag search "..." --store {store}{named_too}')
@@ -154,71 +163,16 @@ def ingest(
         raise typer.Exit(1)
 
 
-def token_variable(url: str) -> str:
-    """Return the name of the environment variable for a stream's token.
-
-    Example:
-        >>> token_variable("https://connector.example.com/stream/acme-eu")
-        'AUTOPLAY_APP_UNKEY_TOKEN_ACME_EU'
-    """
-    product = httpx.URL(url).path.rstrip("/").rpartition("/")[2]
-    return f"{TOKEN_VARIABLE}_{re.sub(r'[^A-Za-z0-9]', '_', product).upper()}"
-
-
-def streams_of(urls: Sequence[str], tokens: Sequence[str], file: Config) -> list[Stream]:
-    """Return the streams to read: those of the command line or, if there are none, of the file."""
-    from_file = file.streams(urls, tokens=not tokens)
-    if urls:
-        # A token of the file is only used for the URL in the same table.
-        known = {stream.url: stream.token for stream in from_file}
-        streams = [Stream(url, known.get(url, "")) for url in urls]
-    else:
-        streams = from_file
-    if not streams:
-        raise ConfigurationError(
-            "give the URL of a stream, https://.../stream/PRODUCT, as an argument or in "
-            "autoplay-rag.toml"
-        )
-    if len({stream.url for stream in streams}) < len(streams):
-        raise ConfigurationError("a URL is given twice")
-    if tokens and len(tokens) != len(streams):
-        raise ConfigurationError(
-            "give --token once for each URL, in the same order: "
-            f"got {len(streams)} URLs and {len(tokens)} tokens"
-        )
-    if tokens:
-        return [replace(stream, token=one) for stream, one in zip(streams, tokens, strict=True)]
-    return streams
-
-
-def client_of(stream: Stream) -> AsyncConnectorClient:
-    """Make the client of a stream, with the token of its environment variable if it has none.
-
-    The token may be in the file that the variable with `_FILE` at the end of its name names.
-    """
-    try:
-        variable = token_variable(stream.url)
-    except httpx.InvalidURL:
-        variable = TOKEN_VARIABLE  # the client reports what is wrong with the URL
-    try:
-        token = stream.token or secret_from(variable) or secret_from(TOKEN_VARIABLE)
-        return AsyncConnectorClient(stream.url, token or "")
-    except ConfigurationError as error:
-        if not stream.where:
-            raise
-        raise ConfigurationError(f"{stream.where}: {error}") from None
-
-
 async def _ingest(
     pipeline: IngestPipeline,
-    clients: Sequence[AsyncConnectorClient],
+    clients: Sequence[AsyncConnectorClient | LiveActivitySource],
     journal: Path,
     idle_seconds: float | None,
 ) -> tuple[Ledger, list[AutoplayError]]:
-    """Read all streams to their end; return the ledger and the errors of single streams."""
+    """Read all sources to their end; return the ledger and the errors of single sources."""
     failures: list[AutoplayError] = []
 
-    async def read(client: AsyncConnectorClient) -> None:
+    async def read(client: AsyncConnectorClient | LiveActivitySource) -> None:
         try:
             await pipeline.ingest(client, idle_seconds=idle_seconds)
         except AutoplayError as failure:
@@ -233,6 +187,9 @@ async def _ingest(
 
     if len(clients) > 1:
         log_client_failures()
+    # Before the start: it loads what was pulled before. The gaps of a stream need the pull source.
+    for client in clients:
+        pipeline.attach(client)
     with Interrupts(
         f"exited at once: payloads that are not stored stay in {journal}"
     ) as interrupts:
@@ -251,11 +208,12 @@ async def _ingest(
 
 
 def _never_reached(
-    clients: Sequence[AsyncConnectorClient], *, interrupted: bool
+    clients: Sequence[AsyncConnectorClient | LiveActivitySource], *, interrupted: bool
 ) -> list[AutoplayError]:
     found: list[AutoplayError] = []
     for client in clients:
-        if client.state != "failed":
+        idle = isinstance(client, LiveActivitySource) and client.last_error is None
+        if client.state != "failed" and not idle:  # a pull source may have nobody to watch
             try:
                 require_reached(client, client.url, interrupted=interrupted)
             except ConnectorError as failure:

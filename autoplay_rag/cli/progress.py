@@ -19,6 +19,7 @@ from autoplay_rag.cli.console import clean, err, progress
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.sources.activity import LiveActivitySource
 
 __all__ = ["Meter", "counts", "showing_progress"]
 
@@ -61,7 +62,7 @@ def counts(ledger: Ledger) -> str:
         'received 1,200 · pending 0 · stored 1,199 · duplicate 1'
     """
     usual = ["received", "pending", "stored"]
-    unusual = ["duplicate", "filtered", "dead", "discarded", "refused", "overflow"]
+    unusual = ["duplicate", "filtered", "dead", "discarded", "refused", "overflow", "recovered"]
     shown = usual + [name for name in unusual if getattr(ledger, name)]
     return " · ".join(f"{name} {getattr(ledger, name):,}" for name in shown)
 
@@ -69,7 +70,7 @@ def counts(ledger: Ledger) -> str:
 @asynccontextmanager
 async def showing_progress(
     pipeline: IngestPipeline,
-    clients: Sequence[AsyncConnectorClient],
+    clients: Sequence[AsyncConnectorClient | LiveActivitySource],
     *,
     total: int | None = None,
     doing: Callable[[], str] | None = None,
@@ -127,14 +128,16 @@ async def _draw(
             live.update(drawn(), refresh=True)
 
 
-def state(clients: Sequence[AsyncConnectorClient]) -> str:
+def state(clients: Sequence[AsyncConnectorClient | LiveActivitySource]) -> str:
     """Return the state of all clients in a few words."""
-    states = [client.state for client in clients]
+    states: list[str] = [client.state for client in clients]
     if all(each in ("stopping", "stopped") for each in states):
         return "storing the received payloads"
     if len(states) == 1:
         return states[0]
-    return f"{states.count('connected')} of {len(states)} streams connected"
+    only_streams = not any(isinstance(client, LiveActivitySource) for client in clients)
+    what = "streams" if only_streams else "sources"
+    return f"{states.count('connected')} of {len(states)} {what} connected"
 
 
 async def _print(line: Callable[[], str]) -> None:

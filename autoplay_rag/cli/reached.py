@@ -8,11 +8,14 @@ from autoplay_rag._describe import describe
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.connection import display
 from autoplay_rag.errors import ConnectorError
+from autoplay_rag.sources.activity import LiveActivitySource
 
 __all__ = ["require_reached"]
 
 
-def require_reached(client: AsyncConnectorClient, url: str, *, interrupted: bool) -> None:
+def require_reached(
+    client: AsyncConnectorClient | LiveActivitySource, url: str, *, interrupted: bool
+) -> None:
     """Fail if a stopped client never had a connection.
 
     Args:
@@ -33,4 +36,5 @@ def require_reached(client: AsyncConnectorClient, url: str, *, interrupted: bool
         return
     else:
         why = "no attempt to connect finished in time"
-    raise ConnectorError(f"could not connect to a stream at {display(httpx.URL(url))}: {why}")
+    what = "pull from" if isinstance(client, LiveActivitySource) else "connect to a stream at"
+    raise ConnectorError(f"could not {what} {display(httpx.URL(url))}: {why}")

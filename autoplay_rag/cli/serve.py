@@ -7,9 +7,10 @@ import gc
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
+    AsyncExitStack,
     ExitStack,
     asynccontextmanager,
     contextmanager,
@@ -23,7 +24,6 @@ import typer
 
 from autoplay_rag.cli.config import Config, ConfigOption, load_config
 from autoplay_rag.cli.console import log_client_failures, note, on_terminal, say
-from autoplay_rag.cli.ingest import client_of, streams_of
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
     DEFAULT_EMBEDDER,
@@ -35,6 +35,7 @@ from autoplay_rag.cli.options import (
     default_journal,
 )
 from autoplay_rag.cli.progress import counts
+from autoplay_rag.cli.sources import SOURCES_HELP, Sources, sources_of
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.devserver import questions
 from autoplay_rag.devserver.live_samples import live_samples
@@ -58,9 +59,9 @@ def serve(
     url: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="URL",
-            help="The streams to read, each https://.../stream/PRODUCT. Without one, the server takes "
-            "webhooks and chat turns only.",
+            metavar="SOURCE",
+            help=f"{SOURCES_HELP} And webhook:posthog, webhook:amplitude or webhook:segment. Without a "
+            "source, the server takes webhooks and chat turns only.",
         ),
     ] = None,
     *,
@@ -106,7 +107,7 @@ def serve(
         ),
     ] = False,
 ) -> None:
-    """Read streams into a vector store, and answer over HTTP, until stopped.
+    """Read streams and other sources into a vector store, and answer over HTTP, until stopped.
 
     Keys come from AUTOPLAY_RAG_ADMIN_KEY, AUTOPLAY_RAG_READ_KEY and AUTOPLAY_RAG_INGEST_KEY, or from
     the files that these names with _FILE name. Without any, a key is made and shown.
@@ -126,9 +127,7 @@ def serve(
             folder = tempfile.TemporaryDirectory(prefix="autoplay-rag-", ignore_cleanup_errors=True)
             store = f"chroma:{stack.enter_context(folder)}/chroma"
         with file.explaining(name for name, value in options.items() if value is not None):
-            has_streams = bool(url or file.streams(tokens=False))
-            streams = streams_of(url or [], [], file) if has_streams else []
-            clients = [client_of(stream) for stream in streams]
+            sources = sources_of(url or [], [], file)
             store = store or file.store or DEFAULT_STORE
             journal = (journal or file.journal or default_journal(chroma_path(store))).expanduser()
             made = make_store(store, collection or file.get("collection"))
@@ -153,15 +152,15 @@ def serve(
         about = RunningServer(
             server.url, keys.local or "", os.getpid(), str(made.data_folder), made.collection
         )
-        reading = _reading_samples() if samples else nullcontext(clients)
+        reading = _reading_samples() if samples else nullcontext(sources)
         asyncio.run(_serve(server, pipeline, reading, journal, about, has_keys=bool(given)))
 
 
 @asynccontextmanager
-async def _reading_samples() -> AsyncIterator[Sequence[AsyncConnectorClient]]:
+async def _reading_samples() -> AsyncIterator[Sources]:
     async with live_samples() as url:
         note(f'samples: {url}; search for "{questions()[0].question}"')
-        yield [AsyncConnectorClient(url)]
+        yield Sources([AsyncConnectorClient(url)])
 
 
 def _server(app: Any, host: str, port: int) -> Any:
@@ -175,17 +174,17 @@ def _server(app: Any, host: str, port: int) -> Any:
 async def _serve(
     server: Any,
     pipeline: IngestPipeline,
-    reading: AbstractAsyncContextManager[Sequence[AsyncConnectorClient]],
+    reading: AbstractAsyncContextManager[Sources],
     journal: Path,
     about: RunningServer,
     *,
     has_keys: bool,
 ) -> None:
-    clients: Sequence[AsyncConnectorClient] = ()
+    sources = Sources()
 
     def stop() -> None:
-        for client in clients:
-            client.stop()
+        for source in sources.running:
+            source.stop()
         server.stop()
         note("stopping: storing the received payloads; press Ctrl-C again to exit at once")
 
@@ -193,7 +192,13 @@ async def _serve(
     with Interrupts(
         f"exited at once: payloads that are not stored stay in {journal}"
     ) as interrupts:
-        async with reading as clients, pipeline:
+        async with AsyncExitStack() as stack:
+            sources = await stack.enter_async_context(reading)
+            # Before the start: it loads what was pulled before. The gaps of a stream need the pull
+            # source.
+            for source in sources.running:
+                pipeline.attach(source)
+            await stack.enter_async_context(pipeline)
             with ExitStack() as announcing, interrupts.calling(stop):
                 serving = asyncio.create_task(server.run_until_stopped(), name="autoplay-serve")
                 ready = asyncio.create_task(server.ready(), name="autoplay-serve-ready")
@@ -204,9 +209,12 @@ async def _serve(
                         tasks.add(asyncio.create_task(_spare_the_collector()))
                         path = announcing.enter_context(announced(journal, about))
                         _introduce(server.url, about.key, journal, path, has_keys=has_keys)
-                        for client in clients:
-                            pipeline.attach(client)
-                            client.run_in_background()
+                        for tool in sorted(sources.tools):
+                            note(f"{tool} posts to {server.url}/v1/webhooks/PRODUCT/{tool}")
+                        if sources.warning:
+                            note(sources.warning, "yellow")
+                        for source in sources.running:
+                            source.run_in_background()
                     await serving
                 finally:
                     for task in tasks:

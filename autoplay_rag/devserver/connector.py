@@ -1,4 +1,4 @@
-"""LocalConnector: serves the connector's stream from a recording, on this machine."""
+"""LocalConnector: serves the connector's stream and its pull endpoint from a recording, on this machine."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import hmac
 import os
+import time
 from collections.abc import Collection, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from autoplay_rag._checks import check_above, check_choice
+from autoplay_rag.devserver.activity import Activity
 from autoplay_rag.devserver.pace import Pace
 from autoplay_rag.devserver.posting import Poster
 from autoplay_rag.devserver.shipped import samples
@@ -97,6 +99,7 @@ class LocalConnector:
         self._server: ConnectorServer | None = None
         self._subscribers: set[Subscriber] = set()
         self._changed = asyncio.Event()
+        self._activity: Activity
 
     def __repr__(self) -> str:
         return f"<LocalConnector {self.url if self._server else 'not started'}>"
@@ -110,6 +113,16 @@ class LocalConnector:
         """
         self._require_running("url")
         return f"{self._address}/stream/{quote(self._product_id, safe='')}"
+
+    @property
+    def pull_url(self) -> str:
+        """The address of the pull endpoint, for `LiveActivitySource`.
+
+        Raises:
+            ClientStateError: If the connector is not running.
+        """
+        self._require_running("pull_url")
+        return self._address
 
     @property
     def product_id(self) -> str:
@@ -143,6 +156,7 @@ class LocalConnector:
                 raise MissingExtraError("LocalConnector", "devserver") from None
             found = await first_product(self._source)
             self._product_id = self._given_product or found or _DEFAULT_PRODUCT
+            self._activity = Activity(self._source, self._pace, time.time)
             server = ConnectorServer(self._app())
             port = await server.listen(self._host, self._port)
             host = f"[{self._host}]" if ":" in self._host else self._host
@@ -154,7 +168,8 @@ class LocalConnector:
         """Push one event to every open stream, ahead of the rest of the recording.
 
         Waits while 256 pushed events are pending for a subscriber that does not read. As with the
-        real connector, an event sent while no subscriber is connected is lost.
+        real connector, an event sent while no subscriber is connected is lost to the stream. The
+        pull endpoint has it.
 
         Args:
             payload: A payload. Bytes are sent unchanged as the data of one event.
@@ -167,6 +182,7 @@ class LocalConnector:
         """
         self._require_running("send()")
         line = as_line(payload)
+        self._activity.add(line)
         return sum(await asyncio.gather(*(each.push(line) for each in self._subscribers)))
 
     async def post_webhooks(
@@ -240,7 +256,13 @@ class LocalConnector:
         from starlette.applications import Starlette
         from starlette.routing import Route
 
-        return Starlette(routes=[Route("/stream/{product_id:path}", self._respond)])
+        return Starlette(
+            routes=[
+                Route("/stream/{product_id:path}", self._respond),
+                # A path, because an id may contain an encoded slash.
+                Route("/users/{path:path}/live-activity", self._respond_to_pull),
+            ]
+        )
 
     async def _respond(self, request: Request) -> Response:
         from starlette.responses import JSONResponse
@@ -249,11 +271,7 @@ class LocalConnector:
 
         product_id = request.path_params["product_id"]
         if not self._may_enter(request.headers.get("authorization", "")):
-            return JSONResponse(
-                {"error": "missing or wrong bearer token"},
-                status_code=401,
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+            return _unauthorized()
         if product_id in self._push_only:
             return JSONResponse(
                 {"error": f"product {product_id!r} is not in stream mode"}, status_code=400
@@ -264,6 +282,27 @@ class LocalConnector:
             self._source, self._pace, heartbeat=self._heartbeat, loop=self._loop
         )
         return EventStreamResponse(subscriber.stream(), self._present(subscriber))
+
+    async def _respond_to_pull(self, request: Request) -> Response:
+        from starlette.responses import JSONResponse, Response
+
+        if not self._may_enter(request.headers.get("authorization", "")):
+            return _unauthorized()
+        raw = request.scope.get("raw_path", b"").decode("ascii", "replace")
+        _, _, product_id, user_id, _ = ([unquote(part) for part in raw.split("/")] + [""] * 5)[:5]
+        if product_id != self._product_id:
+            return JSONResponse(
+                {"error": f"the token is not for the product {product_id!r}"}, status_code=403
+            )
+        try:
+            limit = int(request.query_params.get("limit", "0"))
+        except ValueError:
+            return JSONResponse({"error": "limit is not a whole number"}, status_code=422)
+        answer, tag = await self._activity.answer(product_id, user_id, limit)
+        headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return JSONResponse(answer, headers=headers)
 
     @contextlib.contextmanager
     def _present(self, subscriber: Subscriber) -> Iterator[None]:
@@ -283,3 +322,13 @@ class LocalConnector:
         scheme, _, token = authorization.partition(" ")
         right = hmac.compare_digest(token.strip().encode(), self._token.encode())
         return scheme.lower() == "bearer" and right
+
+
+def _unauthorized() -> Response:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(
+        {"error": "missing or wrong bearer token"},
+        status_code=401,
+        headers={"WWW-Authenticate": "Bearer"},
+    )

@@ -6,13 +6,16 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
+from urllib.parse import unquote
 
 from autoplay_rag._describe import describe
 
 __all__ = ["BackgroundConnector", "Clients", "Connector"]
 
 _log = logging.getLogger(__name__)
+
+_ENDED: Final = ("stopping", "stopped", "failed")
 
 
 class Connector(Protocol):
@@ -67,14 +70,42 @@ class Clients:
         return client
 
     @property
+    def streams(self) -> list[tuple[Any, str]]:
+        """The attached clients that name sessions, each with its product."""
+        return [
+            (client, _product_of(client))
+            for client in list(self._attached)
+            if getattr(client, "names_sessions", True)
+        ]
+
+    def pull_source(self, product_id: str) -> Any | None:
+        """The attached source that can be asked for one user of a product; None without one."""
+        return next(iter(self.pull_sources(product_id)), None)
+
+    def pull_sources(self, product_id: str | None = None) -> list[Any]:
+        """The attached sources that can be asked for one user; None for those of all products."""
+        return [
+            source
+            for source in list(self._attached)
+            if not getattr(source, "names_sessions", True)
+            and product_id in (None, source.product_id)
+        ]
+
+    def is_streaming(self, product_id: str) -> bool:
+        """Whether a client that names the sessions of a product runs, or will run."""
+        return any(
+            product == product_id and getattr(client, "state", None) not in _ENDED
+            for client, product in self.streams
+        )
+
+    @property
     def states(self) -> list[tuple[str, str]]:
         """Name and state of each attached client that has a state. Readable from any thread."""
         found = []
         for number, client in enumerate(list(self._attached)):
             state = getattr(client, "state", None)
             if isinstance(state, str):
-                product = str(getattr(client, "url", "")).rstrip("/").rpartition("/")[2]
-                found.append((product.partition("?")[0] or str(number), state))
+                found.append((_product_of(client) or str(number), state))
         return found
 
     def track(self, client: Any, task: asyncio.Task[None]) -> None:
@@ -126,6 +157,14 @@ class Clients:
                 "a client has not stopped within %g s; payloads that it still holds will be refused",
                 within,
             )
+
+
+def _product_of(client: Any) -> str:
+    named = getattr(client, "product_id", None)
+    if isinstance(named, str):
+        return named
+    path = str(getattr(client, "url", "")).partition("?")[0].rstrip("/")
+    return unquote(path.rpartition("/")[2])
 
 
 def _why_failed(client: Any) -> str:

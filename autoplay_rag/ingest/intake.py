@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -106,6 +107,27 @@ class Intake:
             "dead" if error else "accepted",
             error,
         )
+
+    def repeated(self, payload: Payload, seq: int) -> Entry:
+        """Make the journal entry for a payload whose actions are all known from another source."""
+        with suppress(UnicodeEncodeError):
+            return Entry(
+                seq,
+                payload_key(payload),
+                lane_of(payload, seq),
+                None,
+                None,
+                outcome="duplicate",
+            )
+        return self.repeated(type(payload).from_dict(payload.to_dict()), seq)
+
+    def kept(self, payload: Payload) -> Payload:
+        """Return a payload as it would be kept, with its addresses.
+
+        Raises:
+            RedactionError: If the user's rule fails.
+        """
+        return redacted(payload, self._redact)
 
     def _without_pii(self, payload: Payload) -> Payload:
         if self._pii is None:

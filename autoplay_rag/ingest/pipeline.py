@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -287,6 +288,9 @@ class IngestPipeline(Questions):
                 clients=self._clients,
             )
             await run.start()
+            if self._clients.pull_sources():
+                run.pulled.begin()
+                await run.pulled.load()
         except BaseException:
             self._running = False
             raise
@@ -340,32 +344,46 @@ class IngestPipeline(Questions):
     # -- in -----------------------------------------------------------------------------------
 
     def attach(self, client: C) -> C:
-        """Register this pipeline's callbacks with a client.
+        """Register this pipeline's callbacks with a client or another source.
+
+        Several may be attached. What two of them bring is stored once, as long as they are a stream,
+        pushes and a `LiveActivitySource`: they name the same actions alike. A `LiveActivitySource`
+        beside a stream of the same product fills its gaps: after each connect it is asked for
+        everybody who was seen in the day before. Pulled actions younger than 30 seconds wait for the
+        stream then, because it names their session.
 
         Args:
-            client: An `AsyncConnectorClient`, a `ConnectorClient`, or any object with their
-                `on_actions` and `on_summary`. It is stopped when the pipeline closes.
+            client: An `AsyncConnectorClient`, a `ConnectorClient`, a `LiveActivitySource`, or any
+                object with `on_actions` and `on_summary`. It is stopped when the pipeline closes.
 
         Returns:
             The client.
         """
-        return self._clients.attach(client, self.on_actions, self.on_summary)
+        if getattr(client, "names_sessions", True):
+            return self._clients.attach(client, self.on_actions, self.on_summary)
+        source: Any = client
+        source.hold_back = functools.partial(self._hold_back, source.product_id)
+        self._clients.attach(client, self._on_pulled, self.on_summary)
+        if self._run is not None:
+            self._run.pulled.begin()
+        return client
 
     async def ingest(
         self,
         client: BackgroundConnector,
-        *,
+        *others: BackgroundConnector,
         idle_seconds: float | None = None,
         max_seconds: float | None = None,
     ) -> Ledger:
-        """Attach a client, run it until it ends or a limit is reached, and drain.
+        """Attach clients or other sources, run them until they end or a limit is reached, and drain.
 
         It does not wait forever during an outage. If nothing is stored for `drain_timeout`, it
         logs a warning and returns. The pipeline continues with the pending payloads as long as it
         runs.
 
         Args:
-            client: The client to run.
+            client: The client or source to run.
+            others: More of them, to run at the same time. If one fails, the others go on.
             idle_seconds: Stop after this many seconds without a payload, connected or not.
             max_seconds: Stop after this many seconds in total.
 
@@ -374,30 +392,37 @@ class IngestPipeline(Questions):
 
         Raises:
             ConfigurationError: If a limit is not a number of seconds.
-            ConnectorError: The error that ended the client, if it failed. What it had received
-                is still stored.
+            ConnectorError: The error that ended the client, if it failed; of several, the first
+                one's. What they had received is still stored.
         """
         check_at_least("idle_seconds", idle_seconds, 0, optional=True)
         check_at_least("max_seconds", max_seconds, 0, optional=True)
         run = self._open_run()
         self._clients.detach_ended()
-        self.attach(client)
+        clients = (client, *others)
+        for one in clients:
+            self.attach(one)
         started = run.last_received = run.loop.time()
-        task = client.run_in_background()
-        self._clients.track(client, task)
+        tasks: list[asyncio.Task[None]] = []
         try:
-            while not task.done():
+            for one in clients:
+                tasks.append(one.run_in_background())
+                self._clients.track(one, tasks[-1])
+            while running := [task for task in tasks if not task.done()]:
                 ends = [started + max_seconds] if max_seconds is not None else []
                 ends += [run.last_received + idle_seconds] if idle_seconds is not None else []
                 left = min(ends) - run.loop.time() if ends else None
                 if left is not None and left <= 0:
                     break
-                await asyncio.wait([task], timeout=left)
+                await asyncio.wait(running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            client.stop()
-            await asyncio.wait([task])
+            for one in clients[: len(tasks)]:
+                one.stop()
+            if tasks:
+                await asyncio.wait(tasks)
         await self._drain_while_it_progresses()
-        task.result()
+        for task in tasks:
+            task.result()
         return self.ledger
 
     async def _drain_while_it_progresses(self) -> None:
@@ -412,6 +437,24 @@ class IngestPipeline(Questions):
                 if self._stuck:
                     _log.warning("%s; no longer waiting for them", error)
         return None
+
+    async def _on_pulled(self, payload: ActionsPayload) -> None:
+        run = self._open_run()
+        work = run.pulled.take(payload)
+        await (work if asyncio.get_running_loop() is run.loop else _on_loop(run.loop, work))
+
+    def _hold_back(self, product_id: str) -> float:
+        """Seconds by which pulled actions wait for a source that names their session."""
+        run = self._run
+        if run is None:
+            return 0.0
+        named = self._clients.is_streaming(product_id) or run.pulled.names_sessions(product_id)
+        return run.pulled.hold if named else 0.0
+
+    def _note_asked(self, user_id: str | None, product_id: str | None) -> None:
+        if user_id:
+            for source in self._clients.pull_sources(product_id or None):
+                source.note_asked(user_id)
 
     async def on_actions(self, payload: ActionsPayload) -> None:
         """Accept a batch of actions; returns once it is in the journal.
@@ -433,7 +476,9 @@ class IngestPipeline(Questions):
 
     async def on_chat(self, turn: ChatTurn) -> None:
         """Accept a chat turn with an assistant as part of its session; otherwise like `on_actions`."""
-        await self._take_in(own(turn, ChatTurn))
+        turn = own(turn, ChatTurn)
+        self._note_asked(turn.user_id, turn.product_id)
+        await self._take_in(turn)
 
     def accept(self, payload: Payload) -> asyncio.Future[Outcome]:
         """Accept a payload of any kind. Call this on the pipeline's event loop.

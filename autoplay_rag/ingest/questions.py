@@ -15,7 +15,7 @@ from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import ConfigurationError, PipelineClosedError
 from autoplay_rag.ingest.running import RunningPipeline
-from autoplay_rag.live import LiveSessions
+from autoplay_rag.live import LiveSession, LiveSessions
 from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.prompt import Asker, context_text
@@ -55,6 +55,10 @@ class Questions(ABC):
         Raises:
             PipelineClosedError: If the pipeline is not running.
         """
+
+    @abstractmethod
+    def _note_asked(self, user_id: str | None, product_id: str | None) -> None:
+        """Note that an assistant asked for somebody, so that they are pulled."""
 
     async def search(
         self,
@@ -389,6 +393,47 @@ class Questions(ABC):
                 above 0. A query without ids searches the past of all people.
             PipelineClosedError: If the pipeline is not running.
         """
+        return await self.context_with(
+            None,
+            query,
+            user_id=user_id,
+            session_id=session_id,
+            product_id=product_id,
+            conversation_id=conversation_id,
+            since_turn=since_turn,
+            seconds=seconds,
+            max_actions=max_actions,
+            max_chars=max_chars,
+        )
+
+    async def context_with(
+        self,
+        pulled: LiveSession | None,
+        query: str | None = None,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        conversation_id: str | None = None,
+        since_turn: bool = False,
+        seconds: float = 600.0,
+        max_actions: int | None = None,
+        max_chars: int = 4000,
+    ) -> str:
+        """Like `context`, with a session that was pulled just now.
+
+        Args:
+            pulled: If it has recent actions, they are the recent part instead of those in `live`.
+            query: This and the others are as for `context`.
+            user_id: The person.
+            session_id: The session.
+            product_id: The product.
+            conversation_id: The chat thread.
+            since_turn: Start after the last chat turn.
+            seconds: The maximum age of recent activity.
+            max_actions: The most actions of the recent part.
+            max_chars: The most characters of the text.
+        """
         check_above("seconds", seconds)
         check_above("max_chars", max_chars, whole=True)
         if max_actions is not None:
@@ -398,6 +443,7 @@ class Questions(ABC):
             raise ConfigurationError(
                 "context() needs a query, a user_id, a session_id or a conversation_id"
             )
+        self._note_asked(user_id, product_id)
         return await context_text(
             self.live,
             self._open_run().searcher,
@@ -407,6 +453,7 @@ class Questions(ABC):
             seconds=seconds,
             max_actions=max_actions,
             max_chars=max_chars,
+            pulled=pulled,
         )
 
     def sessions_sync(self, user_id: str | None = None, **options: Any) -> Sessions:
@@ -420,6 +467,12 @@ class Questions(ABC):
     def context_sync(self, query: str | None = None, **options: Any) -> str:
         """Like `context`, for any thread; see `search_sync`."""
         return self._run_sync(self.context(query, **options))
+
+    def context_with_sync(
+        self, pulled: LiveSession | None, query: str | None = None, **options: Any
+    ) -> str:
+        """Like `context_with`, for any thread; see `search_sync`."""
+        return self._run_sync(self.context_with(pulled, query, **options))
 
     def search_sync(self, query: str, k: int = 5, **options: Any) -> Hits[Hit]:
         """Like `search`, for any thread. Inside a running event loop it blocks the loop."""

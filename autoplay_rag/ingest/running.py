@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from array import array
-from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,11 +34,13 @@ from autoplay_rag.ingest.clients import Clients
 from autoplay_rag.ingest.copier import Tell
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.embedding import Embedding, TokenBudget, today
+from autoplay_rag.ingest.gaps import GapFiller
 from autoplay_rag.ingest.indexing import Indexer
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.linking import Linker
 from autoplay_rag.ingest.pairing import Pairing
 from autoplay_rag.ingest.planner import Planner
+from autoplay_rag.ingest.pulled import PulledActions
 from autoplay_rag.ingest.reembedding import NewModel, Reembedding, can_exchange
 from autoplay_rag.ingest.retiring import Retirer
 from autoplay_rag.ingest.retries import RequestLimits
@@ -123,6 +125,7 @@ class RunningPipeline:
         dead_letters: Payloads that could not be stored.
         last_received: The loop's time when the last payload arrived.
         loop: The event loop of this run.
+        pulled: Takes in pulled actions.
         retention: Deletes what is old.
         searcher: Answers questions from store and journal.
         space: Measures the disk space.
@@ -187,6 +190,16 @@ class RunningPipeline:
         self.timings = Timings()
         self._accepted_at: dict[int, float] = {}
         self.timeline = self._journal.timeline
+        self._arrived: dict[int, float] = {}
+        self.pulled = PulledActions(
+            self.timeline,
+            lambda: self._journal.settled_of(0),
+            self._accept_late,
+            self._intake.kept,
+        )
+        self._gaps = GapFiller(
+            self.pulled, self.timeline, lambda: clients.streams, clients.pull_source
+        )
         self._serving = Serving(embedder)
         self.searcher = Searcher(
             store,
@@ -373,6 +386,7 @@ class RunningPipeline:
                     group.create_task(
                         answer_tasks(self._journal, self.verify, self.backup, self.forget)
                     )
+                group.create_task(self._gaps.run())
                 group.create_task(self._run_periodic_work())
         except asyncio.CancelledError:
             raise
@@ -438,16 +452,30 @@ class RunningPipeline:
         return whole
 
     def _accept(self, payload: Payload) -> asyncio.Future[Outcome]:
+        unknown = self.pulled.unknown(payload)
+        if unknown is None:
+            return self._enter(lambda seq: self._intake.repeated(payload, seq))
+        return self._enter(lambda seq: self._intake.entry(unknown, seq))
+
+    def _accept_late(self, payload: Payload, *, at: float) -> asyncio.Future[Outcome]:
+        def entry(seq: int) -> Entry:
+            self._arrived[seq] = at
+            return self._intake.entry(payload, seq)
+
+        return self._enter(entry)
+
+    def _enter(self, entry: Callable[[int], Entry]) -> asyncio.Future[Outcome]:
         seq = self.watermark.take()
         self.last_received = self.loop.time()
         try:
-            return self._journal.accept(self._intake.entry(payload, seq))
+            return self._journal.accept(entry(seq))
         except BaseException:
             self.watermark.settle((seq,))
             raise
 
     def _committed(self, entry: Entry, outcome: Outcome | None) -> None:
         self._watch_overflow(outcome)
+        arrived = self._arrived.pop(entry.seq, None)
         if outcome != "accepted":
             self.watermark.settle((entry.seq,))
             return
@@ -457,12 +485,12 @@ class RunningPipeline:
             self._accepted_at[entry.seq] = now
         self._worker.wake()
         if entry.payload is not None:
-            self._show(entry.payload)
+            self._show(entry.payload, at=arrived)
             self._feed.publish(entry.seq, time.time(), entry.lane, entry.payload, entry.size)
 
-    def _show(self, payload: Payload, **arrived: float) -> None:
+    def _show(self, payload: Payload, *, at: float | None) -> None:
         try:
-            self._live.add(payload, **arrived)
+            self._live.add(payload, at=at)
         except Exception as error:  # noqa: BLE001 - a redacted payload may hold anything
             _log.error(
                 "a payload is missing in the live sessions, but will be stored: %s",
@@ -617,6 +645,9 @@ class RunningPipeline:
             embed_tokens=embedding.tokens if embedding else 0,
             embed_reused=embedding.reused if embedding else 0,
             retries=self._writer.retries,
+            pulled=self.pulled.taken,
+            recovered=self._gaps.recovered,
+            beyond_recovery=self._gaps.beyond,
             oldest_pending=self.lag if counts["pending"] else None,
             lag_p50=self._lag.p50,
             lag_p99=self._lag.p99,
@@ -635,7 +666,7 @@ class RunningPipeline:
         if self._reembedding:
             reasons += self._reembedding.problems
         reasons += self.retention.problems + self.space.problems
-        reasons += self._compactor.problems + self._clients.problems
+        reasons += self._compactor.problems + self._clients.problems + self._gaps.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 
     @property
@@ -791,6 +822,10 @@ class RunningPipeline:
         # Events in `live` have the times of their arrival, so all of a session are dropped.
         self._live.forget(set(lanes), user_id=asked.user_id, conversation_id=asked.conversation_id)
         self._feed.forget(set(lanes), user_id=asked.user_id)
+        if asked.user_id is not None:
+            self.pulled.forget(asked.user_id)
+            for source in self._clients.pull_sources():
+                source.forget(asked.user_id)
         if self._embedding:
             self._embedding.clear()
 

@@ -75,8 +75,8 @@ class Entry:
         body: Its JSON; None if only its receipt is recorded.
         first_chunk: The id of the chunk that begins with it. It identifies duplicates of payloads
             in chunks adopted from a store, because a store has no payload keys.
-        outcome: "accepted" adds it to the queue, "filtered" only counts it, "dead" adds it to the
-            dead letters.
+        outcome: "accepted" adds it to the queue, "filtered" and "duplicate" only count it, "dead"
+            adds it to the dead letters.
         error: Why it is dead.
     """
 
@@ -86,8 +86,13 @@ class Entry:
     payload: Payload | None
     body: bytes | None
     first_chunk: str = ""
-    outcome: Literal["accepted", "filtered", "dead"] = "accepted"
+    outcome: Literal["accepted", "filtered", "duplicate", "dead"] = "accepted"
     error: str | None = None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether anything of it but its count is kept."""
+        return self.outcome not in ("filtered", "duplicate")
 
     @property
     def size(self) -> int:

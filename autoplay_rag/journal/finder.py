@@ -15,7 +15,8 @@ from autoplay_rag.journal.base import Findable, Found, FoundPassage, Scope, Visi
 from autoplay_rag.journal.finding import Finder
 from autoplay_rag.journal.lag import Lag
 from autoplay_rag.journal.rows import lossy_text
-from autoplay_rag.journal.timeline import KeptPayload, ListedSession, Place, Timeline, Wanted
+from autoplay_rag.journal.timeline import KeptPayload, ListedSession, Place, Span, Timeline, Wanted
+from autoplay_rag.payloads import Payload
 
 __all__ = ["AsyncFinder", "AsyncTimeline", "ReadThread"]
 
@@ -107,6 +108,22 @@ class AsyncTimeline:
     ) -> tuple[int, list[ListedSession]]:
         """As in `Timeline`."""
         return await self._run(lambda: self._timeline().sessions(wanted, limit, after, count=count))
+
+    async def spans(self, wanted: Wanted, limit: int) -> list[Span]:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().spans(wanted, limit))
+
+    async def people_since(self, product_id: str, since: float, limit: int) -> list[str]:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().people_since(product_id, since, limit))
+
+    async def last_arrival(self) -> float | None:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().last_arrival())
+
+    async def beginning(self, prefix: str, since: float, limit: int) -> list[Payload]:
+        """As in `Timeline`."""
+        return await self._run(lambda: self._timeline().beginning(prefix, since, limit))
 
     async def lanes(self, session_id: str, product_id: str | None) -> dict[str, int]:
         """As in `Timeline`."""

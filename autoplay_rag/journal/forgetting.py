@@ -183,7 +183,7 @@ class ErasureTables:
         """Return the sequence numbers of entries that are refused."""
         found: set[int] = set()
         for entry, kept in zip(entries, prepared, strict=True):
-            if entry.outcome == "filtered":
+            if not entry.is_kept:
                 continue
             happened = kept.passage.started if kept.passage is not None else 0.0
             unclear = not 0.0 < happened <= now + CLOCK_SECONDS

@@ -47,6 +47,10 @@ class Ledger:
         embed_tokens: Tokens in these requests, as the embedder counts them.
         embed_reused: Texts not sent, because the vector of an equal text was available.
         retries: Failed requests to the embedder or the store that were retried.
+        pulled: Actions that a pull source brought, and no other source before.
+        recovered: Of these, actions that a stream had missed while it was not connected.
+        beyond_recovery: Users who did 50 actions or more while a stream was not connected, summed
+            over its gaps. Earlier ones may be missing.
         oldest_pending: Seconds that the oldest pending payload has waited; None if none waits. This
             and the next two are measurements: comparing two ledgers ignores them.
         lag_p50: Seconds from received to stored, the median of the last 1,000 payloads; None if
@@ -73,6 +77,9 @@ class Ledger:
     embed_tokens: int = 0
     embed_reused: int = 0
     retries: int = 0
+    pulled: int = 0
+    recovered: int = 0
+    beyond_recovery: int = 0
     oldest_pending: float | None = field(default=None, compare=False)
     lag_p50: float | None = field(default=None, compare=False)
     lag_p99: float | None = field(default=None, compare=False)

@@ -145,11 +145,11 @@ class QueueTables:
 
     def _accept(self, entries: Sequence[Entry], prepared: Sequence[Prepared]) -> list[Outcome]:
         now = self.file.clock()
-        wanted = [entry for entry in entries if entry.outcome != "filtered"]
+        wanted = [entry for entry in entries if entry.is_kept]
         row_of = {
             entry.seq: _row(entry, kept.body, now)
             for entry, kept in zip(entries, prepared, strict=True)
-            if entry.outcome != "filtered"
+            if entry.is_kept
         }
         size = sum(entry.size for entry in wanted)
         adopted = bool(self.file.meta("adopted"))
@@ -162,7 +162,7 @@ class QueueTables:
         counts = self.file.counts
         for entry in entries:
             outcome: Outcome = entry.outcome
-            if outcome != "filtered":
+            if entry.is_kept:
                 key = bytes.fromhex(entry.key)
                 if fresh is not None:
                     if entry.seq not in fresh:

@@ -19,7 +19,7 @@ from autoplay_rag.journal.rows import json_list, quoted
 from autoplay_rag.journal.schema import ChunkState, PayloadState
 from autoplay_rag.payloads import ActionsPayload, Payload
 
-__all__ = ["KeptPayload", "ListedSession", "Place", "Timeline", "Wanted", "terms_of"]
+__all__ = ["KeptPayload", "ListedSession", "Place", "Span", "Timeline", "Wanted", "terms_of"]
 
 _SAID: Final = 5
 """The most passages of a session for its one-line description."""
@@ -96,6 +96,20 @@ class ListedSession(NamedTuple):
     actions: int
     users: tuple[str, ...]
     said: tuple[str, ...]
+
+
+class Span(NamedTuple):
+    """A session and its time.
+
+    Attributes:
+        session_id: Its id.
+        first: Unix seconds of its first known action.
+        last: Unix seconds of its last known action.
+    """
+
+    session_id: str
+    first: float
+    last: float
 
 
 class KeptPayload(NamedTuple):
@@ -229,7 +243,55 @@ class Timeline:
             found[lane] = (*found.get(lane, ()), user)
         return found
 
+    def spans(self, wanted: Wanted, limit: int) -> list[Span]:
+        """Return the sessions with a known time, the latest first, without their texts."""
+        tables, where, given = self._visits(wanted)
+        rows = self._connection.execute(
+            f"SELECT visit.session, visit.first, visit.last FROM {tables} "
+            f"WHERE {where} AND visit.first > 0 ORDER BY visit.last DESC LIMIT ?",
+            (*given, limit),
+        )
+        return [Span._make(row) for row in rows]
+
+    def people_since(self, product_id: str, since: float, limit: int) -> list[str]:
+        """Return the people with an action at this time or later, the latest first."""
+        rows = self._connection.execute(
+            "SELECT belongs.value FROM visit INDEXED BY visit_product "
+            "JOIN belongs ON belongs.lane = visit.lane AND belongs.field = 'user_id' "
+            "WHERE visit.product = ? AND visit.last >= ? "
+            "GROUP BY belongs.value ORDER BY max(visit.last) DESC LIMIT ?",
+            (product_id, since, limit),
+        )
+        return [user_id for (user_id,) in rows]
+
+    def last_arrival(self) -> float | None:
+        """Return when the last payload was received, in Unix seconds; None if none was."""
+        row = self._connection.execute(
+            "SELECT at FROM payload WHERE seq > 0 ORDER BY seq DESC LIMIT 1"
+        ).fetchone()
+        return None if row is None else float(row[0])
+
     # -- payloads -----------------------------------------------------------------------------
+
+    def beginning(self, prefix: str, since: float, limit: int) -> list[Payload]:
+        """Return the kept payloads of sessions with ids that begin with a text.
+
+        Args:
+            prefix: The beginning, in ASCII.
+            since: Only sessions that ended at this time or later.
+            limit: The most payloads; the latest are returned.
+        """
+        rows = self._connection.execute(
+            "SELECT payload.body FROM visit INDEXED BY visit_session "
+            "JOIN passage ON passage.lane = visit.lane "
+            "JOIN payload ON payload.seq = passage.seq "
+            "WHERE visit.session >= ? AND visit.session < ? AND visit.session IS NOT NULL "
+            "AND visit.last >= ? AND payload.body IS NOT NULL "
+            "ORDER BY payload.seq DESC LIMIT ?",
+            (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1), since, limit),
+        )
+        found = [decoded(unpack(body)) for (body,) in rows]
+        return [payload for payload in found if payload is not None]
 
     def lanes(self, session_id: str, product_id: str | None) -> dict[str, int]:
         """Return the lanes of a session id, by product."""

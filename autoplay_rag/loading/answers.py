@@ -15,9 +15,12 @@ from autoplay_rag._describe import describe
 from autoplay_rag.content.marking import as_data, escaped, plain_line
 from autoplay_rag.content.times import said_time
 from autoplay_rag.errors import ConfigurationError, EmbedderError, ServerError, StoreError
+from autoplay_rag.live.sessions import LiveSession
 from autoplay_rag.loading.found import page_of
+from autoplay_rag.loading.pulling import PromptPull
 from autoplay_rag.loading.reading import Reader
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
+from autoplay_rag.search.prompt import pulled_text
 from autoplay_rag.search.timeline import SessionEvent, Sessions, WholeSession
 
 __all__ = ["AGENT_TOOLS", "AgentTool", "Argument", "answer", "answer_sync"]
@@ -25,6 +28,7 @@ __all__ = ["AGENT_TOOLS", "AgentTool", "Argument", "answer", "answer_sync"]
 _log = logging.getLogger(__name__)
 
 _ELEMENT: Final = "user_activity"
+_RECENT: Final = "recent_activity"
 _MOST_FOUND: Final = 20
 _MOST_LISTED: Final = 50
 _LONGEST_LINE: Final = 600
@@ -128,7 +132,11 @@ AGENT_TOOLS: Final = (
 
 
 async def answer(
-    pipeline: Reader, tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]
+    pipeline: Reader,
+    tool: str,
+    ids: Mapping[str, str],
+    arguments: Mapping[str, Any],
+    pull: PromptPull | None = None,
 ) -> str:
     """Answer a tool call.
 
@@ -138,6 +146,7 @@ async def answer(
         ids: The user: `user_id`, or `session_id` for an anonymous visitor. `product_id` limits it
             to one product. Take the ids from your login, never from a model.
         arguments: The arguments that the model wrote.
+        pull: Pulls the user for `recent_activity`; None pulls nobody.
 
     Returns:
         Text for the model, marked as data. If an argument is invalid, or a server does not answer
@@ -150,6 +159,8 @@ async def answer(
     asked = _asked(tool, ids, arguments)
     if isinstance(asked, str):
         return asked
+    if pull is not None and tool == _RECENT and (text := _pulled(asked, await pull.session(ids))):
+        return text
     try:
         try:
             found = await getattr(pipeline, asked.method)(*asked.values, **asked.options)
@@ -164,12 +175,18 @@ async def answer(
 
 
 def answer_sync(
-    pipeline: Reader, tool: str, ids: Mapping[str, str], arguments: Mapping[str, Any]
+    pipeline: Reader,
+    tool: str,
+    ids: Mapping[str, str],
+    arguments: Mapping[str, Any],
+    pull: PromptPull | None = None,
 ) -> str:
     """Like `answer`, for any thread. Inside a running event loop it blocks the loop."""
     asked = _asked(tool, ids, arguments)
     if isinstance(asked, str):
         return asked
+    if pull is not None and tool == _RECENT and (text := _pulled(asked, pull.session_sync(ids))):
+        return text
     try:
         try:
             found = getattr(pipeline, f"{asked.method}_sync")(*asked.values, **asked.options)
@@ -181,6 +198,14 @@ def answer_sync(
     except ServerError as error:
         return _unavailable(tool, error)
     return asked.write(found)
+
+
+def _pulled(asked: _Asked, session: LiveSession | None) -> str:
+    """The answer of what was pulled; "" if that has nothing recent."""
+    options = asked.options
+    return pulled_text(
+        session, seconds=options["seconds"], max_actions=None, max_chars=options["max_chars"]
+    )
 
 
 # -- calls ----------------------------------------------------------------------------------------

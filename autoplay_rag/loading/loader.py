@@ -45,7 +45,7 @@ class PayloadLoader:
     dropped from it are counted in `dropped`.
 
     Args:
-        source: A `LiveSource` or a `RecordingSource`.
+        source: A `LiveSource`, a `RecordingSource` or a `GivenSource`.
         limits: When a load ends; by default never.
         group_by: "payload" yields each payload at once. "session" yields a session's payloads as
             one text: on its summary, when it is idle, or at the end.

@@ -1,4 +1,4 @@
-"""The sources of a loader's payloads: a live stream or a file."""
+"""The sources of a loader's payloads: a live stream, a file, or any other source."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from autoplay_rag._describe import describe
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.connector.connection import display
 from autoplay_rag.connector.recording import next_lot, read_recording
-from autoplay_rag.errors import RecordingError
+from autoplay_rag.errors import ConfigurationError, RecordingError
 from autoplay_rag.loading.limits import Limits
 from autoplay_rag.payloads import Payload
+from autoplay_rag.sources.base import Source as AnySource
 
-__all__ = ["LiveSource", "RecordingSource", "Source"]
+__all__ = ["GivenSource", "LiveSource", "RecordingSource", "Source"]
 
 _log = logging.getLogger(__name__)
 
@@ -136,6 +137,42 @@ class LiveSource(Source):
             on_drop=on_drop,
             **self._options,
         )
+
+
+class GivenSource(Source):
+    """Any source, such as a `LiveActivitySource`. It has one reader at a time.
+
+    Args:
+        source: The source. Not closed.
+
+    Raises:
+        ConfigurationError: If it cannot be streamed.
+    """
+
+    live = True
+
+    def __init__(self, source: AnySource) -> None:
+        if not callable(getattr(source, "stream", None)):
+            raise ConfigurationError(f"{type(source).__name__} is not a source: it has no stream()")
+        self._source = source
+        self.name = display(httpx.URL(source.url))
+        self.dropped = 0
+        self.last_failure: str | None = None
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+    async def stream(self, limits: Limits) -> AsyncGenerator[Payload, None]:
+        """As in `Source`."""
+        payloads = self._source.stream(seconds=limits.max_seconds, idle=limits.idle_seconds)
+        async with aclosing(payloads):
+            try:
+                async for payload in payloads:
+                    yield payload
+            finally:
+                reached = getattr(getattr(self._source, "counts", None), "connections", 0)
+                error = None if reached else self._source.last_error
+                self.last_failure = None if error is None else describe(error)
 
 
 class RecordingSource(Source):

@@ -32,6 +32,7 @@ from autoplay_rag.remote.answers import (
 from autoplay_rag.remote.connections import Asked, Connections
 from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
+from autoplay_rag.search.prompt import pulled_text
 from autoplay_rag.search.searcher import MOST_RERANKED, Rerank, filter_of, reranked
 from autoplay_rag.search.timeline import Actions, SessionEvent, Sessions, WholeSession
 
@@ -39,6 +40,8 @@ __all__ = ["ServeClient"]
 
 T = TypeVar("T")
 
+_NO_RECENT: Final = 0.001
+"""The least age of recent activity, in seconds: nothing is as recent."""
 _URL: Final = "AUTOPLAY_RAG_URL"
 _KEY: Final = "AUTOPLAY_RAG_KEY"
 _SECONDS: Final = 30.0
@@ -366,6 +369,43 @@ class ServeClient:
         }
         return decoded(await self._ask(Asked("POST", "/v1/context", body=body)), _Context).text
 
+    async def context_with(
+        self,
+        pulled: LiveSession | None,
+        query: str | None = None,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        product_id: str | None = None,
+        conversation_id: str | None = None,
+        since_turn: bool = False,
+        seconds: float = 600.0,
+        max_actions: int | None = None,
+        max_chars: int = 4000,
+    ) -> str:
+        """Return what was pulled, and below it what the server has of the past.
+
+        See `IngestPipeline.context_with`. The server does not know what was pulled: a line may appear
+        in both parts.
+        """
+        recent = pulled_text(pulled, seconds=seconds, max_actions=max_actions, max_chars=max_chars)
+        left = max_chars - len(recent) - 1 if recent else max_chars
+        if left <= 0:
+            return recent
+        text = await self.context(
+            query,
+            user_id=user_id,
+            session_id=session_id,
+            product_id=product_id,
+            conversation_id=conversation_id,
+            since_turn=since_turn and not recent,
+            # What the server has of the last minutes is older than what was pulled.
+            seconds=_NO_RECENT if recent else seconds,
+            max_actions=max_actions,
+            max_chars=left,
+        )
+        return "\n".join(part for part in (recent, text) if part)
+
     async def live_session(
         self,
         *,
@@ -489,6 +529,12 @@ class ServeClient:
     def context_sync(self, query: str | None = None, **options: Any) -> str:
         """Like `context`, for any thread; see `search_sync`."""
         return self._run_sync(self.context(query, **options))
+
+    def context_with_sync(
+        self, pulled: LiveSession | None, query: str | None = None, **options: Any
+    ) -> str:
+        """Like `context_with`, for any thread; see `search_sync`."""
+        return self._run_sync(self.context_with(pulled, query, **options))
 
     def live_session_sync(self, **ids: str | None) -> LiveSession | None:
         """Like `live_session`, for any thread; see `search_sync`."""

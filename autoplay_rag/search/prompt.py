@@ -19,7 +19,7 @@ from autoplay_rag.live.sessions import LiveSession, LiveSessions
 from autoplay_rag.search.hits import Hit, SessionHit
 from autoplay_rag.search.searcher import Searcher
 
-__all__ = ["ELEMENT", "Asker", "context_text"]
+__all__ = ["ELEMENT", "Asker", "context_text", "pulled_text"]
 
 ELEMENT: Final = "user_activity"
 """The element around the context."""
@@ -77,18 +77,37 @@ async def context_text(
     seconds: float,
     max_actions: int | None,
     max_chars: int,
+    pulled: LiveSession | None = None,
 ) -> str:
-    """Build the context for a prompt; see `IngestPipeline.context`."""
-    session = _recent(live, asker, since_turn=since_turn, seconds=seconds)
+    """Build the context for a prompt; see `IngestPipeline.context`.
+
+    A session that was pulled just now stands in for the one in `live`, if it has recent events.
+    """
+    fresh = None if pulled is None else pulled.last(seconds=seconds)
+    if fresh is not None and fresh.events:
+        session: LiveSession | None = fresh
+    else:
+        fresh, session = None, _recent(live, asker, since_turn=since_turn, seconds=seconds)
     if session is not None:
         session = session.last(events=max_actions)
     recent = _recent_lines(session) if session else []
     past: list[str] = []
     if query and query.strip():
         hits = await searcher.search_sessions(query, _PAST_SESSIONS, asker.past)
-        past = list(_past_lines(hits, session, seconds))
+        past = list(_past_lines(hits, session, seconds, is_pulled=fresh is not None))
     room = room_for_data(max_chars, ELEMENT, _ABOUT)
     return as_data("\n".join(_fitted(recent, past, room)), ELEMENT, _ABOUT)
+
+
+def pulled_text(
+    session: LiveSession | None, *, seconds: float, max_actions: int | None, max_chars: int
+) -> str:
+    """Return the recent events of a pulled session alone, as `context_text` writes them."""
+    recent = None if session is None else session.last(seconds=seconds).last(events=max_actions)
+    if recent is None or not recent.events:
+        return ""
+    room = room_for_data(max_chars, ELEMENT, _ABOUT)
+    return as_data("\n".join(_fitted(_recent_lines(recent), [], room)), ELEMENT, _ABOUT)
 
 
 # -- recent activity ------------------------------------------------------------------------------
@@ -128,9 +147,12 @@ def _recent_lines(session: LiveSession) -> list[str]:
 
 
 def _past_lines(
-    found: Sequence[SessionHit], recent: LiveSession | None, seconds: float
+    found: Sequence[SessionHit], recent: LiveSession | None, seconds: float, *, is_pulled: bool
 ) -> Iterator[str]:
-    """One line for each hit, the best session first. Hits with equal text share a line."""
+    """One line for each hit, the best session first. Hits with equal text share a line.
+
+    A pulled session may have another id than in the store: its texts are not repeated from any.
+    """
     shown = {plain_line(event.text) for event in recent.events} if recent else set()
     same: dict[str, list[tuple[SessionHit, Hit]]] = {}
     for session in found:
@@ -139,7 +161,7 @@ def _past_lines(
             is_here = recent is not None and recent.session_id == session.session_id
             if is_here and _is_of_this_chat(hit, recent, seconds):
                 continue
-            if text := _said(hit, shown if is_here else set()):
+            if text := _said(hit, shown if is_here or is_pulled else set()):
                 same.setdefault(text, []).append((session, hit))
     for text, places in same.items():
         session, hit = max(places, key=lambda place: _ended(place[1]))

@@ -35,6 +35,9 @@ _COUNTED: Final = {
     "embed_tokens": "Tokens in these requests.",
     "embed_reused": "Texts whose vector was known already.",
     "retries": "Failed requests to the embedder or the store that were retried.",
+    "pulled": "Actions that only a pull source brought.",
+    "recovered": "Of these, actions that a stream had missed.",
+    "beyond_recovery": "Users of whom a stream missed 50 actions or more.",
 }
 _MEASURED: Final = {"pending": "Payloads that wait.", "dead": "Dead letters."}
 _TIMED: Final = {

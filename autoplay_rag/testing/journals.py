@@ -267,6 +267,13 @@ class JournalContract:
         assert await journal.accept(filtered) == "filtered"
         assert await _accept(journal, payload, first=2) == ["accepted"]
 
+    async def test_what_is_known_in_another_form_is_only_counted(self, journal: Journal) -> None:
+        payload = _actions("s", "a")
+        known = Entry(1, payload_key(payload), 7, None, None, outcome="duplicate")
+        assert await journal.accept(known) == "duplicate"
+        assert _counts(journal) == {"received": 1, "duplicate": 1}
+        assert await _accept(journal, payload, first=2) == ["accepted"]
+
     async def test_a_caller_that_is_cancelled_changes_nothing(
         self, journal: Journal, seen: _Seen
     ) -> None:

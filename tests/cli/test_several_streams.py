@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from autoplay_rag.cli.app import run
-from autoplay_rag.cli.ingest import token_variable
+from autoplay_rag.cli.sources import token_variable
 from autoplay_rag.devserver import LocalConnector
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.reader import JournalReader

@@ -35,6 +35,7 @@ from autoplay_rag.decoding import decode
 from autoplay_rag.embedders import Embedder, LocalEmbedder, OpenAIEmbedder
 from autoplay_rag.live import LiveSession
 from autoplay_rag.maintenance import Receipt
+from autoplay_rag.sources import LiveActivitySource, Source
 from autoplay_rag.stores import ChromaStore, MemoryStore, VectorStore
 
 assert_type(decode(b"{}"), ActionsPayload | SummaryPayload | ChatTurn)
@@ -53,6 +54,22 @@ class Mine(Embedder):
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         return [[1.0] for _ in texts]
+
+
+async def watched() -> list[str]:
+    return ["u1"]
+
+
+async def sources(pipeline: IngestPipeline) -> None:
+    pull = LiveActivitySource("https://mcp.example", "p", "t", users=watched)
+    stream = AsyncConnectorClient("https://a.test/stream/p")
+    either: list[Source] = [pull, stream]
+    assert_type(pipeline.attach(pull), LiveActivitySource)
+    assert_type(await pipeline.ingest(stream, pull, *either, idle_seconds=1), Ledger)
+    assert_type(await pull.get("u1"), list[ActionsPayload])
+    assert_type(pull.get_sync("u1", timeout=1.0), list[ActionsPayload])
+    async for payload in pull.stream(limit=1):
+        assert_type(payload, Payload)
 
 
 async def client() -> None:

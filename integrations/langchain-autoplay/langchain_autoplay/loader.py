@@ -12,6 +12,7 @@ from autoplay_rag.loading import (
     CLIENT_OPTIONS,
     LOADER_OPTIONS,
     Counted,
+    GivenSource,
     GroupBy,
     Limits,
     LiveSource,
@@ -20,6 +21,7 @@ from autoplay_rag.loading import (
     refuse_unknown,
     shown_progress,
 )
+from autoplay_rag.sources import Source
 from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 from pydantic import SecretStr
@@ -133,16 +135,62 @@ class AutoplayLoader(BaseLoader):
         Raises:
             ConfigurationError: If an argument is invalid.
         """
-        refuse_unknown(cls, options, LOADER_OPTIONS)
         limits = Limits(
             max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
         )
-        source = RecordingSource(path)
+        return cls._of(RecordingSource(path), limits, progress, options)
+
+    @classmethod
+    def from_source(
+        cls,
+        source: Source,
+        *,
+        max_documents: int | None = None,
+        max_seconds: float | None = None,
+        idle_seconds: float | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> Self:
+        """Make a loader of any source, such as an `autoplay_rag.sources.LiveActivitySource`.
+
+        Args:
+            source: The source. One load at a time. It is not closed.
+            max_documents: See the class.
+            max_seconds: See the class.
+            idle_seconds: See the class.
+            progress: See the class.
+            options: As for `from_recording`.
+
+        Raises:
+            ConfigurationError: If an argument is invalid.
+        """
+        limits = Limits(
+            max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
+        )
+        return cls._of(GivenSource(source), limits, progress, options)
+
+    @classmethod
+    def _of(
+        cls,
+        source: GivenSource | RecordingSource,
+        limits: Limits,
+        progress: bool | None,
+        options: dict[str, Any],
+    ) -> Self:
+        refuse_unknown(cls, options, LOADER_OPTIONS)
         loader = cls.__new__(cls)
-        loader._watch(progress, max_documents, max_seconds)  # noqa: SLF001 - one of its own
-        make = loader._documents  # noqa: SLF001 - as above
-        loader._loader = PayloadLoader(source, limits=limits, make=make, **options)  # noqa: SLF001 - as above
+        loader._load_from(source, limits, progress, options)  # noqa: SLF001 - one of its own
         return loader
+
+    def _load_from(
+        self,
+        source: GivenSource | RecordingSource,
+        limits: Limits,
+        progress: bool | None,
+        options: dict[str, Any],
+    ) -> None:
+        self._watch(progress, limits.max_documents, limits.max_seconds)
+        self._loader = PayloadLoader(source, limits=limits, make=self._documents, **options)
 
     def __repr__(self) -> str:
         return repr(self._loader).replace("PayloadLoader", type(self).__name__, 1)

@@ -16,12 +16,15 @@ from typing import Any, NamedTuple, Self, TypeVar
 from autoplay_rag import IngestPipeline, LiveSessions, ServeClient
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from autoplay_rag.loading import (
+    LiveSession,
+    PromptPull,
     Reader,
     check_above,
     reader_of,
     shown_context,
     shown_context_sync,
 )
+from autoplay_rag.sources import LiveActivitySource
 from langchain_core.messages import AnyMessage, HumanMessage
 from langchain_core.runnables import ensure_config
 
@@ -80,8 +83,11 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         max_chars: The maximum length of the activity.
         ids: Returns the ids from the run's `Runtime` instead; None if there are none. It may be
             async if the agent is called asynchronously.
-        timeout: Seconds for an answer of a server. After that, or if the server refuses the key, nothing
-            is added, and a warning is logged.
+        timeout: Seconds for an answer of a server, and for a pull. After that, or if the server refuses
+            the key, nothing is added, and a warning is logged.
+        pull: Pulls what the run's `user_id` did just now, also if nobody watched them before: it is
+            shown as the recent activity. If `source` is a pipeline, attach it there too, so that
+            searches find what was pulled.
 
     Raises:
         ConfigurationError: If a number is not above 0, or the URL is invalid.
@@ -106,6 +112,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         ids: Callable[[Any], Ids | Awaitable[Ids | None] | None] | None = None,
         *,
         timeout: float = 1.0,
+        pull: LiveActivitySource | None = None,
     ) -> None:
         super().__init__()
         check_above("seconds", seconds)
@@ -114,6 +121,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
         self._source: Reader | LiveSessions = (
             source if isinstance(source, LiveSessions) else reader_of(source, timeout)
         )
+        self._pull = PromptPull(pull, timeout)
         self._seconds = seconds
         self._max_actions = max_actions
         self._max_chars = max_chars
@@ -123,7 +131,7 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # The copy shares live activity and shown texts: copies of them would get out of date.
-        shared = (self._source, self._answers, self._runs, self._ids)
+        shared = (self._source, self._pull, self._answers, self._runs, self._ids)
         memo |= {id(value): value for value in shared}
         copied = memo[id(self)] = copy.copy(self)
         vars(copied).update(copy.deepcopy(vars(self), memo))
@@ -146,10 +154,13 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
             return handler(request)
         activity = self._answers.find(question.key)
         if activity is None:
+            pulled = self._pull.session_sync(question.ids)
             if isinstance(self._source, LiveSessions):
-                made = self._recent(self._source, question)
+                made = self._recent(self._source, question, pulled)
             else:
-                made = shown_context_sync(self._source, question.text, **self._options(question))
+                made = shown_context_sync(
+                    self._source, question.text, pulled=pulled, **self._options(question)
+                )
             activity = self._answers.keep(question.key, made)
         return handler(_with_activity(request, question, activity))
 
@@ -167,10 +178,13 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
             return await handler(request)
         activity = self._answers.find(question.key)
         if activity is None:
+            pulled = await self._pull.session(question.ids)
             if isinstance(self._source, LiveSessions):
-                made = self._recent(self._source, question)
+                made = self._recent(self._source, question, pulled)
             else:
-                made = await shown_context(self._source, question.text, **self._options(question))
+                made = await shown_context(
+                    self._source, question.text, pulled=pulled, **self._options(question)
+                )
             activity = self._answers.keep(question.key, made)
         return await handler(_with_activity(request, question, activity))
 
@@ -207,12 +221,13 @@ class SessionContextMiddleware(AgentMiddleware[Any, Any]):
             "max_chars": self._max_chars,
         }
 
-    def _recent(self, live: LiveSessions, question: _Question) -> str:
-        session = live.get(**question.ids)
-        if session is None:
-            return ""
+    def _recent(self, live: LiveSessions, question: _Question, pulled: LiveSession | None) -> str:
+        known = [one for one in (pulled, live.get(**question.ids)) if one is not None]
         # The messages already contain what was said.
-        done = session.last(seconds=self._seconds, kinds=("actions", "summary"))
+        recent = (one.last(seconds=self._seconds, kinds=("actions", "summary")) for one in known)
+        done = next((one for one in recent if one.events), None)
+        if done is None:
+            return ""
         activity = done.last(events=self._max_actions).render(self._max_chars, escape=True)
         return _BLOCK.format(activity=activity) if activity else ""
 

@@ -6,7 +6,16 @@ from typing import Any
 
 from autoplay_rag import IngestPipeline, ServeClient
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.loading import AGENT_TOOLS, AgentTool, Reader, answer, answer_sync, reader_of
+from autoplay_rag.loading import (
+    AGENT_TOOLS,
+    AgentTool,
+    PromptPull,
+    Reader,
+    answer,
+    answer_sync,
+    reader_of,
+)
+from autoplay_rag.sources import LiveActivitySource
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import Field, create_model
 
@@ -22,6 +31,7 @@ def autoplay_tools(
     *,
     user_id: str | None = None,
     timeout: float = 1.0,
+    pull: LiveActivitySource | None = None,
 ) -> list[BaseTool]:
     """Make the tools `search_sessions`, `read_session`, `recent_activity` and `user_history`.
 
@@ -40,8 +50,10 @@ def autoplay_tools(
             the key in `AUTOPLAY_RAG_KEY`, or a `ServeClient`.
         user_id: The user of every call. A run that names another one raises an error. None leaves it
             to the run.
-        timeout: Seconds for an answer of a server. After that, or if the server refuses the key, a tool
-            says that the activity is not available.
+        timeout: Seconds for an answer of a server, and for a pull. After that, or if the server refuses
+            the key, a tool says that the activity is not available.
+        pull: Pulls what the user did just now for `recent_activity`, also if nobody watched them
+            before. If that fails, the tool answers with what the pipeline has.
 
     Returns:
         The tools. Each works with `invoke` and `ainvoke`.
@@ -66,15 +78,16 @@ def autoplay_tools(
     if user_id == "":
         raise ConfigurationError("user_id is empty; None leaves it to the run")
     reader = reader_of(pipeline, timeout)
-    return [_tool(reader, tool, user_id) for tool in AGENT_TOOLS]
+    pulling = PromptPull(pull, timeout)
+    return [_tool(reader, tool, user_id, pulling) for tool in AGENT_TOOLS]
 
 
-def _tool(reader: Reader, tool: AgentTool, user_id: str | None) -> BaseTool:
+def _tool(reader: Reader, tool: AgentTool, user_id: str | None, pull: PromptPull) -> BaseTool:
     def ask(**arguments: Any) -> str:
-        return answer_sync(reader, tool.name, _ids(user_id), arguments)
+        return answer_sync(reader, tool.name, _ids(user_id), arguments, pull)
 
     async def ask_async(**arguments: Any) -> str:
-        return await answer(reader, tool.name, _ids(user_id), arguments)
+        return await answer(reader, tool.name, _ids(user_id), arguments, pull)
 
     fields: dict[str, Any] = {
         one.name: (one.type, Field(default=one.default, description=one.description))

@@ -18,6 +18,7 @@ PUBLIC = {
     "autoplay_rag.embedders",
     "autoplay_rag.errors",
     "autoplay_rag.loading",
+    "autoplay_rag.sources",
     "autoplay_rag.stores",
 }
 

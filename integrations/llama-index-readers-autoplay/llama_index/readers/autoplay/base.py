@@ -12,6 +12,7 @@ from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.loading import (
     CLIENT_OPTIONS,
     Counted,
+    GivenSource,
     Limits,
     LiveSource,
     LoadedText,
@@ -20,6 +21,7 @@ from autoplay_rag.loading import (
     refuse_unknown,
     shown_progress,
 )
+from autoplay_rag.sources import Source
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document
@@ -52,6 +54,7 @@ class AutoplayReader(BasePydanticReader):
         url: The full address of the stream, `https://.../stream/{product_id}`.
         token: The product's token; by default the value of `AUTOPLAY_APP_UNKEY_TOKEN`.
         recording: A JSON Lines file to read instead of a stream; see `from_recording`.
+        source: Any other source instead of a stream; see `from_source`.
         max_documents: End after this number of documents.
         max_seconds: End after this number of seconds.
         idle_seconds: End after this number of seconds without an event.
@@ -106,7 +109,8 @@ class AutoplayReader(BasePydanticReader):
 
     _redact: Callable[[Any], Payload] | None = PrivateAttr()
     _render: Render | None = PrivateAttr()
-    _source: LiveSource | RecordingSource = PrivateAttr()
+    _source: LiveSource | RecordingSource | GivenSource = PrivateAttr()
+    _given: Source | None = PrivateAttr()
     _loader: PayloadLoader = PrivateAttr()
     _texts: Counted[LoadedText] = PrivateAttr()
 
@@ -116,6 +120,7 @@ class AutoplayReader(BasePydanticReader):
         token: str | None = None,
         *,
         recording: str | os.PathLike[str] | None = None,
+        source: Source | None = None,
         max_documents: int | None = None,
         max_seconds: float | None = None,
         idle_seconds: float | None = None,
@@ -131,7 +136,7 @@ class AutoplayReader(BasePydanticReader):
     ) -> None:
         serialised = {name: source_options.pop(name, None) for name in _SERIALISED}
         source_options |= serialised["source_options"] or {}
-        given = {"redact": redact, "render": render, **source_options}
+        given = {"redact": redact, "render": render, "source": source, **source_options}
         left_out = tuple(
             name for name, value in given.items() if not isinstance(value, str | int | float | None)
         )
@@ -142,21 +147,25 @@ class AutoplayReader(BasePydanticReader):
                     f"give it again, AutoplayReader.from_dict(data, {name}=...)"
                 )
         kinds = (include,) if isinstance(include, str) else tuple(sorted(include))
-        source: LiveSource | RecordingSource
-        if url is not None and recording is None:
-            refuse_unknown(type(self), source_options, CLIENT_OPTIONS)
-            source = LiveSource(url, token, **source_options)
-        elif recording is not None and url is None:
-            refuse_unknown(type(self), source_options)
-            source = RecordingSource(recording)
+        if sum(one is not None for one in (url, recording, source)) != 1:
+            raise ConfigurationError(
+                "an AutoplayReader needs a url or a recording, or a source, and only one of them"
+            )
+        refuse_unknown(type(self), source_options, frozenset() if url is None else CLIENT_OPTIONS)
+        read: LiveSource | RecordingSource | GivenSource
+        if url is not None:
+            read = LiveSource(url, token, **source_options)
+        elif recording is not None:
+            read = RecordingSource(recording)
         else:
-            raise ConfigurationError("an AutoplayReader needs a url or a recording, and not both")
+            assert source is not None
+            read = GivenSource(source)
         limits = Limits(
             max_documents=max_documents, max_seconds=max_seconds, idle_seconds=idle_seconds
         )
         texts = Counted(LoadedText)
         loader = PayloadLoader(
-            source,
+            read,
             limits=limits,
             group_by=group_by,  # type: ignore[arg-type]  # it checks this itself
             session_idle_seconds=session_idle_seconds,
@@ -170,7 +179,7 @@ class AutoplayReader(BasePydanticReader):
         fields: dict[str, Any] = {
             "url": url,
             "recording": None if recording is None else os.fspath(recording),
-            "is_remote": source.live,
+            "is_remote": read.live,
             "max_documents": max_documents,
             "max_seconds": max_seconds,
             "idle_seconds": idle_seconds,
@@ -186,7 +195,8 @@ class AutoplayReader(BasePydanticReader):
         super().__init__(**fields)
         self._redact = redact
         self._render = render
-        self._source = source
+        self._source = read
+        self._given = source
         self._loader = loader
         self._texts = texts
 
@@ -201,6 +211,18 @@ class AutoplayReader(BasePydanticReader):
         return cls(recording=path, **options)
 
     @classmethod
+    def from_source(cls, source: Source, **options: Any) -> Self:
+        """Make a reader of any source, such as an `autoplay_rag.sources.LiveActivitySource`.
+
+        `to_dict()` does not contain the source: `from_dict()` needs it again.
+
+        Args:
+            source: The source. One load at a time. It is not closed.
+            options: The arguments of the class, except url and token.
+        """
+        return cls(source=source, **options)
+
+    @classmethod
     def class_name(cls) -> str:
         """Return the name under which LlamaIndex serialises this class."""
         return "AutoplayReader"
@@ -212,7 +234,9 @@ class AutoplayReader(BasePydanticReader):
 
     def __reduce__(self) -> Any:
         # Functions are pickled by name; a function without a name is an error.
-        functions = {"redact": self._redact, "render": self._render}
+        functions: dict[str, Any] = {"redact": self._redact, "render": self._render}
+        if self._given is not None:
+            functions["source"] = self._given  # a source with connections cannot be pickled
         return _restore, (type(self), self.to_dict(), functions)
 
     @property
@@ -221,7 +245,7 @@ class AutoplayReader(BasePydanticReader):
         return self._loader.dropped
 
     @property
-    def source(self) -> LiveSource | RecordingSource:
+    def source(self) -> LiveSource | RecordingSource | GivenSource:
         """Where the payloads come from."""
         return self._source
 

@@ -8,12 +8,15 @@ from typing import Any, Self
 from autoplay_rag import IngestPipeline, LiveSessions, ServeClient
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.loading import (
+    LiveSession,
+    PromptPull,
     Reader,
     check_above,
     reader_of,
     shown_context,
     shown_context_sync,
 )
+from autoplay_rag.sources import LiveActivitySource
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.llms import ChatMessage, MessageRole
 from llama_index.core.memory import BaseMemoryBlock
@@ -60,8 +63,11 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         seconds: The maximum age of a recent action.
         max_actions: The maximum number of recent actions; the newest are shown.
         max_chars: The maximum length of the activity.
-        timeout: Seconds for an answer of a server. After that, or if the server refuses the key, nothing
-            is added, and a warning is logged.
+        timeout: Seconds for an answer of a server, and for a pull. After that, or if the server refuses
+            the key, nothing is added, and a warning is logged.
+        pull: Pulls what `user_id` did just now, also if nobody watched them before: it is shown as the
+            recent activity. If `source` is a pipeline, attach it there too, so that searches find what
+            was pulled.
 
     Raises:
         ConfigurationError: If user, session and conversation are all missing, or a number is not
@@ -99,6 +105,7 @@ class SessionContextBlock(BaseMemoryBlock[str]):
     timeout: float = Field(default=1.0, description="Seconds for an answer of a server.")
 
     _source: Reader | LiveSessions = PrivateAttr()
+    _pull: PromptPull = PrivateAttr()
 
     def __init__(
         self,
@@ -107,6 +114,7 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         user_id: str | None = None,
         session_id: str | None = None,
         conversation_id: str | None = None,
+        pull: LiveActivitySource | None = None,
         **fields: Any,
     ) -> None:
         ids = {"user_id": user_id, "session_id": session_id, "conversation_id": conversation_id}
@@ -121,11 +129,12 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         self._source = (
             source if isinstance(source, LiveSessions) else reader_of(source, self.timeout)
         )
+        self._pull = PromptPull(pull, self.timeout)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         # The copy shares the source, which holds locks and whose copy would get no new activity.
         memo = {} if memo is None else memo
-        memo[id(self._source)] = self._source
+        memo |= {id(self._source): self._source, id(self._pull): self._pull}
         return super().__deepcopy__(memo)
 
     async def _aget(
@@ -133,9 +142,11 @@ class SessionContextBlock(BaseMemoryBlock[str]):
         messages: list[ChatMessage] | None = None,
         **block_kwargs: Any,  # noqa: ARG002 - `session_id` among them is the chat's
     ) -> str:
+        pulled = await self._pull.session(self._ids())
         if isinstance(self._source, LiveSessions):
-            return self._recent(self._source)
+            return self._recent(self._source, pulled)
         options = {
+            "pulled": pulled,
             **self._ids(),
             "seconds": self.seconds,
             "max_actions": self.max_actions,
@@ -156,12 +167,13 @@ class SessionContextBlock(BaseMemoryBlock[str]):
             "product_id": self.product_id,
         }
 
-    def _recent(self, live: LiveSessions) -> str:
-        session = live.get(**self._ids())
-        if session is None:
-            return ""
+    def _recent(self, live: LiveSessions, pulled: LiveSession | None) -> str:
+        known = [one for one in (pulled, live.get(**self._ids())) if one is not None]
         # The chat already contains what was said.
-        done = session.last(seconds=self.seconds, kinds=("actions", "summary"))
+        recent = (one.last(seconds=self.seconds, kinds=("actions", "summary")) for one in known)
+        done = next((one for one in recent if one.events), None)
+        if done is None:
+            return ""
         text = done.last(events=self.max_actions).render(self.max_chars, escape=True)
         return f"{_PREFACE}\n{text}" if text else ""
 

@@ -7,7 +7,16 @@ from typing import Any
 
 from autoplay_rag import IngestPipeline, ServeClient
 from autoplay_rag.errors import ConfigurationError
-from autoplay_rag.loading import AGENT_TOOLS, AgentTool, Reader, answer, answer_sync, reader_of
+from autoplay_rag.loading import (
+    AGENT_TOOLS,
+    AgentTool,
+    PromptPull,
+    Reader,
+    answer,
+    answer_sync,
+    reader_of,
+)
+from autoplay_rag.sources import LiveActivitySource
 from llama_index.core.bridge.pydantic import Field, create_model
 from llama_index.core.tools import FunctionTool, ToolMetadata
 
@@ -21,6 +30,7 @@ def autoplay_tools(
     session_id: str | None = None,
     product_id: str | None = None,
     timeout: float = 1.0,
+    pull: LiveActivitySource | None = None,
 ) -> list[FunctionTool]:
     """Make the tools `search_sessions`, `read_session`, `recent_activity` and `user_history`.
 
@@ -39,8 +49,10 @@ def autoplay_tools(
         session_id: The current visit. For an anonymous visitor, without `user_id`, the tools read that
             session alone.
         product_id: Only this product.
-        timeout: Seconds for an answer of a server. After that, or if the server refuses the key, a tool
-            says that the activity is not available.
+        timeout: Seconds for an answer of a server, and for a pull. After that, or if the server refuses
+            the key, a tool says that the activity is not available.
+        pull: Pulls what the user did just now for `recent_activity`, also if nobody watched them
+            before. If that fails, the tool answers with what the pipeline has.
 
     Returns:
         The tools. Each works with `call` and `acall`.
@@ -70,10 +82,13 @@ def autoplay_tools(
             "autoplay_tools needs a user_id or a session_id, and none is empty"
         )
     reader = reader_of(pipeline, timeout)
-    return [_tool(reader, tool, ids) for tool in AGENT_TOOLS]
+    pulling = PromptPull(pull, timeout)
+    return [_tool(reader, tool, ids, pulling) for tool in AGENT_TOOLS]
 
 
-def _tool(reader: Reader, tool: AgentTool, ids: Mapping[str, str]) -> FunctionTool:
+def _tool(
+    reader: Reader, tool: AgentTool, ids: Mapping[str, str], pull: PromptPull
+) -> FunctionTool:
     fields: dict[str, Any] = {
         one.name: (one.type, Field(default=one.default, description=one.description))
         for one in tool.arguments
@@ -81,10 +96,10 @@ def _tool(reader: Reader, tool: AgentTool, ids: Mapping[str, str]) -> FunctionTo
     schema = create_model(tool.name, **fields)
 
     def ask(**arguments: Any) -> str:
-        return answer_sync(reader, tool.name, ids, schema(**arguments).model_dump())
+        return answer_sync(reader, tool.name, ids, schema(**arguments).model_dump(), pull)
 
     async def ask_async(**arguments: Any) -> str:
-        return await answer(reader, tool.name, ids, schema(**arguments).model_dump())
+        return await answer(reader, tool.name, ids, schema(**arguments).model_dump(), pull)
 
     metadata = ToolMetadata(tool.description, name=tool.name, fn_schema=schema)
     return FunctionTool(fn=ask, async_fn=ask_async, metadata=metadata)
