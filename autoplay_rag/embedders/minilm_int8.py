@@ -60,9 +60,7 @@ def products_saturate() -> bool:
     graph = Graph()
     largest = graph.constant(np.full((inner, columns), 127, np.int8))
     product = graph.node("MatMulInteger", ["left", largest])
-    content = graph.serialise(
-        {"left": (UINT8, [rows, inner])}, {product: (INT32, [rows, columns])}
-    )
+    content = graph.serialise({"left": (UINT8, [rows, inner])}, {product: (INT32, [rows, columns])})
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"left": np.full((rows, inner), 255, np.uint8)})
     return bool((found != 255 * 127 * inner).any())

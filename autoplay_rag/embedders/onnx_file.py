@@ -22,6 +22,7 @@ INT32: Final = 6
 INT64: Final = 7
 _DTYPES: Final = {FLOAT: "<f4", UINT8: "|u1", 3: "|i1", INT32: "<i4", INT64: "<i8", 9: "|b1"}
 """The element types of TensorProto, as numpy names them."""
+_KINDS: Final = {dtype: kind for kind, dtype in _DTYPES.items()}
 _IR_VERSION = 8
 _OPSETS = {"": 17, "com.microsoft": 1}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -114,11 +115,16 @@ class Graph:
         self._fields: list[_Field] = []
 
     def constant(self, array: np.ndarray[Any, Any]) -> str:
-        """Add a constant tensor."""
-        kind = next(kind for kind, dtype in _DTYPES.items() if array.dtype.str == dtype)
+        """Add a constant tensor.
+
+        Raises:
+            KeyError: If its elements have another type than those of `_DTYPES`.
+        """
         name = f"constant_{len(self._fields)}"
         shape = [(1, size) for size in array.shape]
-        self._fields.append((5, _message([*shape, (2, kind), (8, name), (9, array.tobytes())])))
+        self._fields.append(
+            (5, _message([*shape, (2, _KINDS[array.dtype.str]), (8, name), (9, array.tobytes())]))
+        )
         return name
 
     def node(
