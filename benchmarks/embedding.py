@@ -14,8 +14,8 @@ import time
 
 from benchmarks.table import Figure, show
 
-ROUNDS = 5
-REPEATS = 3
+ROUNDS = 3
+REPEATS = 2
 GAIN = 1.9
 """The bar where onnxruntime multiplies int8 at full speed: on x86, processors with VNNI."""
 

@@ -25,6 +25,8 @@ _DTYPES: Final = {FLOAT: "<f4", UINT8: "|u1", 3: "|i1", INT32: "<i4", INT64: "<i
 _KINDS: Final = {dtype: kind for kind, dtype in _DTYPES.items()}
 _IR_VERSION = 8
 _OPSETS = {"": 17, "com.microsoft": 1}
+_GRAPH, _INITIALIZER = 7, 5
+"""The fields of ModelProto and GraphProto that `read_tensors` follows."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 Shape: TypeAlias = "Sequence[int | str]"
@@ -43,9 +45,9 @@ def read_tensors(content: bytes) -> dict[str, np.ndarray[Any, Any]]:
     """
     tensors = {}
     for number, graph in _read(memoryview(content)):
-        if number == 7:  # ModelProto.graph
+        if number == _GRAPH:
             for inner, tensor in _read(graph):
-                if inner == 5:  # GraphProto.initializer
+                if inner == _INITIALIZER:
                     name, array = _read_tensor(tensor)
                     tensors[name] = array
     return tensors
@@ -94,7 +96,7 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
-        if byte < 0x80:
+        if not byte & 0x80:
             return value, at
         shift += 7
 
@@ -123,7 +125,10 @@ class Graph:
         name = f"constant_{len(self._fields)}"
         shape = [(1, size) for size in array.shape]
         self._fields.append(
-            (5, _message([*shape, (2, _KINDS[array.dtype.str]), (8, name), (9, array.tobytes())]))
+            (
+                _INITIALIZER,
+                _message([*shape, (2, _KINDS[array.dtype.str]), (8, name), (9, array.tobytes())]),
+            )
         )
         return name
 
@@ -174,7 +179,7 @@ class Graph:
             ]
         )
         opsets = [(8, _message([(1, name), (2, version)])) for name, version in _OPSETS.items()]
-        return _message([(1, _IR_VERSION), (7, graph), *opsets])
+        return _message([(1, _IR_VERSION), (_GRAPH, graph), *opsets])
 
 
 def _attribute(name: str, value: float) -> bytes:
@@ -204,7 +209,7 @@ def _message(fields: Iterable[_Field]) -> bytes:
 
 def _varint(value: int) -> bytes:
     digits = bytearray()
-    while value > 0x7F:
+    while value >> 7:
         digits.append(value & 0x7F | 0x80)
         value >>= 7
     digits.append(value)

@@ -87,7 +87,7 @@ def test_types_and_shapes_of_inputs_are_checked():
     same = graph.node("Identity", ["x"])
     shape = [1, "any"]
     for value in (np.zeros((2, 1), np.int64), np.zeros((1, 1), np.uint8)):
-        with pytest.raises(Exception, match="(?i)invalid dimensions|unexpected input data type"):
+        with pytest.raises(Exception, match=r"(?i)invalid dimensions|unexpected input data type"):
             computed(graph, {"x": (INT64, shape)}, {same: (INT64, shape)}, {"x": value})
 
 
