@@ -5,7 +5,7 @@ same int8 weights with activations that are quantised to 8 bits when it runs (W8
 quantised again, and there is nothing to compute ahead or to keep in a cache.
 
 A cache of a quantised file would need a hash, locks between processes and 23 MB on disk. The graph is
-written in 10 ms instead, each time the model is loaded, from the file that was just verified.
+written in 0.1 s instead, each time the model is loaded, from the file that was just verified.
 
 onnxruntime chooses the range of the activations for all rows of a matrix. The graph therefore takes
 one text at a time: otherwise the vector of a text would depend on the other texts of the batch.
