@@ -62,7 +62,7 @@ _Infer: TypeAlias = Callable[
 class LocalEmbedder(Embedder):
     """Embeds with all-MiniLM-L6-v2, in its own threads. Needs the extra `local`.
 
-    The first call loads the model in the thread (about 0.6 s and 180 MB; int8: 0.5 s and 40 MB).
+    The first call loads the model in the thread (about 0.3 s and 200 MB; "int8": 0.2 s and 80 MB).
     `aclose` releases it, and a later call loads it again. Documents and questions have separate
     threads, so that a search does not wait behind a backlog.
 
