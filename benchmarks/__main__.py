@@ -12,6 +12,7 @@ from benchmarks.table import show
 MODULES = (
     "imports",
     "client",
+    "embedding",
     "pipeline",
     "redaction",
     "journal",

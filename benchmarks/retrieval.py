@@ -3,6 +3,7 @@
     python -m benchmarks.retrieval                                 the shipped samples
     python -m benchmarks.retrieval RECORDING QUERIES ...           other data, in pairs of files
     python -m benchmarks.retrieval --typos RECORDING QUERIES
+    python -m benchmarks.retrieval --embedder local:int8
 
 A recording has one payload per line. Each line of the queries is an object with `session_id` and
 `query` (or `question`), the goal of the person. R@1 and R@5 are the shares of questions for which
@@ -36,6 +37,7 @@ from typing import NamedTuple, TypeAlias
 from autoplay_rag import ActionsPayload, IngestPipeline
 from autoplay_rag.content.render import Render, render
 from autoplay_rag.decoding import decode
+from autoplay_rag.embedders.named import EMBEDDER_NAMES, make_embedder
 from autoplay_rag.payloads import Payload
 from autoplay_rag.stores import MemoryStore
 
@@ -159,12 +161,16 @@ def _drawn(
 
 @asynccontextmanager
 async def stored(
-    sessions: Sessions, window: float, text_of: Render = render
+    sessions: Sessions, window: float, text_of: Render = render, embedder: str = "local"
 ) -> AsyncIterator[IngestPipeline]:
     """A pipeline that stored these sessions in windows of `window` seconds."""
     with tempfile.TemporaryDirectory() as folder:
         async with IngestPipeline(
-            MemoryStore(), journal=f"{folder}/journal.db", batch_window=600, render=text_of
+            MemoryStore(),
+            make_embedder(embedder),
+            journal=f"{folder}/journal.db",
+            batch_window=600,
+            render=text_of,
         ) as pipeline:
             cut = [list(windows(payloads, window)) for payloads in sessions.values()]
             for turn in zip_longest(*cut, fillvalue=()):
@@ -249,19 +255,24 @@ def share(found: int, count: int) -> str:
 
 
 async def measure(
-    sessions: Sessions, questions: Sequence[Asked], exact: Sequence[Asked], *, typos: bool = False
+    sessions: Sessions,
+    questions: Sequence[Asked],
+    exact: Sequence[Asked],
+    *,
+    typos: bool = False,
+    embedder: str = "local",
 ) -> dict[str, dict[str, Found]]:
     """Measure each row of the table, in windows and replayed."""
     found: dict[str, dict[str, Found]] = defaultdict(dict)
     for arrival, window in (("in windows", WINDOW), ("replayed", math.inf)):
-        async with stored(sessions, window) as pipeline:
+        async with stored(sessions, window, embedder=embedder) as pipeline:
             for row, search in ROWS.items():
                 found[row][arrival] = await ask(pipeline, questions, search)
             if typos:
                 slips = with_typos(questions)
                 found[f"{BEST}, with typos"][arrival] = await ask(pipeline, slips, ROWS[BEST])
             found[f"{BEST}, exact strings"][arrival] = await ask(pipeline, exact, ROWS[BEST])
-    async with stored(sessions, 0.0, wire) as pipeline:
+    async with stored(sessions, 0.0, wire, embedder) as pipeline:
         found[SDK]["in windows"] = await ask(pipeline, questions, by_chunk("dense"))
     return found
 
@@ -283,7 +294,7 @@ def show_misses(found: Found, sessions: Sessions) -> None:
             print(f"    {session}: {' / '.join(text.split(chr(10)))[:700]}")
 
 
-async def run(recording: Path, queries: Path, *, typos: bool, misses: str) -> None:
+async def run(recording: Path, queries: Path, *, typos: bool, misses: str, embedder: str) -> None:
     sessions, questions = read(recording, queries)
     samples = (recording, queries) == SAMPLES
     exact = read_questions(EXACT) if samples else exact_questions(sessions)
@@ -292,7 +303,7 @@ async def run(recording: Path, queries: Path, *, typos: bool, misses: str) -> No
         f"{len(exact)} about exact strings\n",
         flush=True,
     )
-    found = await measure(sessions, questions, exact, typos=typos)
+    found = await measure(sessions, questions, exact, typos=typos, embedder=embedder)
     show(found)
     if misses:
         for row, by_arrival in found.items():
@@ -306,12 +317,19 @@ async def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="RECORDING QUERIES")
     parser.add_argument("--typos", action="store_true", help="also with typos in the questions")
     parser.add_argument("--misses", default="", metavar="ROW", help="list the misses of these rows")
+    parser.add_argument("--embedder", default="local", metavar=EMBEDDER_NAMES)
     options = parser.parse_args()
     files = options.files or list(SAMPLES)
     if len(files) % 2:
         parser.error("give a recording and its queries, in pairs")
     for recording, queries in zip(files[::2], files[1::2], strict=True):
-        await run(recording, queries, typos=options.typos, misses=options.misses)
+        await run(
+            recording,
+            queries,
+            typos=options.typos,
+            misses=options.misses,
+            embedder=options.embedder,
+        )
 
 
 if __name__ == "__main__":

@@ -78,9 +78,9 @@ ProductOption = Annotated[str | None, typer.Option(help="Only this product.")]
 EmbedderOption = Annotated[
     str | None,
     typer.Option(
-        metavar="local|openai:MODEL",
-        help="The embedder: the bundled model (local, the default), or a model of OpenAI (needs "
-        "OPENAI_API_KEY).",
+        metavar="local|local:int8|openai:MODEL",
+        help="The embedder: the bundled model (local, the default; local:int8 is faster and has "
+        "vectors of its own), or a model of OpenAI (needs OPENAI_API_KEY).",
     ),
 ]
 

@@ -97,7 +97,7 @@ def test_a_file_that_is_named_must_be_there(capsys):
     [
         ("\nbatch_window = -1", 2, "batch_window must be at least 0, not -1"),
         ("\n\nstore = 'pg:x'", 3, "store must be chroma:PATH"),
-        ("embedder = 'bert'", 1, "embedder must be local or openai:MODEL"),
+        ("embedder = 'bert'", 1, "embedder must be local, local:int8 or openai:MODEL"),
         ("idle_seconds = nan", 1, "idle_seconds must be at least 0"),
         ("durability = 'most'", 1, "durability must be 'normal' or 'full'"),
         ("max_batch_actions = 0", 1, "max_batch_actions must be at least 1"),

@@ -296,7 +296,7 @@ def test_wrong_values_are_usage_errors_on_both_ways(served, capsys):
     assert run(["forget", "--user", "bob", "--until", "soon"]) == 2
     assert run(["copy", "--to", "pg:x"]) == 2
     assert run(["reembed", "--embedder", "bert"]) == 2
-    assert "embedder must be local or openai:MODEL" in capsys.readouterr().err
+    assert "embedder must be local, local:int8 or openai:MODEL" in capsys.readouterr().err
 
 
 def test_verify_shows_the_report_of_the_server(served, capsys):

@@ -19,6 +19,12 @@ class TestLocalEmbedder(EmbedderContract):
         return lambda: LocalEmbedder(threads=1)
 
 
+class TestLocalEmbedderInt8(EmbedderContract):
+    @pytest.fixture
+    def make_embedder(self):
+        return lambda: LocalEmbedder(threads=1, precision="int8")
+
+
 @pytest.fixture(scope="module")
 def url():
     """Run the server in a thread, so that a test may run several event loops."""

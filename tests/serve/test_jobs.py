@@ -129,7 +129,7 @@ async def test_copy_leaves_the_server_with_its_store(running, admin, other, monk
 @pytest.mark.parametrize(
     ("kind", "options", "said"),
     [
-        ("reembed", {"embedder": "bert"}, "must be local or openai:MODEL"),
+        ("reembed", {"embedder": "bert"}, "must be local, local:int8 or openai:MODEL"),
         ("reembed", {}, "embedder is missing"),
         ("reembed", {"embedder": "local", "render": "yes"}, "render must be true or false"),
         ("copy", {"to": "chroma:other", "embedder": "local"}, "must be an absolute path"),

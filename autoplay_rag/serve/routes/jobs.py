@@ -30,7 +30,7 @@ async def start(
 
     - `verify`: compares journal and store; options `repair`, `delete_extra`.
     - `backup`: copies both into a new `folder` on the server's machine.
-    - `reembed`: moves to another model: `embedder`, such as "local" or "openai:MODEL"; `render`.
+    - `reembed`: moves to another model: `embedder`, such as "local:int8" or "openai:MODEL"; `render`.
     - `copy`: copies the chunks into another store on the server's machine: `to`, such as
       "chroma:/data/other", `to_collection`, `embedder`. The server stays with its own store.
     """

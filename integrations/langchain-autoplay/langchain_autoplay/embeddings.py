@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from autoplay_rag.embedders import LocalEmbedder
 from langchain_core.embeddings import Embeddings
 
@@ -16,13 +18,14 @@ class LocalEmbeddings(Embeddings):
 
     Args:
         threads: Threads for one inference; by default one less than the cores, at most 4.
+        precision: "fp32", or "int8" for less processor time and memory, with vectors of its own.
 
     Attributes:
         model: The name of the model. Do not mix vectors of different models in one store.
 
     Raises:
         MissingExtraError: If the extra is not installed.
-        ConfigurationError: If `threads` is below 1.
+        ConfigurationError: If `threads` is below 1, or `precision` is unknown.
 
     Example:
         >>> from langchain_core.vectorstores import InMemoryVectorStore
@@ -32,8 +35,10 @@ class LocalEmbeddings(Embeddings):
         'Exported a report'
     """
 
-    def __init__(self, *, threads: int | None = None) -> None:
-        self._embedder = LocalEmbedder(threads=threads)
+    def __init__(
+        self, *, threads: int | None = None, precision: Literal["fp32", "int8"] = "fp32"
+    ) -> None:
+        self._embedder = LocalEmbedder(threads=threads, precision=precision)
         self.model = self._embedder.model
 
     def __repr__(self) -> str:

@@ -33,3 +33,11 @@ def test_it_names_its_model_and_refuses_what_cannot_be():
     assert repr(LocalEmbeddings()) == "LocalEmbeddings('local:all-MiniLM-L6-v2-int8')"
     with pytest.raises(ConfigurationError, match="threads"):
         LocalEmbeddings(threads=0)
+    with pytest.raises(ConfigurationError, match="precision"):
+        LocalEmbeddings(precision="int4")
+
+
+def test_int8_has_a_name_and_vectors_of_its_own():
+    embeddings, bare = LocalEmbeddings(precision="int8"), LocalEmbedder(precision="int8")
+    assert embeddings.model == bare.model == "local:all-MiniLM-L6-v2-w8a8"
+    assert embeddings.embed_query("Exported") == bare.embed_query_sync("Exported").tolist()

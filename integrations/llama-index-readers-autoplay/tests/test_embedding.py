@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 from autoplay_rag.embedders import LocalEmbedder
+from autoplay_rag.errors import ConfigurationError
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
@@ -39,6 +40,16 @@ def test_it_names_its_model_and_takes_the_options_of_all_models():
     restored = LocalEmbedding.from_dict(embedding.to_dict())
     assert restored.embed_batch_size == 7
     assert len(restored.get_text_embedding("Exported")) == 384
+
+
+def test_int8_has_a_name_and_vectors_of_its_own_also_when_restored():
+    embedding, bare = LocalEmbedding(precision="int8"), LocalEmbedder(precision="int8")
+    assert embedding.model_name == bare.model == "local:all-MiniLM-L6-v2-w8a8"
+    wanted = bare.embed_query_sync("Exported").tolist()
+    for one in (embedding, LocalEmbedding.from_dict(embedding.to_dict()), copy.copy(embedding)):
+        assert (one.precision, one.get_query_embedding("Exported")) == ("int8", wanted)
+    with pytest.raises(ConfigurationError, match="precision"):
+        LocalEmbedding(precision="int4")
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from autoplay_rag.embedders import LocalEmbedder
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -18,10 +18,12 @@ class LocalEmbedding(BaseEmbedding):
     the first 256 tokens of a text count.
 
     Args:
+        precision: "fp32", or "int8" for less processor time and memory, with vectors of its own.
         **options: Arguments of all LlamaIndex models, such as `embed_batch_size` (64).
 
     Raises:
         MissingExtraError: If the extra is not installed.
+        ConfigurationError: If `precision` is unknown.
 
     Example:
         >>> vector = LocalEmbedding().get_text_embedding("Exported a report")
@@ -29,15 +31,17 @@ class LocalEmbedding(BaseEmbedding):
         384
     """
 
+    precision: Literal["fp32", "int8"] = "fp32"
     _embedder: LocalEmbedder = PrivateAttr()
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, precision: Literal["fp32", "int8"] = "fp32", **options: Any) -> None:
+        embedder = LocalEmbedder(precision=precision)
         given: dict[str, Any] = {
-            "model_name": LocalEmbedder.model,
-            "embed_batch_size": LocalEmbedder.max_inputs,
+            "model_name": embedder.model,
+            "embed_batch_size": embedder.max_inputs,
         }
-        super().__init__(**given | options)
-        self._embedder = LocalEmbedder()
+        super().__init__(precision=precision, **given | options)
+        self._embedder = embedder
 
     @classmethod
     def class_name(cls) -> str:
