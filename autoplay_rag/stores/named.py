@@ -6,6 +6,8 @@ from pathlib import Path
 
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.stores.chroma import ChromaStore
+from autoplay_rag.stores.postgres import PgVectorStore
+from autoplay_rag.stores.postgres.dsn import is_dsn, public_dsn
 
 __all__ = ["chroma_path", "make_store"]
 
@@ -26,15 +28,20 @@ def chroma_path(store: str) -> Path:
     return Path(path).expanduser()
 
 
-def make_store(store: str, collection: str | None = None) -> ChromaStore:
+def make_store(store: str, collection: str | None = None) -> ChromaStore | PgVectorStore:
     """Make the store of a name.
 
     Args:
-        store: `chroma:PATH`.
+        store: `chroma:PATH`, or `postgresql://user@host/database` without a password, which comes
+            from `AUTOPLAY_RAG_POSTGRES_DSN[_FILE]`, `PGPASSWORD` or `~/.pgpass`. `postgresql:`
+            takes the whole address from `AUTOPLAY_RAG_POSTGRES_DSN[_FILE]`.
         collection: The collection in the store; None for the default.
 
     Raises:
-        ConfigurationError: If the value has another form.
+        ConfigurationError: If the value has another form, or contains a password.
     """
+    if is_dsn(store):
+        dsn = public_dsn(store)
+        return PgVectorStore(dsn, table=collection) if collection else PgVectorStore(dsn)
     path = chroma_path(store)
     return ChromaStore(path, collection) if collection else ChromaStore(path)

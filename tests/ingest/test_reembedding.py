@@ -29,8 +29,10 @@ def other(scripted_embedder):
     return Other(12)
 
 
-@pytest.fixture(params=["memory", "chroma"])
+@pytest.fixture(params=["memory", "chroma", "postgres"])
 def store(request, tmp_path):
+    if request.param == "postgres":
+        return request.getfixturevalue("make_pg_store")()
     return MemoryStore() if request.param == "memory" else ChromaStore(tmp_path / "chroma")
 
 

@@ -123,10 +123,7 @@ class Contents:
         width = len(rows.vectors) // len(rows.ids)
         joined = b"".join(rows.vectors[at * width : (at + 1) * width] for at in order)
         ordered = Rows(ids, texts, [], joined, rows.dimension)
-        async with self._writing() as (connection, known):
-            found = known
-            if found.dimension != rows.dimension:
-                found = await self._tables.adopt_dimension(connection, rows.dimension)
+        async with self._writing(rows.dimension) as (connection, found):
             vectors = self._vectors
             await connection.execute(
                 f"INSERT INTO {self._tables.chunks(found.number)} (id, text, metadata) "
@@ -365,12 +362,25 @@ class Contents:
             yield connection
 
     @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[tuple[Connection, Collection]]:
+    async def _writing(
+        self, dimension: int | None = None
+    ) -> AsyncIterator[tuple[Connection, Collection]]:
         async with self._transaction() as connection:
             found = await self._tables.make(connection, lock="FOR SHARE")
-            if self.model is not None and found.model != self.model:
-                found = await self._tables.adopt(connection, self.model)
-            yield connection, found
+            fits = (self.model is None or found.model == self.model) and (
+                dimension is None or found.dimension == dimension
+            )
+            if fits:
+                yield connection, found
+        if not fits:
+            # Anew, with the stronger lock at once: two that hold the weaker one would wait for
+            # each other.
+            async with self._transaction() as connection:
+                if self.model is not None:
+                    found = await self._tables.adopt(connection, self.model)
+                if dimension is not None:
+                    found = await self._tables.adopt_dimension(connection, dimension)
+                yield connection, found
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[tuple[Connection, Collection | None]]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 from autoplay_rag._secrets import secret_from
-from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.errors import ConfigurationError, MissingExtraError
 
 __all__ = ["VARIABLE", "is_dsn", "parameters_of", "place_of", "public_dsn"]
 
 VARIABLE = "AUTOPLAY_RAG_POSTGRES_DSN"
 """The variable with a complete connection string. With `_FILE` it names a file that has one."""
 
-_SECRET = ("password", "sslpassword", "passfile", "sslkey")
 _PREFIXES = ("postgresql:", "postgres:")
 
 
@@ -41,6 +41,7 @@ def parameters_of(dsn: str, environ: Mapping[str, str] | None = None) -> dict[st
 
     Raises:
         ConfigurationError: If a string cannot be parsed. The message does not quote it.
+        MissingExtraError: If psycopg is not installed.
 
     Example:
         >>> env = {"AUTOPLAY_RAG_POSTGRES_DSN": "postgresql://ann:s3cret@db.test/app"}
@@ -98,13 +99,16 @@ def _place(parameters: Mapping[str, str]) -> list[str]:
 
 
 def _parsed(dsn: str, owner: str) -> dict[str, str]:
+    if not find_spec("psycopg"):
+        raise MissingExtraError("PgVectorStore", "postgres")
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
     if dsn in _PREFIXES:
         return {}
     try:
-        # A NUL or a lone surrogate is not accepted by libpq either.
+        if "\0" in dsn:  # libpq would stop reading there
+            raise ValueError
         found = conninfo_to_dict(dsn)
     except (psycopg.Error, ValueError):
         # The message of libpq may quote the password.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import psycopg
 from psycopg import errors, pq
@@ -31,6 +32,8 @@ _CALM_SECONDS = 10.0
 _CALM_ROWS = 2000
 """Writing has calmed down if at most this many chunks were stored in `_CALM_SECONDS`."""
 _POLL_SECONDS = 0.2
+_OTHER_BUILDS = (errors.DuplicateTable, errors.UniqueViolation, errors.DeadlockDetected)
+"""What a second build of the same index ends with, depending on how far the first one is."""
 
 
 class IndexBuilder:
@@ -113,14 +116,14 @@ class IndexBuilder:
             last = self._last if self._last is not None else found
             if last is not None and await self._is_due(last):
                 await self._build(last, vectors, wait=wait)
-        except (psycopg.Error, StoreError, ConfigurationError, OSError) as error:
-            # Without the index, searches are slower and complete. The next batch tries again.
-            reason = "permission denied" if isinstance(error, errors.InsufficientPrivilege) else ""
-            _log.warning(
-                "the vector index of %r was not built: %s",
-                self._tables.name,
-                reason or describe(error),
-            )
+        except (psycopg.Error, OSError) as error:
+            self._not_built(self._link.explained(error))
+        except (StoreError, ConfigurationError) as error:
+            self._not_built(error)
+
+    def _not_built(self, error: Exception) -> None:
+        # Without the index, searches are slower and complete. The next batch tries again.
+        _log.warning("the vector index of %r was not built: %s", self._tables.name, describe(error))
 
     async def _is_due(self, found: Collection) -> bool:
         if found.dimension is None or found.dimension > MOST_INDEXED_DIMENSIONS:
@@ -128,35 +131,39 @@ class IndexBuilder:
         async with self._link.transaction() as connection:
             cursor = await connection.execute(
                 f"SELECT count(*) FROM (SELECT FROM {self._tables.vectors(found.number)} "
-                f"LIMIT {_LEAST_ROWS}) AS some"
+                f"LIMIT {_LEAST_ROWS}) AS first"
             )
             row = await cursor.fetchone()
         return row is not None and row[0] >= _LEAST_ROWS
 
     async def _build(self, found: Collection, vectors: Vectors, *, wait: bool) -> None:
+        statement = (
+            f"CREATE INDEX CONCURRENTLY {self._tables.index_name(found.number)} "
+            f"ON {self._tables.vectors(found.number)} USING hnsw "
+            f"((vector::{vectors.type}({found.dimension})) {vectors.schema}.halfvec_ip_ops)"
+        )
         # A connection of its own: a build takes minutes, and may go on after the store is closed.
         connection = await self._link.connect()
         try:
-            if not await self._is_needed(connection, found.number):
-                return
-            statement = (
-                f"CREATE INDEX CONCURRENTLY {self._tables.index_name(found.number)} "
-                f"ON {self._tables.vectors(found.number)} USING hnsw "
-                f"((vector::{vectors.type}({found.dimension})) {vectors.schema}.halfvec_ip_ops)"
-            )
-            _log.info("building the vector index of %r", self._tables.name)
-            await _send(connection, statement)
-            if wait:
-                await _finished(connection)
-                _log.info("the vector index of %r is built", self._tables.name)
-        except errors.DuplicateTable:
-            _log.info("another process builds the vector index of %r", self._tables.name)
+            while await self._is_needed(connection, found.number, wait=wait):
+                _log.info("building the vector index of %r", self._tables.name)
+                await _send(connection, statement)
+                if not wait:
+                    return
+                with suppress(*_OTHER_BUILDS):  # then that one is waited for
+                    await _finished(connection)
         finally:
             # Not `close`, which may cancel the statement: the server completes it.
             connection.pgconn.finish()
 
-    async def _is_needed(self, connection: Connection, number: int) -> bool:
-        """Whether nobody has built the index or is building it. Deletes an incomplete one."""
+    async def _is_needed(self, connection: Connection, number: int, *, wait: bool) -> bool:
+        """Whether nobody has built the index. Deletes one that was left incomplete.
+
+        Args:
+            connection: Outside of a transaction.
+            number: The number of the tables.
+            wait: Whether to wait for somebody who is building it.
+        """
         while True:
             cursor = await connection.execute(
                 "SELECT i.indisvalid, EXISTS (SELECT FROM pg_stat_progress_create_index p "
@@ -167,7 +174,7 @@ class IndexBuilder:
             if row is None:
                 return True
             valid, in_progress = row
-            if valid:
+            if valid or (in_progress and not wait):
                 return False
             if not in_progress:
                 await connection.execute(

@@ -14,7 +14,7 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.conninfo import make_conninfo
 
 from autoplay_rag._loop_thread import LoopClosedError, LoopThread
-from autoplay_rag.errors import StoreUnavailableError
+from autoplay_rag.errors import ConfigurationError, StoreError, StoreUnavailableError
 from autoplay_rag.stores.postgres.dsn import place_of
 from autoplay_rag.stores.postgres.encoding import Binary
 from autoplay_rag.stores.postgres.failures import store_error
@@ -131,6 +131,10 @@ class Link:
         connection.adapters.register_dumper(Binary, _BinaryDumper)
         return connection
 
+    def explained(self, error: Exception) -> StoreError | ConfigurationError:
+        """Return the store's error for an error of psycopg."""
+        return store_error(error, self._place)
+
     async def _taken(self) -> Connection:
         while self._free:
             idle = self._free.pop()
@@ -155,7 +159,7 @@ class Link:
                 f"PostgreSQL ({self._place}) did not answer within {self._timeout:g} s"
             ) from None
         except (psycopg.Error, OSError) as error:
-            raise store_error(error, self._place) from None
+            raise self.explained(error) from None
 
     async def _close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         running = [call.task for call in self._calls if call.task is not None]

@@ -95,6 +95,8 @@ class PgVectorStore(VectorStore):
         check_at_least("pool_size", pool_size, 1, whole=True)
         check_above("timeout", timeout)
         _check_name("schema", schema, most=_MOST_NAME_BYTES)
+        if "%" in schema:  # the sign of a parameter in every statement
+            raise ConfigurationError(f"schema must be a name without %, not {schema!r}")
         _check_name("table", table)
         self._parameters = parameters_of(dsn)
         self._schema = schema
