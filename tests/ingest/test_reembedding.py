@@ -70,7 +70,7 @@ async def test_all_chunks_move_to_the_new_model(
         assert await store.score(vector, [chunk.id async for p in store.scan() for chunk in p])
         hits = await pipeline.search("click 7", k=1, mode="dense")
         assert hits[0].text == "click 7"
-        assert hits[0].dense_score == pytest.approx(1.0, abs=1e-5)
+        assert hits[0].dense_score == pytest.approx(1.0, abs=1e-3)  # half precision in PostgreSQL
         await feed(pipeline, make_actions, [30])
         await pipeline.drain()
         assert (await pipeline.verify()).clean
@@ -102,7 +102,7 @@ async def test_the_stream_and_the_searches_go_on(
             number += 3
             hits = await pipeline.search("click 50", k=1, mode="dense")
             assert hits[0].text == "click 50"
-            assert hits[0].dense_score == pytest.approx(1.0, abs=1e-5)
+            assert hits[0].dense_score == pytest.approx(1.0, abs=1e-3)  # half precision in PostgreSQL
             searched += 1
         assert (await moving).refused == 0
         await pipeline.drain()

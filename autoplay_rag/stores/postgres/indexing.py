@@ -53,13 +53,13 @@ class IndexBuilder:
         self._tables = tables
         self._contents = contents
         self._written = 0
-        self._last: Collection | None = None
+        self._filled: dict[int, Collection] = {}
         self._watching: asyncio.Task[None] | None = None
 
     def wrote(self, collection: Collection, rows: int) -> None:
         """Note that chunks were stored without an index; build it once writing has calmed down."""
         self._written += rows
-        self._last = collection
+        self._filled[collection.number] = collection
         if self._watching is None or self._watching.done():
             self._watching = asyncio.get_running_loop().create_task(self._watch())
 
@@ -111,11 +111,14 @@ class IndexBuilder:
     async def _try(self, *, wait: bool) -> None:
         try:
             found, vectors = await self._contents.whole()
-            # The collection may have been exchanged meanwhile. The tables that were filled need
-            # the index.
-            last = self._last if self._last is not None else found
-            if last is not None and await self._is_due(last):
-                await self._build(last, vectors, wait=wait)
+            # What was filled may have another name now, after an exchange.
+            filled, self._filled = self._filled, {}
+            if found is not None:
+                filled[found.number] = found
+            for each in filled.values():
+                with suppress(errors.UndefinedTable):  # dropped meanwhile
+                    if not each.indexed and await self._is_due(each):
+                        await self._build(each, vectors, wait=wait)
         except (psycopg.Error, OSError) as error:
             self._not_built(self._link.explained(error))
         except (StoreError, ConfigurationError) as error:

@@ -241,3 +241,23 @@ async def test_the_index_is_used_where_it_pays(filled, postgres):
     async with asyncio.timeout(30):
         while postgres.run(scans, filled._schema) != [(1,)]:
             await asyncio.sleep(0.05)
+
+
+async def test_what_was_filled_gets_its_index_after_an_exchange(store, postgres, quick):
+    """As `pipeline.reembed` does: the copy is closed after it took the name of the store."""
+    copy = store.sibling("copy")
+    await copy.start("model-b")
+    await copy.upsert(chunks(300), vectors(300))
+    await store.exchange("copy")
+    await copy.aclose()
+    await until_built(postgres, store, number=2)
+
+
+async def test_a_dropped_table_is_no_reason_for_a_warning(make_pg_store, quick, caplog):
+    caplog.set_level(logging.WARNING)
+    store = make_pg_store()
+    await store.start("model-a")
+    await store.upsert(chunks(300), vectors(300))
+    await store.drop()
+    await store.aclose()
+    assert caplog.text == ""
