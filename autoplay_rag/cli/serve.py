@@ -36,7 +36,7 @@ from autoplay_rag.serve.app import create_app
 from autoplay_rag.serve.audit import AuditSink
 from autoplay_rag.serve.keys import Keys
 from autoplay_rag.serve.running import RunningServer, announced
-from autoplay_rag.stores.named import chroma_path, make_store
+from autoplay_rag.stores.named import folder_of, make_store
 
 __all__ = ["serve"]
 
@@ -99,7 +99,7 @@ def serve(
         streams = streams_of(url or [], [], file) if has_streams else []
         clients = [client_of(stream) for stream in streams]
         store = store or file.store or DEFAULT_STORE
-        journal = (journal or file.journal or default_journal(chroma_path(store))).expanduser()
+        journal = (journal or file.journal or default_journal(folder_of(store))).expanduser()
         made = make_store(store, collection or file.get("collection"))
         pipeline = IngestPipeline(
             made,
@@ -118,7 +118,7 @@ def serve(
         if file.path is not None:
             note(f"settings: {file.path}")
         about = RunningServer(
-            server.url, keys.local or "", os.getpid(), str(made.data_folder), made.collection
+            server.url, keys.local or "", os.getpid(), str(made.data_folder or ""), made.collection
         )
         asyncio.run(_serve(server, pipeline, clients, journal, about, has_keys=bool(given)))
 

@@ -9,7 +9,7 @@ from autoplay_rag.stores.chroma import ChromaStore
 from autoplay_rag.stores.postgres import PgVectorStore
 from autoplay_rag.stores.postgres.dsn import is_dsn, public_dsn
 
-__all__ = ["chroma_path", "make_store"]
+__all__ = ["chroma_path", "folder_of", "make_store"]
 
 
 def chroma_path(store: str) -> Path:
@@ -24,8 +24,25 @@ def chroma_path(store: str) -> Path:
     """
     kind, _, path = store.partition(":")
     if kind != "chroma" or not path:
-        raise ConfigurationError(f"store must be chroma:PATH, not {store!r}")
+        raise ConfigurationError(
+            f"store must be chroma:PATH or postgresql://USER@HOST/DATABASE, not {store!r}"
+            if not is_dsn(store)
+            else "store must be chroma:PATH here, not an address of PostgreSQL"
+        )
     return Path(path).expanduser()
+
+
+def folder_of(store: str) -> Path | None:
+    """Return the folder of `chroma:PATH`; None for an address of PostgreSQL.
+
+    Raises:
+        ConfigurationError: If the value has another form.
+
+    Example:
+        >>> folder_of("postgresql://db.test/app") is None
+        True
+    """
+    return None if is_dsn(store) else chroma_path(store)
 
 
 def make_store(store: str, collection: str | None = None) -> ChromaStore | PgVectorStore:

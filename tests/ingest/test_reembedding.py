@@ -102,7 +102,9 @@ async def test_the_stream_and_the_searches_go_on(
             number += 3
             hits = await pipeline.search("click 50", k=1, mode="dense")
             assert hits[0].text == "click 50"
-            assert hits[0].dense_score == pytest.approx(1.0, abs=1e-3)  # half precision in PostgreSQL
+            assert hits[0].dense_score == pytest.approx(
+                1.0, abs=1e-3
+            )  # half precision in PostgreSQL
             searched += 1
         assert (await moving).refused == 0
         await pipeline.drain()

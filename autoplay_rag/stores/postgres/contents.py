@@ -51,13 +51,11 @@ class Contents:
     Args:
         link: The connections.
         tables: The tables of the collection.
-        timeout: Seconds after which the server ends a statement.
     """
 
-    def __init__(self, link: Link, tables: Tables, timeout: float) -> None:
+    def __init__(self, link: Link, tables: Tables) -> None:
         self._link = link
         self._tables = tables
-        self._milliseconds = str(max(1, round(timeout * 1000)))
         self._known: Vectors | None = None
         self.model: str | None = None
         """The model of `start`; None before it."""
@@ -247,19 +245,18 @@ class Contents:
         vector, dimension = half_vector(packed)
         where, parameters = where_of(filter)
         search = _Search(vector, k, where, parameters)
-        async with self._reading() as (connection, found):
+        settings = {
+            # Without these, a search ends with 40 candidates, however few pass the filter.
+            "hnsw.ef_search": str(min(_MOST_EF, max(_LEAST_EF, 2 * k))),
+            "hnsw.iterative_scan": "relaxed_order",
+        }
+        async with self._reading(settings) as (connection, found):
             if found is None or not await self._fits(connection, found, dimension):
                 return []
-            rows: list[tuple[Any, ...]] = []
-            if (
-                found.indexed
-                and k <= _MOST_INDEXED
-                and not (where and await self._few(connection, found, search))
-            ):
-                rows = await self._indexed(connection, found, search)
-            if len(rows) < k:
-                # The index is not there, or gave up before enough chunks had passed.
+            if not found.indexed or k > _MOST_INDEXED:
                 rows = await self._exact(connection, found, search)
+            else:
+                rows = await self._indexed(connection, found, search)
         return [
             Match(
                 decoded_text(one),
@@ -270,26 +267,16 @@ class Contents:
             for one, text, metadata, distance in rows
         ]
 
-    async def _few(self, connection: Connection, found: Collection, search: _Search) -> bool:
-        cursor = await connection.execute(
-            f"SELECT count(*) FROM (SELECT FROM {self._tables.chunks(found.number)} c "
-            f"WHERE {search.where} LIMIT {_FEW + 1}) AS passing",
-            search.parameters,
-        )
-        row = await cursor.fetchone()
-        return row is not None and row[0] <= _FEW
-
     async def _indexed(
         self, connection: Connection, found: Collection, search: _Search
     ) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] | None = None
+        if search.where:
+            rows = await self._of_few(connection, found, search)
+        if rows is not None:
+            return rows
         vectors = self._vectors
         chunks = self._tables.chunks(found.number)
-        # Without these settings, a search ends with 40 candidates, however few pass the filter.
-        await connection.execute(
-            "SELECT set_config('hnsw.ef_search', %s, true), "
-            "set_config('hnsw.iterative_scan', 'relaxed_order', true)",
-            [str(min(_MOST_EF, max(_LEAST_EF, 2 * search.k)))],
-        )
         distance = (
             f"v.vector::{vectors.type}({found.dimension}) {vectors.distance} "
             f"%b::{vectors.type}({found.dimension})"
@@ -302,7 +289,30 @@ class Contents:
             "ORDER BY distance, c.id",
             [search.vector, *search.parameters, search.vector, search.k],
         )
-        return await cursor.fetchall()
+        rows = await cursor.fetchall()
+        # The search of an index gives up after 20,000 vectors.
+        return rows if len(rows) >= search.k else await self._exact(connection, found, search)
+
+    async def _of_few(
+        self, connection: Connection, found: Collection, search: _Search
+    ) -> list[tuple[Any, ...]] | None:
+        """Compare all vectors that pass the filter; None if these are many."""
+        vectors = self._vectors
+        chunks = self._tables.chunks(found.number)
+        cursor = await connection.execute(
+            f"WITH passing AS MATERIALIZED (SELECT c.id FROM {chunks} c WHERE {search.where} "
+            f"LIMIT {_FEW + 1}), many AS (SELECT count(*) > {_FEW} AS many FROM passing), "
+            f"near AS MATERIALIZED (SELECT v.id, v.vector {vectors.distance} %b::{vectors.type} "
+            f"AS distance FROM passing JOIN {self._tables.vectors(found.number)} v USING (id) "
+            "WHERE NOT (SELECT many FROM many) ORDER BY distance, v.id LIMIT %s) "
+            f"SELECT {_CHUNK}, distance, many FROM many LEFT JOIN "
+            f"(near JOIN {chunks} c USING (id)) ON true ORDER BY distance, c.id",
+            [*search.parameters, search.vector, search.k],
+        )
+        rows = await cursor.fetchall()
+        if rows[0][-1]:
+            return None
+        return [row[:-1] for row in rows if row[0] is not None]
 
     async def _exact(
         self, connection: Connection, found: Collection, search: _Search
@@ -355,10 +365,6 @@ class Contents:
                 known = await self._tables.prepare(connection)
             self._known = known
         async with self._link.transaction() as connection:
-            # For this transaction only: a pooler gives the next one another connection.
-            await connection.execute(
-                "SELECT set_config('statement_timeout', %s, true)", [self._milliseconds]
-            )
             yield connection
 
     @asynccontextmanager
@@ -383,9 +389,11 @@ class Contents:
                 yield connection, found
 
     @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[tuple[Connection, Collection | None]]:
+    async def _reading(
+        self, settings: Mapping[str, str] | None = None
+    ) -> AsyncIterator[tuple[Connection, Collection | None]]:
         async with self._transaction() as connection:
-            found = await self._tables.find(connection)
+            found = await self._tables.find(connection, settings=settings)
             if found is not None and self.model is not None and found.model != self.model:
                 if not await self._tables.is_empty(connection, found.number):
                     raise StoreMismatchError(

@@ -107,9 +107,8 @@ def _parsed(dsn: str, owner: str) -> dict[str, str]:
     if dsn in _PREFIXES:
         return {}
     try:
-        if "\0" in dsn:  # libpq would stop reading there
-            raise ValueError
-        found = conninfo_to_dict(dsn)
+        # libpq would stop reading at a NUL. No string has the form of a single slash.
+        found = conninfo_to_dict("/" if "\0" in dsn else dsn)
     except (psycopg.Error, ValueError):
         # The message of libpq may quote the password.
         raise ConfigurationError(

@@ -26,9 +26,9 @@ class Parts:
     def __init__(
         self, parameters: Mapping[str, str], schema: str, table: str, pool_size: int, timeout: float
     ) -> None:
-        tables = Tables(schema, table)
+        tables = Tables(schema, table, timeout)
         self.link = Link(parameters, pool_size, timeout)
-        self.contents = Contents(self.link, tables, timeout)
+        self.contents = Contents(self.link, tables)
         self.indexing = IndexBuilder(self.link, tables, self.contents)
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ Vectors have a table of their own, so that a change of metadata does not touch t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from psycopg import errors
@@ -78,10 +79,12 @@ class Tables:
     Args:
         schema: The name of the schema.
         name: The name of the collection.
+        timeout: Seconds after which the server ends a statement.
     """
 
-    def __init__(self, schema: str, name: str) -> None:
+    def __init__(self, schema: str, name: str, timeout: float) -> None:
         self.name = name
+        self._settings = {"statement_timeout": str(max(1, round(timeout * 1000)))}
         self._schema_name = schema
         self._schema = quoted(schema)
 
@@ -186,26 +189,41 @@ class Tables:
     # -- the collection -------------------------------------------------------------------------
 
     async def find(
-        self, connection: Connection, *, lock: str = "", name: str | None = None
+        self,
+        connection: Connection,
+        *,
+        lock: str = "",
+        name: str | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> Collection | None:
         """Return the collection; None if it is missing.
+
+        The same statement makes settings. They hold for this transaction only: a pooler gives the
+        next one another connection.
 
         Args:
             connection: In a transaction.
             lock: `FOR SHARE` for writers, so that tables are not exchanged meanwhile; `FOR UPDATE`
                 to change the row.
             name: Another collection of the schema.
+            settings: Settings of PostgreSQL, by name, besides the timeout of statements.
         """
+        wanted = self._settings | dict(settings or {})
+        configured = ", set_config(%s, %s, true)" * len(wanted)
         cursor = await connection.execute(
             "SELECT number, model, dimension, format, coalesce((SELECT indisvalid FROM pg_index "
-            f"WHERE indexrelid = to_regclass(%s || number || '_hnsw')), false) "
+            f"WHERE indexrelid = to_regclass(%s || number || '_hnsw')), false){configured} "
             f"FROM {self._schema}.store_collection WHERE name = %s {lock}",
-            [f"{self._schema}.store_vector_", name or self.name],
+            [
+                f"{self._schema}.store_vector_",
+                *(each for setting in wanted.items() for each in setting),
+                name or self.name,
+            ],
         )
         row = await cursor.fetchone()
         if row is None:
             return None
-        number, model, dimension, form, indexed = row
+        number, model, dimension, form, indexed, *_ = row
         if form > _FORMAT:
             raise StoreMismatchError(
                 f"the table {self.name!r} in the schema {self._schema_name!r} was written by a "

@@ -91,7 +91,7 @@ async def test_an_id_that_no_index_can_hold_is_refused(store):
 
 
 async def test_vectors_with_more_dimensions_than_pgvector_keeps_are_refused(store):
-    with pytest.raises(StoreRejectedError, match="16001 dimensions.*16000"):
+    with pytest.raises(StoreRejectedError, match=r"16001 dimensions.*16000"):
         await store.upsert([chunk("a")], [[1.0] * 16_001])
     await store.upsert([chunk("a")], [[1.0] * 16_000])
     assert await store.score([1.0] * 16_000, ["a"]) == pytest.approx({"a": 1}, abs=1e-3)
@@ -213,9 +213,7 @@ def test_any_text_comes_back(text):
 @given(
     st.dictionaries(
         TEXTS.filter(bool),
-        TEXTS
-        | st.integers(-(2**63), 2**63 - 1)
-        | st.floats(allow_nan=False, allow_infinity=False),
+        TEXTS | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False),
     )
 )
 def test_any_metadata_come_back_with_their_types(metadata):

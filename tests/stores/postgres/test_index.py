@@ -65,7 +65,7 @@ def state(postgres, store, number=1):
 
 async def until_built(postgres, store, number=1):
     async with asyncio.timeout(40):
-        while not state(postgres, store, number):
+        while not state(postgres, store, number):  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.05)
 
 
@@ -136,7 +136,7 @@ async def test_a_cancelled_build_is_completed_by_the_server(store, postgres, qui
     await store.upsert(chunks(), vectors())
     building = asyncio.create_task(store.build_index())
     async with asyncio.timeout(30):
-        while state(postgres, store) is None:
+        while state(postgres, store) is None:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0)
     building.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -152,7 +152,7 @@ async def test_a_build_that_fails_is_reported_and_costs_nothing(store, quick, ca
     caplog.set_level(logging.WARNING)
     await store.upsert(chunks(300), vectors(300))
     async with asyncio.timeout(30):
-        while "the vector index of 'chunks' was not built: " not in caplog.text:
+        while "the vector index of 'chunks' was not built: " not in caplog.text:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.02)
     assert "no space" in caplog.text
     assert await store.count() == 300
@@ -210,12 +210,12 @@ async def filled(store, postgres):
 async def test_searches_with_the_index_find_the_nearest(filled, monkeypatch):
     monkeypatch.setattr(contents, "_FEW", 100)
     stored = dict(zip([one.id for one in chunks()], vectors(), strict=True))
-    for filter, passes in FILTERS:
+    for wanted_filter, passes in FILTERS:
         passing = [(name, vector) for name, vector in stored.items() if passes(int(name[1:]))]
         for k in (5, 40, 600):
             right = wanted = 0
             for question in vectors(3, seed=2):
-                found = await filled.query(question, k, filter)
+                found = await filled.query(question, k, wanted_filter)
                 assert len({match.id for match in found}) == len(found) == min(k, len(passing))
                 scores = [match.score for match in found]
                 assert scores == sorted(scores, reverse=True)
@@ -223,7 +223,7 @@ async def test_searches_with_the_index_find_the_nearest(filled, monkeypatch):
                 right += len(nearest(question, passing, k) & {match.id for match in found})
                 wanted += min(k, len(passing))
             # Half precision may exchange neighbours at the end; the index may miss some.
-            assert right >= 0.95 * wanted, (filter, k)
+            assert right >= 0.95 * wanted, (wanted_filter, k)
 
 
 async def test_the_index_is_used_where_it_pays(filled, postgres):
@@ -239,7 +239,7 @@ async def test_the_index_is_used_where_it_pays(filled, postgres):
     await filled.query(question, 10, ALL)
     await filled.aclose()
     async with asyncio.timeout(30):
-        while postgres.run(scans, filled._schema) != [(1,)]:
+        while postgres.run(scans, filled._schema) != [(1,)]:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.05)
 
 
