@@ -24,10 +24,11 @@ def chroma_path(store: str) -> Path:
     """
     kind, _, path = store.partition(":")
     if kind != "chroma" or not path:
+        if is_dsn(store):
+            # Not quoted: it may have a password.
+            raise ConfigurationError("store must be chroma:PATH here, not an address of PostgreSQL")
         raise ConfigurationError(
             f"store must be chroma:PATH or postgresql://USER@HOST/DATABASE, not {store!r}"
-            if not is_dsn(store)
-            else "store must be chroma:PATH here, not an address of PostgreSQL"
         )
     return Path(path).expanduser()
 

@@ -112,13 +112,14 @@ class IndexBuilder:
         try:
             found, vectors = await self._contents.whole()
             # What was filled may have another name now, after an exchange.
-            filled, self._filled = self._filled, {}
             if found is not None:
-                filled[found.number] = found
-            for each in filled.values():
+                self._filled[found.number] = found
+            for each in list(self._filled.values()):
                 with suppress(errors.UndefinedTable):  # dropped meanwhile
                     if not each.indexed and await self._is_due(each):
                         await self._build(each, vectors, wait=wait)
+                # Not before: `close` may have cancelled this, and goes on.
+                self._filled.pop(each.number, None)
         except (psycopg.Error, OSError) as error:
             self._not_built(self._link.explained(error))
         except (StoreError, ConfigurationError) as error:
@@ -204,6 +205,8 @@ async def _finished(connection: Connection) -> None:
         if not pgconn.is_busy():
             break
         await asyncio.sleep(_POLL_SECONDS)
-    while (result := pgconn.get_result()) is not None:
+    # To the end, also after an error: the connection takes no other statement before.
+    results = list(iter(pgconn.get_result, None))
+    for result in results:
         if result.status != pq.ExecStatus.COMMAND_OK:
             raise errors.error_from_result(result)
