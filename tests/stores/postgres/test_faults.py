@@ -15,7 +15,7 @@ from autoplay_rag.errors import (
     StoreUnavailableError,
 )
 from autoplay_rag.stores import Filter, PgVectorStore
-from autoplay_rag.stores.postgres import contents, tables
+from autoplay_rag.stores.postgres import tables
 
 
 @pytest.fixture
@@ -247,15 +247,50 @@ async def test_an_exchange_waits_for_writes(store, make_pg_store, postgres):
     await third.aclose()
 
 
-def test_searches_do_not_keep_settings_in_the_connection():
-    """A pooler gives the next transaction another connection."""
-    import inspect
+async def test_calls_leave_nothing_in_the_connection(make_pg_store, postgres):
+    """A pooler in transaction mode gives the next transaction another connection."""
+    store = make_pg_store(pool_size=1)
+    await store.start("model-a")
+    for number in range(8):  # psycopg prepares a statement at the fifth time
+        await store.upsert([chunk(f"c{number}", user_id="u1")], [EAST])
+        await store.query(EAST, 1, Filter(user_id="u1"))
+        await store.update_metadata({f"c{number}": {"kind": "chat"}})
+        await store.get([f"c{number}"])
+    await store.build_index()
+    await store.query(EAST, 1, ALL)
+    link = store._opened().link
 
-    source = inspect.getsource(contents) + inspect.getsource(tables)
-    for written in ("DO UPDATE SET ", "UPDATE {chunks} c SET ", "store_collection SET "):
-        source = source.replace(written, "")
-    assert "SET " not in source
-    assert source.count("set_config(") == source.count(", true)") == 1
+    async def left():
+        async with link.transaction() as connection:
+            cursor = await connection.execute(
+                "SELECT name FROM pg_settings WHERE source = 'session' UNION ALL "
+                "SELECT name FROM pg_prepared_statements UNION ALL "
+                "SELECT locktype FROM pg_locks WHERE locktype = 'advisory' UNION ALL "
+                "SELECT relname FROM pg_class WHERE relpersistence = 't'"
+            )
+            return [name for (name,) in await cursor.fetchall()]
+
+    assert await link.run(left) == []
+    await store.aclose()
+
+
+async def test_pgvector_may_be_in_any_schema(make_pg_store, postgres):
+    """As with services that keep extensions out of the search path."""
+    postgres.run("CREATE DATABASE elsewhere")
+    dsn = f"host={postgres.socket_folder} user=postgres dbname=elsewhere"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute('CREATE SCHEMA "Ext"')
+        connection.execute('CREATE EXTENSION vector SCHEMA "Ext"')
+    store = make_pg_store(dsn=dsn)
+    await store.start("model-a")
+    for _ in range(2):
+        await store.upsert([chunk("a", user_id="u1"), chunk("b")], [EAST, [0.0, 1.0, 0.0]])
+        await store.build_index()
+    assert ids(await store.query(EAST, 1, ALL)) == ["a"]
+    assert ids(await store.query(EAST, 2, Filter(user_id="u1"))) == ["a"]
+    assert await store.score(EAST, ["b"]) == {"b": 0}
+    await store.aclose()
+    postgres.run("DROP DATABASE elsewhere WITH (FORCE)")
 
 
 def test_a_store_can_be_used_by_many_loops_at_once(postgres, make_pg_store):
