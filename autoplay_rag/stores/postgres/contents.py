@@ -249,6 +249,8 @@ class Contents:
             # Without these, a search ends with 40 candidates, however few pass the filter.
             "hnsw.ef_search": str(min(_MOST_EF, max(_LEAST_EF, 2 * k))),
             "hnsw.iterative_scan": "relaxed_order",
+            # Compiling an expression takes longer than such a search.
+            "jit": "off",
         }
         async with self._reading(settings) as (connection, found):
             if found is None or not await self._fits(connection, found, dimension):

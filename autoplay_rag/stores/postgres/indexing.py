@@ -156,6 +156,11 @@ class IndexBuilder:
                     return
                 with suppress(*_OTHER_BUILDS):  # then that one is waited for
                     await _finished(connection)
+                    # The planner would take the table for a small one until autovacuum comes.
+                    tables = (
+                        f"{self._tables.chunks(found.number)}, {self._tables.vectors(found.number)}"
+                    )
+                    await connection.execute(f"ANALYZE {tables}")
         finally:
             # Not `close`, which may cancel the statement: the server completes it.
             connection.pgconn.finish()
