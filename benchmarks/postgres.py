@@ -149,21 +149,31 @@ class Baseline:
         return [document.id for document in found]
 
 
+Search = Callable[[np.ndarray], Awaitable[list[str]]]
+
+
 async def timed(
-    search: Callable[[np.ndarray], Awaitable[list[str]]],
-    questions: np.ndarray,
-    right: list[set[str]],
-) -> tuple[float, float]:
-    """Return the median time in milliseconds, and the recall."""
-    times, shares = [], []
+    searches: list[Search], questions: np.ndarray, right: list[set[str]]
+) -> list[tuple[float, float]]:
+    """Return the median time in milliseconds and the recall of each.
+
+    They take turns with each question, so that both see the same load of the machine.
+    """
+    times: list[list[float]] = [[] for _ in searches]
+    shares: list[list[float]] = [[] for _ in searches]
     for question in questions[:5]:
-        await search(question)  # opens connections, reads the index
+        for search in searches:
+            await search(question)  # opens connections, reads the index
     for question, wanted in zip(questions, right, strict=True):
-        started = time.perf_counter()
-        found = await search(question)
-        times.append((time.perf_counter() - started) * 1e3)
-        shares.append(len(wanted & set(found)) / len(wanted))
-    return percentile(times, 0.5), statistics.fmean(shares)
+        for search, took, share in zip(searches, times, shares, strict=True):
+            started = time.perf_counter()
+            found = await search(question)
+            took.append((time.perf_counter() - started) * 1e3)
+            share.append(len(wanted & set(found)) / len(wanted))
+    return [
+        (percentile(took, 0.5), statistics.fmean(share))
+        for took, share in zip(times, shares, strict=True)
+    ]
 
 
 def nearest(vectors: np.ndarray, questions: np.ndarray, passing: np.ndarray) -> list[set[str]]:
@@ -248,8 +258,7 @@ async def run(dsn: str, count: int) -> list[Figure]:
             return await baseline.search(question, theirs)
 
         right = nearest(vectors, questions, passing)
-        took, recall = await timed(own, questions, right)
-        its_took, its_recall = await timed(its, questions, right)
+        (took, recall), (its_took, its_recall) = await timed([own, its], questions, right)
         figures.append(
             Figure(
                 f"search among {name}, top {K}: p50 and recall",
