@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -26,8 +27,10 @@ from autoplay_rag.stores.rows import Rows
 
 __all__ = ["Contents"]
 
-_FEW = 5000
-"""If at most this many chunks pass a filter, all of their vectors are compared."""
+_LEAST_FEW, _MOST_FEW = 1000, 10_000
+"""The bounds of the number of chunks that are few: see `_few`."""
+_INDEX_COST = 5
+"""A vector that the index visits costs as much as so many that are compared by id."""
 _LEAST_EF, _MOST_EF = 100, 1000
 """The bounds of `hnsw.ef_search`: the candidates that a search of the index keeps."""
 _MOST_INDEXED = _MOST_EF // 2
@@ -272,49 +275,46 @@ class Contents:
     async def _indexed(
         self, connection: Connection, found: Collection, search: _Search
     ) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] | None = None
-        if search.where:
-            rows = await self._of_few(connection, found, search)
-        if rows is not None:
-            return rows
         vectors = self._vectors
         chunks = self._tables.chunks(found.number)
-        distance = (
-            f"v.vector::{vectors.type}({found.dimension}) {vectors.distance} "
-            f"%b::{vectors.type}({found.dimension})"
-        )
-        passing = f"JOIN {chunks} c USING (id) WHERE {search.where}" if search.where else ""
-        cursor = await connection.execute(
-            f"WITH near AS MATERIALIZED (SELECT v.id, {distance} AS distance "
-            f"FROM {self._tables.vectors(found.number)} v {passing} ORDER BY {distance} LIMIT %s) "
-            f"SELECT {_CHUNK}, distance FROM near JOIN {chunks} c USING (id) "
-            "ORDER BY distance, c.id",
-            [search.vector, *search.parameters, search.vector, search.k],
-        )
+        table = self._tables.vectors(found.number)
+        size = f"{vectors.type}({found.dimension})"
+        distance = f"v.vector::{size} {vectors.distance} %b::{size}"
+        if not search.where:
+            cursor = await connection.execute(
+                f"WITH near AS MATERIALIZED (SELECT v.id, {distance} AS distance FROM {table} v "
+                f"ORDER BY {distance} LIMIT %s) SELECT {_CHUNK}, distance, true "
+                f"FROM near JOIN {chunks} c USING (id) ORDER BY distance, c.id",
+                [search.vector, search.vector, search.k],
+            )
+        else:
+            few = _few(search.k, found.rows)
+            # PostgreSQL executes only the half of `near` whose condition on `many` holds.
+            cursor = await connection.execute(
+                f"WITH passing AS MATERIALIZED (SELECT c.id FROM {chunks} c WHERE {search.where} "
+                "LIMIT %s), "
+                "many AS MATERIALIZED (SELECT count(*) > %s AS many FROM passing), "
+                "near AS MATERIALIZED ("
+                f"(SELECT v.id, v.vector {vectors.distance} %b::{vectors.type} AS distance "
+                f"FROM passing JOIN {table} v USING (id) WHERE NOT (SELECT many FROM many) "
+                "ORDER BY distance, v.id LIMIT %s) UNION ALL "
+                f"(SELECT v.id, {distance} FROM {table} v JOIN {chunks} c USING (id) "
+                f"WHERE {search.where} AND (SELECT many FROM many) ORDER BY {distance} LIMIT %s)) "
+                f"SELECT {_CHUNK}, distance, many FROM many LEFT JOIN "
+                f"(near JOIN {chunks} c USING (id)) ON true ORDER BY distance, c.id",
+                [
+                    *(*search.parameters, few + 1, few),
+                    *(search.vector, search.k),
+                    *(search.vector, *search.parameters, search.vector, search.k),
+                ],
+            )
         rows = await cursor.fetchall()
-        # The search of an index gives up after 20,000 vectors.
-        return rows if len(rows) >= search.k else await self._exact(connection, found, search)
-
-    async def _of_few(
-        self, connection: Connection, found: Collection, search: _Search
-    ) -> list[tuple[Any, ...]] | None:
-        """Compare all vectors that pass the filter; None if these are many."""
-        vectors = self._vectors
-        chunks = self._tables.chunks(found.number)
-        cursor = await connection.execute(
-            f"WITH passing AS MATERIALIZED (SELECT c.id FROM {chunks} c WHERE {search.where} "
-            f"LIMIT {_FEW + 1}), many AS (SELECT count(*) > {_FEW} AS many FROM passing), "
-            f"near AS MATERIALIZED (SELECT v.id, v.vector {vectors.distance} %b::{vectors.type} "
-            f"AS distance FROM passing JOIN {self._tables.vectors(found.number)} v USING (id) "
-            "WHERE NOT (SELECT many FROM many) ORDER BY distance, v.id LIMIT %s) "
-            f"SELECT {_CHUNK}, distance, many FROM many LEFT JOIN "
-            f"(near JOIN {chunks} c USING (id)) ON true ORDER BY distance, c.id",
-            [*search.parameters, search.vector, search.k],
-        )
-        rows = await cursor.fetchall()
-        if rows[0][-1]:
-            return None
-        return [row[:-1] for row in rows if row[0] is not None]
+        approximate = not rows or rows[0][-1]
+        best = [row[:-1] for row in rows if row[0] is not None]
+        if approximate and len(best) < search.k:
+            # The search of an index gives up after 20,000 vectors.
+            return await self._exact(connection, found, search)
+        return best
 
     async def _exact(
         self, connection: Connection, found: Collection, search: _Search
@@ -405,6 +405,18 @@ class Contents:
                     )
                 found = None
             yield connection, found
+
+
+def _few(k: int, rows: int) -> int:
+    """Return how many chunks may pass a filter so that comparing all of them is faster.
+
+    The index visits `k * rows / passing` vectors until `k` of them have passed.
+
+    Args:
+        k: The wanted results.
+        rows: The estimated number of chunks in the collection.
+    """
+    return min(_MOST_FEW, max(_LEAST_FEW, math.isqrt(_INDEX_COST * k * rows)))
 
 
 def _similarity(distance: float) -> float:

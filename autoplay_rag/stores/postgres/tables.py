@@ -42,12 +42,14 @@ class Collection:
         model: The model of its vectors; None if none was named yet.
         dimension: The dimension of its vectors; None before the first.
         indexed: Whether the vector index is complete.
+        rows: The number of chunks by the statistics of the server, which may be old.
     """
 
     number: int
     model: str | None
     dimension: int | None
     indexed: bool
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,10 +214,12 @@ class Tables:
         configured = ", set_config(%s, %s, true)" * len(wanted)
         cursor = await connection.execute(
             "SELECT number, model, dimension, format, coalesce((SELECT indisvalid FROM pg_index "
-            f"WHERE indexrelid = to_regclass(%s || number || '_hnsw')), false){configured} "
+            f"WHERE indexrelid = to_regclass(%s || number || '_hnsw')), false), "
+            f"coalesce((SELECT greatest(reltuples, 0) FROM pg_class "
+            f"WHERE oid = to_regclass(%s || number)), 0)::bigint{configured} "
             f"FROM {self._schema}.store_collection WHERE name = %s {lock}",
             [
-                f"{self._schema}.store_vector_",
+                *[f"{self._schema}.store_vector_"] * 2,
                 *(each for setting in wanted.items() for each in setting),
                 name or self.name,
             ],
@@ -223,13 +227,13 @@ class Tables:
         row = await cursor.fetchone()
         if row is None:
             return None
-        number, model, dimension, form, indexed, *_ = row
+        number, model, dimension, form, indexed, rows, *_ = row
         if form > _FORMAT:
             raise StoreMismatchError(
                 f"the table {self.name!r} in the schema {self._schema_name!r} was written by a "
                 "newer version of autoplay-rag: install that version"
             )
-        return Collection(number, model, dimension, indexed)
+        return Collection(number, model, dimension, indexed, rows)
 
     async def make(
         self, connection: Connection, *, lock: str, name: str | None = None
@@ -329,7 +333,7 @@ class Tables:
             "WHERE name = %s",
             [model, dimension, self.name],
         )
-        return Collection(old.number, model, dimension, old.indexed)
+        return Collection(old.number, model, dimension, old.indexed, old.rows)
 
     async def exchange(self, connection: Connection, other: str) -> None:
         """Exchange the tables of two collections. A missing one counts as empty."""

@@ -208,7 +208,7 @@ async def filled(store, postgres):
 
 
 async def test_searches_with_the_index_find_the_nearest(filled, monkeypatch):
-    monkeypatch.setattr(contents, "_FEW", 100)
+    monkeypatch.setattr(contents, "_LEAST_FEW", 100)
     stored = dict(zip([one.id for one in chunks()], vectors(), strict=True))
     for wanted_filter, passes in FILTERS:
         passing = [(name, vector) for name, vector in stored.items() if passes(int(name[1:]))]
