@@ -179,9 +179,9 @@ class PgVectorStore(VectorStore):
     async def query(self, vector: Vector, k: int, filter: Filter) -> list[Match]:
         """Return the `k` nearest chunks that pass the filter, best first.
 
-        The result is exact without a vector index, if at most 5,000 chunks pass the filter, or if
-        `k` is more than 500. Otherwise the index is searched, which may miss some. The result has
-        fewer than `k` chunks only if fewer pass.
+        The result is exact without a vector index, if few chunks pass the filter (1,000 to 10,000,
+        depending on the size of the collection), or if `k` is more than 500. Otherwise the index is
+        searched, which may miss some. The result has fewer than `k` chunks only if fewer pass.
 
         Args:
             vector: The vector of the question, with the stored dimension.

@@ -14,6 +14,7 @@ from store_helpers import ALL, EAST, NORTH, chunk, ids
 
 from autoplay_rag.errors import MissingExtraError, StoreRejectedError, UnsupportedFilterError
 from autoplay_rag.stores import Chunk, Filter, PgVectorStore
+from autoplay_rag.stores.postgres.contents import _few
 from autoplay_rag.stores.postgres.encoding import (
     decoded_metadata,
     decoded_text,
@@ -232,3 +233,10 @@ async def test_numbers_come_back_from_the_server_with_their_types(store):
     [found] = await store.get(["a"])
     assert found.metadata == metadata
     assert [type(found.metadata[key]) for key in metadata] == [type(n) for n in numbers]
+
+
+def test_what_is_few_grows_with_the_collection_and_with_k():
+    assert _few(20, 0) == 1000
+    assert _few(20, 50_000) == 2236
+    assert _few(100, 50_000) == 5000
+    assert _few(100, 10**9) == 10_000
