@@ -26,6 +26,7 @@ from pipelines import (  # noqa: F401 - fixtures for all
     scripted_embedder,
     titles_fixture,
 )
+from postgres import make_pg_store, postgres  # noqa: F401 - fixtures for all
 
 # No deadline and no check for slow generation: both measure the load of the machine.
 ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

@@ -127,6 +127,20 @@ async def test_it_runs(code, tmp_path):
     await run_block(code, tmp_path, sys.executable)
 
 
+DSN = "postgresql://app@db.example.com/app"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(3))
+async def test_the_recipe_for_postgres_runs(number, postgres, tmp_path):
+    text = (ROOT / "docs" / "recipes" / "postgres.md").read_text()
+    found = BLOCK.findall(text)
+    assert len(found) == 3
+    postgres.run("DROP SCHEMA IF EXISTS autoplay CASCADE")
+    assert DSN in found[number]
+    await run_block(found[number].replace(DSN, postgres.dsn), tmp_path, sys.executable)
+
+
 CONTRACT = re.compile(r"^```python test\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

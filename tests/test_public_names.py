@@ -58,6 +58,7 @@ NAMES = {
         "Match",
         "MemoryStore",
         "Metadata",
+        "PgVectorStore",
         "Rows",
         "SerialThread",
         "Store",

@@ -16,11 +16,9 @@ from autoplay_rag.cli.console import note, say, say_json
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import JournalOption, Place, StoreOption, find_place
 from autoplay_rag.cli.remote import ask, server_of
-from autoplay_rag.errors import StoreError
 from autoplay_rag.maintenance.alone import backup_alone
 from autoplay_rag.maintenance.backup import BackupReport
 from autoplay_rag.maintenance.restoring import restore as put_back
-from autoplay_rag.stores.chroma.copies import DATABASE
 
 __all__ = ["backup", "restore"]
 
@@ -53,8 +51,7 @@ def backup(
     if answer is not None:
         report = msgspec.convert(answer, BackupReport)
     else:
-        if not (place.folder / DATABASE).is_file():
-            raise StoreError(f"no Chroma store at {place.folder}; check the path")
+        place.check_store()
         report = asyncio.run(_backup(folder, place))
     if json:
         say_json(report)

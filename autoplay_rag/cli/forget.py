@@ -26,7 +26,6 @@ from autoplay_rag.cli.options import (
 )
 from autoplay_rag.cli.remote import read, server_of
 from autoplay_rag.embedders.named import make_embedder
-from autoplay_rag.errors import StoreError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.journal.opened import OpenedJournal
 from autoplay_rag.journal.selecting import Asked
@@ -34,7 +33,6 @@ from autoplay_rag.maintenance.asked import asked_of
 from autoplay_rag.maintenance.exporting import export_records
 from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.remote.client import ServeClient
-from autoplay_rag.stores.chroma.copies import DATABASE
 
 __all__ = ["export", "forget"]
 
@@ -89,8 +87,7 @@ def forget(
     elif (answer := ask_pipeline(place.journal, "forget", options)) is not None:
         receipt = msgspec.convert(answer, Receipt)
     else:
-        if not (place.folder / DATABASE).is_file():  # Chroma would create it
-            raise StoreError(f"no Chroma store at {place.folder}; check the path")
+        place.check_store()
         with place.file.explaining(["embedder"] if embedder else []):
             pipeline = IngestPipeline(
                 place.make_store(),

@@ -30,7 +30,7 @@ from autoplay_rag.errors import ConfigurationError, DrainTimeoutError, Recording
 from autoplay_rag.ingest.importing import FORMATS, Format, Imported, import_records
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.sources.records import read_records
-from autoplay_rag.stores.named import chroma_path, make_store
+from autoplay_rag.stores.named import folder_of, make_store
 
 __all__ = ["import_files"]
 
@@ -78,7 +78,7 @@ def import_files(
     options = {"store": store, "embedder": embedder, "collection": collection, "journal": journal}
     with settings.explaining(name for name, value in options.items() if value is not None):
         store = store or settings.store or DEFAULT_STORE
-        journal = journal or settings.journal or default_journal(chroma_path(store))
+        journal = journal or settings.journal or default_journal(folder_of(store))
         pipeline = IngestPipeline(
             make_store(store, collection or settings.get("collection")),
             make_embedder(embedder or settings.get("embedder") or DEFAULT_EMBEDDER),

@@ -32,7 +32,7 @@ from autoplay_rag.errors import AutoplayError, ConfigurationError, ConnectorErro
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.sources.activity import LiveActivitySource
-from autoplay_rag.stores.named import chroma_path, make_store
+from autoplay_rag.stores.named import folder_of, make_store
 
 __all__ = ["ingest"]
 
@@ -133,7 +133,7 @@ def ingest(
                 "autoplay-rag.toml"
             )
         store = store or file.store or DEFAULT_STORE
-        journal = journal or file.journal or default_journal(chroma_path(store))
+        journal = journal or file.journal or default_journal(folder_of(store))
         idle_seconds = file.get("idle_seconds") if idle_seconds is None else idle_seconds
         check_at_least("idle_seconds", idle_seconds, 0, optional=True)
         options = file.pipeline

@@ -26,7 +26,7 @@ from autoplay_rag.journal.copying import Copy
 from autoplay_rag.journal.ledger import COUNTERS, Ledger
 from autoplay_rag.journal.reader import JournalReader, JournalStatus
 from autoplay_rag.maintenance.space import Space, space_of
-from autoplay_rag.stores.named import chroma_path
+from autoplay_rag.stores.named import folder_of
 
 __all__ = ["dead_letters", "status"]
 
@@ -80,16 +80,16 @@ def status(
     """Show the state of a journal: counts, pending payloads, sizes, and whether a pipeline runs."""
     file = load_config(config)
     with file.explaining():
-        folder = chroma_path(file.store or DEFAULT_STORE)
-    own = file.journal or default_journal(folder)
-    is_named = journal is not None
-    journal = journal or own
+        folder = folder_of(file.store or DEFAULT_STORE)
+        is_named = journal is not None
+        own = file.journal or (journal if folder is None else None) or default_journal(folder)
+        journal = journal or own
     server = find_server(journal, is_named=is_named)
     if server is not None:
         found, space = ask(server, _ask_status)
     else:
         found = JournalReader(journal).status()
-        is_own = journal.resolve() == own.resolve() and folder.is_dir()
+        is_own = folder is not None and journal.resolve() == own.resolve() and folder.is_dir()
         space = space_of(journal, folder if is_own else None)
     if check:
         problems = _problems(found)

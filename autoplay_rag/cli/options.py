@@ -11,8 +11,11 @@ import typer
 from autoplay_rag.cli.config import Config, load_config
 from autoplay_rag.cli.console import say, stream_closed
 from autoplay_rag.connector.client import TOKEN_VARIABLE
+from autoplay_rag.errors import ConfigurationError, StoreError
 from autoplay_rag.stores.chroma import ChromaStore
-from autoplay_rag.stores.named import chroma_path, make_store
+from autoplay_rag.stores.chroma.copies import DATABASE
+from autoplay_rag.stores.named import folder_of, make_store
+from autoplay_rag.stores.postgres import PgVectorStore
 
 __all__ = [
     "DEFAULT_EMBEDDER",
@@ -46,7 +49,11 @@ TokenOption = Annotated[
 ]
 StoreOption = Annotated[
     str | None,
-    typer.Option(metavar="chroma:PATH", help=f"The vector store; by default {DEFAULT_STORE}."),
+    typer.Option(
+        metavar="STORE",
+        help="The vector store: chroma:PATH, or postgresql://USER@HOST/DATABASE without a password "
+        f"(see the variable AUTOPLAY_RAG_POSTGRES_DSN); by default {DEFAULT_STORE}.",
+    ),
 ]
 CollectionOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="The collection in the store.")
@@ -114,13 +121,24 @@ def help_without_subcommand(context: typer.Context) -> None:
         raise typer.Exit(USAGE)
 
 
-def default_journal(store: Path) -> Path:
+def default_journal(store: Path | None) -> Path:
     """Return the default journal file for a store.
+
+    Args:
+        store: The folder of the store; None for PostgreSQL.
+
+    Raises:
+        ConfigurationError: If the store has no folder.
 
     Example:
         >>> default_journal(Path("data/chroma")).as_posix()
         'data/chroma-journal.db'
     """
+    if store is None:
+        raise ConfigurationError(
+            "a store in PostgreSQL has no folder for the journal: name the file with --journal, or "
+            "as `journal` in the settings file"
+        )
     if store.name in ("", ".."):  # "." and ".." have no name of their own
         store = store.resolve()
     return store.parent / f"{store.name}-journal.db"
@@ -133,18 +151,37 @@ class Place:
     Attributes:
         file: The settings.
         journal: The journal's file.
-        folder: The folder of the store.
+        store: The name of the store.
         collection: The collection in it; None for the default.
     """
 
     file: Config
     journal: Path
-    folder: Path
+    store: str
     collection: str | None
 
-    def make_store(self) -> ChromaStore:
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the store; None for PostgreSQL."""
+        return folder_of(self.store)
+
+    def make_store(self) -> ChromaStore | PgVectorStore:
         """Make the store."""
-        return make_store(f"chroma:{self.folder}", self.collection)
+        return make_store(self.store, self.collection)
+
+    def has_store(self) -> bool:
+        """Whether there is a store. PostgreSQL answers for itself when it is opened."""
+        # Chroma would create its folder.
+        return self.folder is None or (self.folder / DATABASE).is_file()
+
+    def check_store(self) -> None:
+        """Check that there is a store.
+
+        Raises:
+            StoreError: If the folder has none.
+        """
+        if not self.has_store():
+            raise StoreError(f"no Chroma store at {self.folder}; check the path")
 
 
 def find_place(
@@ -161,6 +198,6 @@ def find_place(
     """
     file = load_config(config)
     with file.explaining(["store"] if store is not None else []):
-        folder = chroma_path(store or file.store or DEFAULT_STORE)
-    journal = journal or file.journal or default_journal(folder)
-    return Place(file, journal.expanduser(), folder, collection or file.get("collection"))
+        name = store or file.store or DEFAULT_STORE
+        journal = journal or file.journal or default_journal(folder_of(name))
+    return Place(file, journal.expanduser(), name, collection or file.get("collection"))

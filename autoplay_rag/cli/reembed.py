@@ -32,9 +32,9 @@ from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.ingest.store_copy import copy_store
 from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.maintenance.report import CopyReport, ReembedReport
-from autoplay_rag.stores.chroma import ChromaStore
+from autoplay_rag.stores.base import VectorStore
 from autoplay_rag.stores.chroma.copies import DATABASE
-from autoplay_rag.stores.named import chroma_path, make_store
+from autoplay_rag.stores.named import folder_of, make_store
 
 __all__ = ["copy", "reembed"]
 
@@ -80,8 +80,7 @@ def reembed(
             note(f"the store has vectors of {clean(before)} already")
         _show(report, name, json=json)
         return
-    if not (place.folder / DATABASE).is_file():  # Chroma would create it
-        raise StoreError(f"no Chroma store at {place.folder}; check the path")
+    place.check_store()
     in_use = JournalReader(place.journal).status().model
     with place.file.explaining(["embedder"] if embedder else []):
         name = embedder or place.file.get("embedder") or DEFAULT_EMBEDDER
@@ -162,29 +161,36 @@ def copy(
     journal = journal and journal.expanduser()
     file = load_config(config)
     with file.explaining(["store"] if from_ else []):
-        folder = chroma_path(from_ or file.store or DEFAULT_STORE)
-    target = chroma_path(to)
+        from_name = from_ or file.store or DEFAULT_STORE
+        folder = folder_of(from_name)
+    target = folder_of(to)
     with file.explaining(["embedder"] if embedder else []):
         name = embedder or file.get("embedder") or DEFAULT_EMBEDDER
         check_embedder_name(name)
     server = None if journal is not None else _server_of_copy(file, folder, from_, from_collection)
     if server is not None:
+        if target is None:
+            raise ConfigurationError(
+                "a running server copies to a Chroma folder only: stop it, and copy to PostgreSQL "
+                "with --journal"
+            )
         job = {"to": f"chroma:{server.path(target)}", "to_collection": to_collection}
         answer = ask(server, lambda api: api.run_job("copy", **job, embedder=name))
         report = msgspec.convert(answer, CopyReport)
         remark = "the server stays with its own store: to move, stop it and copy with --journal"
     else:
         collection = from_collection or (None if from_ else file.get("collection"))
-        if (folder, collection) == (target, to_collection):
+        source = make_store(from_name, collection)
+        copied = make_store(to, to_collection)
+        if (folder, collection) == (target, to_collection) if folder else source == copied:
             raise ConfigurationError("--from and --to name the same collection")
-        if not (folder / DATABASE).is_file():
+        if folder is not None and not (folder / DATABASE).is_file():
             raise StoreError(f"no Chroma store at {folder}; check the path")
         if journal is not None and not journal.is_file():
             raise ConfigurationError(f"no journal found at {journal}; check the path")
-        source = make_store(f"chroma:{folder}", collection)
         with file.explaining(["embedder"] if embedder else []):
             new = make_embedder(name)
-        report = asyncio.run(_copy(source, make_store(to, to_collection), new, journal))
+        report = asyncio.run(_copy(source, copied, new, journal))
         remark = f"from now on, start the pipeline with --store {clean(to)}" if journal else ""
     if json:
         say_json(report)
@@ -195,14 +201,17 @@ def copy(
 
 
 def _server_of_copy(
-    file: Config, folder: Path, from_: str | None, collection: str | None
+    file: Config, folder: Path | None, from_: str | None, collection: str | None
 ) -> Server | None:
     """Find the server whose store is to be copied."""
     if from_ is None:
-        journal = file.journal or default_journal(folder)
+        journal = file.journal or (default_journal(folder) if folder else None)
+        if journal is None:
+            return None
         return find_server(journal, is_named=collection is not None, collection=collection)
     # The settings file may be about another store.
-    for journal in filter(None, (file.journal, default_journal(folder))):
+    beside = default_journal(folder) if folder else None
+    for journal in filter(None, (file.journal, beside)):
         server = find_server(journal, is_named=True, store=folder, collection=collection)
         if server is not None:
             return server
@@ -210,7 +219,7 @@ def _server_of_copy(
 
 
 async def _copy(
-    source: ChromaStore, target: ChromaStore, embedder: Embedder, journal: Path | None
+    source: VectorStore, target: VectorStore, embedder: Embedder, journal: Path | None
 ) -> CopyReport:
     with Interrupts():
         return await copy_store(

@@ -42,12 +42,10 @@ from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.hits import Hit, Hits
 from autoplay_rag.search.searcher import Searcher
 from autoplay_rag.search.serving import Serving
-from autoplay_rag.stores.base import Filter
-from autoplay_rag.stores.chroma import ChromaStore
+from autoplay_rag.stores.base import Filter, VectorStore
 
 __all__ = ["hits_table", "search", "shown_texts", "shown_time"]
 
-_CHROMA_FILE = "chroma.sqlite3"
 _SNIPPET = 160
 
 
@@ -162,7 +160,7 @@ def _sides(place: Place, embeds: Embedder | None, mode: Mode, journal: Path | No
         StoreError: If they cannot answer at all.
     """
     folder, kept = place.folder, None
-    if mode != "text" and (folder / _CHROMA_FILE).is_file():  # Chroma would create it
+    if mode != "text" and place.has_store():
         kept = place.make_store()
     found = journal or _usable(place.journal)
     if found is None and kept is None:
@@ -185,7 +183,7 @@ class _Sides:
         reason: Why a side did not answer.
     """
 
-    store: ChromaStore | None
+    store: VectorStore | None
     embedder: Embedder | None
     journal: Path | None
     is_named: bool
@@ -238,7 +236,7 @@ async def _search(sides: _Sides, asked: _Question) -> tuple[Hits[Hit], list[str]
 
 async def _started(
     sides: _Sides, journal: OpenedJournal | None, mode: Mode
-) -> tuple[ChromaStore | None, OpenedJournal | None]:
+) -> tuple[VectorStore | None, OpenedJournal | None]:
     """Start the store, and return the store and the journal that can be used together."""
     store = sides.store
     if store is None or sides.embedder is None:
@@ -256,7 +254,7 @@ async def _started(
     return store, journal
 
 
-async def _belong_together(store: ChromaStore, journal: OpenedJournal) -> bool:
+async def _belong_together(store: VectorStore, journal: OpenedJournal) -> bool:
     identity = await store.identity()
     return identity is not None and identity.journal_id == journal.journal_id
 

@@ -46,7 +46,7 @@ from autoplay_rag.serve.app import create_app
 from autoplay_rag.serve.audit import AuditSink
 from autoplay_rag.serve.keys import Keys
 from autoplay_rag.serve.running import RunningServer, announced
-from autoplay_rag.stores.named import chroma_path, make_store
+from autoplay_rag.stores.named import folder_of, make_store
 
 __all__ = ["serve"]
 
@@ -129,7 +129,7 @@ def serve(
         with file.explaining(name for name, value in options.items() if value is not None):
             sources = sources_of(url or [], [], file)
             store = store or file.store or DEFAULT_STORE
-            journal = (journal or file.journal or default_journal(chroma_path(store))).expanduser()
+            journal = (journal or file.journal or default_journal(folder_of(store))).expanduser()
             made = make_store(store, collection or file.get("collection"))
             pipeline = IngestPipeline(
                 made,
@@ -150,7 +150,7 @@ def serve(
         if file.path is not None:
             note(f"settings: {file.path}")
         about = RunningServer(
-            server.url, keys.local or "", os.getpid(), str(made.data_folder), made.collection
+            server.url, keys.local or "", os.getpid(), str(made.data_folder or ""), made.collection
         )
         reading = _reading_samples() if samples else nullcontext(sources)
         asyncio.run(_serve(server, pipeline, reading, journal, about, has_keys=bool(given)))

@@ -35,7 +35,7 @@ from autoplay_rag.search.timeline import (
     read_session,
     wanted_of,
 )
-from autoplay_rag.stores.named import chroma_path
+from autoplay_rag.stores.named import folder_of
 
 __all__ = ["session", "sessions"]
 
@@ -166,16 +166,17 @@ def _journal(journal: Path | None, store: str | None, config: Path | None) -> Pa
         return journal
     file = load_config(config)
     with file.explaining(() if store is None else ("store",)):
-        folder = chroma_path(store or file.store or DEFAULT_STORE)
-    beside = default_journal(folder)
-    return beside if store is not None else file.journal or beside
+        folder = folder_of(store or file.store or DEFAULT_STORE)
+        if store is None and file.journal is not None:
+            return file.journal
+        return default_journal(folder)
 
 
 def _server(path: Path, journal: Path | None, store: str | None) -> Server | None:
     return find_server(
         path,
         is_named=journal is not None or store is not None,
-        store=None if store is None else chroma_path(store),
+        store=None if store is None else folder_of(store),
     )
 
 

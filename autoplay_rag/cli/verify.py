@@ -23,11 +23,10 @@ from autoplay_rag.cli.options import (
 )
 from autoplay_rag.cli.remote import ask, server_of
 from autoplay_rag.embedders.named import make_embedder
-from autoplay_rag.errors import ConfigurationError, StoreError
+from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.maintenance.alone import verify_alone
 from autoplay_rag.maintenance.report import VerifyReport
-from autoplay_rag.stores.chroma.copies import DATABASE
 
 __all__ = ["verify"]
 
@@ -77,8 +76,7 @@ def verify(
     if answer is not None:
         report = msgspec.convert(answer, VerifyReport)
     else:
-        if not (place.folder / DATABASE).is_file():  # Chroma would create it
-            raise StoreError(f"no Chroma store at {place.folder}; check the path")
+        place.check_store()
         if repair:
             with place.file.explaining(["embedder"] if embedder else []):
                 name = embedder or place.file.get("embedder") or DEFAULT_EMBEDDER

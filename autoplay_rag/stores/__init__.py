@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from autoplay_rag._serial import SerialThread
     from autoplay_rag.stores.chroma import ChromaStore
     from autoplay_rag.stores.memory import MemoryStore
+    from autoplay_rag.stores.postgres import PgVectorStore
     from autoplay_rag.stores.rows import Rows, checked_changes, pack, pack_vector
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Match",
     "MemoryStore",
     "Metadata",
+    "PgVectorStore",
     "Rows",
     "SerialThread",
     "Store",
@@ -51,6 +53,7 @@ __getattr__, __dir__ = lazy_exports(
     {
         "ChromaStore": "autoplay_rag.stores.chroma",
         "MemoryStore": "autoplay_rag.stores.memory",
+        "PgVectorStore": "autoplay_rag.stores.postgres",
         # For custom stores: functions that check and pack batches, and a thread for blocking work.
         "Rows": "autoplay_rag.stores.rows",
         "SerialThread": "autoplay_rag._serial",

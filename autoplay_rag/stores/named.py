@@ -6,8 +6,10 @@ from pathlib import Path
 
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.stores.chroma import ChromaStore
+from autoplay_rag.stores.postgres import PgVectorStore
+from autoplay_rag.stores.postgres.dsn import is_dsn, public_dsn
 
-__all__ = ["chroma_path", "make_store"]
+__all__ = ["chroma_path", "folder_of", "make_store"]
 
 
 def chroma_path(store: str) -> Path:
@@ -22,19 +24,42 @@ def chroma_path(store: str) -> Path:
     """
     kind, _, path = store.partition(":")
     if kind != "chroma" or not path:
-        raise ConfigurationError(f"store must be chroma:PATH, not {store!r}")
+        if is_dsn(store):
+            # Not quoted: it may have a password.
+            raise ConfigurationError("store must be chroma:PATH here, not an address of PostgreSQL")
+        raise ConfigurationError(
+            f"store must be chroma:PATH or postgresql://USER@HOST/DATABASE, not {store!r}"
+        )
     return Path(path).expanduser()
 
 
-def make_store(store: str, collection: str | None = None) -> ChromaStore:
-    """Make the store of a name.
-
-    Args:
-        store: `chroma:PATH`.
-        collection: The collection in the store; None for the default.
+def folder_of(store: str) -> Path | None:
+    """Return the folder of `chroma:PATH`; None for an address of PostgreSQL.
 
     Raises:
         ConfigurationError: If the value has another form.
+
+    Example:
+        >>> folder_of("postgresql://db.test/app") is None
+        True
     """
+    return None if is_dsn(store) else chroma_path(store)
+
+
+def make_store(store: str, collection: str | None = None) -> ChromaStore | PgVectorStore:
+    """Make the store of a name.
+
+    Args:
+        store: `chroma:PATH`, or `postgresql://user@host/database` without a password, which comes
+            from `AUTOPLAY_RAG_POSTGRES_DSN[_FILE]`, `PGPASSWORD` or `~/.pgpass`. `postgresql:`
+            takes the whole address from `AUTOPLAY_RAG_POSTGRES_DSN[_FILE]`.
+        collection: The collection in the store; None for the default.
+
+    Raises:
+        ConfigurationError: If the value has another form, or contains a password.
+    """
+    if is_dsn(store):
+        dsn = public_dsn(store)
+        return PgVectorStore(dsn, table=collection) if collection else PgVectorStore(dsn)
     path = chroma_path(store)
     return ChromaStore(path, collection) if collection else ChromaStore(path)

@@ -49,7 +49,6 @@ S = TypeVar("S", bound=Store)
 _ALL = Filter()
 _EAST, _NORTH, _WEST = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]
 _MODEL, _OTHER_MODEL = "model-a", "model-b"
-_CLOSE = 1e-5
 _IDENTITY = StoreIdentity("store-1", "journal-1", 7)
 _OTHER_IDENTITY = StoreIdentity("store-2", "journal-1", 3)
 
@@ -147,10 +146,14 @@ class _StoreContract(ABC, Generic[S]):
             store that cannot record the model sets this to False.
         translates_all_filters: Whether the store translates every condition of `Filter`. If
             False, it may raise `UnsupportedFilterError` instead.
+        score_tolerance: The most by which a score of a `VectorStore` may differ from the cosine
+            similarity, for vectors of three dimensions. A store that keeps half precision sets
+            this to 5e-4.
     """
 
     keeps_model = True
     translates_all_filters = True
+    score_tolerance = 1e-5
 
     @pytest.fixture
     async def store(self, make_store: Callable[[], S]) -> AsyncIterator[S]:
@@ -491,7 +494,7 @@ class _StoreContract(ABC, Generic[S]):
         )
         [after] = await self._find(store, 5, Filter(user_id="u1"))
         assert (after.id, after.text) == ("a", "text of a")
-        assert after.score == pytest.approx(before.score, abs=_CLOSE)
+        assert after.score == pytest.approx(before.score, abs=self.score_tolerance)
         assert after.metadata == {"session_id": "s1", "user_id": "u1", "number": "one"}
         assert _ids(await self._find(store, 5, Filter(user_id="u2"))) == ["b"]
         assert await self._size(store) == 2
@@ -792,6 +795,8 @@ class VectorStoreContract(_StoreContract[VectorStore]):
             `start`. An adapter of a store that cannot record them sets this to False.
         translates_all_filters: Whether the store translates every condition of `Filter`. If
             False, it may raise `UnsupportedFilterError` instead.
+        score_tolerance: The most by which a score may differ from the cosine similarity. A store
+            that keeps half precision sets this to 5e-4.
 
     Example:
         >>> import pytest
@@ -819,7 +824,7 @@ class VectorStoreContract(_StoreContract[VectorStore]):
         found = await store.query([10.0, 0.0, 0.0], 4, _ALL)
         assert _ids(found) == ["east", "both", "north", "west"]
         assert [match.score for match in found] == pytest.approx(
-            [1, math.sqrt(0.5), 0, -1], abs=_CLOSE
+            [1, math.sqrt(0.5), 0, -1], abs=self.score_tolerance
         )
 
     async def test_k_takes_the_nearest(self, store: VectorStore) -> None:
@@ -832,7 +837,7 @@ class VectorStoreContract(_StoreContract[VectorStore]):
         await store.upsert([_chunk("a", "new")], [_WEST])
         [match] = await store.query(_WEST, 1, _ALL)
         assert (match.id, match.text) == ("a", "new")
-        assert match.score == pytest.approx(1, abs=_CLOSE)
+        assert match.score == pytest.approx(1, abs=self.score_tolerance)
         assert _ids(await store.query(_EAST, 2, _ALL)) == ["b", "a"]
 
     async def test_of_equal_ids_in_a_batch_the_last_stays(self, store: VectorStore) -> None:
@@ -840,7 +845,7 @@ class VectorStoreContract(_StoreContract[VectorStore]):
         assert await self._size(store) == 1
         [match] = await store.query(_NORTH, 1, _ALL)
         assert match.text == "second"
-        assert match.score == pytest.approx(1, abs=_CLOSE)
+        assert match.score == pytest.approx(1, abs=self.score_tolerance)
 
     async def test_scores_are_the_cosine_similarities(self, store: VectorStore) -> None:
         if await _lacks(store, "score"):
@@ -850,16 +855,20 @@ class VectorStoreContract(_StoreContract[VectorStore]):
                   "both": [5.0, 5.0, 0.0], "zero": [0.0, 0.0, 0.0]}  # fmt: skip
         await store.upsert([_chunk(chunk_id) for chunk_id in stored], list(stored.values()))
         found = await store.score([10.0, 0.0, 0.0], ["west", "unknown", "both", "both", "zero"])
-        assert found == pytest.approx({"west": -1, "both": math.sqrt(0.5), "zero": 0}, abs=_CLOSE)
+        assert found == pytest.approx(
+            {"west": -1, "both": math.sqrt(0.5), "zero": 0}, abs=self.score_tolerance
+        )
         assert all(type(score) is float for score in found.values())
         assert await store.score(_EAST, []) == {}
         zero = await store.score([0.0, 0.0, 0.0], list(stored))
-        assert zero == pytest.approx(dict.fromkeys(stored, 0), abs=_CLOSE)
+        assert zero == pytest.approx(dict.fromkeys(stored, 0), abs=self.score_tolerance)
         if not await _lacks(store, "delete"):
             await store.delete(["west"])
             assert await store.score(_EAST, ["west"]) == {}
         await store.upsert([_chunk("east")], [_NORTH])
-        assert await store.score(_EAST, ["east"]) == pytest.approx({"east": 0}, abs=_CLOSE)
+        assert await store.score(_EAST, ["east"]) == pytest.approx(
+            {"east": 0}, abs=self.score_tolerance
+        )
 
     async def test_scores_of_more_than_a_batch(self, store: VectorStore) -> None:
         if await _lacks(store, "score"):
@@ -899,13 +908,13 @@ class VectorStoreContract(_StoreContract[VectorStore]):
         await store.upsert([_chunk("a")], [vector])
         vector[0] = -1.0
         [match] = await store.query(_EAST, 1, _ALL)
-        assert match.score == pytest.approx(1, abs=_CLOSE)
+        assert match.score == pytest.approx(1, abs=self.score_tolerance)
 
     async def test_a_zero_vector_is_similar_to_nothing(self, store: VectorStore) -> None:
         await store.upsert([_chunk("zero"), _chunk("west")], [[0.0, 0.0, 0.0], _WEST])
         found = await store.query(_EAST, 2, _ALL)
         assert _ids(found) == ["zero", "west"]
-        assert found[0].score == pytest.approx(0, abs=_CLOSE)
+        assert found[0].score == pytest.approx(0, abs=self.score_tolerance)
         zero = await store.query([0.0, 0.0, 0.0], 2, _ALL)
         assert all(math.isfinite(match.score) for match in zero)
 

@@ -121,7 +121,9 @@ def test_an_option_that_cannot_work_is_not_blamed_on_the_file(tmp_path, capsys):
     assert run(["ingest", URL, "--batch-window", "-1"]) == 2
     assert capsys.readouterr().err == "error: batch_window must be at least 0, not -1.0\n"
     assert run(["ingest", URL, "--store", "pg:x"]) == 2
-    assert capsys.readouterr().err == "error: store must be chroma:PATH, not 'pg:x'\n"
+    assert capsys.readouterr().err == (
+        "error: store must be chroma:PATH or postgresql://USER@HOST/DATABASE, not 'pg:x'\n"
+    )
     assert run(["ingest", URL, "--retention-days", "0"]) == 2
     expected = "error: retention_days must be above 0 or None, not 0.0\n"
     assert capsys.readouterr().err == expected

@@ -29,9 +29,16 @@ def other(scripted_embedder):
     return Other(12)
 
 
-@pytest.fixture(params=["memory", "chroma"])
+@pytest.fixture(params=["memory", "chroma", "postgres"])
 def store(request, tmp_path):
+    if request.param == "postgres":
+        return request.getfixturevalue("make_pg_store")()
     return MemoryStore() if request.param == "memory" else ChromaStore(tmp_path / "chroma")
+
+
+def precision_of(store):
+    """How exact a score is: PostgreSQL has vectors in half precision."""
+    return 1e-5 if isinstance(store, MemoryStore | ChromaStore) else 1e-3
 
 
 async def feed(pipeline, make_actions, numbers, user="ann"):
@@ -68,7 +75,7 @@ async def test_all_chunks_move_to_the_new_model(
         assert await store.score(vector, [chunk.id async for p in store.scan() for chunk in p])
         hits = await pipeline.search("click 7", k=1, mode="dense")
         assert hits[0].text == "click 7"
-        assert hits[0].dense_score == pytest.approx(1.0, abs=1e-5)
+        assert hits[0].dense_score == pytest.approx(1.0, abs=precision_of(store))
         await feed(pipeline, make_actions, [30])
         await pipeline.drain()
         assert (await pipeline.verify()).clean
@@ -100,7 +107,7 @@ async def test_the_stream_and_the_searches_go_on(
             number += 3
             hits = await pipeline.search("click 50", k=1, mode="dense")
             assert hits[0].text == "click 50"
-            assert hits[0].dense_score == pytest.approx(1.0, abs=1e-5)
+            assert hits[0].dense_score == pytest.approx(1.0, abs=precision_of(store))
             searched += 1
         assert (await moving).refused == 0
         await pipeline.drain()

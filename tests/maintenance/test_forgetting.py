@@ -417,11 +417,17 @@ async def test_no_search_finds_it_while_the_store_cannot_delete(
         assert await store.count() == 1
 
 
-@pytest.mark.parametrize("kind", ["memory", "chroma"])
+@pytest.fixture(params=["memory", "chroma", "postgres"])
+def any_store(request, tmp_path):
+    if request.param == "postgres":
+        return request.getfixturevalue("make_pg_store")()
+    return MemoryStore() if request.param == "memory" else ChromaStore(tmp_path / "chroma")
+
+
 async def test_the_last_person_leaves_the_results_of_others_as_they_were(
-    make_pipeline, make_actions, tmp_path, kind
+    make_pipeline, make_actions, tmp_path, any_store
 ):
-    store = MemoryStore() if kind == "memory" else ChromaStore(tmp_path / "chroma")
+    store = any_store
     users = [f"user{n}" for n in range(8)]
     questions = ["report 3 of user3", "export", "user5"]
     async with make_pipeline(store, journal=tmp_path / "j.db") as pipeline:

@@ -79,7 +79,7 @@ def similarity(one, other) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True)) / lengths if lengths else 0.0
 
 
-async def check(store, steps, questions):
+async def check(store, steps, questions, within=1e-5):
     """Make the changes in a store and in a dict, and compare all answers."""
     held: dict[str, tuple[list[int], dict]] = {}
     await store.start("model-a")
@@ -108,17 +108,17 @@ async def check(store, steps, questions):
         }
         found = await store.query(vector, k, wanted)
         best = sorted(scores.values(), reverse=True)[:k]
-        assert [match.score for match in found] == pytest.approx(best, abs=1e-5)
+        assert [match.score for match in found] == pytest.approx(best, abs=within)
         assert len({match.id for match in found}) == len(found)
         for match in found:
-            assert match.score == pytest.approx(scores[match.id], abs=1e-5)
+            assert match.score == pytest.approx(scores[match.id], abs=within)
             assert match.text == f"text of {match.id}"
             assert match.metadata == held[match.id][1]
             types = {key: type(value) for key, value in held[match.id][1].items()}
             assert {key: type(value) for key, value in match.metadata.items()} == types
         everything = {name: similarity(vector, stored) for name, (stored, _) in held.items()}
         found_scores = await store.score(vector, [*held, "unknown"])
-        assert found_scores == pytest.approx(everything, abs=1e-5)
+        assert found_scores == pytest.approx(everything, abs=within)
 
 
 @given(STEPS, QUESTIONS)
@@ -133,6 +133,24 @@ def folder(tmp_path_factory):
     worker = SharedWorker.acquire(path)
     yield path
     asyncio.run(worker.release())
+
+
+@settings(
+    deadline=None,
+    max_examples=max(10, settings.default.max_examples // 2),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(STEPS, QUESTIONS)
+def test_postgres_without_an_index_is_exact(make_pg_store, steps, questions):
+    async def run() -> None:
+        store = make_pg_store(schema="filters", table=f"test-{next(NUMBERS)}")
+        try:
+            await check(store, steps, questions, within=1e-3)  # half precision
+            await store.drop()
+        finally:
+            await store.aclose()
+
+    asyncio.run(run())
 
 
 @settings(

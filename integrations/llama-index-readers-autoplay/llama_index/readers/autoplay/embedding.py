@@ -37,10 +37,11 @@ class LocalEmbedding(BaseEmbedding):
     def __init__(self, *, precision: Literal["fp32", "int8"] = "fp32", **options: Any) -> None:
         embedder = LocalEmbedder(precision=precision)
         given: dict[str, Any] = {
+            "precision": precision,
             "model_name": embedder.model,
             "embed_batch_size": embedder.max_inputs,
         }
-        super().__init__(precision=precision, **given | options)
+        super().__init__(**given | options)
         self._embedder = embedder
 
     @classmethod
