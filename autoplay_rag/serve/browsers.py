@@ -10,13 +10,28 @@ from typing import Final
 
 from autoplay_rag.serve.auth import Authenticator
 
-__all__ = ["COOKIE", "Browsers"]
+__all__ = ["Browsers", "cookie_name"]
 
-COOKIE: Final = "autoplay_rag_session"
-"""The cookie with the id. A browser sends it only from the page itself (SameSite), but to every
-port of the host. So it does not hold the key: another server on localhost would get it."""
 _MOST: Final = 1_000
 _SECONDS: Final = 12 * 3600.0
+
+
+def cookie_name(host: str) -> str:
+    """Return the name of the cookie with a browser's id.
+
+    A browser sends a cookie only from the page itself (SameSite), but to every port of the host. So
+    it does not hold the key, which another server on localhost would get, and its name has the
+    port: two servers on one machine do not sign each other's browsers out.
+
+    Args:
+        host: The header `Host` of the request.
+
+    Example:
+        >>> cookie_name("127.0.0.1:8760")
+        'autoplay_rag_session_8760'
+    """
+    port = host.rpartition(":")[2]
+    return f"autoplay_rag_session_{port}" if port.isdigit() else "autoplay_rag_session"
 
 
 class Browsers:

@@ -24,7 +24,7 @@ from autoplay_rag._tracing import Attribute, traced
 from autoplay_rag.connector.sse import MAX_EVENT_BYTES
 from autoplay_rag.serve.audit import AuditRecord, AuditSink
 from autoplay_rag.serve.auth import Authenticator, Principal
-from autoplay_rag.serve.browsers import COOKIE, Browsers
+from autoplay_rag.serve.browsers import Browsers, cookie_name
 from autoplay_rag.serve.problems import ProblemError, problem
 from autoplay_rag.serve.rates import Rates
 
@@ -181,7 +181,8 @@ class Guard:
         return principal
 
     def _of_cookie(self, headers: Headers) -> str | None:
-        found = cookie_parser(headers.get("cookie", "")).get(COOKIE)
+        name = cookie_name(headers.get("host", ""))
+        found = cookie_parser(headers.get("cookie", "")).get(name)
         return self._browsers.credential(found) if found else None
 
     def _check_host(self, headers: Headers) -> None:

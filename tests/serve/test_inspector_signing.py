@@ -1,11 +1,12 @@
 """Signing in to the inspector, and out: a key is swapped for a cookie that does not hold it."""
 
+import httpx
 import pytest
 from page_reader import browser, signed_in, submit
 from serve_server import KEYS, token
 
 from autoplay_rag.serve.auth import Authenticator
-from autoplay_rag.serve.browsers import COOKIE, Browsers
+from autoplay_rag.serve.browsers import Browsers, cookie_name
 
 
 async def test_without_a_key_there_is_a_form(running):
@@ -69,9 +70,19 @@ async def test_signing_in_leads_nowhere_else(running, to):
         assert (await signed_in(running, client, KEYS.read, to=to)).headers["location"] == "./"
 
 
+def cookie_of(running):
+    return cookie_name(httpx.URL(running.server.url).netloc.decode())
+
+
+async def test_two_servers_on_one_machine_do_not_share_a_cookie(running):
+    async with browser(running) as client:
+        await signed_in(running, client, KEYS.read)
+        assert list(client.cookies) == [f"autoplay_rag_session_{running.server.port}"]
+
+
 async def test_the_key_itself_is_not_a_cookie(running):
     async with browser(running) as client:
-        client.cookies.set(COOKIE, KEYS.read)
+        client.cookies.set(cookie_of(running), KEYS.read)
         assert (await client.get("/v1/ledger")).status_code == 401
         assert (await client.get("/")).status_code == 401
 
@@ -99,10 +110,11 @@ async def test_another_site_cannot_sign_a_browser_in(running):
 async def test_signing_out_ends_it_for_every_copy_of_the_cookie(running):
     async with browser(running) as client:
         await signed_in(running, client, KEYS.read)
-        copy = client.cookies[COOKIE]
+        name = cookie_of(running)
+        copy = client.cookies[name]
         assert (await submit(running, client, "/sign-out", {})).has_redirect_location
-        assert COOKIE not in client.cookies
-        client.cookies.set(COOKIE, copy)
+        assert name not in client.cookies
+        client.cookies.set(name, copy)
         assert (await client.get("/v1/ledger")).status_code == 401
 
 

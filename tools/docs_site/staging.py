@@ -34,6 +34,7 @@ _ADDED: Final = {
     "README.md": "project/readme.md",
     "CHANGELOG.md": "project/changelog.md",
     "CONTRIBUTING.md": "project/contributing.md",
+    "deploy/README.md": "project/deploy.md",
     "SECURITY.md": "project/security.md",
     "integrations/langchain-autoplay/README.md": "integrations/langchain-autoplay.md",
     "integrations/llama-index-readers-autoplay/README.md": "integrations/llama-index.md",

@@ -11,7 +11,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 
 from autoplay_rag.serve.access import Access, Needs
-from autoplay_rag.serve.browsers import COOKIE
+from autoplay_rag.serve.browsers import cookie_name
 from autoplay_rag.serve.inspector.pages import page
 from autoplay_rag.serve.serving import serving_of
 
@@ -35,11 +35,11 @@ async def sign_in(request: Request, _: Open) -> Response:
 @router.post("/sign-out")
 async def sign_out(request: Request, _: Open) -> Response:
     """Forget the cookie, here and in the browser."""
-    serving_of(request).browsers.sign_out(
-        cookie_parser(request.headers.get("cookie", "")).get(COOKIE, "")
-    )
+    name = _cookie(request)
+    held = cookie_parser(request.headers.get("cookie", "")).get(name, "")
+    serving_of(request).browsers.sign_out(held)
     left = RedirectResponse("./", 303)
-    left.delete_cookie(COOKIE, path=_root(request), httponly=True, samesite="strict")
+    left.delete_cookie(name, path=_root(request), httponly=True, samesite="strict")
     return left
 
 
@@ -58,9 +58,18 @@ def swapped(request: Request, credential: str, to: str = "") -> Response:
     answer = RedirectResponse(f"./{to}", 303)
     secure = request.url.scheme == "https"
     answer.set_cookie(
-        COOKIE, made, httponly=True, samesite="strict", secure=secure, path=_root(request)
+        _cookie(request),
+        made,
+        httponly=True,
+        samesite="strict",
+        secure=secure,
+        path=_root(request),
     )
     return answer
+
+
+def _cookie(request: Request) -> str:
+    return cookie_name(request.headers.get("host", ""))
 
 
 def _root(request: Request) -> str:
