@@ -15,6 +15,7 @@ from autoplay_rag._html import table_html
 from autoplay_rag._timings import Timings
 from autoplay_rag._tracing import captures_content
 from autoplay_rag.content.filters import Moment
+from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.redaction import Redact, redaction_rule
 from autoplay_rag.content.render import Render
 from autoplay_rag.content.render import render as default_render
@@ -855,6 +856,32 @@ class IngestPipeline(Questions):
         check_embeds(store, embedder)
         new = None if embedder is None else as_embedder(embedder)
         return await _on_loop(run.loop, run.copy_to(store, new, tell=on_progress))
+
+    async def session_times(
+        self, product_id: str, session_ids: Sequence[str]
+    ) -> dict[str, tuple[float, float]]:
+        """Return when sessions began and ended, of those that are known.
+
+        A payload counts as soon as it is accepted.
+
+        Args:
+            product_id: Their product.
+            session_ids: Their ids.
+
+        Returns:
+            By session id, the times of the first and the last action in Unix seconds. Sessions
+            without a known time are left out.
+
+        Raises:
+            PipelineClosedError: If the pipeline is not running.
+        """
+        lanes = [session_lane(product_id, session_id) for session_id in session_ids]
+        visits = await self._open_run().visits(lanes)
+        return {
+            visit.session_id: (visit.first, visit.last)
+            for visit in visits.values()
+            if visit.session_id and visit.first is not None and visit.last is not None
+        }
 
     async def session_part(
         self,

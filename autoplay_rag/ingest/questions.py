@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from autoplay_rag._checks import check_above
 from autoplay_rag._loop_thread import LoopClosedError, LoopThread
 from autoplay_rag.content.filters import Filter, Moment
-from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import ConfigurationError, PipelineClosedError
 from autoplay_rag.ingest.running import RunningPipeline
@@ -263,32 +262,6 @@ class Questions(ABC):
         return await self._open_run().timeline.products(
             *map(_storable, (user_id, session_id, conversation_id))
         )
-
-    async def session_times(
-        self, product_id: str, session_ids: Sequence[str]
-    ) -> dict[str, tuple[float, float]]:
-        """Return when sessions began and ended, of those that are known.
-
-        A payload counts as soon as it is accepted.
-
-        Args:
-            product_id: Their product.
-            session_ids: Their ids.
-
-        Returns:
-            By session id, the times of the first and the last action in Unix seconds. Sessions
-            without a known time are left out.
-
-        Raises:
-            PipelineClosedError: If the pipeline is not running.
-        """
-        lanes = [session_lane(product_id, session_id) for session_id in session_ids]
-        visits = await self._open_run().visits(lanes)
-        return {
-            visit.session_id: (visit.first, visit.last)
-            for visit in visits.values()
-            if visit.session_id and visit.first is not None and visit.last is not None
-        }
 
     def actions(
         self,

@@ -107,7 +107,7 @@ def test_every_command_is_in_its_reference():
     assert "\n### dead-letters retry\n" in text
     serve = text.partition("\n## serve\n")[2].partition("\n## ")[0]
     assert "| `--port VALUE` |" in serve
-    assert "| `URL` |" in serve
+    assert "| `SOURCE` |" in serve
     assert "`--help`" not in text
 
 
