@@ -59,3 +59,11 @@ def test_broken_links_are_named(tmp_path):
         "docs/page.md: no.md: no such file",
         "docs/page.md: ../../x: no such file",
     ]
+
+
+def test_the_sources_of_a_picture_are_rewritten_and_checked(tmp_path):
+    text = '<picture>\n<source srcset="docs/i/dark.png">\n<img src="docs/i/light.png">\n</picture>\n'
+    assert list(links(text)) == ["docs/i/dark.png", "docs/i/light.png"]
+    assert len(list(broken_links(text, "README.md", tmp_path))) == 2
+    places = {"docs/i/dark.png": "i/dark.png", "docs/i/light.png": "i/light.png"}
+    assert relink(text, "README.md", "project/readme.md", places) == text.replace("docs/", "../")

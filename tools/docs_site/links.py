@@ -16,6 +16,8 @@ _LINK = re.compile(
     r"|(?P<text>!?\[(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*\])\((?P<target>[^()\s]+)\)",
     re.DOTALL,
 )
+# A picture for light and dark pages can only be written in HTML.
+_ATTRIBUTE = re.compile(r'\b(?P<name>src|srcset)="(?P<target>[^"\s]+)"')
 _HEADING = re.compile(r"^#{1,6} +(.+?)(?: +\{[^}]*\})?$", re.MULTILINE)
 _IDENTIFIER = re.compile(r"^::: (\S+)$", re.MULTILINE)
 _ELSEWHERE = re.compile(r"^(?:[a-z]+:|//)")
@@ -24,9 +26,10 @@ _ELSEWHERE = re.compile(r"^(?:[a-z]+:|//)")
 def links(markdown: str) -> Iterator[str]:
     """Yield the targets of the links and images outside of code."""
     for prose, _ in _split(markdown):
-        for found in _LINK.finditer(prose):
-            if found["target"]:
-                yield found["target"]
+        for pattern in (_LINK, _ATTRIBUTE):
+            for found in pattern.finditer(prose):
+                if found["target"]:
+                    yield found["target"]
 
 
 def anchors(markdown: str) -> set[str]:
@@ -87,7 +90,14 @@ def relink(markdown: str, source: str, place: str, places: Mapping[str, str]) ->
         target = relpath(there, PurePosixPath(place).parent)
         return f"{found['text']}({target}{'#' + anchor if anchor else ''})"
 
-    return _outside_code(markdown, lambda prose: _LINK.sub(moved, prose))
+    def moved_picture(found: re.Match[str]) -> str:
+        there = places.get(normpath(PurePosixPath(source).parent / found["target"]))
+        target = relpath(there, PurePosixPath(place).parent) if there else found["target"]
+        return f'{found["name"]}="{target}"'
+
+    return _outside_code(
+        markdown, lambda prose: _ATTRIBUTE.sub(moved_picture, _LINK.sub(moved, prose))
+    )
 
 
 def _outside_code(markdown: str, change: Callable[[str], str]) -> str:
