@@ -490,7 +490,10 @@ class RunningPipeline:
 
     def _show(self, payload: Payload, *, at: float | None) -> None:
         try:
-            self._live.add(payload, at=at)
+            if at is None:
+                self._live.add(payload)
+            else:
+                self._live.add(payload, at=at)
         except Exception as error:  # noqa: BLE001 - a redacted payload may hold anything
             _log.error(
                 "a payload is missing in the live sessions, but will be stored: %s",
