@@ -20,7 +20,6 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
 from langchain_autoplay.kinds import FilterBuilder, kind_of
-from langchain_autoplay.pacing import Pace
 
 __all__ = ["LangChainStore"]
 
@@ -59,9 +58,8 @@ class LangChainStore(TextStore):
         vectorstore: Any LangChain vector store that replaces documents with the same id.
         filter_builder: Turns an `autoplay_rag.Filter` into the store's `filter=`. The filter's
             `conditions()` lists the conditions.
-        max_batch: The maximum number of documents in one call. A vector store that blocks the event
-            loop (`langchain-chroma`, which holds Python's lock) gets fewer at once: as many as it
-            takes in about 10 ms.
+        max_batch: The maximum number of documents in one call. Large batches are faster. They block
+            the loop for longer if the vector store does (`langchain-chroma`).
 
     Raises:
         ConfigurationError: If `vectorstore` is not a vector store, or `max_batch` is not above 0.
@@ -95,7 +93,6 @@ class LangChainStore(TextStore):
             )
         check_above("max_batch", max_batch, whole=True)
         self.max_batch = max_batch
-        self._pace = Pace(max_batch)
         self._kind = kind_of(vectorstore, filter_builder)
         self.persistent = self._kind.persistent
 
@@ -109,12 +106,10 @@ class LangChainStore(TextStore):
 
     async def add(self, chunks: Sequence[Chunk]) -> None:
         """Embed and store chunks; replace those with the same id."""
-        start = 0
-        while part := chunks[start : start + self._pace.size]:
-            start += len(part)
-            documents = [_document(chunk) for chunk in part]
-            with _rejections():
-                await self._pace.measured(self._kind.add(documents), len(part))
+        if not chunks:
+            return
+        with _rejections():
+            await self._kind.add([_document(chunk) for chunk in chunks])
 
     async def delete(self, ids: Sequence[str]) -> None:
         """Delete chunks; an unknown id is not an error.
