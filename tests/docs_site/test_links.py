@@ -62,7 +62,9 @@ def test_broken_links_are_named(tmp_path):
 
 
 def test_the_sources_of_a_picture_are_rewritten_and_checked(tmp_path):
-    text = '<picture>\n<source srcset="docs/i/dark.png">\n<img src="docs/i/light.png">\n</picture>\n'
+    text = (
+        '<picture>\n<source srcset="docs/i/dark.png">\n<img src="docs/i/light.png">\n</picture>\n'
+    )
     assert list(links(text)) == ["docs/i/dark.png", "docs/i/light.png"]
     assert len(list(broken_links(text, "README.md", tmp_path))) == 2
     places = {"docs/i/dark.png": "i/dark.png", "docs/i/light.png": "i/light.png"}
