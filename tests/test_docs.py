@@ -39,6 +39,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ANY_BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`(autoplay-rag(?: [^`]+)?)`")
 ELSEWHERE = {
+    "recipes/postgres.md": "tests/test_docs.py",
     "start.md": "tests/test_docs_start.py",
     "recipes/serve.md": "tests/serve/test_recipe.py",
     "recipes/mcp.md": "tests/serve/test_mcp_recipe.py",
