@@ -19,11 +19,11 @@ OLDEST_LANGCHAIN := langchain-core==1.2.0 langchain==1.1.0 langgraph==1.0.4 \
 OLDEST_LLAMA_INDEX := llama-index-core==0.13.0 llama-index-vector-stores-chroma==0.5.5
 ALL_VERSIONS := 3.11 3.12 3.13
 
-# $(call pytest,OPTIONS) runs the three suites in turn, each with its own settings.
+# $(call pytest,MARKERS,OPTIONS) runs the three suites in turn, each with its own settings.
 define pytest
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(1)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "($(1)) and not browser" $(2)
 	@for suite in $(INTEGRATIONS); do \
-		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(1) $$suite/tests || exit 1; \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "$(1)" $(2) $$suite/tests || exit 1; \
 	done
 endef
 
@@ -40,10 +40,10 @@ serve: $(VENV)/.demo  ## Serve the inspector with samples that stream on and on;
 	@$(BIN)/autoplay-rag serve --samples
 
 test: $(VENV)/.dev  ## Run all tests except the slow ones
-	$(call pytest,-m "not slow and not browser")
+	$(call pytest,not slow)
 
 test-slow: $(VENV)/.dev  ## Run the slow tests, and the property tests with more examples
-	$(call pytest,-m "(slow or hypothesis) and not browser" --hypothesis-profile=thorough --timeout=300)
+	$(call pytest,slow or hypothesis,--hypothesis-profile=thorough --timeout=300)
 
 test-browser: $(VENV)/.dev  ## Run the tests of the inspector in a headless Chromium
 	@$(BIN)/python tools/chromium.py
