@@ -490,7 +490,7 @@ class RunningPipeline:
 
     def _show(self, payload: Payload, *, at: float | None) -> None:
         try:
-            if at is None:
+            if at is None:  # what a subclass that notices payloads of now may be limited to
                 self._live.add(payload)
             else:
                 self._live.add(payload, at=at)
