@@ -192,7 +192,8 @@ class Folder:
             case Erase():
                 self._check_disk()
                 return Done(count=int(self._erase()))
-        collection = self._collection(request.collection, request.model)
+        sync_threshold = request.sync_threshold if isinstance(request, Open) else None
+        collection = self._collection(request.collection, request.model, sync_threshold)
         if isinstance(request, Upsert | Delete | UpdateMetadata):
             self._rewrites.note(request.collection, request.ids)
         match request:
@@ -330,12 +331,14 @@ class Folder:
                 "needed to write safely; free some space, and the pipeline stores the pending chunks",
             )
 
-    def _collection(self, name: str, model: str | None) -> _Collection:
+    def _collection(
+        self, name: str, model: str | None, sync_threshold: int | None = None
+    ) -> _Collection:
         held = self._collections.get(name)
         if held is None or model not in (None, held.model):
             found = self._find(name)
             held = self._collections[name] = _Collection(
-                self._client, self._database, name, model, found
+                self._client, self._database, name, model, found, sync_threshold
             )
         return held
 
@@ -357,6 +360,7 @@ class _Collection:
         name: str,
         model: str | None,
         found: Collection | None,
+        sync_threshold: int | None,
     ) -> None:
         self._client = client
         self._database = database
@@ -365,7 +369,18 @@ class _Collection:
         self._chroma = self._create({}) if found is None else found
         self._check_space()
         self._check_model()
+        if sync_threshold is not None:
+            # Chroma reads it when it opens the index, which the next statement makes it do.
+            self._set_sync_threshold(sync_threshold)
         self._dimension = self._stored_dimension()
+
+    def _set_sync_threshold(self, changes: int) -> None:
+        """Set how many changes the index may lack on disk. Somebody else's collection stays."""
+        metadata = self._chroma.metadata or {}
+        configuration: Any = self._chroma.configuration
+        held = (configuration.get("hnsw") or {}).get("sync_threshold")
+        if _MODEL in metadata and "hnsw:space" not in metadata and held not in (None, changes):
+            self._chroma.modify(configuration={"hnsw": {"sync_threshold": changes}})
 
     def upsert(self, request: Upsert) -> None:
         """Store a batch. A chunk with a known id replaces text, metadata and vector of the old one."""
@@ -658,8 +673,10 @@ class _Collection:
         metadata = self._chroma.metadata or {}
         if _MODEL not in metadata or self.count() > 0:
             return False
+        configuration: Any = self._chroma.configuration
         delete_collection(self._client, self._database, self._chroma)
         self._chroma = self._create(metadata)
+        self._set_sync_threshold(configuration["hnsw"]["sync_threshold"])
         return True
 
     def _stored_dimension(self) -> int | None:

@@ -61,7 +61,12 @@ class _Request(msgspec.Struct, tag=True, kw_only=True):
 
 
 class Open(_Request, tag=True, kw_only=True):
-    """Create a missing collection, and check the model of its vectors."""
+    """Create a missing collection, and check the model of its vectors.
+
+    `sync_threshold` is how many changes the index may lack on disk.
+    """
+
+    sync_threshold: int
 
 
 class Upsert(_Request, tag=True, kw_only=True):

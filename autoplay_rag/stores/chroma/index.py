@@ -14,14 +14,23 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-__all__ = ["IndexHeader", "clear_unused", "clear_vectors"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["IndexHeader", "clear_unused", "clear_vectors", "restore_places"]
 
 _HEADER: Final = Struct("<iQQQQQQ")
 _HEADER_VERSION: Final = 1
 _LABEL_BYTES: Final = 8
 _CLEARED_AT_ONCE: Final = 2**20
+_RESTORED_AT_ONCE: Final = 2**16
+_MARK: Final = 2
+"""The position in a place of the byte that marks a deleted chunk. The number of links precedes it."""
+_LINKS: Final = 4
+"""The position of the links, each the number of a place in four bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +96,19 @@ def clear_vectors(index: Path, kept: Collection[str]) -> bool:
     if header is None or labels is None or file.stat().st_size < header.places * header.width:
         return False
     data = np.memmap(file, np.uint8, "r+", shape=(header.places, header.width))
-    held = np.ascontiguousarray(data[:, header.label :]).view("<u8")[:, 0]
+    held = _labels_of(data, header)
     wanted = [label for chunk_id, label in labels.items() if chunk_id in kept]
     for place in np.flatnonzero(~np.isin(held, np.array(wanted, np.uint64))):
         data[place, header.vector : header.label] = 0
     data.flush()
     return True
+
+
+def _labels_of(data: NDArray[np.uint8], header: IndexHeader) -> NDArray[np.uint64]:
+    """Return the label in each place."""
+    import numpy as np
+
+    return np.ascontiguousarray(data[:, header.label :]).view("<u8")[:, 0].astype(np.uint64)
 
 
 def clear_unused(index: Path) -> None:
@@ -119,6 +135,52 @@ def clear_unused(index: Path) -> None:
                 opened.write(bytes(len(part)))
         opened.flush()
         os.fsync(opened.fileno())
+
+
+def restore_places(index: Path) -> None:
+    """Make `data_level0.bin` fit the older other files of an index, in place.
+
+    Links to later places are removed, and the deletion marks become those of the labels in
+    `index_metadata.pickle`. Chroma connects the later chunks again when it applies its log. An
+    interrupted call can be repeated.
+
+    Args:
+        index: The folder of the index. Chroma must not have it open.
+
+    Raises:
+        OSError: If files cannot be read or written.
+        ValueError: If their format is unknown.
+    """
+    import numpy as np
+
+    header = IndexHeader.read(index)
+    labels = _labels(index / "index_metadata.pickle")
+    file = index / "data_level0.bin"
+    if header is None or labels is None or file.stat().st_size < header.places * header.width:
+        raise ValueError(f"the index in {index} cannot be restored: its files have an unknown form")
+    if not header.places:
+        return
+    data = np.memmap(file, np.uint8, "r+", shape=(header.places, header.width))
+    live = np.fromiter(labels.values(), np.uint64, len(labels))
+    for start in range(0, header.places, _RESTORED_AT_ONCE):
+        places = data[start : start + _RESTORED_AT_ONCE]
+        places[:, _MARK] = ~np.isin(_labels_of(places, header), live)
+        _cut_links(places[:, : header.vector], header.places)
+    data.flush()
+
+
+def _cut_links(places: NDArray[np.uint8], end: int) -> None:
+    """Remove links to places from `end` on."""
+    import numpy as np
+
+    counts = places[:, :_MARK].view("<u2")[:, 0]
+    links = places[:, _LINKS:].view("<u4")
+    wrong = (links >= end) & (np.arange(links.shape[1]) < counts[:, None])
+    for row in np.flatnonzero(wrong.any(axis=1)):
+        kept = [link for link in links[row, : counts[row]] if link < end]
+        links[row] = 0
+        links[row, : len(kept)] = kept
+        counts[row] = len(kept)
 
 
 class _PlainUnpickler(pickle.Unpickler):

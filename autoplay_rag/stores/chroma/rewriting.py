@@ -104,7 +104,8 @@ class Rewrites:
         ((last_row,),) = self._database.select("SELECT max(id) FROM embeddings")
         rewrite = _Rewrite(str(source.id), last_row or 0)
         held: Any = source.configuration
-        configuration: Any = {"hnsw": {key: held["hnsw"][key] for key in ("space", "ef_search")}}
+        copied = ("space", "ef_search", "sync_threshold")
+        configuration: Any = {"hnsw": {key: held["hnsw"][key] for key in copied}}
         client.create_collection(
             rewrite.target, embedding_function=None, configuration=configuration
         )

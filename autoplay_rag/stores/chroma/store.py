@@ -57,6 +57,8 @@ __all__ = ["ChromaStore", "where_of"]
 _OPERATORS = {"==": "$eq", ">=": "$gte", "<=": "$lte"}
 _LONG_FACTOR = 60
 """The factor for the timeout of `copy_to` and `erase`, which read or write all files in one request."""
+_BATCH_SIZE = 100
+"""Chroma's index takes changes in parts of this size, and refuses a smaller threshold."""
 _SCAN_SECONDS = 0.1
 """The interval in which `compact` looks whether the last scan has ended."""
 
@@ -87,6 +89,10 @@ class ChromaStore(VectorStore):
             embeds Python (uWSGI). There, give an interpreter that has the same version of
             `autoplay-rag[chroma]` installed. Stores of one folder share a worker; the interpreter
             of the first store applies.
+        sync_threshold: Chroma writes its index whenever the index lacks this many changes, which
+            are in its log until then. A write makes searches wait, for 0.3 s with 50,000 chunks. A
+            start adds the lacking changes to the index, which takes 0.5 to 1 ms for each. Chroma's
+            own default is 1,000. It applies from the next start of the worker.
 
     Raises:
         ConfigurationError: If `sys.executable` is not a Python interpreter and `python` is not
@@ -117,7 +123,9 @@ class ChromaStore(VectorStore):
         *,
         timeout: float = 60.0,
         python: str | os.PathLike[str] | None = None,
+        sync_threshold: int = 4000,
     ) -> None:
+        check_at_least("sync_threshold", sync_threshold, _BATCH_SIZE)
         self._interpreter = Interpreter.named(python)
         # Another interpreter has its own packages. The worker reports a missing one.
         if python is None and not (find_spec("chromadb") and find_spec("numpy")):
@@ -125,6 +133,7 @@ class ChromaStore(VectorStore):
         self._folder = Path(path).expanduser().resolve()
         self._collection = collection
         self._timeout = timeout
+        self._sync_threshold = sync_threshold
         self._model: str | None = None
         self._worker: SharedWorker | None = None
 
@@ -164,7 +173,7 @@ class ChromaStore(VectorStore):
                 compare them by cosine.
             StoreUnavailableError: If Chroma cannot open the folder.
         """
-        await self._ask(partial(Open, **self._to(model)))
+        await self._ask(partial(Open, sync_threshold=self._sync_threshold, **self._to(model)))
         self._model = model
         await self._clear()
 
@@ -332,6 +341,7 @@ class ChromaStore(VectorStore):
             self._sibling_name(name),
             timeout=self._timeout,
             python=self._interpreter.given,
+            sync_threshold=self._sync_threshold,
         )
 
     async def exchange(self, name: str) -> None:

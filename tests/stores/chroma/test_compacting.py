@@ -1,6 +1,6 @@
 """A collection of mostly deleted chunks is written anew, while others use it, and whenever it is killed.
 
-Chroma writes an index once per thousand changes, so these tests need a few thousand chunks.
+These tests need a few thousand chunks, because Chroma writes an index seldom.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from autoplay_rag.stores.chroma.index import IndexHeader
 IDENTITY = StoreIdentity("store-1", "journal-1", 7)
 SIZE = 8
 BATCH = 500
+WRITTEN = 1000
+"""Chroma writes the index once per so many changes."""
 
 
 def vector(number: int) -> list[float]:
@@ -67,7 +69,7 @@ def rows(folder: Path) -> dict[str, int]:
 
 @pytest.fixture
 async def store(tmp_path):
-    store = ChromaStore(tmp_path)
+    store = ChromaStore(tmp_path, sync_threshold=WRITTEN)
     await store.start("model-a")
     yield store
     await store.aclose()
@@ -96,7 +98,7 @@ async def test_a_collection_of_mostly_deleted_chunks_is_written_anew(store, tmp_
     assert (found["collections"], found["segments"]) == (1, 2)
     assert found["embeddings"] == found["embedding_fulltext_search"] == 1400
     await store.aclose()
-    again = ChromaStore(tmp_path)
+    again = ChromaStore(tmp_path, sync_threshold=WRITTEN)
     await again.start("model-a")
     assert await contents(again) == before
     await assert_searchable(again, range(1600, 3000))
@@ -241,7 +243,7 @@ async def test_somebody_elses_collection_is_not_written_anew(store, tmp_path):
 
 
 async def test_without_a_collection_nothing_is_created(tmp_path):
-    store = ChromaStore(tmp_path)
+    store = ChromaStore(tmp_path, sync_threshold=WRITTEN)
     assert not await store.compact()
     await store.aclose()
     assert rows(tmp_path)["collections"] == 0

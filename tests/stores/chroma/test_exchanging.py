@@ -23,7 +23,7 @@ IDENTITY = StoreIdentity("store-1", "journal-1", 7)
 
 @pytest.fixture
 async def store(tmp_path):
-    store = ChromaStore(tmp_path / "chroma", "sessions")
+    store = ChromaStore(tmp_path / "chroma", "sessions", sync_threshold=1000)
     await store.start("model-a")
     yield store
     await store.aclose()
@@ -55,11 +55,13 @@ def names(folder: Path) -> dict[str, str]:
 
 
 async def test_every_client_sees_the_exchange(store, other, tmp_path):
-    many = [chunk(f"a{i}") for i in range(1200)]  # Chroma writes an index after a thousand
+    many = [chunk(f"a{i}") for i in range(1200)]  # an index is written after 1000
     vectors = [[1.0, i / 1000, 0.0] for i in range(len(many))]
     await store.upsert(many, vectors)
     await other.upsert([chunk("b")], [NORTH])
-    second = ChromaStore(tmp_path / "chroma", "sessions")  # as a search in the same process has
+    second = ChromaStore(
+        tmp_path / "chroma", "sessions", sync_threshold=1000
+    )  # as a search in the same process has
     await second.start("model-a")
     await store.exchange("new")
     with pytest.raises(StoreMismatchError, match=r"'model-b'.*'model-a'"):

@@ -96,7 +96,7 @@ def test_every_request_and_reply_comes_back_as_it_was(metadata, text, after):
     to = {"collection": "c", "model": None, "timeout": 1.0}
     identity = StoreIdentity(text, "journal", 2**40)
     requests = [
-        Open(**to),
+        Open(sync_threshold=1000, **to),
         Delete(**to, ids=[text]),
         Count(**to),
         Get(**to, ids=[text, "b"]),

@@ -297,7 +297,7 @@ async def test_a_sibling_is_another_collection_of_the_same_worker(tmp_path):
 
 @pytest.mark.slow
 async def test_a_drop_takes_index_files_and_their_copy_with_it(tmp_path):
-    store = ChromaStore(tmp_path)
+    store = ChromaStore(tmp_path, sync_threshold=1000)
     other = store.sibling("other")
     many = [chunk(f"c{i}") for i in range(1100)]
     vectors = [[1.0, i / 100, 0.0] for i in range(len(many))]
@@ -438,8 +438,8 @@ async def test_more_than_a_batch_is_updated_and_read(store):
 
 @pytest.mark.slow
 async def test_an_update_of_metadata_leaves_the_index_whole(tmp_path):
-    """Chroma logs an update without a vector, and writes the index once per thousand log entries."""
-    store = ChromaStore(tmp_path)
+    """Chroma logs an update without a vector, and writes the index once per so many log entries."""
+    store = ChromaStore(tmp_path, sync_threshold=1000)
     await store.start("model-a")
     many = [chunk(f"c{i}") for i in range(1100)]
     vectors = [[math.cos(i / 400), math.sin(i / 400), 0.5] for i in range(len(many))]
