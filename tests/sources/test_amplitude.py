@@ -82,6 +82,20 @@ def test_autocapture_in_words(name, properties, words):
 
 
 @pytest.mark.parametrize(
+    ("name", "properties", "words"),
+    [
+        ("Viewed /wcr Page", {"name": "/wcr", "path": "/wcr", "title": "Dashboard", "url": "https://a.test/wcr"}, 'visited the "Dashboard" page'),
+        ("Viewed /login Page", {"name": "/login", "path": "/login", "url": "https://a.test/login"}, 'visited the "Login" page'),
+        ("Loaded a Page", {"path": "/", "title": "Start"}, 'visited the "Start" page'),
+        ("Viewed Cart Screen", {"name": "Cart"}, 'visited the "Cart" screen'),
+        ("Viewed the Error Page", {"code": 7}, 'triggered "Viewed the Error Page" (code: 7)'),
+    ],
+)  # fmt: skip
+def test_calls_that_segment_passed_on(name, properties, words):
+    assert said([{**event(name), "event_properties": properties}]) == [f"User {words}"]
+
+
+@pytest.mark.parametrize(
     ("fields", "at"),
     [
         ({"event_time": "2026-03-03T08:01:14.807Z"}, MOMENT),

@@ -79,8 +79,12 @@ def test_the_webhook_destination():
         lambda some: [{"event": one, "person": {}} for one in some],
         lambda some: "\n".join(map(json.dumps, some)).encode() + b"\n",
         lambda some: [{**one, "properties": json.dumps(one["properties"])} for one in some],
+        lambda some: {
+            "columns": ["*", "event", "person"],
+            "results": [[one, one["event"], {"display_name": "Ann"}] for one in some],
+        },
     ],
-    ids=["batch", "list", "api", "webhooks", "lines", "export"],
+    ids=["batch", "list", "api", "webhooks", "lines", "export", "query"],
 )
 def test_every_form_of_a_body_gives_the_same_payloads(wrap):
     some = [event(properties={"title": "Reports"}), clicked('button:text="Export"')]
