@@ -32,7 +32,15 @@ from autoplay_rag.sources.analytics import (
 )
 from autoplay_rag.sources.cutting import DeviceSessions, names
 from autoplay_rag.sources.pages import url_of
-from autoplay_rag.sources.values import at_of, first_text, id_of, object_of, text_of
+from autoplay_rag.sources.values import (
+    at_of,
+    first_text,
+    has_words,
+    id_of,
+    list_of,
+    object_of,
+    text_of,
+)
 from autoplay_rag.sources.words import (
     Did,
     Element,
@@ -226,18 +234,25 @@ def _form(kind: str, properties: Mapping[str, Any]) -> Did:
 
 def _element(properties: Mapping[str, Any]) -> Element:
     tag = first_text(properties, f"{_OWN}Element Tag")
-    attributes = object_of(properties.get(f"{_OWN}Element Attributes"))
+    hierarchy = list_of(properties.get(f"{_OWN}Element Hierarchy"))
+    # From the element outwards. Newer SDKs have its attributes there alone.
+    innermost = object_of(hierarchy[0]) if hierarchy else {}
+    attributes = {
+        **object_of(innermost.get("attrs")),
+        **object_of(properties.get(f"{_OWN}Element Attributes")),
+    }
     label = (
         ""
-        if tag in ("input", "select", "textarea")
+        if tag.lower() in ("input", "select", "textarea")
         else first_text(properties, f"{_OWN}Element Text")
     )
-    label = (
-        label
-        or first_text(properties, f"{_OWN}Element Aria Label")
-        or first_text(attributes, "aria-label", "placeholder", "name", "title")
-        or first_text(properties, f"{_OWN}Element ID")
-    )
+    if not has_words(label):
+        label = (
+            first_text(properties, f"{_OWN}Element Aria Label")
+            or first_text(attributes, "aria-label", "placeholder", "name", "title")
+            or label
+            or first_text(properties, f"{_OWN}Element ID")
+        )
     return Element.of(
         tag, label, role=text_of(attributes.get("role")), kind=text_of(attributes.get("type"))
     )
