@@ -24,7 +24,6 @@ _FRESH_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 5.0
 """After a failure, requests are answered without a pull for this long, instead of each waiting."""
 _MOST_AT_ONCE: Final = 16
-_MOST_REMEMBERED: Final = 10_000
 
 _Who: TypeAlias = tuple[str, str]
 
@@ -91,7 +90,10 @@ class AskedPulls:
             ended.set_result(None)
 
     def _note(self, who: _Who, now: float) -> None:
+        while self._pulled_at:
+            oldest, at = next(iter(self._pulled_at.items()))
+            if now - at < _FRESH_SECONDS:
+                break
+            del self._pulled_at[oldest]
         self._pulled_at[who] = now
         self._pulled_at.move_to_end(who)
-        while len(self._pulled_at) > _MOST_REMEMBERED:
-            self._pulled_at.popitem(last=False)

@@ -130,6 +130,7 @@ async def test_over_http_with_outages(embedder, tmp_path, monkeypatch):
             await pipeline.accept(payload)
         texts["stream"] = await carried_texts(pipeline)
     assert texts["posthog"] == texts["stream"]
+    assert len(texts["stream"]) >= 60
 
 
 async def carried_texts(pipeline):
