@@ -79,7 +79,7 @@ class AskedPulls:
         ended = self._running[who] = loop.create_future()
         try:
             async with asyncio.timeout(_SECONDS), self._slots:
-                await source.get(who[1])
+                await source.get(who[1], at_once=True)
         except (AutoplayError, TimeoutError, OSError) as error:
             self._paused_until = loop.time() + _PAUSE_SECONDS
             _log.warning("answering without what a pull would add: %s", describe(error))

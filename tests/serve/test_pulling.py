@@ -9,7 +9,7 @@ from pipelines import make_actions
 from serve_server import KEYS, token
 from starlette.responses import PlainTextResponse
 
-from autoplay_rag import IngestPipeline
+from autoplay_rag import ActionsPayload, AsyncConnectorClient, IngestPipeline, SlimAction
 from autoplay_rag.serve import pulling
 from autoplay_rag.sources import LiveActivitySource
 from autoplay_rag.stores import MemoryStore
@@ -71,6 +71,30 @@ async def test_what_the_user_did_seconds_ago_is_shown(pulled, server, way, crede
     assert [user for user, _ in server.requests] == ["ann"]
     # It is stored as well, and known when it is pulled again.
     assert [one.title async for one in pulled.pipeline.actions()] == ["Export"]
+
+
+async def test_beside_a_stream_it_is_shown_before_the_stream_brings_it(pulled, server):
+    """And each action is stored once, in the session that the stream names."""
+    pipeline = pulled.pipeline
+    pipeline.attach(AsyncConnectorClient("http://127.0.0.1:9/stream/acme"))
+    now = server.as_of
+    await pipeline.on_actions(batch("ps_1", now, {"Home": 60.0}))
+    _, text = await context(pulled, user_id="ann")
+    assert "Export" in text
+    await pipeline.on_actions(batch("ps_1", now, {"Export": 5.0, "Save": 2.0}))
+    stored = [(one.session_id, one.title) async for one in pipeline.actions()]
+    assert sorted(stored) == [("ps_1", "Export"), ("ps_1", "Home"), ("ps_1", "Save")]
+
+
+def batch(session, now, titles):
+    """What the stream brings of Ann; by title, how many seconds ago it was."""
+    actions = [
+        SlimAction(
+            title, f"User clicked {title}", "https://a.test/p", n, "click", now - ago, now - ago
+        )
+        for n, (title, ago) in enumerate(titles.items())
+    ]
+    return ActionsPayload("acme", session, "ann", actions=actions, forwarded_at=now)
 
 
 async def test_the_search_of_a_context_finds_what_was_pulled(pulled):
