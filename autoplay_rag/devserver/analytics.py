@@ -152,7 +152,7 @@ def _chain(done: _Done) -> str:
     if done.label:
         attributes["attr__aria-label" if named_by_attribute else "text"] = done.label
     said = "".join(
-        f'{name}="{value.replace(chr(92), chr(92) * 2).replace(chr(34), chr(92) + chr(34))}"'
+        f'{name}="{value.replace(chr(34), chr(92) + chr(34))}"'
         for name, value in sorted(attributes.items())
     )
     return f'{done.tag}.ui:{said};main:nth-child="1";body:nth-child="1"'

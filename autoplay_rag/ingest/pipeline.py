@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from autoplay_rag._checks import check_at_least, check_function
 from autoplay_rag._html import table_html
@@ -47,6 +47,9 @@ from autoplay_rag.maintenance.space import Space
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload, SummaryPayload
 from autoplay_rag.search.timeline import SessionChunk, SessionPart, read_chunks, read_part
 from autoplay_rag.stores.base import TextStore, VectorStore
+
+if TYPE_CHECKING:
+    from autoplay_rag.sources.activity import LiveActivitySource
 
 __all__ = ["BackgroundConnector", "Connector", "IngestPipeline"]
 
@@ -368,6 +371,18 @@ class IngestPipeline(Questions):
         if self._run is not None:
             self._run.pulled.begin()
         return client
+
+    def pull_source(self, product_id: str | None = None) -> LiveActivitySource | None:
+        """Return the attached source that can be asked for one user of a product.
+
+        Args:
+            product_id: The product. None if there is only one that can be asked.
+
+        Returns:
+            The source; None if there is none, or without a product if there are several products.
+        """
+        found = self._clients.pull_sources(product_id)
+        return found[0] if len({source.product_id for source in found}) == 1 else None
 
     async def ingest(
         self,

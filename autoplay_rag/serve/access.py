@@ -13,6 +13,7 @@ from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.audit import AuditRecord
 from autoplay_rag.serve.auth import Need, Principal
 from autoplay_rag.serve.problems import ProblemError
+from autoplay_rag.serve.pulling import AskedPulls
 from autoplay_rag.serve.serving import serving_of
 
 __all__ = ["Access", "Ids", "Needs", "needs_of", "opened_access"]
@@ -48,11 +49,13 @@ class Access:
         principal: Who makes it; None only on an open route.
         audit: Its line in the audit log.
         pipeline: Answers it.
+        pulls: Pulls the user whom it asks about; None pulls nobody.
     """
 
     principal: Principal | None
     audit: AuditRecord
     pipeline: IngestPipeline
+    pulls: AskedPulls | None = None
 
     @property
     def is_bound(self) -> bool:
@@ -76,6 +79,17 @@ class Access:
         selected = self._within(ids)
         self.audit.about(selected.given)
         await self._check_products(selected)
+        return selected
+
+    async def select_fresh(self, ids: Ids) -> Ids:
+        """Like `select`, and then pull the person, if a source of the pipeline can be asked for them.
+
+        Raises:
+            ProblemError: As `select`: nobody is pulled for someone who may not see them.
+        """
+        selected = await self.select(ids)
+        if self.pulls is not None:
+            await self.pulls.refresh(selected.user_id, selected.product_id)
         return selected
 
     def _within(self, ids: Ids) -> Ids:
@@ -128,7 +142,8 @@ class Needs:
         """
         principal: Principal | None = request.scope["state"]["principal"]
         route = f"{request.method} {getattr(request.scope.get('route'), 'path_format', '')}"
-        access = opened_access(principal, route, serving_of(request).pipeline)
+        serving = serving_of(request)
+        access = opened_access(principal, route, serving.pipeline, serving.pulls)
         if self.audited:
             request.scope["state"]["audit"] = access.audit
         if self.need != "open":
@@ -143,19 +158,25 @@ class Needs:
         return access
 
 
-def opened_access(principal: Principal | None, route: str, pipeline: IngestPipeline) -> Access:
+def opened_access(
+    principal: Principal | None,
+    route: str,
+    pipeline: IngestPipeline,
+    pulls: AskedPulls | None = None,
+) -> Access:
     """Make the access of one request, with the beginning of its line in the audit log.
 
     Args:
         principal: Who makes it.
         route: What it asks, without ids.
         pipeline: Answers it.
+        pulls: Pulls the user whom it asks about; None pulls nobody.
     """
     record = AuditRecord(principal.name if principal else "nobody", route)
     if principal is not None and principal.bound is not None:
         bound = principal.bound
         record.about({"user_id": bound.user_id, "session_id": bound.session_id})
-    return Access(principal, record, pipeline)
+    return Access(principal, record, pipeline, pulls)
 
 
 _SAID: dict[Need, str] = {

@@ -20,6 +20,7 @@ from autoplay_rag.serve.jobs import KINDS, Jobs
 from autoplay_rag.serve.metrics import Metrics
 from autoplay_rag.serve.openapi import describe_api
 from autoplay_rag.serve.problems import handle_problems
+from autoplay_rag.serve.pulling import AskedPulls
 from autoplay_rag.serve.routes import (
     actions,
     analytics,
@@ -85,8 +86,9 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
         browsers,
         History(pipeline),
         EventIntake(pipeline),
+        AskedPulls(pipeline),
     )
-    serving.mcp = _mcp_endpoint(pipeline)
+    serving.mcp = _mcp_endpoint(pipeline, serving.pulls)
     app.state.serving = serving
     app.state.metrics = Metrics(serving)
     app.add_middleware(
@@ -112,7 +114,7 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
     return app
 
 
-def _mcp_endpoint(pipeline: IngestPipeline) -> Endpoint | None:
+def _mcp_endpoint(pipeline: IngestPipeline, pulls: AskedPulls) -> Endpoint | None:
     """What answers MCP; None if the extra `mcp` is not installed."""
     try:
         from autoplay_rag.serve.mcp.server import McpEndpoint
@@ -120,7 +122,7 @@ def _mcp_endpoint(pipeline: IngestPipeline) -> Endpoint | None:
         if error.name not in ("mcp", "mcp_types"):
             raise
         return None
-    return McpEndpoint(pipeline)
+    return McpEndpoint(pipeline, pulls)
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from autoplay_rag.serve.browsers import Browsers
 from autoplay_rag.serve.history import History
 from autoplay_rag.serve.jobs import Jobs
 from autoplay_rag.serve.problems import ProblemError
+from autoplay_rag.serve.pulling import AskedPulls
 from autoplay_rag.serve.settings import Settings
 from autoplay_rag.sources.specs import AnalyticsTool
 
@@ -54,6 +55,7 @@ class Serving:
         browsers: Who signed in on the page.
         history: The last hour of the pipeline.
         events: Takes the events of analytics tools.
+        pulls: Pulls the users whom requests ask about.
         mcp: Answers MCP; None without the extra `mcp`.
         streams: The open streams, with the names of their principals.
         event_counts: How many events of each tool had each outcome.
@@ -67,6 +69,7 @@ class Serving:
     browsers: Browsers
     history: History
     events: EventIntake
+    pulls: AskedPulls
     mcp: Endpoint | None = None
     streams: dict[OpenStream, str] = field(default_factory=dict)
     event_counts: Counter[tuple[AnalyticsTool, str]] = field(default_factory=Counter)

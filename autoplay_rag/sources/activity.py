@@ -162,13 +162,15 @@ class LiveActivitySource:
 
     # -- one user -----------------------------------------------------------------------------
 
-    async def get(self, user_id: str) -> list[ActionsPayload]:
+    async def get(self, user_id: str, *, at_once: bool = False) -> list[ActionsPayload]:
         """Pull one user now, whether or not they are watched.
 
         New actions go on to the callbacks. Call it from any event loop.
 
         Args:
             user_id: The user: the stable id of the analytics source, never an email address.
+            at_once: Whether young actions go on now, too, instead of waiting for a source that
+                names their session; see `hold_back`.
 
         Returns:
             All that the endpoint has of the user, one payload for each session, oldest first.
@@ -176,7 +178,7 @@ class LiveActivitySource:
         Raises:
             ConnectorError: If the server fails, refuses, or asked for a pause that is not over.
         """
-        return await self._client.elsewhere(self._get(user_id))
+        return await self._client.elsewhere(self._get(user_id, at_once=at_once))
 
     def get_sync(self, user_id: str, timeout: float | None = None) -> list[ActionsPayload]:
         """Like `get`, for any thread. Inside a running event loop it blocks the loop.
@@ -209,7 +211,7 @@ class LiveActivitySource:
         return await self._client.elsewhere(self._get(user_id, pass_on=False, asked=False))
 
     async def _get(
-        self, user_id: str, *, pass_on: bool = True, asked: bool = True
+        self, user_id: str, *, pass_on: bool = True, asked: bool = True, at_once: bool = False
     ) -> list[ActionsPayload]:
         if not can_be_asked(user_id):
             return []
@@ -218,14 +220,16 @@ class LiveActivitySource:
         activity = await self._client.ask(user_id, Validators())
         assert activity is not None  # no version was named, so it cannot be unchanged
         if pass_on:
-            await self._pass_on(user_id, activity)
+            await self._pass_on(user_id, activity, at_once=at_once)
         return PulledUser(self.product_id, user_id).all(activity, now=time.time())
 
-    async def _pass_on(self, user_id: str, activity: Activity | None) -> None:
+    async def _pass_on(
+        self, user_id: str, activity: Activity | None, *, at_once: bool = False
+    ) -> None:
         """Call back with what is new in an answer."""
         user = self._pulled_user(user_id)
         async with user.lock:
-            hold_back = self.hold_back()
+            hold_back = 0.0 if at_once else self.hold_back()
             taken = user.take(activity, now=time.time(), hold_back=hold_back, most=MOST_ACTIONS)
             if await self._call_back(taken):
                 user.confirm(taken)

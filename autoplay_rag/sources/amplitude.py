@@ -15,6 +15,7 @@ missing, the same is computed here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -31,7 +32,15 @@ from autoplay_rag.sources.analytics import (
 )
 from autoplay_rag.sources.cutting import DeviceSessions, names
 from autoplay_rag.sources.pages import url_of
-from autoplay_rag.sources.values import at_of, first_text, id_of, object_of, text_of
+from autoplay_rag.sources.values import (
+    at_of,
+    first_text,
+    has_words,
+    id_of,
+    list_of,
+    object_of,
+    text_of,
+)
 from autoplay_rag.sources.words import (
     Did,
     Element,
@@ -65,6 +74,10 @@ _NOT_ACTIONS: Final = frozenset(
 )
 _PAGES: Final = frozenset(("page viewed", "page view", "viewed page", "pageview"))
 _SCREENS: Final = frozenset(("screen viewed", "screen view", "viewed screen"))
+_OF_SEGMENT: Final = re.compile(r"(?:viewed|loaded) .+ (page|screen)")
+"""Page and screen calls that Segment passed on, such as "Viewed Pricing Page" and "Loaded a Page"."""
+_CALLED: Final = frozenset(("url", "path", "name", "title"))
+"""Properties of such a call. An event of the product's own with such a name may have none."""
 _HOW: Final = {
     "element clicked": "click",
     "element changed": "change",
@@ -185,17 +198,30 @@ def _did(name: str, properties: Mapping[str, Any]) -> Did:
     if name in _NOT_ACTIONS or name.startswith("$"):
         raise Rejected(f"{name[:60]} is not an action", is_bad=False)
     kind = name.removeprefix(_OWN).lower().replace("_", " ")
+    if opened := _opened(kind, properties):
+        return opened
+    if name.startswith(_OWN) and kind in _HOW:
+        return interacted(_HOW[kind], _element(properties))
+    if name.startswith(_OWN) and kind in _FORMS:
+        return _form(kind, properties)
+    return custom(name.removeprefix(_OWN), properties)
+
+
+def _opened(kind: str, properties: Mapping[str, Any]) -> Did | None:
+    """A page or a screen that was opened; None if the event is another one."""
     if kind in _PAGES:
         title = first_text(properties, f"{_OWN}Page Title", "page_title", "title")
         path = first_text(properties, f"{_OWN}Page Path", "page_path", "path", "page")
         return opened_page(title, _url(properties) or path)
     if kind in _SCREENS:
         return opened_screen(first_text(properties, f"{_OWN}Screen Name", "screen_name", "name"))
-    if name.startswith(_OWN) and kind in _HOW:
-        return interacted(_HOW[kind], _element(properties))
-    if name.startswith(_OWN) and kind in _FORMS:
-        return _form(kind, properties)
-    return custom(name.removeprefix(_OWN), properties)
+    if (passed_on := _OF_SEGMENT.fullmatch(kind)) and not properties.keys().isdisjoint(_CALLED):
+        title = first_text(properties, "title", "name")
+        if passed_on[1] == "screen":
+            return opened_screen(title)
+        # Without a title, a path as the name says less than the words of the address.
+        return opened_page("" if title.startswith("/") else title, _url(properties) or title)
+    return None
 
 
 def _form(kind: str, properties: Mapping[str, Any]) -> Did:
@@ -208,18 +234,25 @@ def _form(kind: str, properties: Mapping[str, Any]) -> Did:
 
 def _element(properties: Mapping[str, Any]) -> Element:
     tag = first_text(properties, f"{_OWN}Element Tag")
-    attributes = object_of(properties.get(f"{_OWN}Element Attributes"))
+    hierarchy = list_of(properties.get(f"{_OWN}Element Hierarchy"))
+    # From the element outwards. Newer SDKs have its attributes there alone.
+    innermost = object_of(hierarchy[0]) if hierarchy else {}
+    attributes = {
+        **object_of(innermost.get("attrs")),
+        **object_of(properties.get(f"{_OWN}Element Attributes")),
+    }
     label = (
         ""
-        if tag in ("input", "select", "textarea")
+        if tag.lower() in ("input", "select", "textarea")
         else first_text(properties, f"{_OWN}Element Text")
     )
-    label = (
-        label
-        or first_text(properties, f"{_OWN}Element Aria Label")
-        or first_text(attributes, "aria-label", "placeholder", "name", "title")
-        or first_text(properties, f"{_OWN}Element ID")
-    )
+    if not has_words(label):
+        label = (
+            first_text(properties, f"{_OWN}Element Aria Label")
+            or first_text(attributes, "aria-label", "placeholder", "name", "title")
+            or label
+            or first_text(properties, f"{_OWN}Element ID")
+        )
     return Element.of(
         tag, label, role=text_of(attributes.get("role")), kind=text_of(attributes.get("type"))
     )

@@ -1,7 +1,8 @@
 """The elements of a page as PostHog describes them: a chain as text, or a list of objects. Pure.
 
 The chain is `tag.class1.class2:name="value"name="value";tag...`, from the clicked element outwards.
-Quotes in a value are escaped with a backslash. See PostHog's `plugin-server/src/utils/db/elements-chain.ts`.
+Quotes in a value are escaped with a backslash, and nothing else is: a backslash stands for itself. See
+PostHog's `plugin-server/src/utils/db/elements-chain.ts`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
-from autoplay_rag.sources.values import first_text, text_of
+from autoplay_rag.sources.values import first_text, has_words, text_of
 from autoplay_rag.sources.words import Element
 
 __all__ = ["element_of", "elements_of_chain"]
@@ -25,11 +26,11 @@ _ATTRIBUTES: Final = re.compile(r":(?=[\w-]*=)")
 # Tried only where an attribute can begin, or long text without any would take quadratic time.
 _ATTRIBUTE: Final = re.compile(r'(?:\A|(?<="))([^="]+)="((?:\\.|[^"\\])*)"')
 _TAG: Final = re.compile(r"[A-Za-z][\w-]*")
-_ESCAPED: Final = re.compile(r"\\(.)")
 _LABELS: Final = (
     "aria-label", "title", "alt", "placeholder", "data-label", "data-attr", "name",
     "data-testid", "id",
 )  # fmt: skip
+_NAMED_BY: Final = ("aria-label", "title", "alt")
 _FORM: Final = ("aria-label", "title", "name", "data-attr", "data-testid", "id")
 _BUTTONS: Final = frozenset(("submit", "button", "reset"))
 _TYPED: Final = frozenset(("input", "textarea", "select"))
@@ -58,7 +59,7 @@ def elements_of_chain(chain: str) -> list[dict[str, str]]:
         start = _ATTRIBUTES.search(text)
         for name, value in _ATTRIBUTE.findall(text[start.end() :]) if start else ():
             key = name.removeprefix("attr__").removeprefix("attr_")
-            element[key] = _ESCAPED.sub(r"\1", value)
+            element[key] = value.replace('\\"', '"')
         found.append(element)
     return found
 
@@ -79,6 +80,8 @@ def element_of(elements: Iterable[Any], how: str, text: str = "") -> Element:
         if how == "submit" and tag != "form":
             continue
         label = "" if tag in _SAID_BY_TEXT else first_text(element, "text") or inner
+        if label and not has_words(label):  # a cross or an arrow
+            label = first_text(element, *_NAMED_BY) or label
         if how == "submit":
             label = first_text(element, *_FORM)
         if element.get("type") in _BUTTONS:  # of other inputs, the value is what was typed

@@ -6,8 +6,9 @@ Read are, wherever they come from:
   (https://posthog.com/docs/cdp/destinations/webhook);
 - batches of the capture API: `{"batch": [...], "sent_at": ...}`, a list of events, or one event
   (https://posthog.com/docs/api/capture);
-- pages of the events API, `{"results": [...]}`, and lines of batch exports, where `properties` may be
-  a text (https://posthog.com/docs/cdp/batch-exports).
+- pages of the events API, `{"results": [...]}`, answers of an events query with the column `*`, and
+  lines of batch exports, where `properties` may be a text
+  (https://posthog.com/docs/cdp/batch-exports).
 
 Times follow PostHog's own rule (`plugin-server/src/worker/ingestion/timestamps.ts`): with the time of
 the server (`now`) and of sending (`sent_at`), an event happened as long before the one as it did
@@ -118,11 +119,19 @@ def _items(parsed: Any) -> Iterator[Any]:
                 parsed = parsed[name]
                 break
     for item in parsed if isinstance(parsed, list) else [parsed]:
+        if isinstance(item, list):
+            item = _of_row(item)  # noqa: PLW2901
         # The webhook destination: the event and its person side by side.
         if isinstance(item, dict) and isinstance(item.get("event"), dict):
             yield {**item["event"], "person": item["event"].get("person") or item.get("person")}
         else:
             yield item
+
+
+def _of_row(row: list[Any]) -> Any:
+    """The event in a row of an events query, whose column `*` has it whole; else the row."""
+    whole = (cell for cell in row if isinstance(cell, dict) and isinstance(cell.get("event"), str))
+    return next(whole, row)
 
 
 def _event(item: Mapping[str, Any], envelope: Mapping[str, Any]) -> Event:

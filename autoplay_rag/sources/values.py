@@ -108,6 +108,16 @@ def first_text(values: Mapping[str, Any], *names: str) -> str:
     return next(_texts(values, names), "")
 
 
+def has_words(text: str) -> bool:
+    """Whether a text has a letter or a digit. An icon has none.
+
+    Example:
+        >>> has_words("→"), has_words("保存")
+        (False, True)
+    """
+    return any(map(str.isalnum, text))
+
+
 def _texts(values: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[str]:
     for name in names:
         if text := text_of(values.get(name)):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import httpx
 import pytest
@@ -140,6 +141,31 @@ async def test_serve_takes_a_stream_a_pull_and_a_webhook_at_once(started):
     assert code == 0, err
     assert sorted(filter(None, found)) == ["Export", "Home"]
     assert "pull-key" not in err
+
+
+async def test_serve_pulls_the_user_who_is_asked_about_though_nobody_is_watched(started):
+    now, key = time.time(), "a-read-key-of-tests-only"
+    click = SlimAction("Export", "User clicked Export", "https://a.test/p", 0, "click", now, now)
+    async with LocalConnector([], product_id="acme", token="pull-key") as connector:
+        await connector.send(ActionsPayload("acme", "ps_1", "ann", actions=[click]))
+        secrets = {
+            "AUTOPLAY_RAG_ADMIN_KEY": key,
+            "AUTOPLAY_RAG_PULL_TOKEN": "pull-key",
+            "AUTOPLAY_RAG_PULL_PRODUCT": "acme",
+        }
+        command = ("serve", f"pull:{connector.pull_url}", "--port", "0")
+        async with started(*command, **secrets) as running:
+            url = (await running.line("serving ")).removeprefix("serving ")
+            headers = {"authorization": f"Bearer {key}"}
+            text = ""
+            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as http:
+                async with asyncio.timeout(30):
+                    while "Export" not in text:  # a busy machine may need longer than the limit
+                        asked = {"user_id": "ann", "seconds": 3600}
+                        text = (await http.post("/v1/context", json=asked)).json()["text"]
+            running.interrupt()
+            code, _, err = await running.end()
+    assert code == 0, err
 
 
 async def test_ingest_reads_a_pull_until_it_is_idle(started, tmp_path):

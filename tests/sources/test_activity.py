@@ -512,3 +512,14 @@ async def test_a_forgotten_user_is_pulled_as_the_first_time(server, collected):
         source.forget("ann")
         await source.get("ann")
     assert collected.titles == ["Home", "Home"]
+
+
+async def test_a_pipeline_names_the_source_of_a_product(make_pipeline):
+    async with make_pipeline() as pipeline:
+        assert pipeline.pull_source() is None
+        first = pipeline.attach(LiveActivitySource("http://127.0.0.1:9", "acme", users=()))
+        assert pipeline.pull_source() is pipeline.pull_source("acme") is first
+        assert pipeline.pull_source("umbrella") is None
+        other = pipeline.attach(LiveActivitySource("http://127.0.0.1:9", "umbrella", users=()))
+        assert pipeline.pull_source() is None, "the user of which product?"
+        assert pipeline.pull_source("umbrella") is other

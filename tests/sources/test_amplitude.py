@@ -71,6 +71,9 @@ def test_every_form_of_a_body_gives_the_same_payloads(wrap):
         ("Element Changed", own(Element_Tag="select", Element_Aria_Label="Plan"), 'selected an option in the "Plan" dropdown'),
         ("Form Submitted", own(Form_ID="login"), 'submitted the "login" form'),
         ("Form Started", {"[Amplitude] Form Name": "Sign up"}, 'started to fill in the "Sign up" form'),
+        ("Element Clicked", own(Element_Tag="button", Element_Text="→", Element_Aria_Label="Close"), 'clicked the "Close" button'),
+        ("Element Clicked", own(Element_Tag="input", Element_ID="agree", Element_Hierarchy=[{"tag": "input", "attrs": {"type": "checkbox"}}, {"tag": "form", "attrs": {"name": "f"}}]), 'clicked the "agree" checkbox'),
+        ("Element Changed", own(Element_Tag="input", Element_ID="cv", Element_Hierarchy=[{"tag": "input", "attrs": {"type": "file"}}]), 'chose a file in the "cv" file field'),
         ("Rage Click", own(Element_Tag="button", Element_Text="Pay"), 'clicked the "Pay" button again and again'),
         ("Dead Click", own(Element_Tag="button", Element_Text="Pay"), 'clicked the "Pay" button, and nothing happened'),
         ("Screen Viewed", own(Screen_Name="Basket"), 'visited the "Basket" screen'),
@@ -79,6 +82,20 @@ def test_every_form_of_a_body_gives_the_same_payloads(wrap):
 )  # fmt: skip
 def test_autocapture_in_words(name, properties, words):
     assert said(event(f"[Amplitude] {name}", properties=properties)) == [f"User {words}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "properties", "words"),
+    [
+        ("Viewed /wcr Page", {"name": "/wcr", "path": "/wcr", "title": "Dashboard", "url": "https://a.test/wcr"}, 'visited the "Dashboard" page'),
+        ("Viewed /login Page", {"name": "/login", "path": "/login", "url": "https://a.test/login"}, 'visited the "Login" page'),
+        ("Loaded a Page", {"path": "/", "title": "Start"}, 'visited the "Start" page'),
+        ("Viewed Cart Screen", {"name": "Cart"}, 'visited the "Cart" screen'),
+        ("Viewed the Error Page", {"code": 7}, 'triggered "Viewed the Error Page" (code: 7)'),
+    ],
+)  # fmt: skip
+def test_calls_that_segment_passed_on(name, properties, words):
+    assert said([{**event(name), "event_properties": properties}]) == [f"User {words}"]
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,12 @@ def test_the_webhook_destination():
         lambda some: [{"event": one, "person": {}} for one in some],
         lambda some: "\n".join(map(json.dumps, some)).encode() + b"\n",
         lambda some: [{**one, "properties": json.dumps(one["properties"])} for one in some],
+        lambda some: {
+            "columns": ["*", "event", "person"],
+            "results": [[one, one["event"], {"display_name": "Ann"}] for one in some],
+        },
     ],
-    ids=["batch", "list", "api", "webhooks", "lines", "export"],
+    ids=["batch", "list", "api", "webhooks", "lines", "export", "query"],
 )
 def test_every_form_of_a_body_gives_the_same_payloads(wrap):
     some = [event(properties={"title": "Reports"}), clicked('button:text="Export"')]
@@ -95,6 +99,8 @@ def test_every_form_of_a_body_gives_the_same_payloads(wrap):
     [
         ('button.btn:nth-child="1"text="Export"', "click", 'clicked the "Export" button'),
         ('span:text="Export";button.btn:attr__type="submit"', "click", 'clicked the "Export" button'),
+        ('button:attr__aria-label="Close"text="→"', "click", 'clicked the "Close" button'),
+        ('button:attr__id="b"text="Sign \\"now\\" \\ later;a:b=\\"c\\"";body:', "click", 'clicked the "Sign "now" \\ later;a:b="c"" button'),
         ('svg.icon;button:attr__aria-label="Full screen"', "click", 'clicked the "Full screen" button'),
         ('a.hover:underline:attr__href="/r"text="All reports"', "click", 'clicked the "All reports" link'),
         ('div:attr__role="tab"text="People"', "click", 'clicked the "People" tab'),

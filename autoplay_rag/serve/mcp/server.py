@@ -22,6 +22,7 @@ from autoplay_rag.serve.audit import AuditSink
 from autoplay_rag.serve.auth import Principal
 from autoplay_rag.serve.mcp.tools import TOOLS, RefusedError, Tool, call_tool
 from autoplay_rag.serve.problems import ProblemError
+from autoplay_rag.serve.pulling import AskedPulls
 
 __all__ = ["INSTRUCTIONS", "SERVER_NAME", "McpEndpoint", "local_server", "refusal"]
 
@@ -40,10 +41,12 @@ class McpEndpoint:
 
     Args:
         pipeline: Finds everything.
+        pulls: Pulls the users whom calls ask about.
     """
 
-    def __init__(self, pipeline: IngestPipeline) -> None:
+    def __init__(self, pipeline: IngestPipeline, pulls: AskedPulls) -> None:
         self._pipeline = pipeline
+        self._pulls = pulls
         self._manager: StreamableHTTPSessionManager | None = None
 
     @asynccontextmanager
@@ -80,7 +83,8 @@ class McpEndpoint:
 
     @contextmanager
     def _opened(self, ctx: _Context, tool: str) -> Iterator[Access]:
-        access = opened_access(_principal(ctx), f"POST /mcp {tool}", self._pipeline)
+        route = f"POST /mcp {tool}"
+        access = opened_access(_principal(ctx), route, self._pipeline, self._pulls)
         assert ctx.request is not None
         ctx.request.scope["state"]["audit"] = access.audit  # the guard writes its line
         yield access

@@ -150,6 +150,8 @@ async def _activity(asked: Activity, access: Access) -> ActivityResult:
 
 
 async def _history(asked: History, access: Access) -> HistoryResult:
+    if not asked.cursor:
+        await access.select_fresh(asked.ids)
     ids, limit, result = asked.ids, asked.limit, None
     while result is None or result.left_out:
         found = await sessions.sessions(

@@ -19,7 +19,7 @@ async def context(
     asked: ContextRequest, access: Annotated[Access, Depends(Needs("own", audited=True))]
 ) -> ContextAnswer:
     """Return recent activity and matching sessions as text, marked as data."""
-    ids = await access.select(asked.ids)
+    ids = await access.select_fresh(asked.ids)
     text = await access.pipeline.context(
         asked.query,
         **ids.given,

@@ -32,7 +32,7 @@ async def live(
     Of several, the one that was active last; null if there is none. The text is untrusted: it
     contains text of pages and people.
     """
-    ids = await access.select(Ids(user_id, session_id, product_id, conversation_id))
+    ids = await access.select_fresh(Ids(user_id, session_id, product_id, conversation_id))
     if ids.user_id is ids.session_id is ids.conversation_id is None:
         raise ProblemError(422, "Give a user_id, a session_id or a conversation_id.")
     found = access.pipeline.live.get(**ids.given)
