@@ -68,9 +68,13 @@ class HttpServer(LoopServer):
         try:
             await self.serve([self._socket])
         finally:
-            self._socket.close()
+            self.close()
             if self._ending is not None:
                 await self._ending
+
+    def close(self) -> None:
+        """Give the port back. For a server that is never run; a run does it at its end."""
+        self._socket.close()
 
     def stop(self) -> None:
         """Stop soon: tell the subscribers, let requests end, and return from `run_until_stopped`.
