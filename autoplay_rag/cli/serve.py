@@ -131,7 +131,7 @@ def serve(
             folder = tempfile.TemporaryDirectory(prefix="autoplay-rag-", ignore_cleanup_errors=True)
             store = f"chroma:{stack.enter_context(folder)}/chroma"
         with file.explaining(name for name, value in options.items() if value is not None):
-            sources = sources_of(url or [], [], file)
+            sources = sources_of(url or [], [], file, retry_refusals=True)
             store = store or file.store or DEFAULT_STORE
             journal = (journal or file.journal or default_journal(folder_of(store))).expanduser()
             made = make_store(store, collection or file.get("collection"))

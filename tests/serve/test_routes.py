@@ -10,8 +10,12 @@ import pytest
 from pipelines import make_actions
 from prometheus_client.parser import text_string_to_metric_families
 from serve_server import KEYS, WEBHOOK_SECRET, token
+from starlette.applications import Starlette
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 
 from autoplay_rag import AsyncConnectorClient, IngestPipeline
+from autoplay_rag.devserver.serving import ConnectorServer
 from autoplay_rag.errors import EmbedderUnavailableError
 from autoplay_rag.serve import Keys, create_app
 from autoplay_rag.stores import MemoryStore
@@ -301,6 +305,52 @@ async def test_health(serve, make_pipeline, embedder):
         stopped = await probe.get("/readyz")
         assert (stopped.status_code, stopped.json()["status"]) == (503, "stopped")
         assert (await read.post("/v1/search", json={"query": "x"})).status_code == 503
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_connector_that_refuses_degrades_the_server_until_it_answers(
+    running, status
+):
+    refuses = True
+
+    async def connector(request):
+        if refuses:
+            return Response("who are you?", status)
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    async def stream():
+        yield b": hello\n\n"
+        await stopped.wait()
+
+    stopped = asyncio.Event()
+    server = ConnectorServer(Starlette(routes=[Route("/stream/acme", connector)]))
+    url = f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}"
+    async with running.client(KEYS.read) as read:
+        client = AsyncConnectorClient(
+            f"{url}/stream/acme?secret=1",
+            "uk_live_secret",
+            initial_backoff_s=0.01,
+            max_backoff_s=0.01,
+            retry_refusals=True,
+        )
+        running.pipeline.attach(client)
+        reading = client.run_in_background()
+        while (told := (await read.get("/readyz")).json())["status"] == "ok":
+            pass
+        assert told["status"] == "degraded"
+        (reason,) = told["reasons"]
+        assert reason.startswith(f"the source {url}/stream/acme refuses: ")
+        assert str(status) in reason
+        assert "secret" not in reason
+        assert "who are you" not in reason
+        assert running.pipeline.health.reasons == (reason,)
+        refuses = False
+        while (await read.get("/readyz")).json() != {"status": "ok", "reasons": []}:
+            pass
+        stopped.set()
+        client.stop()
+        await reading
+    await server.aclose()
 
 
 async def test_the_application_runs_the_pipeline_unless_it_runs_already(embedder):
