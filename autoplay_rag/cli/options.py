@@ -84,9 +84,7 @@ RebuildOption = Annotated[
 ]
 AdoptOption = Annotated[
     bool,
-    typer.Option(
-        "--adopt", help="Add the content of a store of another journal to this journal."
-    ),
+    typer.Option("--adopt", help="Add the content of a store of another journal to this journal."),
 ]
 SinceOption = Annotated[
     str | None,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from autoplay_rag._describe import describe
+from autoplay_rag._text_cache import forget_texts
 from autoplay_rag._timings import Timings
 from autoplay_rag.content.identity import parts_by_person
 from autoplay_rag.content.keys import session_lane
@@ -831,6 +832,7 @@ class RunningPipeline:
                 source.forget(asked.user_id)
         if self._embedding:
             self._embedding.clear()
+        forget_texts()
 
     @asynccontextmanager
     async def _store_paused(self) -> AsyncIterator[None]:

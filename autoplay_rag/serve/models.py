@@ -233,7 +233,7 @@ class SessionEventModel(_Answer):
 
 
 class SessionModel(_Answer):
-    """One complete session; see `WholeSession`."""
+    """One session, or one part of it; see `WholeSession`."""
 
     session_id: str
     product_id: str
@@ -246,6 +246,7 @@ class SessionModel(_Answer):
     events: list[SessionEventModel]
     text: str
     missing: int
+    next: str | None = None
 
 
 class LiveEventModel(_Answer):

@@ -146,7 +146,9 @@ async def test_a_deleted_store_is_rebuilt_and_another_journals_is_adopted(starte
     code, out, err = await ended("serve", "--port", "0")
     assert (code, out) == (1, "")
     assert "--rebuild" in err.splitlines()[-1]
-    async with started("serve", "--rebuild", "--port", "0", AUTOPLAY_RAG_ADMIN_KEY=ADMIN) as running:
+    async with started(
+        "serve", "--rebuild", "--port", "0", AUTOPLAY_RAG_ADMIN_KEY=ADMIN
+    ) as running:
         url = await address(running)
         headers = {"authorization": f"Bearer {ADMIN}"}
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from autoplay_rag import AsyncConnectorClient, IngestPipeline
+from autoplay_rag import AsyncConnectorClient, IngestPipeline, ServeClient
 from autoplay_rag.devserver.serving import ConnectorServer
 from autoplay_rag.errors import EmbedderUnavailableError
 from autoplay_rag.serve import Keys, create_app
@@ -62,6 +62,37 @@ async def test_sessions_are_searched_listed_and_read(running, admin):
         event.description for event in expected.events
     ]
     assert (await admin.get("/v1/sessions/unknown")).status_code == 404
+
+
+async def test_a_long_session_is_read_in_parts(serve, tmp_path):
+    async with serve(journal=tmp_path / "journal.db") as running:
+        for n in range(40):
+            steps = [f"step {n}.{k}" for k in range(50)]
+            await running.pipeline.accept(
+                make_actions("long", *steps, user="ann", at=1000.0 + 100 * n)
+            )
+        expected = await running.pipeline.session("long")
+        async with running.client(KEYS.read) as client:
+            answer = (await client.get("/v1/sessions/long")).json()
+            assert (len(answer["events"]), answer["payloads"]) == (500, 40)
+            found, cursor = [], None
+            while cursor is not None or not found:
+                params = {"limit": 120} | ({"cursor": cursor} if cursor else {})
+                part = (await client.get("/v1/sessions/long", params=params)).json()
+                assert len(part["events"]) < 120 + 50
+                found += [event["description"] for event in part["events"]]
+                cursor = part["next"]
+            assert found == [event.description for event in expected.events]
+            for wrong in ({"limit": 0}, {"limit": 5001}, {"cursor": "x"}, {"cursor": "1" * 30}):
+                refused = await client.get("/v1/sessions/long", params=wrong)
+                assert refused.status_code == 422
+        async with running.client(token(user_id="bob")) as client:
+            # The same with a cursor: it is not told whether somebody else has such a session.
+            for params in ({}, {"cursor": "5"}):
+                refused = await client.get("/v1/sessions/long", params=params)
+                assert refused.status_code == 403
+        async with ServeClient(running.server.url, KEYS.read) as client:
+            assert await client.session("long") == expected
 
 
 async def test_a_session_id_may_have_any_characters(running, admin):
@@ -308,9 +339,7 @@ async def test_health(serve, make_pipeline, embedder):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-async def test_a_connector_that_refuses_degrades_the_server_until_it_answers(
-    running, status
-):
+async def test_a_connector_that_refuses_degrades_the_server_until_it_answers(running, status):
     refuses = True
 
     async def connector(request):
