@@ -718,13 +718,15 @@ class RunningPipeline:
                 copy_chunks(self._store, target, embedder, catalog, on_progress=tell)
             )
 
-    async def backup(self, folder: Path) -> BackupReport:
+    async def backup(self, folder: Path, *, tell: Tell | None = None) -> BackupReport:
         """Write a backup; see `IngestPipeline.backup`."""
         journal = self._settings.journal
         if journal is None:
             raise ConfigurationError("a backup needs a journal file: give journal=...")
         async with self._maintaining:
-            return await write_backup(folder, journal, self._store, self._store_paused)
+            return await write_backup(
+                folder, journal, self._store, self._store_paused, on_progress=tell
+            )
 
     async def reembed(
         self, embedder: Embedder, *, render: bool, tell: Tell | None

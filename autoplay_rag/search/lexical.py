@@ -141,14 +141,12 @@ def _scored(
     for text in texts:
         own = 0.0
         for line in text.split("\n"):
-            weighed = _weighed(line)
-            if line not in seen:
-                seen.add(line)
-                for weight, found in weighed:
-                    for term in found:
-                        weights[term] = weights.get(term, 0.0) + weight
-            for weight, found in weighed:
+            is_new = line not in seen
+            seen.add(line)
+            for weight, found in _weighed(line):
                 for term in found:
+                    if is_new:
+                        weights[term] = weights.get(term, 0.0) + weight
                     if term in wanted:
                         own += weight * idf[term] ** 2
         shares.append(own)

@@ -362,6 +362,7 @@ class JobModel(_Answer):
     done: int | None = Field(description="Units done; null if the kind does not count.")
     total: int | None
     rate: float | None = Field(description="Units per second; null if unknown.")
+    unit: Literal["chunks", "bytes"] = Field(description="What is counted.")
     seconds_left: float | None
     problem: str | None = Field(description="What it waits for; null if nothing.")
     report: Any

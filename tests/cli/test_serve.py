@@ -153,7 +153,7 @@ async def test_a_deleted_store_is_rebuilt_and_another_journals_is_adopted(starte
         headers = {"authorization": f"Bearer {ADMIN}"}
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
             async with asyncio.timeout(30):
-                while not await found_by_meaning(client):
+                while not await found_by_meaning(client):  # noqa: ASYNC110 - another process
                     await asyncio.sleep(0.05)
         running.interrupt()
         assert (await running.end())[0] == 0

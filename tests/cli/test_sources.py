@@ -56,7 +56,7 @@ async def test_a_server_asks_sources_that_refuse_again():
             (pull,) = found.pulls
             assert (stream._stream._retry_refusals, pull._retry_refusals) == (wanted, wanted)
             task = stream.run_in_background()
-            while stream.refusal is None:
+            while stream.refusal is None:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0)
             if not wanted:
                 await asyncio.wait([task])

@@ -249,9 +249,8 @@ async def test_refusals_are_retried_for_as_long_as_they_last_if_asked(
     server.script(*answers, server.stream(event("s1", 2), event("s1", 3)))
     client = connect(retry_refusals=True)
     assert client.refusal is None
-    seen: list[object] = []
-    async for payload in client.stream(limit=2 + worked):
-        seen.append((payload.actions[0].index, client.refusal))
+    payloads = client.stream(limit=2 + worked)
+    seen = [(payload.actions[0].index, client.refusal) async for payload in payloads]
     assert seen[worked:] == [(2, None), (3, None)]
     assert len(server.peers) == 1 + 15 + worked
     assert "then the client ends" not in caplog.text

@@ -77,6 +77,7 @@ async def sessions(
 async def session(
     session_id: Annotated[Id, Path()],
     access: Own,
+    *,
     user_id: Annotated[Id | None, Query()] = None,
     product_id: Annotated[Id | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=MOST_EVENTS)] = 500,
