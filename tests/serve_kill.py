@@ -96,7 +96,13 @@ async def _push_until_killed(process, client, number: int, acknowledged: set[str
 
 async def _titles(client):
     for session in range(SESSIONS):
-        found = await client.get(f"/v1/sessions/s{session}")
-        if found.status_code == 200:
-            for event in found.json()["events"]:
+        part, cursor = {"next": ""}, {}
+        while part["next"] is not None:
+            params = {"limit": 5000, **cursor}
+            found = await client.get(f"/v1/sessions/s{session}", params=params)
+            if found.status_code != 200:
+                break
+            part = found.json()
+            cursor = {"cursor": part["next"]}
+            for event in part["events"]:
                 yield event["title"]

@@ -16,6 +16,7 @@ from autoplay_rag.cli.console import note, say, say_json
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import JournalOption, Place, StoreOption, find_place
 from autoplay_rag.cli.remote import ask, server_of
+from autoplay_rag.cli.telling import teller
 from autoplay_rag.maintenance.alone import backup_alone
 from autoplay_rag.maintenance.backup import BackupReport
 from autoplay_rag.maintenance.restoring import restore as put_back
@@ -66,7 +67,7 @@ def backup(
 
 async def _backup(folder: Path, place: Place) -> BackupReport:
     with Interrupts():
-        return await backup_alone(folder, place.journal, place.make_store())
+        return await backup_alone(folder, place.journal, place.make_store(), on_progress=teller())
 
 
 def restore(

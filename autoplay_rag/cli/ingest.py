@@ -16,9 +16,11 @@ from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
     DEFAULT_EMBEDDER,
     DEFAULT_STORE,
+    AdoptOption,
     CollectionOption,
     EmbedderOption,
     IdleOption,
+    RebuildOption,
     StoreOption,
     WrittenJournalOption,
     default_journal,
@@ -84,20 +86,8 @@ def ingest(
     ] = None,
     idle_seconds: IdleOption = None,
     config: ConfigOption = None,
-    rebuild: Annotated[
-        bool,
-        typer.Option(
-            "--rebuild",
-            help="Embed everything in the journal again, after the store was emptied or replaced, "
-            "or for another embedder.",
-        ),
-    ] = False,
-    adopt: Annotated[
-        bool,
-        typer.Option(
-            "--adopt", help="Add the content of a store of another journal to this journal."
-        ),
-    ] = False,
+    rebuild: RebuildOption = False,
+    adopt: AdoptOption = False,
 ) -> None:
     """Read one or more streams, or pull endpoints, into a vector store.
 

@@ -21,12 +21,14 @@ __all__ = [
     "DEFAULT_EMBEDDER",
     "DEFAULT_STORE",
     "USAGE",
+    "AdoptOption",
     "CollectionOption",
     "EmbedderOption",
     "IdleOption",
     "JournalOption",
     "Place",
     "ProductOption",
+    "RebuildOption",
     "SinceOption",
     "StoreOption",
     "TokenOption",
@@ -71,6 +73,18 @@ WrittenJournalOption = Annotated[
     typer.Option(
         metavar="FILE", help="The file that records received payloads; by default beside the store."
     ),
+]
+RebuildOption = Annotated[
+    bool,
+    typer.Option(
+        "--rebuild",
+        help="Embed everything in the journal again, after the store was emptied or replaced, or for "
+        "another embedder.",
+    ),
+]
+AdoptOption = Annotated[
+    bool,
+    typer.Option("--adopt", help="Add the content of a store of another journal to this journal."),
 ]
 SinceOption = Annotated[
     str | None,

@@ -297,7 +297,13 @@ class Api:
             if job["state"] == "waiting" and waits == _LATER:
                 tell("waiting: another job runs first")
             elif job["done"] is not None:
-                now = Progress(job["done"], job["total"] or 0, job["rate"] or 0.0, job["problem"])
+                now = Progress(
+                    job["done"],
+                    job["total"] or 0,
+                    job["rate"] or 0.0,
+                    job["problem"],
+                    job.get("unit", "chunks"),
+                )
                 if now != shown:
                     tell(str(now))
                 shown = now

@@ -28,8 +28,10 @@ from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.options import (
     DEFAULT_EMBEDDER,
     DEFAULT_STORE,
+    AdoptOption,
     CollectionOption,
     EmbedderOption,
+    RebuildOption,
     StoreOption,
     WrittenJournalOption,
     default_journal,
@@ -106,6 +108,8 @@ def serve(
             "on. Without --store, what is stored is deleted at the end.",
         ),
     ] = False,
+    rebuild: RebuildOption = False,
+    adopt: AdoptOption = False,
 ) -> None:
     """Read streams and other sources into a vector store, and answer over HTTP, until stopped.
 
@@ -127,7 +131,7 @@ def serve(
             folder = tempfile.TemporaryDirectory(prefix="autoplay-rag-", ignore_cleanup_errors=True)
             store = f"chroma:{stack.enter_context(folder)}/chroma"
         with file.explaining(name for name, value in options.items() if value is not None):
-            sources = sources_of(url or [], [], file)
+            sources = sources_of(url or [], [], file, retry_refusals=True)
             store = store or file.store or DEFAULT_STORE
             journal = (journal or file.journal or default_journal(folder_of(store))).expanduser()
             made = make_store(store, collection or file.get("collection"))
@@ -135,6 +139,8 @@ def serve(
                 made,
                 make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER),
                 journal=journal,
+                rebuild=rebuild,
+                adopt=adopt,
                 **(_SAMPLES if samples else file.pipeline),
             )
         given = Keys.from_environment()
@@ -193,6 +199,7 @@ async def _serve(
         f"exited at once: payloads that are not stored stay in {journal}"
     ) as interrupts:
         async with AsyncExitStack() as stack:
+            stack.callback(server.close)
             sources = await stack.enter_async_context(reading)
             # Before the start: it loads what was pulled before. The gaps of a stream need the pull
             # source.

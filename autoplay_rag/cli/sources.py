@@ -64,13 +64,20 @@ class Sources:
         )
 
 
-def sources_of(arguments: Sequence[str], tokens: Sequence[str], file: Config) -> Sources:
+def sources_of(
+    arguments: Sequence[str],
+    tokens: Sequence[str],
+    file: Config,
+    *,
+    retry_refusals: bool = False,
+) -> Sources:
     """Return the sources of the command line or, if it names none, of the file.
 
     Args:
         arguments: The sources as given.
         tokens: The tokens of the streams, in the same order; or none.
         file: The settings.
+        retry_refusals: Whether a source that refuses is asked again for as long as it does.
 
     Raises:
         ConfigurationError: If a source cannot be used.
@@ -86,8 +93,8 @@ def sources_of(arguments: Sequence[str], tokens: Sequence[str], file: Config) ->
     if len({pull.url for pull in pulls}) < len(pulls):
         raise ConfigurationError("a URL is given twice")
     return Sources(
-        [_client_of(stream) for stream in streams],
-        [_source_of(pull) for pull in pulls],
+        [_client_of(stream, retry_refusals) for stream in streams],
+        [_source_of(pull, retry_refusals) for pull in pulls],
         tools_of(specs),
     )
 
@@ -123,7 +130,7 @@ def _streams_of(urls: Sequence[str], tokens: Sequence[str], file: Config) -> lis
     return streams
 
 
-def _client_of(stream: Stream) -> AsyncConnectorClient:
+def _client_of(stream: Stream, retry_refusals: bool) -> AsyncConnectorClient:
     """Make the client of a stream, with the token of its environment variable if it has none.
 
     The token may be in the file that the variable with `_FILE` at the end of its name names.
@@ -134,7 +141,7 @@ def _client_of(stream: Stream) -> AsyncConnectorClient:
         variable = TOKEN_VARIABLE  # the client reports what is wrong with the URL
     try:
         token = stream.token or secret_from(variable) or secret_from(TOKEN_VARIABLE)
-        return AsyncConnectorClient(stream.url, token or "")
+        return AsyncConnectorClient(stream.url, token or "", retry_refusals=retry_refusals)
     except ConfigurationError as error:
         if not stream.where:
             raise
@@ -148,7 +155,7 @@ def _pulls_of(specs: Sequence[SourceSpec], file: Config) -> list[Pull]:
     return [known.get(url, Pull(url)) for url in urls]
 
 
-def _source_of(pull: Pull) -> LiveActivitySource:
+def _source_of(pull: Pull, retry_refusals: bool) -> LiveActivitySource:
     """Make a pull source. What the file does not say comes from the environment."""
     product_id = pull.product_id or os.environ.get(_PRODUCT, "")
     if not product_id:
@@ -167,6 +174,7 @@ def _source_of(pull: Pull) -> LiveActivitySource:
             pull.token or secret_from(_TOKEN) or "",
             users=users,
             interval=_INTERVAL if pull.interval is None else pull.interval,
+            retry_refusals=retry_refusals,
         )
     except ConfigurationError as error:
         if not pull.where:

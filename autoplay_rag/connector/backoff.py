@@ -19,6 +19,7 @@ from autoplay_rag.errors import (
 __all__ = [
     "LONGEST_WAIT",
     "MOST_REFUSALS",
+    "REFUSALS",
     "Backoff",
     "Verdict",
     "classify",
@@ -33,6 +34,9 @@ wrong number cannot stop a client for days."""
 MOST_REFUSALS: Final = 5
 """The most retries after refusals in a row, once there was a stream. With the default settings
 they take two and a half minutes."""
+
+REFUSALS: Final = (ConnectorStatusError, RedirectError, NotAnEventStreamError)
+"""What a connector answers that gives no stream and asks for no other attempt."""
 
 _PROVEN_AFTER: Final = 5.0
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})

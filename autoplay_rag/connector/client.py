@@ -61,6 +61,9 @@ class AsyncConnectorClient:
         max_retries: The most retries in a row; `run` raises at the next failure. None never gives
             up. The count restarts after a connection that lasted five seconds and either received
             anything or was ended by the other side.
+        retry_refusals: Whether a refusal (400, 401, 403, 404, ...) is retried at intervals of
+            `max_backoff_s` for as long as it lasts, also before the first connection. By default
+            it ends the run; see `run`.
         drain_timeout: Seconds after a stop to process received payloads and finish the hooks.
         max_pending: The most payloads that wait or are being processed.
         overflow: What to do when `max_pending` is reached. "wait" stops reading until there is
@@ -104,6 +107,7 @@ class AsyncConnectorClient:
         metrics: ConnectorMetrics | None = None,
         *,
         read_timeout: float = READ_TIMEOUT,
+        retry_refusals: bool = False,
         drain_timeout: float = 30.0,
         max_pending: int = 100_000,
         overflow: Overflow = "wait",
@@ -136,6 +140,7 @@ class AsyncConnectorClient:
             initial_backoff_s=initial_backoff_s,
             max_backoff_s=max_backoff_s,
             max_retries=max_retries,
+            retry_refusals=retry_refusals,
             max_event_bytes=max_event_bytes,
             http_client=http_client,
             on_connected=self._connected,
@@ -187,7 +192,7 @@ class AsyncConnectorClient:
         Raises:
             ConnectorStatusError: If the connector refuses (400, 401, 403, 404, ...). Once a
                 connection was made, a 404 is retried, and any other refusal is retried five times
-                at intervals of `max_backoff_s`.
+                at intervals of `max_backoff_s`. With `retry_refusals`, all are retried.
             NotAnEventStreamError: If the response is not an event stream, and none was before.
             RedirectError: If it redirects to another origin, which must not see the token.
             ConnectorError: If TLS fails in the same way at every attempt before the first
@@ -379,6 +384,14 @@ class AsyncConnectorClient:
         if found is None and run is not None and isinstance(run.error, Exception):
             return run.error  # it failed before its first attempt
         return found
+
+    @property
+    def refusal(self) -> Exception | None:
+        """The last attempt's error, if the connector refused it; None after a connection.
+
+        Safe from any thread.
+        """
+        return self._stream.refusal
 
     @property
     def pending(self) -> int:

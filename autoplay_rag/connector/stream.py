@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeAlias
 import httpx
 
 from autoplay_rag._describe import describe
-from autoplay_rag.connector.backoff import MOST_REFUSALS, Backoff, classify
+from autoplay_rag.connector.backoff import MOST_REFUSALS, REFUSALS, Backoff, classify
 from autoplay_rag.connector.connection import Endpoint, bare, display, open_stream, tls_fault
 from autoplay_rag.connector.metrics import Recorder
 from autoplay_rag.connector.sse import MAX_EVENT_BYTES, Event, EventParser
@@ -48,6 +48,7 @@ class EventStream:
         initial_backoff_s: Seconds before the first reconnect.
         max_backoff_s: The longest wait between attempts, unless the server asks for more.
         max_retries: The most retries in a row before it gives up; None never gives up.
+        retry_refusals: Whether refusals are retried as slowly and for as long as they last.
         max_event_bytes: Larger events are skipped and counted.
         http_client: Sends the requests and is not closed; by default each iteration opens its own.
         on_connected: Called when a connection is made; must be quick.
@@ -58,6 +59,7 @@ class EventStream:
         last_event_at: Unix seconds of the last event, heartbeats included; None before the first.
         last_event_id: The last id the server sent; "" if it sent none.
         last_error: Why the last connection or attempt ended; None if none has.
+        refusal: The last attempt's error, if the connector refused it.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class EventStream:
         initial_backoff_s: float = 1.0,
         max_backoff_s: float = 30.0,
         max_retries: int | None = None,
+        retry_refusals: bool = False,
         max_event_bytes: int = MAX_EVENT_BYTES,
         http_client: httpx.AsyncClient | None = None,
         on_connected: Callable[[], None] | None = None,
@@ -77,11 +80,13 @@ class EventStream:
         self.last_event_at: float | None = None
         self.last_event_id = ""
         self.last_error: Exception | None = None
+        self.refusal: Exception | None = None
         self._endpoint = endpoint
         self._recorder = recorder
         self._initial_backoff_s = initial_backoff_s
         self._max_backoff_s = max_backoff_s
         self._max_retries = max_retries
+        self._retry_refusals = retry_refusals
         self._max_event_bytes = max_event_bytes
         self._http_client = http_client
         self._on_connected = on_connected
@@ -100,7 +105,8 @@ class EventStream:
 
         Raises:
             ConnectorStatusError: If the connector refuses. Before the first connection, at once;
-                later, only after several slow retries were refused too, and never for a 404.
+                later, only after several slow retries were refused too, and never for a 404. With
+                `retry_refusals`, never.
             NotAnEventStreamError: If the response is not an event stream, and none was before.
             RedirectError: If it redirects to another origin, which must not see the token. After
                 the first connection it is retried like a refusal.
@@ -129,8 +135,11 @@ class EventStream:
                     except Exception as error:  # noqa: BLE001 - raised below, unless retried
                         failure = bare(error)
                     self.last_error = failure
+                    self.refusal = failure if isinstance(failure, REFUSALS) else None
                     # Raised outside `except`, which would attach the error that `bare` stripped.
                     verdict = classify(failure, worked=worked)
+                    if verdict == "fatal" and self.refusal and self._retry_refusals:
+                        verdict = "refused"
                     if verdict == "fatal":
                         raise failure
                     if verdict == "refused":
@@ -154,6 +163,7 @@ class EventStream:
         )
         async with open_stream(http, self._endpoint, self.last_event_id) as body:
             self.state = "connected"
+            self.refusal = None
             self._silent = True
             started = time.monotonic()
             again = self._said_lost
@@ -228,15 +238,26 @@ class EventStream:
             self._complaints, self._complained_at = 0, now
 
     def _delay_after_refusal(self, backoff: Backoff, failure: Exception) -> float:
-        """Seconds to wait after a refusal by a connector that has served a stream before.
+        """Seconds to wait after a refusal that is retried.
 
         Raises:
             Exception: The refusal itself, after too many in a row.
         """
-        if self._refusals >= MOST_REFUSALS or self._given_up(backoff):
+        if self._given_up(backoff):
             raise failure
         self._refusals += 1
         self._said_lost = True
+        if self._retry_refusals:
+            delay = backoff.refused()
+            logger.error(
+                "%s refuses (%s); trying again in %.1f s",
+                display(self._endpoint.url),
+                describe(failure),
+                delay,
+            )
+            return delay
+        if self._refusals > MOST_REFUSALS:
+            raise failure
         delay = backoff.refused()
         logger.error(
             "%s gave a stream before and refuses now (%s); retry %d of %d in %.1f s, then the client "

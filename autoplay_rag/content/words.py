@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import lru_cache
 from typing import Final
 
 import snowballstemmer
+
+from autoplay_rag._text_cache import cached_for_texts
 
 __all__ = ["index_text", "lookups", "parts", "terms", "words"]
 
@@ -97,6 +98,9 @@ STOP_WORDS: Final = frozenset(
 )
 _LONGEST: Final = 64
 """The most characters of a term. A token of 10,000 letters is not a word."""
+_REMEMBERED: Final = 8_192
+"""Words whose parts and terms are cached, 3 MB in total. The words of an application fit; numbers and
+ids, which are new in every payload, need no stemming."""
 
 _ALIKE: Final = {
     one: other
@@ -132,7 +136,7 @@ def words(text: str) -> list[str]:
     return (_ASCII_WORD if text.isascii() else _WORD).findall(text)
 
 
-@lru_cache(maxsize=50_000)
+@cached_for_texts(_REMEMBERED, longest=_LONGEST)
 def parts(word: str) -> tuple[str, ...]:
     """The parts of one word of `words`; the word itself if it has none.
 
@@ -181,7 +185,7 @@ def index_text(text: str) -> str:
     return f"{text}\n{' '.join(more)}" if more else text
 
 
-@lru_cache(maxsize=50_000)
+@cached_for_texts(_REMEMBERED, longest=_LONGEST)
 def _terms(word: str) -> tuple[str, ...]:
     lower = [_folded(part)[:_LONGEST] for part in parts(word)]
     return tuple(_normalised(part) for part in lower if part not in STOP_WORDS)

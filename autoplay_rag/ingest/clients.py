@@ -125,12 +125,15 @@ class Clients:
 
     @property
     def problems(self) -> list[str]:
-        """The clients that ended with an error, one line each. Readable from any thread."""
+        """The clients that failed or are refused, one line each. Readable from any thread."""
         found = []
         for client in list(self._attached):
             try:
-                if getattr(client, "state", None) == "failed":
+                state = getattr(client, "state", None)
+                if state == "failed":
                     found.append(_why_failed(client))
+                elif state not in _ENDED and (refusal := getattr(client, "refusal", None)):
+                    found.append(f"the source {_name(client)} refuses: {describe(refusal)}")
             except Exception as error:  # noqa: BLE001 - other people's code
                 found.append(f"the state of a client cannot be read: {describe(error)}")
         return found
@@ -165,6 +168,10 @@ def _product_of(client: Any) -> str:
         return named
     path = str(getattr(client, "url", "")).partition("?")[0].rstrip("/")
     return unquote(path.rpartition("/")[2])
+
+
+def _name(client: Any) -> str:
+    return str(getattr(client, "url", "") or _product_of(client))
 
 
 def _why_failed(client: Any) -> str:

@@ -727,7 +727,9 @@ class IngestPipeline(Questions):
         async for record in self._open_run().export(asked):
             yield record
 
-    async def backup(self, folder: str | Path) -> BackupReport:
+    async def backup(
+        self, folder: str | Path, *, on_progress: Callable[[Progress], None] | None = None
+    ) -> BackupReport:
         """Write a consistent copy of journal and store, while the pipeline runs.
 
         A `ChromaStore` is copied with all collections of its folder. Of other stores, only the
@@ -738,6 +740,8 @@ class IngestPipeline(Questions):
 
         Args:
             folder: A new or an empty folder. It has this name only once the backup is complete.
+            on_progress: Called with the progress in bytes, twice a second, on the pipeline's loop.
+                Each byte counts twice: when it is written, and when it is read for its hash.
 
         Returns:
             What was copied.
@@ -748,8 +752,9 @@ class IngestPipeline(Questions):
             StoreError: If the store cannot be copied.
             PipelineClosedError: If the pipeline is not running.
         """
+        check_function("on_progress", on_progress)
         run = self._open_run()
-        return await _on_loop(run.loop, run.backup(Path(folder)))
+        return await _on_loop(run.loop, run.backup(Path(folder), tell=on_progress))
 
     async def reembed(
         self,

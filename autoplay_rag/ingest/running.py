@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from autoplay_rag._describe import describe
+from autoplay_rag._text_cache import forget_texts
 from autoplay_rag._timings import Timings
 from autoplay_rag.content.identity import parts_by_person
 from autoplay_rag.content.keys import session_lane
@@ -717,13 +718,15 @@ class RunningPipeline:
                 copy_chunks(self._store, target, embedder, catalog, on_progress=tell)
             )
 
-    async def backup(self, folder: Path) -> BackupReport:
+    async def backup(self, folder: Path, *, tell: Tell | None = None) -> BackupReport:
         """Write a backup; see `IngestPipeline.backup`."""
         journal = self._settings.journal
         if journal is None:
             raise ConfigurationError("a backup needs a journal file: give journal=...")
         async with self._maintaining:
-            return await write_backup(folder, journal, self._store, self._store_paused)
+            return await write_backup(
+                folder, journal, self._store, self._store_paused, on_progress=tell
+            )
 
     async def reembed(
         self, embedder: Embedder, *, render: bool, tell: Tell | None
@@ -831,6 +834,7 @@ class RunningPipeline:
                 source.forget(asked.user_id)
         if self._embedding:
             self._embedding.clear()
+        forget_texts()
 
     @asynccontextmanager
     async def _store_paused(self) -> AsyncIterator[None]:

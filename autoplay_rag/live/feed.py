@@ -7,6 +7,7 @@ pipeline or another subscriber. All methods are called on the pipeline's event l
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -94,13 +95,26 @@ class Subscription:
         """Wait until there is something to take, or the subscription is closed."""
         await self._changed.wait()
 
-    def take(self) -> tuple[int, list[FeedEvent]]:
-        """Return how many events were dropped since the last call, and those that wait."""
-        missed, events = self._missed, list(self._waiting)
-        self._missed = 0
-        self._waiting.clear()
-        self._bytes = 0
-        if not self.closed:
+    @property
+    def waiting(self) -> int:
+        """The number of events that wait."""
+        return len(self._waiting)
+
+    def take(self, most_bytes: float = math.inf) -> tuple[int, list[FeedEvent]]:
+        """Return how many events were dropped since the last call, and those that wait.
+
+        Args:
+            most_bytes: Leave events for the next call once these have so many bytes of JSON. One event
+                is returned, however large.
+        """
+        missed, self._missed = self._missed, 0
+        events: list[FeedEvent] = []
+        size = 0
+        while self._waiting and (not events or size + self._waiting[0].size <= most_bytes):
+            events.append(self._waiting.popleft())
+            size += events[-1].size
+        self._bytes -= size
+        if not self.closed and not self._waiting:
             self._changed.clear()
         return missed, events
 

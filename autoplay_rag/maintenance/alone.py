@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from autoplay_rag._filelock import FileLock
 from autoplay_rag.errors import JournalLockedError, StoreMismatchError
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.maintenance.backup import BackupReport, write_backup
+from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.maintenance.report import VerifyReport
 from autoplay_rag.maintenance.verify import Verifier
 from autoplay_rag.stores.base import Store
@@ -47,13 +49,20 @@ async def verify_alone(journal: Path, store: Store) -> VerifyReport:
             await catalog.close()
 
 
-async def backup_alone(folder: Path, journal: Path, store: Store) -> BackupReport:
+async def backup_alone(
+    folder: Path,
+    journal: Path,
+    store: Store,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> BackupReport:
     """Write a backup of a journal that no pipeline uses, and of its store.
 
     Args:
         folder: A new or an empty folder.
         journal: The journal's file.
         store: The store; it is not started, and closed afterwards.
+        on_progress: As in `IngestPipeline.backup`.
 
     Raises:
         BackupError: If the backup cannot be written.
@@ -66,7 +75,9 @@ async def backup_alone(folder: Path, journal: Path, store: Store) -> BackupRepor
             f"the journal {journal} is in use by process {lock.holder()}; run the command again"
         )
     try:
-        return await write_backup(folder, journal, store, _nothing_to_pause)
+        return await write_backup(
+            folder, journal, store, _nothing_to_pause, on_progress=on_progress
+        )
     finally:
         try:
             await store.aclose()

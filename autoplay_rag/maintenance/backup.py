@@ -30,6 +30,8 @@ from autoplay_rag._serial import SerialThread
 from autoplay_rag.errors import AutoplayError, BackupError
 from autoplay_rag.journal.tasks import ANSWER
 from autoplay_rag.maintenance.manifest import FORMAT, JOURNAL, MANIFEST, STORE, Manifest, hashed
+from autoplay_rag.maintenance.measuring import Measuring
+from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.stores.base import Store
 
 __all__ = ["BackupReport", "write_backup"]
@@ -68,6 +70,8 @@ async def write_backup(
     journal: Path,
     store: Store,
     paused: Callable[[], AbstractAsyncContextManager[None]],
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> BackupReport:
     """Write a backup of a journal and its store into a new folder.
 
@@ -76,6 +80,8 @@ async def write_backup(
         journal: The journal's file.
         store: The store.
         paused: Makes no write to the store inside the block.
+        on_progress: Called with the progress in bytes, twice a second. Each byte counts twice: when it
+            is written, and when it is read again for its hash.
 
     Raises:
         BackupError: If it cannot be written. Nothing is left behind.
@@ -85,16 +91,20 @@ async def write_backup(
     began = time.monotonic()
     folder, partial = await thread.run(_begin, folder)
     snapshot = _Snapshot(journal)
+    measuring = Measuring(partial, journal, store.data_folder, on_progress)
     try:
         copied = partial / STORE
         await thread.run(copied.mkdir, 0o700)
-        async with paused():
-            stopped = time.monotonic()
-            await thread.run(snapshot.take)
-            has_store = await store.copy_to(copied)
-            waited = time.monotonic() - stopped
-        await thread.run(snapshot.copy_to, partial / JOURNAL)
-        manifest = await thread.run(_complete, partial, folder, snapshot.notes, has_store)
+        async with measuring.running():
+            async with paused():
+                stopped = time.monotonic()
+                await thread.run(snapshot.take)
+                has_store = await store.copy_to(copied)
+                waited = time.monotonic() - stopped
+            await thread.run(snapshot.copy_to, partial / JOURNAL)
+            manifest = await thread.run(
+                _complete, partial, folder, snapshot.notes, has_store, measuring.hashed
+            )
     except BaseException as error:
         await thread.finish(_abandon, partial)
         if isinstance(error, AutoplayError) or not isinstance(error, Exception):
@@ -176,7 +186,13 @@ def _begin(folder: Path) -> tuple[Path, Path]:
     return folder, partial
 
 
-def _complete(partial: Path, folder: Path, notes: dict[str, str], has_store: bool) -> Manifest:
+def _complete(
+    partial: Path,
+    folder: Path,
+    notes: dict[str, str],
+    has_store: bool,
+    on_hashed: Callable[[int], None],
+) -> Manifest:
     """Write the manifest and give the folder its name."""
     if not has_store:
         (partial / STORE).rmdir()
@@ -187,7 +203,10 @@ def _complete(partial: Path, folder: Path, notes: dict[str, str], has_store: boo
         version("autoplay-rag"),
         notes.get("journal_id", ""),
         notes.get("store_id") or "",
-        {path.relative_to(partial).as_posix(): hashed(path, sync=True) for path in paths},
+        {
+            path.relative_to(partial).as_posix(): hashed(path, sync=True, on_read=on_hashed)
+            for path in paths
+        },
     )
     fd = os.open(partial / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "wb") as file:

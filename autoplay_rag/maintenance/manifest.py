@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
@@ -49,12 +50,13 @@ class Manifest(msgspec.Struct, frozen=True):
         return sum(file.size for file in self.files.values())
 
 
-def hashed(path: Path, *, sync: bool = False) -> File:
+def hashed(path: Path, *, sync: bool = False, on_read: Callable[[int], None] | None = None) -> File:
     """Return size and hash of a file.
 
     Args:
         path: The file.
         sync: Whether to make it survive a power loss.
+        on_read: Called with the number of bytes of each part that was read.
     """
     digest = blake2b(digest_size=32)
     size = 0
@@ -62,6 +64,8 @@ def hashed(path: Path, *, sync: bool = False) -> File:
         while part := file.read(_SLAB):
             digest.update(part)
             size += len(part)
+            if on_read is not None:
+                on_read(len(part))
         if sync:
             os.fsync(file.fileno())
     return File(size, digest.hexdigest())

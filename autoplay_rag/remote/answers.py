@@ -19,7 +19,7 @@ from autoplay_rag.errors import (
 from autoplay_rag.journal.base import Health
 from autoplay_rag.live.sessions import LiveEvent, LiveSession
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
-from autoplay_rag.search.timeline import Sessions, SessionSummary
+from autoplay_rag.search.timeline import Sessions, SessionSummary, WholeSession
 
 __all__ = [
     "UNKNOWN_SESSION",
@@ -30,6 +30,7 @@ __all__ = [
     "hits_of",
     "live_session_of",
     "session_hits_of",
+    "session_of",
     "sessions_of",
 ]
 
@@ -171,6 +172,10 @@ class _Sessions(msgspec.Struct):
     next: str | None
 
 
+class _Part(msgspec.Struct):
+    next: str | None = None
+
+
 class _LiveEvent(msgspec.Struct):
     at: float
     kind: str
@@ -212,6 +217,11 @@ def sessions_of(body: bytes) -> Sessions:
     """Return the result of `sessions`."""
     found = decoded(body, _Sessions)
     return Sessions(found.sessions, total=found.total, next=found.next)
+
+
+def session_of(body: bytes) -> tuple[WholeSession, str | None]:
+    """Return one part of a session, and the cursor of the next one."""
+    return decoded(body, WholeSession), decoded(body, _Part).next
 
 
 def live_session_of(body: bytes) -> LiveSession | None:

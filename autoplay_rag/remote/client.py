@@ -27,6 +27,7 @@ from autoplay_rag.remote.answers import (
     hits_of,
     live_session_of,
     session_hits_of,
+    session_of,
     sessions_of,
 )
 from autoplay_rag.remote.connections import Asked, Connections
@@ -34,7 +35,13 @@ from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.prompt import pulled_text
 from autoplay_rag.search.searcher import MOST_RERANKED, Rerank, filter_of, reranked
-from autoplay_rag.search.timeline import Actions, SessionEvent, Sessions, WholeSession
+from autoplay_rag.search.timeline import (
+    Actions,
+    SessionEvent,
+    Sessions,
+    WholeSession,
+    joined_parts,
+)
 
 __all__ = ["ServeClient"]
 
@@ -47,6 +54,8 @@ _KEY: Final = "AUTOPLAY_RAG_KEY"
 _SECONDS: Final = 30.0
 _FORGETTING_SECONDS: Final = 600.0
 _MOST_HITS: Final = 100
+_SESSION_EVENTS: Final = 5_000
+"""The events of one request for a session; as much as a server answers at once."""
 """The most hits of one answer of the server."""
 
 
@@ -272,14 +281,23 @@ class ServeClient:
     async def session(
         self, session_id: str, product_id: str | None = None, *, user_id: str | None = None
     ) -> WholeSession | None:
-        """Return one complete session, in order; see `IngestPipeline.session`."""
+        """Return one complete session, in order; see `IngestPipeline.session`.
+
+        It is read in parts. What is accepted meanwhile belongs to the last one.
+        """
         # Dots as well: "." and ".." would be removed from the path.
         path = f"/v1/sessions/{quote(storable(session_id), safe='').replace('.', '%2E')}"
-        params = {"product_id": product_id, "user_id": user_id}
-        try:
-            return decoded(await self._ask(Asked("GET", path, params)), WholeSession)
-        except NotFoundError:
-            return None
+        params = {"product_id": product_id, "user_id": user_id, "limit": _SESSION_EVENTS}
+        parts: list[WholeSession] = []
+        cursor: str | None = None
+        while cursor is not None or not parts:
+            asked = Asked("GET", path, params | {"cursor": cursor})
+            try:
+                part, cursor = session_of(await self._ask(asked))
+            except NotFoundError:
+                return None  # unknown, or forgotten since the part before
+            parts.append(part)
+        return joined_parts(parts)
 
     async def products(
         self,

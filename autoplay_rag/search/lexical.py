@@ -14,9 +14,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Final, NamedTuple
 
+from autoplay_rag._text_cache import cached_for_texts
 from autoplay_rag.content.words import lookups, parts, terms, words
 
 __all__ = ["Matched", "Question", "Scored", "corrections", "matched", "score"]
@@ -31,6 +31,10 @@ _CORRECTED: Final = 0.8
 _LEAST_CORRECTED: Final = 4
 _FIRST_LETTER_MAY_DIFFER: Final = 6
 """Words need so many letters before a typo in the first letter is corrected."""
+_REMEMBERED: Final = 16_384
+_LONGEST_REMEMBERED: Final = 300
+"""Lines whose terms are cached, about 8 MB, and their most characters. A question without a filter
+reads thousands of lines, mostly those of the question before it."""
 _MOST_CHARACTERS: Final = 2000
 _MOST_TERMS: Final = 48
 _CODE: Final = re.compile(r"[^\s\"'()<>\[\]{},;!?]{4,}")
@@ -137,24 +141,24 @@ def _scored(
     for text in texts:
         own = 0.0
         for line in text.split("\n"):
-            weighed = _weighed(line)
-            if line not in seen:
-                seen.add(line)
-                for term, weight in weighed:
-                    weights[term] = weights.get(term, 0.0) + weight
-            for term, weight in weighed:
-                if term in wanted:
-                    own += weight * idf[term] ** 2
+            is_new = line not in seen
+            seen.add(line)
+            for weight, found in _weighed(line):
+                for term in found:
+                    if is_new:
+                        weights[term] = weights.get(term, 0.0) + weight
+                    if term in wanted:
+                        own += weight * idf[term] ** 2
         shares.append(own)
     if not any(shares):  # no term matches: every weight is above 0
         return Scored(0.0, shares)
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for term in wanted.keys() & weights.keys():
         asked, worth = wanted[term]
         value = worth * math.log1p(weights[term]) * idf[term] * idf[asked]
-        found[asked] = max(found.get(asked, 0.0), value)
+        values[asked] = max(values.get(asked, 0.0), value)
     norm = math.sqrt(sum(math.log1p(weight) ** 2 for weight in weights.values()))
-    total = sum(found.values()) / (norm * length) if norm and length else 0.0
+    total = sum(values.values()) / (norm * length) if norm and length else 0.0
     if question.exact:
         total += _EXACT_BONUS * _exact_share(question, texts, shares, idf)
     best = max(shares, default=0.0)
@@ -205,22 +209,22 @@ def _is_code(text: str) -> bool:
     return digits > 0 and (digits < len(text) or digits >= 5)  # noqa: PLR2004 - see `_CODE`
 
 
-@lru_cache(maxsize=50_000)
-def _weighed(line: str) -> tuple[tuple[str, float], ...]:
-    """The terms of one line of `content.render`, each with its weight."""
+@cached_for_texts(_REMEMBERED, longest=_LONGEST_REMEMBERED)
+def _weighed(line: str) -> tuple[tuple[float, tuple[str, ...]], ...]:
+    """The terms of one line of `content.render`, by their weight."""
     line = line.rstrip(",")
     if " " not in line and "." in line:
-        return tuple((term, _SITE) for term in terms(line))
+        return ((_SITE, tuple(terms(line))),)
     if line.startswith("on ") and '"' not in line:
-        return tuple((term, _PAGE) for term in terms(line[3:]))
+        return ((_PAGE, tuple(terms(line[3:]))),)
     if found := _VALUE_LINE.fullmatch(line):
         verb, value, label = found.groups()
         return (
-            *((term, _ACTION) for term in terms(verb)),
-            *((term, _VALUE) for term in terms(value)),
-            *((term, _LABEL) for term in terms(label)),
+            (_ACTION, tuple(terms(verb))),
+            (_VALUE, tuple(terms(value))),
+            (_LABEL, tuple(terms(label))),
         )
-    return tuple((term, _ACTION) for term in terms(line))
+    return ((_ACTION, tuple(terms(line))),)
 
 
 # -- typos ----------------------------------------------------------------------------------------
@@ -247,11 +251,12 @@ def corrections(
         for texts in sessions
         for text in texts
         for line in text.split("\n")
-        for term, _ in _weighed(line)
+        for _, found in _weighed(line)
+        for term in found
         if len(term) >= _LEAST_CORRECTED - 1
     }
-    found = {term: tuple(sorted(t for t in known if _one_slip(term, t))) for term in unknown}
-    return {term: others for term, others in found.items() if others}
+    near = {term: tuple(sorted(t for t in known if _one_slip(term, t))) for term in unknown}
+    return {term: others for term, others in near.items() if others}
 
 
 def _one_slip(one: str, other: str) -> bool:

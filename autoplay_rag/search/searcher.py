@@ -28,6 +28,7 @@ from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.lexical import Question, matched
 from autoplay_rag.search.serving import Serving
 from autoplay_rag.search.sessions import session_hit, time_of
+from autoplay_rag.search.slots import Slots
 from autoplay_rag.search.spans import embedding_attributes, record, retrieval_attributes
 from autoplay_rag.stores.base import Match, TextStore, VectorStore
 
@@ -49,6 +50,9 @@ _SESSIONS: Final = 30
 scored."""
 MOST_RERANKED: Final = 50
 _HITS_OF_SESSION: Final = 5
+_MOST_READING: Final = 4
+"""How many searches read passages at once. One of long sessions holds several MB, and one thread reads
+and another scores: more at once would take memory, and no search would end sooner."""
 _OUTAGES: Final = (EmbedderUnavailableError, StoreUnavailableError, OSError, TimeoutError)
 """Temporary failures. Full text alone then answers a hybrid search."""
 _NOTHING: Final = Found(0, {}, [])
@@ -77,6 +81,7 @@ class Searcher:
     watermark: Callable[[], int] = lambda: 0
     timings: Timings = field(default_factory=Timings)
     trace_content: bool = False
+    _slots: Slots = field(default_factory=lambda: Slots(_MOST_READING))
     _thread: SerialThread = field(default_factory=lambda: SerialThread("autoplay-search-scores"))
 
     async def search(
@@ -101,9 +106,11 @@ class Searcher:
         """
         name, attributes = self._span(k, mode)
         with self.timings.measured("search", "hits", span=name, attributes=attributes) as span:
-            ranking = await self._rank(text, k, filter, mode)
+            found = await self._find(text, k, filter, mode)
             wanted = max(k, MOST_RERANKED) if rerank or collapse else k
-            hits = await self._hits(ranking, filter, wanted)
+            async with self._slots.here():
+                ranking = await self._rank(found, k, filter, mode)
+                hits = await self._hits(ranking, filter, wanted)
             if collapse:
                 hits = _collapsed(hits)
             if rerank:
@@ -127,18 +134,21 @@ class Searcher:
         """
         name, attributes = self._span(k, mode)
         with self.timings.measured("search", "sessions", span=name, attributes=attributes) as span:
-            ranking = await self._rank(text, k, filter, mode)
-            found = await self._best_sessions(
-                ranking, filter, max(k, MOST_RERANKED) if rerank else k
-            )
+            found = await self._find(text, k, filter, mode)
+            wanted = max(k, MOST_RERANKED) if rerank else k
+            async with self._slots.here():
+                ranking = await self._rank(found, k, filter, mode)
+                best = await self._best_sessions(ranking, filter, wanted)
+                hits = [] if rerank else await self._session_hits(best, ranking, filter)
             if rerank:
-                lane_of = {hits[0].id: lane for lane, hits in found.items()}
-                best = [hits[0] for hits in found.values()]
-                order = await reranked(rerank, ranking.question.text, best)
-                found = {lane_of[hit.id]: found[lane_of[hit.id]] for hit in order}
-            result = ranking.result(
-                await self._session_hits(dict(islice(found.items(), k)), ranking, filter)
-            )
+                lane_of = {some[0].id: lane for lane, some in best.items()}
+                firsts = [some[0] for some in best.values()]
+                order = await reranked(rerank, ranking.question.text, firsts)
+                lanes = [lane_of[hit.id] for hit in order[:k]]
+                async with self._slots.here():
+                    chosen = {lane: best[lane] for lane in lanes}
+                    hits = await self._session_hits(chosen, ranking, filter)
+            result = ranking.result(hits)
             record(span, text, result, content=self.trace_content)
             return result
 
@@ -148,7 +158,8 @@ class Searcher:
 
     # -- candidates ---------------------------------------------------------------------------
 
-    async def _rank(self, text: str, k: int, filter: Filter, mode: Mode) -> _Ranking:
+    async def _find(self, text: str, k: int, filter: Filter, mode: Mode) -> _Candidates:
+        """What store and full text find, without the texts of sessions."""
         question = Question.of(text)
         if not question.text:
             raise ConfigurationError("the question is empty")
@@ -176,15 +187,20 @@ class Searcher:
         if isinstance(found, BaseException):
             raise found
         matches = {match.id: match for match in dense or ()}
-        passages, whole = await self._passages(k, filter, scope, matches, found or _NOTHING)
+        return _Candidates(question, matches, found or _NOTHING, scope, watermark, problem)
+
+    async def _rank(self, known: _Candidates, k: int, filter: Filter, mode: Mode) -> _Ranking:
+        """Read the passages of the sessions that were found, and rank them."""
+        question, matches, found, scope, watermark, problem = known
+        passages, whole = await self._passages(k, filter, scope, matches, found)
         with self.timings.measured("search_part", "score", span="search score"):
             candidates = await self._thread.run(
                 fused,
                 question,
                 passages,
                 {match.id: match.score for match in matches.values()},
-                (found or _NOTHING).counts,
-                (found or _NOTHING).total,
+                found.counts,
+                found.total,
                 mode=mode,
                 whole=whole,
             )
@@ -376,6 +392,15 @@ class Searcher:
             ]
             for lane, some in units.items()
         }
+
+
+class _Candidates(NamedTuple):
+    question: Question
+    matches: dict[str, Match]
+    found: Found
+    scope: Scope
+    watermark: int
+    problem: str | None
 
 
 class _Ranking(NamedTuple):

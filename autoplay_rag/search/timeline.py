@@ -34,6 +34,7 @@ __all__ = [
     "SessionSummary",
     "Sessions",
     "WholeSession",
+    "joined_parts",
     "list_sessions",
     "read_actions",
     "read_chunks",
@@ -384,14 +385,38 @@ async def read_part(
     lane = await _lane(timeline, session_id, product_id)
     if lane is None:
         return None
-    found, kept = await timeline.whole(lane, after, limit + 1)
-    if found is None or (user_id is not None and user_id not in found.users):
-        return None
-    part = _first(kept, limit)
-    more = part[-1].seq if len(part) < len(kept) else None
-    if user_id is not None:
-        part = [one for one in part if one.owner == user_id]
+    chosen: list[KeptPayload] = []
+    while True:
+        found, kept = await timeline.whole(lane, after, limit + 1)
+        if found is None or (user_id is not None and user_id not in found.users):
+            return None
+        # Where a part of a person ends must not depend on what others did.
+        chosen += (one for one in kept if user_id is None or one.owner == user_id)
+        part = _first(chosen, limit)
+        if len(part) < len(chosen) or len(kept) <= limit:
+            break
+        after = kept[-1].seq
+    more = part[-1].seq if len(part) < len(chosen) else None
     return SessionPart(_whole(found, part, user_id), found.actions, more)
+
+
+def joined_parts(parts: Sequence[WholeSession]) -> WholeSession:
+    """Join the sessions of all parts, in order, into the complete session."""
+    first = parts[0]
+    events = sorted(
+        (event for part in parts for event in part.events),
+        key=lambda event: (event.seq, event.index),
+    )
+    return replace(
+        first,
+        started_at=min((p.started_at for p in parts if p.started_at is not None), default=None),
+        ended_at=max((p.ended_at for p in parts if p.ended_at is not None), default=None),
+        # A token of a person counts the payloads of each part.
+        payloads=max(first.payloads, len({event.seq for event in events})),
+        events=tuple(_by_time(events)),
+        text=joined_lines((part.text for part in parts), _TEXT_CHARACTERS),
+        missing=sum(part.missing for part in parts),
+    )
 
 
 async def read_chunks(

@@ -50,6 +50,7 @@ class Job:
         done: Units done, as far as the kind reports them; None if unknown.
         total: Units in total; None if unknown.
         rate: Units per second; None if unknown.
+        unit: What is counted: "chunks" or "bytes".
         problem: What it waits for, such as an embedder that is out of service; None if nothing.
         report: The result of a job that is done.
         error: Why it failed.
@@ -65,6 +66,7 @@ class Job:
     done: int | None = None
     total: int | None = None
     rate: float | None = None
+    unit: Literal["chunks", "bytes"] = "chunks"
     problem: str | None = None
     report: Any = None
     error: str | None = None
@@ -77,6 +79,7 @@ class Job:
         """Note the progress, with its rate and what it waits for."""
         self.progress(progress.done, progress.total or None)
         self.rate, self.problem = progress.rate or None, progress.problem
+        self.unit = progress.unit
 
     @property
     def seconds_left(self) -> float | None:
@@ -176,7 +179,7 @@ async def _backup(pipeline: IngestPipeline, job: Job) -> Any:
     _check_names(job, ("folder",))
     folder = _text(job.options, "folder")
     _check_path("folder", folder)
-    return await pipeline.backup(folder)
+    return await pipeline.backup(folder, on_progress=job.show)
 
 
 async def _reembed(pipeline: IngestPipeline, job: Job) -> Any:

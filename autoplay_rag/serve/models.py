@@ -233,7 +233,7 @@ class SessionEventModel(_Answer):
 
 
 class SessionModel(_Answer):
-    """One complete session; see `WholeSession`."""
+    """One session, or one part of it; see `WholeSession`."""
 
     session_id: str
     product_id: str
@@ -246,6 +246,7 @@ class SessionModel(_Answer):
     events: list[SessionEventModel]
     text: str
     missing: int
+    next: str | None = None
 
 
 class LiveEventModel(_Answer):
@@ -361,6 +362,7 @@ class JobModel(_Answer):
     done: int | None = Field(description="Units done; null if the kind does not count.")
     total: int | None
     rate: float | None = Field(description="Units per second; null if unknown.")
+    unit: Literal["chunks", "bytes"] = Field(description="What is counted.")
     seconds_left: float | None
     problem: str | None = Field(description="What it waits for; null if nothing.")
     report: Any

@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from autoplay_rag._loop_server import LoopServer, bind
+from autoplay_rag.serve.heads import protocol_with_limit
 from autoplay_rag.serve.serving import Serving
 
 __all__ = ["HttpServer"]
@@ -21,6 +22,8 @@ _GRACE_SECONDS: Final = 5.0
 _IDLE_SECONDS: Final = 75
 """How long an idle connection stays open. Clients close theirs earlier (httpx after 5 s, nginx after
 60): if the server does it first, a request that is under way just then fails."""
+_HEAD_SECONDS: Final = 30.0
+"""How long a client may take to send the head of a request."""
 
 
 class HttpServer(LoopServer):
@@ -48,6 +51,7 @@ class HttpServer(LoopServer):
             log_config=None,
             access_log=False,
             server_header=False,
+            http=protocol_with_limit(_HEAD_SECONDS),
             timeout_keep_alive=_IDLE_SECONDS,
         )
         super().__init__(config, grace=_GRACE_SECONDS)
@@ -68,9 +72,13 @@ class HttpServer(LoopServer):
         try:
             await self.serve([self._socket])
         finally:
-            self._socket.close()
+            self.close()
             if self._ending is not None:
                 await self._ending
+
+    def close(self) -> None:
+        """Give the port back. For a server that is never run; a run does it at its end."""
+        self._socket.close()
 
     def stop(self) -> None:
         """Stop soon: tell the subscribers, let requests end, and return from `run_until_stopped`.

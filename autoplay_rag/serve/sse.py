@@ -66,7 +66,10 @@ class EventResponse(ABC, Response):
 
     @abstractmethod
     def take(self) -> bytes:
-        """Return the events to send now; b"" if there are none."""
+        """Return the events to send now; b"" if there are none.
+
+        What it leaves in the subscription is taken in the next call, at once.
+        """
 
     def end(self) -> None:
         """Tell the client that the server stops, and end soon, whether it reads or not."""
@@ -105,11 +108,14 @@ class EventResponse(ABC, Response):
         sent = time.monotonic()
         while True:
             if data := self.take():
-                await self._put(send, data)
+                seconds = _LAST_SECONDS if self.subscription.closed else _STALLED_SECONDS
+                await self._put(send, data, seconds)
                 sent = time.monotonic()
             left = self._look if bound is None else bound.expires_at - time.time()
             if left <= 0:
                 return "the token expired"
+            if self.subscription.waiting:  # not all of what waited was taken
+                continue
             if self.subscription.closed:
                 return "the server stops"
             try:

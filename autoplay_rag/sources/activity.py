@@ -71,6 +71,8 @@ class LiveActivitySource:
         concurrency: The most requests at once.
         request_timeout: Seconds for a request, from connecting to the last byte.
         max_users: The most users to watch, and to remember.
+        retry_refusals: Whether a refusal (401, 403, ...) is retried every 30 seconds for as long as
+            it lasts. By default it ends the run; see `run`.
 
     Attributes:
         names_sessions: False: sessions are cut by time.
@@ -100,6 +102,7 @@ class LiveActivitySource:
         concurrency: int = 8,
         request_timeout: float = 10.0,
         max_users: int = _MOST_USERS,
+        retry_refusals: bool = False,
     ) -> None:
         check_above("interval", interval)
         check_above("concurrency", concurrency, whole=True)
@@ -114,6 +117,7 @@ class LiveActivitySource:
         self._interval = interval
         self._concurrency = concurrency
         self._max_users = max_users
+        self._retry_refusals = retry_refusals
         self._callbacks: list[Callback] = []
         self._threads = CallbackThreads(_THREADS)
         self._schedule = Schedule(interval)
@@ -272,7 +276,8 @@ class LiveActivitySource:
 
         Raises:
             ConnectorStatusError: If the server refuses (401, 403, ...). Once it has answered, a
-                refusal is retried five times, every 30 seconds.
+                refusal is retried five times, every 30 seconds. With `retry_refusals`, all are
+                retried.
             RedirectError: If it redirects.
             ConfigurationError: If the environment names a proxy or certificates that cannot be
                 used.
@@ -406,6 +411,11 @@ class LiveActivitySource:
         return self._client.last_error
 
     @property
+    def refusal(self) -> Exception | None:
+        """The last request's error, if the server refused it. Safe from any thread."""
+        return self._client.refusal
+
+    @property
     def pause(self) -> float:
         """Seconds until the next request may be sent; 0 if one may be sent now."""
         return self._client.cooldown.left(time.monotonic())
@@ -466,7 +476,9 @@ class LiveActivitySource:
             self._schedule.again(user_id, time.monotonic())
             self._client.complain(describe(error))
         except ConnectorError as error:
-            if not self._client.worked or self._refusals >= MOST_REFUSALS:
+            if not self._retry_refusals and (
+                not self._client.worked or self._refusals >= MOST_REFUSALS
+            ):
                 raise
             # It may come from a firewall, or from a token service that restarts.
             now = time.monotonic()
@@ -474,7 +486,8 @@ class LiveActivitySource:
             if not self._client.cooldown.left(now):
                 self._refusals += 1
                 self._client.cooldown.pause(now, _REFUSED_SECONDS)
-            self._client.complain(f"{describe(error)}; retry {self._refusals} of {MOST_REFUSALS}")
+            left = "" if self._retry_refusals else f" {self._refusals} of {MOST_REFUSALS}"
+            self._client.complain(f"{describe(error)}; retry{left} in {_REFUSED_SECONDS:g} s")
         finally:
             slots.release()
 

@@ -15,6 +15,7 @@ import httpx
 
 from autoplay_rag._describe import describe
 from autoplay_rag._loop_thread import LoopThread
+from autoplay_rag.connector.backoff import REFUSALS
 from autoplay_rag.connector.connection import display
 from autoplay_rag.errors import ConnectorError, TransientError
 from autoplay_rag.sources.activity_endpoint import Activity, ActivityEndpoint, Validators
@@ -79,6 +80,12 @@ class ActivityClient:
         self._thread: LoopThread | None = None
         self._thread_transport: httpx.AsyncHTTPTransport | None = None
         self._complained_at = -_COMPLAIN_EVERY
+
+    @property
+    def refusal(self) -> Exception | None:
+        """The last request's error, if the server refused it; None once it answered."""
+        error = self.last_error
+        return error if not self.is_reached and isinstance(error, REFUSALS) else None
 
     @property
     def url(self) -> str:

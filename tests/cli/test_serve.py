@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -134,6 +135,45 @@ async def test_a_port_that_is_taken_fails_before_anything_starts(ended, tmp_path
     assert code == 1
     assert f"cannot listen on 127.0.0.1, port {port}" in err
     assert not list(tmp_path.glob("*.db*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_deleted_store_is_rebuilt_and_another_journals_is_adopted(started, ended, tmp_path):
+    async with LocalConnector() as connector:
+        assert (await ended("ingest", connector.url, "--idle-seconds", "0.5"))[0] == 0
+    shutil.rmtree(tmp_path / "chroma")
+    code, out, err = await ended("serve", "--port", "0")
+    assert (code, out) == (1, "")
+    assert "--rebuild" in err.splitlines()[-1]
+    async with started(
+        "serve", "--rebuild", "--port", "0", AUTOPLAY_RAG_ADMIN_KEY=ADMIN
+    ) as running:
+        url = await address(running)
+        headers = {"authorization": f"Bearer {ADMIN}"}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
+            async with asyncio.timeout(30):
+                while not await found_by_meaning(client):  # noqa: ASYNC110 - another process
+                    await asyncio.sleep(0.05)
+        running.interrupt()
+        assert (await running.end())[0] == 0
+
+    other = ("serve", "--journal", "other.db", "--port", "0")
+    code, out, err = await ended(*other)
+    assert (code, out) == (1, "")
+    assert "--adopt" in err.splitlines()[-1]
+    async with started(*other, "--adopt", AUTOPLAY_RAG_ADMIN_KEY=ADMIN) as running:
+        url = await address(running)
+        headers = {"authorization": f"Bearer {ADMIN}"}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
+            assert await found_by_meaning(client)
+        running.interrupt()
+        assert (await running.end())[0] == 0
+
+
+async def found_by_meaning(client):
+    found = await client.post("/v1/search", json={"query": "export a report", "mode": "dense"})
+    return found.json()["hits"]
 
 
 @pytest.mark.slow

@@ -48,6 +48,25 @@ def test_arguments(monkeypatch):
     assert not sources_of([STREAM], [], Config()).warning
 
 
+async def test_a_server_asks_sources_that_refuse_again():
+    async with LocalConnector(token="uk_live_right") as connector:
+        sources = [connector.url, f"pull:{connector.pull_url}"]
+        for wanted in (True, False):
+            found = sources_of(sources, [], Config(), retry_refusals=wanted)
+            (stream,) = found.streams
+            (pull,) = found.pulls
+            assert (stream._stream._retry_refusals, pull._retry_refusals) == (wanted, wanted)
+            task = stream.run_in_background()
+            while stream.refusal is None:  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0)
+            if not wanted:
+                await asyncio.wait([task])
+            assert (stream.state == "failed") is not wanted
+            stream.stop()
+            await asyncio.wait([task])
+            assert task.exception() is None or not wanted
+
+
 def test_a_file_names_everything(monkeypatch):
     monkeypatch.setenv("THE_KEY", "secret-key")
     text = f'url = "{STREAM}"\nwebhooks = ["segment"]\n{TABLE}'

@@ -239,6 +239,42 @@ async def test_a_first_refusal_ends_it_at_once(server, connect):
     assert len(server.peers) == 1
 
 
+@pytest.mark.parametrize("worked", [False, True])
+async def test_refusals_are_retried_for_as_long_as_they_last_if_asked(
+    server, connect, event, worked, caplog
+):
+    answers = [server.stream(event("s1", 1), then="close")] if worked else []
+    for status, *header in ((401,), (403,), (404,), (400,), (302, "Location: https://login.test/")):
+        answers += [server.status(status, *header)] * 3
+    server.script(*answers, server.stream(event("s1", 2), event("s1", 3)))
+    client = connect(retry_refusals=True)
+    assert client.refusal is None
+    payloads = client.stream(limit=2 + worked)
+    seen = [(payload.actions[0].index, client.refusal) async for payload in payloads]
+    assert seen[worked:] == [(2, None), (3, None)]
+    assert len(server.peers) == 1 + 15 + worked
+    assert "then the client ends" not in caplog.text
+    assert "uk_live" not in caplog.text
+
+
+async def test_a_refusal_is_named_until_there_is_a_connection(server, connect, event, until):
+    server.script(server.status(401))
+    client = connect(retry_refusals=True)
+    task = client.run_in_background()
+    await until(lambda: client.refusal is not None)
+    assert isinstance(client.refusal, AuthenticationError)
+    assert client.state in {"waiting", "connecting"}
+    server.script(server.status(503))
+    await until(lambda: client.refusal is None)  # it is not known whether it would still refuse
+    server.script(server.status(404))
+    await until(lambda: isinstance(client.refusal, ProductNotFoundError))
+    server.script(server.stream(event("s1", 1), then="stay"))
+    await client.wait_connected(30)
+    assert client.refusal is None
+    client.stop()
+    await task
+
+
 async def test_max_retries_also_ends_refusals_with_the_refusal_itself(server, connect, event):
     server.script(server.stream(event("s1", 1), then="close"), server.status(401))
     with pytest.raises(AuthenticationError):

@@ -135,6 +135,24 @@ def test_a_client_that_failed_is_a_problem_with_its_reason():
     assert clients.problems == []
 
 
+def test_a_client_that_is_refused_is_a_problem_until_it_is_connected_or_stopped():
+    client = Stateful()
+    client.refusal, client.url = ValueError("401: the token\nis wrong"), "https://a.test/stream/x"
+    clients = attached(client)
+    refused = "the source https://a.test/stream/x refuses: ValueError: 401: the token is wrong"
+    for state, problems in (
+        ("waiting", [refused]),
+        ("connecting", [refused]),
+        ("stopping", []),
+        ("stopped", []),
+        ("failed", ["the client <the client> has ended: it failed"]),
+    ):
+        client.state = state
+        assert clients.problems == problems
+    client.state, client.refusal = "connected", None
+    assert clients.problems == []
+
+
 def test_a_client_that_does_not_tell_its_state_is_a_problem_and_no_failure():
     class Broken(Client):
         @property

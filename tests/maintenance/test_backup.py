@@ -23,6 +23,7 @@ from autoplay_rag.errors import (
     StoreRejectedError,
 )
 from autoplay_rag.maintenance import backup as module
+from autoplay_rag.maintenance import measuring
 from autoplay_rag.maintenance.alone import backup_alone, verify_alone
 from autoplay_rag.maintenance.restoring import check_backup, restore
 from autoplay_rag.stores import ChromaStore, MemoryStore
@@ -161,6 +162,29 @@ async def test_of_other_stores_only_the_journal(make_pipeline, make_actions, pla
         await pipeline.drain()
         assert (await pipeline.verify()).clean
         assert len(await titles_in(store)) == 5
+
+
+async def test_the_progress_of_a_backup_is_in_bytes(
+    open_pipeline, make_actions, place, monkeypatch, caplog
+):
+    monkeypatch.setattr(measuring, "_EVERY_SECONDS", 0.0)
+    told = []
+
+    def tell(progress):
+        told.append(progress)
+        raise ValueError("of the caller")
+
+    async with open_pipeline(place.journal, place.folder) as pipeline:
+        await fill(pipeline, make_actions, 50)
+        report = await pipeline.backup(place.backup, on_progress=tell)
+    assert len(told) > 1
+    done = [one.done for one in told]
+    assert done == sorted(done)
+    assert done[0] < done[-1]
+    assert all(one.unit == "bytes" and one.done <= one.total for one in told)
+    # SQLite's own temporary files may have counted, too.
+    assert done[-1] == told[-1].total >= 2 * report.size > 0
+    assert caplog.text.count("on_progress failed") == len(told)
 
 
 async def test_no_file_no_backup(make_pipeline, place):

@@ -88,3 +88,80 @@ async def test_closing_the_pipeline_ends_a_running_search(make_pipeline, embedde
     await pipeline.aclose()
     with pytest.raises(PipelineClosedError, match="closed during the search"):
         await search
+
+
+# -- at most so many at once ----------------------------------------------------------------------
+
+
+class Gated:
+    """Holds back the reading of passages, and counts how many searches are at it."""
+
+    def __init__(self, catalog):
+        self._read = catalog.passages
+        self.inside = 0
+        self.began = 0
+        self.changed = asyncio.Condition()
+        self.open = asyncio.Event()
+
+    async def __call__(self, *args):
+        self.inside += 1
+        self.began += 1
+        async with self.changed:
+            self.changed.notify_all()
+        try:
+            await self.open.wait()
+            return await self._read(*args)
+        finally:
+            self.inside -= 1
+
+    async def wait(self, count):
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.began >= count)
+
+
+@pytest.fixture
+async def gated(make_pipeline, make_actions, monkeypatch):
+    async with make_pipeline() as pipeline:
+        await pipeline.on_actions(make_actions("s1", "event", user="u1"))
+        await pipeline.drain()
+        catalog = pipeline._run.searcher.catalog
+        gate = Gated(catalog)
+        monkeypatch.setattr(catalog, "passages", gate)
+        yield pipeline, gate
+        gate.open.set()
+
+
+@pytest.mark.parametrize("method", ["search", "search_sessions"])
+async def test_few_searches_hold_passages_at_once_and_all_are_answered(gated, method):
+    pipeline, gate = gated
+    found = [asyncio.create_task(getattr(pipeline, method)("event")) for _ in range(30)]
+    await gate.wait(4)
+    # Two that waited in vain, and one that was inside, leave their places to others.
+    for cancelled in (found.pop(), found.pop(), found.pop(0)):
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+    await gate.wait(5)
+    assert gate.inside == 4
+    gate.open.set()
+    assert [len(hits) for hits in await asyncio.gather(*found)] == [1] * 27
+    assert gate.inside == 0
+
+
+@pytest.mark.parametrize("method", ["search", "search_sessions"])
+async def test_a_rerank_that_takes_long_holds_up_no_other_search(gated, method):
+    pipeline, gate = gated
+    gate.open.set()
+    done = asyncio.Event()
+    asked = []
+
+    async def slow(question, hits):
+        asked.append(question)
+        await done.wait()
+        return hits
+
+    slows = [asyncio.create_task(getattr(pipeline, method)("event", rerank=slow)) for _ in range(6)]
+    assert len(await getattr(pipeline, method)("event")) == 1
+    while len(asked) < 6:  # noqa: ASYNC110 - each of them runs
+        await asyncio.sleep(0)
+    done.set()
+    assert [len(hits) for hits in await asyncio.gather(*slows)] == [1] * 6

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from autoplay_rag import ActionsPayload, ChatTurn, IngestPipeline, SlimAction, SummaryPayload
 from autoplay_rag.errors import ConfigurationError, JournalError, PipelineClosedError
+from autoplay_rag.search.timeline import joined_parts
 from autoplay_rag.stores import MemoryStore
 
 FEW = {"suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
@@ -456,10 +457,36 @@ async def test_the_parts_of_a_session_are_the_session(embedder, sizes, limit):
         parts = await parts_of(one, "s1", limit)
     events = [event for part in parts for event in part.session.events]
     assert tuple(events) == whole.events
+    assert joined_parts([part.session for part in parts]) == whole
     assert all(part.actions == sum(sizes) for part in parts)
     assert all(part.session.payloads == len(sizes) for part in parts)
     assert all(len(part.session.events) < limit + max(sizes) for part in parts)
     assert all(len(part.session.events) >= limit for part in parts[:-1])
+
+
+@settings(max_examples=25, deadline=None, **FEW)
+@given(
+    people=st.lists(st.sampled_from(["ann", "bob", None]), min_size=1, max_size=14),
+    limit=st.integers(1, 5),
+)
+async def test_what_others_did_does_not_change_where_the_parts_of_a_person_end(
+    embedder, people, limit
+):
+    said = {}
+    for others in (True, False):
+        async with IngestPipeline(
+            MemoryStore(), embedder, batch_window=3600.0, drain_timeout=0.0
+        ) as one:
+            await accept(one, done("s1", "first", user="ann", at=999.0))
+            await accept(one, done("s1", "second", user="bob", at=999.0))
+            for n, user in enumerate(people):
+                if user == "ann" or others:
+                    await accept(one, done("s1", f"step {n}", user=user, at=1000.0 + n))
+            parts = await parts_of(one, "s1", limit, user_id="ann")
+            said[others] = [[e.description for e in part.session.events] for part in parts]
+            whole = await one.session("s1", user_id="ann")
+            assert joined_parts([part.session for part in parts]) == whole
+    assert said[True] == said[False]
 
 
 async def test_a_part_is_of_one_person_if_asked_for(kept):
@@ -469,6 +496,7 @@ async def test_a_part_is_of_one_person_if_asked_for(kept):
     parts = await parts_of(kept, "s1", 2, user_id="ann")
     said = [event.description for part in parts for event in part.session.events]
     assert said == ["step 1", "step 3", "step 5"]
+    assert [len(part.session.events) for part in parts] == [2, 1]  # as without bob
     assert await kept.session_part("s1", user_id="cid") is None
     assert await kept.session_part("unknown") is None
 

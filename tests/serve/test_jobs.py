@@ -7,6 +7,7 @@ import pytest
 from pipelines import ScriptedEmbedder, make_actions
 from serve_server import KEYS, fill
 
+from autoplay_rag.maintenance import measuring
 from autoplay_rag.serve import jobs
 from autoplay_rag.stores import MemoryStore
 
@@ -85,6 +86,30 @@ async def test_a_cancelled_reembed_shows_its_progress_and_changes_nothing(runnin
     assert (await ended(admin, await start(admin, "reembed", embedder="openai:other")))[
         "state"
     ] == "done"
+
+
+async def test_a_backup_shows_how_far_it_is(running, admin, tmp_path, monkeypatch):
+    copied, go_on = asyncio.Event(), asyncio.Event()
+
+    async def copy_to(folder):
+        (folder / "vectors").write_bytes(b"x" * 100_000)
+        copied.set()
+        await go_on.wait()
+        return True
+
+    monkeypatch.setattr(running.pipeline.store, "copy_to", copy_to)
+    monkeypatch.setattr(measuring, "_EVERY_SECONDS", 0.0)
+    job_id = await start(admin, "backup", folder=str(tmp_path / "copy"))
+    await copied.wait()
+    while ((job := (await admin.get(f"/v1/jobs/{job_id}")).json())["done"] or 0) < 100_000:
+        pass
+    assert job["state"] == "running"
+    assert (job["unit"], job["total"] >= job["done"]) == ("bytes", True)
+    assert job["seconds_left"] >= 0
+    go_on.set()
+    job = await ended(admin, job_id)
+    assert (job["state"], job["error"]) == ("done", None)
+    assert job["done"] == job["total"] >= 2 * job["report"]["size"]
 
 
 async def test_one_job_at_a_time(admin, other):

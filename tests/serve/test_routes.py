@@ -10,8 +10,12 @@ import pytest
 from pipelines import make_actions
 from prometheus_client.parser import text_string_to_metric_families
 from serve_server import KEYS, WEBHOOK_SECRET, token
+from starlette.applications import Starlette
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 
-from autoplay_rag import AsyncConnectorClient, IngestPipeline
+from autoplay_rag import AsyncConnectorClient, IngestPipeline, ServeClient
+from autoplay_rag.devserver.serving import ConnectorServer
 from autoplay_rag.errors import EmbedderUnavailableError
 from autoplay_rag.serve import Keys, create_app
 from autoplay_rag.stores import MemoryStore
@@ -58,6 +62,37 @@ async def test_sessions_are_searched_listed_and_read(running, admin):
         event.description for event in expected.events
     ]
     assert (await admin.get("/v1/sessions/unknown")).status_code == 404
+
+
+async def test_a_long_session_is_read_in_parts(serve, tmp_path):
+    async with serve(journal=tmp_path / "journal.db") as running:
+        for n in range(40):
+            steps = [f"step {n}.{k}" for k in range(50)]
+            await running.pipeline.accept(
+                make_actions("long", *steps, user="ann", at=1000.0 + 100 * n)
+            )
+        expected = await running.pipeline.session("long")
+        async with running.client(KEYS.read) as client:
+            answer = (await client.get("/v1/sessions/long")).json()
+            assert (len(answer["events"]), answer["payloads"]) == (500, 40)
+            found, cursor = [], None
+            while cursor is not None or not found:
+                params = {"limit": 120} | ({"cursor": cursor} if cursor else {})
+                part = (await client.get("/v1/sessions/long", params=params)).json()
+                assert len(part["events"]) < 120 + 50
+                found += [event["description"] for event in part["events"]]
+                cursor = part["next"]
+            assert found == [event.description for event in expected.events]
+            for wrong in ({"limit": 0}, {"limit": 5001}, {"cursor": "x"}, {"cursor": "1" * 30}):
+                refused = await client.get("/v1/sessions/long", params=wrong)
+                assert refused.status_code == 422
+        async with running.client(token(user_id="bob")) as client:
+            # The same with a cursor: it is not told whether somebody else has such a session.
+            for params in ({}, {"cursor": "5"}):
+                refused = await client.get("/v1/sessions/long", params=params)
+                assert refused.status_code == 403
+        async with ServeClient(running.server.url, KEYS.read) as client:
+            assert await client.session("long") == expected
 
 
 async def test_a_session_id_may_have_any_characters(running, admin):
@@ -301,6 +336,50 @@ async def test_health(serve, make_pipeline, embedder):
         stopped = await probe.get("/readyz")
         assert (stopped.status_code, stopped.json()["status"]) == (503, "stopped")
         assert (await read.post("/v1/search", json={"query": "x"})).status_code == 503
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_connector_that_refuses_degrades_the_server_until_it_answers(running, status):
+    refuses = True
+
+    async def connector(request):
+        if refuses:
+            return Response("who are you?", status)
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    async def stream():
+        yield b": hello\n\n"
+        await stopped.wait()
+
+    stopped = asyncio.Event()
+    server = ConnectorServer(Starlette(routes=[Route("/stream/acme", connector)]))
+    url = f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}"
+    async with running.client(KEYS.read) as read:
+        client = AsyncConnectorClient(
+            f"{url}/stream/acme?secret=1",
+            "uk_live_secret",
+            initial_backoff_s=0.01,
+            max_backoff_s=0.01,
+            retry_refusals=True,
+        )
+        running.pipeline.attach(client)
+        reading = client.run_in_background()
+        while (told := (await read.get("/readyz")).json())["status"] == "ok":
+            pass
+        assert told["status"] == "degraded"
+        (reason,) = told["reasons"]
+        assert reason.startswith(f"the source {url}/stream/acme refuses: ")
+        assert str(status) in reason
+        assert "secret" not in reason
+        assert "who are you" not in reason
+        assert running.pipeline.health.reasons == (reason,)
+        refuses = False
+        while (await read.get("/readyz")).json() != {"status": "ok", "reasons": []}:
+            pass
+        stopped.set()
+        client.stop()
+        await reading
+    await server.aclose()
 
 
 async def test_the_application_runs_the_pipeline_unless_it_runs_already(embedder):

@@ -5,11 +5,13 @@ import json
 import socket
 
 import pytest
+from msgspec.json import encode
 from pipelines import make_actions
 from serve_server import KEYS, SECRET_WORD, fill, of_both, token
 
 from autoplay_rag import SummaryPayload
 from autoplay_rag.live import Feed
+from autoplay_rag.serve.routes import stream as stream_module
 
 
 class Events:
@@ -237,6 +239,47 @@ async def test_what_waits_is_bounded_in_bytes_too():
         assert (missed, len(events)) == (8, 2)
         feed.publish(11, 0.0, 7, make_actions("s", "large"), 1000)
         assert [event.seq for event in slow.take()[1]] == [11]
+
+
+async def test_a_part_of_what_waits_can_be_taken():
+    feed = Feed()
+    with feed.subscribe(limit=4) as one:
+        for seq in range(1, 6):
+            feed.publish(seq, 0.0, 7, make_actions("s", str(seq)), 100)
+        missed, events = one.take(250)
+        assert (missed, [event.seq for event in events], one.waiting) == (1, [2, 3], 2)
+        async with asyncio.timeout(30):
+            await one.wait()  # there is more
+        feed.publish(6, 0.0, 7, make_actions("s", "6"), 1000)
+        assert [event.seq for event in one.take(250)[1]] == [4, 5]
+        assert [event.seq for event in one.take(250)[1]] == [6]  # larger, and alone
+        assert (one.take(250), one.waiting) == ((0, []), 0)
+        # What it counts for `max_bytes` is right again.
+        for seq in range(7, 11):
+            feed.publish(seq, 0.0, 7, make_actions("s", str(seq)), 100)
+        assert len(one.take()[1]) == 4
+
+
+async def test_a_client_that_fell_behind_gets_everything_in_small_parts(running, monkeypatch):
+    sizes = []
+    take = stream_module.EventStream.take
+
+    def measured(response):
+        sizes.append(len(taken := take(response)))
+        return taken
+
+    monkeypatch.setattr(stream_module.EventStream, "take", measured)
+    text = "x" * 1_000
+    async with running.client(KEYS.read) as client, opened(client) as answer:
+        events = Events(answer)
+        # In one turn of the event loop, so that all of them wait.
+        for n in range(300):
+            payload = make_actions("s9", f"{n} {text}")
+            running.pipeline.feed.publish(10_000 + n, 0.0, 7, payload, len(encode(payload)))
+        titles = await events.titles(300)
+    assert [title.split()[0] for title in titles] == [str(n) for n in range(300)]
+    assert sum(sizes) > 300 * 2_000
+    assert max(sizes) < 2**17 * 1.5
 
 
 async def test_what_is_kept_for_a_resume_is_bounded():

@@ -307,6 +307,21 @@ async def test_a_refusal_later_is_retried_slowly_and_then_ends_the_run(
     assert asked >= 7  # the first refusal, and five retries
 
 
+async def test_a_refusal_is_retried_for_as_long_as_it_lasts_if_asked(
+    server, collected, monkeypatch
+):
+    monkeypatch.setattr(activity_module, "_REFUSED_SECONDS", 0.01)
+    server.click("ann", "Home", T)
+    server.script = lambda user, headers: PlainTextResponse("no", status_code=403)
+    async with source_of(server, retry_refusals=True).on_actions(collected) as source:
+        source.run_in_background()
+        await server.wait(10)
+        assert isinstance(source.refusal, AuthenticationError)
+        server.script = lambda user, headers: None
+        await collected.wait(1)
+        assert (source.refusal, source.state) == (None, "connected")
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [

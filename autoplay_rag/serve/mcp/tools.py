@@ -133,7 +133,7 @@ async def _search(asked: Search, access: Access) -> SearchResult:
 
 async def _read(asked: Read, access: Access) -> SessionResult:
     ids = asked.ids
-    found = await sessions.session(asked.session_id, access, ids.user_id, ids.product_id)
+    found = await sessions.whole_session(asked.session_id, access, ids.user_id, ids.product_id)
     return session_result(found, asked.start)
 
 

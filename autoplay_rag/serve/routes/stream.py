@@ -34,6 +34,9 @@ router = APIRouter(tags=["live"])
 _WAITING: Final = 1_000
 _WAITING_BYTES: Final = 2**20
 """The most events, and their bytes, that wait for a client that reads slowly."""
+_SENT_BYTES: Final = 2**17
+"""The most bytes of events that are sent at once. What waits is shared by all clients; what is sent is a
+copy for each, and a hundred clients fall behind at the same moment if the processor is busy."""
 
 
 class EventStream(EventResponse):
@@ -55,7 +58,7 @@ class EventStream(EventResponse):
     def take(self) -> bytes:
         """Return the events that wait."""
         first, self._first = self._first, b""
-        missed, events = self.subscription.take()
+        missed, events = self.subscription.take(_SENT_BYTES)
         parts = [first, event_bytes("gap", encode({"missed": missed}))] if missed else [first]
         bound = self.access.principal.bound if self.access.principal else None
         shown = [part for event in events if (part := _shown(event, bound)) is not None]
