@@ -108,7 +108,8 @@ class ProcessStore(TextStore):
         check_above("timeout", timeout)
         self._interpreter = Interpreter.named(python, call=name, packages="these packages")
         self._call = pack_call(make_store, arguments)
-        self._function = name_of(make_store)
+        given = ", ".join(name_of(one) for one in arguments if callable(one))
+        self._function = f"{name_of(make_store)}({given})" if given else name_of(make_store)
         self._timeout = timeout
         self._model: str | None = None
         self._opened = Opened(frozenset(), type(self).__name__)
@@ -116,7 +117,7 @@ class ProcessStore(TextStore):
         self.max_batch = max_batch
 
     def __repr__(self) -> str:
-        # Without the arguments, which may have a password.
+        # Without the data in the arguments, which may have a password.
         return f"<ProcessStore of {self._function}>"
 
     @property

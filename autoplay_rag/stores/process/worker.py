@@ -60,18 +60,17 @@ def main() -> None:
     ignore_signals()
     requests, replies = claim_pipes()
     with suppress(EOFError, BrokenPipeError):  # the parent has ended
-        # The loop runs between requests too: a store may have tasks of its own.
-        asyncio.run(_serve(requests, replies))
+        made = _make(read(requests, msgspec.msgpack.Decoder(Make)))
+        write(replies, encode(made if isinstance(made, Failed) else _DONE))
+        if not isinstance(made, Failed):
+            # The loop runs between requests too: a store may have tasks of its own.
+            asyncio.run(_serve(made, requests, replies))
 
 
-async def _serve(requests: FileIO, replies: FileIO) -> None:
-    made = _make(read(requests, msgspec.msgpack.Decoder(Make)))
-    write(replies, encode(made if isinstance(made, Failed) else _DONE))
-    if isinstance(made, Failed):
-        return
+async def _serve(store: TextStore, requests: FileIO, replies: FileIO) -> None:
     decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
     reader = SerialThread("autoplay-requests")
-    served = _Served(made)
+    served = _Served(store)
     try:
         while True:
             request = await reader.run(read, requests, decoder)
@@ -79,7 +78,7 @@ async def _serve(requests: FileIO, replies: FileIO) -> None:
                 reply = await served.answer(request)
             write(replies, encode(reply))
     finally:
-        await made.aclose()
+        await store.aclose()
 
 
 def _make(order: Make) -> TextStore | Failed:
@@ -87,7 +86,10 @@ def _make(order: Make) -> TextStore | Failed:
         function, arguments = unpack_call(order.call)
         return _checked(function(*arguments))
     except Exception as error:  # noqa: BLE001 - any reason is reported
-        return failure_of(error)
+        failure = failure_of(error)
+        # No batch caused it, so none may be rejected for it.
+        kind = "configuration" if failure.kind == "rejected" else failure.kind
+        return msgspec.structs.replace(failure, kind=kind)
 
 
 def _checked(store: Any) -> TextStore:

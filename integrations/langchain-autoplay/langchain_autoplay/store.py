@@ -138,12 +138,21 @@ class LangChainStore(TextStore):
                 interpreter cannot be used.
 
         Example:
-            >>> from langchain_core.embeddings import DeterministicFakeEmbedding
-            >>> LangChainStore.in_process(DeterministicFakeEmbedding.embed_query)
-            <ProcessStore of langchain_core.embeddings.fake:DeterministicFakeEmbedding.embed_query>
+            In `app.py`::
+
+                def make_vectorstore(folder):
+                    return Chroma("visits", LocalEmbeddings(), persist_directory=folder)
+
+                async def main():
+                    store = LangChainStore.in_process(make_vectorstore, "./chroma")
+                    async with IngestPipeline(store, journal="./journal.db") as pipeline:
+                        ...
+
+                if __name__ == "__main__":
+                    asyncio.run(main())
         """
         return ProcessStore(
-            _made,
+            _over,
             make_vectorstore,
             list(arguments),
             filter_builder,
@@ -285,7 +294,7 @@ class LangChainStore(TextStore):
             raise MissingCapabilityError(name, capability)
 
 
-def _made(
+def _over(
     make: Callable[..., VectorStore], arguments: list[Any], filter_builder: FilterBuilder | None
 ) -> LangChainStore:
     """Make the store of a worker process."""
