@@ -46,7 +46,11 @@ class SlowService(Embedder):
 
 @asynccontextmanager
 async def lag_of_the_loop():
-    """Collect the lag, in ms, of a task that is scheduled every millisecond."""
+    """Collect what a callback that is due at any moment waits for the loop, in ms.
+
+    A task wants to run every millisecond. When it was late, the turns that it missed count too, each
+    with its own wait. Otherwise a loop that is blocked for 100 ms would count as one late turn.
+    """
     late: list[float] = []
 
     async def watch() -> None:
@@ -54,7 +58,8 @@ async def lag_of_the_loop():
         while True:
             wanted = loop.time() + 0.001
             await asyncio.sleep(0.001)
-            late.append(max(0.0, (loop.time() - wanted) * 1e3))
+            wait = max(0.0, (loop.time() - wanted) * 1e3)
+            late += [wait - missed for missed in range(int(wait) + 1)]
 
     task = asyncio.create_task(watch())
     try:
