@@ -59,7 +59,7 @@ async def lag_of_the_loop():
             wanted = loop.time() + 0.001
             await asyncio.sleep(0.001)
             wait = max(0.0, (loop.time() - wanted) * 1e3)
-            late += [wait - missed for missed in range(int(wait) + 1)]
+            late.extend(wait - missed for missed in range(int(wait) + 1))
 
     task = asyncio.create_task(watch())
     try:

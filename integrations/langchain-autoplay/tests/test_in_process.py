@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from autoplay_rag import ActionsPayload, Chunk, Filter, IngestPipeline, SlimAction
+from autoplay_rag.devserver import samples
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.testing import TextStoreContract
 
@@ -90,3 +92,21 @@ def test_what_is_no_function_of_a_module_is_refused(make_store):
         LangChainStore.in_process(chroma_on_disk.make_in_memory, python="/nowhere/python3")
     with pytest.raises(ConfigurationError, match="max_batch"):
         LangChainStore.in_process(chroma_on_disk.make_in_memory, max_batch=0)
+
+
+RECIPE = Path(__file__).parents[3] / "docs" / "recipes" / "langchain-process.md"
+
+
+@pytest.mark.slow  # loads Chroma twice
+@pytest.mark.skipif(not RECIPE.exists(), reason="the recipe is in the repository alone")
+async def test_the_program_of_the_recipe_runs(local_connector, tmp_path):
+    [code] = re.findall(r"^```python\n(.*?)^```", RECIPE.read_text(), re.MULTILINE | re.DOTALL)
+    code = code.replace("https://connector.example.com/stream/acme", local_connector(samples()).url)
+    (tmp_path / "app.py").write_text(code.replace("idle_seconds=60", "idle_seconds=2"))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-X", "dev", "app.py", cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()
+    assert len(out.splitlines()) == 3
