@@ -104,7 +104,7 @@ async def test_the_program_of_the_recipe_runs(local_connector, tmp_path):
     code = code.replace("https://connector.example.com/stream/acme", local_connector(samples()).url)
     (tmp_path / "app.py").write_text(code.replace("idle_seconds=60", "idle_seconds=2"))
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-X", "dev", "app.py", cwd=tmp_path,
+        sys.executable, "-W", "error", "app.py", cwd=tmp_path,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     out, _ = await process.communicate()
