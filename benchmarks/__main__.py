@@ -15,11 +15,13 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
+from autoplay_rag._describe import describe
 from benchmarks.machine import machine
 from benchmarks.table import Figure, rows
 
@@ -63,11 +65,20 @@ OPTIONS: dict[str, tuple[str, str, list]] = {
 
 
 def figures(names: list[str]) -> Iterator[Figure]:
-    """Yield the figures of modules, and say on standard error how long each took."""
+    """Yield the figures of modules, and say on standard error how long each took.
+
+    One that fails, for example because a package is missing, is a row too: the others go on.
+    """
     for name in names:
         started = time.perf_counter()
         module, function, arguments = OPTIONS.get(name, (name, "main", []))
-        yield from getattr(import_module(f"benchmarks.{module}"), function)(*arguments)
+        try:
+            yield from getattr(import_module(f"benchmarks.{module}"), function)(*arguments)
+        except Exception as error:  # noqa: BLE001 - hours of other figures would be lost
+            traceback.print_exc()
+            yield Figure(
+                f"`benchmarks.{name}`", f"failed: {describe(error)}", "-", "runs", met=False
+            )
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
 
