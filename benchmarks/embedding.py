@@ -70,10 +70,7 @@ def main() -> list[Figure]:
             vectors[name] = embedder.embed_sync(given)
             used = embedder.tokens_used - before
             rates[name].append(used / (time.process_time() - started))
-    alone = {
-        name: statistics.median(_model_alone(embedder, given) for _ in range(ROUNDS))
-        for name, embedder in embedders.items()
-    }
+    alone = {name: _model_alone(embedder, given) for name, embedder in embedders.items()}
     ratios = [int8 / fp32 for fp32, int8 in zip(*rates.values(), strict=True)]
     ratio = statistics.median(ratios)
     cosines = [
