@@ -26,20 +26,6 @@ _ERRORS: dict[str, type[AutoplayError]] = {
 }
 
 
-class _OutageError(StoreUnavailableError):
-    """An outage, with what the service behind the store said about it.
-
-    Attributes:
-        status_code: The HTTP status; None if there was none.
-        retry_after: Seconds that the service asked to wait; None if it did not ask.
-    """
-
-    def __init__(self, message: str, status_code: int | None, retry_after: float | None) -> None:
-        super().__init__(message)
-        self.status_code = status_code
-        self.retry_after = retry_after
-
-
 def failure_of(error: BaseException) -> Failed:
     """Return the reply for an error of the store.
 
@@ -78,5 +64,7 @@ def error_of(reply: Reply) -> AutoplayError | None:
     if reply.kind == "capability":
         return MissingCapabilityError("the store in the worker process", reply.message)
     if reply.kind == "unavailable":
-        return _OutageError(reply.message, reply.status, reply.retry_after)
+        return StoreUnavailableError(
+            reply.message, retry_after=reply.retry_after, status_code=reply.status
+        )
     return _ERRORS[reply.kind](reply.message)

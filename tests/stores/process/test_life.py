@@ -204,7 +204,7 @@ async def main():
     print(await store.count(), store, store._worker._process._popen.pid, flush=True)
     {then}
 if {guard}:
-    asyncio.run(main())
+    asyncio.run(main(), debug=False)  # a loaded machine makes callbacks slow
 """
 
 
