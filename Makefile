@@ -27,7 +27,7 @@ define pytest
 	done
 endef
 
-.PHONY: help demo serve test test-slow test-browser chromium screenshots test-all test-oldest test-newest lint format bench notebooks soak docs pins clean
+.PHONY: help demo serve test test-slow test-browser chromium screenshots test-all test-oldest test-newest lint format bench bench-large notebooks soak docs pins clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -83,8 +83,11 @@ format: $(VENV)/.dev  ## Fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## Measure the figures of the README, each relative to a baseline of the same run
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.bench  ## Measure the figures of the README in 15 minutes, and write them there
+	$(BIN)/python -m benchmarks --write README.md
+
+bench-large: $(VENV)/.bench  ## Measure what takes hours: a million chunks, load, faults, PostgreSQL
+	$(BIN)/python -m benchmarks --large --write README.md
 
 notebooks: $(VENV)/.dev  ## Run the notebooks and save their outputs
 	$(BIN)/python tools/run_notebooks.py

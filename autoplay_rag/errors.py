@@ -245,7 +245,19 @@ class StoreError(AutoplayError):
 
 
 class StoreUnavailableError(StoreError):
-    """An outage: the same request may pass later."""
+    """An outage: the same request may pass later.
+
+    Attributes:
+        retry_after: Seconds the service behind the store asked us to wait, if it did.
+        status_code: The HTTP status that the service answered with, if it is known.
+    """
+
+    def __init__(
+        self, *args: object, retry_after: float | None = None, status_code: int | None = None
+    ) -> None:
+        super().__init__(*args)
+        self.retry_after = retry_after
+        self.status_code = status_code
 
 
 class StoreLockedError(StoreUnavailableError):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from autoplay_rag.stores import Chunk, Filter
 
 CHUNKS = 20_000
+LARGE = 100_000
 DIMENSION = 384
 QUESTIONS = 40
 _LATENT = 24
@@ -309,6 +310,15 @@ def main(count: int = CHUNKS, folder: str | None = None) -> list[Figure]:
         return asyncio.run(_run(count, folder))
     with tempfile.TemporaryDirectory() as temporary:
         return asyncio.run(_run(count, temporary))
+
+
+def short() -> list[Figure]:
+    """The figures of `ChromaStore` for the ten nearest, and for scores."""
+    return [f for f in main() if f.what.startswith("`ChromaStore") and "k=100" not in f.what]
+
+
+def large() -> list[Figure]:
+    return main(LARGE)
 
 
 if __name__ == "__main__":

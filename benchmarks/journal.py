@@ -1,10 +1,9 @@
-"""Measure the journal: payloads per second into it, and the pipeline with and without it."""
+"""Measure payloads per second into the journal. What it costs a pipeline: `benchmarks.journal_cost`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -81,12 +80,6 @@ def _best(*name: str) -> float:
 def main() -> list[Figure]:
     together, together_full = _best("together", "normal"), _best("together", "full")
     single, single_full = _best("one-by-one", "normal"), _best("one-by-one", "full")
-    # The two alternate, so that other load on the machine affects both.
-    turns = [
-        (_rate("benchmarks.pipeline", "ours-journal"), _rate("benchmarks.pipeline", "ours"))
-        for _ in range(ROUNDS)
-    ]
-    with_, without = (statistics.median(rates) for rates in zip(*turns, strict=True))
     return [
         Figure(
             "payloads a second into the journal alone, many callers",
@@ -97,11 +90,6 @@ def main() -> list[Figure]:
             "payloads a second of one caller that awaits each `on_actions`",
             f"{single:,.0f}", f'{single_full:,.0f} with durability="full"',
             "at least 1,500", single >= 1_500,
-        ),
-        Figure(
-            "events stored a second through the pipeline with a journal on disk",
-            f"{with_:,.0f} = {with_ / without:.2f} of without", f"{without:,.0f} without",
-            "at least 0.7", with_ / without >= 0.7,
         ),
     ]  # fmt: skip
 

@@ -18,12 +18,14 @@ import json
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial, wraps
 from importlib import resources
 from itertools import cycle, islice
@@ -183,8 +185,10 @@ def store_of(folder: Path, *, text_only: bool) -> VectorStore:
     return Nowhere() if text_only else ChromaStore(folder / "chroma")
 
 
-async def build(folder: Path, chunks: int, *, text_only: bool) -> None:
-    """Ingest the payloads, unless an earlier run did."""
+async def build(
+    folder: Path, chunks: int, *, text_only: bool, on_stored: Callable[[int], None] = lambda _: None
+) -> None:
+    """Ingest the payloads, unless an earlier run did. `on_stored` gets the number after each part."""
     done = folder / "done"
     if done.exists():
         return
@@ -208,12 +212,13 @@ async def build(folder: Path, chunks: int, *, text_only: bool) -> None:
             await pipeline.drain(600)
             asked += [question(one, source) for n, one in enumerate(some, count) if n in wanted]
             count += len(some)
+            on_stored(count)
         assert pipeline.ledger.stored == count == pipeline.ledger.chunks, pipeline.ledger
     source.shuffle(asked)
     (folder / "questions.json").write_text(json.dumps(asked))
     took, cpu = time.perf_counter() - started, time.process_time() - cpu
     done.write_text(f"{count:,} chunks in {took:.0f} s, {cpu:.0f} CPU s without Chroma's worker\n")
-    print(done.read_text(), end="", flush=True)
+    print(done.read_text(), end="", file=sys.stderr, flush=True)
 
 
 class Asked(NamedTuple):
@@ -483,23 +488,26 @@ def bars(found: dict[str, tuple[Timing, Timing]], *, text_only: bool) -> list[Fi
     return figures
 
 
+def large(
+    chunks: int = CHUNKS, questions: int = QUESTIONS, *, text_only: bool = False, say=_quiet
+) -> list[Figure]:
+    """Search many chunks, which are kept for the next run."""
+    # A different journal schema needs a new build.
+    name = f"{'text' if text_only else 'search'}-{chunks}-{crc32(SCHEMA.encode()):08x}"
+    found = asyncio.run(measure(CACHE / name, chunks, questions, text_only=text_only, say=say))
+    return [
+        replace(figure, what=f"{figure.what}, {chunks:,} chunks")
+        for figure in bars(found, text_only=text_only)
+    ]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search")
     parser.add_argument("--chunks", type=int, default=CHUNKS, help="(%(default)s)")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="(%(default)s)")
     parser.add_argument("--text-only", action="store_true", help="full text alone, without a store")
     options = parser.parse_args()
-    # A different journal schema needs a new build.
-    kind = "text" if options.text_only else "search"
-    name = f"{kind}-{options.chunks}-{crc32(SCHEMA.encode()):08x}"
-    result = asyncio.run(
-        measure(
-            CACHE / name,
-            options.chunks,
-            options.questions,
-            text_only=options.text_only,
-            say=partial(print, flush=True),
-        )
-    )
+    say = partial(print, flush=True)
+    figures = large(options.chunks, options.questions, text_only=options.text_only, say=say)
     print()
-    show(bars(result, text_only=options.text_only))
+    show(figures)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+HEAD = "| what | measured | beside it | bar | met |\n|---|---|---|---|---|"
 
 
 @dataclass(frozen=True)
@@ -16,18 +18,23 @@ class Figure:
     bar: str
     met: bool
 
+    def __str__(self) -> str:
+        """The row in Markdown."""
+        met = "yes" if self.met else "NO"
+        return f"| {self.what} | {self.measured} | {self.baseline} | {self.bar} | {met} |"
+
 
 def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def show(figures: list[Figure]) -> None:
-    """Print rows as a Markdown table."""
-    print("| what | measured | baseline | bar | met |")
-    print("|---|---|---|---|---|")
-    for figure in figures:
-        met = "yes" if figure.met else "NO"
-        print(
-            f"| {figure.what} | {figure.measured} | {figure.baseline} | {figure.bar} | {met} |",
-            flush=True,
-        )
+def rows(figures: Iterable[Figure]) -> Iterator[str]:
+    """Yield the lines of a Markdown table, each as soon as its figure is there."""
+    yield HEAD
+    yield from map(str, figures)
+
+
+def show(figures: Iterable[Figure]) -> None:
+    """Print a Markdown table."""
+    for row in rows(figures):
+        print(row, flush=True)

@@ -48,6 +48,7 @@ ELSEWHERE = {
     "recipes/fastapi-agent.md": "integrations/langchain-autoplay/tests/test_recipe.py",
     "recipes/langgraph.md": "integrations/langchain-autoplay/tests/test_recipe_langgraph.py",
     "recipes/langchain-index.md": "integrations/langchain-autoplay/tests/test_index.py",
+    "recipes/langchain-process.md": "integrations/langchain-autoplay/tests/test_in_process.py",
 }
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 

@@ -59,6 +59,7 @@ NAMES = {
         "MemoryStore",
         "Metadata",
         "PgVectorStore",
+        "ProcessStore",
         "Rows",
         "SerialThread",
         "Store",

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from autoplay_rag._cancelled import is_cancelled
 from autoplay_rag._checks import check_at_least
 from autoplay_rag._describe import describe
+from autoplay_rag._failures import is_forbidden, is_rejection, retry_after
 from autoplay_rag._timings import Timings
 from autoplay_rag._tracing import Attribute, Origin, Span
 from autoplay_rag.content.probe import PROBE, PROBE_ID
@@ -26,14 +27,7 @@ from autoplay_rag.errors import (
     StoreRejectedError,
 )
 from autoplay_rag.ingest.embedding import Embedding
-from autoplay_rag.ingest.retries import (
-    Request,
-    RequestLimits,
-    RetryQueue,
-    is_forbidden,
-    is_rejection,
-    retry_after,
-)
+from autoplay_rag.ingest.retries import Request, RequestLimits, RetryQueue
 from autoplay_rag.stores.base import (
     Capability,
     Changes,

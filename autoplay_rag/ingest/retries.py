@@ -12,22 +12,19 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from autoplay_rag._backoff import grown_delay
 from autoplay_rag._describe import describe
-from autoplay_rag._retry_after import LONGEST_PAUSE, parse_retry_after
-from autoplay_rag._statuses import REJECTING_STATUSES, hint_of
-from autoplay_rag.errors import AutoplayError, EmbedderRejectedError, StoreRejectedError
+from autoplay_rag._failures import is_rejection, retry_after, status_of
+from autoplay_rag._statuses import hint_of
+from autoplay_rag.errors import AutoplayError
 
 __all__ = [
     "Pause",
     "Request",
     "RequestLimits",
     "RetryQueue",
-    "is_forbidden",
-    "is_rejection",
-    "retry_after",
 ]
 
 T = TypeVar("T")
@@ -42,68 +39,6 @@ _LONGEST_LONE_RETRY_SECONDS: Final = 30.0
 _LASTING_SECONDS: Final = 20.0
 """An outage of this length is logged as an error. The pauses grow, so the first failure after this
 time, which logs the error, comes within a minute."""
-
-_FORBIDDEN: Final = 403
-_REJECTIONS: Final = (EmbedderRejectedError, StoreRejectedError, NotImplementedError)
-# Errors of code that fails on a value. Other errors may be transient.
-_VALUE_ERRORS: Final = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
-
-
-def is_rejection(error: BaseException) -> bool:
-    """Whether the input caused the error: status 400, 413, 422, or an error like ValueError.
-
-    A missing capability of the store (`NotImplementedError`) is a rejection too, because a retry
-    does not help. Everything else is an outage: connection errors, timeouts, status 401, 403, 404,
-    408, 429, 5xx, a mismatched store, and unknown errors.
-
-    Example:
-        >>> is_rejection(ValueError("bad metadata")), is_rejection(ConnectionError())
-        (True, False)
-    """
-    if isinstance(error, _REJECTIONS):
-        return True
-    if isinstance(error, AutoplayError):
-        return False
-    status = _status(error)
-    if status is not None:
-        return status in REJECTING_STATUSES
-    return isinstance(error, _VALUE_ERRORS) and not isinstance(error, OSError)
-
-
-def is_forbidden(error: BaseException) -> bool:
-    """Whether the credentials do not allow this kind of request: 403, or a `PermissionError`.
-
-    For an upsert this is an outage. For an update or a delete it is a rejection: with a key that
-    may only add, each retry fails the same way.
-
-    Example:
-        >>> is_forbidden(PermissionError("upserts only")), is_forbidden(ConnectionError())
-        (True, False)
-    """
-    return isinstance(error, PermissionError) or _status(error) == _FORBIDDEN
-
-
-def retry_after(error: BaseException) -> float:
-    """Return the seconds that the service asked to wait, at most an hour; 0 if it did not ask.
-
-    Example:
-        >>> from autoplay_rag.errors import EmbedderUnavailableError
-        >>> retry_after(EmbedderUnavailableError("rate limit", retry_after=7)), retry_after(OSError())
-        (7.0, 0.0)
-    """
-    asked: Any = getattr(error, "retry_after", None)
-    if isinstance(asked, int | float):
-        return min(max(float(asked), 0.0), LONGEST_PAUSE)
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    return parse_retry_after(headers.get("retry-after"), longest=LONGEST_PAUSE) or 0.0
-
-
-def _status(error: BaseException) -> int | None:
-    for holder in (error, getattr(error, "response", None)):
-        status = getattr(holder, "status_code", None)
-        if isinstance(status, int):
-            return status
-    return None
 
 
 class Pause:
@@ -460,5 +395,5 @@ class RetryQueue(Generic[T]):
 def _problem_of(error: BaseException) -> str:
     """Return an error in one line, with a hint for the HTTP status if it has one."""
     # This package's own errors already contain the hint.
-    hint = None if isinstance(error, AutoplayError) else hint_of(_status(error))
+    hint = None if isinstance(error, AutoplayError) else hint_of(status_of(error))
     return f"{describe(error)}; {hint}" if hint else describe(error)

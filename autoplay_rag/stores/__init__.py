@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from autoplay_rag.stores.chroma import ChromaStore
     from autoplay_rag.stores.memory import MemoryStore
     from autoplay_rag.stores.postgres import PgVectorStore
+    from autoplay_rag.stores.process import ProcessStore
     from autoplay_rag.stores.rows import Rows, checked_changes, pack, pack_vector
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "MemoryStore",
     "Metadata",
     "PgVectorStore",
+    "ProcessStore",
     "Rows",
     "SerialThread",
     "Store",
@@ -54,6 +56,7 @@ __getattr__, __dir__ = lazy_exports(
         "ChromaStore": "autoplay_rag.stores.chroma",
         "MemoryStore": "autoplay_rag.stores.memory",
         "PgVectorStore": "autoplay_rag.stores.postgres",
+        "ProcessStore": "autoplay_rag.stores.process",
         # For custom stores: functions that check and pack batches, and a thread for blocking work.
         "Rows": "autoplay_rag.stores.rows",
         "SerialThread": "autoplay_rag._serial",

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from autoplay_rag._failures import is_rejection, retry_after
 from autoplay_rag._statuses import REJECTING_STATUSES
 from autoplay_rag.errors import (
     EmbedderRejectedError,
@@ -21,13 +22,7 @@ from autoplay_rag.errors import (
     StoreUnavailableError,
     UnsupportedFilterError,
 )
-from autoplay_rag.ingest.retries import (
-    Pause,
-    RequestLimits,
-    RetryQueue,
-    is_rejection,
-    retry_after,
-)
+from autoplay_rag.ingest.retries import Pause, RequestLimits, RetryQueue
 
 
 def http_error(status, headers=None):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoplay_rag.stores import ChromaStore, Chunk, Filter, MemoryStore
-from autoplay_rag.stores.chroma.shared import SharedWorker
+from autoplay_rag.stores.chroma.shared import ChromaWorker
 
 NAMES = st.sampled_from(["a", "b", ""])
 TIMES = st.one_of(st.integers(0, 5), st.sampled_from([0.5, 2.5, 4.0, -1e300]))
@@ -130,7 +130,7 @@ def test_memory_store_is_exact(steps, questions):
 def folder(tmp_path_factory):
     """A folder whose worker stays for all examples: to start one takes seconds."""
     path = tmp_path_factory.mktemp("chroma").resolve()
-    worker = SharedWorker.acquire(path)
+    worker = ChromaWorker.acquire(path)
     yield path
     asyncio.run(worker.release())
 

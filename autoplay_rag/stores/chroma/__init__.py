@@ -1,11 +1,12 @@
 """Chroma as a vector store, embedded and on disk, in a separate worker process.
 
+`autoplay_rag.stores.workers` starts, asks and ends the worker.
+
 | module | process | task |
 |---|---|---|
 | `store` | yours | `ChromaStore`: turns calls into requests |
-| `shared` | yours | one worker per folder, shared by all stores |
-| `process` | yours | one run of the worker: start, request, end |
-| `frames` | both | requests and replies, and their encoding on the pipe |
+| `shared` | yours | the worker of a folder: how it starts, and what is being scanned |
+| `frames` | both | requests and replies |
 | `worker` | worker | the main loop: lock the folder, answer requests |
 | `folder` | worker | the only module that imports Chroma |
 | `copies` | both | copies of the folder, for backups |

@@ -1,17 +1,17 @@
-"""The requests of `ChromaStore`, the replies of its worker process, and their encoding on a pipe.
+"""The requests of `ChromaStore`, and the replies of its worker process.
 
-A frame is a length (four bytes, little-endian) and a MessagePack body. The worker sends the first
-frame: `Done` when it is ready, or `Failed`. After that, each request gets one reply.
+The worker sends `Done` when it is ready, or `Failed`. After that, each request gets one reply.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from autoplay_rag.stores.base import Condition, StoreIdentity
+from autoplay_rag.stores.workers.pipe import Timed
 
 __all__ = [
     "Answer",
@@ -43,21 +43,14 @@ __all__ = [
     "StoredChunk",
     "UpdateMetadata",
     "Upsert",
-    "encode",
-    "read",
-    "write",
 ]
 
 
-class _Request(msgspec.Struct, tag=True, kw_only=True):
-    """Base of the requests. Each has collection and model, so a restarted worker needs no state.
-
-    After `timeout` seconds without a reply, the worker is considered stuck.
-    """
+class _Request(Timed, tag=True, kw_only=True):
+    """The base of the requests. It has all that a restarted worker needs."""
 
     collection: str
     model: str | None
-    timeout: float
 
 
 class Open(_Request, tag=True, kw_only=True):
@@ -254,65 +247,3 @@ class Failed(msgspec.Struct, tag=True):
 
 Answer: TypeAlias = Done | Found | Scores | Chunks | Kept | Step
 Reply: TypeAlias = Answer | Failed
-
-_LENGTH = 4
-_MOST_READ = 1 << 20
-"""The most bytes to read in one call. Another program may write any length, so memory is not
-allocated for the whole length in advance."""
-_encoder = msgspec.msgpack.Encoder()
-T = TypeVar("T")
-
-
-class RawPipe(Protocol):
-    """An unbuffered end of a pipe. A call may read or write fewer bytes than requested."""
-
-    def read(self, size: int, /) -> bytes | None: ...
-    def write(self, data: memoryview, /) -> int | None: ...
-
-
-def encode(message: Request | Reply) -> bytes:
-    """Encode a message as one frame.
-
-    Raises:
-        UnicodeEncodeError: If a string in it has a lone surrogate.
-
-    Example:
-        >>> list(encode(Done(count=3))[:4])
-        [18, 0, 0, 0]
-    """
-    frame = bytearray(_LENGTH)
-    _encoder.encode_into(message, frame, _LENGTH)
-    frame[:_LENGTH] = (len(frame) - _LENGTH).to_bytes(_LENGTH, "little")
-    return bytes(frame)
-
-
-def write(pipe: RawPipe, frame: bytes) -> None:
-    """Write one whole frame.
-
-    Raises:
-        OSError: If the other end is closed.
-    """
-    rest = memoryview(frame)
-    while rest:
-        rest = rest[pipe.write(rest) or 0 :]
-
-
-def read(pipe: RawPipe, decoder: msgspec.msgpack.Decoder[T]) -> T:
-    """Read one whole frame.
-
-    Raises:
-        EOFError: If the other end is closed.
-        msgspec.DecodeError: If the frame is not a message of the decoder's type.
-    """
-    length = int.from_bytes(_read_exactly(pipe, _LENGTH), "little")
-    return decoder.decode(_read_exactly(pipe, length))
-
-
-def _read_exactly(pipe: RawPipe, size: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < size:
-        part = pipe.read(min(size - len(parts), _MOST_READ))
-        if not part:
-            raise EOFError("the pipe was closed")
-        parts += part
-    return bytes(parts)

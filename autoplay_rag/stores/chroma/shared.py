@@ -1,137 +1,99 @@
-"""One Chroma worker per folder, shared by all stores of this process and restarted if it dies."""
+"""The Chroma worker of a folder: how it starts, and which collections are being scanned."""
 
 from __future__ import annotations
 
-import asyncio
+import os
 import threading
-import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
-from autoplay_rag._serial import SerialThread
-from autoplay_rag.errors import StoreRejectedError
-from autoplay_rag.stores.chroma.frames import Answer, Request, encode
-from autoplay_rag.stores.chroma.process import ChromaProcess, Interpreter
+import msgspec
 
-__all__ = ["SharedWorker"]
+from autoplay_rag.errors import (
+    AutoplayError,
+    MissingExtraError,
+    StoreLockedError,
+    StoreMismatchError,
+    StoreRejectedError,
+    StoreUnavailableError,
+)
+from autoplay_rag.stores.chroma.frames import Failed, Reply
+from autoplay_rag.stores.workers.child import Launch
+from autoplay_rag.stores.workers.interpreter import Interpreter
+from autoplay_rag.stores.workers.shared import SharedWorker
 
-_RELEASE_TIMEOUT_S = 10.0
-"""Seconds that the last user waits for a busy worker."""
+__all__ = ["ChromaWorker", "interpreter_of"]
+
+_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
-class SharedWorker:
-    """The worker of one folder and the one thread that talks to it.
+class ChromaWorker(SharedWorker[Reply]):
+    """The worker of one folder, shared by all stores of this folder. Get one with `acquire`."""
 
-    Requests keep their order. The worker starts with the first request.
-
-    Args:
-        folder: The folder's absolute and resolved path, so that each folder has one worker.
-        interpreter: The interpreter that runs the worker.
-    """
-
-    def __init__(self, folder: Path, interpreter: Interpreter) -> None:
-        self._folder = folder
-        self._interpreter = interpreter
-        self._users = 0
+    def __init__(self, launch: Launch[Reply]) -> None:
+        super().__init__(launch)
         self._scans: Counter[str] = Counter()
-        self._thread = SerialThread("autoplay-chroma-store")
-        self._process: ChromaProcess | None = None
+        self._lock = threading.Lock()
 
     @classmethod
-    def acquire(cls, folder: Path, interpreter: Interpreter | None = None) -> SharedWorker:
+    def acquire(cls, folder: Path, interpreter: Interpreter | None = None) -> Self:
         """Return the worker of this folder. Each caller must `release` it.
 
         Args:
-            folder: The folder's absolute and resolved path.
+            folder: The folder's absolute and resolved path, so that each folder has one worker.
             interpreter: The interpreter that runs the worker; by default that of this process. The
                 choice of a folder's first user applies as long as the worker is in use.
         """
-        with _lock:
-            worker = _by_folder.get(folder)
-            if worker is None:
-                worker = _by_folder[folder] = cls(folder, interpreter or Interpreter.named(None))
-            worker._users += 1
-            return worker
 
-    async def release(self) -> None:
-        """Release the worker. After the last release it finishes its requests and ends.
+        def launch() -> Launch[Reply]:
+            return Launch(
+                name=f"the Chroma worker of {folder}",
+                module="autoplay_rag.stores.chroma.worker",
+                arguments=(str(folder), str(os.getpid())),
+                interpreter=interpreter or interpreter_of(None),
+                decoder=_decoder,
+                error_of=_error_of,
+                # The worker's working folder, so that the worker does not keep another one in use.
+                folder=folder,
+            )
 
-        A stuck worker is killed. Pending calls then raise `StoreUnavailableError` and can be
-        repeated.
-        """
-        with _lock:
-            self._users -= 1
-        try:
-            async with asyncio.timeout(_RELEASE_TIMEOUT_S):
-                await self._thread.finish(self._end_if_unused)
-        except TimeoutError:
-            self._kill_if_unused()
-            await self._thread.finish(self._end_if_unused)
-
-    async def ask(self, make_request: Callable[[], Request]) -> Answer:
-        """Send a request and await the reply.
-
-        Args:
-            make_request: Makes the request. Runs in this object's thread, because packing a batch
-                takes time.
-
-        Raises:
-            ConfigurationError: If the interpreter does not run the worker.
-            MissingExtraError: If chromadb is not installed.
-            StoreLockedError: If another process uses the folder.
-            StoreMismatchError: If the collection holds another model's vectors.
-            StoreRejectedError: If the request will never be accepted.
-            StoreUnavailableError: If Chroma failed, or the worker died or did not answer.
-        """
-        return await self._thread.run(self._ask, make_request)
+        return cls.shared(folder, launch)
 
     @contextmanager
     def scanning(self, collection: str) -> Iterator[None]:
         """Mark a collection as being scanned."""
-        with _lock:
+        with self._lock:
             self._scans[collection] += 1
         try:
             yield
         finally:
-            with _lock:
+            with self._lock:
                 self._scans[collection] -= 1
 
     def is_scanned(self, collection: str) -> bool:
         """Whether a scan of this collection is under way. Readable from any thread."""
         return self._scans[collection] > 0
 
-    def _ask(self, make_request: Callable[[], Request]) -> Answer:
-        try:
-            request = make_request()
-            frame = encode(request)
-        except UnicodeEncodeError:
-            raise StoreRejectedError(
-                "an id, a filter or an identity has a lone surrogate; replace it"
-            ) from None
-        if self._process is None or not self._process.is_alive:
-            self._end()
-            self._process = ChromaProcess(self._folder, self._interpreter, request.timeout)
-        return self._process.ask(frame, request.timeout)
 
-    def _end_if_unused(self) -> None:
-        with _lock:
-            unused = self._users == 0
-        if unused:
-            self._end()
-
-    def _kill_if_unused(self) -> None:
-        with _lock:
-            process = None if self._users else self._process
-        if process is not None:
-            process.kill()
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.end()
-            self._process = None
+def interpreter_of(python: str | os.PathLike[str] | None) -> Interpreter:
+    """Check the interpreter that is to run Chroma; see `Interpreter.named`."""
+    return Interpreter.named(python, call="ChromaStore", packages="autoplay-rag[chroma]")
 
 
-_by_folder: weakref.WeakValueDictionary[Path, SharedWorker] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+def _error_of(reply: Reply) -> AutoplayError | None:
+    if not isinstance(reply, Failed):
+        return None
+    match reply.kind:
+        case "locked":
+            return StoreLockedError(reply.message)
+        case "mismatch":
+            return StoreMismatchError(reply.message)
+        case "missing":
+            return MissingExtraError("ChromaStore", "chroma")
+        case "rejected":
+            return StoreRejectedError(reply.message)
+        case "unavailable":
+            return StoreUnavailableError(reply.message)

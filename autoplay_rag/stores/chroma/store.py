@@ -22,7 +22,6 @@ from autoplay_rag.stores.base import (
     VectorStore,
 )
 from autoplay_rag.stores.chroma.frames import (
-    Answer,
     Chunks,
     Clear,
     Compact,
@@ -39,6 +38,7 @@ from autoplay_rag.stores.chroma.frames import (
     Kept,
     Open,
     Query,
+    Reply,
     Request,
     SaveIdentity,
     Scan,
@@ -48,8 +48,7 @@ from autoplay_rag.stores.chroma.frames import (
     UpdateMetadata,
     Upsert,
 )
-from autoplay_rag.stores.chroma.process import Interpreter
-from autoplay_rag.stores.chroma.shared import SharedWorker
+from autoplay_rag.stores.chroma.shared import ChromaWorker, interpreter_of
 from autoplay_rag.stores.rows import checked_changes, pack, pack_vector
 
 __all__ = ["ChromaStore", "where_of"]
@@ -126,7 +125,7 @@ class ChromaStore(VectorStore):
         sync_threshold: int = 4000,
     ) -> None:
         check_at_least("sync_threshold", sync_threshold, _BATCH_SIZE)
-        self._interpreter = Interpreter.named(python)
+        self._interpreter = interpreter_of(python)
         # Another interpreter has its own packages. The worker reports a missing one.
         if python is None and not (find_spec("chromadb") and find_spec("numpy")):
             raise MissingExtraError("ChromaStore", "chroma")
@@ -135,7 +134,7 @@ class ChromaStore(VectorStore):
         self._timeout = timeout
         self._sync_threshold = sync_threshold
         self._model: str | None = None
-        self._worker: SharedWorker | None = None
+        self._worker: ChromaWorker | None = None
 
     def __repr__(self) -> str:
         return f"<ChromaStore: collection {self._collection!r} in {self._folder}>"
@@ -507,12 +506,12 @@ class ChromaStore(VectorStore):
             if not step.more:
                 return
 
-    async def _ask(self, make_request: Callable[[], Request]) -> Answer:
+    async def _ask(self, make_request: Callable[[], Request]) -> Reply:
         return await self._shared().ask(make_request)
 
-    def _shared(self) -> SharedWorker:
+    def _shared(self) -> ChromaWorker:
         if self._worker is None:
-            self._worker = SharedWorker.acquire(self._folder, self._interpreter)
+            self._worker = ChromaWorker.acquire(self._folder, self._interpreter)
         return self._worker
 
     def _to(self, model: str | None) -> dict[str, Any]:

@@ -8,12 +8,10 @@ is closed, at the latest when its parent ends.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
@@ -22,7 +20,9 @@ import msgspec
 from autoplay_rag._filelock import FileLock
 from autoplay_rag.stores.chroma.copies import LOCK_NAME
 from autoplay_rag.stores.chroma.folder import Folder, ignore_environment
-from autoplay_rag.stores.chroma.frames import Done, Failed, Request, encode, read, write
+from autoplay_rag.stores.chroma.frames import Done, Failed, Request
+from autoplay_rag.stores.workers.pipe import encode, read, write
+from autoplay_rag.stores.workers.serving import alarm, claim_pipes, ignore_signals
 
 __all__ = ["main"]
 
@@ -38,42 +38,27 @@ def main(path: Path, owner: int) -> None:
         path: The folder; it must exist.
         owner: The parent's process id, for the error message of other users of the folder.
     """
-    _ignore_signals()
-    replies = _claim_stdout()
+    ignore_signals()
+    requests, replies = claim_pipes()
     lock = FileLock(path / LOCK_NAME)
     try:
         opened = _open(path, lock, owner)
         write(replies, encode(opened if isinstance(opened, Failed) else Done()))
         if isinstance(opened, Failed):
             return
-        for request in _requests():
-            with _alarm(request.timeout):
+        for request in _requests(requests):
+            with alarm(request.timeout):
                 reply = opened.answer(request)
             write(replies, encode(reply))
     except BrokenPipeError:
         pass  # the parent has ended, so the reply is not needed
 
 
-def _requests() -> Iterator[Request]:
+def _requests(pipe: FileIO) -> Iterator[Request]:
     decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
-    pipe = FileIO(0, "rb", closefd=False)
     with suppress(EOFError):
         while True:
             yield read(pipe, decoder)
-
-
-def _ignore_signals() -> None:
-    """Ignore signals that end the parent. It may still drain; this process ends with it."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _claim_stdout() -> FileIO:
-    """Return the pipe for replies, and redirect other output to standard error."""
-    replies = FileIO(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return replies
 
 
 def _open(path: Path, lock: FileLock, owner: int) -> Folder | Failed:
@@ -106,23 +91,6 @@ def _locked_message(path: Path, holder: str) -> str:
         "at a time, even for searches: close the store in that process, end the process, or use "
         "another folder"
     )
-
-
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Let the operating system kill this process after `seconds`, where it supports that.
-
-    A running parent kills it anyway; this is for a parent that was killed. Stuck code may hold the
-    GIL, so a timer in Python would not run.
-    """
-    if not hasattr(signal, "setitimer"):
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from autoplay_rag import Chunk, Filter
 from autoplay_rag.errors import ConfigurationError, MissingCapabilityError, StoreRejectedError
@@ -12,6 +14,7 @@ from autoplay_rag.stores import (
     Capability,
     Changes,
     Match,
+    ProcessStore,
     StoreIdentity,
     TextStore,
     checked_changes,
@@ -59,7 +62,7 @@ class LangChainStore(TextStore):
         filter_builder: Turns an `autoplay_rag.Filter` into the store's `filter=`. The filter's
             `conditions()` lists the conditions.
         max_batch: The maximum number of documents in one call. Large batches are faster. They block
-            the loop for longer if the vector store does (`langchain-chroma`).
+            the loop for longer if the vector store does (`langchain-chroma`): see `in_process`.
 
     Raises:
         ConfigurationError: If `vectorstore` is not a vector store, or `max_batch` is not above 0.
@@ -95,6 +98,69 @@ class LangChainStore(TextStore):
         self.max_batch = max_batch
         self._kind = kind_of(vectorstore, filter_builder)
         self.persistent = self._kind.persistent
+
+    @staticmethod
+    def in_process(
+        make_vectorstore: Callable[..., VectorStore],
+        *arguments: Any,
+        filter_builder: FilterBuilder | None = None,
+        max_batch: int = 100,
+        timeout: float = 60.0,
+        python: str | os.PathLike[str] | None = None,
+    ) -> ProcessStore:
+        """Run a vector store that blocks in a worker process, so that it never blocks the loop.
+
+        Use it for a vector store that computes or writes in this process, such as `Chroma` with a
+        folder, and for embeddings that run on this machine. A vector store that waits for a network
+        with `await` is faster as `LangChainStore(vectorstore)`: a worker answers one call at a time.
+
+        If the worker dies, a pipeline repeats the call, and the worker is started again. A vector
+        store in memory would lose its documents then, so it is refused at the start.
+
+        Args:
+            make_vectorstore: A function at the top level of a module that makes the vector store.
+                The worker imports the module and calls it. If the running program defines it, the
+                worker loads the program again: the rest of it must be under
+                `if __name__ == "__main__":`.
+            *arguments: For `make_vectorstore`: plain data, and functions of modules.
+            filter_builder: As for `LangChainStore`, also a function at the top level of a module.
+            max_batch: The maximum number of documents in one call.
+            timeout: Seconds that a call may take in the worker, its start included. After that,
+                the worker is killed.
+            python: The Python interpreter that runs the worker. Only programs need it that are
+                packaged or embed Python.
+
+        Returns:
+            A store for `IngestPipeline`. Its `capabilities` are known after its start.
+
+        Raises:
+            ConfigurationError: If a function cannot be found by its name, or an argument or the
+                interpreter cannot be used.
+
+        Example:
+            In `app.py`::
+
+                def make_vectorstore(folder):
+                    return Chroma("visits", LocalEmbeddings(), persist_directory=folder)
+
+                async def main():
+                    store = LangChainStore.in_process(make_vectorstore, "./chroma")
+                    async with IngestPipeline(store, journal="./journal.db") as pipeline:
+                        ...
+
+                if __name__ == "__main__":
+                    asyncio.run(main())
+        """
+        return ProcessStore(
+            _over,
+            make_vectorstore,
+            list(arguments),
+            filter_builder,
+            max_batch=max_batch,
+            timeout=timeout,
+            python=python,
+            name="LangChainStore.in_process",
+        )
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -226,6 +292,13 @@ class LangChainStore(TextStore):
         if capability not in self.capabilities:
             name = f"LangChainStore over {type(self._kind.store).__name__}"
             raise MissingCapabilityError(name, capability)
+
+
+def _over(
+    make: Callable[..., VectorStore], arguments: list[Any], filter_builder: FilterBuilder | None
+) -> LangChainStore:
+    """Make the store of a worker process."""
+    return LangChainStore(make(*arguments), filter_builder)
 
 
 def _document(chunk: Chunk) -> Document:

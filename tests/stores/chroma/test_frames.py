@@ -33,10 +33,8 @@ from autoplay_rag.stores.chroma.frames import (
     Step,
     UpdateMetadata,
     Upsert,
-    encode,
-    read,
-    write,
 )
+from autoplay_rag.stores.workers.pipe import encode, read, write
 
 REQUESTS = msgspec.msgpack.Decoder(Request)
 REPLIES = msgspec.msgpack.Decoder(Reply)

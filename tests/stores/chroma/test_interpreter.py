@@ -216,7 +216,7 @@ async def test_an_interpreter_without_chromadb_says_what_to_install(tmp_path):
 
 
 def test_the_mark_of_a_worker_is_for_the_worker_alone(tmp_path):
-    mark = "AUTOPLAY_RAG_CHROMA_WORKER"
+    mark = "AUTOPLAY_RAG_WORKER"
     store = ChromaStore(tmp_path)
     asyncio.run(store.start("m"))
     popen = store._worker._process._popen

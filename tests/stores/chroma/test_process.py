@@ -15,7 +15,7 @@ from store_helpers import ALL, EAST, chunk, ids
 
 from autoplay_rag.errors import StoreLockedError, StoreUnavailableError
 from autoplay_rag.stores import ChromaStore
-from autoplay_rag.stores.chroma import shared
+from autoplay_rag.stores.workers import shared
 
 PRELUDE = """
 import asyncio, os, signal, sys
@@ -292,7 +292,8 @@ class Stuck:
 worker.Folder = Stuck
 worker.main(Path(sys.argv[1]), 1)
 """
-    from autoplay_rag.stores.chroma.frames import Count, encode
+    from autoplay_rag.stores.chroma.frames import Count
+    from autoplay_rag.stores.workers.pipe import encode
 
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", PRELUDE + body, str(tmp_path),

@@ -28,7 +28,7 @@ from autoplay_rag.errors import (
     UnsupportedFilterError,
 )
 from autoplay_rag.stores import Capability, ChromaStore, Chunk, Filter, StoreIdentity
-from autoplay_rag.stores.chroma.shared import SharedWorker
+from autoplay_rag.stores.chroma.shared import ChromaWorker
 from autoplay_rag.stores.chroma.store import where_of
 from autoplay_rag.testing import VectorStoreContract
 
@@ -40,7 +40,7 @@ IDENTITY = StoreIdentity("store-1", "journal-1", 7)
 def folder(tmp_path_factory):
     """A folder with one worker for all tests of this module: starting one takes seconds."""
     path = tmp_path_factory.mktemp("chroma").resolve()
-    worker = SharedWorker.acquire(path)
+    worker = ChromaWorker.acquire(path)
     yield path
     asyncio.run(worker.release())
 
