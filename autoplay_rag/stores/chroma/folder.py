@@ -338,7 +338,7 @@ class Folder:
         if held is None or model not in (None, held.model):
             found = self._find(name)
             held = self._collections[name] = _Collection(
-                self._client, self._database, name, model, found, sync_threshold
+                self._client, self._database, name, model, found, sync_threshold=sync_threshold
             )
         return held
 
@@ -360,6 +360,7 @@ class _Collection:
         name: str,
         model: str | None,
         found: Collection | None,
+        *,
         sync_threshold: int | None,
     ) -> None:
         self._client = client
