@@ -5,8 +5,9 @@
 All sides get the same events as a backlog and store them in Chroma on disk, with the bundled model on
 this machine, then with vectors that take no time. Each runs in a new process. The CPU time is that of the
 process and of its workers, from the first event until all are stored; models and packages are loaded
-before. Ours keeps a journal on disk, the others keep nothing for a crash. No two events are equal, and
-`PAYLOADS` of `benchmarks.search` says how many a session has.
+before. Ours keeps a journal on disk, the others keep nothing for a crash. The others store one document an
+event, in the connector's text form, as their users do; ours has its own text and joins events of a session.
+No two events are equal, and `PAYLOADS` of `benchmarks.search` says how many a session has.
 """
 
 from __future__ import annotations
@@ -271,7 +272,7 @@ def _figures(which: str, rounds: int) -> list[Figure]:
             others, f"at most {BARS[which]:g} of the cheaper framework", ratio <= BARS[which],
         ),
         Figure(
-            f"the same: events stored a second, {found['ours'][0]['chunks']:,} chunks",
+            f"the same: events a second; {found['ours'][0]['chunks']:,} chunks, the others one document an event",
             f"{middle('ours', 'per_second'):,.0f}",
             ", ".join(
                 f"{NAMES[side]} {middle(side, 'per_second'):,.0f}" for side in _SIDES if side != "ours"
