@@ -65,7 +65,6 @@ def test_the_readme_has_a_place_for_the_table(mark):
 
 @pytest.mark.parametrize("name", [*bench.SMALL, *bench.LARGE])
 def test_each_name_leads_to_a_function(name):
-    pytest.importorskip("pgserver") if name == "postgres" else None
     module, function, _ = bench.OPTIONS.get(name, (name, "main", []))
     assert callable(getattr(import_module(f"benchmarks.{module}"), function))
 
