@@ -167,7 +167,7 @@ async def test_a_failure_is_a_problem_without_its_text(running, monkeypatch, cap
         raise RuntimeError("a secret of the database")
 
     monkeypatch.setattr(running.pipeline, "search", fail)
-    monkeypatch.setattr(running.pipeline, "session", fail)
+    monkeypatch.setattr(running.pipeline, "session_part", fail)
     async with running.client(KEYS.admin) as client:
         answer = await client.post("/v1/search", json={"query": "x"})
         await client.get("/v1/sessions/of-somebody")
