@@ -491,7 +491,7 @@ def umask() -> int:
 async def test_a_path_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     store = ChromaStore(tmp_path / "file")
-    with pytest.raises(StoreUnavailableError, match="worker of .* cannot be started"):
+    with pytest.raises(StoreUnavailableError, match=r"worker of .* cannot be started"):
         await store.start("model-a")
     await store.aclose()
 
