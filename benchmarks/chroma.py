@@ -60,10 +60,7 @@ async def _raw(folder: str, count: int) -> dict[str, float]:
 
     chunks, vectors = corpus(count)
     collection = chromadb.PersistentClient(folder).create_collection(
-        "bench",
-        embedding_function=None,
-        # As ours: Chroma's default of 1,000 writes the index more often.
-        configuration={"hnsw": {"space": "cosine", "sync_threshold": 4000}},
+        "bench", embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
     )
     cpu, written, started = time.process_time(), _written("self"), time.perf_counter()
     for start in range(0, count, BATCH):

@@ -56,10 +56,10 @@ class _Request(Timed, tag=True, kw_only=True):
 class Open(_Request, tag=True, kw_only=True):
     """Create a missing collection, and check the model of its vectors.
 
-    `sync_threshold` is how many changes the index may lack on disk.
+    `sync_threshold` is how many changes the index may lack on disk; None for a number by its size.
     """
 
-    sync_threshold: int
+    sync_threshold: int | None
 
 
 class Upsert(_Request, tag=True, kw_only=True):

@@ -156,10 +156,10 @@ def restore_places(index: Path) -> None:
     header = IndexHeader.read(index)
     labels = _labels(index / "index_metadata.pickle")
     file = index / "data_level0.bin"
+    if labels == {}:
+        return  # Chroma begins such an index anew, with empty files
     if header is None or labels is None or file.stat().st_size < header.places * header.width:
         raise ValueError(f"the index in {index} cannot be restored: its files have an unknown form")
-    if not header.places:
-        return
     data = np.memmap(file, np.uint8, "r+", shape=(header.places, header.width))
     live = np.fromiter(labels.values(), np.uint64, len(labels))
     for start in range(0, header.places, _RESTORED_AT_ONCE):

@@ -5,8 +5,8 @@ this, it refuses the collection (as in https://github.com/chroma-core/chroma/iss
 is safe: SQLite has texts, metadata, and a log of every chunk since the index was last written. An
 old index and the log together contain the whole collection.
 
-Most of an index is `data_level0.bin`, with a place for each chunk. Chroma overwrites places, never
-moves or removes them. So the vectors of an unfinished file are those of the old index, or later
+Most of an index is `data_level0.bin`, with a place for each chunk. Chroma overwrites places, and
+moves or removes none as long as the index has chunks. So the vectors of an unfinished file are those of the old index, or later
 ones that the log has again; only links and marks are corrected. The other files, 6 % of the index,
 are copied.
 

@@ -88,10 +88,12 @@ class ChromaStore(VectorStore):
             embeds Python (uWSGI). There, give an interpreter that has the same version of
             `autoplay-rag[chroma]` installed. Stores of one folder share a worker; the interpreter
             of the first store applies.
-        sync_threshold: Chroma writes its index whenever the index lacks this many changes, which
-            are in its log until then. A write makes searches wait, for 0.3 s with 50,000 chunks. A
-            start adds the lacking changes to the index, which takes 0.5 to 1 ms for each. Chroma's
-            own default is 1,000. It applies from the next start of the worker.
+        sync_threshold: Chroma writes its index whenever the index lacks this many changes. Until then
+            they are in its log, all of which it reads again with each request that writes. So a
+            large index is written seldom, and a small one often: by default, after 1,000 changes up
+            to 60,000 chunks, after 2,000 with 250,000, and after 4,000 with a million. A start adds
+            the lacking changes to the index, which takes 0.5 to 1 ms for each. Applies from the
+            next start of the worker.
 
     Raises:
         ConfigurationError: If `sys.executable` is not a Python interpreter and `python` is not
@@ -122,9 +124,10 @@ class ChromaStore(VectorStore):
         *,
         timeout: float = 60.0,
         python: str | os.PathLike[str] | None = None,
-        sync_threshold: int = 4000,
+        sync_threshold: int | None = None,
     ) -> None:
-        check_at_least("sync_threshold", sync_threshold, _BATCH_SIZE)
+        if sync_threshold is not None:
+            check_at_least("sync_threshold", sync_threshold, _BATCH_SIZE)
         self._interpreter = interpreter_of(python)
         # Another interpreter has its own packages. The worker reports a missing one.
         if python is None and not (find_spec("chromadb") and find_spec("numpy")):

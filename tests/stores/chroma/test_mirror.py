@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -137,6 +138,18 @@ async def test_an_index_that_was_not_finished_is_restored(half_written, tmp_path
         await store.aclose()
 
 
+async def test_an_index_that_is_begun_anew_is_restored(store, tmp_path):
+    half = range(WRITTEN // 2)
+    await upsert(store, half)
+    await store.delete([f"c{n}" for n in half])
+    await upsert(store, range(30))
+    await store.aclose()
+    assert mirror_of(tmp_path).joinpath("state.json").exists()
+    for path in index_of(tmp_path).iterdir():  # Chroma empties its files, and then writes them
+        path.write_bytes(b"")
+    await assert_whole(store, 30)
+
+
 async def test_without_the_copy_chroma_cannot_go_on(half_written, tmp_path):
     before, after = half_written
     shutil.copytree(before, tmp_path, dirs_exist_ok=True)
@@ -161,6 +174,28 @@ async def test_the_threshold_is_that_of_the_last_start(store, tmp_path):
     await store.start("model-a")
     await upsert(store, range(WRITTEN + BATCH, WRITTEN + BATCH + 10))
     assert state.exists()
+
+
+@pytest.mark.slow
+async def test_a_large_index_is_written_less_often(tmp_path):
+    store = ChromaStore(tmp_path, sync_threshold=20_000)
+    await store.start("model-a")
+    for start in range(0, 70_000, 5_000):
+        batch = range(start, start + 5_000)
+        chunks = [Chunk(f"c{n}", "text", {}) for n in batch]
+        await store.upsert(chunks, [[float(n % 100), 1.0] for n in batch])
+    await store.aclose()
+    assert threshold_in(tmp_path) == 20_000
+    store = ChromaStore(tmp_path)
+    await store.start("model-a")
+    await store.aclose()
+    assert threshold_in(tmp_path) == 4 * math.isqrt(70_000)
+
+
+def threshold_in(folder: Path) -> int:
+    with closing(sqlite3.connect(folder / "chroma.sqlite3")) as database:
+        ((config,),) = database.execute("SELECT config_json_str FROM collections")
+    return json.loads(config)["hnsw"]["sync_threshold"]
 
 
 def test_a_threshold_that_chroma_refuses_is_refused_at_once(tmp_path):
