@@ -11,9 +11,10 @@ import json
 import math
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -142,12 +143,12 @@ async def test_an_index_that_is_begun_anew_is_restored(store, tmp_path):
     half = range(WRITTEN // 2)
     await upsert(store, half)
     await store.delete([f"c{n}" for n in half])
-    await upsert(store, range(30))
+    await upsert(store, range(60))
     await store.aclose()
     assert mirror_of(tmp_path).joinpath("state.json").exists()
     for path in index_of(tmp_path).iterdir():  # Chroma empties its files, and then writes them
         path.write_bytes(b"")
-    await assert_whole(store, 30)
+    await assert_whole(store, 60)
 
 
 async def test_without_the_copy_chroma_cannot_go_on(half_written, tmp_path):
