@@ -111,11 +111,16 @@ class Link:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A connection in a transaction. It is committed at the end, or rolled back by an error."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection without a transaction: the server commits each statement by itself."""
         async with self._slots:
             connection = await self._taken()
             try:
-                async with connection.transaction():
-                    yield connection
+                yield connection
             finally:
                 await self._give_back(connection)
 
