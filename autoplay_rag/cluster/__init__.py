@@ -4,5 +4,7 @@
 |---|---|
 | `balance` | which partitions a worker takes and gives back (pure) |
 | `fence` | what a transaction checks before it writes for a partition (pure) |
-| `leases` | the rows in PostgreSQL by which workers own partitions, and named leases |
+| `lease_rows` | the rows of workers, partitions and named leases |
+| `leases` | what one process owns, renewed and given back |
+| `notices` | notifications of other processes, as a wake-up |
 """

@@ -56,8 +56,7 @@ def decide(
     Args:
         me: The worker's id.
         workers: The ids of all live workers that take partitions, in the order of joining.
-        owners: The owner of each partition, by number. A partition of an owner that is not in
-            `workers` is free, and so is one without an owner.
+        owners: The live owner of each partition, by number; None if it is free.
         giving: Partitions that `me` is about to give back already.
 
     Returns:
@@ -74,7 +73,10 @@ def decide(
     held: dict[str, list[int]] = {worker: [] for worker in workers}
     free: list[int] = []
     for number, owner in sorted(owners.items()):
-        held.get(owner or "", free).append(number)
+        if owner is None:
+            free.append(number)
+        elif owner in held:
+            held[owner].append(number)
     give: list[int] = []
     for rank, worker in enumerate(workers):
         own = held[worker]

@@ -12,18 +12,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import NamedTuple
 
-__all__ = ["Change", "OwnsEverything", "Ownership"]
+__all__ = ["Change", "Ownership", "OwnsEverything"]
 
 
 class Change(NamedTuple):
-    """What changed since the last call of `Ownership.next_change`. Handle it in this order.
+    """What changed since the last call of `Ownership.next_change`.
 
     Attributes:
         lost: Partitions that this process may no longer work on, because its lease ended.
         leaving: Partitions that another process should have. Finish what is in flight, then call
             `Ownership.give_back`.
-        gained: Partitions that this process works on from now on. A partition may be in `lost` and
-            in `gained`: it was lost, and taken again.
+        gained: Partitions that this process works on from now on. Empty if `lost` is not: a
+            partition that was lost and taken again comes in the next change, when nothing of the
+            time before is left.
     """
 
     lost: frozenset[int] = frozenset()
@@ -50,10 +51,14 @@ class Ownership(ABC):
 
     @abstractmethod
     async def next_change(self) -> Change:
-        """Wait until partitions come or go."""
+        """Wait until partitions come or go.
+
+        The caller has handled the change before when it calls this again. What is gained is owned
+        from the return of this call on.
+        """
 
     @abstractmethod
-    async def give_back(self, partitions: Collection[int]) -> None:
+    def give_back(self, partitions: Collection[int]) -> None:
         """Let other processes have these partitions. From this call on, they are not owned."""
 
 
@@ -71,5 +76,5 @@ class OwnsEverything(Ownership):
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
-    async def give_back(self, partitions: Collection[int]) -> None:  # noqa: ARG002
+    def give_back(self, partitions: Collection[int]) -> None:
         """Do nothing: there is nobody else."""

@@ -31,7 +31,8 @@ class Cluster:
         del self.workers[at]
 
     def view(self) -> tuple[list[str], dict[int, str | None]]:
-        return list(self.workers), dict(self.owners)
+        live = {n: one if one in self.workers else None for n, one in self.owners.items()}
+        return list(self.workers), live
 
     def act(self, me: str, view: tuple[list[str], dict[int, str | None]]) -> Moves:
         """Carry out what a worker decides on a view, which may be old, as the database allows it."""
@@ -147,6 +148,11 @@ def test_what_is_being_given_back_counts_as_given():
     assert decide("a", ["a", "b", "c", "d"], owners, giving=[2, 3]) == Moves([], [1])
     # All others left meanwhile: it is taken back once it is free.
     assert decide("a", ["a"], owners, giving=[2, 3]) == Moves([], [])
+
+
+def test_partitions_of_a_process_that_takes_none_any_more_are_not_free_yet():
+    owners: dict[int, str | None] = {0: "leaves", 1: "leaves", 2: None, 3: "a"}
+    assert decide("a", ["a"], owners) == Moves([2], [])
 
 
 @pytest.mark.parametrize("workers", [[], ["b"]])
