@@ -290,33 +290,46 @@ class Leases(Ownership):
                 pass
 
     async def _renew(self) -> None:
-        asked = _clock()
-        if self._id is not None and not self._is_valid():
-            self._lose_all("ended before it was renewed: this process stood still")
-        elif self._id is not None:
-            if await self._rows.extend(self._id, self._seconds):
-                self._until = asked + self._seconds * _USABLE
-            else:
-                self._lose_all("was ended by another process")
-        if self._id is None:
-            asked, worker = _clock(), os.urandom(16).hex()
-            await self._rows.join(worker, self._name, takes=self._takes, seconds=self._seconds)
-            self._id, self._until = worker, asked + self._seconds * _USABLE
+        worker = await self._extend() or await self._join()
         while self._ended:
             await self._rows.leave(self._ended[0])
             del self._ended[0]
         await self._rows.sweep()
         if given := {*self._releasing}:
-            await self._rows.release(self._id, given)
+            await self._rows.release(worker, given)
             self._giving -= given
             self._releasing -= given
             self._held = {one: self._held[one] for one in self._held if one not in given}
-        await self._rebalance(self._id)
+        await self._rebalance(worker)
         if names := [*self._named]:
-            own = await self._rows.take_named(self._id, names)
+            own = await self._rows.take_named(worker, names)
             for name in names:
                 if name in self._named:
                     self._named[name].set(own.get(name))
+
+    async def _extend(self) -> str | None:
+        """Renew the lease; return the id, or None if there is no lease or it has ended."""
+        asked = _clock()
+        if self._id is None:
+            return None
+        if not self._is_valid():
+            self._lose_all("ended before it was renewed: this process stood still")
+            return None
+        extended = await self._rows.extend(self._id, self._seconds)
+        if not self._is_valid():  # what was stopped for that is not continued
+            self._lose_all("was renewed too late")
+            return None
+        if not extended:
+            self._lose_all("was ended by another process")
+            return None
+        self._until = asked + self._seconds * _USABLE
+        return self._id
+
+    async def _join(self) -> str:
+        asked, worker = _clock(), os.urandom(16).hex()
+        await self._rows.join(worker, self._name, takes=self._takes, seconds=self._seconds)
+        self._id, self._until = worker, asked + self._seconds * _USABLE
+        return worker
 
     async def _rebalance(self, me: str) -> None:
         shares = await self._rows.shares()

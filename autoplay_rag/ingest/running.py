@@ -321,7 +321,6 @@ class RunningPipeline:
             planner,
             self._writer,
             self._upkeep,
-            last_batch=known.batch,
             timings=self.timings,
             on_settled=self._settled,
             on_stored=self._retirer.stored,
@@ -343,7 +342,8 @@ class RunningPipeline:
         await self._journal.queue_unconfirmed()
         # Deletions first: a plan may store a chunk again that is still to be deleted.
         await self._upkeep.resume()
-        plans = await self._worker.resume()
+        plans = await self._journal.plans()
+        await self._worker.resume(plans)
         self._linker.wake()
         await self._retirer.resume()
         planned = {seq for plan in plans for seq in plan.seqs}

@@ -409,6 +409,7 @@ class Recorded(NamedTuple):
         stored: Whether the store has it. False while it is to be stored, or stored again.
         has_text: False if an older format did not keep text and metadata.
         outdated: Whether the store still has to change its metadata.
+        retired: Whether a summary replaced it, so that the store must not have it.
     """
 
     number: int
@@ -416,6 +417,7 @@ class Recorded(NamedTuple):
     stored: bool
     has_text: bool
     outdated: bool = False
+    retired: bool = False
 
 
 class Task(NamedTuple):
@@ -558,6 +560,10 @@ class Queue(ABC):
     @abstractmethod
     async def plans(self) -> list[Plan]:
         """Return the plans that are not acknowledged, oldest first."""
+
+    @abstractmethod
+    async def take_batches(self, count: int) -> int:
+        """Reserve numbers for plans, and return the first. Numbers that are not used do no harm."""
 
     @abstractmethod
     async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> bool:

@@ -61,4 +61,11 @@ def _recorded(
     number: int, state: int, outdated: int, id: str, text: str | None, *rest: Any
 ) -> Recorded:
     stored = state == ChunkState.STORED
-    return Recorded(number, read_chunk(id, text, *rest), stored, text is not None, bool(outdated))
+    return Recorded(
+        number,
+        read_chunk(id, text, *rest),
+        stored,
+        text is not None,
+        bool(outdated),
+        state == ChunkState.RETIRED,
+    )

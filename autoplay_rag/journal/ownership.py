@@ -1,18 +1,19 @@
-"""Which sessions this process works on.
+"""What several processes of one journal share: who works on which sessions, and what arrived.
 
-All sessions are divided into partitions by their lanes. One process plans, stores and acknowledges
-the payloads of a partition. Any process may accept payloads for any partition. A journal in a file
-has one process, which owns everything, always. In a cluster, partitions come and go.
+All sessions are divided into partitions by their lanes. One process at a time plans, stores and
+acknowledges the payloads of a partition. Any process may accept payloads for any partition. A journal
+in a file has one process, which owns everything, always, and needs nothing of this.
 """
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import NamedTuple
 
-__all__ = ["Change", "Ownership", "OwnsEverything"]
+from autoplay_rag.journal.base import Plan
+
+__all__ = ["Arrivals", "Change", "Ownership", "Progress", "Sharing"]
 
 
 class Change(NamedTuple):
@@ -37,13 +38,7 @@ class Change(NamedTuple):
 
 
 class Ownership(ABC):
-    """The partitions of one process.
-
-    Attributes:
-        shared: Whether other processes may own partitions.
-    """
-
-    shared: bool = True
+    """The partitions of one process."""
 
     @abstractmethod
     def owns(self, lane: int) -> bool:
@@ -62,19 +57,60 @@ class Ownership(ABC):
         """Let other processes have these partitions. From this call on, they are not owned."""
 
 
-class OwnsEverything(Ownership):
-    """The ownership of the only process of a journal."""
+class Progress(NamedTuple):
+    """How far all processes together are.
 
-    shared = False
+    Attributes:
+        last: The highest sequence number assigned.
+        settled: The watermark: everything up to this number is settled.
+        retried: How many retried dead letters wait.
+        closing: Windows of payloads up to this number are to be closed, because a process drains.
+    """
 
-    def owns(self, lane: int) -> bool:  # noqa: ARG002
-        """Always True."""
-        return True
+    last: int
+    settled: int
+    retried: int
+    closing: int
 
-    async def next_change(self) -> Change:
-        """Wait forever: nothing changes."""
-        await asyncio.Event().wait()
-        raise AssertionError("unreachable")
 
-    def give_back(self, partitions: Collection[int]) -> None:
-        """Do nothing: there is nobody else."""
+class Arrivals(NamedTuple):
+    """Payloads that arrived in some partitions.
+
+    Attributes:
+        rows: (seq, lane, whether it is a retried letter), in the order of sequence numbers.
+        upto: All payloads of these partitions up to this number were seen: the next call begins
+            here. Numbers are visible in their order, so none below it appears later.
+        progress: The progress at the same time.
+    """
+
+    rows: list[tuple[int, int, bool]]
+    upto: int
+    progress: Progress
+
+
+class Sharing(ABC):
+    """The reads that a process needs besides `Queue`, if others write the same journal."""
+
+    @abstractmethod
+    async def plans_of(self, partitions: Collection[int]) -> list[Plan]:
+        """Return the plans of partitions that are not acknowledged, oldest first."""
+
+    @abstractmethod
+    async def waiting_of(
+        self, partitions: Collection[int], after: int, limit: int
+    ) -> list[tuple[int, int, bool]]:
+        """Return queued payloads of partitions, as `Queue.waiting` does."""
+
+    @abstractmethod
+    async def arrivals(self, partitions: Collection[int], after: int, *, retried: bool) -> Arrivals:
+        """Return the queued payloads of partitions with a higher number.
+
+        Args:
+            partitions: The partitions.
+            after: The `upto` of the call before.
+            retried: Whether to add all retried letters, which keep their numbers.
+        """
+
+    @abstractmethod
+    async def close_windows(self) -> Progress:
+        """Ask all processes to close the windows of what was accepted so far."""

@@ -111,6 +111,7 @@ class SqliteJournal(Journal):
             erasure_register = register_of(path)
         self._register = Register(erasure_register if path is not None else None)
         self._on_returned = on_returned
+        self._batches: int | None = None
         self._lock = FileLock(path.with_name(path.name + ".lock")) if path else None
         self._writer = Writer(path, self._open_tables, self._close_tables, on_entry)
         self._tables: QueueTables
@@ -142,6 +143,7 @@ class SqliteJournal(Journal):
             JournalVersionError: If this version cannot read the file's format.
             JournalError: If another program wrote the file, or it cannot be opened.
         """
+        self._batches = None
         await self._writer.open()
 
     async def close(self) -> None:
@@ -255,6 +257,14 @@ class SqliteJournal(Journal):
     async def plans(self) -> list[Plan]:
         """As in `Queue`."""
         return await self._writer.run(self._tables.plans)
+
+    async def take_batches(self, count: int) -> int:
+        """As in `Queue`."""
+        if self._batches is None:
+            self._batches = (await self.known()).batch
+        first = self._batches + 1
+        self._batches += count
+        return first
 
     async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> bool:
         """As in `Queue`."""
