@@ -12,8 +12,8 @@ from autoplay_rag.content.render import Render
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest.pairing import check_options
 from autoplay_rag.journal.base import Durability
+from autoplay_rag.journal.database import Clock, wall_clock
 from autoplay_rag.journal.expiring import Days
-from autoplay_rag.journal.file import Clock, wall_clock
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.payloads import Payload
 
