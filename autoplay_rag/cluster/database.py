@@ -33,6 +33,8 @@ _WAIT_SECONDS: Final = 0.25
 _SHOWN: Final = ", ".join(COUNTS)
 _LOAD_COUNTS: Final = f"SELECT {_SHOWN} FROM counts"
 _LOAD_META: Final = f"SELECT name, value FROM meta WHERE name NOT LIKE '{ANSWER}%'"
+_TIMEOUT: Final = "SET LOCAL idle_in_transaction_session_timeout = '5s'"
+"""A process that is paused in a transaction does not hold up the others for longer."""
 _OUTAGES: Final = ("08", "53", "57P", "25006")
 """The first characters of codes of errors that may pass: connection, resources, shutdown, and a
 replica that does not write yet."""
@@ -120,8 +122,11 @@ class PostgresDatabase(JournalDatabase):
     def _begin(self) -> None:
         self._pause()
         try:
-            _, counts, meta = self.connection.begin(
-                f"SELECT pg_advisory_xact_lock_shared({self._lock})", _LOAD_COUNTS, _LOAD_META
+            *_, counts, meta = self.connection.begin(
+                _TIMEOUT,
+                f"SELECT pg_advisory_xact_lock_shared({self._lock})",
+                _LOAD_COUNTS,
+                _LOAD_META,
             )
         except psycopg.Error:
             self._failed_at = time.monotonic()

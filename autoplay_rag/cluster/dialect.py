@@ -47,7 +47,7 @@ _RULES: Final = tuple(
         (r"\bIS (?=[\d'])", r"IS NOT DISTINCT FROM "),
         (r"([\w.]+) ->> '\$\.(\w+)'", r"(\1::json ->> '\2')"),
         (r"\binstr\(", r"strpos("),
-        (r"(?<![\w)] )\+(?=[a-z]+\.)", r""),
+        (r"\+(?=[a-z]+\.)", r""),
         (r"\bLIMIT \?", r"LIMIT nullif(?, -1)"),
         (r"(?<!\")\buser\b(?!\")", r'"user"'),
         (r"(?<!:):([a-z]\w*)", r"%(\1)s"),

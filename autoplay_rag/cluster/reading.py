@@ -49,14 +49,16 @@ class PostgresReadThread:
         await self._thread.finish(self.connection.close)
 
     def _read(self, work: Callable[[], T]) -> T:
+        was_open = self.connection.is_open
         try:
-            return self._attempt(work)
-        except psycopg.Error:
-            if not self.connection.is_open:  # the server ended an idle connection, or was restarted
-                try:
-                    return self._attempt(work)
-                except psycopg.Error as again:
-                    error = again
+            try:
+                return self._attempt(work)
+            except psycopg.Error:
+                # The server may have ended an idle connection.
+                if not was_open or self.connection.is_open:
+                    raise
+                return self._attempt(work)
+        except psycopg.Error as error:
             raise JournalError(
                 f"the journal in PostgreSQL ({self._place}) cannot be read: {reason_of(error)}"
             ) from None

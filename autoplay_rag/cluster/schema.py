@@ -2,7 +2,7 @@
 
 They are the tables of `journal/schema.py`. What is different:
 
-- `payload.part` and `plan.part` are the partition of the session.
+- `payload.part`, `plan.part` and `deletion.part` are the partition of the session.
 - `passage.words` is the full-text index, instead of a table of SQLite's FTS5.
 - `count_slot` has 64 rows, so that processes that count do not wait for each other. `counts` sums
   them up.
@@ -88,7 +88,7 @@ CREATE TABLE IF NOT EXISTS plan (
 );
 CREATE INDEX IF NOT EXISTS plan_part ON plan (part);
 CREATE TABLE IF NOT EXISTS deletion (
-    chunk {_C} PRIMARY KEY, reason text NOT NULL, at float8 NOT NULL
+    chunk {_C} PRIMARY KEY, reason text NOT NULL, at float8 NOT NULL, part smallint
 );
 CREATE TABLE IF NOT EXISTS refused (
     scope text NOT NULL, hash bytea NOT NULL, happened_until float8 NOT NULL,
@@ -145,6 +145,18 @@ _FUNCTIONS: Final = (
     (
         "CREATE OR REPLACE FUNCTION json_remove(text, text) RETURNS text LANGUAGE sql IMMUTABLE "
         "AS $$ SELECT ($1::jsonb - substr($2, 3))::text $$"
+    ),
+    # The process that has the partition of a chunk deletes it, so that its operations keep their
+    # order. A chunk that the catalog does not know has any partition.
+    (
+        "CREATE OR REPLACE FUNCTION note_part() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"NEW.part := coalesce((SELECT ((lane % {PARTITIONS}) + {PARTITIONS}) % {PARTITIONS} "
+        f"FROM chunk WHERE id = NEW.chunk), hashtext(NEW.chunk) & {PARTITIONS - 1}); "
+        "RETURN NEW; END $$"
+    ),
+    (
+        "CREATE OR REPLACE TRIGGER part BEFORE INSERT ON deletion "
+        "FOR EACH ROW EXECUTE FUNCTION note_part()"
     ),
     # Notes changed chunks during a re-embedding. Always there, because it takes the right to
     # create tables to add it.

@@ -37,6 +37,7 @@ from autoplay_rag.ingest.embedding import Embedding, TokenBudget, today
 from autoplay_rag.ingest.gaps import GapFiller
 from autoplay_rag.ingest.indexing import Indexer
 from autoplay_rag.ingest.intake import Intake
+from autoplay_rag.ingest.journals import make_journal
 from autoplay_rag.ingest.linking import Linker
 from autoplay_rag.ingest.pairing import Pairing
 from autoplay_rag.ingest.planner import Planner
@@ -55,7 +56,6 @@ from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.reader import JournalStatus
 from autoplay_rag.journal.selecting import Asked
-from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import Feed, LiveSessions
 from autoplay_rag.maintenance.backup import BackupReport, write_backup
 from autoplay_rag.maintenance.compacting import Compactor
@@ -156,18 +156,8 @@ class RunningPipeline:
         )
         self._batcher = Batcher(settings.batch_window)
         model = embedder.model if embedder else ""
-        self._journal = SqliteJournal(
-            settings.journal,
-            durability=settings.durability,
-            max_bytes=settings.journal_max_bytes,
-            keep_addresses=settings.include_email,
-            keep_payloads=settings.keep_payloads,
-            replace_by_summaries=settings.summaries == "replace",
-            model=model,
-            erasure_register=settings.erasure_register,
-            clock=settings.clock,
-            on_entry=self._committed,
-            on_returned=self._returned,
+        self._journal = make_journal(
+            settings, model, on_entry=self._committed, on_returned=self._returned
         )
         self._pairing = Pairing(
             self._journal,
@@ -219,7 +209,7 @@ class RunningPipeline:
         self._linker: Linker
         self._retirer: Retirer
         self.retention: Retention
-        self.space = SpaceWatch(settings.journal, store.data_folder)
+        self.space = SpaceWatch(settings.journal_file, store.data_folder)
         self._worker: Worker
         self._reembedding: Reembedding | None = None
         if isinstance(store, VectorStore) and can_exchange(store):
@@ -719,7 +709,12 @@ class RunningPipeline:
 
     async def backup(self, folder: Path) -> BackupReport:
         """Write a backup; see `IngestPipeline.backup`."""
-        journal = self._settings.journal
+        journal = self._settings.journal_file
+        if journal is None and self._settings.journal is not None:
+            raise ConfigurationError(
+                "the journal is in PostgreSQL: back it up with the server's own tools (pg_dump, or "
+                "a base backup)"
+            )
         if journal is None:
             raise ConfigurationError("a backup needs a journal file: give journal=...")
         async with self._maintaining:

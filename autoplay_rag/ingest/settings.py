@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from autoplay_rag._checks import check_above, check_at_least, check_choice, check_function
+from autoplay_rag.cluster.address import JournalAddress
 from autoplay_rag.content.render import Render
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest.pairing import check_options
@@ -46,7 +47,7 @@ class Settings:
         ConfigurationError: If one of them is not valid.
     """
 
-    journal: Path | None
+    journal: Path | JournalAddress | None
     durability: Durability
     journal_max_bytes: int
     keep_payloads: bool
@@ -84,6 +85,11 @@ class Settings:
         _check_retention(self.retention_days, has_file=self.journal is not None)
         check_choice("durability", self.durability, get_args(Durability))
         check_options(has_file=self.journal is not None, rebuild=self.rebuild, adopt=self.adopt)
+
+    @property
+    def journal_file(self) -> Path | None:
+        """The journal, if it is a file."""
+        return self.journal if isinstance(self.journal, Path) else None
 
 
 def _check_retention(days: Any, *, has_file: bool) -> None:
