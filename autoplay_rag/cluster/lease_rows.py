@@ -23,23 +23,24 @@ from autoplay_rag.errors import ConfigurationError, JournalError, StoreError
 if TYPE_CHECKING:
     from autoplay_rag.stores.postgres.link import Link
 
-__all__ = ["CHANGED", "LeaseRows", "Shares"]
+__all__ = ["CHANGED", "LEASE_TABLES", "LeaseRows", "Shares"]
 
 T = TypeVar("T")
 
-_TABLES: Final = (
-    """CREATE TABLE IF NOT EXISTS {schema}.worker (
+LEASE_TABLES: Final = (
+    """CREATE TABLE IF NOT EXISTS worker (
         id text PRIMARY KEY, number bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
         name text NOT NULL, takes boolean NOT NULL,
         started timestamptz NOT NULL, expires timestamptz NOT NULL)""",
     # A row that many transactions read FOR SHARE: what changes often has no place in it.
-    """CREATE TABLE IF NOT EXISTS {schema}.partition (
+    """CREATE TABLE IF NOT EXISTS partition (
         number int PRIMARY KEY, owner text, epoch bigint NOT NULL DEFAULT 0)""",
-    f"""INSERT INTO {{schema}}.partition (number) SELECT generate_series(0, {PARTITIONS - 1})
+    f"""INSERT INTO partition (number) SELECT generate_series(0, {PARTITIONS - 1})
         ON CONFLICT DO NOTHING""",
-    """CREATE TABLE IF NOT EXISTS {schema}.lease (
+    """CREATE TABLE IF NOT EXISTS lease (
         name text PRIMARY KEY, owner text, epoch bigint NOT NULL DEFAULT 0)""",
 )
+"""The statements that create these tables, for a schema in the search path."""
 
 CHANGED: Final = "leases"
 """The notification after a process joined, or something was given back."""
@@ -79,28 +80,10 @@ class LeaseRows:
 
     def __init__(self, link: Link, schema: str, channel: str | None = None) -> None:
         self._link = link
-        self._schema = schema
         self._worker = f"{schema}.worker"
         self._partition = f"{schema}.partition"
         self._lease = f"{schema}.lease"
         self._channel = channel
-
-    async def prepare(self) -> None:
-        """Create the tables if they are missing. The schema must exist."""
-
-        async def create() -> None:
-            async with self._link.transaction() as connection:
-                cursor = await connection.execute("SELECT to_regclass(%s) IS NULL", [self._lease])
-                row = await cursor.fetchone()
-                if row is None or row[0]:
-                    # One process at a time: IF NOT EXISTS alone fails if two create the same.
-                    await connection.execute(
-                        "SELECT pg_advisory_xact_lock(hashtextextended('autoplay-rag', 0))"
-                    )
-                    for statement in _TABLES:
-                        await connection.execute(statement.format(schema=self._schema).encode())
-
-        await self._run(create)
 
     # -- workers ------------------------------------------------------------------------------
 

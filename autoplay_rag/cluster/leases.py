@@ -78,7 +78,7 @@ class Leases(Ownership):
     Args:
         link: The connections. The owner closes them. Its calls should time out within a third of
             `seconds`.
-        schema: The quoted name of the schema.
+        schema: The quoted name of the schema, which has the tables of `LEASE_TABLES`.
         name: The name of this process for people, such as its host name.
         seconds: The length of a lease.
         takes: Whether this process takes partitions. Named leases do not depend on it.
@@ -88,7 +88,6 @@ class Leases(Ownership):
     Example:
         >>> async def main(link):
         ...     leases = Leases(link, '"autoplay"', "host-1")
-        ...     await leases.prepare()
         ...     running = asyncio.create_task(leases.run())
         ...     change = await leases.next_change()
         ...     print("works on", sorted(change.gained))
@@ -175,7 +174,7 @@ class Leases(Ownership):
         self._releasing |= given
         self._woken.set()
 
-    def check(self, connection: psycopg.Connection[Any], partitions: Collection[int]) -> None:
+    def check(self, connection: psycopg.Connection[Any], parts: Collection[int]) -> None:
         """Check in a transaction that this process still owns partitions; see `Fence`.
 
         May be called from any thread, with any connection.
@@ -184,13 +183,13 @@ class Leases(Ownership):
             FencedError: If it does not. The transaction must be rolled back.
         """
         owned = self._owned if self._is_valid() else {}
-        if missing := [one for one in partitions if one not in owned]:
+        if missing := [one for one in parts if one not in owned]:
             raise FencedError(
                 "this process does not own the partitions "
                 f"{', '.join(map(str, sorted(missing)))} any more; nothing was written for them",
                 partitions=missing,
             )
-        fence = Fence({one: owned[one] for one in partitions})
+        fence = Fence({one: owned[one] for one in parts})
         cursor = connection.execute(fence.statement(self._schema).encode(), fence.parameters)
         fence.check(cursor.fetchall())
 
@@ -250,10 +249,6 @@ class Leases(Ownership):
     def wake(self) -> None:
         """Look for what is free now."""
         self._woken.set()
-
-    async def prepare(self) -> None:
-        """Create the tables if they are missing; see `LeaseRows.prepare`."""
-        await self._rows.prepare()
 
     async def run(self) -> None:
         """Renew what this process owns, and take and give back partitions, until cancelled."""

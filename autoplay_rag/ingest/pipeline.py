@@ -29,6 +29,7 @@ from autoplay_rag.errors import (
 from autoplay_rag.ingest.clients import BackgroundConnector, Clients, Connector
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.intake import own
+from autoplay_rag.ingest.journals import named_journal
 from autoplay_rag.ingest.questions import Questions
 from autoplay_rag.ingest.reembedding import check_can_exchange
 from autoplay_rag.ingest.running import RunningPipeline
@@ -185,8 +186,7 @@ class IngestPipeline(Questions):
     ) -> None:
         super().__init__()
         self._settings = Settings(
-            # Resolved, so that a link and its target count as the same journal.
-            journal=Path(journal).resolve() if journal is not None else None,
+            journal=named_journal(journal, store),
             durability=durability,
             journal_max_bytes=journal_max_bytes,
             keep_payloads=keep_payloads,

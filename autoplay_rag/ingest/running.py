@@ -37,25 +37,28 @@ from autoplay_rag.ingest.embedding import Embedding, TokenBudget, today
 from autoplay_rag.ingest.gaps import GapFiller
 from autoplay_rag.ingest.indexing import Indexer
 from autoplay_rag.ingest.intake import Intake
+from autoplay_rag.ingest.journals import make_journal
 from autoplay_rag.ingest.linking import Linker
 from autoplay_rag.ingest.pairing import Pairing
+from autoplay_rag.ingest.partitions import Partitions
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.ingest.pulled import PulledActions
 from autoplay_rag.ingest.reembedding import NewModel, Reembedding, can_exchange
+from autoplay_rag.ingest.repairing import Repairer
 from autoplay_rag.ingest.retiring import Retirer
 from autoplay_rag.ingest.retries import RequestLimits
 from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.ingest.store_copy import copy_chunks
 from autoplay_rag.ingest.upkeep import Upkeep
-from autoplay_rag.ingest.watermark import Watermark
+from autoplay_rag.ingest.watermark import SharedWatermark, Watermark
 from autoplay_rag.ingest.worker import Worker
 from autoplay_rag.journal.base import Entry, Health, Outcome
 from autoplay_rag.journal.forgetting import Deleted
 from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.journal.ownership import Progress
 from autoplay_rag.journal.reader import JournalStatus
 from autoplay_rag.journal.selecting import Asked
-from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import Feed, LiveSessions
 from autoplay_rag.maintenance.backup import BackupReport, write_backup
 from autoplay_rag.maintenance.compacting import Compactor
@@ -156,19 +159,14 @@ class RunningPipeline:
         )
         self._batcher = Batcher(settings.batch_window)
         model = embedder.model if embedder else ""
-        self._journal = SqliteJournal(
-            settings.journal,
-            durability=settings.durability,
-            max_bytes=settings.journal_max_bytes,
-            keep_addresses=settings.include_email,
-            keep_payloads=settings.keep_payloads,
-            replace_by_summaries=settings.summaries == "replace",
-            model=model,
-            erasure_register=settings.erasure_register,
-            clock=settings.clock,
-            on_entry=self._committed,
-            on_returned=self._returned,
+        self._journal = make_journal(
+            settings, model, on_entry=self._committed, on_returned=self._returned
         )
+        # None while this process is the only one of its journal.
+        self._membership = self._journal.membership
+        self._member: asyncio.Task[None] | None = None
+        self._partitions: Partitions | None = None
+        self._repairer: Repairer
         self._pairing = Pairing(
             self._journal,
             store,
@@ -219,7 +217,7 @@ class RunningPipeline:
         self._linker: Linker
         self._retirer: Retirer
         self.retention: Retention
-        self.space = SpaceWatch(settings.journal, store.data_folder)
+        self.space = SpaceWatch(settings.journal_file, store.data_folder)
         self._worker: Worker
         self._reembedding: Reembedding | None = None
         if isinstance(store, VectorStore) and can_exchange(store):
@@ -237,13 +235,15 @@ class RunningPipeline:
         """Open journal and store, resume the work of an earlier run, and start the task."""
         await self._journal.open()
         try:
-            await self._open_store()
-            _log_missing_capabilities(self._store)
-            self._check_can_expire()
-            # What an earlier run did not delete must not be stored by this one.
-            await self._journal.erasures.delete_all()
-            if self._settings.journal:
-                await self._pairing.check()
+            if self._membership is None:
+                await self._open_store()
+            else:
+                self._member = self.loop.create_task(
+                    self._membership.run(self._arrived_somewhere), name="autoplay-member"
+                )
+                self._member.add_done_callback(_report)
+                # One process at a time: each of two would give an empty store an identity.
+                await self._membership.while_held("store", self._open_store)
             await self._build()
             await self._resume()
             if self._reembedding:
@@ -255,6 +255,15 @@ class RunningPipeline:
         self._task.add_done_callback(_report)
 
     async def _open_store(self) -> None:
+        await self._start_store()
+        _log_missing_capabilities(self._store)
+        self._check_can_expire()
+        # What an earlier run did not delete must not be stored by this one.
+        await self._journal.erasures.delete_all()
+        if self._settings.journal:
+            await self._pairing.check()
+
+    async def _start_store(self) -> None:
         copy = await self._reembedding.settle() if self._reembedding else None
         try:
             await self._pairing.open_store()
@@ -278,7 +287,10 @@ class RunningPipeline:
         settings, embedder, day = self._settings, self._embedder, today()
         known, notes = await self._journal.known(), await self._journal.notes()
         self._intake.names_first_chunks = notes.adopted
-        self.watermark = Watermark(self._journal, known.seq)
+        if self._membership is None:
+            self.watermark = Watermark(self._journal, known.seq)
+        else:
+            self.watermark = SharedWatermark(self._journal, self._membership, known.seq)
         self._feed.begin(known.seq)
         limits = None
         if embedder:
@@ -321,11 +333,22 @@ class RunningPipeline:
             planner,
             self._writer,
             self._upkeep,
+            owns=self._membership.ownership.owns if self._membership else _owns_everything,
             timings=self.timings,
             on_settled=self._settled,
             on_stored=self._retirer.stored,
             on_linked=self._linker.wake,
         )
+        self._repairer = Repairer(self._journal, self._writer, self._upkeep)
+        if self._membership is not None:
+            self._partitions = Partitions(
+                self._membership.ownership,
+                self._membership,
+                self._batcher,
+                self._worker,
+                on_progress=self._progressed,
+                on_dropped=self._repairer.add,
+            )
         self._forgetter = Forgetter(
             self._journal.erasures,
             self._journal,
@@ -342,10 +365,15 @@ class RunningPipeline:
         await self._journal.queue_unconfirmed()
         # Deletions first: a plan may store a chunk again that is still to be deleted.
         await self._upkeep.resume()
-        plans = await self._journal.plans()
-        await self._worker.resume(plans)
         self._linker.wake()
         await self._retirer.resume()
+        if self._membership is None:
+            await self._resume_queue()
+        await self._resume_live()
+
+    async def _resume_queue(self) -> None:
+        plans = await self._journal.plans()
+        await self._worker.resume(plans)
         planned = {seq for plan in plans for seq in plan.seqs}
         now = self.loop.time()
         waiting = array("q")  # there may be millions
@@ -361,6 +389,8 @@ class RunningPipeline:
             page = await self._journal.waiting(page[-1][0], _RESUME_PAGE)
         self.watermark.resume((seq, seq in letters) for seq in waiting)
         self._batcher.close_windows(now)
+
+    async def _resume_live(self) -> None:
         filling = not len(self._live)
         since = time.time() - _LIVE_SECONDS
         for at, payload in await self._journal.recent(since, _LIVE_PAYLOADS):
@@ -375,19 +405,22 @@ class RunningPipeline:
                 group.create_task(self._writer.run())
                 group.create_task(self._worker.run())
                 group.create_task(self._upkeep.run())
-                group.create_task(self._linker.run())
                 group.create_task(self._retirer.run())
-                group.create_task(self.retention.run())
                 group.create_task(self.space.run())
                 group.create_task(self._eraser.run())
-                group.create_task(self._compactor.run())
-                group.create_task(Indexer(self._journal).run())
+                group.create_task(self._repairer.run())
                 if self._settings.journal:
                     group.create_task(
                         answer_tasks(self._journal, self.verify, self.backup, self.forget)
                     )
                 group.create_task(self._gaps.run())
                 group.create_task(self._run_periodic_work())
+                if self._membership is None:
+                    group.create_task(self._keep_up())
+                else:
+                    assert self._partitions is not None
+                    group.create_task(self._partitions.run())
+                    group.create_task(self._membership.while_held("upkeep", self._keep_up))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -395,6 +428,15 @@ class RunningPipeline:
             with suppress(AutoplayError):
                 await self._journal.note_health(self.health)
             raise
+
+    async def _keep_up(self) -> None:
+        """Do what concerns the journal as a whole. One process at a time does it."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._linker.run())
+            group.create_task(self.retention.run())
+            group.create_task(self._compactor.run())
+            group.create_task(Indexer(self._journal).run())
+            group.create_task(self._tidy())
 
     async def close(self) -> None:
         """Stop the task and close everything. Payloads that are not stored stay in the journal."""
@@ -410,7 +452,8 @@ class RunningPipeline:
             if self._settings.journal:
                 with suppress(AutoplayError):
                     await self._journal.note_health(self.health)
-                    await self._pairing.note()
+                    if self._membership is None:
+                        await self._pairing.note()
         finally:
             await self._close_all()
 
@@ -422,7 +465,17 @@ class RunningPipeline:
                 if self._embedder:
                     await self._embedder.aclose()
             finally:
-                await self._journal.close()
+                try:
+                    await self._leave()
+                finally:
+                    await self._journal.close()
+
+    async def _leave(self) -> None:
+        if self._member is not None:
+            self._member.cancel()
+            await asyncio.wait([self._member])
+        if self._membership is not None:
+            await self._membership.close()
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -475,18 +528,29 @@ class RunningPipeline:
 
     def _committed(self, entry: Entry, outcome: Outcome | None) -> None:
         self._watch_overflow(outcome)
-        arrived = self._arrived.pop(entry.seq, None)
+        arrived = self._arrived.pop(entry.ticket or entry.seq, None)
         if outcome != "accepted":
-            self.watermark.settle((entry.seq,))
+            self.watermark.settle((entry.ticket or entry.seq,))
             return
         now = self.loop.time()
-        self._batcher.add(entry.lane, entry.seq, now)
+        if self._partitions is None:
+            self._batcher.add(entry.lane, entry.seq, now)
+        else:
+            self._partitions.wake()
         if len(self._accepted_at) < _MEASURED:
             self._accepted_at[entry.seq] = now
         self._worker.wake()
         if entry.payload is not None:
             self._show(entry.payload, at=arrived)
             self._feed.publish(entry.seq, time.time(), entry.lane, entry.payload, entry.size)
+
+    def _arrived_somewhere(self) -> None:
+        if self._partitions is not None:
+            self._partitions.wake()
+
+    def _progressed(self, progress: Progress) -> None:
+        assert isinstance(self.watermark, SharedWatermark)
+        self.watermark.note(progress)
 
     def _show(self, payload: Payload, *, at: float | None) -> None:
         try:
@@ -618,13 +682,24 @@ class RunningPipeline:
     async def _drained(self) -> None:
         await self.watermark.wait()
         await self._upkeep.wait()
-        await self._linker.wait()
+        if self._membership is None:
+            await self._linker.wait()
+        else:
+            await self._linked_somewhere()
         # Retiring comes before the deletions that it starts.
         await self._retirer.wait()
         await self._upkeep.wait()
 
+    async def _linked_somewhere(self) -> None:
+        """Wait until the process that updates metadata has done it, and read the counts of all."""
+        while await self._journal.outdated(1):
+            await asyncio.sleep(_LOOK_SECONDS)
+        await self._journal.settled_of(0)
+
     def _settled(self, seqs: Sequence[int]) -> None:
         self.watermark.settle(seqs)
+        if self._partitions is not None:
+            self._partitions.settled(seqs)
         now = self.loop.time()
         for seq in seqs:
             if (accepted := self._accepted_at.pop(seq, None)) is not None:
@@ -669,6 +744,9 @@ class RunningPipeline:
         if self._reembedding:
             reasons += self._reembedding.problems
         reasons += self.retention.problems + self.space.problems
+        if self._membership and self._partitions:
+            reasons += self._membership.problems + self._partitions.problems
+            reasons += self._repairer.problems
         reasons += self._compactor.problems + self._clients.problems + self._gaps.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 
@@ -719,7 +797,12 @@ class RunningPipeline:
 
     async def backup(self, folder: Path) -> BackupReport:
         """Write a backup; see `IngestPipeline.backup`."""
-        journal = self._settings.journal
+        journal = self._settings.journal_file
+        if journal is None and self._settings.journal is not None:
+            raise ConfigurationError(
+                "the journal is in PostgreSQL: back it up with the server's own tools (pg_dump, or "
+                "a base backup)"
+            )
         if journal is None:
             raise ConfigurationError("a backup needs a journal file: give journal=...")
         async with self._maintaining:
@@ -840,6 +923,9 @@ class RunningPipeline:
     # -- dead letters and other processes -----------------------------------------------------
 
     def _returned(self, back: list[tuple[int, int]]) -> None:
+        if self._partitions is not None:
+            self._partitions.look_for_retried()
+            return
         now = self.loop.time()
         self.watermark.reopen(seq for _, seq in back)
         for lane, seq in back:
@@ -859,15 +945,33 @@ class RunningPipeline:
                         noted = health
                 if second % _LAG_EVERY == 0:
                     await self._measure_lag()
+                if second % _NOTE_EVERY == _NOTE_EVERY - 1 and not self._noting.locked():
+                    async with self._noting:
+                        await self._note()
+            except (JournalError, StoreError) as error:
+                _log.error("the periodic work failed; retrying: %s", error)
+            second += 1
+            await asyncio.sleep(_REQUESTS_SECONDS)
+
+    async def _note(self) -> None:
+        if self._membership is None:
+            await self._pairing.note()
+        else:
+            await self._membership.while_held("store", self._pairing.note)
+
+    async def _tidy(self) -> None:
+        """Delete expired data, and look for changes of metadata that other processes made."""
+        second = 0
+        while True:
+            try:
                 if second % _TIDY_EVERY == 0:
                     await self._journal.tidy()
                     if self._reembedding:
                         await self._reembedding.tidy()
-                if second % _NOTE_EVERY == _NOTE_EVERY - 1 and not self._noting.locked():
-                    async with self._noting:
-                        await self._pairing.note()
             except (JournalError, StoreError) as error:
-                _log.error("the periodic work failed; retrying: %s", error)
+                _log.error("tidying failed; retrying: %s", error)
+            if self._membership is not None:
+                self._linker.wake()
             second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
 
@@ -876,6 +980,10 @@ class RunningPipeline:
             await self._journal.note_tokens(day, tokens)
         except JournalError as error:
             _log.error("the day's token count could not be saved: %s", error)
+
+
+def _owns_everything(_lane: int) -> bool:
+    return True
 
 
 def _log_missing_capabilities(store: Store) -> None:

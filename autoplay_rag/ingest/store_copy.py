@@ -15,6 +15,7 @@ from autoplay_rag.errors import ConfigurationError, MissingCapabilityError
 from autoplay_rag.ingest.chunk_writer import ChunkWriter, Operation, Upsert
 from autoplay_rag.ingest.embedding import Embedding, TokenBudget
 from autoplay_rag.ingest.retries import RequestLimits
+from autoplay_rag.journal.on_tables import TableJournal
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.maintenance.comparing import same_metadata
 from autoplay_rag.maintenance.progress import Progress
@@ -96,7 +97,7 @@ async def copy_chunks(
     source: Store,
     target: VectorStore | TextStore,
     embedder: Embedder | None,
-    catalog: SqliteJournal | None,
+    catalog: TableJournal | None,
     *,
     embed_concurrency: int = 4,
     on_progress: Callable[[Progress], None] | None = None,
@@ -147,7 +148,7 @@ class _StoreCopy:
         source: Store,
         target: VectorStore | TextStore,
         embedder: Embedder | None,
-        catalog: SqliteJournal | None,
+        catalog: TableJournal | None,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._source = source

@@ -240,8 +240,7 @@ class Worker:
                 waiting = await self._read(asked)
                 sessions = await self._journal.sessions([item.lane for item in gathered])
                 batches = list(_batches(gathered, waiting))
-                first = await self._journal.take_batches(len(batches))
-                numbers = range(first, first + len(batches))
+                numbers = await self._journal.take_batches(len(batches))
                 made = await self._thread.run(
                     _plan_all, self._planner, list(zip(numbers, batches, strict=True)), sessions
                 )

@@ -78,6 +78,8 @@ class Entry:
         outcome: "accepted" adds it to the queue, "filtered" and "duplicate" only count it, "dead"
             adds it to the dead letters.
         error: Why it is dead.
+        ticket: The number with which it was submitted, if the journal assigned another one, because
+            several processes share it; otherwise 0.
     """
 
     seq: int
@@ -88,6 +90,7 @@ class Entry:
     first_chunk: str = ""
     outcome: Literal["accepted", "filtered", "duplicate", "dead"] = "accepted"
     error: str | None = None
+    ticket: int = 0
 
     @property
     def is_kept(self) -> bool:
@@ -562,8 +565,8 @@ class Queue(ABC):
         """Return the plans that are not acknowledged, oldest first."""
 
     @abstractmethod
-    async def take_batches(self, count: int) -> int:
-        """Reserve numbers for plans, and return the first. Numbers that are not used do no harm."""
+    async def take_batches(self, count: int) -> list[int]:
+        """Reserve numbers for plans, in ascending order. Numbers that are not used do no harm."""
 
     @abstractmethod
     async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> bool:

@@ -17,8 +17,8 @@ from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.base import Entry, Plan, PlannedChunk, Prepared, Session
 from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.deleting import Deletion
-from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.register import Register, RegisterEntry
 from autoplay_rag.journal.rows import delete_in, insert, json_list
 from autoplay_rag.journal.schema import INDEX_BELOW, PayloadState
@@ -136,18 +136,25 @@ class ErasureTables:
     """
 
     def __init__(
-        self, file: JournalFile, catalog: CatalogTables, register: Register | None = None
+        self, file: JournalDatabase, catalog: CatalogTables, register: Register | None = None
     ) -> None:
         self._register = register or Register(None)
         self.file = file
         self._catalog = catalog
         self._deletion = Deletion(file, catalog)
         self._connection = file.connection
-        self._scopes: tuple[str, ...] = tuple(msgspec.json.decode(file.meta(_SCOPES) or "[]"))
-        self._secret = bytes.fromhex(file.meta(_SECRET) or "")
-        self.active = bool(self._scopes)
+        self._scopes: tuple[str, ...] = ()
+        self._secret = b""
+        self.active = False
+        self.load()
         if self.active:
             file.overwrite_deleted()
+
+    def load(self) -> None:
+        """Read what is refused."""
+        self._scopes = tuple(msgspec.json.decode(self.file.meta(_SCOPES) or "[]"))
+        self._secret = bytes.fromhex(self.file.meta(_SECRET) or "")
+        self.active = bool(self._scopes)
 
     # -- refusals -----------------------------------------------------------------------------
 
@@ -254,7 +261,7 @@ class ErasureTables:
             (now, _encoded(record)),
         ).fetchone()[0]
         self._connection.execute(
-            f"INSERT OR IGNORE INTO forgetting SELECT seq, :number FROM ({CONCERNED})",
+            f"INSERT OR IGNORE INTO forgetting SELECT seq, :number FROM ({CONCERNED}) AS found",
             {**parameters_of(asked, selected), "number": number},
         )
         self._drop_people(selected)
@@ -337,7 +344,7 @@ class ErasureTables:
             "refused (scope, hash, happened_until)",
             [(scope, digest, limit) for scope, digest in refusals],
             after="ON CONFLICT (scope, hash) DO UPDATE SET "
-            "happened_until = max(happened_until, excluded.happened_until)",
+            "happened_until = max(refused.happened_until, excluded.happened_until)",
         )
 
     def _drop_people(self, selected: Selected) -> None:

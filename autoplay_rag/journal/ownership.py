@@ -8,12 +8,14 @@ in a file has one process, which owns everything, always, and needs nothing of t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any, NamedTuple, TypeVar
 
 from autoplay_rag.journal.base import Plan
 
-__all__ = ["Arrivals", "Change", "Ownership", "Progress", "Sharing"]
+__all__ = ["Arrivals", "Change", "Membership", "Ownership", "Progress", "Sharing"]
+
+T = TypeVar("T")
 
 
 class Change(NamedTuple):
@@ -114,3 +116,40 @@ class Sharing(ABC):
     @abstractmethod
     async def close_windows(self) -> Progress:
         """Ask all processes to close the windows of what was accepted so far."""
+
+
+class Membership(Sharing):
+    """One process among those of a journal.
+
+    Attributes:
+        ownership: What this process works on.
+    """
+
+    ownership: Ownership
+
+    @property
+    @abstractmethod
+    def problems(self) -> list[str]:
+        """Current failures, one line each. Readable from any thread."""
+
+    @abstractmethod
+    async def run(self, on_arrival: Callable[[], None]) -> None:
+        """Keep the membership until cancelled.
+
+        Args:
+            on_arrival: Called when there may be arrivals.
+        """
+
+    @abstractmethod
+    async def while_held(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run work in one process at a time.
+
+        Args:
+            name: What identifies the work.
+            work: Makes the coroutine. It is cancelled if another process may run it, and made anew
+                once this process may.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let others have everything. Call it after `run` has ended."""

@@ -22,7 +22,6 @@ def say(**event: Any) -> None:
 async def main(dsn: str, schema: str, name: str, seconds: float) -> None:
     link = Link(parameters_of(dsn), 3, seconds / 3)
     leases = Leases(link, schema, name, seconds=seconds, channel=schema)
-    await leases.prepare()
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
 

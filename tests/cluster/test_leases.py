@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from autoplay_rag.cluster import leases as leases_module
+from autoplay_rag.cluster.lease_rows import LEASE_TABLES
 from autoplay_rag.cluster.leases import Leases
 from autoplay_rag.cluster.notices import Notices
 from autoplay_rag.content.keys import PARTITIONS, partition_of
@@ -34,6 +35,10 @@ CHILD = Path(__file__).parent / "lease_child.py"
 def schema(postgres):
     name = f"c_{uuid4().hex[:12]}"
     postgres.run(f"CREATE SCHEMA {name}")
+    with psycopg.connect(postgres.dsn, autocommit=True) as connection:
+        connection.execute(f"SET search_path = {name}")
+        for statement in LEASE_TABLES:
+            connection.execute(statement)
     return name
 
 
@@ -102,7 +107,6 @@ def join(link, schema):
     ) -> AsyncIterator[Process]:
         own = link()
         leases = Leases(own, schema, name, seconds=seconds, takes=takes, channel=schema)
-        await leases.prepare()
         process = Process(leases)
         running = [asyncio.create_task(leases.run()), asyncio.create_task(process.follow())]
         if notices:
@@ -220,7 +224,6 @@ async def test_what_was_lost_is_taken_again_with_another_epoch(join, postgres, s
 
 async def test_gained_comes_only_after_lost_was_handled(link, schema, clock):
     leases = Leases(link(), schema, "one", seconds=60.0)
-    await leases.prepare()
     running = asyncio.create_task(leases.run())
     try:
         assert (await leases.next_change()).gained == ALL
