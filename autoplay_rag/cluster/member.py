@@ -15,7 +15,7 @@ from autoplay_rag.cluster.parts import channel_of
 from autoplay_rag.content.keys import PARTITIONS
 from autoplay_rag.errors import ConfigurationError, JournalError, StoreError
 from autoplay_rag.journal.base import Plan
-from autoplay_rag.journal.ownership import Arrivals, Membership, Progress
+from autoplay_rag.journal.ownership import Arrivals, Membership, SharedProgress
 from autoplay_rag.journal.schema import PayloadState
 from autoplay_rag.stores.postgres.link import Link
 from autoplay_rag.stores.postgres.tables import quoted
@@ -137,19 +137,17 @@ class Member(Membership):
             "UNION ALL SELECT 2, seq, lane, retried, NULL FROM again"
         )
         given = [*partitions]
-        rows = await self._execute(
-            statement, given, after, _PAGE, retried, given, PARTITIONS - 1
-        )
+        rows = await self._execute(statement, given, after, _PAGE, retried, given, PARTITIONS - 1)
         fresh = sorted(seq for kind, seq, *_ in rows if kind == 1)
         found = {seq: (seq, lane, bool(again)) for kind, seq, lane, again, _ in rows if kind}
         ((_, last, closing, first, letters),) = (row for row in rows if row[0] == 0)
         return Arrivals(
             [found[seq] for seq in sorted(found)],
             fresh[-1] if len(fresh) == _PAGE else last,
-            Progress(last, last if first is None else first - 1, letters, closing),
+            SharedProgress(last, last if first is None else first - 1, letters, closing),
         )
 
-    async def close_windows(self) -> Progress:
+    async def close_windows(self) -> SharedProgress:
         """As in `Sharing`."""
         await self._execute(
             f"WITH asked AS (UPDATE {self._schema}.progress SET closing = last_seq RETURNING 1) "

@@ -12,7 +12,7 @@ from autoplay_rag.content.keys import partition_of
 from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.worker import Worker
-from autoplay_rag.journal.ownership import Ownership, Progress, Sharing
+from autoplay_rag.journal.ownership import Ownership, SharedProgress, Sharing
 
 __all__ = ["Partitions"]
 
@@ -52,7 +52,7 @@ class Partitions:
         batcher: Batcher,
         worker: Worker,
         *,
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[SharedProgress], None],
         on_dropped: Callable[[Sequence[str]], None],
     ) -> None:
         self._ownership = ownership

@@ -56,7 +56,7 @@ from autoplay_rag.journal.base import Entry, Health, Outcome
 from autoplay_rag.journal.forgetting import Deleted
 from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
-from autoplay_rag.journal.ownership import Progress
+from autoplay_rag.journal.ownership import SharedProgress
 from autoplay_rag.journal.reader import JournalStatus
 from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.live import Feed, LiveSessions
@@ -548,7 +548,7 @@ class RunningPipeline:
         if self._partitions is not None:
             self._partitions.wake()
 
-    def _progressed(self, progress: Progress) -> None:
+    def _progressed(self, progress: SharedProgress) -> None:
         assert isinstance(self.watermark, SharedWatermark)
         self.watermark.note(progress)
 
@@ -692,7 +692,7 @@ class RunningPipeline:
 
     async def _linked_somewhere(self) -> None:
         """Wait until the process that updates metadata has done it, and read the counts of all."""
-        while await self._journal.outdated(1):
+        while await self._journal.outdated(1):  # noqa: ASYNC110 - another process does it
             await asyncio.sleep(_LOOK_SECONDS)
         await self._journal.settled_of(0)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from autoplay_rag.journal.base import Queue
-from autoplay_rag.journal.ownership import Progress, Sharing
+from autoplay_rag.journal.ownership import SharedProgress, Sharing
 
 __all__ = ["SharedWatermark", "Watermark"]
 
@@ -180,7 +180,7 @@ class SharedWatermark(Watermark):
     def reopen(self, seqs: Iterable[int]) -> None:
         """Do nothing: the journal counts retried letters."""
 
-    def note(self, progress: Progress) -> None:
+    def note(self, progress: SharedProgress) -> None:
         """Take over the progress that was read from the journal."""
         self.last = max(self.last, progress.last)
         self.value = max(self.value, progress.settled)

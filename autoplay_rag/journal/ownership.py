@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from autoplay_rag.journal.base import Plan
 
-__all__ = ["Arrivals", "Change", "Membership", "Ownership", "Progress", "Sharing"]
+__all__ = ["Arrivals", "Change", "Membership", "Ownership", "SharedProgress", "Sharing"]
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Ownership(ABC):
         """Let other processes have these partitions. From this call on, they are not owned."""
 
 
-class Progress(NamedTuple):
+class SharedProgress(NamedTuple):
     """How far all processes together are.
 
     Attributes:
@@ -87,7 +87,7 @@ class Arrivals(NamedTuple):
 
     rows: list[tuple[int, int, bool]]
     upto: int
-    progress: Progress
+    progress: SharedProgress
 
 
 class Sharing(ABC):
@@ -114,7 +114,7 @@ class Sharing(ABC):
         """
 
     @abstractmethod
-    async def close_windows(self) -> Progress:
+    async def close_windows(self) -> SharedProgress:
         """Ask all processes to close the windows of what was accepted so far."""
 
 

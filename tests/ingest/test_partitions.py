@@ -26,7 +26,7 @@ from autoplay_rag.ingest.repairing import Repairer
 from autoplay_rag.ingest.upkeep import Upkeep
 from autoplay_rag.ingest.watermark import SharedWatermark
 from autoplay_rag.ingest.worker import Worker
-from autoplay_rag.journal.ownership import Arrivals, Change, Ownership, Progress, Sharing
+from autoplay_rag.journal.ownership import Arrivals, Change, Ownership, SharedProgress, Sharing
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.stores.base import TextStore
 
@@ -168,7 +168,7 @@ class Share(Ownership, Sharing):
         ]
         settled = min(fresh) - 1 if fresh else last
         letters = sum(again for *_, again in rows)
-        return Arrivals(found, last, Progress(last, settled, letters, self._table.closing))
+        return Arrivals(found, last, SharedProgress(last, settled, letters, self._table.closing))
 
     async def close_windows(self):
         last = (await self._journal.known()).seq
