@@ -18,6 +18,9 @@ translates. What PostgreSQL needs to do otherwise is written here.
 | `copying` | changes during a re-embedding |
 | `reading` | reads beside the writer |
 | `member` | one process of several: what it owns, and what it reads of the shared journal |
+| `accepted` | what all processes accepted, for live sessions |
+| `replicas` | the processes, and what each has |
+| `asking` | runs a read on the loop of a link |
 | `balance` | which partitions a process takes and gives back (pure) |
 | `fence` | what a transaction checks before it writes for a partition (pure) |
 | `lease_rows` | the rows of processes, partitions and named leases |

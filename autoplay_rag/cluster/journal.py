@@ -48,6 +48,7 @@ class PostgresJournal(TableJournal):
         lease_seconds: The length of the lease by which this process has its partitions. If it is
             killed, others go on with its work after that time. None if it is alone: then it has
             all of them, always.
+        takes_work: Whether this process takes partitions. Otherwise it leaves them to others.
         clock: Returns the time in Unix seconds.
         on_entry: See `SqliteJournal`. An entry whose number was assigned by the database has its
             former one in `ticket`.
@@ -71,6 +72,7 @@ class PostgresJournal(TableJournal):
         model: str = "",
         erasure_register: Path | None = None,
         lease_seconds: float | None = None,
+        takes_work: bool = True,
         clock: Clock = wall_clock,
         on_entry: OnEntry,
         on_returned: Returned,
@@ -83,7 +85,9 @@ class PostgresJournal(TableJournal):
         self._register = Register(erasure_register)
         self._member: Member | None = None
         if lease_seconds is not None:
-            self._member = Member(self._parameters, schema, self, seconds=lease_seconds)
+            self._member = Member(
+                self._parameters, schema, self, seconds=lease_seconds, takes=takes_work
+            )
         self.membership = self._member
         self._clock = clock
         place = place_of(self._parameters)

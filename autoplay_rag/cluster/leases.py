@@ -137,6 +137,11 @@ class Leases(Ownership):
         return [self._problem] if self._problem else []
 
     @property
+    def id(self) -> str | None:
+        """The id of this process among the others; None before it joined."""
+        return self._id
+
+    @property
     def partitions(self) -> frozenset[int]:
         """The partitions that this process works on now. Readable from any thread."""
         return frozenset(self._owned) if self._is_valid() else frozenset()

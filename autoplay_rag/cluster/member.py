@@ -8,24 +8,32 @@ import platform
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
+from autoplay_rag.cluster.accepted import AcceptedRows
+from autoplay_rag.cluster.asking import ask
 from autoplay_rag.cluster.lease_rows import CHANGED
 from autoplay_rag.cluster.leases import Leases
 from autoplay_rag.cluster.notices import Notices
 from autoplay_rag.cluster.parts import channel_of
+from autoplay_rag.cluster.replicas import ReplicaRows
 from autoplay_rag.content.keys import PARTITIONS
-from autoplay_rag.errors import ConfigurationError, JournalError, StoreError
 from autoplay_rag.journal.base import Plan
-from autoplay_rag.journal.ownership import Arrivals, Membership, SharedProgress
+from autoplay_rag.journal.ownership import (
+    Accepted,
+    Arrivals,
+    Membership,
+    Replicas,
+    SharedProgress,
+)
 from autoplay_rag.journal.schema import PayloadState
-from autoplay_rag.stores.postgres.link import Link
+from autoplay_rag.stores.postgres.link import Connection, Link
 from autoplay_rag.stores.postgres.tables import quoted
 
 __all__ = ["Member", "PartitionReads"]
 
 T = TypeVar("T")
 
-_CONNECTIONS: Final = 3
-"""For notifications, the lease, and the arrivals."""
+_CONNECTIONS: Final = 4
+"""For notifications, the lease, the arrivals, and what others accepted."""
 _PAGE: Final = 20_000
 """The most arrivals in one read."""
 _WAITING: Final = f"state = {PayloadState.WAITING:d}"
@@ -70,6 +78,8 @@ class Member(Membership):
         self._link = Link(parameters, _CONNECTIONS, seconds / 3)
         self._channel = channel_of(schema)
         self._schema = quoted(schema)
+        self._accepted = AcceptedRows(self._link, self._schema)
+        self._replicas = ReplicaRows(self._link, self._schema)
         self.ownership: Leases = Leases(
             self._link,
             self._schema,
@@ -83,6 +93,11 @@ class Member(Membership):
     def problems(self) -> list[str]:
         """As in `Membership`."""
         return self.ownership.problems
+
+    @property
+    def is_connected(self) -> bool:
+        """As in `Membership`. The lease is renewed every few seconds."""
+        return not self.ownership.problems
 
     async def run(self, on_arrival: Callable[[], None]) -> None:
         """As in `Membership`."""
@@ -147,6 +162,22 @@ class Member(Membership):
             SharedProgress(last, last if first is None else first - 1, letters, closing),
         )
 
+    async def accepted(self, after: int, limit: int) -> Accepted:
+        """As in `Sharing`."""
+        return await self._accepted.after(after, limit)
+
+    async def lately_accepted(self, since: float, limit: int) -> Accepted:
+        """As in `Sharing`."""
+        return await self._accepted.lately(since, limit)
+
+    async def kept(self, seqs: Collection[int]) -> set[int]:
+        """As in `Sharing`."""
+        return await self._accepted.kept(seqs)
+
+    async def replicas(self) -> Replicas:
+        """As in `Sharing`."""
+        return await self._replicas.read(self.ownership.id)
+
     async def close_windows(self) -> SharedProgress:
         """As in `Sharing`."""
         await self._execute(
@@ -157,15 +188,11 @@ class Member(Membership):
         return (await self.arrivals((), 0, retried=False)).progress
 
     async def _execute(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        async def execute() -> list[tuple[Any, ...]]:
-            async with self._link.connection() as connection:
-                cursor = await connection.execute(statement.encode(), parameters)
-                return await cursor.fetchall()
+        async def execute(connection: Connection) -> list[tuple[Any, ...]]:
+            cursor = await connection.execute(statement.encode(), parameters)
+            return await cursor.fetchall()
 
-        try:
-            return await self._link.run(execute)
-        except (StoreError, ConfigurationError) as error:
-            raise JournalError(str(error)) from error
+        return await ask(self._link, execute)
 
 
 async def _nothing() -> None:

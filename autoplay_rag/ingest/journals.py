@@ -60,6 +60,7 @@ def make_journal(
             model=model,
             erasure_register=settings.erasure_register,
             lease_seconds=settings.lease_seconds,
+            takes_work=settings.takes_work,
             clock=settings.clock,
             on_entry=on_entry,
             on_returned=on_returned,

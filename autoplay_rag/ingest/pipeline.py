@@ -35,8 +35,10 @@ from autoplay_rag.ingest.reembedding import check_can_exchange
 from autoplay_rag.ingest.running import RunningPipeline
 from autoplay_rag.ingest.settings import Settings, Summaries
 from autoplay_rag.ingest.store_copy import check_embeds
+from autoplay_rag.ingest.turns import read_in_turn
 from autoplay_rag.journal.base import Durability, Health, Outcome
 from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.journal.ownership import Replicas
 from autoplay_rag.journal.reader import JournalStatus
 from autoplay_rag.live import Feed, LiveSessions
 from autoplay_rag.maintenance.asked import asked_of
@@ -135,6 +137,9 @@ class IngestPipeline(Questions):
             replaced, or for another model. Set it for one start only.
         adopt: Adopt a store that belongs to another journal: its chunks are read into this
             journal if the store can be scanned. Set it for one start only.
+        takes_work: With a journal in PostgreSQL: whether this process embeds and stores payloads.
+            False leaves this to the other processes of the journal. This one then accepts payloads
+            and answers questions.
 
     Attributes:
         live: The latest payloads of each session.
@@ -183,6 +188,7 @@ class IngestPipeline(Questions):
         live: LiveSessions | None = None,
         rebuild: bool = False,
         adopt: bool = False,
+        takes_work: bool = True,
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -211,6 +217,7 @@ class IngestPipeline(Questions):
             erasure_register=Path(erasure_register).resolve() if erasure_register else None,
             trace_content=captures_content(trace_content),
             on_progress=on_progress,
+            takes_work=takes_work,
         )
         if isinstance(store, type):
             raise ConfigurationError(f"store is the class {store.__name__}: pass an instance of it")
@@ -226,6 +233,7 @@ class IngestPipeline(Questions):
         self._clients = Clients()
         self._run: RunningPipeline | None = None
         self._running = False
+        self._reading: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._stuck = False
 
@@ -311,11 +319,13 @@ class IngestPipeline(Questions):
                 return
             run, journal = self._run, self._settings.journal
             try:
+                await self._stop_reading()
                 await self._clients.leave(self._settings.drain_timeout)
                 # `ingest` just saw no progress: do not wait again.
                 stuck = self._stuck and journal and self.health.state != "ok"
                 started = run.loop.time()
-                await run.drain(0.0 if stuck else self._settings.drain_timeout)
+                if self._settings.takes_work:  # otherwise others do, after the end of this one too
+                    await run.drain(0.0 if stuck else self._settings.drain_timeout)
                 left = self._settings.drain_timeout - (run.loop.time() - started)
                 await run.finish_erasing(0.0 if stuck else max(0.0, left))
             except PipelineError as error:
@@ -407,7 +417,7 @@ class IngestPipeline(Questions):
         tasks: list[asyncio.Task[None]] = []
         try:
             for one in clients:
-                tasks.append(one.run_in_background())
+                tasks.append(self.read_in_background(one))
                 self._clients.track(one, tasks[-1])
             while running := [task for task in tasks if not task.done()]:
                 ends = [started + max_seconds] if max_seconds is not None else []
@@ -417,14 +427,58 @@ class IngestPipeline(Questions):
                     break
                 await asyncio.wait(running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for one in clients[: len(tasks)]:
+            for one, task in zip(clients, tasks, strict=False):
                 one.stop()
+                if self._clients.is_standing_by(one):
+                    task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
         await self._drain_while_it_progresses()
         for task in tasks:
-            task.result()
+            if not task.cancelled():
+                task.result()
         return self.ledger
+
+    def read_in_background(self, client: BackgroundConnector) -> asyncio.Task[None]:
+        """Attach a client or another source, and run it as a task.
+
+        If several processes share the journal, one of them runs the client, and the others wait
+        for their turn. When it stops, dies or stands still, another one goes on. Clients are told
+        apart by their URL and product. One without a URL is run by each process.
+
+        Args:
+            client: The client or source to run.
+
+        Returns:
+            The task. Cancel it to stop reading: what was received is passed on first. If the
+            client fails, its error is logged, and the task raises it.
+
+        Raises:
+            PipelineClosedError: If the pipeline is not running.
+        """
+        run = self._open_run()
+        self.attach(client)
+        if run.membership is None:
+            return client.run_in_background()
+        task = asyncio.create_task(
+            read_in_turn(
+                client,
+                run.membership,
+                functools.partial(self._clients.stand_by, client),
+                functools.partial(run.pulled.load, again=True),
+            ),
+            name="autoplay-read",
+        )
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
+        task.add_done_callback(_consume)
+        return task
+
+    async def _stop_reading(self) -> None:
+        for task in self._reading:
+            task.cancel()
+        if self._reading:
+            await asyncio.wait(self._reading, timeout=self._settings.drain_timeout)
 
     async def _drain_while_it_progresses(self) -> None:
         self._stuck = False
@@ -1038,6 +1092,21 @@ class IngestPipeline(Questions):
         return self._clients.states
 
     @property
+    def replicas(self) -> Replicas | None:
+        """All processes that share the journal in PostgreSQL; None if there can be only this one.
+
+        Read every two seconds. Readable from any thread.
+        """
+        return self._run.replicas if self._running and self._run else None
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it runs, and its journal's database answers. Readable from any thread."""
+        if not self._running or self._run is None:
+            return False
+        return self._run.membership is None or self._run.membership.is_connected
+
+    @property
     def space(self) -> Space | None:
         """The disk space, measured each minute; None before. Readable from any thread."""
         return None if self._run is None else self._run.space.found
@@ -1067,6 +1136,12 @@ class IngestPipeline(Questions):
                 "the pipeline is not running: call start() or use `async with`"
             )
         return self._run
+
+
+def _consume(task: asyncio.Task[None]) -> None:
+    """Take the error of a task: the client has logged it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _bundled_embedder() -> Embedder:

@@ -48,6 +48,7 @@ from autoplay_rag.ingest.repairing import Repairer
 from autoplay_rag.ingest.retiring import Retirer
 from autoplay_rag.ingest.retries import RequestLimits
 from autoplay_rag.ingest.settings import Settings
+from autoplay_rag.ingest.shared_live import SharedLive
 from autoplay_rag.ingest.store_copy import copy_chunks
 from autoplay_rag.ingest.upkeep import Upkeep
 from autoplay_rag.ingest.watermark import SharedWatermark, Watermark
@@ -56,7 +57,7 @@ from autoplay_rag.journal.base import Entry, Health, Outcome
 from autoplay_rag.journal.forgetting import Deleted
 from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
-from autoplay_rag.journal.ownership import SharedProgress
+from autoplay_rag.journal.ownership import AcceptedPayload, Membership, Replicas, SharedProgress
 from autoplay_rag.journal.reader import JournalStatus
 from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.live import Feed, LiveSessions
@@ -71,9 +72,11 @@ from autoplay_rag.maintenance.report import CopyReport, ReembedReport, VerifyRep
 from autoplay_rag.maintenance.retention import Retention
 from autoplay_rag.maintenance.space import SpaceWatch
 from autoplay_rag.maintenance.verify import Verifier
-from autoplay_rag.payloads import Payload
+from autoplay_rag.payloads import ActionsPayload, Payload
 from autoplay_rag.search.searcher import Searcher
 from autoplay_rag.search.serving import Serving
+from autoplay_rag.sources.age import arrived_at
+from autoplay_rag.sources.sessions import is_pulled
 from autoplay_rag.stores.base import Capability, Store, StoreIdentity, TextStore, VectorStore
 
 __all__ = ["RunningPipeline"]
@@ -91,6 +94,8 @@ _LAG_EVERY = 5
 """Seconds between two measurements of the lag."""
 _LOOK_SECONDS = 0.02
 """The least time between two looks for what of a session still waits."""
+_REPLICAS_SECONDS = 2.0
+"""The interval of reading who has what."""
 _GRACE_SECONDS = 5.0
 """The time that cancelled requests have to end."""
 _RESUME_PAGE = 100_000
@@ -129,6 +134,7 @@ class RunningPipeline:
         last_received: The loop's time when the last payload arrived.
         loop: The event loop of this run.
         pulled: Takes in pulled actions.
+        replicas: All processes of the journal, read every few seconds; None if there is only this.
         retention: Deletes what is old.
         searcher: Answers questions from store and journal.
         space: Measures the disk space.
@@ -137,6 +143,9 @@ class RunningPipeline:
         visits: Returns the known sessions of lanes.
         watermark: Tracks which sequence numbers are settled.
     """
+
+    replicas: Replicas | None = None
+    _shared_live: SharedLive | None = None
 
     def __init__(
         self,
@@ -229,6 +238,11 @@ class RunningPipeline:
         self._forgetter: Forgetter
         self._task: asyncio.Task[None]
 
+    @property
+    def membership(self) -> Membership | None:
+        """This process among those of the journal; None if it is the only one."""
+        return self._membership
+
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -290,7 +304,9 @@ class RunningPipeline:
         if self._membership is None:
             self.watermark = Watermark(self._journal, known.seq)
         else:
-            self.watermark = SharedWatermark(self._journal, self._membership, known.seq)
+            shared = SharedWatermark(self._journal, self._membership, known.seq)
+            shared.note((await self._membership.arrivals((), known.seq, retried=False)).progress)
+            self.watermark = shared
         self._feed.begin(known.seq)
         limits = None
         if embedder:
@@ -349,6 +365,15 @@ class RunningPipeline:
                 on_progress=self._progressed,
                 on_dropped=self._repairer.add,
             )
+            self._shared_live = SharedLive(
+                self._membership,
+                self._live,
+                self._feed,
+                show=self._show_accepted,
+                on_other=self.pulled.note,
+                on_forgotten=self._forgotten_somewhere,
+                begin=(_LIVE_SECONDS, _LIVE_PAYLOADS),
+            )
         self._forgetter = Forgetter(
             self._journal.erasures,
             self._journal,
@@ -392,6 +417,9 @@ class RunningPipeline:
 
     async def _resume_live(self) -> None:
         filling = not len(self._live)
+        if self._shared_live is not None:
+            await self._shared_live.begin(filling=filling)
+            return
         since = time.time() - _LIVE_SECONDS
         for at, payload in await self._journal.recent(since, _LIVE_PAYLOADS):
             if filling:
@@ -419,8 +447,12 @@ class RunningPipeline:
                     group.create_task(self._keep_up())
                 else:
                     assert self._partitions is not None
+                    assert self._shared_live is not None
                     group.create_task(self._partitions.run())
-                    group.create_task(self._membership.while_held("upkeep", self._keep_up))
+                    group.create_task(self._shared_live.run())
+                    group.create_task(self._watch_replicas(self._membership))
+                    if self._settings.takes_work:
+                        group.create_task(self._membership.while_held("upkeep", self._keep_up))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -428,6 +460,12 @@ class RunningPipeline:
             with suppress(AutoplayError):
                 await self._journal.note_health(self.health)
             raise
+
+    async def _watch_replicas(self, membership: Membership) -> None:
+        while True:
+            with suppress(JournalError):  # what is known stays; `health` says what is wrong
+                self.replicas = await membership.replicas()
+            await asyncio.sleep(_REPLICAS_SECONDS)
 
     async def _keep_up(self) -> None:
         """Do what concerns the journal as a whole. One process at a time does it."""
@@ -540,13 +578,29 @@ class RunningPipeline:
         if len(self._accepted_at) < _MEASURED:
             self._accepted_at[entry.seq] = now
         self._worker.wake()
-        if entry.payload is not None:
+        shared = self._shared_live
+        # What another process accepted before comes first: then this is shown with the next look.
+        if entry.payload is not None and (shared is None or shared.is_next(entry.seq)):
             self._show(entry.payload, at=arrived)
             self._feed.publish(entry.seq, time.time(), entry.lane, entry.payload, entry.size)
 
     def _arrived_somewhere(self) -> None:
         if self._partitions is not None:
             self._partitions.wake()
+        if self._shared_live is not None:
+            self._shared_live.wake()
+
+    def _show_accepted(self, row: AcceptedPayload) -> None:
+        at = row.at
+        if isinstance(row.payload, ActionsPayload) and is_pulled(row.payload):
+            at = arrived_at(row.payload, at)
+        self._show(row.payload, at=at)
+
+    async def _forgotten_somewhere(self) -> None:
+        self.pulled.clear()
+        await self.pulled.load(again=True)
+        if self._embedding:
+            self._embedding.clear()
 
     def _progressed(self, progress: SharedProgress) -> None:
         assert isinstance(self.watermark, SharedWatermark)
@@ -746,6 +800,7 @@ class RunningPipeline:
         reasons += self.retention.problems + self.space.problems
         if self._membership and self._partitions:
             reasons += self._membership.problems + self._partitions.problems
+            reasons += self._shared_live.problems if self._shared_live else []
             reasons += self._repairer.problems
         reasons += self._compactor.problems + self._clients.problems + self._gaps.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()

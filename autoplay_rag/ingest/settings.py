@@ -70,6 +70,7 @@ class Settings:
     erasure_register: Path | None
     trace_content: bool
     on_progress: Callable[[Ledger], None] | None
+    takes_work: bool = True
     lease_seconds: float = 10.0
     clock: Clock = wall_clock
     """Tests and benchmarks simulate weeks with it."""
@@ -86,6 +87,11 @@ class Settings:
         check_choice("summaries", self.summaries, get_args(Summaries))
         _check_retention(self.retention_days, has_file=self.journal is not None)
         check_choice("durability", self.durability, get_args(Durability))
+        if not self.takes_work and not isinstance(self.journal, JournalAddress):
+            raise ConfigurationError(
+                "takes_work=False needs a journal in PostgreSQL: with any other, nothing would ever "
+                "be stored"
+            )
         check_options(has_file=self.journal is not None, rebuild=self.rebuild, adopt=self.adopt)
 
     @property

@@ -9,11 +9,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from autoplay_rag.journal.base import Plan
+from autoplay_rag.payloads import Payload
 
-__all__ = ["Arrivals", "Change", "Membership", "Ownership", "SharedProgress", "Sharing"]
+__all__ = [
+    "Accepted",
+    "AcceptedPayload",
+    "Arrivals",
+    "Change",
+    "Membership",
+    "Ownership",
+    "Replica",
+    "Replicas",
+    "SharedProgress",
+    "Sharing",
+]
 
 T = TypeVar("T")
 
@@ -90,6 +103,79 @@ class Arrivals(NamedTuple):
     progress: SharedProgress
 
 
+class AcceptedPayload(NamedTuple):
+    """A payload that some process accepted, as the journal keeps it.
+
+    Attributes:
+        seq: Its sequence number.
+        at: When it was accepted, in Unix seconds.
+        lane: Its session's lane.
+        size: The size of its JSON in bytes.
+        payload: The payload.
+    """
+
+    seq: int
+    at: float
+    lane: int
+    size: int
+    payload: Payload
+
+
+class Accepted(NamedTuple):
+    """What all processes accepted.
+
+    Attributes:
+        rows: The payloads, in the order of sequence numbers.
+        upto: All payloads up to this number were read.
+        more: Whether there are more.
+        erasures: The number of the last request to forget. Forgotten payloads are not among the
+            rows.
+    """
+
+    rows: list[AcceptedPayload]
+    upto: int
+    more: bool
+    erasures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One process of a journal.
+
+    Attributes:
+        name: Its name for people: the machine's name and the number of the process.
+        started_at: When it joined, in Unix seconds.
+        takes_work: Whether it takes partitions.
+        partitions: The partitions that it has.
+        sources: The sources that it reads.
+        lag: How many seconds the oldest payload of its partitions has waited; 0.0 if none waits.
+        is_this: Whether it is this process.
+    """
+
+    name: str
+    started_at: float
+    takes_work: bool
+    partitions: tuple[int, ...]
+    sources: tuple[str, ...]
+    lag: float
+    is_this: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """All processes of a journal.
+
+    Attributes:
+        replicas: The processes, in the order in which they joined.
+        unowned: The partitions that no process has.
+        lag: How many seconds the oldest payload of these has waited; 0.0 if none waits.
+    """
+
+    replicas: tuple[Replica, ...]
+    unowned: tuple[int, ...]
+    lag: float
+
+
 class Sharing(ABC):
     """The reads that a process needs besides `Queue`, if others write the same journal."""
 
@@ -114,6 +200,22 @@ class Sharing(ABC):
         """
 
     @abstractmethod
+    async def accepted(self, after: int, limit: int) -> Accepted:
+        """Return what any process accepted after a number, oldest first."""
+
+    @abstractmethod
+    async def lately_accepted(self, since: float, limit: int) -> Accepted:
+        """Return the last payloads that were accepted at a time or later."""
+
+    @abstractmethod
+    async def kept(self, seqs: Collection[int]) -> set[int]:
+        """Return those of these numbers whose payloads are not forgotten."""
+
+    @abstractmethod
+    async def replicas(self) -> Replicas:
+        """Return all processes of the journal, and what each has."""
+
+    @abstractmethod
     async def close_windows(self) -> SharedProgress:
         """Ask all processes to close the windows of what was accepted so far."""
 
@@ -131,6 +233,11 @@ class Membership(Sharing):
     @abstractmethod
     def problems(self) -> list[str]:
         """Current failures, one line each. Readable from any thread."""
+
+    @property
+    @abstractmethod
+    def is_connected(self) -> bool:
+        """Whether the journal answered when it was asked last. Readable from any thread."""
 
     @abstractmethod
     async def run(self, on_arrival: Callable[[], None]) -> None:
