@@ -150,7 +150,10 @@ class PostgresJournal(TableJournal):
             model=self._model,
             register=self._register,
         )
-        tables.fence = self._member.ownership if self._member else None
+        if self._member is not None:
+            leases = self._member.ownership
+            tables.fence = leases
+            catalog.owned = lambda: leases.partitions
         expiry = PostgresExpiryTables(file, catalog)
         if self._register.exists():
             tables.erasures.apply_register()

@@ -9,9 +9,9 @@ All functions block. They run in a transaction on the writer thread.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -20,7 +20,7 @@ from autoplay_rag.cluster.database import PostgresDatabase
 from autoplay_rag.cluster.parts import channel_of
 from autoplay_rag.cluster.schema import NUMBERS
 from autoplay_rag.content.chunks import Chunk
-from autoplay_rag.content.keys import partition_of
+from autoplay_rag.content.keys import PARTITIONS, partition_of
 from autoplay_rag.journal.base import (
     Acknowledged,
     Acknowledgement,
@@ -65,10 +65,21 @@ class Fence(Protocol):
 
 
 class PostgresCatalogTables(CatalogTables):
-    """The operations on the catalog's tables. `CatalogTables` has the rest."""
+    """The operations on the catalog's tables. `CatalogTables` has the rest.
+
+    Attributes:
+        owned: Returns the partitions of this process; None while it is alone.
+    """
 
     file: PostgresDatabase
+    owned: Callable[[], Collection[int]] | None = None
     _left = 0
+
+    def _own(self, table: Literal["chunk", "deletion"]) -> tuple[str, tuple[Any, ...]]:
+        if self.owned is None:
+            return "", ()
+        part = "part" if table == "deletion" else f"coalesce(lane, 0) & {PARTITIONS - 1}"
+        return f" AND ({part}) IN (SELECT value FROM json_each(?))", (json_list(self.owned()),)
 
     def adopt(self, chunks: Sequence[Chunk], model: str) -> int:
         """As in `CatalogTables`."""
