@@ -17,7 +17,6 @@ import msgspec
 
 from autoplay_rag.cluster.connection import PostgresConnection, Server
 from autoplay_rag.cluster.database import PostgresDatabase
-from autoplay_rag.cluster.parts import channel_of
 from autoplay_rag.cluster.schema import NUMBERS
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.keys import PARTITIONS, partition_of
@@ -122,7 +121,9 @@ class PostgresErasureTables(ErasureTables):
         if not self.file.scalar("SELECT EXISTS (SELECT 1 FROM forgetting)::int"):
             return Deleted(more=False, settled=[], returned=[], chunks=[])
         self._lock()
-        return super().delete_page(limit)
+        page = super().delete_page(limit)
+        self.file.announce(lane for lane, _ in page.returned)
+        return page
 
     def apply_register(self) -> None:
         """As in `ErasureTables`."""
@@ -206,12 +207,8 @@ class PostgresQueueTables(QueueTables):
         ]
         if kept:
             last = max(entry.seq for entry, _ in kept)
-            parts = {partition_of(entry.lane) for entry, outcome in kept if outcome == "accepted"}
-            channel = channel_of(self.file.schema)
-            self._connection.run_all(
-                f"UPDATE progress SET last_seq = {last:d}",
-                f"SELECT pg_notify('{channel}', '{','.join(map(str, sorted(parts)))}')",
-            )
+            self._connection.run_all(f"UPDATE progress SET last_seq = {last:d}")
+            self.file.announce(entry.lane for entry, outcome in kept if outcome == "accepted")
         return outcomes
 
     def _last_seq(self) -> int:
@@ -265,7 +262,9 @@ class PostgresQueueTables(QueueTables):
     def retry(self, ids: Sequence[int] | None) -> list[tuple[int, int]]:
         """As in `QueueTables`."""
         self.file.lock_out_others()
-        return super().retry(ids)
+        back = super().retry(ids)
+        self.file.announce(lane for lane, _ in back)
+        return back
 
     def discard(self, ids: Sequence[int] | None) -> int:
         """As in `QueueTables`."""
