@@ -74,9 +74,10 @@ class IngestPipeline(Questions):
         store: The store for the chunks: a `VectorStore` or a `TextStore`. Closed with the pipeline.
         embedder: An `Embedder` or any LangChain `Embeddings`; the bundled model if None. Not used
             by a `TextStore`, which embeds texts itself. Closed with the pipeline.
-        journal: A file that records received payloads across restarts and crashes. None keeps
-            the journal in memory: pending payloads are lost when the process ends, and duplicates
-            are recognised for at most a day.
+        journal: A file that records received payloads across restarts and crashes, or the address of
+            a PostgreSQL database: "postgresql://...", as for `PgVectorStore`, in whose schema the
+            tables are. None keeps the journal in memory: pending payloads are lost when the process
+            ends, and duplicates are recognised for at most a day.
         durability: What an accepted payload survives once `on_actions` has returned. "normal":
             any end of the process, including `kill -9`. "full": also a power loss or a crash of
             the operating system, at about half the speed for a caller that awaits each payload.

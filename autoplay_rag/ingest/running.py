@@ -268,7 +268,17 @@ class RunningPipeline:
         self._task = self.loop.create_task(self._work(), name="autoplay-ingest")
         self._task.add_done_callback(_report)
 
+    async def _check_is_alone(self, what: str) -> None:
+        """Refuse what other processes, which go on with the old model or store, would spoil."""
+        if self._membership is not None and (count := await self._membership.others()):
+            raise ConfigurationError(
+                f"{what} needs that no other process uses this journal, but {count} of them do: stop "
+                "them first (one that was killed counts until its lease ends)"
+            )
+
     async def _open_store(self) -> None:
+        if self._settings.rebuild or self._settings.adopt:
+            await self._check_is_alone("rebuild=True" if self._settings.rebuild else "adopt=True")
         await self._start_store()
         _log_missing_capabilities(self._store)
         self._check_can_expire()
@@ -339,7 +349,7 @@ class RunningPipeline:
             self._journal.expiry,
             days=settings.retention_days,
             key_days=settings.remember_keys_days,
-            delete=self._upkeep.delete,
+            delete=self._delete_anywhere,
             deleting=lambda: self._upkeep.deleting,
             clock=settings.clock,
         )
@@ -434,6 +444,7 @@ class RunningPipeline:
                 group.create_task(self._worker.run())
                 group.create_task(self._upkeep.run())
                 group.create_task(self._retirer.run())
+                group.create_task(self._linker.run())
                 group.create_task(self.space.run())
                 group.create_task(self._eraser.run())
                 group.create_task(self._repairer.run())
@@ -448,6 +459,7 @@ class RunningPipeline:
                 else:
                     assert self._partitions is not None
                     assert self._shared_live is not None
+                    group.create_task(self._watch_member())
                     group.create_task(self._partitions.run())
                     group.create_task(self._shared_live.run())
                     group.create_task(self._watch_replicas(self._membership))
@@ -467,10 +479,14 @@ class RunningPipeline:
                 self.replicas = await membership.replicas()
             await asyncio.sleep(_REPLICAS_SECONDS)
 
+    async def _watch_member(self) -> None:
+        """Fail if the membership does: without its lease this process stores nothing."""
+        assert self._member is not None
+        await asyncio.shield(self._member)
+
     async def _keep_up(self) -> None:
         """Do what concerns the journal as a whole. One process at a time does it."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._linker.run())
             group.create_task(self.retention.run())
             group.create_task(self._compactor.run())
             group.create_task(Indexer(self._journal).run())
@@ -869,6 +885,7 @@ class RunningPipeline:
         """Replace the embedder; see `IngestPipeline.reembed`."""
         assert self._embedder is not None
         assert self._reembedding is not None
+        await self._check_is_alone("reembed")
         async with self._maintaining:
             if embedder.model == self._embedder.model and not render:
                 await self._reembedding.abandon()
@@ -948,16 +965,24 @@ class RunningPipeline:
             async with asyncio.timeout(timeout):
                 await self._ends_before_work(self._eraser.wait())
 
-    def _busy(self, lanes: Collection[int]) -> set[int]:
+    async def _busy(self, lanes: Collection[int]) -> set[int]:
+        if self._membership is not None:
+            return await self._journal.under_way(lanes)
         return {lane for lane in lanes if self._batcher.is_under_way(lane)}
 
     def _payloads_deleted(self, page: Deleted) -> None:
         self.watermark.settle(page.settled)
         for seq in page.settled:
             self._accepted_at.pop(seq, None)
-        self._upkeep.delete(page.chunks)
+        self._delete_anywhere(page.chunks)
         if page.returned:
             self._returned(page.returned)
+
+    def _delete_anywhere(self, ids: Sequence[str]) -> None:
+        """Start to delete chunks of any session that are in the outbox."""
+        if self._membership is None:
+            self._upkeep.delete(ids)
+        # Otherwise the owner of the session finds them there.
 
     def _clear_caches(self, asked: Asked, lanes: Collection[int]) -> None:
         # Events in `live` have the times of their arrival, so all of a session are dropped.
@@ -998,6 +1023,9 @@ class RunningPipeline:
                     if (health := self.health) != noted:
                         await self._journal.note_health(health)
                         noted = health
+                if self._membership is not None:
+                    self._linker.wake()
+                    await self._upkeep.look()
                 if second % _LAG_EVERY == 0:
                     await self._measure_lag()
                 if second % _NOTE_EVERY == _NOTE_EVERY - 1 and not self._noting.locked():
@@ -1015,7 +1043,7 @@ class RunningPipeline:
             await self._membership.while_held("store", self._pairing.note)
 
     async def _tidy(self) -> None:
-        """Delete expired data, and look for changes of metadata that other processes made."""
+        """Delete expired data."""
         second = 0
         while True:
             try:
@@ -1025,8 +1053,6 @@ class RunningPipeline:
                         await self._reembedding.tidy()
             except (JournalError, StoreError) as error:
                 _log.error("tidying failed; retrying: %s", error)
-            if self._membership is not None:
-                self._linker.wake()
             second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest import partitions as partitions_module
 from autoplay_rag.ingest import retries
 
@@ -94,3 +95,66 @@ async def test_each_accepts_for_all_and_stores_its_own(replica, make_actions):
         await one.on_actions(make_actions("s1", "t1", at=1001.0))
         await one.drain()
         assert one.ledger.duplicate == 1
+
+
+async def test_what_replaces_the_store_needs_to_be_alone(replica, scripted_embedder):
+    async with sharing(one := replica()):
+        with pytest.raises(ConfigurationError, match="rebuild=True needs that no other process"):
+            await replica(rebuild=True).start()
+        other = replica()
+        await other.start()
+        try:
+            with pytest.raises(ConfigurationError, match="reembed needs"):
+                await one.reembed(scripted_embedder())
+        finally:
+            await other.aclose()
+
+
+async def test_the_owner_deletes_what_another_one_forgets(replica, make_actions):
+    async with sharing(one := replica(), two := replica()):
+        for number in range(40):
+            user = ("ann", "bob")[number % 2]
+            await one.on_actions(
+                make_actions(f"s{number}", f"t{number}", at=1000.0 + number, user=user)
+            )
+        await one.drain()
+        receipt = await two.forget(user_id="ann")
+        assert receipt.deleted
+        assert await stored_lines(one) == Counter(f"t{number}" for number in range(1, 40, 2))
+        assert (await one.verify()).clean
+
+
+async def test_a_late_user_id_reaches_the_chunks_of_any_owner(replica, make_actions):
+    async with sharing(one := replica(), two := replica()):
+        for number in range(20):
+            await one.on_actions(make_actions(f"s{number}", f"t{number}", at=1000.0))
+        await two.drain()
+        for number in range(20):
+            await two.on_actions(make_actions(f"s{number}", f"u{number}", at=2000.0, user="ann"))
+        await one.drain()
+        found = [chunk async for page in one._run._store.scan(500) for chunk in page]
+        assert len(found) == 40
+        assert {chunk.metadata.get("user_id") for chunk in found} == {"ann"}
+
+
+async def test_a_retried_letter_goes_to_its_owner(replica, make_actions, scripted_embedder):
+    def refuse(texts):
+        if any("poison" in text for text in texts):
+            raise ValueError("poison")
+
+    embedders = [scripted_embedder(), scripted_embedder()]
+    for embedder in embedders:
+        embedder.script = refuse
+    first, second = (replica(embedder=embedder, max_attempts=1) for embedder in embedders)
+    async with sharing(first, second):
+        for number in range(10):
+            await first.on_actions(make_actions(f"s{number}", f"poison{number}"))
+            await second.on_actions(make_actions(f"s{number}", f"t{number}", at=3000.0))
+        await second.drain()
+        assert second.ledger.dead == 10
+        for embedder in embedders:
+            embedder.script = lambda texts: None
+        assert await first.dead_letters.retry() == 10
+        await first.drain()
+        assert first.ledger.stored == 20
+        assert first.ledger.balanced
