@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from autoplay_rag.cli.config import Config, load_config
 from autoplay_rag.cli.console import say, stream_closed
+from autoplay_rag.cli.replica import check_file, check_settings
 from autoplay_rag.connector.client import TOKEN_VARIABLE
 from autoplay_rag.errors import ConfigurationError, StoreError
 from autoplay_rag.stores.chroma import ChromaStore
@@ -20,6 +22,7 @@ from autoplay_rag.stores.postgres import PgVectorStore
 __all__ = [
     "DEFAULT_EMBEDDER",
     "DEFAULT_STORE",
+    "URL_VARIABLE",
     "USAGE",
     "CollectionOption",
     "EmbedderOption",
@@ -62,6 +65,7 @@ JournalOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
+        callback=check_file,
         help="The journal's file; by default the one in the settings file, or the one beside the "
         "store. A pipeline may be writing it.",
     ),
@@ -69,7 +73,9 @@ JournalOption = Annotated[
 WrittenJournalOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="The file that records received payloads; by default beside the store."
+        metavar="FILE",
+        callback=check_file,
+        help="The file that records received payloads; by default beside the store.",
     ),
 ]
 SinceOption = Annotated[
@@ -105,6 +111,9 @@ IdleOption = Annotated[
         callback=_seconds, help="Stop after this many seconds without a payload; by default never."
     ),
 ]
+
+URL_VARIABLE = "AUTOPLAY_RAG_URL"
+"""The variable with the address of a server that answers for the commands."""
 
 USAGE = 2
 """The exit code for wrong usage."""
@@ -197,6 +206,11 @@ def find_place(
         ConfigurationError: If the settings file or a value in it cannot be used.
     """
     file = load_config(config)
+    if journal is None and store is None and file.get("postgres"):
+        if not os.environ.get(URL_VARIABLE):
+            check_settings(file)
+        # The server at that address answers: nothing is opened here.
+        return Place(file, Path(), file.get("postgres"), collection)
     with file.explaining(["store"] if store is not None else []):
         name = store or file.store or DEFAULT_STORE
         journal = journal or file.journal or default_journal(folder_of(name))
