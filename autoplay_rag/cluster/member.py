@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import platform
 from collections.abc import Callable, Collection, Coroutine, Mapping
@@ -36,6 +37,10 @@ _CONNECTIONS: Final = 4
 """For notifications, the lease, the arrivals, and what others accepted."""
 _PAGE: Final = 20_000
 """The most arrivals in one read."""
+_ASKED: Final = "asked "
+"""The beginning of a notification about somebody who asked."""
+_LONGEST: Final = 7_999
+"""The most bytes of a notification."""
 _WAITING: Final = f"state = {PayloadState.WAITING:d}"
 
 
@@ -99,10 +104,16 @@ class Member(Membership):
         """As in `Membership`. The lease is renewed every few seconds."""
         return not self.ownership.problems
 
-    async def run(self, on_arrival: Callable[[], None]) -> None:
+    async def run(
+        self, on_arrival: Callable[[], None], on_asked: Callable[[str, str | None], None]
+    ) -> None:
         """As in `Membership`."""
 
         def noticed(text: str) -> None:
+            if text.startswith(_ASKED):
+                user_id, product_id = json.loads(text.removeprefix(_ASKED))
+                on_asked(user_id, product_id)
+                return
             if text in ("", CHANGED):
                 self.ownership.wake()
             if text != CHANGED:
@@ -173,6 +184,12 @@ class Member(Membership):
     async def lately_accepted(self, since: float, limit: int) -> Accepted:
         """As in `Sharing`."""
         return await self._accepted.lately(since, limit)
+
+    async def tell_asked(self, user_id: str, product_id: str | None) -> None:
+        """As in `Membership`."""
+        text = _ASKED + json.dumps([user_id, product_id])
+        if len(text) <= _LONGEST:
+            await self._execute("SELECT pg_notify(%s, %s)", self._channel, text)
 
     async def kept(self, seqs: Collection[int]) -> set[int]:
         """As in `Sharing`."""

@@ -93,6 +93,11 @@ class Clients:
             and product_id in (None, source.product_id)
         ]
 
+    def note_asked(self, user_id: str, product_id: str | None) -> None:
+        """Tell the sources of a product that somebody asked; None for those of all products."""
+        for source in self.pull_sources(product_id or None):
+            source.note_asked(user_id)
+
     def is_streaming(self, product_id: str) -> bool:
         """Whether a client that names the sessions of a product runs, or will run."""
         return any(

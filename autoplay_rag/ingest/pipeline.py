@@ -508,9 +508,12 @@ class IngestPipeline(Questions):
         return run.pulled.hold if named else 0.0
 
     def _note_asked(self, user_id: str | None, product_id: str | None) -> None:
-        if user_id:
-            for source in self._clients.pull_sources(product_id or None):
-                source.note_asked(user_id)
+        if not user_id:
+            return
+        if self._run is None:
+            self._clients.note_asked(user_id, product_id)
+        else:
+            self._run.note_asked(user_id, product_id)
 
     async def on_actions(self, payload: ActionsPayload) -> None:
         """Accept a batch of actions; returns once it is in the journal.

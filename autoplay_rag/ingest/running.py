@@ -28,6 +28,7 @@ from autoplay_rag.errors import (
     StoreMismatchError,
 )
 from autoplay_rag.ingest.answering import answer_tasks
+from autoplay_rag.ingest.asked import SharedAsked
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.chunk_writer import ChunkWriter
 from autoplay_rag.ingest.clients import Clients
@@ -146,6 +147,7 @@ class RunningPipeline:
 
     replicas: Replicas | None = None
     _shared_live: SharedLive | None = None
+    _shared_asked: SharedAsked | None = None
 
     def __init__(
         self,
@@ -253,7 +255,8 @@ class RunningPipeline:
                 await self._open_store()
             else:
                 self._member = self.loop.create_task(
-                    self._membership.run(self._arrived_somewhere), name="autoplay-member"
+                    self._membership.run(self._arrived_somewhere, self._clients.note_asked),
+                    name="autoplay-member",
                 )
                 self._member.add_done_callback(_report)
                 # One process at a time: each of two would give an empty store an identity.
@@ -375,6 +378,7 @@ class RunningPipeline:
                 on_progress=self._progressed,
                 on_dropped=self._repairer.add,
             )
+            self._shared_asked = SharedAsked(self._membership, self.loop)
             self._shared_live = SharedLive(
                 self._membership,
                 self._live,
@@ -461,7 +465,9 @@ class RunningPipeline:
                     assert self._shared_live is not None
                     group.create_task(self._watch_member())
                     group.create_task(self._partitions.run())
+                    assert self._shared_asked is not None
                     group.create_task(self._shared_live.run())
+                    group.create_task(self._shared_asked.run())
                     group.create_task(self._watch_replicas(self._membership))
                     if self._settings.takes_work:
                         group.create_task(self._membership.while_held("upkeep", self._keep_up))
@@ -612,7 +618,15 @@ class RunningPipeline:
             at = arrived_at(row.payload, at)
         self._show(row.payload, at=at)
 
+    def note_asked(self, user_id: str, product_id: str | None) -> None:
+        """Note that somebody asked the assistant, in all processes of the journal."""
+        self._clients.note_asked(user_id, product_id)
+        if self._shared_asked is not None:
+            self._shared_asked.note(user_id, product_id)
+
     async def _forgotten_somewhere(self) -> None:
+        if self._shared_asked is not None:
+            self._shared_asked.forget()
         self.pulled.clear()
         await self.pulled.load(again=True)
         if self._embedding:

@@ -208,6 +208,10 @@ class Sharing(ABC):
         """Return the last payloads that were accepted at a time or later."""
 
     @abstractmethod
+    async def tell_asked(self, user_id: str, product_id: str | None) -> None:
+        """Tell the other processes that somebody asked the assistant. They may miss it."""
+
+    @abstractmethod
     async def kept(self, seqs: Collection[int]) -> set[int]:
         """Return those of these numbers whose payloads are not forgotten."""
 
@@ -240,11 +244,15 @@ class Membership(Sharing):
         """Whether the journal answered when it was asked last. Readable from any thread."""
 
     @abstractmethod
-    async def run(self, on_arrival: Callable[[], None]) -> None:
+    async def run(
+        self, on_arrival: Callable[[], None], on_asked: Callable[[str, str | None], None]
+    ) -> None:
         """Keep the membership until cancelled.
 
         Args:
             on_arrival: Called when there may be arrivals.
+            on_asked: Called with a person and a product, or None, when somebody asked the
+                assistant at any process.
         """
 
     @abstractmethod

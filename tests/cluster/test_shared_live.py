@@ -123,3 +123,15 @@ async def test_pulled_actions_of_another_process_are_known(replica, make_actions
         await eventually(lambda: len(two.live) == 1)
         assert await two.accept(make_actions("s1", "t1", at=1000.0, user="ann")) == "duplicate"
         assert await two.accept(make_actions("s1", "t2", at=1001.0, user="ann")) == "accepted"
+
+
+async def test_who_asked_at_another_process_is_pulled(replica, eventually):
+    source = LiveActivitySource("http://127.0.0.1:9", "acme", "key", users="asked")
+    one, two = replica(), replica(takes_work=False)
+    one.attach(source)
+    async with one, two:
+        await two.context("what now?", user_id="ann", product_id="acme")
+        await two.context("what now?", user_id="bob", product_id="other")
+        await two.context("what now?", user_id="cy")
+        await eventually(lambda: {"ann", "cy"} <= set(source._audience._asked))
+        assert "bob" not in source._audience._asked
