@@ -17,6 +17,7 @@ from autoplay_rag.cli.options import (
     default_journal,
     find_place,
     help_without_subcommand,
+    shared_journal,
 )
 from autoplay_rag.cli.remote import Api, ask, find_server
 from autoplay_rag.cli.replica import check_file
@@ -165,8 +166,8 @@ async def _ask_status(api: Api) -> tuple[JournalStatus, Space]:
 def _own(journal: Path | None, config: Path | None) -> tuple[Path, Path | None]:
     """The journal that the settings name, and the folder of its store; None for PostgreSQL."""
     file = load_config(config)
-    if journal is None and file.get("postgres"):
-        return find_place(config, journal=None, store=None).journal, None
+    if journal is None and (shared := shared_journal(file)) is not None:
+        return shared, None
     with file.explaining():
         folder = folder_of(file.store or DEFAULT_STORE)
         own = file.journal or (journal if folder is None else None) or default_journal(folder)

@@ -11,7 +11,7 @@ import typer
 
 from autoplay_rag.cli.config import Config, load_config
 from autoplay_rag.cli.console import say, stream_closed
-from autoplay_rag.cli.replica import check_file, check_settings
+from autoplay_rag.cli.replica import ASK_A_SERVER, check_file
 from autoplay_rag.connector.client import TOKEN_VARIABLE
 from autoplay_rag.errors import ConfigurationError, StoreError
 from autoplay_rag.stores.chroma import ChromaStore
@@ -39,6 +39,7 @@ __all__ = [
     "default_journal",
     "find_place",
     "help_without_subcommand",
+    "shared_journal",
 ]
 
 DEFAULT_STORE = "chroma:./chroma"
@@ -153,6 +154,21 @@ def default_journal(store: Path | None) -> Path:
     return store.parent / f"{store.name}-journal.db"
 
 
+def shared_journal(file: Config) -> Path | None:
+    """Return a path that stands for a journal in PostgreSQL; None if the settings name none.
+
+    A server answers for it, so nothing is opened there.
+
+    Raises:
+        ConfigurationError: If the environment does not name the server.
+    """
+    if not file.get("postgres"):
+        return None
+    if not os.environ.get(URL_VARIABLE, "").strip():
+        raise ConfigurationError(ASK_A_SERVER)
+    return Path("postgresql")
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a journal and its store are.
@@ -206,11 +222,8 @@ def find_place(
         ConfigurationError: If the settings file or a value in it cannot be used.
     """
     file = load_config(config)
-    if journal is None and store is None and file.get("postgres"):
-        if not os.environ.get(URL_VARIABLE):
-            check_settings(file)
-        # The server at that address answers: nothing is opened here.
-        return Place(file, Path(), file.get("postgres"), collection)
+    if journal is None and store is None and (shared := shared_journal(file)) is not None:
+        return Place(file, shared, file.get("postgres"), collection)
     with file.explaining(["store"] if store is not None else []):
         name = store or file.store or DEFAULT_STORE
         journal = journal or file.journal or default_journal(folder_of(name))

@@ -163,7 +163,7 @@ def copy(
     journal = journal and journal.expanduser()
     file = load_config(config)
     with file.explaining(["store"] if from_ else []):
-        from_name = from_ or file.store or DEFAULT_STORE
+        from_name = from_ or file.store or file.get("postgres") or DEFAULT_STORE
         folder = folder_of(from_name)
     target = folder_of(to)
     with file.explaining(["embedder"] if embedder else []):

@@ -15,13 +15,13 @@ from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.stores.postgres.dsn import is_dsn, public_dsn
 
 __all__ = [
+    "ASK_A_SERVER",
     "PostgresOption",
     "Replica",
     "Role",
     "RoleOption",
     "check_file",
     "check_no_postgres",
-    "check_settings",
     "replica_of",
 ]
 
@@ -46,7 +46,7 @@ RoleOption = Annotated[
     ),
 ]
 
-_ASK_A_SERVER: Final = (
+ASK_A_SERVER: Final = (
     "the journal is in PostgreSQL, and this command reads a file: set AUTOPLAY_RAG_URL and "
     "AUTOPLAY_RAG_KEY to ask one of its servers (start one with `autoplay-rag serve --postgres`)"
 )
@@ -109,7 +109,7 @@ def check_file(journal: Path | None) -> Path | None:
         ConfigurationError: If it is an address of PostgreSQL.
     """
     if journal is not None and is_dsn(os.fspath(journal)):
-        raise ConfigurationError(_ASK_A_SERVER)
+        raise ConfigurationError(ASK_A_SERVER)
     return journal
 
 
@@ -124,13 +124,3 @@ def check_no_postgres(file: Config) -> None:
             "postgres is for `autoplay-rag serve`: use `autoplay-rag serve --role ingest` instead of "
             "this command, or name another --store and --journal"
         )
-
-
-def check_settings(file: Config) -> None:
-    """Check that the settings name a store and a journal that a command can open itself.
-
-    Raises:
-        ConfigurationError: If both are in PostgreSQL.
-    """
-    if file.get("postgres"):
-        raise ConfigurationError(_ASK_A_SERVER)

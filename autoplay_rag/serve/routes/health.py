@@ -38,7 +38,7 @@ async def readyz(access: Open, response: Response) -> HealthAnswer:
     ends by itself.
     """
     health = access.pipeline.health
-    status = health.state if access.pipeline.is_running else "stopped"
+    status: str = health.state if access.pipeline.is_running else "stopped"
     if status == "degraded" and not access.pipeline.is_available:
         status = "unavailable"
     if status in ("failed", "stopped", "unavailable"):
