@@ -618,6 +618,14 @@ class RunningPipeline:
         self._check_works(ended)
         await self._measure_lag()
 
+    async def drain_before_close(self, timeout: float) -> None:  # noqa: ASYNC109 - as in `drain`
+        """Drain if no other process goes on with what is left."""
+        if self._membership is not None:
+            with suppress(JournalError):
+                if await self._membership.others():
+                    return
+        await self.drain(timeout)
+
     async def drain_session(
         self,
         session_id: str,
@@ -628,6 +636,9 @@ class RunningPipeline:
         last = self.watermark.last
         # Carried out once what was handed over before is committed.
         await self._journal.settled_of(0)
+        if self._membership is not None:
+            # Another process may have the session's window. There, all are closed.
+            last = (await self._membership.close_windows()).last
         if product_id is None:
             lanes = list((await self.timeline.lanes(storable(session_id), None)).values())
         else:
@@ -660,7 +671,10 @@ class RunningPipeline:
             settled = self.watermark.next_settled()
             if not await self.timeline.pending(lanes, last):
                 return
-            await settled.wait()
+            with suppress(TimeoutError):
+                # What other processes settle has no event here.
+                async with asyncio.timeout(_REQUESTS_SECONDS if self._membership else None):
+                    await settled.wait()
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _measure_lag(self) -> None:
@@ -771,6 +785,12 @@ class RunningPipeline:
         """About how many seconds the oldest pending payload has waited."""
         oldest = self._batcher.oldest()
         return 0.0 if oldest is None else max(0.0, self.loop.time() - oldest)
+
+    async def run_alone(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run work in one process at a time; see `IngestPipeline.run_alone`."""
+        if self._membership is None:
+            return await work()
+        return await self._membership.while_held(f"work:{name}", work)
 
     # -- maintenance --------------------------------------------------------------------------
 
