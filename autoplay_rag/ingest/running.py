@@ -328,7 +328,8 @@ class RunningPipeline:
         self._linker = Linker(
             self._journal, self._writer, able="update_metadata" in self._store.capabilities
         )
-        self._retirer = Retirer(self._journal, self._upkeep.delete)
+        owns = self._membership.ownership.owns if self._membership else _owns_everything
+        self._retirer = Retirer(self._journal, self._upkeep.delete, owns)
         self.retention = Retention(
             self._journal.expiry,
             days=settings.retention_days,
@@ -343,7 +344,7 @@ class RunningPipeline:
             planner,
             self._writer,
             self._upkeep,
-            owns=self._membership.ownership.owns if self._membership else _owns_everything,
+            owns=owns,
             timings=self.timings,
             on_settled=self._settled,
             on_stored=self._retirer.stored,
@@ -553,7 +554,9 @@ class RunningPipeline:
             self._batcher.add(entry.lane, entry.seq, now)
         else:
             self._partitions.wake()
-        if len(self._accepted_at) < _MEASURED:
+        # What another process stores is not measured: nothing would remove it here.
+        owned = self._membership is None or self._membership.ownership.owns(entry.lane)
+        if owned and len(self._accepted_at) < _MEASURED:
             self._accepted_at[entry.seq] = now
         self._worker.wake()
         if entry.payload is not None:
@@ -980,6 +983,7 @@ class RunningPipeline:
     async def _run_periodic_work(self) -> None:
         """Run the periodic work: requests of other processes, health notes, tidying."""
         noted: Health | None = None
+        seen: frozenset[int] = frozenset()
         second = 0
         while True:
             try:
@@ -988,9 +992,8 @@ class RunningPipeline:
                     if (health := self.health) != noted:
                         await self._journal.note_health(health)
                         noted = health
-                if self._membership is not None:
-                    self._linker.wake()
-                    await self._upkeep.look()
+                if self._partitions is not None:
+                    seen = await self._look_for_work(self._partitions, seen)
                 if second % _LAG_EVERY == 0:
                     await self._measure_lag()
                 if second % _NOTE_EVERY == _NOTE_EVERY - 1 and not self._noting.locked():
@@ -1000,6 +1003,17 @@ class RunningPipeline:
                 _log.error("the periodic work failed; retrying: %s", error)
             second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
+
+    async def _look_for_work(
+        self, partitions: Partitions, before: frozenset[int]
+    ) -> frozenset[int]:
+        """Look for what other processes left for the owner of a session."""
+        self._linker.wake()
+        await self._upkeep.look()
+        loaded = partitions.loaded
+        if loaded - before:
+            await self._retirer.resume()
+        return loaded
 
     async def _note(self) -> None:
         if self._membership is None:

@@ -11,6 +11,7 @@ import pytest
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest import partitions as partitions_module
 from autoplay_rag.ingest import retries
+from autoplay_rag.payloads import SummaryPayload
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -135,6 +136,23 @@ async def test_a_late_user_id_reaches_the_chunks_of_any_owner(replica, make_acti
         found = [chunk async for page in one._run._store.scan(500) for chunk in page]
         assert len(found) == 40
         assert {chunk.metadata.get("user_id") for chunk in found} == {"ann"}
+
+
+async def test_a_summary_retires_actions_that_an_earlier_owner_stored(replica, make_actions):
+    async with sharing(first := replica()):
+        for number in range(10):
+            await first.on_actions(make_actions(f"s{number}", f"a{number}", f"b{number}"))
+        await first.drain()
+    async with sharing(second := replica(), third := replica()):
+        for number in range(10):
+            await third.on_summary(
+                SummaryPayload("acme", f"s{number}", f"sum{number}", 2, forwarded_at=5000.0)
+            )
+        await third.drain()
+        async with asyncio.timeout(30):
+            while await stored_lines(third) != Counter(f"sum{n}" for n in range(10)):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert (await second.verify()).clean
 
 
 async def test_a_retried_letter_goes_to_its_owner(replica, make_actions, scripted_embedder):
