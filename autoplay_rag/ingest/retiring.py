@@ -82,8 +82,9 @@ class Retirer(BackgroundWork):
 
     async def resume(self) -> None:
         """Resume the claims of an earlier run, or of another process."""
-        self._open = {lane for lane in await self._journal.claim_lanes() if self._owns(lane)}
-        self._look(self._open)
+        found = {lane for lane in await self._journal.claim_lanes() if self._owns(lane)}
+        self._open |= found
+        self._look(found)
 
     def stored(self, lanes: Iterable[int], summaries: bool) -> None:
         """Look at sessions of which something was stored.
