@@ -347,7 +347,8 @@ class RunningPipeline:
         self._linker = Linker(
             self._journal, self._writer, able="update_metadata" in self._store.capabilities
         )
-        self._retirer = Retirer(self._journal, self._upkeep.delete)
+        owns = self._membership.ownership.owns if self._membership else _owns_everything
+        self._retirer = Retirer(self._journal, self._upkeep.delete, owns)
         self.retention = Retention(
             self._journal.expiry,
             days=settings.retention_days,
@@ -362,7 +363,7 @@ class RunningPipeline:
             planner,
             self._writer,
             self._upkeep,
-            owns=self._membership.ownership.owns if self._membership else _owns_everything,
+            owns=owns,
             timings=self.timings,
             on_settled=self._settled,
             on_stored=self._retirer.stored,
@@ -597,7 +598,9 @@ class RunningPipeline:
             self._batcher.add(entry.lane, entry.seq, now)
         else:
             self._partitions.wake()
-        if len(self._accepted_at) < _MEASURED:
+        # What another process stores is not measured: nothing would remove it here.
+        owned = self._membership is None or self._membership.ownership.owns(entry.lane)
+        if owned and len(self._accepted_at) < _MEASURED:
             self._accepted_at[entry.seq] = now
         self._worker.wake()
         shared = self._shared_live
@@ -686,6 +689,16 @@ class RunningPipeline:
         self._check_works(ended)
         await self._measure_lag()
 
+    async def drain_before_close(self, timeout: float) -> None:  # noqa: ASYNC109 - as in `drain`
+        """Drain if no other process goes on with what is left."""
+        if not self._settings.takes_work:
+            return
+        if self._membership is not None:
+            with suppress(JournalError):
+                if await self._membership.others():
+                    return
+        await self.drain(timeout)
+
     async def drain_session(
         self,
         session_id: str,
@@ -696,6 +709,9 @@ class RunningPipeline:
         last = self.watermark.last
         # Carried out once what was handed over before is committed.
         await self._journal.settled_of(0)
+        if self._membership is not None:
+            # Another process may have the session's window. There, all are closed.
+            last = (await self._membership.close_windows()).last
         if product_id is None:
             lanes = list((await self.timeline.lanes(storable(session_id), None)).values())
         else:
@@ -728,7 +744,10 @@ class RunningPipeline:
             settled = self.watermark.next_settled()
             if not await self.timeline.pending(lanes, last):
                 return
-            await settled.wait()
+            with suppress(TimeoutError):
+                # What other processes settle has no event here.
+                async with asyncio.timeout(_REQUESTS_SECONDS if self._membership else None):
+                    await settled.wait()
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _measure_lag(self) -> None:
@@ -840,6 +859,12 @@ class RunningPipeline:
         """About how many seconds the oldest pending payload has waited."""
         oldest = self._batcher.oldest()
         return 0.0 if oldest is None else max(0.0, self.loop.time() - oldest)
+
+    async def run_alone(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run work in one process at a time; see `IngestPipeline.run_alone`."""
+        if self._membership is None:
+            return await work()
+        return await self._membership.while_held(f"work:{name}", work)
 
     # -- maintenance --------------------------------------------------------------------------
 
@@ -1029,6 +1054,7 @@ class RunningPipeline:
     async def _run_periodic_work(self) -> None:
         """Run the periodic work: requests of other processes, health notes, tidying."""
         noted: Health | None = None
+        seen: frozenset[int] = frozenset()
         second = 0
         while True:
             try:
@@ -1037,9 +1063,8 @@ class RunningPipeline:
                     if (health := self.health) != noted:
                         await self._journal.note_health(health)
                         noted = health
-                if self._membership is not None:
-                    self._linker.wake()
-                    await self._upkeep.look()
+                if self._partitions is not None:
+                    seen = await self._look_for_work(self._partitions, seen)
                 if second % _LAG_EVERY == 0:
                     await self._measure_lag()
                 if second % _NOTE_EVERY == _NOTE_EVERY - 1 and not self._noting.locked():
@@ -1049,6 +1074,17 @@ class RunningPipeline:
                 _log.error("the periodic work failed; retrying: %s", error)
             second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
+
+    async def _look_for_work(
+        self, partitions: Partitions, before: frozenset[int]
+    ) -> frozenset[int]:
+        """Look for what other processes left for the owner of a session."""
+        self._linker.wake()
+        await self._upkeep.look()
+        loaded = partitions.loaded
+        if loaded - before:
+            await self._retirer.resume()
+        return loaded
 
     async def _note(self) -> None:
         if self._membership is None:

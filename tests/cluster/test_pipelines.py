@@ -11,6 +11,7 @@ import pytest
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest import partitions as partitions_module
 from autoplay_rag.ingest import retries
+from autoplay_rag.payloads import SummaryPayload
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -137,6 +138,23 @@ async def test_a_late_user_id_reaches_the_chunks_of_any_owner(replica, make_acti
         assert {chunk.metadata.get("user_id") for chunk in found} == {"ann"}
 
 
+async def test_a_summary_retires_actions_that_an_earlier_owner_stored(replica, make_actions):
+    async with sharing(first := replica()):
+        for number in range(10):
+            await first.on_actions(make_actions(f"s{number}", f"a{number}", f"b{number}"))
+        await first.drain()
+    async with sharing(second := replica(), third := replica()):
+        for number in range(10):
+            await third.on_summary(
+                SummaryPayload("acme", f"s{number}", f"sum{number}", 2, forwarded_at=5000.0)
+            )
+        await third.drain()
+        async with asyncio.timeout(30):
+            while await stored_lines(third) != Counter(f"sum{n}" for n in range(10)):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert (await second.verify()).clean
+
+
 async def test_a_retried_letter_goes_to_its_owner(replica, make_actions, scripted_embedder):
     def refuse(texts):
         if any("poison" in text for text in texts):
@@ -158,3 +176,61 @@ async def test_a_retried_letter_goes_to_its_owner(replica, make_actions, scripte
         await first.drain()
         assert first.ledger.stored == 20
         assert first.ledger.balanced
+
+
+async def test_a_pipeline_that_leaves_does_not_wait_for_others(replica, make_actions):
+    first, second = replica(batch_window=1000.0), replica(batch_window=1000.0)
+    async with sharing(first, second):
+        for number in range(20):
+            await first.on_actions(make_actions(f"s{number}", f"t{number}"))
+        async with asyncio.timeout(30):
+            await first.aclose()
+            await second.drain()
+        assert await stored_lines(second) == Counter(f"t{number}" for number in range(20))
+
+
+async def test_work_runs_in_one_pipeline_and_moves_on(replica):
+    running: list[str] = []
+    changed = asyncio.Event()
+
+    def work(name):
+        async def read():
+            running.append(name)
+            changed.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                running.remove(name)
+
+        return read
+
+    async with sharing(first := replica(), second := replica()):
+        tasks = [asyncio.create_task(first.run_alone("stream", work("first")))]
+        async with asyncio.timeout(30):
+            await changed.wait()
+        tasks.append(asyncio.create_task(second.run_alone("stream", work("second"))))
+        changed.clear()
+        assert running == ["first"]
+        tasks[0].cancel()
+        async with asyncio.timeout(30):
+            await changed.wait()
+        assert running == ["second"]
+        tasks[1].cancel()
+        await asyncio.wait(tasks)
+
+
+async def test_a_journal_of_one_process_runs_work_at_once(make_pipeline):
+    async def work():
+        return "done"
+
+    async with make_pipeline() as pipeline:
+        assert await pipeline.run_alone("stream", work) == "done"
+
+
+async def test_draining_a_session_reaches_its_owner(replica, make_actions):
+    async with sharing(first := replica(batch_window=1000.0), replica(batch_window=1000.0)):
+        for number in range(8):
+            await first.on_actions(make_actions(f"s{number}", f"t{number}"))
+        for number in range(8):
+            await first.drain(timeout=30, session_id=f"s{number}")
+        assert first.ledger.stored == 8
