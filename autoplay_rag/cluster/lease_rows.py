@@ -118,12 +118,18 @@ class LeaseRows:
             "WHERE expires <= clock_timestamp() FOR UPDATE SKIP LOCKED)",
         )
 
-    async def count_others(self, worker: str | None) -> int:
-        """Return the number of live workers besides this one."""
+    async def count_others(self, worker: str | None, *, working: bool) -> int:
+        """Return the number of live workers besides this one.
+
+        Args:
+            worker: This one.
+            working: Whether to count only those that take partitions.
+        """
         rows = await self._execute(
             f"SELECT count(*) FROM {self._worker} "
-            "WHERE expires > clock_timestamp() AND id IS DISTINCT FROM %s::text",
+            "WHERE expires > clock_timestamp() AND id IS DISTINCT FROM %s::text AND (takes OR NOT %s)",
             worker,
+            working,
         )
         return int(rows[0][0])
 

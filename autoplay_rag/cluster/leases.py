@@ -385,13 +385,16 @@ class Leases(Ownership):
             named.set(None)
         self._changed.set()
 
-    async def others(self) -> int:
+    async def others(self, *, working: bool = False) -> int:
         """Return how many other processes have a lease now.
+
+        Args:
+            working: Whether to count only those that take partitions.
 
         Raises:
             JournalError: If the database does not answer.
         """
-        return await self._rows.count_others(self._id)
+        return await self._rows.count_others(self._id, working=working)
 
     async def close(self) -> None:
         """Give everything back. Call it after `run` has ended."""

@@ -127,9 +127,9 @@ class Member(Membership):
         """As in `Membership`."""
         return await self.ownership.while_held(name, work)
 
-    async def others(self) -> int:
+    async def others(self, *, working: bool = False) -> int:
         """As in `Membership`."""
-        return await self.ownership.others()
+        return await self.ownership.others(working=working)
 
     async def close(self) -> None:
         """As in `Membership`."""

@@ -695,7 +695,7 @@ class RunningPipeline:
             return
         if self._membership is not None:
             with suppress(JournalError):
-                if await self._membership.others():
+                if await self._membership.others(working=True):
                     return
         await self.drain(timeout)
 

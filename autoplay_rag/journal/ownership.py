@@ -266,8 +266,12 @@ class Membership(Sharing):
         """
 
     @abstractmethod
-    async def others(self) -> int:
-        """Return how many other processes share the journal now."""
+    async def others(self, *, working: bool = False) -> int:
+        """Return how many other processes share the journal now.
+
+        Args:
+            working: Whether to count only those that take partitions.
+        """
 
     @abstractmethod
     async def close(self) -> None:

@@ -197,6 +197,7 @@ async def test_roles_pushes_live_context_and_commands(serve, ended, database):
         assert "Export report" in json.dumps(live)
         shares = await until(lambda: owned(worker))
         assert sorted(shares.values()) == [0.0, 0.0, 64.0]
+        assert await until(lambda: owned(front)) == shares
         assert len(await front.metric("replica_lag_seconds")) == 3
         page = (await front.client.get("/", headers={"accept": "text/html"})).text
         assert "Replicas" in page
