@@ -9,11 +9,7 @@ All functions block. They run in a transaction on the writer thread.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Callable, Collection, Mapping, Sequence
-=======
-from collections.abc import Collection, Iterable, Mapping, Sequence
->>>>>>> h-pgj
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, Protocol
 
