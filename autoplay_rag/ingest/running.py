@@ -317,9 +317,7 @@ class RunningPipeline:
         if self._membership is None:
             self.watermark = Watermark(self._journal, known.seq)
         else:
-            shared = SharedWatermark(self._journal, self._membership, known.seq)
-            shared.note((await self._membership.arrivals((), known.seq, retried=False)).progress)
-            self.watermark = shared
+            self.watermark = SharedWatermark(self._journal, self._membership, known.seq)
         self._feed.begin(known.seq)
         limits = None
         if embedder:
@@ -409,6 +407,8 @@ class RunningPipeline:
         await self._retirer.resume()
         if self._membership is None:
             await self._resume_queue()
+        else:
+            self._progressed((await self._membership.arrivals((), 0, retried=False)).progress)
         await self._resume_live()
 
     async def _resume_queue(self) -> None:
