@@ -30,6 +30,7 @@
     │   ├── MissingCapabilityError (NotImplementedError)  the store cannot do this at all
     │   └── UnsupportedFilterError (ValueError)  a filter the store cannot translate
     ├── JournalError
+    │   ├── FencedError                          another process works on these sessions now
     │   ├── JournalLockedError                   another process writes it
     │   ├── JournalDamagedError                  set aside under a new name
     │   └── JournalVersionError                  written by another version
@@ -47,6 +48,7 @@ No message holds a token or a payload's text.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -65,6 +67,7 @@ __all__ = [
     "EmbedderError",
     "EmbedderRejectedError",
     "EmbedderUnavailableError",
+    "FencedError",
     "JournalDamagedError",
     "JournalError",
     "JournalLockedError",
@@ -290,6 +293,18 @@ class UnsupportedFilterError(StoreError, ValueError):
 
 class JournalError(AutoplayError):
     """Something about the journal file."""
+
+
+class FencedError(JournalError):
+    """Another process works on these partitions now, so this one writes nothing for them.
+
+    Attributes:
+        partitions: The numbers of the partitions.
+    """
+
+    def __init__(self, message: str, *, partitions: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.partitions = frozenset(partitions)
 
 
 class JournalLockedError(JournalError):

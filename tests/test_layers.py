@@ -18,7 +18,7 @@ LAYERS = """
 errors payloads decoding _helpers
 content
 connector | journal | stores | embedders | live
-search | maintenance | sources
+search | maintenance | sources | cluster
 ingest | remote
 loading
 devserver

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final, TypeAlias
 import typer
 
 from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.stores.postgres.dsn import is_dsn
 
 __all__ = [
     "DEFAULT_CONFIG",
@@ -86,6 +87,8 @@ _KEYS: Final[Mapping[str, str]] = {
     "collection": _TEXT,
     "embedder": _TEXT,
     "journal": _TEXT,
+    "postgres": _TEXT,
+    "role": _TEXT,
     "idle_seconds": _NUMBER,
     **PIPELINE_KEYS,
 }
@@ -155,6 +158,9 @@ class Config:
         if tables and (both := _STREAM_KEYS.keys() & self._values.keys()):
             key = min(both)
             raise self._error((key,), f"{key} belongs below [[{_STREAMS}]] if the file has one")
+        if "postgres" in self._values and (both := {"store", "journal"} & self._values.keys()):
+            key = min(both)
+            raise self._error((key,), f"postgres is store and journal: leave out {key}")
         if "token" in self._values and "url" not in self._values:
             raise self._error(("token",), "a token needs a url beside it")
 
@@ -190,6 +196,11 @@ class Config:
     def journal(self) -> Path | None:
         """The journal's file. A relative path is relative to the folder of the settings file."""
         path = self.get("journal")
+        if path is not None and is_dsn(path):
+            raise self._error(
+                ("journal",),
+                "journal names a file: write postgres = ... for store and journal in one",
+            )
         return None if path is None else self._beside(path)
 
     @property

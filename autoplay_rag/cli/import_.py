@@ -24,6 +24,7 @@ from autoplay_rag.cli.options import (
     default_journal,
 )
 from autoplay_rag.cli.progress import showing_progress
+from autoplay_rag.cli.replica import check_no_postgres
 from autoplay_rag.connector.encodings import Lines, lines_of, open_lines
 from autoplay_rag.embedders.named import make_embedder
 from autoplay_rag.errors import ConfigurationError, DrainTimeoutError, RecordingError
@@ -77,6 +78,8 @@ def import_files(
     settings = load_config(config)
     options = {"store": store, "embedder": embedder, "collection": collection, "journal": journal}
     with settings.explaining(name for name, value in options.items() if value is not None):
+        if store is None:
+            check_no_postgres(settings)
         store = store or settings.store or DEFAULT_STORE
         journal = journal or settings.journal or default_journal(folder_of(store))
         pipeline = IngestPipeline(

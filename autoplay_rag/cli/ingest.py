@@ -27,6 +27,7 @@ from autoplay_rag.cli.options import (
 )
 from autoplay_rag.cli.progress import counts, showing_progress
 from autoplay_rag.cli.reached import require_reached
+from autoplay_rag.cli.replica import check_no_postgres
 from autoplay_rag.cli.sources import SOURCES_HELP, sources_of
 from autoplay_rag.connector.client import TOKEN_VARIABLE, AsyncConnectorClient
 from autoplay_rag.embedders.named import make_embedder
@@ -122,6 +123,8 @@ def ingest(
                 "give the URL of a stream, https://.../stream/PRODUCT, as an argument or in "
                 "autoplay-rag.toml"
             )
+        if store is None:
+            check_no_postgres(file)
         store = store or file.store or DEFAULT_STORE
         journal = journal or file.journal or default_journal(folder_of(store))
         idle_seconds = file.get("idle_seconds") if idle_seconds is None else idle_seconds

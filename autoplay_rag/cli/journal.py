@@ -17,8 +17,10 @@ from autoplay_rag.cli.options import (
     default_journal,
     find_place,
     help_without_subcommand,
+    shared_journal,
 )
 from autoplay_rag.cli.remote import Api, ask, find_server
+from autoplay_rag.cli.replica import check_file
 from autoplay_rag.decoding import decode
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.journal.base import Action, DeadLetter, Health
@@ -34,6 +36,7 @@ JournalArgument = Annotated[
     Path | None,
     typer.Argument(
         metavar="JOURNAL",
+        callback=check_file,
         help="The journal's file; by default the one in the settings file, or the one beside the "
         "default store.",
     ),
@@ -78,13 +81,9 @@ def status(
     config: ConfigOption = None,
 ) -> None:
     """Show the state of a journal: counts, pending payloads, sizes, and whether a pipeline runs."""
-    file = load_config(config)
-    with file.explaining():
-        folder = folder_of(file.store or DEFAULT_STORE)
-        is_named = journal is not None
-        own = file.journal or (journal if folder is None else None) or default_journal(folder)
-        journal = journal or own
-    server = find_server(journal, is_named=is_named)
+    own, folder = _own(journal, config)
+    server = find_server(journal or own, is_named=journal is not None)
+    journal = journal or own
     if server is not None:
         found, space = ask(server, _ask_status)
     else:
@@ -162,6 +161,17 @@ async def _ask_status(api: Api) -> tuple[JournalStatus, Space]:
         ),
         Space(**space),
     )
+
+
+def _own(journal: Path | None, config: Path | None) -> tuple[Path, Path | None]:
+    """The journal that the settings name, and the folder of its store; None for PostgreSQL."""
+    file = load_config(config)
+    if journal is None and (shared := shared_journal(file)) is not None:
+        return shared, None
+    with file.explaining():
+        folder = folder_of(file.store or DEFAULT_STORE)
+        own = file.journal or (journal if folder is None else None) or default_journal(folder)
+    return own, folder
 
 
 def _megabytes(size: int | None) -> str:
@@ -248,7 +258,7 @@ def discard(
 
 
 def _change(action: Action, given: list[str], config: Path | None, *, all_: bool) -> None:
-    named = Path(given[0]) if given and not given[0].isdecimal() else None
+    named = check_file(Path(given[0])) if given and not given[0].isdecimal() else None
     texts = given[1:] if named is not None else given
     if unknown := [text for text in texts if not text.isdecimal()]:
         raise ConfigurationError(f"not the id of a dead letter: {', '.join(unknown)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from autoplay_rag.cli.config import Config, load_config
 from autoplay_rag.cli.console import say, stream_closed
+from autoplay_rag.cli.replica import ASK_A_SERVER, check_file
 from autoplay_rag.connector.client import TOKEN_VARIABLE
 from autoplay_rag.errors import ConfigurationError, StoreError
 from autoplay_rag.stores.chroma import ChromaStore
@@ -20,6 +22,7 @@ from autoplay_rag.stores.postgres import PgVectorStore
 __all__ = [
     "DEFAULT_EMBEDDER",
     "DEFAULT_STORE",
+    "URL_VARIABLE",
     "USAGE",
     "AdoptOption",
     "CollectionOption",
@@ -38,6 +41,7 @@ __all__ = [
     "default_journal",
     "find_place",
     "help_without_subcommand",
+    "shared_journal",
 ]
 
 DEFAULT_STORE = "chroma:./chroma"
@@ -64,6 +68,7 @@ JournalOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
+        callback=check_file,
         help="The journal's file; by default the one in the settings file, or the one beside the "
         "store. A pipeline may be writing it.",
     ),
@@ -71,7 +76,9 @@ JournalOption = Annotated[
 WrittenJournalOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="The file that records received payloads; by default beside the store."
+        metavar="FILE",
+        callback=check_file,
+        help="The file that records received payloads; by default beside the store.",
     ),
 ]
 RebuildOption = Annotated[
@@ -120,6 +127,9 @@ IdleOption = Annotated[
     ),
 ]
 
+URL_VARIABLE = "AUTOPLAY_RAG_URL"
+"""The variable with the address of a server that answers for the commands."""
+
 USAGE = 2
 """The exit code for wrong usage."""
 
@@ -156,6 +166,21 @@ def default_journal(store: Path | None) -> Path:
     if store.name in ("", ".."):  # "." and ".." have no name of their own
         store = store.resolve()
     return store.parent / f"{store.name}-journal.db"
+
+
+def shared_journal(file: Config) -> Path | None:
+    """Return a path that stands for a journal in PostgreSQL; None if the settings name none.
+
+    A server answers for it, so nothing is opened there.
+
+    Raises:
+        ConfigurationError: If the environment does not name the server.
+    """
+    if not file.get("postgres"):
+        return None
+    if not os.environ.get(URL_VARIABLE, "").strip():
+        raise ConfigurationError(ASK_A_SERVER)
+    return Path("postgresql")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +236,8 @@ def find_place(
         ConfigurationError: If the settings file or a value in it cannot be used.
     """
     file = load_config(config)
+    if journal is None and store is None and (shared := shared_journal(file)) is not None:
+        return Place(file, shared, file.get("postgres"), collection)
     with file.explaining(["store"] if store is not None else []):
         name = store or file.store or DEFAULT_STORE
         journal = journal or file.journal or default_journal(folder_of(name))

@@ -24,6 +24,7 @@ from autoplay_rag.cli.options import (
     find_place,
 )
 from autoplay_rag.cli.remote import Api, Server, ask, find_server, server_of
+from autoplay_rag.cli.replica import check_file
 from autoplay_rag.cli.telling import teller
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.embedders.named import check_embedder_name, make_embedder
@@ -141,6 +142,7 @@ def copy(
         Path | None,
         typer.Option(
             metavar="FILE",
+            callback=check_file,
             help="The journal of the store. Only chunks that it knows are copied, and it belongs "
             "to the other store afterwards. No pipeline may use it.",
         ),
@@ -161,7 +163,7 @@ def copy(
     journal = journal and journal.expanduser()
     file = load_config(config)
     with file.explaining(["store"] if from_ else []):
-        from_name = from_ or file.store or DEFAULT_STORE
+        from_name = from_ or file.store or file.get("postgres") or DEFAULT_STORE
         folder = folder_of(from_name)
     target = folder_of(to)
     with file.explaining(["embedder"] if embedder else []):

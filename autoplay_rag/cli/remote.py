@@ -21,7 +21,7 @@ from autoplay_rag._http_environment import environment_proxy, tls_context
 from autoplay_rag._secrets import secret_from
 from autoplay_rag.cli.console import clean, note
 from autoplay_rag.cli.interrupts import Interrupts
-from autoplay_rag.cli.options import Place
+from autoplay_rag.cli.options import URL_VARIABLE, Place
 from autoplay_rag.cli.telling import teller
 from autoplay_rag.errors import (
     ConfigurationError,
@@ -35,7 +35,6 @@ from autoplay_rag.serve.running import find_running
 
 __all__ = [
     "KEY_VARIABLE",
-    "URL_VARIABLE",
     "Api",
     "Server",
     "ask",
@@ -46,7 +45,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-URL_VARIABLE: Final = "AUTOPLAY_RAG_URL"
 KEY_VARIABLE: Final = "AUTOPLAY_RAG_KEY"
 _CONNECT_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 300.0

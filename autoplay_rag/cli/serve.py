@@ -37,6 +37,7 @@ from autoplay_rag.cli.options import (
     default_journal,
 )
 from autoplay_rag.cli.progress import counts
+from autoplay_rag.cli.replica import PostgresOption, RoleOption, replica_of
 from autoplay_rag.cli.sources import SOURCES_HELP, Sources, sources_of
 from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.devserver import questions
@@ -71,6 +72,8 @@ def serve(
     collection: CollectionOption = None,
     embedder: EmbedderOption = None,
     journal: WrittenJournalOption = None,
+    postgres: PostgresOption = None,
+    role: RoleOption = None,
     config: ConfigOption = None,
     host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
     port: Annotated[
@@ -119,31 +122,58 @@ def serve(
     Ctrl-C and SIGTERM stop: subscribers are told, received payloads are stored, exit code 0. A
     second one exits at once: what is not stored stays in the journal for the next start.
     """
+    if samples and (postgres or role):
+        raise ConfigurationError(
+            "--samples needs a store of its own: leave out --postgres and --role"
+        )
     if samples and (url or config):
         raise ConfigurationError(
             "--samples takes no URL and no settings file: leave out --config, and unset "
             "AUTOPLAY_RAG_CONFIG"
         )
     file = Config() if samples else load_config(config)
-    options = {"store": store, "embedder": embedder, "collection": collection, "journal": journal}
+    options = {
+        "store": store,
+        "embedder": embedder,
+        "collection": collection,
+        "journal": journal,
+        "postgres": postgres,
+        "role": role,
+    }
     with ExitStack() as stack:
         if samples and store is None:
             folder = tempfile.TemporaryDirectory(prefix="autoplay-rag-", ignore_cleanup_errors=True)
             store = f"chroma:{stack.enter_context(folder)}/chroma"
         with file.explaining(name for name, value in options.items() if value is not None):
             sources = sources_of(url or [], [], file, retry_refusals=True)
-            store = store or file.store or DEFAULT_STORE
-            journal = (journal or file.journal or default_journal(folder_of(store))).expanduser()
-            made = make_store(store, collection or file.get("collection"))
+            replica = replica_of(
+                postgres,
+                role,
+                file,
+                others={"store": store, "journal": journal, "samples": samples},
+            )
+            if replica is None:
+                store = store or file.store or DEFAULT_STORE
+                journal = journal or file.journal or default_journal(folder_of(store))
+                journal = journal.expanduser()
+            made = make_store(
+                replica.dsn if replica else store or "", collection or file.get("collection")
+            )
             pipeline = IngestPipeline(
                 made,
                 make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER),
-                journal=journal,
+                journal=replica.dsn if replica else journal,
+                takes_work=replica is None or replica.reads,
                 rebuild=rebuild,
                 adopt=adopt,
                 **(_SAMPLES if samples else file.pipeline),
             )
         given = Keys.from_environment()
+        if replica is not None and not given and not on_terminal():
+            raise ConfigurationError(
+                "there is no key: set AUTOPLAY_RAG_ADMIN_KEY or AUTOPLAY_RAG_ADMIN_KEY_FILE, to the "
+                "same key for all servers of the database"
+            )
         keys = replace(given, local=secrets.token_urlsafe(32))
         app = create_app(
             pipeline,
@@ -151,6 +181,7 @@ def serve(
             hosts=[host, *(allow_host or ())],
             cors_origins=allow_origin or (),
             audit=stack.enter_context(_auditing(audit_log, are_samples=samples)),
+            routes="health" if replica is not None and replica.role == "ingest" else "all",
         )
         server = _server(app, host, port)
         if file.path is not None:
@@ -158,6 +189,9 @@ def serve(
         about = RunningServer(
             server.url, keys.local or "", os.getpid(), str(made.data_folder or ""), made.collection
         )
+        if replica is not None and not replica.reads and sources.running:
+            note("role serve: the sources are read by servers of another role")
+            sources = replace(sources, streams=[], pulls=[])
         reading = _reading_samples() if samples else nullcontext(sources)
         asyncio.run(_serve(server, pipeline, reading, journal, about, has_keys=bool(given)))
 
@@ -181,12 +215,13 @@ async def _serve(
     server: Any,
     pipeline: IngestPipeline,
     reading: AbstractAsyncContextManager[Sources],
-    journal: Path,
+    file: Path | None,
     about: RunningServer,
     *,
     has_keys: bool,
 ) -> None:
     sources = Sources()
+    journal = pipeline.settings.journal
 
     def stop() -> None:
         for source in sources.running:
@@ -214,14 +249,14 @@ async def _serve(
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                     if ready.done():
                         tasks.add(asyncio.create_task(_spare_the_collector()))
-                        path = announcing.enter_context(announced(journal, about))
-                        _introduce(server.url, about.key, journal, path, has_keys=has_keys)
+                        path = announcing.enter_context(announced(file, about)) if file else None
+                        _introduce(server.url, about.key, str(journal), path, has_keys=has_keys)
                         for tool in sorted(sources.tools):
                             note(f"{tool} posts to {server.url}/v1/webhooks/PRODUCT/{tool}")
                         if sources.warning:
                             note(sources.warning, "yellow")
                         for source in sources.running:
-                            source.run_in_background()
+                            pipeline.read_in_background(source)
                     await serving
                 finally:
                     for task in tasks:
@@ -244,7 +279,7 @@ async def _spare_the_collector() -> None:
         gc.freeze()
 
 
-def _introduce(url: str, key: str, journal: Path, path: Path, *, has_keys: bool) -> None:
+def _introduce(url: str, key: str, journal: str, path: Path | None, *, has_keys: bool) -> None:
     say(f"serving {url}")
     note(f"journal: {journal}")
     if has_keys:

@@ -21,6 +21,7 @@ from autoplay_rag.cli.options import (
     StoreOption,
     UntilOption,
     default_journal,
+    shared_journal,
 )
 from autoplay_rag.cli.remote import Server, find_server, read
 from autoplay_rag.cli.search import shown_time
@@ -165,6 +166,8 @@ def _journal(journal: Path | None, store: str | None, config: Path | None) -> Pa
     if journal is not None:
         return journal
     file = load_config(config)
+    if store is None and (shared := shared_journal(file)) is not None:
+        return shared
     with file.explaining(() if store is None else ("store",)):
         folder = folder_of(store or file.store or DEFAULT_STORE)
         if store is None and file.journal is not None:

@@ -16,7 +16,17 @@ import msgspec
 
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, Payload
 
-__all__ = ["chunk_id", "lane_of", "payload_key", "session_lane"]
+__all__ = [
+    "PARTITIONS",
+    "chunk_id",
+    "lane_of",
+    "partition_of",
+    "payload_key",
+    "session_lane",
+]
+
+PARTITIONS = 64
+"""The number of partitions of all lanes. It is in the tables of PostgreSQL, and never changes."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _content_of = attrgetter(
@@ -88,6 +98,16 @@ def lane_of(payload: Payload, seq: int) -> int:
 def session_lane(product_id: str, session_id: str) -> int:
     """The lane of a session: a positive number of 63 bits."""
     return int(_digest((product_id, session_id), 8), 16) >> 1
+
+
+def partition_of(lane: int) -> int:
+    """The partition of a lane. In SQL: `lane & 63`.
+
+    Example:
+        >>> partition_of(130), partition_of(-1)
+        (2, 63)
+    """
+    return lane & (PARTITIONS - 1)
 
 
 def _digest(value: object, size: int) -> str:

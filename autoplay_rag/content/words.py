@@ -15,7 +15,7 @@ import snowballstemmer
 
 from autoplay_rag._text_cache import cached_for_texts
 
-__all__ = ["index_text", "lookups", "parts", "terms", "words"]
+__all__ = ["index_text", "lookups", "parts", "plain_text", "terms", "words"]
 
 _WORD: Final = re.compile(r"[^\W_]+")
 _ASCII_WORD: Final = re.compile(r"[A-Za-z0-9]+")
@@ -183,6 +183,18 @@ def index_text(text: str) -> str:
         text = _THOUSANDS.sub("", text)
     more = [part for word in words(text) if len(found := parts(word)) > 1 for part in found]
     return f"{text}\n{' '.join(more)}" if more else text
+
+
+def plain_text(text: str) -> str:
+    """The words of a text in lower case and without accents, separated by spaces.
+
+    For a full-text index that would read addresses or file names as one word.
+
+    Example:
+        >>> plain_text("Ouvert: https://app.example.com/Réglages_1")
+        'ouvert https app example com reglages 1'
+    """
+    return " ".join((_ASCII_WORD if text.isascii() else _WORD).findall(_folded(text)))
 
 
 @cached_for_texts(_REMEMBERED, longest=_LONGEST)

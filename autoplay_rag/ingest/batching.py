@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 __all__ = ["Batcher", "Gathered"]
@@ -134,6 +135,21 @@ class Batcher:
         if not under_way:
             found.under_way, found.going_since = False, math.inf
         self._schedule(gathered.lane, found, now)
+
+    def drop(self, lanes: Callable[[int], bool], *, under_way: bool = True) -> None:
+        """Drop the payloads of lanes. They wait in the journal, for another process.
+
+        Args:
+            lanes: Tells for a lane whether to drop it.
+            under_way: Whether to drop batches in flight too. Without them, `done` is still called.
+        """
+        for lane in [lane for lane in self._lanes if lanes(lane)]:
+            found = self._lanes[lane]
+            if found.under_way and not under_way:
+                found.seqs.clear()
+                found.due = found.opened = math.inf
+            else:
+                del self._lanes[lane]
 
     def close_windows(self, now: float) -> None:
         """Make all gathered payloads due."""

@@ -57,12 +57,15 @@ class Upsert:
             takes the chunk back: the operation ends without a call of `ended`, and the next
             operation on the id starts.
         origin: The span of the plan.
+        is_wanted: Called before each request. False means that the chunk may not be stored here
+            any more: the operation ends without a call of `ended`.
     """
 
     chunk: Chunk
     tokens: int
     divide: Callable[[], bool] | None = None
     origin: Origin = None
+    is_wanted: Callable[[], bool] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -239,6 +242,7 @@ class ChunkWriter:
         self._dimension: int | None = None
         self._tidying = False
         self._store_free = asyncio.Lock()
+        self._in_request: frozenset[str] = frozenset()
         # By chunk id: the operations that wait for the one in progress; None if none wait.
         self._in_progress: dict[str, deque[_Job] | None] = {}
         self._operations = 0
@@ -292,6 +296,10 @@ class ChunkWriter:
     def operations(self) -> int:
         """The number of operations that were put and have not ended."""
         return self._operations - self._tidying
+
+    def is_storing(self, chunk_id: str) -> bool:
+        """Whether a request to the store is running that stores this chunk."""
+        return chunk_id in self._in_request
 
     @property
     def problems(self) -> list[str]:
@@ -407,6 +415,28 @@ class ChunkWriter:
         self._leave(job)
         job.ended(job.operation, error)
 
+    def _return_early(self, service: _Service, kind: _Kind, request: Request[_Job]) -> bool:
+        """Do without a request if not all of its operations can be carried out as they are."""
+        if self._drop_unwanted(kind, request):
+            service.wake.set()
+            return True
+        return kind is self._upserts and self._return_outdated(request)
+
+    def _drop_unwanted(self, kind: _Kind, request: Request[_Job]) -> bool:
+        """End the unwanted operations of a request; return whether there were any."""
+        if kind is not self._first and kind is not self._upserts:
+            return False
+        kept: list[_Job] = []
+        unwanted: list[_Job] = []
+        for job in request.items:
+            (kept if _is_wanted(job.operation) else unwanted).append(job)
+        if not unwanted:
+            return False
+        kind.queue.reduced(request, kept)
+        for job in unwanted:
+            self._leave(job)
+        return True
+
     def _taken_back(self, job: _Job) -> bool:
         divide = job.operation.divide
         if divide is None or not divide():
@@ -461,7 +491,7 @@ class ChunkWriter:
                 service.started[worker] = time.monotonic()
                 await self._prove_healthy(service, kind)
                 probing = False
-            if not lacking and kind is self._upserts and self._return_outdated(request):
+            if not lacking and self._return_early(service, kind, request):
                 return
             if not lacking:
                 request.started = service.started[worker] = time.monotonic()
@@ -573,6 +603,13 @@ class ChunkWriter:
 
     async def _upsert(self, jobs: list[_Job]) -> None:
         chunks = [job.operation.chunk for job in jobs]
+        self._in_request = frozenset(job.id for job in jobs)
+        try:
+            await self._send(jobs, chunks)
+        finally:
+            self._in_request = frozenset()
+
+    async def _send(self, jobs: list[_Job], chunks: list[Chunk]) -> None:
         with self._measured("upsert", len(jobs), [job.operation.origin for job in jobs]):
             if isinstance(self._store, VectorStore):
                 vectors = [job.vector for job in jobs if job.vector is not None]
@@ -628,6 +665,10 @@ class ChunkWriter:
 
     def _tidied(self, operation: Operation, error: str | None) -> None:  # noqa: ARG002 - as `Ended`
         self._tidying = False
+
+
+def _is_wanted(operation: Upsert) -> bool:
+    return operation.is_wanted is None or operation.is_wanted()
 
 
 def _was_cancelled(error: BaseException) -> bool:

@@ -49,6 +49,8 @@ class Clients:
         self._runs: list[tuple[Any, asyncio.Task[None]]] = []
         # By id, the clients with our callbacks: a released client may be attached again.
         self._registered: dict[int, weakref.ref[Any]] = {}
+        # The ids of clients that another process of the journal may run now.
+        self._standby: set[int] = set()
 
     def attach(
         self,
@@ -91,19 +93,36 @@ class Clients:
             and product_id in (None, source.product_id)
         ]
 
+    def note_asked(self, user_id: str, product_id: str | None) -> None:
+        """Tell the sources of a product that somebody asked; None for those of all products."""
+        for source in self.pull_sources(product_id or None):
+            source.note_asked(user_id)
+
     def is_streaming(self, product_id: str) -> bool:
         """Whether a client that names the sessions of a product runs, or will run."""
         return any(
-            product == product_id and getattr(client, "state", None) not in _ENDED
+            product == product_id
+            and (id(client) in self._standby or getattr(client, "state", None) not in _ENDED)
             for client, product in self.streams
         )
 
+    def stand_by(self, client: Any, standby: bool) -> None:
+        """Note whether a client waits for its turn, while another process runs it."""
+        (self._standby.add if standby else self._standby.discard)(id(client))
+
+    def is_standing_by(self, client: Any) -> bool:
+        """Whether a client waits for its turn."""
+        return id(client) in self._standby
+
     @property
     def states(self) -> list[tuple[str, str]]:
-        """Name and state of each attached client that has a state. Readable from any thread."""
+        """Name and state of each attached client that has a state. Readable from any thread.
+
+        The state is "standby" while another process of the journal may run the client.
+        """
         found = []
         for number, client in enumerate(list(self._attached)):
-            state = getattr(client, "state", None)
+            state = "standby" if id(client) in self._standby else getattr(client, "state", None)
             if isinstance(state, str):
                 found.append((_product_of(client) or str(number), state))
         return found
@@ -130,7 +149,7 @@ class Clients:
         for client in list(self._attached):
             try:
                 state = getattr(client, "state", None)
-                if state == "failed":
+                if state == "failed" and id(client) not in self._standby:
                     found.append(_why_failed(client))
                 elif state not in _ENDED and (refusal := getattr(client, "refusal", None)):
                     found.append(f"the source {_name(client)} refuses: {describe(refusal)}")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from autoplay_rag._describe import describe
+from autoplay_rag.cluster.address import JournalAddress
 from autoplay_rag.errors import ConfigurationError, StoreMismatchError
 from autoplay_rag.journal.base import Journal, Known, Notes
 from autoplay_rag.stores.base import StoreIdentity, TextStore, VectorStore
@@ -133,7 +134,7 @@ class Pairing:
         model: The embedder's model; "" if the store embeds texts itself.
         rebuild: Whether to embed everything again.
         adopt: Whether to adopt the store's content.
-        path: The journal's file, for messages; None if it is in memory.
+        path: The journal's file or address, for messages; None if it is in memory.
     """
 
     journal: Journal
@@ -141,7 +142,7 @@ class Pairing:
     model: str
     rebuild: bool = False
     adopt: bool = False
-    path: Path | None = None
+    path: Path | JournalAddress | None = None
     _identity: StoreIdentity | None = None
     _rebuilding: bool = False
     _noting_fails: bool = False

@@ -29,13 +29,16 @@ from autoplay_rag.errors import (
 from autoplay_rag.ingest.clients import BackgroundConnector, Clients, Connector
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.intake import own
+from autoplay_rag.ingest.journals import named_journal
 from autoplay_rag.ingest.questions import Questions
 from autoplay_rag.ingest.reembedding import check_can_exchange
 from autoplay_rag.ingest.running import RunningPipeline
 from autoplay_rag.ingest.settings import Settings, Summaries
 from autoplay_rag.ingest.store_copy import check_embeds
+from autoplay_rag.ingest.turns import read_in_turn
 from autoplay_rag.journal.base import Durability, Health, Outcome
 from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.journal.ownership import Replicas
 from autoplay_rag.journal.reader import JournalStatus
 from autoplay_rag.live import Feed, LiveSessions
 from autoplay_rag.maintenance.asked import asked_of
@@ -74,9 +77,10 @@ class IngestPipeline(Questions):
         store: The store for the chunks: a `VectorStore` or a `TextStore`. Closed with the pipeline.
         embedder: An `Embedder` or any LangChain `Embeddings`; the bundled model if None. Not used
             by a `TextStore`, which embeds texts itself. Closed with the pipeline.
-        journal: A file that records received payloads across restarts and crashes. None keeps
-            the journal in memory: pending payloads are lost when the process ends, and duplicates
-            are recognised for at most a day.
+        journal: A file that records received payloads across restarts and crashes, or the address of
+            a PostgreSQL database: "postgresql://...", as for `PgVectorStore`, in whose schema the
+            tables are. None keeps the journal in memory: pending payloads are lost when the process
+            ends, and duplicates are recognised for at most a day.
         durability: What an accepted payload survives once `on_actions` has returned. "normal":
             any end of the process, including `kill -9`. "full": also a power loss or a crash of
             the operating system, at about half the speed for a caller that awaits each payload.
@@ -137,6 +141,9 @@ class IngestPipeline(Questions):
             replaced, or for another model. Set it for one start only.
         adopt: Adopt a store that belongs to another journal: its chunks are read into this
             journal if the store can be scanned. Set it for one start only.
+        takes_work: With a journal in PostgreSQL: whether this process embeds and stores payloads.
+            False leaves this to the other processes of the journal. This one then accepts payloads
+            and answers questions.
 
     Attributes:
         live: The latest payloads of each session.
@@ -185,11 +192,11 @@ class IngestPipeline(Questions):
         live: LiveSessions | None = None,
         rebuild: bool = False,
         adopt: bool = False,
+        takes_work: bool = True,
     ) -> None:
         super().__init__()
         self._settings = Settings(
-            # Resolved, so that a link and its target count as the same journal.
-            journal=Path(journal).resolve() if journal is not None else None,
+            journal=named_journal(journal, store),
             durability=durability,
             journal_max_bytes=journal_max_bytes,
             keep_payloads=keep_payloads,
@@ -214,6 +221,7 @@ class IngestPipeline(Questions):
             erasure_register=Path(erasure_register).resolve() if erasure_register else None,
             trace_content=captures_content(trace_content),
             on_progress=on_progress,
+            takes_work=takes_work,
         )
         if isinstance(store, type):
             raise ConfigurationError(f"store is the class {store.__name__}: pass an instance of it")
@@ -229,6 +237,7 @@ class IngestPipeline(Questions):
         self._clients = Clients()
         self._run: RunningPipeline | None = None
         self._running = False
+        self._reading: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._stuck = False
 
@@ -304,7 +313,8 @@ class IngestPipeline(Questions):
         """Stop the attached clients, drain for up to `drain_timeout`, and close everything.
 
         Payloads that are not stored in time stay in the journal for the next start. Without a
-        journal file they are lost, and the loss is logged.
+        journal file they are lost, and the loss is logged. If other processes share the journal, it
+        does not drain: they go on.
 
         If cancelled, it stops draining and still closes. A second call waits until everything is
         closed.
@@ -314,11 +324,12 @@ class IngestPipeline(Questions):
                 return
             run, journal = self._run, self._settings.journal
             try:
+                await self._stop_reading()
                 await self._clients.leave(self._settings.drain_timeout)
                 # `ingest` just saw no progress: do not wait again.
                 stuck = self._stuck and journal and self.health.state != "ok"
                 started = run.loop.time()
-                await run.drain(0.0 if stuck else self._settings.drain_timeout)
+                await run.drain_before_close(0.0 if stuck else self._settings.drain_timeout)
                 left = self._settings.drain_timeout - (run.loop.time() - started)
                 await run.finish_erasing(0.0 if stuck else max(0.0, left))
             except PipelineError as error:
@@ -422,7 +433,7 @@ class IngestPipeline(Questions):
         tasks: list[asyncio.Task[None]] = []
         try:
             for one in clients:
-                tasks.append(one.run_in_background())
+                tasks.append(self.read_in_background(one))
                 self._clients.track(one, tasks[-1])
             while running := [task for task in tasks if not task.done()]:
                 ends = [started + max_seconds] if max_seconds is not None else []
@@ -432,14 +443,58 @@ class IngestPipeline(Questions):
                     break
                 await asyncio.wait(running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for one in clients[: len(tasks)]:
+            for one, task in zip(clients, tasks, strict=False):
                 one.stop()
+                if self._clients.is_standing_by(one):
+                    task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
         await self._drain_while_it_progresses()
         for task in tasks:
-            task.result()
+            if not task.cancelled():
+                task.result()
         return self.ledger
+
+    def read_in_background(self, client: BackgroundConnector) -> asyncio.Task[None]:
+        """Attach a client or another source, and run it as a task.
+
+        If several processes share the journal, one of them runs the client, and the others wait
+        for their turn. When it stops, dies or stands still, another one goes on. Clients are told
+        apart by their URL and product. One without a URL is run by each process.
+
+        Args:
+            client: The client or source to run.
+
+        Returns:
+            The task. Cancel it to stop reading: what was received is passed on first. If the
+            client fails, its error is logged, and the task raises it.
+
+        Raises:
+            PipelineClosedError: If the pipeline is not running.
+        """
+        run = self._open_run()
+        self.attach(client)
+        if run.membership is None:
+            return client.run_in_background()
+        task = asyncio.create_task(
+            read_in_turn(
+                client,
+                run.membership,
+                functools.partial(self._clients.stand_by, client),
+                functools.partial(run.pulled.load, again=True),
+            ),
+            name="autoplay-read",
+        )
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
+        task.add_done_callback(_consume)
+        return task
+
+    async def _stop_reading(self) -> None:
+        for task in self._reading:
+            task.cancel()
+        if self._reading:
+            await asyncio.wait(self._reading, timeout=self._settings.drain_timeout)
 
     async def _drain_while_it_progresses(self) -> None:
         self._stuck = False
@@ -468,9 +523,12 @@ class IngestPipeline(Questions):
         return run.pulled.hold if named else 0.0
 
     def _note_asked(self, user_id: str | None, product_id: str | None) -> None:
-        if user_id:
-            for source in self._clients.pull_sources(product_id or None):
-                source.note_asked(user_id)
+        if not user_id:
+            return
+        if self._run is None:
+            self._clients.note_asked(user_id, product_id)
+        else:
+            self._run.note_asked(user_id, product_id)
 
     async def on_actions(self, payload: ActionsPayload) -> None:
         """Accept a batch of actions; returns once it is in the journal.
@@ -549,6 +607,33 @@ class IngestPipeline(Questions):
             raise ConfigurationError("drain() takes a product_id beside a session_id only")
         else:
             await run.drain(timeout)
+
+    async def run_alone(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run `work()` in one process at a time, of all that share a journal in PostgreSQL.
+
+        For example, a stream should be read by one of them. The call waits until this process may
+        run the work. If the process loses the right, because it or the database stood still, the
+        work is cancelled, and `work()` is called again once it has the right again. If a process
+        is killed, another one begins within seconds.
+
+        With a journal in a file or in memory, it just runs the work.
+
+        Args:
+            name: What identifies the work in all processes.
+            work: Makes the coroutine. It must end soon after it was cancelled.
+
+        Returns:
+            What the work returns. Then other processes that wait run theirs.
+
+        Raises:
+            ClientStateError: If this process runs or waits for work of this name already.
+            PipelineClosedError: If the pipeline is not running.
+
+        Example:
+            >>> async def main(pipeline, client):
+            ...     await pipeline.run_alone("stream of acme", client.run)
+        """
+        return await self._open_run().run_alone(name, work)
 
     # -- maintenance --------------------------------------------------------------------------
 
@@ -1058,6 +1143,21 @@ class IngestPipeline(Questions):
         return self._clients.states
 
     @property
+    def replicas(self) -> Replicas | None:
+        """All processes that share the journal in PostgreSQL; None if there can be only this one.
+
+        Read every two seconds. Readable from any thread.
+        """
+        return self._run.replicas if self._running and self._run else None
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it runs, and its journal's database answers. Readable from any thread."""
+        if not self._running or self._run is None:
+            return False
+        return self._run.membership is None or self._run.membership.is_connected
+
+    @property
     def space(self) -> Space | None:
         """The disk space, measured each minute; None before. Readable from any thread."""
         return None if self._run is None else self._run.space.found
@@ -1087,6 +1187,12 @@ class IngestPipeline(Questions):
                 "the pipeline is not running: call start() or use `async with`"
             )
         return self._run
+
+
+def _consume(task: asyncio.Task[None]) -> None:
+    """Take the error of a task: the client has logged it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _bundled_embedder() -> Embedder:

@@ -16,7 +16,7 @@ from autoplay_rag.journal.finder import AsyncTimeline
 from autoplay_rag.payloads import ActionsPayload, Payload, SlimAction
 from autoplay_rag.sources.age import arrived_at
 from autoplay_rag.sources.known import SeenByPerson, action_key
-from autoplay_rag.sources.sessions import CUT_PREFIX, is_cut_name
+from autoplay_rag.sources.sessions import CUT_PREFIX, is_cut_name, is_pulled
 
 __all__ = ["HOLD_SECONDS", "PulledActions"]
 
@@ -81,9 +81,13 @@ class PulledActions:
         """Remember from now on what other sources bring."""
         self._begun = True
 
-    async def load(self) -> None:
-        """Remember what was pulled in the last day, before an earlier run ended."""
-        if self._loaded:
+    async def load(self, *, again: bool = False) -> None:
+        """Remember what was pulled in the last day, before an earlier run ended.
+
+        Args:
+            again: Also if it was loaded before: another process may have pulled since.
+        """
+        if (not self._begun) if again else self._loaded:
             return
         self._loaded = True
         since = time.time() - _DAY
@@ -100,6 +104,23 @@ class PulledActions:
     def names_sessions(self, product_id: str) -> bool:
         """Whether another source brought a session of this product within ten minutes."""
         return time.monotonic() - self._named_at.get(product_id, float("-inf")) < _NAMED_SECONDS
+
+    def clear(self) -> None:
+        """Forget what was pulled, for example because a person was forgotten. See `load`."""
+        self._pulled.clear()
+        self._named.clear()
+
+    def note(self, payload: Payload) -> None:
+        """Remember what another process of the journal accepted."""
+        if not self._begun or not isinstance(payload, ActionsPayload) or not payload.session_id:
+            return
+        user_id = people_of(payload).user_id
+        pulled = is_pulled(payload)
+        if not pulled:
+            self._named_at[payload.product_id] = time.monotonic()
+        if user_id is not None:
+            seen = (self._pulled if pulled else self._named).of(payload.product_id, user_id)
+            seen.add(_keys(payload.product_id, user_id, payload.actions))
 
     # -- other sources ------------------------------------------------------------------------
 

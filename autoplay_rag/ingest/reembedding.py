@@ -28,7 +28,7 @@ from autoplay_rag.ingest.embedding import Embedding
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.ingest.retries import RequestLimits
 from autoplay_rag.journal.copying import Copy, Phase
-from autoplay_rag.journal.sqlite import SqliteJournal
+from autoplay_rag.journal.on_tables import TableJournal
 from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.maintenance.report import ReembedReport
 from autoplay_rag.search.serving import Serving
@@ -100,7 +100,7 @@ class Reembedding:
 
     def __init__(
         self,
-        journal: SqliteJournal,
+        journal: TableJournal,
         store: VectorStore,
         serving: Serving,
         resting: Callable[[], AbstractAsyncContextManager[None]],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Final, Generic, TypeVar
@@ -275,6 +275,16 @@ class RetryQueue(Generic[T]):
     def withdrawn(self, request: Request[T]) -> None:  # noqa: ARG002 - as `failed`
         """Record that the caller ended all items of a request itself, without a call."""
         self._in_flight -= 1
+
+    def reduced(self, request: Request[T], items: Sequence[T]) -> None:  # noqa: ARG002 - as `failed`
+        """Record that the caller ended some items of a request itself, without a call.
+
+        Args:
+            request: The request.
+            items: Its other items. They are the next to be sent.
+        """
+        self._in_flight -= 1
+        self._fresh.extendleft(reversed(items))
 
     def rest(self, until: float) -> None:
         """Start no request before `until`, which the service asked for through another queue."""

@@ -29,6 +29,7 @@ from autoplay_rag.errors import (
     StoreMismatchError,
 )
 from autoplay_rag.ingest.answering import answer_tasks
+from autoplay_rag.ingest.asked import SharedAsked
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.chunk_writer import ChunkWriter
 from autoplay_rag.ingest.clients import Clients
@@ -38,25 +39,29 @@ from autoplay_rag.ingest.embedding import Embedding, TokenBudget, today
 from autoplay_rag.ingest.gaps import GapFiller
 from autoplay_rag.ingest.indexing import Indexer
 from autoplay_rag.ingest.intake import Intake
+from autoplay_rag.ingest.journals import make_journal
 from autoplay_rag.ingest.linking import Linker
 from autoplay_rag.ingest.pairing import Pairing
+from autoplay_rag.ingest.partitions import Partitions
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.ingest.pulled import PulledActions
 from autoplay_rag.ingest.reembedding import NewModel, Reembedding, can_exchange
+from autoplay_rag.ingest.repairing import Repairer
 from autoplay_rag.ingest.retiring import Retirer
 from autoplay_rag.ingest.retries import RequestLimits
 from autoplay_rag.ingest.settings import Settings
+from autoplay_rag.ingest.shared_live import SharedLive
 from autoplay_rag.ingest.store_copy import copy_chunks
 from autoplay_rag.ingest.upkeep import Upkeep
-from autoplay_rag.ingest.watermark import Watermark
+from autoplay_rag.ingest.watermark import SharedWatermark, Watermark
 from autoplay_rag.ingest.worker import Worker
 from autoplay_rag.journal.base import Entry, Health, Outcome
 from autoplay_rag.journal.forgetting import Deleted
 from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
+from autoplay_rag.journal.ownership import AcceptedPayload, Membership, Replicas, SharedProgress
 from autoplay_rag.journal.reader import JournalStatus
 from autoplay_rag.journal.selecting import Asked
-from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.live import Feed, LiveSessions
 from autoplay_rag.maintenance.backup import BackupReport, write_backup
 from autoplay_rag.maintenance.compacting import Compactor
@@ -69,9 +74,11 @@ from autoplay_rag.maintenance.report import CopyReport, ReembedReport, VerifyRep
 from autoplay_rag.maintenance.retention import Retention
 from autoplay_rag.maintenance.space import SpaceWatch
 from autoplay_rag.maintenance.verify import Verifier
-from autoplay_rag.payloads import Payload
+from autoplay_rag.payloads import ActionsPayload, Payload
 from autoplay_rag.search.searcher import Searcher
 from autoplay_rag.search.serving import Serving
+from autoplay_rag.sources.age import arrived_at
+from autoplay_rag.sources.sessions import is_pulled
 from autoplay_rag.stores.base import Capability, Store, StoreIdentity, TextStore, VectorStore
 
 __all__ = ["RunningPipeline"]
@@ -89,6 +96,8 @@ _LAG_EVERY = 5
 """Seconds between two measurements of the lag."""
 _LOOK_SECONDS = 0.02
 """The least time between two looks for what of a session still waits."""
+_REPLICAS_SECONDS = 2.0
+"""The interval of reading who has what."""
 _GRACE_SECONDS = 5.0
 """The time that cancelled requests have to end."""
 _RESUME_PAGE = 100_000
@@ -127,6 +136,7 @@ class RunningPipeline:
         last_received: The loop's time when the last payload arrived.
         loop: The event loop of this run.
         pulled: Takes in pulled actions.
+        replicas: All processes of the journal, read every few seconds; None if there is only this.
         retention: Deletes what is old.
         searcher: Answers questions from store and journal.
         space: Measures the disk space.
@@ -135,6 +145,10 @@ class RunningPipeline:
         visits: Returns the known sessions of lanes.
         watermark: Tracks which sequence numbers are settled.
     """
+
+    replicas: Replicas | None = None
+    _shared_live: SharedLive | None = None
+    _shared_asked: SharedAsked | None = None
 
     def __init__(
         self,
@@ -157,19 +171,14 @@ class RunningPipeline:
         )
         self._batcher = Batcher(settings.batch_window)
         model = embedder.model if embedder else ""
-        self._journal = SqliteJournal(
-            settings.journal,
-            durability=settings.durability,
-            max_bytes=settings.journal_max_bytes,
-            keep_addresses=settings.include_email,
-            keep_payloads=settings.keep_payloads,
-            replace_by_summaries=settings.summaries == "replace",
-            model=model,
-            erasure_register=settings.erasure_register,
-            clock=settings.clock,
-            on_entry=self._committed,
-            on_returned=self._returned,
+        self._journal = make_journal(
+            settings, model, on_entry=self._committed, on_returned=self._returned
         )
+        # None while this process is the only one of its journal.
+        self._membership = self._journal.membership
+        self._member: asyncio.Task[None] | None = None
+        self._partitions: Partitions | None = None
+        self._repairer: Repairer
         self._pairing = Pairing(
             self._journal,
             store,
@@ -220,7 +229,7 @@ class RunningPipeline:
         self._linker: Linker
         self._retirer: Retirer
         self.retention: Retention
-        self.space = SpaceWatch(settings.journal, store.data_folder)
+        self.space = SpaceWatch(settings.journal_file, store.data_folder)
         self._worker: Worker
         self._reembedding: Reembedding | None = None
         if isinstance(store, VectorStore) and can_exchange(store):
@@ -232,19 +241,27 @@ class RunningPipeline:
         self._forgetter: Forgetter
         self._task: asyncio.Task[None]
 
+    @property
+    def membership(self) -> Membership | None:
+        """This process among those of the journal; None if it is the only one."""
+        return self._membership
+
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Open journal and store, resume the work of an earlier run, and start the task."""
         await self._journal.open()
         try:
-            await self._open_store()
-            _log_missing_capabilities(self._store)
-            self._check_can_expire()
-            # What an earlier run did not delete must not be stored by this one.
-            await self._journal.erasures.delete_all()
-            if self._settings.journal:
-                await self._pairing.check()
+            if self._membership is None:
+                await self._open_store()
+            else:
+                self._member = self.loop.create_task(
+                    self._membership.run(self._arrived_somewhere, self._clients.note_asked),
+                    name="autoplay-member",
+                )
+                self._member.add_done_callback(_report)
+                # One process at a time: each of two would give an empty store an identity.
+                await self._membership.while_held("store", self._open_store)
             await self._build()
             await self._resume()
             if self._reembedding:
@@ -255,7 +272,26 @@ class RunningPipeline:
         self._task = self.loop.create_task(self._work(), name="autoplay-ingest")
         self._task.add_done_callback(_report)
 
+    async def _check_is_alone(self, what: str) -> None:
+        """Refuse what other processes, which go on with the old model or store, would spoil."""
+        if self._membership is not None and (count := await self._membership.others()):
+            raise ConfigurationError(
+                f"{what} needs that no other process uses this journal, but {count} of them do: stop "
+                "them first (one that was killed counts until its lease ends)"
+            )
+
     async def _open_store(self) -> None:
+        if self._settings.rebuild or self._settings.adopt:
+            await self._check_is_alone("rebuild=True" if self._settings.rebuild else "adopt=True")
+        await self._start_store()
+        _log_missing_capabilities(self._store)
+        self._check_can_expire()
+        # What an earlier run did not delete must not be stored by this one.
+        await self._journal.erasures.delete_all()
+        if self._settings.journal:
+            await self._pairing.check()
+
+    async def _start_store(self) -> None:
         copy = await self._reembedding.settle() if self._reembedding else None
         try:
             await self._pairing.open_store()
@@ -279,7 +315,10 @@ class RunningPipeline:
         settings, embedder, day = self._settings, self._embedder, today()
         known, notes = await self._journal.known(), await self._journal.notes()
         self._intake.names_first_chunks = notes.adopted
-        self.watermark = Watermark(self._journal, known.seq)
+        if self._membership is None:
+            self.watermark = Watermark(self._journal, known.seq)
+        else:
+            self.watermark = SharedWatermark(self._journal, self._membership, known.seq)
         self._feed.begin(known.seq)
         limits = None
         if embedder:
@@ -307,12 +346,13 @@ class RunningPipeline:
         self._linker = Linker(
             self._journal, self._writer, able="update_metadata" in self._store.capabilities
         )
-        self._retirer = Retirer(self._journal, self._upkeep.delete)
+        owns = self._membership.ownership.owns if self._membership else _owns_everything
+        self._retirer = Retirer(self._journal, self._upkeep.delete, owns)
         self.retention = Retention(
             self._journal.expiry,
             days=settings.retention_days,
             key_days=settings.remember_keys_days,
-            delete=self._upkeep.delete,
+            delete=self._delete_anywhere,
             deleting=lambda: self._upkeep.deleting,
             clock=settings.clock,
         )
@@ -322,12 +362,32 @@ class RunningPipeline:
             planner,
             self._writer,
             self._upkeep,
-            last_batch=known.batch,
+            owns=owns,
             timings=self.timings,
             on_settled=self._settled,
             on_stored=self._retirer.stored,
             on_linked=self._linker.wake,
         )
+        self._repairer = Repairer(self._journal, self._writer, self._upkeep)
+        if self._membership is not None:
+            self._partitions = Partitions(
+                self._membership.ownership,
+                self._membership,
+                self._batcher,
+                self._worker,
+                on_progress=self._progressed,
+                on_dropped=self._repairer.add,
+            )
+            self._shared_asked = SharedAsked(self._membership, self.loop)
+            self._shared_live = SharedLive(
+                self._membership,
+                self._live,
+                self._feed,
+                show=self._show_accepted,
+                on_other=self.pulled.note,
+                on_forgotten=self._forgotten_somewhere,
+                begin=(_LIVE_SECONDS, _LIVE_PAYLOADS),
+            )
         self._forgetter = Forgetter(
             self._journal.erasures,
             self._journal,
@@ -344,9 +404,17 @@ class RunningPipeline:
         await self._journal.queue_unconfirmed()
         # Deletions first: a plan may store a chunk again that is still to be deleted.
         await self._upkeep.resume()
-        plans = await self._worker.resume()
         self._linker.wake()
         await self._retirer.resume()
+        if self._membership is None:
+            await self._resume_queue()
+        else:
+            self._progressed((await self._membership.arrivals((), 0, retried=False)).progress)
+        await self._resume_live()
+
+    async def _resume_queue(self) -> None:
+        plans = await self._journal.plans()
+        await self._worker.resume(plans)
         planned = {seq for plan in plans for seq in plan.seqs}
         now = self.loop.time()
         waiting = array("q")  # there may be millions
@@ -362,7 +430,12 @@ class RunningPipeline:
             page = await self._journal.waiting(page[-1][0], _RESUME_PAGE)
         self.watermark.resume((seq, seq in letters) for seq in waiting)
         self._batcher.close_windows(now)
+
+    async def _resume_live(self) -> None:
         filling = not len(self._live)
+        if self._shared_live is not None:
+            await self._shared_live.begin(filling=filling)
+            return
         since = time.time() - _LIVE_SECONDS
         for at, payload in await self._journal.recent(since, _LIVE_PAYLOADS):
             if filling:
@@ -376,19 +449,30 @@ class RunningPipeline:
                 group.create_task(self._writer.run())
                 group.create_task(self._worker.run())
                 group.create_task(self._upkeep.run())
-                group.create_task(self._linker.run())
                 group.create_task(self._retirer.run())
-                group.create_task(self.retention.run())
+                group.create_task(self._linker.run())
                 group.create_task(self.space.run())
                 group.create_task(self._eraser.run())
-                group.create_task(self._compactor.run())
-                group.create_task(Indexer(self._journal).run())
+                group.create_task(self._repairer.run())
                 if self._settings.journal:
                     group.create_task(
                         answer_tasks(self._journal, self.verify, self.backup, self.forget)
                     )
                 group.create_task(self._gaps.run())
                 group.create_task(self._run_periodic_work())
+                if self._membership is None:
+                    group.create_task(self._keep_up())
+                else:
+                    assert self._partitions is not None
+                    assert self._shared_live is not None
+                    group.create_task(self._watch_member())
+                    group.create_task(self._partitions.run())
+                    assert self._shared_asked is not None
+                    group.create_task(self._shared_live.run())
+                    group.create_task(self._shared_asked.run())
+                    group.create_task(self._watch_replicas(self._membership))
+                    if self._settings.takes_work:
+                        group.create_task(self._membership.while_held("upkeep", self._keep_up))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -396,6 +480,25 @@ class RunningPipeline:
             with suppress(AutoplayError):
                 await self._journal.note_health(self.health)
             raise
+
+    async def _watch_replicas(self, membership: Membership) -> None:
+        while True:
+            with suppress(JournalError):  # what is known stays; `health` says what is wrong
+                self.replicas = await membership.replicas()
+            await asyncio.sleep(_REPLICAS_SECONDS)
+
+    async def _watch_member(self) -> None:
+        """Fail if the membership does: without its lease this process stores nothing."""
+        assert self._member is not None
+        await asyncio.shield(self._member)
+
+    async def _keep_up(self) -> None:
+        """Do what concerns the journal as a whole. One process at a time does it."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.retention.run())
+            group.create_task(self._compactor.run())
+            group.create_task(Indexer(self._journal).run())
+            group.create_task(self._tidy())
 
     async def close(self) -> None:
         """Stop the task and close everything. Payloads that are not stored stay in the journal."""
@@ -411,7 +514,8 @@ class RunningPipeline:
             if self._settings.journal:
                 with suppress(AutoplayError):
                     await self._journal.note_health(self.health)
-                    await self._pairing.note()
+                    if self._membership is None:
+                        await self._pairing.note()
         finally:
             await self._close_all()
 
@@ -423,7 +527,17 @@ class RunningPipeline:
                 if self._embedder:
                     await self._embedder.aclose()
             finally:
-                await self._journal.close()
+                try:
+                    await self._leave()
+                finally:
+                    await self._journal.close()
+
+    async def _leave(self) -> None:
+        if self._member is not None:
+            self._member.cancel()
+            await asyncio.wait([self._member])
+        if self._membership is not None:
+            await self._membership.close()
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -476,18 +590,55 @@ class RunningPipeline:
 
     def _committed(self, entry: Entry, outcome: Outcome | None) -> None:
         self._watch_overflow(outcome)
-        arrived = self._arrived.pop(entry.seq, None)
+        arrived = self._arrived.pop(entry.ticket or entry.seq, None)
         if outcome != "accepted":
-            self.watermark.settle((entry.seq,))
+            self.watermark.settle((entry.ticket or entry.seq,))
             return
         now = self.loop.time()
-        self._batcher.add(entry.lane, entry.seq, now)
-        if len(self._accepted_at) < _MEASURED:
+        if self._partitions is None:
+            self._batcher.add(entry.lane, entry.seq, now)
+        else:
+            self._partitions.wake()
+        # What another process stores is not measured: nothing would remove it here.
+        owned = self._membership is None or self._membership.ownership.owns(entry.lane)
+        if owned and len(self._accepted_at) < _MEASURED:
             self._accepted_at[entry.seq] = now
         self._worker.wake()
-        if entry.payload is not None:
+        shared = self._shared_live
+        # What another process accepted before comes first: then this is shown with the next look.
+        if entry.payload is not None and (shared is None or shared.is_next(entry.seq)):
             self._show(entry.payload, at=arrived)
             self._feed.publish(entry.seq, time.time(), entry.lane, entry.payload, entry.size)
+
+    def _arrived_somewhere(self) -> None:
+        if self._partitions is not None:
+            self._partitions.wake()
+        if self._shared_live is not None:
+            self._shared_live.wake()
+
+    def _show_accepted(self, row: AcceptedPayload) -> None:
+        at = row.at
+        if isinstance(row.payload, ActionsPayload) and is_pulled(row.payload):
+            at = arrived_at(row.payload, at)
+        self._show(row.payload, at=at)
+
+    def note_asked(self, user_id: str, product_id: str | None) -> None:
+        """Note that somebody asked the assistant, in all processes of the journal."""
+        self._clients.note_asked(user_id, product_id)
+        if self._shared_asked is not None:
+            self._shared_asked.note(user_id, product_id)
+
+    async def _forgotten_somewhere(self) -> None:
+        if self._shared_asked is not None:
+            self._shared_asked.forget()
+        self.pulled.clear()
+        await self.pulled.load(again=True)
+        if self._embedding:
+            self._embedding.clear()
+
+    def _progressed(self, progress: SharedProgress) -> None:
+        assert isinstance(self.watermark, SharedWatermark)
+        self.watermark.note(progress)
 
     def _show(self, payload: Payload, *, at: float | None) -> None:
         try:
@@ -539,6 +690,16 @@ class RunningPipeline:
         self._check_works(ended)
         await self._measure_lag()
 
+    async def drain_before_close(self, timeout: float) -> None:  # noqa: ASYNC109 - as in `drain`
+        """Drain if no other process goes on with what is left."""
+        if not self._settings.takes_work:
+            return
+        if self._membership is not None:
+            with suppress(JournalError):
+                if await self._membership.others(working=True):
+                    return
+        await self.drain(timeout)
+
     async def drain_session(
         self,
         session_id: str,
@@ -549,6 +710,9 @@ class RunningPipeline:
         last = self.watermark.last
         # Carried out once what was handed over before is committed.
         await self._journal.settled_of(0)
+        if self._membership is not None:
+            # Another process may have the session's window. There, all are closed.
+            last = (await self._membership.close_windows()).last
         if product_id is None:
             lanes = list((await self.timeline.lanes(storable(session_id), None)).values())
         else:
@@ -581,7 +745,10 @@ class RunningPipeline:
             settled = self.watermark.next_settled()
             if not await self.timeline.pending(lanes, last):
                 return
-            await settled.wait()
+            with suppress(TimeoutError):
+                # What other processes settle has no event here.
+                async with asyncio.timeout(_REQUESTS_SECONDS if self._membership else None):
+                    await settled.wait()
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _measure_lag(self) -> None:
@@ -619,13 +786,24 @@ class RunningPipeline:
     async def _drained(self) -> None:
         await self.watermark.wait()
         await self._upkeep.wait()
-        await self._linker.wait()
+        if self._membership is None:
+            await self._linker.wait()
+        else:
+            await self._linked_somewhere()
         # Retiring comes before the deletions that it starts.
         await self._retirer.wait()
         await self._upkeep.wait()
 
+    async def _linked_somewhere(self) -> None:
+        """Wait until the process that updates metadata has done it, and read the counts of all."""
+        while await self._journal.outdated(1):  # noqa: ASYNC110 - another process does it
+            await asyncio.sleep(_LOOK_SECONDS)
+        await self._journal.settled_of(0)
+
     def _settled(self, seqs: Sequence[int]) -> None:
         self.watermark.settle(seqs)
+        if self._partitions is not None:
+            self._partitions.settled(seqs)
         now = self.loop.time()
         for seq in seqs:
             if (accepted := self._accepted_at.pop(seq, None)) is not None:
@@ -670,6 +848,10 @@ class RunningPipeline:
         if self._reembedding:
             reasons += self._reembedding.problems
         reasons += self.retention.problems + self.space.problems
+        if self._membership and self._partitions:
+            reasons += self._membership.problems + self._partitions.problems
+            reasons += self._shared_live.problems if self._shared_live else []
+            reasons += self._repairer.problems
         reasons += self._compactor.problems + self._clients.problems + self._gaps.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 
@@ -678,6 +860,12 @@ class RunningPipeline:
         """About how many seconds the oldest pending payload has waited."""
         oldest = self._batcher.oldest()
         return 0.0 if oldest is None else max(0.0, self.loop.time() - oldest)
+
+    async def run_alone(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run work in one process at a time; see `IngestPipeline.run_alone`."""
+        if self._membership is None:
+            return await work()
+        return await self._membership.while_held(f"work:{name}", work)
 
     # -- maintenance --------------------------------------------------------------------------
 
@@ -720,7 +908,12 @@ class RunningPipeline:
 
     async def backup(self, folder: Path, *, tell: Tell | None = None) -> BackupReport:
         """Write a backup; see `IngestPipeline.backup`."""
-        journal = self._settings.journal
+        journal = self._settings.journal_file
+        if journal is None and self._settings.journal is not None:
+            raise ConfigurationError(
+                "the journal is in PostgreSQL: back it up with the server's own tools (pg_dump, or "
+                "a base backup)"
+            )
         if journal is None:
             raise ConfigurationError("a backup needs a journal file: give journal=...")
         async with self._maintaining:
@@ -734,6 +927,7 @@ class RunningPipeline:
         """Replace the embedder; see `IngestPipeline.reembed`."""
         assert self._embedder is not None
         assert self._reembedding is not None
+        await self._check_is_alone("reembed")
         async with self._maintaining:
             if embedder.model == self._embedder.model and not render:
                 await self._reembedding.abandon()
@@ -813,16 +1007,24 @@ class RunningPipeline:
             async with asyncio.timeout(timeout):
                 await self._ends_before_work(self._eraser.wait())
 
-    def _busy(self, lanes: Collection[int]) -> set[int]:
+    async def _busy(self, lanes: Collection[int]) -> set[int]:
+        if self._membership is not None:
+            return await self._journal.under_way(lanes)
         return {lane for lane in lanes if self._batcher.is_under_way(lane)}
 
     def _payloads_deleted(self, page: Deleted) -> None:
         self.watermark.settle(page.settled)
         for seq in page.settled:
             self._accepted_at.pop(seq, None)
-        self._upkeep.delete(page.chunks)
+        self._delete_anywhere(page.chunks)
         if page.returned:
             self._returned(page.returned)
+
+    def _delete_anywhere(self, ids: Sequence[str]) -> None:
+        """Start to delete chunks of any session that are in the outbox."""
+        if self._membership is None:
+            self._upkeep.delete(ids)
+        # Otherwise the owner of the session finds them there.
 
     def _clear_caches(self, asked: Asked, lanes: Collection[int]) -> None:
         # Events in `live` have the times of their arrival, so all of a session are dropped.
@@ -844,6 +1046,9 @@ class RunningPipeline:
     # -- dead letters and other processes -----------------------------------------------------
 
     def _returned(self, back: list[tuple[int, int]]) -> None:
+        if self._partitions is not None:
+            self._partitions.look_for_retried()
+            return
         now = self.loop.time()
         self.watermark.reopen(seq for _, seq in back)
         for lane, seq in back:
@@ -853,6 +1058,7 @@ class RunningPipeline:
     async def _run_periodic_work(self) -> None:
         """Run the periodic work: requests of other processes, health notes, tidying."""
         noted: Health | None = None
+        seen: frozenset[int] = frozenset()
         second = 0
         while True:
             try:
@@ -861,17 +1067,46 @@ class RunningPipeline:
                     if (health := self.health) != noted:
                         await self._journal.note_health(health)
                         noted = health
+                if self._partitions is not None:
+                    seen = await self._look_for_work(self._partitions, seen)
                 if second % _LAG_EVERY == 0:
                     await self._measure_lag()
+                if second % _NOTE_EVERY == _NOTE_EVERY - 1 and not self._noting.locked():
+                    async with self._noting:
+                        await self._note()
+            except (JournalError, StoreError) as error:
+                _log.error("the periodic work failed; retrying: %s", error)
+            second += 1
+            await asyncio.sleep(_REQUESTS_SECONDS)
+
+    async def _look_for_work(
+        self, partitions: Partitions, before: frozenset[int]
+    ) -> frozenset[int]:
+        """Look for what other processes left for the owner of a session."""
+        self._linker.wake()
+        await self._upkeep.look()
+        loaded = partitions.loaded
+        if loaded - before:
+            await self._retirer.resume()
+        return loaded
+
+    async def _note(self) -> None:
+        if self._membership is None:
+            await self._pairing.note()
+        else:
+            await self._membership.while_held("store", self._pairing.note)
+
+    async def _tidy(self) -> None:
+        """Delete expired data."""
+        second = 0
+        while True:
+            try:
                 if second % _TIDY_EVERY == 0:
                     await self._journal.tidy()
                     if self._reembedding:
                         await self._reembedding.tidy()
-                if second % _NOTE_EVERY == _NOTE_EVERY - 1 and not self._noting.locked():
-                    async with self._noting:
-                        await self._pairing.note()
             except (JournalError, StoreError) as error:
-                _log.error("the periodic work failed; retrying: %s", error)
+                _log.error("tidying failed; retrying: %s", error)
             second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
 
@@ -880,6 +1115,10 @@ class RunningPipeline:
             await self._journal.note_tokens(day, tokens)
         except JournalError as error:
             _log.error("the day's token count could not be saved: %s", error)
+
+
+def _owns_everything(_lane: int) -> bool:
+    return True
 
 
 def _log_missing_capabilities(store: Store) -> None:

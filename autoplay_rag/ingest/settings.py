@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from autoplay_rag._checks import check_above, check_at_least, check_choice, check_function
+from autoplay_rag.cluster.address import JournalAddress
 from autoplay_rag.content.render import Render
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest.pairing import check_options
 from autoplay_rag.journal.base import Durability
+from autoplay_rag.journal.database import Clock, wall_clock
 from autoplay_rag.journal.expiring import Days
-from autoplay_rag.journal.file import Clock, wall_clock
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.payloads import Payload
 
@@ -46,7 +47,7 @@ class Settings:
         ConfigurationError: If one of them is not valid.
     """
 
-    journal: Path | None
+    journal: Path | JournalAddress | None
     durability: Durability
     journal_max_bytes: int
     keep_payloads: bool
@@ -69,6 +70,8 @@ class Settings:
     erasure_register: Path | None
     trace_content: bool
     on_progress: Callable[[Ledger], None] | None
+    takes_work: bool = True
+    lease_seconds: float = 10.0
     clock: Clock = wall_clock
     """Tests and benchmarks simulate weeks with it."""
 
@@ -80,10 +83,21 @@ class Settings:
         check_at_least("max_embed_tokens_per_day", self.max_embed_tokens_per_day, 1, optional=True)
         for name in ("select", "redact", "render", "on_progress"):
             check_function(name, getattr(self, name))
+        check_above("lease_seconds", self.lease_seconds)
         check_choice("summaries", self.summaries, get_args(Summaries))
         _check_retention(self.retention_days, has_file=self.journal is not None)
         check_choice("durability", self.durability, get_args(Durability))
+        if not self.takes_work and not isinstance(self.journal, JournalAddress):
+            raise ConfigurationError(
+                "takes_work=False needs a journal in PostgreSQL: with any other, nothing would ever "
+                "be stored"
+            )
         check_options(has_file=self.journal is not None, rebuild=self.rebuild, adopt=self.adopt)
+
+    @property
+    def journal_file(self) -> Path | None:
+        """The journal, if it is a file."""
+        return self.journal if isinstance(self.journal, Path) else None
 
 
 def _check_retention(days: Any, *, has_file: bool) -> None:

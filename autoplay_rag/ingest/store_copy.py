@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from autoplay_rag._checks import check_journal_file
 from autoplay_rag._serial import SerialThread
 from autoplay_rag.content.probe import PROBE_ID
 from autoplay_rag.embedders.base import Embedder, as_embedder
@@ -15,6 +16,7 @@ from autoplay_rag.errors import ConfigurationError, MissingCapabilityError
 from autoplay_rag.ingest.chunk_writer import ChunkWriter, Operation, Upsert
 from autoplay_rag.ingest.embedding import Embedding, TokenBudget
 from autoplay_rag.ingest.retries import RequestLimits
+from autoplay_rag.journal.on_tables import TableJournal
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.maintenance.comparing import same_metadata
 from autoplay_rag.maintenance.progress import Progress
@@ -78,6 +80,7 @@ async def copy_store(
         _check_can_copy(source)
         if journal is None:
             return await _StoreCopy(source, target, new, None, on_progress).run(embed_concurrency)
+        check_journal_file(journal)
         catalog = SqliteJournal(Path(journal), on_entry=lambda *_: None, on_returned=lambda _: None)
         await catalog.open()
         try:
@@ -96,7 +99,7 @@ async def copy_chunks(
     source: Store,
     target: VectorStore | TextStore,
     embedder: Embedder | None,
-    catalog: SqliteJournal | None,
+    catalog: TableJournal | None,
     *,
     embed_concurrency: int = 4,
     on_progress: Callable[[Progress], None] | None = None,
@@ -147,7 +150,7 @@ class _StoreCopy:
         source: Store,
         target: VectorStore | TextStore,
         embedder: Embedder | None,
-        catalog: SqliteJournal | None,
+        catalog: TableJournal | None,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._source = source

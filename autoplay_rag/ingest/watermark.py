@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
 
+from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.base import Queue
+from autoplay_rag.journal.ownership import SharedProgress, Sharing
 
-__all__ = ["Watermark"]
+__all__ = ["SharedWatermark", "Watermark"]
+
+
+_LOOK_SECONDS: Final = 0.1
+"""The interval of asking for the progress of other processes while somebody waits for it."""
+_RETRY_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -140,3 +150,67 @@ class Watermark:
     def _check(self, waiter: _Waiter) -> None:
         if self.value >= waiter.mark and not waiter.retried:
             waiter.done.set()
+
+
+class SharedWatermark(Watermark):
+    """The watermark of a journal that several processes write.
+
+    The journal assigns the sequence numbers, and knows what is settled. The numbers of `take` only
+    identify what this process has submitted.
+
+    Args:
+        queue: The queue.
+        sharing: Closes the windows of all processes.
+        last: The highest number assigned so far.
+    """
+
+    def __init__(self, queue: Queue, sharing: Sharing, last: int = 0) -> None:
+        super().__init__(queue)
+        self.last = last  # how much of it is settled, `note` says
+        self._sharing = sharing
+        self._ticket = last
+        self._retried_left = 0
+
+    def take(self) -> int:
+        """Return a number for a payload that is submitted."""
+        self._ticket += 1
+        return self._ticket
+
+    def settle(self, seqs: Iterable[int]) -> None:  # noqa: ARG002 - as in the base class
+        """Note that payloads are settled. The watermark moves with the next progress."""
+        self._settled.set()
+        self._settled = asyncio.Event()
+
+    def reopen(self, seqs: Iterable[int]) -> None:
+        """Do nothing: the journal counts retried letters."""
+
+    def note(self, progress: SharedProgress) -> None:
+        """Take over the progress that was read from the journal."""
+        self.last = max(self.last, progress.last)
+        self.value = max(self.value, progress.settled)
+        self._retried_left = progress.retried
+
+    async def wait(self) -> None:
+        """Wait until all that any process accepted so far, and all retried letters, are settled."""
+        progress = await _answered(self._sharing.close_windows)
+        mark = progress.last
+        while True:
+            self.note(progress)
+            if self.value >= mark and not self._retried_left:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self.next_settled().wait()
+            progress = await _answered(partial(self._progress, mark))
+
+    async def _progress(self, after: int) -> SharedProgress:
+        return (await self._sharing.arrivals((), after, retried=False)).progress
+
+
+async def _answered(ask: Callable[[], Awaitable[SharedProgress]]) -> SharedProgress:
+    """Ask until the database answers. While it does not, nothing is settled either."""
+    while True:
+        try:
+            return await ask()
+        except JournalError:
+            await asyncio.sleep(_RETRY_SECONDS)

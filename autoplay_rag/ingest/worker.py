@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -14,6 +14,8 @@ from autoplay_rag._describe import describe
 from autoplay_rag._serial import SerialThread
 from autoplay_rag._timings import Timings
 from autoplay_rag._tracing import Origin, current_origin
+from autoplay_rag.content.keys import partition_of
+from autoplay_rag.errors import FencedError
 from autoplay_rag.ingest.batching import Batcher, Gathered
 from autoplay_rag.ingest.chunk_writer import ChunkWriter, Operation, Upsert
 from autoplay_rag.ingest.planner import Planner
@@ -52,6 +54,9 @@ class _PlanInProgress:
     remaining: set[str]
     dead: dict[int, str] = field(default_factory=dict)
     origin: Origin = None
+    is_dropped: bool = False
+    divided: set[str] = field(default_factory=set)
+    """Chunks that were taken back to be divided."""
 
     @classmethod
     def of(cls, plan: Plan, origin: Origin = None) -> _PlanInProgress:
@@ -68,7 +73,7 @@ class Worker:
         planner: Turns payloads into chunks.
         writer: Embeds and stores the chunks.
         upkeep: Receives the deletions that `Journal.acknowledge` returns.
-        last_batch: The highest batch number so far.
+        owns: Tells for a lane whether this process may store its chunks now.
         timings: Measures the planning.
         on_settled: Called with the sequence numbers of payloads that are now stored or dead.
         on_stored: Called with the lanes of plans that were acknowledged, and whether one may hold a
@@ -84,7 +89,7 @@ class Worker:
         writer: ChunkWriter,
         upkeep: Upkeep,
         *,
-        last_batch: int,
+        owns: Callable[[int], bool] = lambda _lane: True,
         timings: Timings | None = None,
         on_settled: Callable[[Sequence[int]], None],
         on_linked: Callable[[], None] = lambda: None,
@@ -97,7 +102,7 @@ class Worker:
         self._upkeep = upkeep
         self._on_linked = on_linked
         self._on_stored = on_stored
-        self._last_batch = last_batch
+        self._owns = owns
         self._timings = timings or Timings()
         self._chunks = 0
         self._on_settled = on_settled
@@ -108,6 +113,8 @@ class Worker:
         self._to_divide: list[tuple[_PlanInProgress, PlannedChunk]] = []
         self._settle = asyncio.Event()
         self._acknowledging = asyncio.Lock()
+        self._taking = asyncio.Lock()
+        self._ending = asyncio.Event()
         self._planning: str | None = None
         self._settling: str | None = None
 
@@ -121,15 +128,55 @@ class Worker:
         """Check the batcher again, because a payload arrived or a batch is due earlier."""
         self._wake.set()
 
-    async def resume(self) -> list[Plan]:
-        """Start the plans that an earlier run recorded, and return them."""
-        plans = await self._journal.plans()
+    async def resume(self, plans: Sequence[Plan]) -> None:
+        """Start recorded plans of an earlier run, or of another process."""
         await self._thread.run(_count_all, self._planner, plans)
         now = asyncio.get_running_loop().time()
         for plan in plans:
             self._batcher.hold(plan.lane, now)
             self._begin(plan)
-        return plans
+
+    async def drop(self, lanes: Callable[[int], bool]) -> list[str]:
+        """Plan, store and acknowledge nothing more of some lanes. The batcher drops them, too.
+
+        Returns once nothing is planned or acknowledged that began before. A request to the store
+        that runs goes on.
+
+        Args:
+            lanes: Tells for a lane whether to drop it.
+
+        Returns:
+            The ids of the chunks that a request to the store may have stored.
+        """
+        for owner in self._begun:
+            owner.is_dropped = owner.is_dropped or lanes(owner.plan.lane)
+        async with self._taking, self._acknowledging:
+            dropped = [owner for owner in self._begun if lanes(owner.plan.lane)]
+            self._begun.difference_update(dropped)
+            self._ended = [owner for owner in self._ended if not lanes(owner.plan.lane)]
+            self._to_divide = [pair for pair in self._to_divide if not lanes(pair[0].plan.lane)]
+            self._batcher.drop(lanes)
+            sent: list[str] = []
+            for owner in dropped:
+                owner.is_dropped = True
+                # A chunk that is to be divided was left out of the count already.
+                self._chunks -= len(owner.remaining - owner.divided)
+                sent += [
+                    one
+                    for one in owner.chunks
+                    if one not in owner.remaining or self._writer.is_storing(one)
+                ]
+        self._ending.set()
+        self._wake.set()
+        return sent
+
+    async def finish(self, lanes: Callable[[int], bool]) -> None:
+        """Take no new batch of some lanes, and wait until those in flight have ended."""
+        async with self._taking:
+            self._batcher.drop(lanes, under_way=False)
+        while any(lanes(owner.plan.lane) for owner in self._begun):
+            self._ending.clear()
+            await self._ending.wait()
 
     @asynccontextmanager
     async def resting(self) -> AsyncIterator[None]:
@@ -169,9 +216,11 @@ class Worker:
             self._wake.clear()
             due = None
             if self._has_room():
-                if gathered := self._batcher.take(loop.time(), _PLAN_PAYLOADS):
-                    await self._plan(gathered)
-                    continue
+                async with self._taking:
+                    gathered = self._batcher.take(loop.time(), _PLAN_PAYLOADS)
+                    if gathered:
+                        await self._plan(gathered)
+                        continue
                 due = self._batcher.next_due()
             try:
                 async with asyncio.timeout_at(due):
@@ -191,7 +240,7 @@ class Worker:
                 waiting = await self._read(asked)
                 sessions = await self._journal.sessions([item.lane for item in gathered])
                 batches = list(_batches(gathered, waiting))
-                numbers = range(self._last_batch + 1, self._last_batch + 1 + len(batches))
+                numbers = await self._journal.take_batches(len(batches))
                 made = await self._thread.run(
                     _plan_all, self._planner, list(zip(numbers, batches, strict=True)), sessions
                 )
@@ -203,6 +252,8 @@ class Worker:
                 span.set_attribute("autoplay_rag.chunks", sum(len(plan.chunks) for plan in plans))
                 origin = current_origin()
         except Exception as error:  # noqa: BLE001 - of the journal, or no memory: may be transient
+            if isinstance(error, FencedError) and len(gathered) == 1:
+                return  # the lane stays in flight until `drop` is called
             if len(gathered) > 1:
                 # One batch may be the cause: plan each alone.
                 for item in gathered:
@@ -213,7 +264,6 @@ class Worker:
             await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
             return
         self._planning = None
-        self._last_batch += len(plans)
         beyond = asked[asked.index(waiting[-1].seq) + 1 :] if waiting else []
         self._give_back_rest(gathered, {batch[0].lane for batch in batches}, set(beyond))
         for plan in plans:
@@ -248,6 +298,7 @@ class Worker:
                 planned.tokens,
                 partial(self._divide, owner, planned) if len(planned.seqs) > 1 else None,
                 owner.origin,
+                partial(self._is_wanted, owner),
             )
             for planned in chunks
         ]
@@ -256,8 +307,13 @@ class Worker:
         if not owner.remaining:
             self._end(owner)
 
+    def _is_wanted(self, owner: _PlanInProgress) -> bool:
+        return not owner.is_dropped and self._owns(owner.plan.lane)
+
     def _chunk_ended(self, owner: _PlanInProgress, operation: Operation, error: str | None) -> None:
         assert isinstance(operation, Upsert)
+        if owner not in self._begun:
+            return  # it was dropped
         self._chunks -= 1
         found = operation.chunk.id
         if error is not None:
@@ -269,7 +325,10 @@ class Worker:
 
     def _divide(self, owner: _PlanInProgress, planned: PlannedChunk) -> bool:
         """Take back a chunk of several payloads, so that only the rejected payload dies."""
+        if owner not in self._begun:
+            return False
         self._chunks -= 1
+        owner.divided.add(planned.chunk.id)
         self._to_divide.append((owner, planned))
         self._settle.set()
         return True
@@ -287,16 +346,27 @@ class Worker:
             try:
                 async with self._acknowledging:
                     while self._to_divide:
-                        await self._replan_divided(*self._to_divide[0])
+                        with suppress(FencedError):  # `drop` is called soon
+                            await self._replan_divided(*self._to_divide[0])
                         del self._to_divide[0]
                     while ended := list(self._ended):
-                        await self._acknowledge(ended)
+                        await self._acknowledge_owned(ended)
                 self._settling = None
             except Exception as error:  # noqa: BLE001 - of the journal, or no memory: may be transient
                 # The chunks are stored. Only their acknowledgement has to wait.
                 self._settling = _log_failure("acknowledging", error)
                 self._settle.set()
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
+
+    async def _acknowledge_owned(self, ended: list[_PlanInProgress]) -> None:
+        """Acknowledge plans, without those of partitions that another process has taken over."""
+        try:
+            await self._acknowledge(ended)
+        except FencedError as error:
+            lost = [one for one in ended if partition_of(one.plan.lane) in error.partitions]
+            if not lost:
+                raise
+            self._ended = [one for one in self._ended if one not in lost]  # until `drop` is called
 
     async def _acknowledge(self, ended: list[_PlanInProgress]) -> None:
         found = await self._journal.acknowledge(
@@ -315,6 +385,7 @@ class Worker:
         kinds = (one.chunk.metadata.get("kind") for owner in ended for one in owner.plan.chunks)
         self._on_stored([owner.plan.lane for owner in ended], "summary" in kinds)
         self._on_settled(found.settled)
+        self._ending.set()
         self._wake.set()
 
     async def _replan_divided(self, owner: _PlanInProgress, planned: PlannedChunk) -> None:
@@ -325,6 +396,7 @@ class Worker:
         plan = await self._thread.run(self._planner.divide, owner.plan, planned, waiting)
         await self._journal.replace_plan(plan)
         before = owner.chunks
+        owner.divided.discard(planned.chunk.id)
         owner.plan = plan
         owner.chunks = {one.chunk.id: one for one in plan.chunks}
         owner.dead.update(plan.unplanned)
@@ -356,7 +428,7 @@ def _plan_all(
     ]
 
 
-def _count_all(planner: Planner, plans: list[Plan]) -> None:
+def _count_all(planner: Planner, plans: Sequence[Plan]) -> None:
     """Count tokens again, because the embedder may have changed."""
     for plan in plans:
         costs = planner.count([planned.chunk for planned in plan.chunks])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -78,6 +78,8 @@ class Entry:
         outcome: "accepted" adds it to the queue, "filtered" and "duplicate" only count it, "dead"
             adds it to the dead letters.
         error: Why it is dead.
+        ticket: The number with which it was submitted, if the journal assigned another one, because
+            several processes share it; otherwise 0.
     """
 
     seq: int
@@ -88,6 +90,7 @@ class Entry:
     first_chunk: str = ""
     outcome: Literal["accepted", "filtered", "duplicate", "dead"] = "accepted"
     error: str | None = None
+    ticket: int = 0
 
     @property
     def is_kept(self) -> bool:
@@ -409,6 +412,7 @@ class Recorded(NamedTuple):
         stored: Whether the store has it. False while it is to be stored, or stored again.
         has_text: False if an older format did not keep text and metadata.
         outdated: Whether the store still has to change its metadata.
+        retired: Whether a summary replaced it, so that the store must not have it.
     """
 
     number: int
@@ -416,6 +420,7 @@ class Recorded(NamedTuple):
     stored: bool
     has_text: bool
     outdated: bool = False
+    retired: bool = False
 
 
 class Task(NamedTuple):
@@ -558,6 +563,14 @@ class Queue(ABC):
     @abstractmethod
     async def plans(self) -> list[Plan]:
         """Return the plans that are not acknowledged, oldest first."""
+
+    @abstractmethod
+    async def under_way(self, lanes: Collection[int]) -> set[int]:
+        """Return those of these lanes that have a plan which is not acknowledged."""
+
+    @abstractmethod
+    async def take_batches(self, count: int) -> list[int]:
+        """Reserve numbers for plans, in ascending order. Numbers that are not used do no harm."""
 
     @abstractmethod
     async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> bool:
@@ -713,12 +726,18 @@ class Catalog(ABC):
         """
 
     @abstractmethod
-    async def queued(self, after: int, limit: int) -> list[QueuedChunk]:
-        """Return queued chunks, ordered by number."""
+    async def queued(self, after: int, limit: int, *, own: bool = False) -> list[QueuedChunk]:
+        """Return queued chunks, ordered by number.
+
+        Args:
+            after: The last number of the page before.
+            limit: The most chunks.
+            own: Whether to leave out the sessions that other processes work on.
+        """
 
     @abstractmethod
-    async def count_queued(self) -> int:
-        """Return the number of queued chunks."""
+    async def count_queued(self, *, own: bool = False) -> int:
+        """Return the number of queued chunks; for `own` see `queued`."""
 
     @abstractmethod
     async def queue_again(self, numbers: Sequence[int]) -> int:
@@ -770,13 +789,14 @@ class Catalog(ABC):
         """Add to the deletion outbox those of these ids that the catalog does not know."""
 
     @abstractmethod
-    async def deletions(self, limit: int, *, planned: bool = True) -> list[str]:
+    async def deletions(self, limit: int, *, planned: bool = True, own: bool = False) -> list[str]:
         """Return ids of chunks whose deletion the store has not confirmed, oldest first.
 
         Args:
             limit: The most ids; -1 for all.
             planned: Whether to include chunks that a plan stores again. Deleting such a chunk
                 after the plan was executed would delete what the plan stored.
+            own: See `queued`.
         """
 
     @abstractmethod
@@ -796,8 +816,13 @@ class Catalog(ABC):
         """Add chunks of a store to the catalog, and return how many were unknown."""
 
     @abstractmethod
-    async def outdated(self, limit: int) -> list[Outdated]:
-        """Return stored chunks with metadata changes that the store does not have yet."""
+    async def outdated(self, limit: int, *, own: bool = False) -> list[Outdated]:
+        """Return stored chunks with metadata changes that the store does not have yet.
+
+        Args:
+            limit: The most chunks.
+            own: See `queued`.
+        """
 
     @abstractmethod
     async def updated(self, done: Sequence[Outdated]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,7 +17,7 @@ from autoplay_rag.content.identity import People, changes_hands
 from autoplay_rag.content.keys import chunk_id, session_lane
 from autoplay_rag.journal.base import Notes, Outdated, PlannedChunk, QueuedChunk, Session
 from autoplay_rag.journal.claims import ClaimTables
-from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.fulltext import FullTextTables
 from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
 from autoplay_rag.journal.schema import ChunkState, PayloadState
@@ -47,18 +47,19 @@ _INSERT_SESSION = (
 )
 _UPDATE_SESSION = (
     "ON CONFLICT (lane) DO UPDATE SET product = excluded.product, session = excluded.session, "
-    "{people}, ambiguous = max(ambiguous, excluded.ambiguous), "
+    "{people}, ambiguous = max(visit.ambiguous, excluded.ambiguous), "
     # SQLite's `min` and `max` return NULL if one argument is NULL.
-    "first = coalesce(min(first, excluded.first), first, excluded.first), "
-    "last = coalesce(max(last, excluded.last), last, excluded.last), seen = excluded.seen"
+    "first = coalesce(min(visit.first, excluded.first), visit.first, excluded.first), "
+    "last = coalesce(max(visit.last, excluded.last), visit.last, excluded.last), "
+    "seen = excluded.seen"
 )
 _NEW_PEOPLE = "user = excluded.user, conversation = excluded.conversation, email = excluded.email"
 _KNOWN_PEOPLE = (
-    "conversation = CASE WHEN user IS NULL OR user = excluded.user "
-    "THEN coalesce(conversation, excluded.conversation) ELSE conversation END, "
-    "email = CASE WHEN user IS NULL OR user = excluded.user "
-    "THEN coalesce(email, excluded.email) ELSE email END, "
-    "user = coalesce(user, excluded.user)"
+    "conversation = CASE WHEN visit.user IS NULL OR visit.user = excluded.user "
+    "THEN coalesce(visit.conversation, excluded.conversation) ELSE visit.conversation END, "
+    "email = CASE WHEN visit.user IS NULL OR visit.user = excluded.user "
+    "THEN coalesce(visit.email, excluded.email) ELSE visit.email END, "
+    "user = coalesce(visit.user, excluded.user)"
 )
 """The people in the journal are newer than those in the chunks of a store, so they are kept."""
 _COLUMN = ("user", "conversation", "metadata")
@@ -82,11 +83,12 @@ class CatalogTables:
 
     Args:
         file: The journal's file.
+        fulltext: The full-text index in the same file.
     """
 
-    def __init__(self, file: JournalFile) -> None:
+    def __init__(self, file: JournalDatabase, fulltext: FullTextTables | None = None) -> None:
         self.file = file
-        self.fulltext = FullTextTables(file)
+        self.fulltext = fulltext or FullTextTables(file)
         self.claims = ClaimTables(file)
         self._connection = file.connection
         self._next_number = 1 + file.scalar("SELECT coalesce(max(number), 0) FROM chunk")
@@ -258,11 +260,13 @@ class CatalogTables:
             (ChunkState.QUEUED, json_list(numbers), ChunkState.STORED),
         ).rowcount
 
-    def queued(self, after: int, limit: int) -> list[QueuedChunk]:
-        """Return queued chunks, ordered by number."""
+    def queued(self, after: int, limit: int, own: bool = False) -> list[QueuedChunk]:
+        """Return queued chunks, ordered by number. For `own` see `Catalog`."""
+        condition, given = self._own("chunk") if own else ("", ())
         found = self._chunks(
-            f"WHERE state = {ChunkState.QUEUED:d} AND number > ? ORDER BY number LIMIT ?",
+            f"WHERE state = {ChunkState.QUEUED:d} AND number > ?{condition} ORDER BY number LIMIT ?",
             after,
+            *given,
             limit,
         )
         return [QueuedChunk(number, chunk) for number, chunk in found]
@@ -276,18 +280,30 @@ class CatalogTables:
         )
         return [number for (number,) in rows]
 
-    def count_queued(self) -> int:
-        """Return the number of queued chunks."""
-        return self.file.scalar(f"SELECT count(*) FROM chunk WHERE state = {ChunkState.QUEUED:d}")
+    def count_queued(self, own: bool = False) -> int:
+        """Return the number of queued chunks. For `own` see `Catalog`."""
+        condition, given = self._own("chunk") if own else ("", ())
+        return self.file.scalar(
+            f"SELECT count(*) FROM chunk WHERE state = {ChunkState.QUEUED:d}{condition}", *given
+        )
+
+    def _own(self, table: Literal["chunk", "deletion"]) -> tuple[str, tuple[Any, ...]]:  # noqa: ARG002
+        """Return a condition for the rows of a table that this process works on.
+
+        A file has one process, which works on all.
+        """
+        return "", ()
 
     # -- deletions ----------------------------------------------------------------------------
 
-    def deletions(self, limit: int, planned: bool = True) -> list[str]:
-        """Return ids in the deletion outbox, oldest first. For `planned` see `Catalog`."""
+    def deletions(self, limit: int, planned: bool = True, own: bool = False) -> list[str]:
+        """Return ids in the deletion outbox, oldest first. See `Catalog`."""
+        condition, given = self._own("deletion") if own else ("", ())
         rows = self._connection.execute(
-            "SELECT chunk FROM deletion WHERE ? OR NOT EXISTS "
-            "(SELECT 1 FROM chunk WHERE id = deletion.chunk AND state <> ?) ORDER BY at LIMIT ?",
-            (planned, ChunkState.RETIRED, limit),
+            "SELECT chunk FROM deletion WHERE (? OR NOT EXISTS "
+            f"(SELECT 1 FROM chunk WHERE id = deletion.chunk AND state <> ?)){condition} "
+            "ORDER BY at LIMIT ?",
+            (planned, ChunkState.RETIRED, *given, limit),
         )
         return [found for (found,) in rows]
 
@@ -469,7 +485,7 @@ class CatalogTables:
 
     def _unlink(self, lane: int) -> bool:
         taken_back = ", ".join(
-            f"{_COLUMN[bit]} = CASE WHEN linked & {1 << bit} THEN {_REMOVED[bit]} "
+            f"{_COLUMN[bit]} = CASE WHEN (linked & {1 << bit}) <> 0 THEN {_REMOVED[bit]} "
             f"ELSE {_COLUMN[bit]} END"
             for bit in range(len(_LINKED))
         )
@@ -486,18 +502,19 @@ class CatalogTables:
             self._connection,
             "outdated (chunk, version)",
             [(chunk, 1) for (chunk,) in rows],
-            after="ON CONFLICT (chunk) DO UPDATE SET version = version + 1",
+            after="ON CONFLICT (chunk) DO UPDATE SET version = outdated.version + 1",
         )
         return bool(rows)
 
     # -- metadata that the store has to change ------------------------------------------------
 
-    def outdated(self, limit: int) -> list[Outdated]:
-        """Return stored chunks whose metadata the store has to change."""
+    def outdated(self, limit: int, own: bool = False) -> list[Outdated]:
+        """Return stored chunks whose metadata the store has to change. For `own` see `Catalog`."""
+        condition, given = self._own("chunk") if own else ("", ())
         rows = self._connection.execute(
             "SELECT id, version, user, conversation, metadata ->> '$.email' FROM outdated "
-            "JOIN chunk ON chunk.id = outdated.chunk LIMIT ?",
-            (limit,),
+            f"JOIN chunk ON chunk.id = outdated.chunk WHERE true{condition} LIMIT ?",
+            (*given, limit),
         )
         return [
             Outdated(chunk, version, dict(zip(People._fields, people, strict=True)))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from autoplay_rag.journal.base import Claim, Claimable
-from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.rows import insert, json_list
 from autoplay_rag.journal.schema import ChunkState, PayloadState
 
@@ -29,7 +29,7 @@ class ClaimTables:
         file: The journal's file.
     """
 
-    def __init__(self, file: JournalFile) -> None:
+    def __init__(self, file: JournalDatabase) -> None:
         self._file = file
         self._connection = file.connection
 

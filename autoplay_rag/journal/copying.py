@@ -132,8 +132,7 @@ class CopyTables:
     def begin(self, model: str, collection: str, render: bool) -> Copy:
         """Begin a copy, and note changes from now on. Another one that is not complete ends."""
         self._remove_tables()
-        for statement in _TABLES:
-            self._connection.execute(statement)
+        self._add_tables()
         return self._save(
             Copy(
                 model=model,
@@ -275,7 +274,7 @@ class CopyTables:
     def end(self) -> None:
         """Forget the copy. The caller has deleted the other collection."""
         self._remove_tables()
-        self._connection.execute("DELETE FROM meta WHERE name = ?", (_META,))
+        self._file.delete_meta(_META)
 
     # -- helpers ------------------------------------------------------------------------------
 
@@ -295,6 +294,10 @@ class CopyTables:
             list(texts.items()),
             verb="INSERT OR REPLACE",
         )
+
+    def _add_tables(self) -> None:
+        for statement in _TABLES:
+            self._connection.execute(statement)
 
     def _remove_tables(self) -> None:
         for statement in _NO_TABLES:

@@ -5,13 +5,12 @@ All functions block and run in a transaction on the writer thread.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from autoplay_rag.journal.catalog import CatalogTables
-from autoplay_rag.journal.file import JournalFile
-from autoplay_rag.journal.rows import delete_in, insert, json_list
+from autoplay_rag.journal.database import JournalDatabase
+from autoplay_rag.journal.rows import Connection, Database, delete_in, insert, json_list
 from autoplay_rag.journal.schema import PayloadState
 
 __all__ = ["Deletion", "compact"]
@@ -31,7 +30,7 @@ class Deletion:
         catalog: The catalog in the same file.
     """
 
-    def __init__(self, file: JournalFile, catalog: CatalogTables) -> None:
+    def __init__(self, file: JournalDatabase, catalog: CatalogTables) -> None:
         self._file = file
         self._catalog = catalog
         self._connection = file.connection
@@ -70,8 +69,10 @@ class Deletion:
                 counts["bytes"] -= size
 
 
-def compact(connection: sqlite3.Connection, seqs: Iterable[int]) -> None:
-    """Rewrite rows that lost a large body: an update would leave each on its own page."""
+def compact(connection: Connection, seqs: Iterable[int]) -> None:
+    """Rewrite rows that lost a large body: in SQLite, an update would leave each on its own page."""
+    if isinstance(connection, Database):
+        return
     large = f"size > {_LARGE_BYTES} AND seq IN (SELECT value FROM json_each(?))"
     given = json_list(seqs)
     rows = connection.execute(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Protocol, TypeVar
 
 from autoplay_rag.journal.forgetting import Begun, Deleted, ErasureState, ErasureTables
+from autoplay_rag.journal.rows import Connection
 from autoplay_rag.journal.selecting import Asked, Selected, Sizes, count, select
 from autoplay_rag.journal.writer import Writer
 
@@ -20,7 +20,7 @@ _PAGE: Final = 250
 
 
 class _Read(Protocol):
-    async def __call__(self, read: Callable[[sqlite3.Connection], T], /) -> T: ...
+    async def __call__(self, read: Callable[[Connection], T], /) -> T: ...
 
 
 class AsyncErasures:
@@ -40,7 +40,7 @@ class AsyncErasures:
     async def select(self, asked: Asked) -> tuple[Selected, Sizes]:
         """Return the payloads that a request concerns, and how much that is."""
 
-        def read(connection: sqlite3.Connection) -> tuple[Selected, Sizes]:
+        def read(connection: Connection) -> tuple[Selected, Sizes]:
             with _one_moment(connection):
                 selected = select(connection, asked)
                 return selected, count(connection, asked, selected)
@@ -100,7 +100,7 @@ class AsyncErasures:
 
 
 @contextmanager
-def _one_moment(connection: sqlite3.Connection) -> Iterator[None]:
+def _one_moment(connection: Connection) -> Iterator[None]:
     if connection.in_transaction:
         yield
         return

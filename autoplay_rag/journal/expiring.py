@@ -10,17 +10,16 @@ a transaction on the writer thread.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.deleting import Deletion, compact
-from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.queue import first_since
-from autoplay_rag.journal.rows import json_list
+from autoplay_rag.journal.rows import Connection, json_list
 from autoplay_rag.journal.schema import EXPIRED_COUNT, ChunkState, PayloadState
 from autoplay_rag.journal.selecting import CLOCK_SECONDS
 from autoplay_rag.journal.writer import Writer
@@ -62,7 +61,7 @@ _LIMIT: Final = (
 """The limit of a payload. The kind of payloads of an older format is only known to their chunk."""
 
 _PARTS: Final = (
-    "WITH asked(seq) AS (SELECT value FROM json_each(?)), "
+    "WITH asked(seq) AS (SELECT CAST(value AS INTEGER) FROM json_each(?)), "
     "mates(seq) AS (SELECT seq FROM asked UNION SELECT other.seq FROM asked "
     "CROSS JOIN chunk_payload AS own ON own.seq = asked.seq "
     "CROSS JOIN chunk_payload AS other ON other.chunk = own.chunk) "
@@ -206,7 +205,7 @@ class LatePage(NamedTuple):
 
 
 def received(
-    connection: sqlite3.Connection, after: int | None, limits: Limits, *, complete: bool
+    connection: Connection, after: int | None, limits: Limits, *, complete: bool
 ) -> ReceivedPage | None:
     """Look at the next payloads in the order of their receipt.
 
@@ -246,7 +245,7 @@ def received(
     return ReceivedPage(_due_by_chunk(connection, asked, limits), keys, last)
 
 
-def late(connection: sqlite3.Connection, after: int | None, limits: Limits) -> LatePage | None:
+def late(connection: Connection, after: int | None, limits: Limits) -> LatePage | None:
     """Look at the next sessions for payloads that happened long before they were received.
 
     Args:
@@ -259,7 +258,7 @@ def late(connection: sqlite3.Connection, after: int | None, limits: Limits) -> L
     """
     last, lanes = connection.execute(
         "SELECT max(lane), json_group_array(lane) FILTER (WHERE first < ?) FROM "
-        "(SELECT lane, first FROM visit WHERE lane > ? ORDER BY lane LIMIT ?)",
+        "(SELECT lane, first FROM visit WHERE lane > ? ORDER BY lane LIMIT ?) AS page",
         (limits.latest, _FIRST if after is None else after, _LANES),
     ).fetchone()
     if last is None:
@@ -274,7 +273,7 @@ def late(connection: sqlite3.Connection, after: int | None, limits: Limits) -> L
     return LatePage(_due_by_chunk(connection, asked, limits), last)
 
 
-def _due_by_chunk(connection: sqlite3.Connection, seqs: Iterable[int], limits: Limits) -> list[int]:
+def _due_by_chunk(connection: Connection, seqs: Iterable[int], limits: Limits) -> list[int]:
     """Return those that can be deleted. Payloads of one chunk are neighbours.
 
     So a step of some of them deletes few others that share their chunks.
@@ -284,7 +283,7 @@ def _due_by_chunk(connection: sqlite3.Connection, seqs: Iterable[int], limits: L
     return sorted(due(parts, limits), key=lambda seq: (chunk_of[seq], seq))
 
 
-def _parts(connection: sqlite3.Connection, seqs: Iterable[int]) -> list[Part]:
+def _parts(connection: Connection, seqs: Iterable[int]) -> list[Part]:
     given = list(seqs)
     if not given:
         return []
@@ -302,7 +301,7 @@ class ExpiryTables:
         catalog: The catalog in the same file.
     """
 
-    def __init__(self, file: JournalFile, catalog: CatalogTables) -> None:
+    def __init__(self, file: JournalDatabase, catalog: CatalogTables) -> None:
         self._file = file
         self._catalog = catalog
         self._deletion = Deletion(file, catalog)
@@ -380,7 +379,7 @@ class ExpiryTables:
 
 
 class _Read(Protocol):
-    async def __call__(self, read: Callable[[sqlite3.Connection], T], /) -> T: ...
+    async def __call__(self, read: Callable[[Connection], T], /) -> T: ...
 
 
 class AsyncExpiry:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final
 
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.catalog import CHUNK_COLUMNS, read_chunk
-from autoplay_rag.journal.rows import json_list
+from autoplay_rag.journal.rows import Connection, json_list
 from autoplay_rag.journal.schema import PayloadState
 from autoplay_rag.journal.selecting import Asked, Selected, concerned, select
 
@@ -22,13 +21,13 @@ _STATES: Final = {
 }
 
 
-def select_all(connection: sqlite3.Connection, asked: Asked) -> tuple[Selected, list[int]]:
+def select_all(connection: Connection, asked: Asked) -> tuple[Selected, list[int]]:
     """Return the sessions and the sequence numbers of all payloads that a request concerns."""
     selected = select(connection, asked)
     return selected, concerned(connection, asked, selected)
 
 
-def payloads_of(connection: sqlite3.Connection, seqs: Sequence[int]) -> list[dict[str, Any]]:
+def payloads_of(connection: Connection, seqs: Sequence[int]) -> list[dict[str, Any]]:
     """Return payloads as JSON-able records, in order."""
     rows = connection.execute(
         "SELECT payload.seq, kind, state, at, error, visit.product, "
@@ -63,7 +62,7 @@ def payloads_of(connection: sqlite3.Connection, seqs: Sequence[int]) -> list[dic
 
 
 def chunks_of(
-    connection: sqlite3.Connection, seqs: Sequence[int], after: int
+    connection: Connection, seqs: Sequence[int], after: int
 ) -> list[tuple[int, dict[str, Any]]]:
     """Return the chunks of payloads as JSON-able records, in order, each with its number.
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
+from autoplay_rag._describe import describe
 from autoplay_rag.errors import JournalDamagedError, JournalError, JournalVersionError
 from autoplay_rag.journal.base import Durability
+from autoplay_rag.journal.database import Clock, JournalDatabase, wall_clock
 from autoplay_rag.journal.ledger import COUNTERS
 from autoplay_rag.journal.migration import OLDEST_VERSION, upgrade
 from autoplay_rag.journal.rows import lossy_text
@@ -26,9 +28,7 @@ from autoplay_rag.journal.schema import (
     SCHEMA_VERSION,
 )
 
-__all__ = ["Clock", "JournalFile", "other_version", "wall_clock"]
-
-Clock: TypeAlias = Callable[[], float]
+__all__ = ["JournalFile", "other_version"]
 
 _LOCKED_SECONDS = 5.0
 """Seconds that one attempt waits for the file's lock."""
@@ -44,12 +44,7 @@ _LOAD_COUNTS = f"SELECT {', '.join(_COUNTS)} FROM counts"
 _SAVE_COUNTS = f"UPDATE counts SET {', '.join(f'{name} = ?' for name in _COUNTS)}"
 
 
-def wall_clock() -> float:
-    """Return the time in Unix seconds."""
-    return time.time()
-
-
-class JournalFile:
+class JournalFile(JournalDatabase):
     """A file with the journal's tables and counts. One transaction changes both.
 
     Args:
@@ -62,9 +57,6 @@ class JournalFile:
 
     Attributes:
         connection: The database.
-        counts: The ledger's durable counts and `bytes`, as of the current transaction.
-        committed: The same as of the last commit. May be read from any thread.
-        unclean: True if the last run did not close the file.
         upgraded_from: The format before this object upgraded the file; None if it did not.
 
     Raises:
@@ -83,6 +75,8 @@ class JournalFile:
         clock: Clock = wall_clock,
     ) -> None:
         self.path = path
+        self.in_memory = path is None
+        self.name = "in memory" if path is None else str(path)
         self.clock = clock
         self._keep_addresses = keep_addresses
         self._commits = 0
@@ -93,7 +87,7 @@ class JournalFile:
         try:
             if path is not None and not existed:
                 _create_for_owner(path)
-            self.connection = sqlite3.connect(
+            self.connection: sqlite3.Connection = sqlite3.connect(
                 path or ":memory:",
                 isolation_level=None,
                 timeout=_LOCKED_SECONDS,
@@ -260,11 +254,26 @@ class JournalFile:
         busy, *_ = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
 
-    # -- helpers ------------------------------------------------------------------------------
+    # -- errors -------------------------------------------------------------------------------
 
-    def scalar(self, sql: str, *parameters: Any) -> int:
-        """Return the single number that a query selects."""
-        return int(self.connection.execute(sql, parameters).fetchone()[0])
+    def is_failure(self, error: BaseException) -> bool:
+        """As in `JournalDatabase`."""
+        return isinstance(error, sqlite3.Error)
+
+    def is_full(self, error: BaseException) -> bool:
+        """As in `JournalDatabase`."""
+        return _code(error) == sqlite3.SQLITE_FULL
+
+    def reason_to_wait(self, error: BaseException) -> str | None:
+        """As in `JournalDatabase`."""
+        busy = _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        return f"another program holds the lock of {self.name}" if busy else None
+
+    def describe(self, error: BaseException) -> str:
+        """As in `JournalDatabase`."""
+        return describe(error)
+
+    # -- helpers ------------------------------------------------------------------------------
 
     def meta(self, name: str) -> Any:
         """Return the value saved under a name; None if there is none."""
@@ -274,6 +283,10 @@ class JournalFile:
     def set_meta(self, name: str, value: Any) -> None:
         """Save a value under a name."""
         self.connection.execute("REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def delete_meta(self, name: str) -> None:
+        """Delete what is saved under a name."""
+        self.connection.execute("DELETE FROM meta WHERE name = ?", (name,))
 
     def _load_counts(self) -> dict[str, int]:
         found = self.connection.execute(_LOAD_COUNTS).fetchone()
@@ -321,5 +334,9 @@ def _has_application_id(path: Path | None) -> bool:
 
 
 def _is_damage(error: BaseException) -> bool:
+    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _code(error: BaseException) -> int | None:
     code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return None if code is None else code & 0xFF

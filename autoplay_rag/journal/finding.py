@@ -6,10 +6,9 @@ never waits for the writer.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from autoplay_rag.content.chunks import Chunk, metadata_of
 from autoplay_rag.content.filters import Condition
@@ -18,10 +17,10 @@ from autoplay_rag.content.keys import chunk_id
 from autoplay_rag.journal.base import Found, FoundPassage, Scope, Visit
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.catalog import CHUNK_COLUMNS, read_chunk
-from autoplay_rag.journal.rows import json_list, quoted
+from autoplay_rag.journal.rows import Connection, json_list, quoted
 from autoplay_rag.journal.schema import EXPIRED_COUNT, ChunkState, PayloadState
 
-__all__ = ["Finder"]
+__all__ = ["Asked", "Finder", "passages_where"]
 
 _FEW_PAYLOADS: Final = 2000
 """The most payloads of a person, a session or a thread for which all of them are scored. Then the
@@ -45,6 +44,22 @@ _IN: Final = "IN (SELECT value FROM json_each(?))"
 _STORED: Final = f"chunk.state <> {ChunkState.PLANNED:d}"
 
 
+class Asked(NamedTuple):
+    """What selects passages.
+
+    Attributes:
+        phrases: Phrases to look up literally.
+        lookups: The chosen terms, each with the words to look up.
+        counts: The number of passages with each term.
+        total: The approximate number of passages.
+    """
+
+    phrases: Sequence[str]
+    lookups: Mapping[str, Sequence[str]]
+    counts: Mapping[str, int]
+    total: int
+
+
 class Finder:
     """Reads the catalog for a search. `Findable` is its asynchronous interface.
 
@@ -52,8 +67,9 @@ class Finder:
         connection: A connection to the journal's database.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._most_matches = _MOST_MATCHES
         self._counts: dict[str, int] = {}
         self._counted_at = 0
 
@@ -101,7 +117,8 @@ class Finder:
         """Return the lanes of sessions that pass a filter, latest first."""
         where, given = visits_where(conditions)
         rows = self._connection.execute(
-            f"SELECT lane FROM visit WHERE {where} ORDER BY last DESC LIMIT ?", (*given, limit)
+            f"SELECT lane FROM visit WHERE {where} ORDER BY last DESC NULLS LAST LIMIT ?",
+            (*given, limit),
         )
         return [lane for (lane,) in rows]
 
@@ -125,17 +142,18 @@ class Finder:
         total = self._count_passages()
         counts = {term: self._frequency(term, raw, total) for term, raw in lookups.items()}
         common = max(_COMMON_SHARE * total, _COMMON_LEAST)
-        chosen = _rare(counts, common)
-        match = " OR ".join(
-            [quoted(phrase) for phrase in phrases]
-            + [quoted(raw) for term in chosen for raw in lookups[term]]
-        )
-        seqs = self._matching(match, conditions, limit) if match and limit else []
+        chosen = _rare(counts, common, self._most_matches)
+        asked = Asked(phrases, {term: lookups[term] for term in chosen}, counts, total)
+        seqs = self._matching(asked, conditions, limit) if (phrases or chosen) and limit else []
         return Found(total, counts, seqs)
 
     def _matching(
-        self, match: str, conditions: Sequence[Condition], limit: int
+        self, asked: Asked, conditions: Sequence[Condition], limit: int
     ) -> list[tuple[int, int]]:
+        match = " OR ".join(
+            [quoted(phrase) for phrase in asked.phrases]
+            + [quoted(raw) for words in asked.lookups.values() for raw in words]
+        )
         if not conditions:
             rows = self._connection.execute(
                 "SELECT found.rowid, passage.lane FROM (SELECT rowid FROM words WHERE words "
@@ -170,14 +188,17 @@ class Finder:
             self._counted_at = total
         found = self._counts.get(term)
         if not found:  # 0 is not cached: the term may have been added since
-            match = " OR ".join(quoted(word) for word in raw)
-            found = self._scalar(
-                "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
-                match,
-                _COUNTED,
-            )
+            found = self._count(raw, _COUNTED)
             self._counts[term] = found
         return found
+
+    def _count(self, words: Sequence[str], most: int) -> int:
+        """Return the number of passages with any of these words, or `most`."""
+        return self._scalar(
+            "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
+            " OR ".join(quoted(word) for word in words),
+            most,
+        )
 
     def _count_passages(self) -> int:
         # Counting the rows would take as long as reading them.
@@ -193,10 +214,10 @@ class Finder:
     def lanes_of(self, chunk_ids: Sequence[str]) -> dict[str, int]:
         """Return the lanes of those stored chunks that the catalog knows."""
         rows = self._connection.execute(
-            "SELECT chunk.id, passage.lane FROM json_each(?) AS given "
-            "CROSS JOIN chunk ON chunk.id = given.value "
+            "SELECT chunk.id, passage.lane FROM chunk "
             "CROSS JOIN chunk_payload ON chunk_payload.chunk = chunk.number "
-            "CROSS JOIN passage ON passage.seq = chunk_payload.seq",
+            "CROSS JOIN passage ON passage.seq = chunk_payload.seq "
+            f"WHERE chunk.id {_IN}",
             (json_list(chunk_ids),),
         )
         return dict(rows)
@@ -211,10 +232,10 @@ class Finder:
     def chunk_ids(self, lanes: Sequence[int]) -> list[str]:
         """Return the ids of the stored chunks of these sessions."""
         rows = self._connection.execute(
-            "SELECT DISTINCT chunk.id FROM json_each(?) AS given "
-            "CROSS JOIN passage ON passage.lane = given.value "
+            "SELECT DISTINCT chunk.id FROM passage "
             "CROSS JOIN chunk_payload ON chunk_payload.seq = passage.seq "
-            f"CROSS JOIN chunk ON chunk.number = chunk_payload.chunk AND {_STORED}",
+            f"CROSS JOIN chunk ON chunk.number = chunk_payload.chunk AND {_STORED} "
+            f"WHERE passage.lane {_IN}",
             (json_list(lanes),),
         )
         return [found for (found,) in rows]
@@ -323,14 +344,14 @@ _PASSAGE_TERMS: Final = {
 }
 
 
-def _rare(counts: Mapping[str, int], common: float) -> list[str]:
+def _rare(counts: Mapping[str, int], common: float, most_matches: int) -> list[str]:
     """Return the terms that select candidates: the rarest first, without the common ones."""
     there = sorted((term for term in counts if counts[term]), key=counts.__getitem__)
     rare = [term for term in there if counts[term] <= common]
     if not rare:
         return there[:_LEAST_WORDS]
     matches = accumulate(counts[term] for term in rare)
-    chosen = [term for term, most in zip(rare, matches, strict=True) if most <= _MOST_MATCHES]
+    chosen = [term for term, most in zip(rare, matches, strict=True) if most <= most_matches]
     return chosen or rare[:1]
 
 
@@ -348,4 +369,4 @@ def _where(
     conditions: Sequence[Condition], terms: Mapping[tuple[str, str], str]
 ) -> tuple[str, list[Any]]:
     found = [(terms[key, op], value) for key, op, value in conditions if (key, op) in terms]
-    return " AND ".join(term for term, _ in found) or "1", [value for _, value in found]
+    return " AND ".join(term for term, _ in found) or "TRUE", [value for _, value in found]

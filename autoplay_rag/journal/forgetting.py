@@ -17,8 +17,8 @@ from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.base import Entry, Plan, PlannedChunk, Prepared, Session
 from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.deleting import Deletion
-from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.register import Register, RegisterEntry
 from autoplay_rag.journal.rows import delete_in, insert, json_list
 from autoplay_rag.journal.schema import INDEX_BELOW, PayloadState
@@ -136,18 +136,25 @@ class ErasureTables:
     """
 
     def __init__(
-        self, file: JournalFile, catalog: CatalogTables, register: Register | None = None
+        self, file: JournalDatabase, catalog: CatalogTables, register: Register | None = None
     ) -> None:
         self._register = register or Register(None)
         self.file = file
         self._catalog = catalog
         self._deletion = Deletion(file, catalog)
         self._connection = file.connection
-        self._scopes: tuple[str, ...] = tuple(msgspec.json.decode(file.meta(_SCOPES) or "[]"))
-        self._secret = bytes.fromhex(file.meta(_SECRET) or "")
-        self.active = bool(self._scopes)
+        self._scopes: tuple[str, ...] = ()
+        self._secret = b""
+        self.active = False
+        self.load()
         if self.active:
             file.overwrite_deleted()
+
+    def load(self) -> None:
+        """Read what is refused."""
+        self._scopes = tuple(msgspec.json.decode(self.file.meta(_SCOPES) or "[]"))
+        self._secret = bytes.fromhex(self.file.meta(_SECRET) or "")
+        self.active = bool(self._scopes)
 
     # -- refusals -----------------------------------------------------------------------------
 
@@ -182,17 +189,22 @@ class ErasureTables:
     ) -> set[int]:
         """Return the sequence numbers of entries that are refused."""
         found: set[int] = set()
+        hashes = {entry.seq: self.hashes_of(entry) for entry in entries if entry.is_kept}
+        limits = self._limits({each for own in hashes.values() for each in own})
         for entry, kept in zip(entries, prepared, strict=True):
-            if not entry.is_kept:
-                continue
             happened = kept.passage.started if kept.passage is not None else 0.0
             unclear = not 0.0 < happened <= now + CLOCK_SECONDS
-            for scope, digest in self.hashes_of(entry):
-                limit = self._limit(scope, digest)
+            for scope, digest in hashes.get(entry.seq, ()):
+                limit = limits.get((scope, digest))
                 if limit is not None and (scope == _KEY or unclear or happened <= limit):
                     found.add(entry.seq)
                     break
         return found
+
+    def _limits(self, hashes: Iterable[tuple[str, bytes]]) -> dict[tuple[str, bytes], float]:
+        """Return up to when the scopes that are refused are refused."""
+        found = {one: self._limit(*one) for one in hashes}
+        return {one: limit for one, limit in found.items() if limit is not None}
 
     def _limit(self, scope: str, digest: bytes) -> float | None:
         row = self._connection.execute(
@@ -254,7 +266,7 @@ class ErasureTables:
             (now, _encoded(record)),
         ).fetchone()[0]
         self._connection.execute(
-            f"INSERT OR IGNORE INTO forgetting SELECT seq, :number FROM ({CONCERNED})",
+            f"INSERT OR IGNORE INTO forgetting SELECT seq, :number FROM ({CONCERNED}) AS found",
             {**parameters_of(asked, selected), "number": number},
         )
         self._drop_people(selected)
@@ -337,7 +349,7 @@ class ErasureTables:
             "refused (scope, hash, happened_until)",
             [(scope, digest, limit) for scope, digest in refusals],
             after="ON CONFLICT (scope, hash) DO UPDATE SET "
-            "happened_until = max(happened_until, excluded.happened_until)",
+            "happened_until = max(refused.happened_until, excluded.happened_until)",
         )
 
     def _drop_people(self, selected: Selected) -> None:

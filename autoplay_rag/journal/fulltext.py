@@ -6,15 +6,16 @@ SQLite's FTS5 tokenizes them here. `journal/finding.py` reads the index.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from autoplay_rag.content.passages import storable
 from autoplay_rag.content.words import index_text
 from autoplay_rag.journal.base import IndexEntry, Unindexed
-from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.rows import delete_in, insert, json_list
-from autoplay_rag.journal.schema import INDEX_BELOW, START_INDEXING, ChunkState, PayloadState
+from autoplay_rag.journal.schema import INDEX_BELOW, ChunkState, PayloadState
 
 __all__ = ["FullTextTables"]
 
@@ -22,9 +23,9 @@ _INSERT_VISIT: Final = "visit (lane, product, session, first, last, payloads, ac
 _WIDEN_VISIT: Final = (
     "ON CONFLICT (lane) DO UPDATE SET product = excluded.product, session = excluded.session, "
     # In SQLite, `min` and `max` of several arguments are NULL if one of them is NULL.
-    "first = coalesce(min(first, excluded.first), first, excluded.first), "
-    "last = coalesce(max(last, excluded.last), last, excluded.last), "
-    "payloads = payloads + excluded.payloads, actions = actions + excluded.actions"
+    "first = coalesce(min(visit.first, excluded.first), visit.first, excluded.first), "
+    "last = coalesce(max(visit.last, excluded.last), visit.last, excluded.last), "
+    "payloads = visit.payloads + excluded.payloads, actions = visit.actions + excluded.actions"
 )
 _INDEXED_STATES: Final = (
     f"state IN ({PayloadState.WAITING:d}, {PayloadState.STORED:d}, {PayloadState.DEAD:d}, "
@@ -46,12 +47,24 @@ class FullTextTables:
         file: The journal's file.
     """
 
-    def __init__(self, file: JournalFile) -> None:
+    _older_count = "chunk.metadata ->> '$.action_count', "
+
+    def __init__(self, file: JournalDatabase) -> None:
         self.file = file
         self._connection = file.connection
 
     def add(self, entries: Sequence[IndexEntry]) -> None:
         """Add payloads to the index."""
+        self._add_texts(entries)
+        insert(self._connection, _INSERT_VISIT, _visits(entries), after=_WIDEN_VISIT)
+        insert(
+            self._connection,
+            "belongs (field, value, lane)",
+            sorted(_belongings(entries)),
+            verb="INSERT OR IGNORE",
+        )
+
+    def _add_texts(self, entries: Sequence[IndexEntry]) -> None:
         insert(
             self._connection,
             "passage (seq, lane, started, ended, actions, text)",
@@ -72,13 +85,16 @@ class FullTextTables:
             "words (rowid, text)",
             [(one.seq, one.passage.indexed) for one in entries],
         )
-        insert(self._connection, _INSERT_VISIT, _visits(entries), after=_WIDEN_VISIT)
+
+    def _remove_texts(self, texts: Sequence[tuple[int, str]]) -> None:
+        """Remove the words of these texts from the index. Their rows are deleted afterwards."""
         insert(
             self._connection,
-            "belongs (field, value, lane)",
-            sorted(_belongings(entries)),
-            verb="INSERT OR IGNORE",
+            "words (words, rowid, text)",
+            [("delete", seq, index_text(text)) for seq, text in texts],
         )
+        if texts:
+            self.file.set_meta(_REMOVED, len(texts) + (self.file.meta(_REMOVED) or 0))
 
     def remove(self, seqs: Sequence[int]) -> None:
         """Remove payloads from the index, and sessions without remaining payloads."""
@@ -87,14 +103,8 @@ class FullTextTables:
             "SELECT seq, text, lane FROM passage WHERE seq IN (SELECT value FROM json_each(?))",
             (given,),
         ).fetchall()
-        insert(
-            self._connection,
-            "words (words, rowid, text)",
-            [("delete", seq, index_text(text)) for seq, text, _ in rows],
-        )
+        self._remove_texts([(seq, text) for seq, text, _ in rows])
         delete_in(self._connection, "passage", "seq", seqs)
-        if rows:
-            self.file.set_meta(_REMOVED, len(rows) + (self.file.meta(_REMOVED) or 0))
         lanes = json_list({lane for _, _, lane in rows})
         self._connection.execute(
             "DELETE FROM belongs WHERE lane IN (SELECT value FROM json_each(?)) AND NOT "
@@ -122,6 +132,7 @@ class FullTextTables:
         Returns:
             Whether there is more to merge.
         """
+        assert isinstance(self._connection, sqlite3.Connection)
         before = self._connection.total_changes
         self._connection.execute(
             "INSERT INTO words (words, rank) VALUES ('merge', ?)",
@@ -144,7 +155,8 @@ class FullTextTables:
 
     def reindex(self) -> None:
         """Start indexing all payloads that are not in the index, newest first."""
-        self._connection.execute(START_INDEXING)
+        last = self.file.scalar("SELECT coalesce(max(seq), 0) FROM payload")
+        self.file.set_meta(INDEX_BELOW, last + 1)
 
     def unindexed(self, limit: int) -> tuple[list[Unindexed], int]:
         """Return the next payloads to index, newest first, and about how many are left after them.
@@ -160,7 +172,7 @@ class FullTextTables:
             "coalesce(chunk.product, ''), chunk.session, chunk.user, chunk.conversation, "
             # Before format 4, the number of actions was part of the `metadata` column.
             "chunk.started, chunk.ended, "
-            "coalesce(chunk.actions, chunk.metadata ->> '$.action_count', 0) "
+            f"coalesce(chunk.actions, {self._older_count}0) "
             "FROM payload LEFT JOIN chunk ON chunk.number = ("
             "SELECT min(chunk) FROM chunk_payload WHERE chunk_payload.seq = payload.seq) "
             f"AND chunk.state <> {ChunkState.PLANNED:d} AND payload.seq = ("
@@ -175,7 +187,7 @@ class FullTextTables:
             for seq, lane, body, *chunk in rows
         ]
         if not found:
-            self._connection.execute("DELETE FROM meta WHERE name = ?", (INDEX_BELOW,))
+            self.file.delete_meta(INDEX_BELOW)
             return [], 0
         return found, found[-1].seq - self.file.scalar("SELECT min(seq) FROM payload")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Final, NamedTuple
 
+from autoplay_rag.journal.rows import Connection
 from autoplay_rag.journal.schema import PayloadState
 
 __all__ = ["NO_LAG", "Lag", "lag_of"]
@@ -42,7 +42,7 @@ class Lag(NamedTuple):
 NO_LAG: Final = Lag()
 
 
-def lag_of(connection: sqlite3.Connection, watermark: int) -> Lag:
+def lag_of(connection: Connection, watermark: int) -> Lag:
     """Compute the lag of the last 1,000 stored payloads, by sequence number.
 
     Args:

@@ -7,8 +7,7 @@ tokenises payloads in a thread of its own.
 from __future__ import annotations
 
 import logging
-import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -33,13 +32,18 @@ from autoplay_rag.journal.base import (
 )
 from autoplay_rag.journal.bodies import decoded, pack, unpack
 from autoplay_rag.journal.catalog import CatalogTables, as_key
+from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.deleting import compact
-from autoplay_rag.journal.file import JournalFile
 from autoplay_rag.journal.forgetting import FORGOTTEN, ErasureTables
 from autoplay_rag.journal.register import Register
-from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
+from autoplay_rag.journal.rows import Connection, delete_in, insert, json_list, read_all
 from autoplay_rag.journal.schema import PayloadState
-from autoplay_rag.journal.tasks import ANSWER, LETTER_ACTIONS, decode_task
+from autoplay_rag.journal.tasks import (
+    ANSWER,
+    KEEP_ANSWERS_SECONDS,
+    LETTER_ACTIONS,
+    decode_task,
+)
 from autoplay_rag.payloads import ActionsPayload, Payload, SummaryPayload
 
 __all__ = ["FOLLOWED", "QueueTables", "first_since", "letters"]
@@ -55,8 +59,6 @@ _MEMORY_PAYLOADS: Final = 100_000
 _FEW_WAITING: Final = 20_000
 _PART: Final = "part of a dead payload"
 _GONE: Final = "left the catalog while it was stored again"
-_KEEP_ANSWERS_SECONDS: Final = 3600.0
-"""How long an answer to another process is kept. That process deletes it once it has read it."""
 _INSERT_PAYLOAD: Final = (
     "payload (seq, key, lane, kind, at, actions, state, size, ended, error, body)"
 )
@@ -82,9 +84,11 @@ class QueueTables:
         register: Where requests to forget are registered as well.
     """
 
+    _erasures_class = ErasureTables
+
     def __init__(
         self,
-        file: JournalFile,
+        file: JournalDatabase,
         catalog: CatalogTables,
         durability: Durability,
         *,
@@ -97,12 +101,12 @@ class QueueTables:
         self.file = file
         self.catalog = catalog
         self.fulltext = catalog.fulltext
-        self.erasures = ErasureTables(file, catalog, register)
+        self.erasures = self._erasures_class(file, catalog, register)
         self._connection = file.connection
         self._max_bytes = max_bytes
         self._keep_payloads = keep_payloads
         self._replace_by_summaries = replace_by_summaries
-        self._keep_acknowledged = durability == "full" and file.path is not None
+        self._keep_acknowledged = durability == "full" and not file.in_memory
         self.model = model
 
     # -- in -----------------------------------------------------------------------------------
@@ -110,7 +114,7 @@ class QueueTables:
     def prepare(self, entry: Entry) -> Prepared:
         """Return an entry's body and words in the form to be kept. Only a file's bodies are packed."""
         body = entry.body
-        if body is not None and self.file.path is not None:
+        if body is not None and not self.file.in_memory:
             body = pack(body)
         try:
             # Dead letters too: a retry puts them back as they are.
@@ -119,6 +123,10 @@ class QueueTables:
             _log.error("a payload is kept, but not found by words: %s", type(error).__name__)
             passage = None
         return Prepared(body, passage)
+
+    def number(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Return the entries with the sequence numbers that they are saved with: their own."""
+        return entries
 
     def accept(
         self, entries: Sequence[Entry], prepared: Sequence[Prepared] | None = None
@@ -240,6 +248,9 @@ class QueueTables:
         keys = {bytes.fromhex(entry.key) for entry in entries}
         if adopted:
             keys |= {key for entry in entries if (key := as_key(entry.first_chunk))}
+        return self._known_keys(keys)
+
+    def _known_keys(self, keys: Iterable[bytes]) -> set[bytes]:
         found: set[bytes] = set()
         for key in keys:
             if self._connection.execute("SELECT 1 FROM payload WHERE key = ?", (key,)).fetchone():
@@ -332,6 +343,16 @@ class QueueTables:
             found.append(Plan(number, lane, self.catalog.planned(numbers), unplanned))
         return found
 
+    def under_way(self, lanes: Collection[int]) -> set[int]:
+        """Return those of these lanes that have a plan which is not acknowledged."""
+        rows = read_all(
+            self._connection,
+            "lane",
+            "FROM plan WHERE acknowledged IS NULL AND lane IN (SELECT value FROM json_each(?))",
+            json_list(lanes),
+        )
+        return {lane for (lane,) in rows}
+
     def acknowledge(self, ended: Sequence[Acknowledgement]) -> Acknowledged:
         """Settle the payloads of executed plans."""
         now = self.file.clock()
@@ -401,9 +422,7 @@ class QueueTables:
         else:
             delete_in(self._connection, "plan", "number", plans)
         if plans:
-            highest = max(plans)
-            if highest > (self.file.meta("acknowledged") or 0):
-                self.file.set_meta("acknowledged", highest)
+            self.file.raise_meta("acknowledged", max(plans))
 
     def _set_stored(self, seqs: Sequence[int], now: float) -> None:
         given = json_list(seqs)
@@ -476,7 +495,7 @@ class QueueTables:
             f"SELECT action, seq FROM request WHERE action IN {LETTER_ACTIONS} ORDER BY number"
         ).fetchall()
         for action, seq in rows:
-            ids = None if seq is None else [seq]
+            ids = None if seq is None else [int(seq)]
             if action == "retry":
                 back += self.retry(ids)
             else:
@@ -501,7 +520,7 @@ class QueueTables:
         now = self.file.clock()
         self._connection.execute(
             "DELETE FROM meta WHERE name LIKE ? AND json_extract(value, '$.at') < ?",
-            (f"{ANSWER}%", now - _KEEP_ANSWERS_SECONDS),
+            (f"{ANSWER}%", now - KEEP_ANSWERS_SECONDS),
         )
         self.file.set_meta(ANSWER + token, msgspec.json.encode({**answer, "at": now}).decode())
 
@@ -633,7 +652,7 @@ class QueueTables:
             (now - _KEEP_KEYS_SECONDS,),
         )
         self.catalog.claims.expire()
-        if self.file.path is None:
+        if self.file.in_memory:
             self._tidy_memory(now - _KEEP_KEYS_SECONDS)
 
     def _tidy_memory(self, ended_before: float) -> None:
@@ -673,7 +692,7 @@ def dead_letter(  # noqa: PLR0917 - a row
     return DeadLetter(seq, kind or "unknown", session, error or "", ended or 0.0, payload)
 
 
-def first_since(connection: sqlite3.Connection, since: float) -> int:
+def first_since(connection: Connection, since: float) -> int:
     """Find roughly the lowest sequence number that arrived at a time or later.
 
     Sequence numbers grow with arrival time, so a binary search finds it without an index.

@@ -1,5 +1,7 @@
 """Reads and writes of many rows in one statement.
 
+The tables' statements are written for SQLite. A `Database` runs them on another database.
+
 `sqlite3` releases the GIL at every step of a statement. While the event loop is busy, a thread that
 reads or writes row by row waits for the GIL at every row. One statement for many rows waits once.
 """
@@ -7,12 +9,24 @@ reads or writes row by row waits for the GIL at every row. One statement for man
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
-__all__ = ["delete_in", "insert", "json_list", "lossy_text", "quoted", "read_all"]
+__all__ = [
+    "Connection",
+    "Database",
+    "JsonList",
+    "Rows",
+    "delete_in",
+    "insert",
+    "json_list",
+    "lossy_text",
+    "quoted",
+    "read_all",
+]
 
 _SLICES: Final = (128, 32, 8, 1)
 """Rows in one statement. With few different sizes, prepared statements are reused."""
@@ -20,8 +34,64 @@ _SLICES: Final = (128, 32, 8, 1)
 _encode = msgspec.json.Encoder().encode
 
 
+class Rows(Protocol):
+    """The result of a statement, as `sqlite3.Cursor` has it."""
+
+    @property
+    def rowcount(self) -> int:
+        """The number of rows that the statement changed."""
+
+    def fetchone(self) -> Any:
+        """Return the next row; None if there is none."""
+
+    def fetchall(self) -> list[Any]:
+        """Return all rows that are left."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Database(ABC):
+    """A connection to another database than SQLite. It runs the same statements."""
+
+    @property
+    @abstractmethod
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+
+    @abstractmethod
+    def execute(self, sql: str, parameters: Any = (), /) -> Rows:
+        """Run one statement."""
+
+    @abstractmethod
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Rows:
+        """Run one statement for each of many sets of parameters."""
+
+    @abstractmethod
+    def insert(self, into: str, rows: Sequence[Sequence[Any]], verb: str, after: str) -> int:
+        """Insert rows; see the function `insert`."""
+
+    @abstractmethod
+    def read_all(self, columns: str, rest: str, parameters: Sequence[Any]) -> list[Any]:
+        """Read rows; see the function `read_all`."""
+
+
+Connection: TypeAlias = sqlite3.Connection | Database
+"""What runs the statements of the journal's tables."""
+
+
+class JsonList(str):
+    """A JSON array as a parameter, with its values for databases that have arrays.
+
+    Attributes:
+        values: The values.
+    """
+
+    __slots__ = ("values",)
+    values: list[Any]
+
+
 def insert(
-    connection: sqlite3.Connection,
+    connection: Connection,
     into: str,
     rows: Sequence[Sequence[Any]],
     *,
@@ -37,6 +107,8 @@ def insert(
         verb: "INSERT" or a variant, such as "INSERT OR REPLACE".
         after: SQL after the values, such as an ON CONFLICT clause.
     """
+    if isinstance(connection, Database):
+        return connection.insert(into, rows, verb, after)
     done = inserted = 0
     for size in _SLICES:
         while len(rows) - done >= size:
@@ -51,13 +123,16 @@ def insert(
     return inserted
 
 
-def json_list(values: Iterable[int | str]) -> str:
+def json_list(values: Iterable[int | str]) -> JsonList:
     """Encode values as a parameter for `IN (SELECT value FROM json_each(?))`."""
-    return _encode(list(values)).decode()
+    listed = list(values)
+    found = JsonList(_encode(listed).decode())
+    found.values = listed
+    return found
 
 
 def delete_in(
-    connection: sqlite3.Connection, table: str, column: str, values: Sequence[int] | Sequence[str]
+    connection: Connection, table: str, column: str, values: Sequence[int] | Sequence[str]
 ) -> int:
     """Delete the rows that have one of `values` in a column, and return how many."""
     if not values:
@@ -68,9 +143,7 @@ def delete_in(
     ).rowcount
 
 
-def read_all(
-    connection: sqlite3.Connection, columns: str, rest: str, *parameters: Any
-) -> list[Any]:
+def read_all(connection: Connection, columns: str, rest: str, *parameters: Any) -> list[Any]:
     """Read rows in one step with SQLite's JSON functions. These truncate a text at its first NUL.
 
     Args:
@@ -80,8 +153,10 @@ def read_all(
         parameters: The statement's parameters.
 
     Returns:
-        A list for each row, in any order.
+        A sequence for each row, in any order.
     """
+    if isinstance(connection, Database):
+        return connection.read_all(columns, rest, parameters)
     found = connection.execute(
         f"SELECT json_group_array(json_array({columns})) {rest}",
         parameters,

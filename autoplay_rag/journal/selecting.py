@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -12,7 +11,7 @@ from autoplay_rag.content.identity import People, people_of
 from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.passages import storable
 from autoplay_rag.journal.bodies import decoded, unpack
-from autoplay_rag.journal.rows import json_list
+from autoplay_rag.journal.rows import Connection, json_list
 from autoplay_rag.journal.schema import PayloadState
 
 __all__ = [
@@ -53,7 +52,7 @@ CONCERNED: Final = (
         f"WHERE payload.state = {state:d} AND payload.lane {_LANES} AND {_UNTIL}"
         for state in (PayloadState.WAITING, PayloadState.DEAD, PayloadState.DISCARDED)
     )
-    + " UNION SELECT value FROM json_each(:seqs)"
+    + " UNION SELECT CAST(value AS INTEGER) FROM json_each(:seqs)"
 )
 """The payloads of whole sessions, and those of parts of sessions. Each part uses an index."""
 
@@ -112,7 +111,7 @@ class Sizes(msgspec.Struct, frozen=True):
     dead_letters: int = 0
 
 
-def select(connection: sqlite3.Connection, asked: Asked) -> Selected:
+def select(connection: Connection, asked: Asked) -> Selected:
     """Return the payloads that a request concerns, as of one moment."""
     found = sessions_of(connection, asked)
     if found.shared:
@@ -120,15 +119,15 @@ def select(connection: sqlite3.Connection, asked: Asked) -> Selected:
     return found
 
 
-def concerned(connection: sqlite3.Connection, asked: Asked, selected: Selected) -> list[int]:
+def concerned(connection: Connection, asked: Asked, selected: Selected) -> list[int]:
     """Return the sequence numbers of all payloads of a selection, in order."""
     rows = connection.execute(
-        f"SELECT seq FROM ({CONCERNED}) ORDER BY seq", parameters_of(asked, selected)
+        f"SELECT seq FROM ({CONCERNED}) AS found ORDER BY seq", parameters_of(asked, selected)
     )
     return [seq for (seq,) in rows]
 
 
-def count(connection: sqlite3.Connection, asked: Asked, selected: Selected) -> Sizes:
+def count(connection: Connection, asked: Asked, selected: Selected) -> Sizes:
     """Return how much a selection concerns."""
     given = parameters_of(asked, selected)
     states: dict[int, int] = dict(
@@ -164,7 +163,7 @@ def parameters_of(asked: Asked, selected: Selected) -> dict[str, Any]:
     }
 
 
-def sessions_of(connection: sqlite3.Connection, asked: Asked) -> Selected:
+def sessions_of(connection: Connection, asked: Asked) -> Selected:
     """Return the sessions of a request, without the payloads of shared ones."""
     ids = asked.given()
     tables: list[str] = []
@@ -214,7 +213,7 @@ def sessions_of(connection: sqlite3.Connection, asked: Asked) -> Selected:
     return found
 
 
-def _divide(connection: sqlite3.Connection, asked: Asked, found: Selected) -> None:
+def _divide(connection: Connection, asked: Asked, found: Selected) -> None:
     """Find out which payloads of shared sessions belong to the request."""
     ids = asked.given()
     rows = connection.execute(

@@ -10,10 +10,12 @@ import msgspec
 
 from autoplay_rag.journal.base import Task
 
-__all__ = ["ANSWER", "LETTER_ACTIONS", "decode_task", "encode_task"]
+__all__ = ["ANSWER", "KEEP_ANSWERS_SECONDS", "LETTER_ACTIONS", "decode_task", "encode_task"]
 
 ANSWER: Final = "answer "
 """The prefix of the names under which `meta` has the answers."""
+KEEP_ANSWERS_SECONDS: Final = 3600.0
+"""How long an answer to another process is kept. That process deletes it once it has read it."""
 LETTER_ACTIONS: Final = "('retry', 'discard')"
 """The actions on dead letters, as SQL. They get no answer."""
 _LATEST_SECONDS: Final = 60.0

@@ -15,7 +15,7 @@ from autoplay_rag.content.identity import people_of
 from autoplay_rag.content.words import lookups
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.lag import Lag, lag_of
-from autoplay_rag.journal.rows import json_list, quoted
+from autoplay_rag.journal.rows import Connection, json_list, quoted
 from autoplay_rag.journal.schema import ChunkState, PayloadState
 from autoplay_rag.payloads import ActionsPayload, Payload
 
@@ -161,9 +161,10 @@ class Timeline:
         connection: A connection to the journal's database.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        connection.create_function("visits_page", 2, _visits_page, deterministic=True)
+        if isinstance(connection, sqlite3.Connection):
+            connection.create_function("visits_page", 2, _visits_page, deterministic=True)
 
     # -- sessions -----------------------------------------------------------------------------
 
@@ -194,7 +195,7 @@ class Timeline:
                 where, given = f"{where} AND {beyond}", [*given, *place]
             rows = self._connection.execute(
                 "SELECT visit.lane, product, session, first, last, payloads, actions "
-                f"FROM {tables} WHERE {where} ORDER BY last DESC, visit.lane DESC LIMIT ?",
+                f"FROM {tables} WHERE {where} ORDER BY last DESC NULLS LAST, visit.lane DESC LIMIT ?",
                 (*given, limit),
             ).fetchall()
             users = self._users(row[0] for row in rows)
@@ -248,7 +249,7 @@ class Timeline:
         tables, where, given = self._visits(wanted)
         rows = self._connection.execute(
             f"SELECT visit.session, visit.first, visit.last FROM {tables} "
-            f"WHERE {where} AND visit.first > 0 ORDER BY visit.last DESC LIMIT ?",
+            f"WHERE {where} AND visit.first > 0 ORDER BY visit.last DESC NULLS LAST LIMIT ?",
             (*given, limit),
         )
         return [Span._make(row) for row in rows]
@@ -431,21 +432,28 @@ class Timeline:
             (wanted.product_id, "visit.product = ?"),
             (wanted.since, "visit.last >= ?"),
             (wanted.until, "visit.first <= ?"),
-            (wanted.page, _HAS_PAGE),
         ):
             if value is not None:
                 terms.append(term)
                 given.append(value)
+        if wanted.page is not None:
+            terms.append(self._has_page)
+            given += self._page(wanted)
         if not wanted.shared:
             terms.append(_OF_ONE_PERSON)
         few = wanted.user_id is not None or wanted.session_id is not None
         terms += [self._has_word(term, few=few) for term in wanted.matching]
-        given += wanted.matching
+        given += [self._word(term) for term in wanted.matching]
         if wanted.without:
             has_words = " AND ".join(self._has_word(term, few=few) for term in wanted.without)
             terms.append(f"NOT ({has_words})")
-            given += wanted.without
-        return tables, " AND ".join(terms) or "1", given
+            given += [self._word(term) for term in wanted.without]
+        return tables, " AND ".join(terms) or "TRUE", given
+
+    @property
+    def _has_page(self) -> str:
+        """The SQL condition that a session visited a page."""
+        return _HAS_PAGE
 
     def _has_word(self, term: str, *, few: bool) -> str:
         """The SQL condition that a session contains a word.
@@ -461,6 +469,14 @@ class Timeline:
             (term, _COMMON + 1),
         ).fetchone()[0]
         return _HAS_COMMON_WORD if count > _COMMON else _HAS_WORD
+
+    def _page(self, wanted: Wanted) -> list[Any]:
+        """The parameters of `_has_page`."""
+        return [wanted.page]
+
+    def _word(self, term: str) -> str:
+        """The parameter of `_has_word` for one expression of `terms_of`."""
+        return term
 
     @contextmanager
     def _one_moment(self) -> Iterator[None]:
@@ -505,7 +521,7 @@ _HAS_PAGE: Final = (
     "EXISTS (SELECT 1 FROM (SELECT ? AS part) WHERE "
     "EXISTS (SELECT 1 FROM chunk WHERE chunk.lane = visit.lane "
     f"AND chunk.state <> {ChunkState.PLANNED:d} "
-    "AND instr(lower(chunk.metadata ->> '$.urls'), lower(part))) "
+    "AND instr(lower(chunk.metadata ->> '$.urls'), lower(part)) > 0) "
     "OR EXISTS (SELECT 1 FROM payload WHERE payload.lane = visit.lane "
     f"AND payload.state = {PayloadState.WAITING:d} AND visits_page(payload.body, part)))"
 )

@@ -11,19 +11,17 @@ import asyncio
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from autoplay_rag._describe import describe
 from autoplay_rag.errors import AutoplayError, JournalError, PipelineClosedError
 from autoplay_rag.journal.base import Entry, Outcome, Prepared
-from autoplay_rag.journal.file import JournalFile
+from autoplay_rag.journal.database import JournalDatabase
 
 __all__ = ["OnEntry", "Tables", "Writer"]
 
@@ -42,13 +40,16 @@ class Tables(Protocol):
     """The operations on the journal's tables that the writer needs.
 
     Attributes:
-        file: The file with the tables.
+        file: The database with the tables.
     """
 
-    file: JournalFile
+    file: JournalDatabase
 
     def prepare(self, entry: Entry) -> Prepared:
         """Return an entry's body and words in the form to be kept. Runs before the transaction."""
+
+    def number(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Return the entries with the sequence numbers that they are saved with."""
 
     def accept(self, entries: Sequence[Entry], prepared: Sequence[Prepared]) -> list[Outcome]:
         """Add payloads to the queue, and return the outcome of each, in order."""
@@ -94,7 +95,7 @@ class Writer:
     """Runs operations on the journal's tables in order, many in one transaction.
 
     Args:
-        name: The file, for messages; None for a journal in memory.
+        name: What messages call the journal before it is open.
         open_tables: Opens the tables. Runs on the writer thread.
         close_tables: Closes the tables. Runs on the writer thread at the end. If opening failed, it
             is called with None.
@@ -108,7 +109,7 @@ class Writer:
 
     def __init__(
         self,
-        name: Path | None,
+        name: str,
         open_tables: Callable[[], Tables],
         close_tables: Callable[[Tables | None], None],
         on_entry: OnEntry,
@@ -209,7 +210,7 @@ class Writer:
             self._tables = self._open_tables()
         except BaseException as error:  # noqa: BLE001 - raised again in `open`
             self._close_tables(None)
-            if isinstance(error, (OSError, sqlite3.Error)):
+            if isinstance(error, (OSError, sqlite3.Error)):  # those of a server are JournalErrors
                 error = JournalError(f"the journal {self._name} cannot be opened: {error}")
             self._call_soon(_settle, opened, _Failure(error))
             return
@@ -221,7 +222,7 @@ class Writer:
                     # get it back.
                     if isinstance(item, _Accept):
                         item.prepared = self._tables.prepare(item.entry)
-                if changes := [item for item in group if not isinstance(item, _Look)]:
+                for changes in self._transactions(group):
                     self._commit(changes)
                 for item in group:
                     if isinstance(item, _Look):
@@ -249,11 +250,21 @@ class Writer:
                 self._queue.put(None)  # read again after this group, and ends the thread
         return group
 
+    def _transactions(self, group: Sequence[_Item]) -> Iterator[Sequence[_Change]]:
+        """Yield the changes of a group as they are to be committed together."""
+        changes = [item for item in group if not isinstance(item, _Look)]
+        if changes and self._tables.file.alone:
+            yield changes
+        elif changes:
+            # Intake holds up the intake of other processes, so nothing else goes along.
+            for _, some in groupby(changes, lambda item: isinstance(item, _Accept)):
+                yield list(some)
+
     def _commit(self, group: Sequence[_Change]) -> None:
         try:
             results = self._committed(group)
         except BaseException as error:  # noqa: BLE001 - raised again in the callers
-            if len(group) > 1 and not _is_busy(error):
+            if len(group) > 1 and self._tables.file.reason_to_wait(error) is None:
                 # One item rolled back the group. Run each alone, so that only that item fails.
                 for item in group:
                     self._commit([item])
@@ -262,17 +273,22 @@ class Writer:
         self._call_soon(self._report, group, results)
 
     def _committed(self, group: Sequence[_Change]) -> list[Any]:
-        """Run a group. Wait while another program holds the file's lock, unless closing."""
+        """Run a group. Wait while the database cannot be written, unless closing."""
+        file = self._tables.file
+        results: list[Any] | None = None
         while True:
             try:
-                with self._tables.file.transaction():
-                    results = self._run_operations(group)
-            except sqlite3.OperationalError as error:
-                if self._closed or not _is_busy(error):
+                if results is None or not file.was_committed():
+                    results = None
+                    with file.transaction():
+                        results = self._run_operations(group)
+            except Exception as error:
+                reason = file.reason_to_wait(error)
+                if self._closed or reason is None:
                     raise
-                if self.problem is None:
-                    self.problem = f"another program holds the lock of {self._name}"
-                    _log.warning("%s; writes wait until it is released", self.problem)
+                if self.problem is None and reason:
+                    self.problem = reason
+                    _log.warning("%s; writes wait until that is over", reason)
             else:
                 self.problem = None
                 return results
@@ -282,22 +298,26 @@ class Writer:
         for accepting, items in groupby(group, lambda item: isinstance(item, _Accept)):
             if accepting:
                 accepts = [item for item in items if isinstance(item, _Accept)]
-                results += self._tables.accept(
-                    [item.entry for item in accepts], [item.prepared for item in accepts]
-                )
+                entries = self._tables.number([item.entry for item in accepts])
+                for item, entry in zip(accepts, entries, strict=True):
+                    item.entry = entry
+                results += self._tables.accept(entries, [item.prepared for item in accepts])
             else:
                 results += [i.operation(*i.arguments) for i in items if isinstance(i, _Work)]
         return results
 
     def _failed(self, item: _Change, error: BaseException) -> Any:
-        if isinstance(item, _Accept) and isinstance(error, sqlite3.Error):
+        file = self._tables.file
+        if isinstance(item, _Accept) and file.is_failure(error):
             overflow = self._tables.overflow(item.entry)
-            if _is_full(error):
+            if file.is_full(error):
                 return overflow
         if not isinstance(error, AutoplayError):
-            name = self._name or "in memory"
-            failed = JournalError(f"the journal {name} could not be used: {describe(error)}")
-            failed.__cause__ = error
+            failed = JournalError(
+                f"the journal {file.name} could not be used: {file.describe(error)}"
+            )
+            if file.alone:  # errors of servers quote the values of rows
+                failed.__cause__ = error
             return _Failure(failed)
         return _Failure(error)
 
@@ -354,16 +374,3 @@ def _carry_out_look(item: _Look) -> None:
 def _retrieve_exception(future: asyncio.Future[Any]) -> None:
     """Asyncio logs an exception that nobody has asked for."""
     future.exception()
-
-
-def _is_full(error: BaseException) -> bool:
-    return _code(error) == sqlite3.SQLITE_FULL
-
-
-def _is_busy(error: BaseException) -> bool:
-    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def _code(error: BaseException) -> int | None:
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF

@@ -225,6 +225,20 @@ class Feed:
         """Pass nothing more to a subscription."""
         self._subscriptions.pop(subscription, None)
 
+    @property
+    def kept(self) -> list[int]:
+        """The sequence numbers of the events that are kept."""
+        return [event.seq for event in self._kept]
+
+    def retain(self, seqs: Collection[int]) -> None:
+        """Drop the events that have none of these numbers, and forget whose the sessions are."""
+
+        def forgotten(event: FeedEvent) -> bool:
+            return event.seq not in seqs
+
+        self._people.clear()
+        self._drop(forgotten)
+
     def forget(self, lanes: Collection[int], *, user_id: str | None = None) -> None:
         """Drop the events of forgotten sessions, except those of other people.
 
@@ -237,12 +251,15 @@ class Feed:
             others = user_id is not None and event.user_id not in (None, user_id)
             return event.lane in lanes and not others
 
-        kept = [event for event in self._kept if not forgotten(event)]
-        self._kept = deque(kept)
-        self._bytes = sum(event.size for event in kept)
         for lane in lanes:
             if user_id is None or self._people.get(lane) == user_id:
                 self._people.pop(lane, None)
+        self._drop(forgotten)
+
+    def _drop(self, forgotten: Callable[[FeedEvent], bool]) -> None:
+        kept = [event for event in self._kept if not forgotten(event)]
+        self._kept = deque(kept)
+        self._bytes = sum(event.size for event in kept)
         for subscription in self._subscriptions:
             subscription.drop(forgotten)
 

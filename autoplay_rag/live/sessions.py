@@ -312,6 +312,24 @@ class LiveSessions:
                     continue
                 self._drop(key)
 
+    def like(self) -> LiveSessions:
+        """Return an empty one with the same bounds."""
+        return LiveSessions(
+            max_sessions=self._max_sessions,
+            max_actions=self._max_actions,
+            max_age=self._max_age,
+            clock=self._clock,
+        )
+
+    def replace(self, other: LiveSessions) -> None:
+        """Take over all sessions of another one, instead of the own ones."""
+        with self._lock:
+            self._entries, self._index, self._numbers = (
+                other._entries,
+                other._index,
+                other._numbers,
+            )
+
     def sessions(
         self,
         limit: int | None = None,

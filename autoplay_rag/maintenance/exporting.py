@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from autoplay_rag.journal.exporting import chunks_of, payloads_of, select_all
+from autoplay_rag.journal.rows import Connection
 from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.maintenance.asked import check_products
 
@@ -21,7 +21,7 @@ _PAGE: Final = 200
 class Read(Protocol):
     """Runs a blocking read of the journal."""
 
-    def __call__(self, read: Callable[[sqlite3.Connection], T], /) -> Awaitable[T]:
+    def __call__(self, read: Callable[[Connection], T], /) -> Awaitable[T]:
         """Await `read(connection)`."""
 
 

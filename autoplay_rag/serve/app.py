@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from autoplay_rag._checks import check_above, check_choice
 from autoplay_rag._secrets import secret_from
@@ -27,6 +27,7 @@ __all__ = ["WEBHOOK_VARIABLE", "create_app"]
 
 WEBHOOK_VARIABLE: Final = "AUTOPLAY_RAG_WEBHOOK_SECRET"
 _ANALYTICS_VARIABLE: Final = "AUTOPLAY_RAG_{}_SECRET"
+Routes: TypeAlias = Literal["all", "health"]
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -43,6 +44,7 @@ def create_app(
     rate: float = 100.0,
     audit: AuditSink = log_line,
     job_kinds: Mapping[str, JobKind] | None = None,
+    routes: Routes = "all",
 ) -> FastAPI:
     """Make the ASGI application with the HTTP interface of a pipeline.
 
@@ -74,6 +76,8 @@ def create_app(
         audit: Takes one line of JSON for each request that reads or deletes someone's data; by
             default the logger `autoplay_rag.audit` does.
         job_kinds: More kinds of jobs, by name.
+        routes: "health" for `/healthz`, `/readyz` and `/metrics` only, beside a pipeline that reads
+            and stores while other processes answer.
 
     Returns:
         A FastAPI application.
@@ -99,6 +103,7 @@ def create_app(
         raise ConfigurationError("hosts and cors_origins take names, not '*'")
     check_above("max_body_bytes", max_body_bytes, whole=True)
     check_above("rate", rate)
+    check_choice("routes", routes, get_args(Routes))
     signing = signing_keys if signing_keys is not None else SigningKeys.from_environment()
     secret = webhook_secret if webhook_secret is not None else secret_from(WEBHOOK_VARIABLE)
     try:
@@ -121,6 +126,7 @@ def create_app(
             rate=rate,
             audit=audit,
             job_kinds=dict(job_kinds or {}),
+            routes=routes,
             version=version("autoplay-rag"),
         ),
         _living(pipeline),

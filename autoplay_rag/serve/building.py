@@ -72,7 +72,8 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
         telemetry={"tracing": False, "logs": False},
         lifespan=lifespan,
     )
-    for router in ROUTERS:
+    has_all = settings.routes == "all"
+    for router in ROUTERS if has_all else [health.router]:
         _check_needs(router)
         app.include_router(router)
     handle_problems(app)
@@ -88,7 +89,7 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
         EventIntake(pipeline),
         AskedPulls(pipeline),
     )
-    serving.mcp = _mcp_endpoint(pipeline, serving.pulls)
+    serving.mcp = _mcp_endpoint(pipeline, serving.pulls) if has_all else None
     app.state.serving = serving
     app.state.metrics = Metrics(serving)
     app.add_middleware(

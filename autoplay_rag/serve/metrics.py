@@ -80,6 +80,7 @@ class Metrics(Collector):
             yield from _durations(pipeline)
             yield _clients(pipeline)
             yield from _disk(pipeline)
+            yield from _replicas(pipeline)
         yield _gauge("up", "Whether the pipeline runs.", float(pipeline.is_running))
         health = GaugeMetricFamily(
             "autoplay_rag_health", "1 for the state of the pipeline.", labels=["state"]
@@ -149,6 +150,30 @@ def _disk(pipeline: IngestPipeline) -> Iterator[Metric]:
     if (space := pipeline.space) is not None and (space.journal, space.store) != (None, None):
         yield _gauge("disk_free_bytes", "Free bytes on the disk of journal and store.", space.free)
         yield _gauge("disk_needed_bytes", "How many have to be free.", space.needed)
+
+
+def _replicas(pipeline: IngestPipeline) -> Iterator[Metric]:
+    found = pipeline.replicas
+    if found is None:
+        return
+    partitions = _labelled("replica_partitions", "Partitions of each process.", "replica")
+    lag = _labelled("replica_lag_seconds", "How long the oldest in them waits.", "replica")
+    sources = _labelled(
+        "source_read", "1 for the process that reads a source.", "replica", "source"
+    )
+    for one in found.replicas:
+        partitions.add_metric([one.name], len(one.partitions))
+        lag.add_metric([one.name], one.lag)
+        for source in one.sources:
+            sources.add_metric([one.name, source], 1.0)
+    yield from (partitions, lag, sources)
+    yield _gauge("replicas", "Processes of the journal.", len(found.replicas))
+    yield _gauge("unowned_partitions", "Partitions that no process has.", len(found.unowned))
+    yield _gauge("unowned_lag_seconds", "How long the oldest in these waits.", found.lag)
+
+
+def _labelled(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"autoplay_rag_{name}", text, labels=labels)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

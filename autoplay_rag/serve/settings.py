@@ -29,4 +29,5 @@ class Settings:
     rate: float
     audit: AuditSink
     job_kinds: Mapping[str, JobKind]
+    routes: str
     version: str

@@ -120,6 +120,10 @@ class SeenByPerson:
         """Return what is seen of a person; None if nothing is."""
         return self._people.get((product_id, user_id))
 
+    def clear(self) -> None:
+        """Forget everybody."""
+        self._people.clear()
+
     def forget(self, user_id: str) -> None:
         """Forget a person, in all products."""
         for who in [who for who in self._people if who[1] == user_id]:

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from autoplay_rag.content.times import own_time
+from autoplay_rag.payloads import ActionsPayload
 
 __all__ = [
     "CUT_PREFIX",
@@ -28,6 +29,7 @@ __all__ = [
     "cut_name",
     "cut_names",
     "is_cut_name",
+    "is_pulled",
 ]
 
 IDLE_GAP: Final = 30 * 60.0
@@ -78,6 +80,20 @@ def cut_names(product_id: str, user_id: str, at: float) -> list[str]:
 def is_cut_name(session_id: str | None) -> bool:
     """Whether a session was named here, because its source names none."""
     return session_id is not None and session_id.startswith(CUT_PREFIX)
+
+
+def is_pulled(payload: ActionsPayload) -> bool:
+    """Whether a source that names no sessions brought a payload.
+
+    In a session of the product, its actions keep the name that was cut.
+
+    Example:
+        >>> is_pulled(ActionsPayload("acme", "cut_0a1b_2")), is_pulled(ActionsPayload("acme", "s1"))
+        (True, False)
+    """
+    return is_cut_name(payload.session_id) or any(
+        is_cut_name(action.session_id) for action in payload.actions
+    )
 
 
 def _person(product_id: str, user_id: str) -> str:

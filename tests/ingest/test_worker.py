@@ -81,7 +81,6 @@ class Rig:
             planner,
             self.writer,
             self.upkeep,
-            last_batch=0,
             on_settled=self.on_settled,
         )
         self.intake = Intake(None, None)

@@ -6,12 +6,14 @@ Only what changed is sent. A reader that is slow gets the newest state, not ever
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from msgspec.json import encode
 from starlette.responses import Response
 
+from autoplay_rag.journal.ownership import Replicas
 from autoplay_rag.live.feed import Subscription
 from autoplay_rag.serve.access import Access, Ids, Needs
 from autoplay_rag.serve.inspector.live import FEW_LIVE, MOST_LIVE, live_key, live_of
@@ -119,10 +121,20 @@ def _numbers(serving: Serving) -> Iterator[Part]:
     connections = tuple((one.product, one.state, one.since) for one in state.connections)
     said = (state.word, tuple(state.todo), connections)
     yield _shared(serving, ("connections",), said, "parts/connections.html", base="./", state=state)
+    if (replicas := serving.pipeline.replicas) is not None:
+        yield _shared(
+            serving, ("replicas",), _seconds(replicas), "parts/replicas.html", replicas=replicas
+        )
     serving.history.sample()
     sample = serving.history.latest
     if sample is not None:
         yield "sample", sample, lambda: encode(sample)
+
+
+def _seconds(replicas: Replicas) -> object:
+    """What the part shows: the page does not move for a fraction of a second."""
+    shown = [replace(one, lag=round(one.lag)) for one in replicas.replicas]
+    return shown, replicas.unowned, round(replicas.lag)
 
 
 def _live(serving: Serving, access: Access, ids: Ids, limit: int) -> Part:

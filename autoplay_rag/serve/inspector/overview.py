@@ -53,6 +53,7 @@ async def overview(
         "Overview",
         stream="?page=overview",
         counts=None if access.is_bound else counts_of(serving),
+        replicas=None if access.is_bound else serving.pipeline.replicas,
         samples=[] if access.is_bound else serving.history.samples,
         live=live,
     )

@@ -38,7 +38,7 @@ def state_of(serving: Serving) -> State:
         failed = health.state == "failed"
         todo = [*health.reasons, _FAILED if failed else _DEGRADED]
         return State(health.state, "bad" if failed else "warn", todo, connections)
-    away = [one for one in connections if one.state != "connected"]
+    away = [one for one in connections if one.state not in ("connected", "standby")]
     if away:
         names = ", ".join(f"{one.product} is {one.state}" for one in away)
         return State("disconnected", "warn", [f"{names}. {_AWAY}"], connections)

@@ -31,13 +31,17 @@ async def healthz(_: Open) -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"model": HealthAnswer}})
 async def readyz(access: Open, response: Response) -> HealthAnswer:
-    """Whether payloads are accepted and searches answered: 200, or 503 if the pipeline is down.
+    """Whether payloads are accepted and searches answered: 200, or 503 if not.
 
-    "degraded" means that something is retried, such as a request to the store.
+    "degraded" means that something is retried, such as a request to the store. With 503, the pipeline
+    is "stopped" or "failed", or the database of its journal does not answer ("unavailable"), which
+    ends by itself.
     """
     health = access.pipeline.health
-    status = health.state if access.pipeline.is_running else "stopped"
-    if status in ("failed", "stopped"):
+    status: str = health.state if access.pipeline.is_running else "stopped"
+    if status == "degraded" and not access.pipeline.is_available:
+        status = "unavailable"
+    if status in ("failed", "stopped", "unavailable"):
         response.status_code = 503
     told = access.principal is not None and access.principal.allows("read")
     return HealthAnswer(status=status, reasons=list(health.reasons) if told else None)

@@ -9,10 +9,20 @@ from importlib.util import find_spec
 from autoplay_rag._secrets import secret_from
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 
-__all__ = ["VARIABLE", "is_dsn", "parameters_of", "place_of", "public_dsn"]
+__all__ = ["CONNECTION_DEFAULTS", "VARIABLE", "is_dsn", "parameters_of", "place_of", "public_dsn"]
 
 VARIABLE = "AUTOPLAY_RAG_POSTGRES_DSN"
 """The variable with a complete connection string. With `_FILE` it names a file that has one."""
+
+CONNECTION_DEFAULTS = {
+    "application_name": "autoplay-rag",
+    "connect_timeout": "10",
+    # A server that vanished without a word is noticed within a minute.
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+}
+"""What every connection of this package says, unless the user says otherwise."""
 
 _PREFIXES = ("postgresql:", "postgres:")
 

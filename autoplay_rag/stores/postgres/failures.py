@@ -14,7 +14,7 @@ from autoplay_rag.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["store_error"]
+__all__ = ["reason_of", "store_error"]
 
 
 def store_error(error: Exception, place: str) -> StoreError | ConfigurationError:
@@ -24,7 +24,7 @@ def store_error(error: Exception, place: str) -> StoreError | ConfigurationError
         error: What psycopg raised.
         place: Server and database, for the message.
     """
-    reason = _reason(error)
+    reason = reason_of(error)
     if isinstance(error, errors.InsufficientPrivilege):
         return StoreUnavailableError(
             f"PostgreSQL ({place}): {reason}. Let an administrator grant the role this right, or "
@@ -42,7 +42,8 @@ def store_error(error: Exception, place: str) -> StoreError | ConfigurationError
     return StoreUnavailableError(f"PostgreSQL ({place}): {reason}")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return the message and the code of an error of psycopg, without the values of rows."""
     if isinstance(error, Error) and error.diag.message_primary:
         code = f" ({error.sqlstate})" if error.sqlstate else ""
         return f"{error.diag.message_primary}{code}"

@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 
 from autoplay_rag._loop_thread import LoopClosedError, LoopThread
 from autoplay_rag.errors import ConfigurationError, StoreError, StoreUnavailableError
-from autoplay_rag.stores.postgres.dsn import place_of
+from autoplay_rag.stores.postgres.dsn import CONNECTION_DEFAULTS, place_of
 from autoplay_rag.stores.postgres.encoding import Binary
 from autoplay_rag.stores.postgres.failures import store_error
 
@@ -26,14 +26,6 @@ Connection: TypeAlias = AsyncConnection[tuple[Any, ...]]
 
 _IDLE_SECONDS = 240.0
 """Firewalls forget idle connections, mostly after five minutes or more. These are closed before."""
-_DEFAULTS = {
-    "application_name": "autoplay-rag",
-    "connect_timeout": "10",
-    # A server that vanished without a word is noticed within a minute.
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "3",
-}
 
 
 class Link:
@@ -53,7 +45,7 @@ class Link:
     """
 
     def __init__(self, parameters: Mapping[str, str], size: int, timeout: float) -> None:
-        self._parameters = {**_DEFAULTS, **parameters}
+        self._parameters = {**CONNECTION_DEFAULTS, **parameters}
         self._place = place_of(parameters)
         self._timeout = timeout
         self._thread = LoopThread("autoplay-postgres")
@@ -111,11 +103,16 @@ class Link:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A connection in a transaction. It is committed at the end, or rolled back by an error."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection without a transaction: the server commits each statement by itself."""
         async with self._slots:
             connection = await self._taken()
             try:
-                async with connection.transaction():
-                    yield connection
+                yield connection
             finally:
                 await self._give_back(connection)
 

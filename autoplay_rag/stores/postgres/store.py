@@ -121,6 +121,11 @@ class PgVectorStore(VectorStore):
         return hash(self._place)
 
     @property
+    def schema(self) -> str:
+        """The schema of all tables."""
+        return self._schema
+
+    @property
     def collection(self) -> str:
         """The name of the collection: `table`."""
         return self._table

@@ -1,0 +1,32 @@
+"""Runs a read of the journal's database on the loop of a link."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from autoplay_rag.errors import ConfigurationError, JournalError, StoreError
+
+if TYPE_CHECKING:
+    from autoplay_rag.stores.postgres.link import Connection, Link
+
+__all__ = ["ask"]
+
+T = TypeVar("T")
+
+
+async def ask(link: Link, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+    """Await `work(connection)`, which runs in the link's loop.
+
+    Raises:
+        JournalError: If the database does not answer, or refuses the statement.
+    """
+
+    async def with_connection() -> T:
+        async with link.connection() as connection:
+            return await work(connection)
+
+    try:
+        return await link.run(with_connection)
+    except (StoreError, ConfigurationError) as error:
+        raise JournalError(str(error)) from error

@@ -1,0 +1,17 @@
+"""The contract of journals, for PostgreSQL."""
+
+from __future__ import annotations
+
+from functools import partial
+from uuid import uuid4
+
+import pytest
+
+from autoplay_rag.cluster import PostgresJournal
+from autoplay_rag.testing import DurableJournalContract
+
+
+class TestInPostgres(DurableJournalContract):
+    @pytest.fixture
+    def make_journal(self, postgres):
+        return partial(PostgresJournal, postgres.dsn, schema=f"t_{uuid4().hex[:12]}")
