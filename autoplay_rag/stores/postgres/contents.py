@@ -72,6 +72,11 @@ class Contents:
             await self._tables.adopt(connection, model)
         self.model = model
 
+    async def prepare(self) -> None:
+        """Create the collection if it is missing, without a model."""
+        async with self._transaction() as connection:
+            await self._tables.make(connection, lock="FOR SHARE")
+
     async def exchange(self, other: str) -> None:
         """Exchange the collection with another."""
         async with self._transaction() as connection:

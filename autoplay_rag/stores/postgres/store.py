@@ -151,6 +151,25 @@ class PgVectorStore(VectorStore):
         await self._run(lambda parts: parts.contents.start(model))
         self._model = model
 
+    async def migrate(self) -> bool:
+        """Create what is missing in the database, and the vector index if it is due.
+
+        `start` does this too, where its role may, except for the index, which is built after
+        writing. This needs no model. With `index="none"` it builds no index.
+
+        Returns:
+            Whether there is a vector index afterwards.
+
+        Raises:
+            ConfigurationError: If the role may not create what is missing, or if the server has no
+                pgvector or one that is too old.
+            StoreUnavailableError: If the same call may succeed later.
+        """
+        await self._run(lambda parts: parts.contents.prepare())
+        if self._index == "none":
+            return False
+        return await self._run(lambda parts: parts.indexing.build_if_due(), limited=False)
+
     async def aclose(self) -> None:
         """Wait for running calls, and close the connections. A later call opens new ones."""
         parts, self._parts = self._parts, None
