@@ -96,7 +96,8 @@ async def main(dsn: str, options: Options) -> None:
         embed_concurrency=options.embed_concurrency,
         render=titles,
     )
-    pipeline._settings = replace(pipeline._settings, lease_seconds=options.lease_seconds)
+    settings = replace(pipeline._settings, lease_seconds=options.lease_seconds)  # noqa: SLF001
+    pipeline._settings = settings  # noqa: SLF001
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import psycopg
@@ -39,7 +39,7 @@ class Server:
     def dsn(self) -> str:
         return str(self._server.get_uri())
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,7 +142,7 @@ class Replicas:
         self.options = options
         self.live: list[Replica] = []
 
-    async def __aenter__(self) -> Replicas:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

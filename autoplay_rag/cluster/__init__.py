@@ -11,6 +11,7 @@ translates. What PostgreSQL needs to do otherwise is written here.
 | `connection` | one connection: runs statements, writes many rows at once |
 | `database` | transactions, the ledger's counts, errors, lost connections |
 | `schema` | the tables, and their creation |
+| `migrating` | journal and store made by a role that may, for one that may not |
 | `parts` | the channel of notifications |
 | `queue` | numbers of payloads and plans, the fence, what several processes must not do at once |
 | `fulltext` | the full-text index |

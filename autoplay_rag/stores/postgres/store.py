@@ -20,6 +20,7 @@ from autoplay_rag.stores.base import (
     VectorStore,
 )
 from autoplay_rag.stores.postgres.dsn import parameters_of, place_of
+from autoplay_rag.stores.postgres.remains import remains_in
 from autoplay_rag.stores.rows import checked_changes, pack, pack_vector
 
 if TYPE_CHECKING:
@@ -370,6 +371,23 @@ class PgVectorStore(VectorStore):
             StoreUnavailableError: If the same call may succeed later.
         """
         await self._run(lambda parts: parts.contents.save_identity(identity))
+
+    async def erase(self) -> bool:
+        """Free the space of deleted chunks, in the vector index too (`VACUUM`).
+
+        Returns:
+            False: the server overwrites the space later. See `remains`.
+
+        Raises:
+            StoreUnavailableError: If the same call may succeed later.
+        """
+        await self._run(lambda parts: parts.contents.vacuum(), limited=False)
+        return False
+
+    @property
+    def remains(self) -> tuple[str, ...]:
+        """What of deleted chunks the server and its copies may still hold."""
+        return remains_in(self._parameters)
 
     async def is_own(self) -> bool:
         """True: the tables hold only what this package stored."""
