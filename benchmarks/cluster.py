@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.replica import Options, title_of
 from benchmarks.replicas import Replica, Replicas, Server
+from benchmarks.replicas_outcome import read_outcome, send
 from benchmarks.table import Figure, show
 
 SCHEMA = "bench"
@@ -48,23 +49,6 @@ class Faults:
     kills: list[tuple[float, list[int]]] = field(default_factory=list)
     freezes: int = 0
     restarts: int = 0
-
-
-@dataclass
-class Outcome:
-    """What the database has at the end.
-
-    Attributes:
-        stored: The events in the texts of stored chunks.
-        out_of_order: Sessions that were stored in another order than they were sent.
-        times: For each partition, when its events were stored, in order.
-        left: Plans and rows that should be gone.
-    """
-
-    stored: Counter[str]
-    out_of_order: int
-    times: dict[int, list[float]]
-    left: int
 
 
 async def _cause_faults(
@@ -116,58 +100,6 @@ async def _freeze(replica: Replica, seconds: float) -> None:
     replica.frozen = False
 
 
-async def _send(
-    replicas: Replicas, session: str, count: int, interval: float, source: random.Random
-) -> int:
-    """Send a session's events in their order, at fixed times. Returns the number of attempts."""
-    started = time.monotonic() + source.uniform(0, interval)
-    attempts = 0
-    for number in range(count):
-        await asyncio.sleep(max(0.0, started + number * interval - time.monotonic()))
-        attempts += await replicas.accept(session, number, source)
-    return attempts
-
-
-def _read(server: Server) -> Outcome:
-    stored: Counter[str] = Counter()
-    rows = server.run(
-        f"SELECT c.text FROM {SCHEMA}.chunk c "
-        f"JOIN {SCHEMA}.store_chunk_1 s ON s.id = c.id AND s.text = c.text"
-    )
-    for (text,) in rows:
-        stored.update(text.split("\n"))
-    times: dict[int, list[float]] = {}
-    sessions: dict[int, list[tuple[int, float, int]]] = {}
-    for lane, part, title, ended, chunk in server.run(
-        f"SELECT p.lane, p.part, t.text, p.ended, c.chunk FROM {SCHEMA}.payload p "
-        f"JOIN {SCHEMA}.passage t USING (seq) JOIN {SCHEMA}.chunk_payload c USING (seq) "
-        "ORDER BY p.lane, p.seq"
-    ):
-        number = int(title.split()[0].rpartition("-")[2])
-        sessions.setdefault(lane, []).append((number, ended, chunk))
-        times.setdefault(part, []).append(ended)
-    ((plans,),) = server.run(f"SELECT count(*) FROM {SCHEMA}.plan")
-    ((vectors,),) = server.run(f"SELECT count(*) FROM {SCHEMA}.store_vector_1")
-    return Outcome(
-        stored,
-        sum(not _in_order(found) for found in sessions.values()),
-        {part: sorted(some) for part, some in times.items()},
-        plans + abs(vectors - len(rows)),
-    )
-
-
-def _in_order(found: list[tuple[int, float, int]]) -> bool:
-    """Whether a session's events were accepted, stored and put into chunks in their order."""
-    numbers = [number for number, _, _ in found]
-    times = [ended for _, ended, _ in found]
-    chunks = [chunk for chunk, _ in itertools.groupby(found, key=lambda row: row[2])]
-    return (
-        numbers == list(range(len(numbers)))
-        and times == sorted(times)
-        and len(chunks) == len(set(chunks))
-    )
-
-
 def _pauses(faults: Faults, times: dict[int, list[float]]) -> list[float]:
     """For each partition of a killed replica, the seconds until something of it was stored again."""
     found = []
@@ -193,7 +125,7 @@ async def _faults(server: Server, options: argparse.Namespace) -> list[Figure]:
         attempts = sum(
             await asyncio.gather(
                 *(
-                    _send(replicas, f"s{one}", count, interval, random.Random(one))
+                    send(replicas, f"s{one}", count, interval, random.Random(one))
                     for one in range(options.sessions)
                 )
             )
@@ -204,7 +136,7 @@ async def _faults(server: Server, options: argparse.Namespace) -> list[Figure]:
         answer = await last.ask(do="drain", timeout=_DRAIN_SECONDS)
         drained = time.monotonic() - began - seconds
     ledger: dict[str, Any] = answer["ledger"] if answer else Counter()
-    outcome = await asyncio.to_thread(_read, server)
+    outcome = await asyncio.to_thread(read_outcome, server, SCHEMA)
     expected = Counter(
         title_of(f"s{one}", number) for one in range(options.sessions) for number in range(count)
     )
