@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
 
 from benchmarks.replicas import Replicas, Server
+
+_NUMBER = re.compile(r"\bs\d+-(\d+)")
+"""The number of an event in its text; see `title_of`."""
 
 
 @dataclass
@@ -52,12 +56,14 @@ def read_outcome(server: Server, schema: str) -> Outcome:
         stored.update(text.split("\n"))
     times: dict[int, list[float]] = {}
     sessions: dict[int, list[tuple[int, float, int]]] = {}
-    for lane, part, title, ended, chunk in server.run(
+    for lane, part, text, ended, chunk in server.run(
         f"SELECT p.lane, p.part, t.text, p.ended, c.chunk FROM {schema}.payload p "
         f"JOIN {schema}.passage t USING (seq) JOIN {schema}.chunk_payload c USING (seq) "
         "ORDER BY p.lane, p.seq"
     ):
-        number = int(title.split()[0].rpartition("-")[2])
+        found = _NUMBER.search(text)
+        assert found is not None, text
+        number = int(found[1])
         sessions.setdefault(lane, []).append((number, ended, chunk))
         times.setdefault(part, []).append(ended)
     ((plans,),) = server.run(f"SELECT count(*) FROM {schema}.plan")

@@ -49,7 +49,7 @@ def use_as(scripted_embedder, make_actions, schema):
         store = PgVectorStore(dsn, schema=schema)
         async with IngestPipeline(store, scripted_embedder(), journal=dsn) as pipeline:
             for number in range(5):
-                await pipeline.on_actions(make_actions(f"s{number}", f"t{number}", user_id="ann"))
+                await pipeline.on_actions(make_actions(f"s{number}", f"t{number}", user="ann"))
             await pipeline.drain()
             assert pipeline.ledger.stored == 5
             (hit,) = await pipeline.search("t3", k=1)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(120)
 async def forgotten(pipeline, make_actions):
     async with pipeline:
         for user in ("ann", "bob"):
-            await pipeline.on_actions(make_actions(f"s-{user}", f"t-{user}", user_id=user))
+            await pipeline.on_actions(make_actions(f"s-{user}", f"t-{user}", user=user))
         await pipeline.drain()
         receipt = await pipeline.forget(user_id="ann")
         async with asyncio.timeout(60):
