@@ -18,9 +18,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.cli.app import run
-from autoplay_rag.cluster import PostgresJournal
+from autoplay_rag.cluster.connection import PostgresConnection
+from autoplay_rag.cluster.database import PostgresDatabase
 from autoplay_rag.errors import AutoplayError
+from autoplay_rag.journal.database import wall_clock
 from autoplay_rag.stores import PgVectorStore
+from autoplay_rag.stores.postgres.dsn import parameters_of
 
 VARIABLE = "AUTOPLAY_RAG_POSTGRES_DSN"
 SECRET = "pa55word-of-ann"
@@ -89,24 +92,19 @@ async def tls_server(certificate):
         yield server.sockets[0].getsockname()[1], heard
 
 
-def journal_on(dsn: str) -> PostgresJournal:
-    return PostgresJournal(
-        dsn, lease_seconds=10.0, on_entry=lambda *_: None, on_returned=lambda _: None
-    )
-
-
 async def opened(kind: str, dsn: str) -> AutoplayError:
     """Open a journal or a store, which fails. Returns the error."""
-    if kind == "journal":
-        journal = journal_on(dsn)
-        with pytest.raises(AutoplayError) as error:
-            await journal.open()
-        await journal.close()
-    else:
-        store = PgVectorStore(dsn)
-        with pytest.raises(AutoplayError) as error:
-            await store.start("m")
-        await store.aclose()
+    with pytest.raises(AutoplayError) as error:
+        if kind == "journal":
+            await asyncio.to_thread(
+                PostgresDatabase, parameters_of(dsn), "autoplay", clock=wall_clock
+            )
+        else:
+            store = PgVectorStore(dsn)
+            try:
+                await store.start("m")
+            finally:
+                await store.aclose()
     return error.value
 
 
@@ -142,9 +140,8 @@ def secret_dsn(request, tmp_path, monkeypatch):
 
 async def test_no_secret_in_logs_reprs_and_errors(secret_dsn, caplog, capfd):
     caplog.set_level(logging.DEBUG)
-    journal = journal_on(secret_dsn)
-    shown = [repr(journal), repr(journal.membership), str(journal)]
-    assert journal._parameters["password"] == SECRET  # it does reach the connections
+    assert parameters_of(secret_dsn)["password"] == SECRET  # it does reach the connections
+    shown = [repr(PostgresConnection(parameters_of(secret_dsn), "autoplay"))]
     for kind in ("journal", "store"):
         error = await opened(kind, secret_dsn)
         shown += ["".join(traceback.format_exception(error)), repr(error)]
