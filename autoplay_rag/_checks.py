@@ -8,7 +8,26 @@ from typing import Any
 
 from autoplay_rag.errors import ConfigurationError
 
-__all__ = ["check_above", "check_at_least", "check_choice", "check_function"]
+__all__ = ["check_above", "check_at_least", "check_choice", "check_function", "check_journal_file"]
+
+
+def check_journal_file(path: object) -> None:
+    """Refuse the address of a journal in PostgreSQL where a file is needed.
+
+    Raises:
+        ConfigurationError: If it is one. The message does not quote it: it may have a password.
+
+    Example:
+        >>> check_journal_file("postgresql://ann:s3cret@db.test/app")
+        Traceback (most recent call last):
+        ...
+        autoplay_rag.errors.ConfigurationError: this needs the path of a journal file, ...
+    """
+    if str(path).startswith(("postgresql:", "postgres:")):
+        raise ConfigurationError(
+            "this needs the path of a journal file, not the address of a journal in PostgreSQL: use "
+            'the pipeline itself, IngestPipeline(journal="postgresql://...")'
+        )
 
 
 def check_at_least(

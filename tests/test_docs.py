@@ -132,11 +132,11 @@ DSN = "postgresql://app@db.example.com/app"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 async def test_the_recipe_for_postgres_runs(number, postgres, tmp_path):
     text = (ROOT / "docs" / "recipes" / "postgres.md").read_text()
     found = BLOCK.findall(text)
-    assert len(found) == 3
+    assert len(found) == 4
     postgres.run("DROP SCHEMA IF EXISTS autoplay CASCADE")
     assert DSN in found[number]
     await run_block(found[number].replace(DSN, postgres.dsn), tmp_path, sys.executable)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -18,7 +18,9 @@ from psycopg import errors
 
 from autoplay_rag._describe import describe
 from autoplay_rag.cluster.connection import PostgresConnection
+from autoplay_rag.cluster.parts import channel_of
 from autoplay_rag.cluster.schema import COUNTS, SLOTS, advisory_key, prepare
+from autoplay_rag.content.keys import partition_of
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.database import Clock, JournalDatabase
 from autoplay_rag.journal.tasks import ANSWER
@@ -76,6 +78,7 @@ class PostgresDatabase(JournalDatabase):
         self._meta: dict[str, Any] = {}
         self._unsaved = dict.fromkeys(COUNTS, 0)
         self._in_doubt: str | None = None
+        self._counts_in_doubt = dict.fromkeys(COUNTS, 0)
         self._failed_at: float | None = None
         self.counts = dict.fromkeys(COUNTS, 0)
         self.committed = dict(self.counts)
@@ -113,7 +116,7 @@ class PostgresDatabase(JournalDatabase):
             self._in_doubt = written
             self.connection.commit()
         except BaseException as error:
-            self.counts = before
+            self._counts_in_doubt, self.counts = self.counts, before
             if not self._is_outage(error):
                 self._in_doubt = None
             self.connection.rollback()
@@ -188,12 +191,23 @@ class PostgresDatabase(JournalDatabase):
             raise
         self._failed_at = None
         self._in_doubt = None
-        return bool(state == "committed")
+        if state != "committed":
+            return False
+        self.counts = self._counts_in_doubt
+        self._keep_counts(saved=True)
+        return True
 
     def lock_out_others(self) -> None:
         """Let no other process change the journal until this transaction ends."""
         self.connection.run_all(f"SELECT pg_advisory_xact_lock({self._lock})")
         self._meta = dict(self.connection.run_all(_LOAD_META)[0])
+
+    def announce(self, lanes: Iterable[int]) -> None:
+        """Tell the processes that listen that payloads of sessions wait, once this is committed."""
+        parts = sorted({partition_of(lane) for lane in lanes})
+        if parts:
+            message = ",".join(map(str, parts))
+            self.connection.run_all(f"SELECT pg_notify('{channel_of(self.schema)}', '{message}')")
 
     def count_unsaved(self, name: str, count: int) -> None:
         """As in `JournalDatabase`."""

@@ -11,6 +11,7 @@ from autoplay_rag.cluster.database import PostgresDatabase
 from autoplay_rag.cluster.fulltext import PostgresFullText
 from autoplay_rag.cluster.member import Member
 from autoplay_rag.cluster.queue import (
+    Fence,
     PostgresCatalogTables,
     PostgresExpiryTables,
     PostgresQueueTables,
@@ -45,6 +46,8 @@ class PostgresJournal(TableJournal):
         replace_by_summaries: Whether summaries claim the actions they replace.
         model: The name of the embedder, saved with acknowledged chunks.
         erasure_register: A file with all requests to forget; None keeps none.
+        fence: Checks that this process has the partitions that it plans and acknowledges; with
+            `lease_seconds`, that is its lease.
         lease_seconds: The length of the lease by which this process has its partitions. If it is
             killed, others go on with its work after that time. None if it is alone: then it has
             all of them, always.
@@ -70,6 +73,7 @@ class PostgresJournal(TableJournal):
         replace_by_summaries: bool = True,
         model: str = "",
         erasure_register: Path | None = None,
+        fence: Fence | None = None,
         lease_seconds: float | None = None,
         clock: Clock = wall_clock,
         on_entry: OnEntry,
@@ -81,9 +85,11 @@ class PostgresJournal(TableJournal):
         self._keep_payloads = keep_payloads
         self._replace_by_summaries = replace_by_summaries
         self._register = Register(erasure_register)
+        self._fence = fence
         self._member: Member | None = None
         if lease_seconds is not None:
             self._member = Member(self._parameters, schema, self, seconds=lease_seconds)
+            self._fence = self._member.ownership
         self.membership = self._member
         self._clock = clock
         place = place_of(self._parameters)
@@ -150,7 +156,10 @@ class PostgresJournal(TableJournal):
             model=self._model,
             register=self._register,
         )
-        tables.fence = self._member.ownership if self._member else None
+        tables.fence = self._fence
+        if self._member is not None:
+            leases = self._member.ownership
+            catalog.owned = lambda: leases.partitions
         expiry = PostgresExpiryTables(file, catalog)
         if self._register.exists():
             tables.erasures.apply_register()

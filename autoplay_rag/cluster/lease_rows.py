@@ -118,6 +118,15 @@ class LeaseRows:
             "WHERE expires <= clock_timestamp() FOR UPDATE SKIP LOCKED)",
         )
 
+    async def count_others(self, worker: str | None) -> int:
+        """Return the number of live workers besides this one."""
+        rows = await self._execute(
+            f"SELECT count(*) FROM {self._worker} "
+            "WHERE expires > clock_timestamp() AND id IS DISTINCT FROM %s::text",
+            worker,
+        )
+        return int(rows[0][0])
+
     async def leave(self, worker: str) -> None:
         """Delete a worker. It owns nothing any more."""
         await self._execute(f"DELETE FROM {self._worker} WHERE id = %s", worker)

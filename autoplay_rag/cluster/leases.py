@@ -380,6 +380,14 @@ class Leases(Ownership):
             named.set(None)
         self._changed.set()
 
+    async def others(self) -> int:
+        """Return how many other processes have a lease now.
+
+        Raises:
+            JournalError: If the database does not answer.
+        """
+        return await self._rows.count_others(self._id)
+
     async def close(self) -> None:
         """Give everything back. Call it after `run` has ended."""
         worker, self._id = self._id, None

@@ -101,6 +101,10 @@ class Member(Membership):
         """As in `Membership`."""
         return await self.ownership.while_held(name, work)
 
+    async def others(self) -> int:
+        """As in `Membership`."""
+        return await self.ownership.others()
+
     async def close(self) -> None:
         """As in `Membership`."""
         await self.ownership.close()

@@ -9,18 +9,17 @@ All functions block. They run in a transaction on the writer thread.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
 from autoplay_rag.cluster.connection import PostgresConnection, Server
 from autoplay_rag.cluster.database import PostgresDatabase
-from autoplay_rag.cluster.parts import channel_of
 from autoplay_rag.cluster.schema import NUMBERS
 from autoplay_rag.content.chunks import Chunk
-from autoplay_rag.content.keys import partition_of
+from autoplay_rag.content.keys import PARTITIONS, partition_of
 from autoplay_rag.journal.base import (
     Acknowledged,
     Acknowledgement,
@@ -65,10 +64,21 @@ class Fence(Protocol):
 
 
 class PostgresCatalogTables(CatalogTables):
-    """The operations on the catalog's tables. `CatalogTables` has the rest."""
+    """The operations on the catalog's tables. `CatalogTables` has the rest.
+
+    Attributes:
+        owned: Returns the partitions of this process; None while it is alone.
+    """
 
     file: PostgresDatabase
+    owned: Callable[[], Collection[int]] | None = None
     _left = 0
+
+    def _own(self, table: Literal["chunk", "deletion"]) -> tuple[str, tuple[Any, ...]]:
+        if self.owned is None:
+            return "", ()
+        part = "part" if table == "deletion" else f"coalesce(lane, 0) & {PARTITIONS - 1}"
+        return f" AND ({part}) IN (SELECT value FROM json_each(?))", (json_list(self.owned()),)
 
     def adopt(self, chunks: Sequence[Chunk], model: str) -> int:
         """As in `CatalogTables`."""
@@ -111,7 +121,9 @@ class PostgresErasureTables(ErasureTables):
         if not self.file.scalar("SELECT EXISTS (SELECT 1 FROM forgetting)::int"):
             return Deleted(more=False, settled=[], returned=[], chunks=[])
         self._lock()
-        return super().delete_page(limit)
+        page = super().delete_page(limit)
+        self.file.announce(lane for lane, _ in page.returned)
+        return page
 
     def apply_register(self) -> None:
         """As in `ErasureTables`."""
@@ -195,12 +207,8 @@ class PostgresQueueTables(QueueTables):
         ]
         if kept:
             last = max(entry.seq for entry, _ in kept)
-            parts = {partition_of(entry.lane) for entry, outcome in kept if outcome == "accepted"}
-            channel = channel_of(self.file.schema)
-            self._connection.run_all(
-                f"UPDATE progress SET last_seq = {last:d}",
-                f"SELECT pg_notify('{channel}', '{','.join(map(str, sorted(parts)))}')",
-            )
+            self._connection.run_all(f"UPDATE progress SET last_seq = {last:d}")
+            self.file.announce(entry.lane for entry, outcome in kept if outcome == "accepted")
         return outcomes
 
     def _last_seq(self) -> int:
@@ -254,7 +262,9 @@ class PostgresQueueTables(QueueTables):
     def retry(self, ids: Sequence[int] | None) -> list[tuple[int, int]]:
         """As in `QueueTables`."""
         self.file.lock_out_others()
-        return super().retry(ids)
+        back = super().retry(ids)
+        self.file.announce(lane for lane, _ in back)
+        return back
 
     def discard(self, ids: Sequence[int] | None) -> int:
         """As in `QueueTables`."""

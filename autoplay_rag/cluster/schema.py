@@ -41,10 +41,7 @@ NUMBERS: Final = 64
 _COUNT_COLUMNS: Final = ", ".join(f"{name} bigint NOT NULL DEFAULT 0" for name in COUNTS)
 _SUMS: Final = ", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in COUNTS)
 _C: Final = 'text COLLATE "C"'
-_PART: Final = (
-    f"part smallint GENERATED ALWAYS AS (((lane % {PARTITIONS}) + {PARTITIONS}) % {PARTITIONS}) "
-    "STORED"
-)
+_PART: Final = f"part smallint GENERATED ALWAYS AS (lane & {PARTITIONS - 1}) STORED"
 
 _TABLES: Final = f"""
 CREATE TABLE IF NOT EXISTS meta (name text PRIMARY KEY, value json);
@@ -157,14 +154,11 @@ _FUNCTIONS: Final = (
     # order. A chunk that the catalog does not know has any partition.
     (
         "CREATE OR REPLACE FUNCTION note_part() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        f"NEW.part := coalesce((SELECT ((lane % {PARTITIONS}) + {PARTITIONS}) % {PARTITIONS} "
+        f"NEW.part := coalesce((SELECT lane & {PARTITIONS - 1} "
         f"FROM chunk WHERE id = NEW.chunk), hashtext(NEW.chunk) & {PARTITIONS - 1}); "
         "RETURN NEW; END $$"
     ),
-    (
-        "CREATE OR REPLACE TRIGGER part BEFORE INSERT ON deletion "
-        "FOR EACH ROW EXECUTE FUNCTION note_part()"
-    ),
+    ("CREATE TRIGGER part BEFORE INSERT ON deletion FOR EACH ROW EXECUTE FUNCTION note_part()"),
     # Notes changed chunks during a re-embedding. Always there, because it takes the right to
     # create tables to add it.
     (
@@ -176,7 +170,7 @@ _FUNCTIONS: Final = (
         "ON CONFLICT (chunk) DO UPDATE SET number = DEFAULT; RETURN NULL; END $$"
     ),
     (
-        "CREATE OR REPLACE TRIGGER copying AFTER INSERT OR UPDATE OR DELETE ON chunk "
+        "CREATE TRIGGER copying AFTER INSERT OR UPDATE OR DELETE ON chunk "
         "FOR EACH ROW EXECUTE FUNCTION note_copying()"
     ),
 )
@@ -249,8 +243,12 @@ def advisory_key(schema: str, of: str) -> str:
 
 
 def _format(connection: PostgresConnection, schema: str) -> int | None:
-    name = f"{quoted(schema)}.meta".replace("'", "''")
-    ((there,),) = connection.run_all(f"SELECT to_regclass('{name}') IS NOT NULL")[0]
+    # Not `to_regclass`, which may remember what another process has created since.
+    name = schema.replace("'", "''")
+    ((there,),) = connection.run_all(
+        "SELECT EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        f"WHERE c.relname = 'meta' AND n.nspname = '{name}')"
+    )[0]
     if not there:
         return None
     rows = connection.run_all(f"SELECT value FROM {quoted(schema)}.meta WHERE name = 'format'")[0]
@@ -264,9 +262,9 @@ def _create(connection: PostgresConnection, schema: str, journal_id: str) -> Non
         connection.run_all("SELECT pg_advisory_xact_lock(hashtextextended('autoplay-rag', 0))")
         if _format(connection, schema) is None:
             name = quoted(schema)
-            literal = name.replace("'", "''")
-            ((missing,),) = connection.run_all(f"SELECT to_regnamespace('{literal}') IS NULL")[0]
-            if missing:
+            literal = schema.replace("'", "''")
+            found = f"SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = '{literal}')"
+            if connection.run_all(found)[0] == [(False,)]:
                 connection.run_all(f"CREATE SCHEMA {name}")
             connection.run_all(f"SET LOCAL search_path TO {name}", *statements(journal_id))
         connection.commit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoplay_rag._checks import check_journal_file
 from autoplay_rag.cluster.address import JournalAddress
 from autoplay_rag.journal.on_tables import TableJournal
 from autoplay_rag.journal.sqlite import SqliteJournal
@@ -33,6 +34,7 @@ def named_journal(name: str | Path | None, store: Store) -> Path | JournalAddres
         if isinstance(store, PgVectorStore):
             return JournalAddress(name, store.schema)
         return JournalAddress(name)
+    check_journal_file(name)  # an address as a `Path` has lost a slash
     # Resolved, so that a link and its target count as the same journal.
     return Path(name).resolve()
 

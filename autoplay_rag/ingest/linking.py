@@ -37,7 +37,7 @@ class Linker(BackgroundWork):
         self._able = able
 
     async def _work(self) -> str | None:
-        while page := await self._journal.outdated(_PAGE):
+        while page := await self._journal.outdated(_PAGE, own=True):
             done, error = await self._update(page) if self._able else (page, None)
             await self._journal.updated(done)
             if error is not None:

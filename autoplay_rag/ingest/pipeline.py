@@ -72,9 +72,10 @@ class IngestPipeline(Questions):
         store: The store for the chunks: a `VectorStore` or a `TextStore`. Closed with the pipeline.
         embedder: An `Embedder` or any LangChain `Embeddings`; the bundled model if None. Not used
             by a `TextStore`, which embeds texts itself. Closed with the pipeline.
-        journal: A file that records received payloads across restarts and crashes. None keeps
-            the journal in memory: pending payloads are lost when the process ends, and duplicates
-            are recognised for at most a day.
+        journal: A file that records received payloads across restarts and crashes, or the address of
+            a PostgreSQL database: "postgresql://...", as for `PgVectorStore`, in whose schema the
+            tables are. None keeps the journal in memory: pending payloads are lost when the process
+            ends, and duplicates are recognised for at most a day.
         durability: What an accepted payload survives once `on_actions` has returned. "normal":
             any end of the process, including `kill -9`. "full": also a power loss or a crash of
             the operating system, at about half the speed for a caller that awaits each payload.
@@ -301,7 +302,8 @@ class IngestPipeline(Questions):
         """Stop the attached clients, drain for up to `drain_timeout`, and close everything.
 
         Payloads that are not stored in time stay in the journal for the next start. Without a
-        journal file they are lost, and the loss is logged.
+        journal file they are lost, and the loss is logged. If other processes share the journal, it
+        does not drain: they go on.
 
         If cancelled, it stops draining and still closes. A second call waits until everything is
         closed.
@@ -315,7 +317,7 @@ class IngestPipeline(Questions):
                 # `ingest` just saw no progress: do not wait again.
                 stuck = self._stuck and journal and self.health.state != "ok"
                 started = run.loop.time()
-                await run.drain(0.0 if stuck else self._settings.drain_timeout)
+                await run.drain_before_close(0.0 if stuck else self._settings.drain_timeout)
                 left = self._settings.drain_timeout - (run.loop.time() - started)
                 await run.finish_erasing(0.0 if stuck else max(0.0, left))
             except PipelineError as error:
@@ -534,6 +536,33 @@ class IngestPipeline(Questions):
             raise ConfigurationError("drain() takes a product_id beside a session_id only")
         else:
             await run.drain(timeout)
+
+    async def run_alone(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run `work()` in one process at a time, of all that share a journal in PostgreSQL.
+
+        For example, a stream should be read by one of them. The call waits until this process may
+        run the work. If the process loses the right, because it or the database stood still, the
+        work is cancelled, and `work()` is called again once it has the right again. If a process
+        is killed, another one begins within seconds.
+
+        With a journal in a file or in memory, it just runs the work.
+
+        Args:
+            name: What identifies the work in all processes.
+            work: Makes the coroutine. It must end soon after it was cancelled.
+
+        Returns:
+            What the work returns. Then other processes that wait run theirs.
+
+        Raises:
+            ClientStateError: If this process runs or waits for work of this name already.
+            PipelineClosedError: If the pipeline is not running.
+
+        Example:
+            >>> async def main(pipeline, client):
+            ...     await pipeline.run_alone("stream of acme", client.run)
+        """
+        return await self._open_run().run_alone(name, work)
 
     # -- maintenance --------------------------------------------------------------------------
 

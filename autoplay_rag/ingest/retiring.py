@@ -62,20 +62,29 @@ class Retirer(BackgroundWork):
     Args:
         journal: Has claims and actions.
         delete: Deletes chunks that are in the outbox.
+        owns: Tells for a lane whether this process may work on it now. Two processes that decide on
+            one session would claim more actions than its summaries replace.
     """
 
-    def __init__(self, journal: Journal, delete: Callable[[Sequence[str]], None]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        delete: Callable[[Sequence[str]], None],
+        owns: Callable[[int], bool] = lambda _lane: True,
+    ) -> None:
         super().__init__("retiring replaced actions failed", longest_pause=_RETRY_SECONDS)
         self._journal = journal
         self._delete = delete
+        self._owns = owns
         self._thread = SerialThread("autoplay-retire")
         self._open: set[int] = set()
         self._due: set[int] = set()
 
     async def resume(self) -> None:
-        """Resume the claims of an earlier run."""
-        self._open = set(await self._journal.claim_lanes())
-        self._look(self._open)
+        """Resume the claims of an earlier run, or of another process."""
+        found = {lane for lane in await self._journal.claim_lanes() if self._owns(lane)}
+        self._open |= found
+        self._look(found)
 
     def stored(self, lanes: Iterable[int], summaries: bool) -> None:
         """Look at sessions of which something was stored.
@@ -111,7 +120,7 @@ class Retirer(BackgroundWork):
             return
         times = await self._thread.run(_times_of, payloads)
         decision = decide(claims, times)
-        if decision.claimed:
+        if decision.claimed and self._owns(lane):
             self._delete(await self._journal.apply_claims(decision.used, decision.claimed))
 
 

@@ -254,7 +254,17 @@ class RunningPipeline:
         self._task = self.loop.create_task(self._work(), name="autoplay-ingest")
         self._task.add_done_callback(_report)
 
+    async def _check_is_alone(self, what: str) -> None:
+        """Refuse what other processes, which go on with the old model or store, would spoil."""
+        if self._membership is not None and (count := await self._membership.others()):
+            raise ConfigurationError(
+                f"{what} needs that no other process uses this journal, but {count} of them do: stop "
+                "them first (one that was killed counts until its lease ends)"
+            )
+
     async def _open_store(self) -> None:
+        if self._settings.rebuild or self._settings.adopt:
+            await self._check_is_alone("rebuild=True" if self._settings.rebuild else "adopt=True")
         await self._start_store()
         _log_missing_capabilities(self._store)
         self._check_can_expire()
@@ -318,12 +328,13 @@ class RunningPipeline:
         self._linker = Linker(
             self._journal, self._writer, able="update_metadata" in self._store.capabilities
         )
-        self._retirer = Retirer(self._journal, self._upkeep.delete)
+        owns = self._membership.ownership.owns if self._membership else _owns_everything
+        self._retirer = Retirer(self._journal, self._upkeep.delete, owns)
         self.retention = Retention(
             self._journal.expiry,
             days=settings.retention_days,
             key_days=settings.remember_keys_days,
-            delete=self._upkeep.delete,
+            delete=self._delete_anywhere,
             deleting=lambda: self._upkeep.deleting,
             clock=settings.clock,
         )
@@ -333,7 +344,7 @@ class RunningPipeline:
             planner,
             self._writer,
             self._upkeep,
-            owns=self._membership.ownership.owns if self._membership else _owns_everything,
+            owns=owns,
             timings=self.timings,
             on_settled=self._settled,
             on_stored=self._retirer.stored,
@@ -406,6 +417,7 @@ class RunningPipeline:
                 group.create_task(self._worker.run())
                 group.create_task(self._upkeep.run())
                 group.create_task(self._retirer.run())
+                group.create_task(self._linker.run())
                 group.create_task(self.space.run())
                 group.create_task(self._eraser.run())
                 group.create_task(self._repairer.run())
@@ -419,6 +431,7 @@ class RunningPipeline:
                     group.create_task(self._keep_up())
                 else:
                     assert self._partitions is not None
+                    group.create_task(self._watch_member())
                     group.create_task(self._partitions.run())
                     group.create_task(self._membership.while_held("upkeep", self._keep_up))
         except asyncio.CancelledError:
@@ -429,10 +442,14 @@ class RunningPipeline:
                 await self._journal.note_health(self.health)
             raise
 
+    async def _watch_member(self) -> None:
+        """Fail if the membership does: without its lease this process stores nothing."""
+        assert self._member is not None
+        await asyncio.shield(self._member)
+
     async def _keep_up(self) -> None:
         """Do what concerns the journal as a whole. One process at a time does it."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._linker.run())
             group.create_task(self.retention.run())
             group.create_task(self._compactor.run())
             group.create_task(Indexer(self._journal).run())
@@ -537,7 +554,9 @@ class RunningPipeline:
             self._batcher.add(entry.lane, entry.seq, now)
         else:
             self._partitions.wake()
-        if len(self._accepted_at) < _MEASURED:
+        # What another process stores is not measured: nothing would remove it here.
+        owned = self._membership is None or self._membership.ownership.owns(entry.lane)
+        if owned and len(self._accepted_at) < _MEASURED:
             self._accepted_at[entry.seq] = now
         self._worker.wake()
         if entry.payload is not None:
@@ -602,6 +621,14 @@ class RunningPipeline:
         self._check_works(ended)
         await self._measure_lag()
 
+    async def drain_before_close(self, timeout: float) -> None:  # noqa: ASYNC109 - as in `drain`
+        """Drain if no other process goes on with what is left."""
+        if self._membership is not None:
+            with suppress(JournalError):
+                if await self._membership.others():
+                    return
+        await self.drain(timeout)
+
     async def drain_session(
         self,
         session_id: str,
@@ -612,6 +639,9 @@ class RunningPipeline:
         last = self.watermark.last
         # Carried out once what was handed over before is committed.
         await self._journal.settled_of(0)
+        if self._membership is not None:
+            # Another process may have the session's window. There, all are closed.
+            last = (await self._membership.close_windows()).last
         if product_id is None:
             lanes = list((await self.timeline.lanes(storable(session_id), None)).values())
         else:
@@ -644,7 +674,10 @@ class RunningPipeline:
             settled = self.watermark.next_settled()
             if not await self.timeline.pending(lanes, last):
                 return
-            await settled.wait()
+            with suppress(TimeoutError):
+                # What other processes settle has no event here.
+                async with asyncio.timeout(_REQUESTS_SECONDS if self._membership else None):
+                    await settled.wait()
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _measure_lag(self) -> None:
@@ -756,6 +789,12 @@ class RunningPipeline:
         oldest = self._batcher.oldest()
         return 0.0 if oldest is None else max(0.0, self.loop.time() - oldest)
 
+    async def run_alone(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run work in one process at a time; see `IngestPipeline.run_alone`."""
+        if self._membership is None:
+            return await work()
+        return await self._membership.while_held(f"work:{name}", work)
+
     # -- maintenance --------------------------------------------------------------------------
 
     async def status(self) -> JournalStatus:
@@ -814,6 +853,7 @@ class RunningPipeline:
         """Replace the embedder; see `IngestPipeline.reembed`."""
         assert self._embedder is not None
         assert self._reembedding is not None
+        await self._check_is_alone("reembed")
         async with self._maintaining:
             if embedder.model == self._embedder.model and not render:
                 await self._reembedding.abandon()
@@ -893,16 +933,24 @@ class RunningPipeline:
             async with asyncio.timeout(timeout):
                 await self._ends_before_work(self._eraser.wait())
 
-    def _busy(self, lanes: Collection[int]) -> set[int]:
+    async def _busy(self, lanes: Collection[int]) -> set[int]:
+        if self._membership is not None:
+            return await self._journal.under_way(lanes)
         return {lane for lane in lanes if self._batcher.is_under_way(lane)}
 
     def _payloads_deleted(self, page: Deleted) -> None:
         self.watermark.settle(page.settled)
         for seq in page.settled:
             self._accepted_at.pop(seq, None)
-        self._upkeep.delete(page.chunks)
+        self._delete_anywhere(page.chunks)
         if page.returned:
             self._returned(page.returned)
+
+    def _delete_anywhere(self, ids: Sequence[str]) -> None:
+        """Start to delete chunks of any session that are in the outbox."""
+        if self._membership is None:
+            self._upkeep.delete(ids)
+        # Otherwise the owner of the session finds them there.
 
     def _clear_caches(self, asked: Asked, lanes: Collection[int]) -> None:
         # Events in `live` have the times of their arrival, so all of a session are dropped.
@@ -935,6 +983,7 @@ class RunningPipeline:
     async def _run_periodic_work(self) -> None:
         """Run the periodic work: requests of other processes, health notes, tidying."""
         noted: Health | None = None
+        seen: frozenset[int] = frozenset()
         second = 0
         while True:
             try:
@@ -943,6 +992,8 @@ class RunningPipeline:
                     if (health := self.health) != noted:
                         await self._journal.note_health(health)
                         noted = health
+                if self._partitions is not None:
+                    seen = await self._look_for_work(self._partitions, seen)
                 if second % _LAG_EVERY == 0:
                     await self._measure_lag()
                 if second % _NOTE_EVERY == _NOTE_EVERY - 1 and not self._noting.locked():
@@ -953,6 +1004,17 @@ class RunningPipeline:
             second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
 
+    async def _look_for_work(
+        self, partitions: Partitions, before: frozenset[int]
+    ) -> frozenset[int]:
+        """Look for what other processes left for the owner of a session."""
+        self._linker.wake()
+        await self._upkeep.look()
+        loaded = partitions.loaded
+        if loaded - before:
+            await self._retirer.resume()
+        return loaded
+
     async def _note(self) -> None:
         if self._membership is None:
             await self._pairing.note()
@@ -960,7 +1022,7 @@ class RunningPipeline:
             await self._membership.while_held("store", self._pairing.note)
 
     async def _tidy(self) -> None:
-        """Delete expired data, and look for changes of metadata that other processes made."""
+        """Delete expired data."""
         second = 0
         while True:
             try:
@@ -970,8 +1032,6 @@ class RunningPipeline:
                         await self._reembedding.tidy()
             except (JournalError, StoreError) as error:
                 _log.error("tidying failed; retrying: %s", error)
-            if self._membership is not None:
-                self._linker.wake()
             second += 1
             await asyncio.sleep(_REQUESTS_SECONDS)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from autoplay_rag._checks import check_journal_file
 from autoplay_rag._serial import SerialThread
 from autoplay_rag.content.probe import PROBE_ID
 from autoplay_rag.embedders.base import Embedder, as_embedder
@@ -79,6 +80,7 @@ async def copy_store(
         _check_can_copy(source)
         if journal is None:
             return await _StoreCopy(source, target, new, None, on_progress).run(embed_concurrency)
+        check_journal_file(journal)
         catalog = SqliteJournal(Path(journal), on_entry=lambda *_: None, on_returned=lambda _: None)
         await catalog.open()
         try:

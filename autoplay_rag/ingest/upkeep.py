@@ -26,6 +26,8 @@ __all__ = ["Upkeep"]
 _log = logging.getLogger(__name__)
 
 _PAGE = 200
+_LOOK_DELETIONS = 2000
+"""The most deletions to start at once that other processes left."""
 _JOURNAL_RETRY_SECONDS = 1.0
 _FIRST_REPEAT_SECONDS = 5.0
 _LONGEST_REPEAT_SECONDS = 600.0
@@ -70,9 +72,9 @@ class Upkeep:
 
     async def resume(self) -> None:
         """Resume the work of an earlier run."""
-        self._queued = await self._journal.count_queued()
+        self._queued = await self._journal.count_queued(own=True)
         self._note_idle()
-        self.delete(await self._journal.deletions(-1, planned=False))
+        self.delete(await self._journal.deletions(-1, planned=False, own=True))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Start to delete chunks that are in the outbox."""
@@ -80,6 +82,14 @@ class Upkeep:
         self._deleting.update(fresh)
         self._note_idle()
         self._writer.put([Delete(one) for one in fresh], self._delete_ended)
+
+    async def look(self) -> None:
+        """Start the work that other processes have left for this one."""
+        if not self._queued and (count := await self._journal.count_queued(own=True)):
+            self.store_again(count)
+        limit = _LOOK_DELETIONS + len(self._refused)  # those that are refused stay the oldest
+        found = await self._journal.deletions(limit, planned=False, own=True)
+        self.delete([one for one in found if one not in self._refused])
 
     @property
     def deleting(self) -> int:
@@ -165,10 +175,10 @@ class Upkeep:
         after = 0
         while self._queued:
             try:
-                page = await self._journal.queued(after, _PAGE)
+                page = await self._journal.queued(after, _PAGE, own=True)
                 if not page:
                     # A deletion may have removed queued chunks since the last count.
-                    self._queued = await self._journal.count_queued() if after else 0
+                    self._queued = await self._journal.count_queued(own=True) if after else 0
                     after = 0
                     continue
                 await self._store_page(page, after)
@@ -185,7 +195,9 @@ class Upkeep:
         # Chunks may have been deleted, changed or planned anew while tokens were counted. This read
         # has its place among the journal's transactions: operations of a later one start after ours.
         known = [
-            queued for queued in await self._journal.queued(after, _PAGE) if queued.number in before
+            queued
+            for queued in await self._journal.queued(after, _PAGE, own=True)
+            if queued.number in before
         ]
         page = [queued for queued in known if queued.chunk.text == before[queued.number].chunk.text]
         left = len(known) - len(page)  # another text: they come in the next round
@@ -254,7 +266,7 @@ class Upkeep:
             )
             failures = failures + 1 if self._refused else 0
             with suppress(JournalError):
-                outbox = await self._journal.deletions(-1, planned=False)
+                outbox = await self._journal.deletions(-1, planned=False, own=True)
                 # Forget chunks that left the outbox because they were stored again.
                 self._refused = {one: self._refused[one] for one in outbox if one in self._refused}
                 self.delete(outbox)

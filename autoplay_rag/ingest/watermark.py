@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
+from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.base import Queue
 from autoplay_rag.journal.ownership import SharedProgress, Sharing
 
@@ -16,6 +18,7 @@ __all__ = ["SharedWatermark", "Watermark"]
 
 _LOOK_SECONDS: Final = 0.1
 """The interval of asking for the progress of other processes while somebody waits for it."""
+_RETRY_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -188,7 +191,7 @@ class SharedWatermark(Watermark):
 
     async def wait(self) -> None:
         """Wait until all that any process accepted so far, and all retried letters, are settled."""
-        progress = await self._sharing.close_windows()
+        progress = await _answered(self._sharing.close_windows)
         mark = progress.last
         while True:
             self.note(progress)
@@ -197,4 +200,16 @@ class SharedWatermark(Watermark):
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self.next_settled().wait()
-            progress = (await self._sharing.arrivals((), mark, retried=False)).progress
+            progress = await _answered(partial(self._progress, mark))
+
+    async def _progress(self, after: int) -> SharedProgress:
+        return (await self._sharing.arrivals((), after, retried=False)).progress
+
+
+async def _answered(ask: Callable[[], Awaitable[SharedProgress]]) -> SharedProgress:
+    """Ask until the database answers. While it does not, nothing is settled either."""
+    while True:
+        try:
+            return await ask()
+        except JournalError:
+            await asyncio.sleep(_RETRY_SECONDS)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -565,6 +565,10 @@ class Queue(ABC):
         """Return the plans that are not acknowledged, oldest first."""
 
     @abstractmethod
+    async def under_way(self, lanes: Collection[int]) -> set[int]:
+        """Return those of these lanes that have a plan which is not acknowledged."""
+
+    @abstractmethod
     async def take_batches(self, count: int) -> list[int]:
         """Reserve numbers for plans, in ascending order. Numbers that are not used do no harm."""
 
@@ -722,12 +726,18 @@ class Catalog(ABC):
         """
 
     @abstractmethod
-    async def queued(self, after: int, limit: int) -> list[QueuedChunk]:
-        """Return queued chunks, ordered by number."""
+    async def queued(self, after: int, limit: int, *, own: bool = False) -> list[QueuedChunk]:
+        """Return queued chunks, ordered by number.
+
+        Args:
+            after: The last number of the page before.
+            limit: The most chunks.
+            own: Whether to leave out the sessions that other processes work on.
+        """
 
     @abstractmethod
-    async def count_queued(self) -> int:
-        """Return the number of queued chunks."""
+    async def count_queued(self, *, own: bool = False) -> int:
+        """Return the number of queued chunks; for `own` see `queued`."""
 
     @abstractmethod
     async def queue_again(self, numbers: Sequence[int]) -> int:
@@ -779,13 +789,14 @@ class Catalog(ABC):
         """Add to the deletion outbox those of these ids that the catalog does not know."""
 
     @abstractmethod
-    async def deletions(self, limit: int, *, planned: bool = True) -> list[str]:
+    async def deletions(self, limit: int, *, planned: bool = True, own: bool = False) -> list[str]:
         """Return ids of chunks whose deletion the store has not confirmed, oldest first.
 
         Args:
             limit: The most ids; -1 for all.
             planned: Whether to include chunks that a plan stores again. Deleting such a chunk
                 after the plan was executed would delete what the plan stored.
+            own: See `queued`.
         """
 
     @abstractmethod
@@ -805,8 +816,13 @@ class Catalog(ABC):
         """Add chunks of a store to the catalog, and return how many were unknown."""
 
     @abstractmethod
-    async def outdated(self, limit: int) -> list[Outdated]:
-        """Return stored chunks with metadata changes that the store does not have yet."""
+    async def outdated(self, limit: int, *, own: bool = False) -> list[Outdated]:
+        """Return stored chunks with metadata changes that the store does not have yet.
+
+        Args:
+            limit: The most chunks.
+            own: See `queued`.
+        """
 
     @abstractmethod
     async def updated(self, done: Sequence[Outdated]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -260,11 +260,13 @@ class CatalogTables:
             (ChunkState.QUEUED, json_list(numbers), ChunkState.STORED),
         ).rowcount
 
-    def queued(self, after: int, limit: int) -> list[QueuedChunk]:
-        """Return queued chunks, ordered by number."""
+    def queued(self, after: int, limit: int, own: bool = False) -> list[QueuedChunk]:
+        """Return queued chunks, ordered by number. For `own` see `Catalog`."""
+        condition, given = self._own("chunk") if own else ("", ())
         found = self._chunks(
-            f"WHERE state = {ChunkState.QUEUED:d} AND number > ? ORDER BY number LIMIT ?",
+            f"WHERE state = {ChunkState.QUEUED:d} AND number > ?{condition} ORDER BY number LIMIT ?",
             after,
+            *given,
             limit,
         )
         return [QueuedChunk(number, chunk) for number, chunk in found]
@@ -278,18 +280,30 @@ class CatalogTables:
         )
         return [number for (number,) in rows]
 
-    def count_queued(self) -> int:
-        """Return the number of queued chunks."""
-        return self.file.scalar(f"SELECT count(*) FROM chunk WHERE state = {ChunkState.QUEUED:d}")
+    def count_queued(self, own: bool = False) -> int:
+        """Return the number of queued chunks. For `own` see `Catalog`."""
+        condition, given = self._own("chunk") if own else ("", ())
+        return self.file.scalar(
+            f"SELECT count(*) FROM chunk WHERE state = {ChunkState.QUEUED:d}{condition}", *given
+        )
+
+    def _own(self, table: Literal["chunk", "deletion"]) -> tuple[str, tuple[Any, ...]]:  # noqa: ARG002
+        """Return a condition for the rows of a table that this process works on.
+
+        A file has one process, which works on all.
+        """
+        return "", ()
 
     # -- deletions ----------------------------------------------------------------------------
 
-    def deletions(self, limit: int, planned: bool = True) -> list[str]:
-        """Return ids in the deletion outbox, oldest first. For `planned` see `Catalog`."""
+    def deletions(self, limit: int, planned: bool = True, own: bool = False) -> list[str]:
+        """Return ids in the deletion outbox, oldest first. See `Catalog`."""
+        condition, given = self._own("deletion") if own else ("", ())
         rows = self._connection.execute(
-            "SELECT chunk FROM deletion WHERE ? OR NOT EXISTS "
-            "(SELECT 1 FROM chunk WHERE id = deletion.chunk AND state <> ?) ORDER BY at LIMIT ?",
-            (planned, ChunkState.RETIRED, limit),
+            "SELECT chunk FROM deletion WHERE (? OR NOT EXISTS "
+            f"(SELECT 1 FROM chunk WHERE id = deletion.chunk AND state <> ?)){condition} "
+            "ORDER BY at LIMIT ?",
+            (planned, ChunkState.RETIRED, *given, limit),
         )
         return [found for (found,) in rows]
 
@@ -494,12 +508,13 @@ class CatalogTables:
 
     # -- metadata that the store has to change ------------------------------------------------
 
-    def outdated(self, limit: int) -> list[Outdated]:
-        """Return stored chunks whose metadata the store has to change."""
+    def outdated(self, limit: int, own: bool = False) -> list[Outdated]:
+        """Return stored chunks whose metadata the store has to change. For `own` see `Catalog`."""
+        condition, given = self._own("chunk") if own else ("", ())
         rows = self._connection.execute(
             "SELECT id, version, user, conversation, metadata ->> '$.email' FROM outdated "
-            "JOIN chunk ON chunk.id = outdated.chunk LIMIT ?",
-            (limit,),
+            f"JOIN chunk ON chunk.id = outdated.chunk WHERE true{condition} LIMIT ?",
+            (*given, limit),
         )
         return [
             Outdated(chunk, version, dict(zip(People._fields, people, strict=True)))

@@ -258,7 +258,7 @@ def late(connection: Connection, after: int | None, limits: Limits) -> LatePage 
     """
     last, lanes = connection.execute(
         "SELECT max(lane), json_group_array(lane) FILTER (WHERE first < ?) FROM "
-        "(SELECT lane, first FROM visit WHERE lane > ? ORDER BY lane LIMIT ?) AS some",
+        "(SELECT lane, first FROM visit WHERE lane > ? ORDER BY lane LIMIT ?) AS page",
         (limits.latest, _FIRST if after is None else after, _LANES),
     ).fetchone()
     if last is None:

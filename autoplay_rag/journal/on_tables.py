@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from autoplay_rag.content.chunks import Chunk
@@ -141,6 +141,10 @@ class TableJournal(Journal):
         """As in `Queue`."""
         return await self._writer.run(self._tables.plans)
 
+    async def under_way(self, lanes: Collection[int]) -> set[int]:
+        """As in `Queue`."""
+        return await self._writer.run(self._tables.under_way, lanes)
+
     async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> bool:
         """As in `Queue`."""
         return await self._writer.run(self._tables.record_plans, plans, sessions)
@@ -219,13 +223,13 @@ class TableJournal(Journal):
         """As in `Catalog`."""
         return await self._writer.run(self._tables.queue_unconfirmed)
 
-    async def queued(self, after: int, limit: int) -> list[QueuedChunk]:
+    async def queued(self, after: int, limit: int, *, own: bool = False) -> list[QueuedChunk]:
         """As in `Catalog`."""
-        return await self._writer.run(self._catalog.queued, after, limit)
+        return await self._writer.run(self._catalog.queued, after, limit, own)
 
-    async def count_queued(self) -> int:
+    async def count_queued(self, *, own: bool = False) -> int:
         """As in `Catalog`."""
-        return await self._writer.run(self._catalog.count_queued)
+        return await self._writer.run(self._catalog.count_queued, own)
 
     async def queue_again(self, numbers: Sequence[int]) -> int:
         """As in `Catalog`."""
@@ -267,9 +271,9 @@ class TableJournal(Journal):
         await self.settled_of(0)
         return await self._read(read)
 
-    async def deletions(self, limit: int, *, planned: bool = True) -> list[str]:
+    async def deletions(self, limit: int, *, planned: bool = True, own: bool = False) -> list[str]:
         """As in `Catalog`."""
-        return await self._writer.run(self._catalog.deletions, limit, planned)
+        return await self._writer.run(self._catalog.deletions, limit, planned, own)
 
     async def deleted(self, ids: Sequence[str]) -> None:
         """As in `Catalog`."""
@@ -287,9 +291,9 @@ class TableJournal(Journal):
         """As in `Catalog`."""
         return await self._writer.run(self._catalog.adopt, chunks, self._model)
 
-    async def outdated(self, limit: int) -> list[Outdated]:
+    async def outdated(self, limit: int, *, own: bool = False) -> list[Outdated]:
         """As in `Catalog`."""
-        return await self._writer.run(self._catalog.outdated, limit)
+        return await self._writer.run(self._catalog.outdated, limit, own)
 
     async def updated(self, done: Sequence[Outdated]) -> None:
         """As in `Catalog`."""

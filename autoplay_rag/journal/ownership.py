@@ -151,5 +151,9 @@ class Membership(Sharing):
         """
 
     @abstractmethod
+    async def others(self) -> int:
+        """Return how many other processes share the journal now."""
+
+    @abstractmethod
     async def close(self) -> None:
         """Let others have everything. Call it after `run` has ended."""

@@ -7,7 +7,7 @@ tokenises payloads in a thread of its own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -339,6 +339,16 @@ class QueueTables:
             numbers, unplanned = _decode_record(record)
             found.append(Plan(number, lane, self.catalog.planned(numbers), unplanned))
         return found
+
+    def under_way(self, lanes: Collection[int]) -> set[int]:
+        """Return those of these lanes that have a plan which is not acknowledged."""
+        rows = read_all(
+            self._connection,
+            "lane",
+            "FROM plan WHERE acknowledged IS NULL AND lane IN (SELECT value FROM json_each(?))",
+            json_list(lanes),
+        )
+        return {lane for (lane,) in rows}
 
     def acknowledge(self, ended: Sequence[Acknowledgement]) -> Acknowledged:
         """Settle the payloads of executed plans."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from autoplay_rag._checks import check_journal_file
 from autoplay_rag._filelock import FileLock
 from autoplay_rag.errors import JournalError, JournalVersionError
 from autoplay_rag.journal.base import Action, DeadLetter, Health, Task
@@ -81,6 +82,7 @@ class JournalReader:
     """
 
     def __init__(self, path: str | Path) -> None:
+        check_journal_file(path)
         self._path = Path(path)
         if not self._path.is_file():
             raise JournalError(f"no journal found at {self._path}; check the path")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, Protocol
 
 from autoplay_rag.content.passages import storable
@@ -62,7 +62,7 @@ class Forgetter:
         eraser: Eraser,
         *,
         complete: bool,
-        busy: Callable[[Collection[int]], set[int]],
+        busy: Callable[[Collection[int]], Awaitable[set[int]]],
         on_deleted: Callable[[Deleted], None],
         on_forgotten: Callable[[Asked, Collection[int]], None],
     ) -> None:
@@ -182,11 +182,11 @@ class Forgetter:
         return found
 
     async def _wait_until_confirmed(self, begun: Begun, scanned: set[str]) -> None:
-        busy = self._busy(begun.lanes)
+        busy = await self._busy(begun.lanes)
         left = -1
         deadline = time.monotonic() + _CONFIRM_SECONDS
         while time.monotonic() < deadline:
-            busy &= self._busy(busy)
+            busy &= await self._busy(busy)
             scanned = await self._catalog.in_outbox(sorted(scanned)) if scanned else scanned
             state = await self._erasures.state(begun.number)
             assert state is not None

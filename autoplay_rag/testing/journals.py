@@ -344,10 +344,16 @@ class JournalContract:
         second = _plan(5, _planned(_actions("t", "d"), 4), lane=12)
         await journal.record_plans([first, second], [])
         assert await journal.plans() == [first, second]
+        assert await journal.under_way([12, 13]) == {12}
         assert first.seqs == [1, 2, 3]
         known = await journal.known()
         assert (known.batch, known.acknowledged, known.chunks) == (5, 0, 0)
         assert journal.counts["pending"] == 4
+
+    async def test_numbers_of_plans_are_given_once(self, journal: Journal) -> None:
+        numbers = [*await journal.take_batches(2), *await journal.take_batches(3)]
+        assert len(numbers) == 5
+        assert numbers == sorted(set(numbers))
 
     async def test_a_plan_can_be_replaced(self, journal: Journal) -> None:
         one, other = _actions("s", "a"), _actions("s", "b")

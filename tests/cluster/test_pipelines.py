@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest import partitions as partitions_module
 from autoplay_rag.ingest import retries
+from autoplay_rag.payloads import SummaryPayload
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -94,3 +96,141 @@ async def test_each_accepts_for_all_and_stores_its_own(replica, make_actions):
         await one.on_actions(make_actions("s1", "t1", at=1001.0))
         await one.drain()
         assert one.ledger.duplicate == 1
+
+
+async def test_what_replaces_the_store_needs_to_be_alone(replica, scripted_embedder):
+    async with sharing(one := replica()):
+        with pytest.raises(ConfigurationError, match="rebuild=True needs that no other process"):
+            await replica(rebuild=True).start()
+        other = replica()
+        await other.start()
+        try:
+            with pytest.raises(ConfigurationError, match="reembed needs"):
+                await one.reembed(scripted_embedder())
+        finally:
+            await other.aclose()
+
+
+async def test_the_owner_deletes_what_another_one_forgets(replica, make_actions):
+    async with sharing(one := replica(), two := replica()):
+        for number in range(40):
+            user = ("ann", "bob")[number % 2]
+            await one.on_actions(
+                make_actions(f"s{number}", f"t{number}", at=1000.0 + number, user=user)
+            )
+        await one.drain()
+        receipt = await two.forget(user_id="ann")
+        assert receipt.deleted
+        assert await stored_lines(one) == Counter(f"t{number}" for number in range(1, 40, 2))
+        assert (await one.verify()).clean
+
+
+async def test_a_late_user_id_reaches_the_chunks_of_any_owner(replica, make_actions):
+    async with sharing(one := replica(), two := replica()):
+        for number in range(20):
+            await one.on_actions(make_actions(f"s{number}", f"t{number}", at=1000.0))
+        await two.drain()
+        for number in range(20):
+            await two.on_actions(make_actions(f"s{number}", f"u{number}", at=2000.0, user="ann"))
+        await one.drain()
+        found = [chunk async for page in one._run._store.scan(500) for chunk in page]
+        assert len(found) == 40
+        assert {chunk.metadata.get("user_id") for chunk in found} == {"ann"}
+
+
+async def test_a_summary_retires_actions_that_an_earlier_owner_stored(replica, make_actions):
+    async with sharing(first := replica()):
+        for number in range(10):
+            await first.on_actions(make_actions(f"s{number}", f"a{number}", f"b{number}"))
+        await first.drain()
+    async with sharing(second := replica(), third := replica()):
+        for number in range(10):
+            await third.on_summary(
+                SummaryPayload("acme", f"s{number}", f"sum{number}", 2, forwarded_at=5000.0)
+            )
+        await third.drain()
+        async with asyncio.timeout(30):
+            while await stored_lines(third) != Counter(f"sum{n}" for n in range(10)):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert (await second.verify()).clean
+
+
+async def test_a_retried_letter_goes_to_its_owner(replica, make_actions, scripted_embedder):
+    def refuse(texts):
+        if any("poison" in text for text in texts):
+            raise ValueError("poison")
+
+    embedders = [scripted_embedder(), scripted_embedder()]
+    for embedder in embedders:
+        embedder.script = refuse
+    first, second = (replica(embedder=embedder, max_attempts=1) for embedder in embedders)
+    async with sharing(first, second):
+        for number in range(10):
+            await first.on_actions(make_actions(f"s{number}", f"poison{number}"))
+            await second.on_actions(make_actions(f"s{number}", f"t{number}", at=3000.0))
+        await second.drain()
+        assert second.ledger.dead == 10
+        for embedder in embedders:
+            embedder.script = lambda texts: None
+        assert await first.dead_letters.retry() == 10
+        await first.drain()
+        assert first.ledger.stored == 20
+        assert first.ledger.balanced
+
+
+async def test_a_pipeline_that_leaves_does_not_wait_for_others(replica, make_actions):
+    first, second = replica(batch_window=1000.0), replica(batch_window=1000.0)
+    async with sharing(first, second):
+        for number in range(20):
+            await first.on_actions(make_actions(f"s{number}", f"t{number}"))
+        async with asyncio.timeout(30):
+            await first.aclose()
+            await second.drain()
+        assert await stored_lines(second) == Counter(f"t{number}" for number in range(20))
+
+
+async def test_work_runs_in_one_pipeline_and_moves_on(replica):
+    running: list[str] = []
+    changed = asyncio.Event()
+
+    def work(name):
+        async def read():
+            running.append(name)
+            changed.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                running.remove(name)
+
+        return read
+
+    async with sharing(first := replica(), second := replica()):
+        tasks = [asyncio.create_task(first.run_alone("stream", work("first")))]
+        async with asyncio.timeout(30):
+            await changed.wait()
+        tasks.append(asyncio.create_task(second.run_alone("stream", work("second"))))
+        changed.clear()
+        assert running == ["first"]
+        tasks[0].cancel()
+        async with asyncio.timeout(30):
+            await changed.wait()
+        assert running == ["second"]
+        tasks[1].cancel()
+        await asyncio.wait(tasks)
+
+
+async def test_a_journal_of_one_process_runs_work_at_once(make_pipeline):
+    async def work():
+        return "done"
+
+    async with make_pipeline() as pipeline:
+        assert await pipeline.run_alone("stream", work) == "done"
+
+
+async def test_draining_a_session_reaches_its_owner(replica, make_actions):
+    async with sharing(first := replica(batch_window=1000.0), replica(batch_window=1000.0)):
+        for number in range(8):
+            await first.on_actions(make_actions(f"s{number}", f"t{number}"))
+        for number in range(8):
+            await first.drain(timeout=30, session_id=f"s{number}")
+        assert first.ledger.stored == 8

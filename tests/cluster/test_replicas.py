@@ -178,6 +178,51 @@ async def test_killed_frozen_and_restarted(cluster, postgres):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(1))
+async def test_at_random(cluster, postgres, seed):
+    source = random.Random(seed)
+    for _ in range(3):
+        await (await cluster.add()).started
+    await cluster.until_shared()
+    sessions, count = 40, 120
+    sending = asyncio.gather(
+        *(
+            cluster.send(f"s{one}", range(count), random.Random(1000 * seed + one))
+            for one in range(sessions)
+        )
+    )
+    while not sending.done():
+        await asyncio.sleep(source.uniform(0, 3))
+        replica = source.choice(cluster.replicas)
+        action = source.choice(["kill", "kill", "freeze", "restart", "stop"])
+        if action == "freeze":
+            replica.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(source.uniform(0, 3 * LEASE_SECONDS))
+            replica.process.send_signal(signal.SIGCONT)
+        elif action == "restart":
+            postgres.stop()
+            await asyncio.sleep(source.uniform(0, 2))
+            postgres.start()
+        else:
+            cluster.replicas.remove(replica)
+            if action == "kill":
+                await replica.end()
+            else:
+                assert replica.process.stdin is not None
+                replica.process.stdin.close()  # it finishes what it was sent, and leaves
+                async with asyncio.timeout(60):
+                    assert await replica.process.wait() == 0
+                await replica.end()
+            await (await cluster.add()).started
+    await sending
+    answer = await cluster.replicas[-1].ask(within=120, do="drain")
+    assert answer is not None
+    expected = [f"s{one}-{number}" for one in range(sessions) for number in range(count)]
+    check(postgres, cluster, expected, answer["ledger"])
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_a_restarted_server(cluster, postgres):
     for _ in range(2):

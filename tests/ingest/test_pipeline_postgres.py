@@ -1,4 +1,7 @@
-"""A pipeline whose store is PostgreSQL: one person forgotten, damage repaired, servers that stop."""
+"""A pipeline whose store is PostgreSQL: one person forgotten, damage repaired, servers that stop.
+
+The journal is a file, or in PostgreSQL too.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from autoplay_rag.ingest import retries
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture
-def journal(tmp_path):
-    return tmp_path / "journal.db"
+@pytest.fixture(params=["file", "postgres"])
+def journal(request, tmp_path, postgres):
+    return tmp_path / "journal.db" if request.param == "file" else postgres.dsn
 
 
 @pytest.fixture
