@@ -264,15 +264,14 @@ async def _copy(
     from autoplay_rag.cluster import copy_journal
 
     with Interrupts():
-        own, *others = journals or [None]
+        own = journals[0] if journals else None
+        other = journals[-1] if len(journals) > 1 else None
         if isinstance(own, JournalAddress):
+            assert isinstance(other, Path)
             # First: the store is copied by what the file says of it.
-            note(str(await copy_journal(own, others[0])))
-            (own,) = others
-            others = []
-        assert not isinstance(own, JournalAddress)
+            note(str(await copy_journal(own, other)))
+            own, other = other, None
         report = await copy_store(source, target, embedder, journal=own, on_progress=teller())
-        for other in others:
-            assert own is not None
+        if own is not None and other is not None:
             note(str(await copy_journal(own, other)))
         return report

@@ -65,7 +65,7 @@ async def test_there_and_back_nothing_changes(
         await fill(pipeline, make_actions)
         before = pipeline.ledger
     report = await copy_journal(tmp_path / "old.db", address)
-    assert (report.payloads, report.waiting) == (before.stored + 4, 0)
+    assert (report.payloads, report.waiting) == (before.stored - 4, 0)
     await copy_journal(address, tmp_path / "new.db")
     assert content_of(tmp_path / "new.db") == content_of(tmp_path / "old.db")
     # A store takes it for the same journal, and it goes on.
