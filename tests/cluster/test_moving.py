@@ -12,6 +12,7 @@ from autoplay_rag import IngestPipeline, SummaryPayload
 from autoplay_rag.cli.app import run
 from autoplay_rag.cluster import JournalAddress, copy_journal
 from autoplay_rag.errors import ConfigurationError, JournalError, JournalLockedError
+from autoplay_rag.journal.ledger import COUNTERS
 from autoplay_rag.stores import MemoryStore, PgVectorStore
 
 pytestmark = pytest.mark.timeout(120)
@@ -34,6 +35,11 @@ async def fill(pipeline, make_actions) -> None:
     await pipeline.on_summary(SummaryPayload("acme", "s1", "bought nothing", 2, 2000.0))
     await pipeline.drain()
     await pipeline.forget(user_id="u2")
+
+
+def durable(ledger) -> list[int]:
+    """The counts that a journal keeps."""
+    return [getattr(ledger, name) for name in COUNTERS]
 
 
 def content_of(path) -> dict[str, list[tuple]]:
@@ -70,7 +76,7 @@ async def test_there_and_back_nothing_changes(
     assert content_of(tmp_path / "new.db") == content_of(tmp_path / "old.db")
     # A store takes it for the same journal, and it goes on.
     async with make_pipeline(store, journal=tmp_path / "new.db") as pipeline:
-        assert pipeline.ledger == before
+        assert durable(pipeline.ledger) == durable(before)
         assert (await pipeline.verify()).clean
         await pipeline.on_actions(make_actions("s0", "Zürich t0", user="u0", at=1000.0))
         await pipeline.drain()
