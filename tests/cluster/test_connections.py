@@ -92,19 +92,22 @@ async def tls_server(certificate):
         yield server.sockets[0].getsockname()[1], heard
 
 
+async def open_(kind: str, dsn: str) -> None:
+    if kind == "journal":
+        parameters = parameters_of(dsn)
+        await asyncio.to_thread(PostgresDatabase, parameters, "autoplay", clock=wall_clock)
+    else:
+        store = PgVectorStore(dsn)
+        try:
+            await store.start("m")
+        finally:
+            await store.aclose()
+
+
 async def opened(kind: str, dsn: str) -> AutoplayError:
     """Open a journal or a store, which fails. Returns the error."""
     with pytest.raises(AutoplayError) as error:
-        if kind == "journal":
-            await asyncio.to_thread(
-                PostgresDatabase, parameters_of(dsn), "autoplay", clock=wall_clock
-            )
-        else:
-            store = PgVectorStore(dsn)
-            try:
-                await store.start("m")
-            finally:
-                await store.aclose()
+        await open_(kind, dsn)
     return error.value
 
 
