@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.replica import Options, title_of
@@ -166,6 +167,15 @@ async def _faults(server: Server, options: argparse.Namespace) -> list[Figure]:
             "15 s median", statistics.median(pauses) < 15,
         ),
     ]  # fmt: skip
+
+
+def _processor_seconds(replica: Replica) -> float:
+    """The processor time of a replica so far, with its start. Linux only."""
+    try:
+        numbers = Path(f"/proc/{replica.process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _rate(server: Server, count: int, options: argparse.Namespace) -> float:
