@@ -227,9 +227,17 @@ class PostgresDatabase(JournalDatabase):
 
         What still holds the bytes is in `remains`.
         """
+        try:
+            self._vacuum()
+        except psycopg.Error as error:
+            raise JournalError(
+                f"the journal {self.name} could not be vacuumed: {reason_of(error)}"
+            ) from None
+        return True
+
+    def _vacuum(self) -> None:
         for table in ("payload", "chunk", "chunk_payload", "passage", "visit", "belongs", "plan"):
             self.connection.run_all(f"VACUUM {quoted(self.schema)}.{table}")
-        return True
 
     def empty_log(self) -> bool:
         """As in `JournalDatabase`. The server empties its log by itself."""

@@ -99,7 +99,7 @@ class PostgresTimeline(Timeline):
     def _page(self, wanted: Wanted) -> list[Any]:
         """As in `Timeline`. What is queued is decoded here: the server cannot read its body."""
         part = str(wanted.page).lower()
-        terms = ["visit.session IS NOT NULL"]
+        terms = [f"payload.state = {PayloadState.WAITING:d}"]
         given: list[Any] = []
         for value, term in (
             (wanted.session_id, "visit.session = ?"),
@@ -110,7 +110,7 @@ class PostgresTimeline(Timeline):
                 given.append(value)
         rows = self._connection.execute(
             "SELECT payload.lane, payload.body FROM payload JOIN visit ON visit.lane = payload.lane "
-            f"WHERE payload.state = {PayloadState.WAITING:d} AND {' AND '.join(terms)} "
+            f"WHERE {' AND '.join(terms)} "
             "ORDER BY payload.seq DESC LIMIT ?",
             (*given, _WAITING),
         )

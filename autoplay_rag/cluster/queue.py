@@ -9,7 +9,7 @@ All functions block. They run in a transaction on the writer thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, Protocol
 
@@ -130,6 +130,15 @@ class PostgresErasureTables(ErasureTables):
         self._lock()
         super().apply_register()
 
+    def _limits(self, hashes: Iterable[tuple[str, bytes]]) -> dict[tuple[str, bytes], float]:
+        wanted = {*hashes}
+        rows = self._connection.execute(
+            "SELECT scope, hash, happened_until FROM refused WHERE hash = ANY(?)",
+            ([digest for _, digest in wanted],),
+        )
+        found = {(scope, digest): until for scope, digest, until in rows}
+        return {one: found[one] for one in wanted & found.keys()}
+
     def _lock(self) -> None:
         self.file.lock_out_others()
         self.load()
@@ -210,6 +219,10 @@ class PostgresQueueTables(QueueTables):
             self._connection.run_all(f"UPDATE progress SET last_seq = {last:d}")
             self.file.announce(entry.lane for entry, outcome in kept if outcome == "accepted")
         return outcomes
+
+    def _known_keys(self, keys: Iterable[bytes]) -> set[bytes]:
+        rows = self._connection.execute("SELECT key FROM payload WHERE key = ANY(?)", ([*keys],))
+        return {key for (key,) in rows}
 
     def _last_seq(self) -> int:
         return self.file.scalar(_LAST)

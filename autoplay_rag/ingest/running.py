@@ -380,6 +380,8 @@ class RunningPipeline:
         await self._retirer.resume()
         if self._membership is None:
             await self._resume_queue()
+        else:
+            self._progressed((await self._membership.arrivals((), 0, retried=False)).progress)
         await self._resume_live()
 
     async def _resume_queue(self) -> None:

@@ -165,7 +165,8 @@ class SharedWatermark(Watermark):
     """
 
     def __init__(self, queue: Queue, sharing: Sharing, last: int = 0) -> None:
-        super().__init__(queue, last)
+        super().__init__(queue)
+        self.last = last  # how much of it is settled, `note` says
         self._sharing = sharing
         self._ticket = last
         self._retried_left = 0

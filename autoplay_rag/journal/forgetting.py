@@ -189,17 +189,22 @@ class ErasureTables:
     ) -> set[int]:
         """Return the sequence numbers of entries that are refused."""
         found: set[int] = set()
+        hashes = {entry.seq: self.hashes_of(entry) for entry in entries if entry.is_kept}
+        limits = self._limits({each for own in hashes.values() for each in own})
         for entry, kept in zip(entries, prepared, strict=True):
-            if not entry.is_kept:
-                continue
             happened = kept.passage.started if kept.passage is not None else 0.0
             unclear = not 0.0 < happened <= now + CLOCK_SECONDS
-            for scope, digest in self.hashes_of(entry):
-                limit = self._limit(scope, digest)
+            for scope, digest in hashes.get(entry.seq, ()):
+                limit = limits.get((scope, digest))
                 if limit is not None and (scope == _KEY or unclear or happened <= limit):
                     found.add(entry.seq)
                     break
         return found
+
+    def _limits(self, hashes: Iterable[tuple[str, bytes]]) -> dict[tuple[str, bytes], float]:
+        """Return up to when the scopes that are refused are refused."""
+        found = {one: self._limit(*one) for one in hashes}
+        return {one: limit for one, limit in found.items() if limit is not None}
 
     def _limit(self, scope: str, digest: bytes) -> float | None:
         row = self._connection.execute(

@@ -7,7 +7,7 @@ tokenises payloads in a thread of its own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -248,6 +248,9 @@ class QueueTables:
         keys = {bytes.fromhex(entry.key) for entry in entries}
         if adopted:
             keys |= {key for entry in entries if (key := as_key(entry.first_chunk))}
+        return self._known_keys(keys)
+
+    def _known_keys(self, keys: Iterable[bytes]) -> set[bytes]:
         found: set[bytes] = set()
         for key in keys:
             if self._connection.execute("SELECT 1 FROM payload WHERE key = ?", (key,)).fetchone():

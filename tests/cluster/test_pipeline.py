@@ -10,8 +10,7 @@ from pipelines import ScriptedEmbedder, titles
 from postgres import PostgresServer
 
 from autoplay_rag import IngestPipeline, JournalReader, follow_journal
-from autoplay_rag.embedders.base import EmbedderRejectedError
-from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.errors import ConfigurationError, EmbedderRejectedError
 from autoplay_rag.ingest import retries
 from autoplay_rag.ingest.store_copy import copy_store
 from autoplay_rag.payloads import SummaryPayload

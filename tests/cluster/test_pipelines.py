@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from contextlib import asynccontextmanager
 
@@ -146,7 +147,7 @@ async def test_a_summary_retires_actions_that_an_earlier_owner_stored(replica, m
     async with sharing(second := replica(), third := replica()):
         for number in range(10):
             await third.on_summary(
-                SummaryPayload("acme", f"s{number}", f"sum{number}", 2, forwarded_at=5000.0)
+                SummaryPayload("acme", f"s{number}", f"sum{number}", 2, forwarded_at=time.time())
             )
         await third.drain()
         async with asyncio.timeout(30):

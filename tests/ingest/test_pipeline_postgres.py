@@ -68,7 +68,13 @@ async def test_another_store_and_another_model_are_noticed(journal, store, make_
 
 async def test_a_deleted_table_is_filled_again(journal, store, postgres):
     await ingest(store, journal, *range(10))
-    postgres.run(f"DROP SCHEMA {store._schema} CASCADE")
+    tables = postgres.run(
+        "SELECT tablename FROM pg_tables WHERE schemaname = %s AND tablename LIKE 'store_%%'",
+        store._schema,
+    )
+    assert len(tables) == 4
+    for (table,) in tables:
+        postgres.run(f"DROP TABLE {store._schema}.{table}")
     with pytest.raises(StoreMismatchError, match="none of the 10 chunks"):
         await ingest(store, journal)
     await ingest(store, journal, rebuild=True)
@@ -92,6 +98,12 @@ async def test_nothing_of_a_forgotten_person_is_in_the_tables(
     assert "ann" not in rows
     assert rows.count("bobprivate") == 20
     assert postgres.run(f"SELECT count(*) FROM {store._schema}.store_vector_1") == [(20,)]
+    for (table,) in postgres.run(
+        "SELECT tablename FROM pg_tables WHERE schemaname = %s", store._schema
+    ):
+        rows = str(postgres.run(f"SELECT * FROM {store._schema}.{table}"))
+        assert "annprivate" not in rows
+        assert "'ann'" not in rows
 
 
 async def test_damage_is_found_and_repaired(journal, store, postgres):
