@@ -27,7 +27,7 @@ define pytest
 	done
 endef
 
-.PHONY: help demo serve test test-slow test-browser chromium screenshots test-all test-oldest test-newest lint format bench bench-large notebooks soak docs pins clean
+.PHONY: help demo cluster-demo serve test test-slow test-browser chromium screenshots test-all test-oldest test-newest lint format bench bench-large notebooks soak docs pins clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -35,6 +35,9 @@ help:  ## List the targets
 
 demo: $(VENV)/.demo  ## Stream sample sessions into Chroma and search them; needs no key and no service
 	@$(BIN)/autoplay-rag demo
+
+cluster-demo: $(VENV)/.dev  ## Run three replicas on one PostgreSQL, kill one, and check that nothing is missing
+	@$(BIN)/python -m benchmarks.cluster_demo
 
 serve: $(VENV)/.demo  ## Serve the inspector with samples that stream on and on; Ctrl-C ends it
 	@$(BIN)/autoplay-rag serve --samples

@@ -68,6 +68,10 @@ class PostgresServer:
         self._server.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def log(self) -> str:
+        """What the server has logged so far."""
+        return (self._folder / "data" / "log").read_text(errors="replace")
+
     def run(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Run one statement outside of any store."""
         with psycopg.connect(self.dsn, autocommit=True) as connection:

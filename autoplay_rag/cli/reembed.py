@@ -26,6 +26,7 @@ from autoplay_rag.cli.options import (
 from autoplay_rag.cli.remote import Api, Server, ask, find_server, server_of
 from autoplay_rag.cli.replica import check_file
 from autoplay_rag.cli.telling import teller
+from autoplay_rag.cluster import JournalAddress
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.embedders.named import check_embedder_name, make_embedder
 from autoplay_rag.errors import ConfigurationError, EmbedderUnavailableError, StoreError
@@ -36,6 +37,7 @@ from autoplay_rag.maintenance.report import CopyReport, ReembedReport
 from autoplay_rag.stores.base import VectorStore
 from autoplay_rag.stores.chroma.copies import DATABASE
 from autoplay_rag.stores.named import folder_of, make_store
+from autoplay_rag.stores.postgres.dsn import is_dsn, public_dsn
 
 __all__ = ["copy", "reembed"]
 
@@ -139,12 +141,21 @@ def copy(
         str | None, typer.Option(metavar="NAME", help="The collection in the other store.")
     ] = None,
     journal: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FILE",
             callback=check_file,
             help="The journal of the store. Only chunks that it knows are copied, and it belongs "
-            "to the other store afterwards. No pipeline may use it.",
+            "to the other store afterwards. No pipeline may use it. With --to-journal it may be "
+            "postgresql://USER@HOST/DATABASE.",
+        ),
+    ] = None,
+    to_journal: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|postgresql:",
+            help="Copy the journal too: from a file into PostgreSQL, or back. Use only the copy "
+            "afterwards.",
         ),
     ] = None,
     embedder: EmbedderOption = None,
@@ -160,7 +171,7 @@ def copy(
     stored or forgotten meanwhile may differ in the copy. To move to the other store, stop the
     server and give --journal.
     """
-    journal = journal and journal.expanduser()
+    journals = _journals(journal, to_journal)
     file = load_config(config)
     with file.explaining(["store"] if from_ else []):
         from_name = from_ or file.store or file.get("postgres") or DEFAULT_STORE
@@ -169,7 +180,7 @@ def copy(
     with file.explaining(["embedder"] if embedder else []):
         name = embedder or file.get("embedder") or DEFAULT_EMBEDDER
         check_embedder_name(name)
-    server = None if journal is not None else _server_of_copy(file, folder, from_, from_collection)
+    server = None if journals else _server_of_copy(file, folder, from_, from_collection)
     if server is not None:
         if target is None:
             raise ConfigurationError(
@@ -188,12 +199,12 @@ def copy(
             raise ConfigurationError("--from and --to name the same collection")
         if folder is not None and not (folder / DATABASE).is_file():
             raise StoreError(f"no Chroma store at {folder}; check the path")
-        if journal is not None and not journal.is_file():
-            raise ConfigurationError(f"no journal found at {journal}; check the path")
         with file.explaining(["embedder"] if embedder else []):
             new = make_embedder(name)
-        report = asyncio.run(_copy(source, copied, new, journal))
-        remark = f"from now on, start the pipeline with --store {clean(to)}" if journal else ""
+        report = asyncio.run(_copy(source, copied, new, journals))
+        remark = f"from now on, start the pipeline with --store {clean(to)}" if journals else ""
+        if to_journal:
+            remark += f" and the journal {clean(to_journal)}"
     if json:
         say_json(report)
     else:
@@ -220,14 +231,49 @@ def _server_of_copy(
     return None
 
 
+def _journals(journal: str | None, to_journal: str | None) -> list[Path | JournalAddress]:
+    """Return the journal of the store, and the one that it is copied to."""
+    if to_journal is not None and journal is None:
+        raise ConfigurationError("--to-journal needs --journal: the journal to copy")
+    if journal is None:
+        return []
+    own = _journal_of(journal)
+    if isinstance(own, Path) and not own.is_file():
+        raise ConfigurationError(f"no journal found at {own}; check the path")
+    if to_journal is None:
+        if isinstance(own, JournalAddress):
+            raise ConfigurationError(
+                "a journal in PostgreSQL belongs to the store in the same schema: copy it too, with "
+                "--to-journal and a new file"
+            )
+        return [own]
+    other = _journal_of(to_journal)
+    if isinstance(own, Path) is isinstance(other, Path):
+        raise ConfigurationError("--to-journal copies from a file into PostgreSQL, or back")
+    return [own, other]
+
+
+def _journal_of(name: str) -> Path | JournalAddress:
+    return JournalAddress(public_dsn(name)) if is_dsn(name) else Path(name).expanduser()
+
+
 async def _copy(
-    source: VectorStore, target: VectorStore, embedder: Embedder, journal: Path | None
+    source: VectorStore,
+    target: VectorStore,
+    embedder: Embedder,
+    journals: Sequence[Path | JournalAddress],
 ) -> CopyReport:
+    from autoplay_rag.cluster import copy_journal
+
     with Interrupts():
-        return await copy_store(
-            source,
-            target,
-            embedder,
-            journal=journal,
-            on_progress=teller(),
-        )
+        own = journals[0] if journals else None
+        other = journals[-1] if len(journals) > 1 else None
+        if isinstance(own, JournalAddress):
+            assert isinstance(other, Path)
+            # First: the store is copied by what the file says of it.
+            note(str(await copy_journal(own, other)))
+            own, other = other, None
+        report = await copy_store(source, target, embedder, journal=own, on_progress=teller())
+        if own is not None and other is not None:
+            note(str(await copy_journal(own, other)))
+        return report

@@ -11,6 +11,8 @@ translates. What PostgreSQL needs to do otherwise is written here.
 | `connection` | one connection: runs statements, writes many rows at once |
 | `database` | transactions, the ledger's counts, errors, lost connections |
 | `schema` | the tables, and their creation |
+| `moving` | a whole journal from a file into PostgreSQL, or back |
+| `migrating` | journal and store made by a role that may, for one that may not |
 | `parts` | the channel of notifications |
 | `queue` | numbers of payloads and plans, the fence, what several processes must not do at once |
 | `fulltext` | the full-text index |
@@ -33,8 +35,17 @@ from typing import TYPE_CHECKING
 from autoplay_rag._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from autoplay_rag.cluster.address import JournalAddress
     from autoplay_rag.cluster.journal import PostgresJournal
+    from autoplay_rag.cluster.moving import copy_journal
 
-__all__ = ["PostgresJournal"]
+__all__ = ["JournalAddress", "PostgresJournal", "copy_journal"]
 
-__getattr__, __dir__ = lazy_exports(__name__, {"PostgresJournal": "autoplay_rag.cluster.journal"})
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "JournalAddress": "autoplay_rag.cluster.address",
+        "PostgresJournal": "autoplay_rag.cluster.journal",
+        "copy_journal": "autoplay_rag.cluster.moving",
+    },
+)

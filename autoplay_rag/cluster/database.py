@@ -26,6 +26,7 @@ from autoplay_rag.journal.database import Clock, JournalDatabase
 from autoplay_rag.journal.tasks import ANSWER
 from autoplay_rag.stores.postgres.dsn import place_of
 from autoplay_rag.stores.postgres.failures import reason_of
+from autoplay_rag.stores.postgres.remains import remains_in
 from autoplay_rag.stores.postgres.tables import quoted
 
 __all__ = ["PostgresDatabase"]
@@ -68,6 +69,7 @@ class PostgresDatabase(JournalDatabase):
         self.schema = schema
         self.in_memory = False
         self.unclean = False
+        self.remains = remains_in(parameters)
         self.connection: PostgresConnection = PostgresConnection(parameters, schema)
         self.on_begin: Callable[[], None] | None = None
         """Called at the start of each transaction, once `meta` is up to date."""
@@ -223,7 +225,7 @@ class PostgresDatabase(JournalDatabase):
     def rewrite(self) -> bool:
         """Free the space of deleted rows, which later rows overwrite.
 
-        What a write-ahead log, replicas and backups still hold is up to the server's operator.
+        What still holds the bytes is in `remains`.
         """
         try:
             self._vacuum()

@@ -24,7 +24,8 @@ class PostgresFullText(FullTextTables):
     _older_count = ""
     _connection: PostgresConnection
 
-    def _add_texts(self, entries: Sequence[IndexEntry]) -> None:
+    def add_texts(self, entries: Sequence[IndexEntry]) -> None:
+        """As in `FullTextTables`."""
         self._connection.run_with_rows(
             "INSERT INTO passage (seq, lane, started, ended, actions, text, words) SELECT "
             f"seq, lane, started, ended, actions, text, to_tsvector('{WORDS}', words) "

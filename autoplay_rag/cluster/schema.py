@@ -223,8 +223,10 @@ def prepare(connection: PostgresConnection, schema: str, journal_id: str) -> Non
         except errors.InsufficientPrivilege as error:
             role = quoted(connection.server.info.user)
             raise ConfigurationError(
-                f"the role {role} may not create the journal ({error.diag.message_primary}): let an "
-                f"administrator run CREATE SCHEMA IF NOT EXISTS {quoted(schema)} AUTHORIZATION {role}"
+                f"the role {role} may not create the journal ({error.diag.message_primary}): run "
+                "`autoplay-rag migrate --grant` with this role's name as a role that may (`--sql` "
+                "prints the statements), or let an administrator run "
+                f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)} AUTHORIZATION {role}"
             ) from None
         found = FORMAT
     if found != FORMAT:

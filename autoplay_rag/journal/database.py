@@ -32,6 +32,7 @@ class JournalDatabase(ABC):
         in_memory: Whether nothing is left of it after the process.
         name: What messages call it.
         alone: Whether no other process writes it.
+        remains: What may hold deleted payloads even after `rewrite`, a sentence each.
     """
 
     connection: Connection
@@ -42,6 +43,7 @@ class JournalDatabase(ABC):
     in_memory: bool
     name: str
     alone: bool = True
+    remains: tuple[str, ...] = ()
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:

@@ -80,6 +80,11 @@ class AsyncErasures:
         """Record that no file holds anything of these requests any more."""
         await self._writer.run(self._tables().mark_erased, numbers, self._tables().file.clock())
 
+    @property
+    def remains(self) -> tuple[str, ...]:
+        """What may hold deleted payloads even after `rewrite`, a sentence each."""
+        return self._tables().file.remains
+
     async def rewrite(self) -> bool:
         """Write the journal's file anew, without the remains of deleted rows.
 

@@ -55,7 +55,7 @@ class FullTextTables:
 
     def add(self, entries: Sequence[IndexEntry]) -> None:
         """Add payloads to the index."""
-        self._add_texts(entries)
+        self.add_texts(entries)
         insert(self._connection, _INSERT_VISIT, _visits(entries), after=_WIDEN_VISIT)
         insert(
             self._connection,
@@ -64,7 +64,8 @@ class FullTextTables:
             verb="INSERT OR IGNORE",
         )
 
-    def _add_texts(self, entries: Sequence[IndexEntry]) -> None:
+    def add_texts(self, entries: Sequence[IndexEntry]) -> None:
+        """Add the passages of payloads, and their words."""
         insert(
             self._connection,
             "passage (seq, lane, started, ended, actions, text)",

@@ -141,7 +141,8 @@ class Eraser:
                 and one.number not in self._held
             ]
             emptied = await self._erasures.rewrite()
-            self._store_keeps = not await self._store.erase()
+            # A store that says what it keeps says so itself.
+            self._store_keeps = not (await self._store.erase() or self._store.remains)
             self._rewritten.update(confirmed)
         else:
             emptied = await self._erasures.empty_log()

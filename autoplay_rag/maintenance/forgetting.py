@@ -139,6 +139,8 @@ class Forgetter:
         if state.erased_at is None:
             found.append("The files are not written anew yet; this goes on in the background.")
         found += self._eraser.remaining
+        # Journal and store may be in the same database.
+        found += dict.fromkeys((*self._erasures.remains, *self._store.remains))
         found.append(_COPIES)
         return tuple(found)
 

@@ -245,6 +245,11 @@ class Store(ABC):
         """
         return False
 
+    @property
+    def remains(self) -> tuple[str, ...]:
+        """What may hold deleted chunks even after `erase`, a sentence each, for receipts."""
+        return ()
+
     async def compact(self) -> bool:
         """Write the collection anew from its own vectors if most of its index are deleted chunks.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
+
+from psycopg import errors
 
 from autoplay_rag.errors import StoreMismatchError
 from autoplay_rag.stores.base import Chunk, Filter, Match, StoreIdentity
@@ -71,6 +73,11 @@ class Contents:
         async with self._transaction() as connection:
             await self._tables.adopt(connection, model)
         self.model = model
+
+    async def prepare(self) -> None:
+        """Create the collection if it is missing, without a model."""
+        async with self._transaction() as connection:
+            await self._tables.make(connection, lock="FOR SHARE")
 
     async def exchange(self, other: str) -> None:
         """Exchange the collection with another."""
@@ -347,6 +354,16 @@ class Contents:
                 return False
             raise self._tables.wrong_dimension(found, dimension)
         return True
+
+    async def vacuum(self) -> None:
+        """Free the space of deleted rows."""
+        found, _ = await self.whole()
+        if found is None:
+            return
+        async with self._link.connection() as connection:
+            for table in (self._tables.chunks(found.number), self._tables.vectors(found.number)):
+                with suppress(errors.UndefinedTable):  # dropped meanwhile
+                    await connection.execute(f"VACUUM {table}".encode())
 
     async def whole(self) -> tuple[Collection | None, Vectors]:
         """Return what is known of the collection, whatever its model is."""

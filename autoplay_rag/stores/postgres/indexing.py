@@ -84,6 +84,18 @@ class IndexBuilder:
         await self._build(found, vectors, wait=True)
         return True
 
+    async def build_if_due(self) -> bool:
+        """Build the index now if the collection is large enough to need one.
+
+        Returns:
+            Whether there is an index afterwards.
+        """
+        found, vectors = await self._contents.whole()
+        if found is None or not (found.indexed or await self._is_due(found)):
+            return False
+        await self._build(found, vectors, wait=True)
+        return True
+
     async def drop(self) -> None:
         """Delete the index."""
         found, _ = await self._contents.whole()

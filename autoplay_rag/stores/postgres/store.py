@@ -20,6 +20,7 @@ from autoplay_rag.stores.base import (
     VectorStore,
 )
 from autoplay_rag.stores.postgres.dsn import parameters_of, place_of
+from autoplay_rag.stores.postgres.remains import remains_in
 from autoplay_rag.stores.rows import checked_changes, pack, pack_vector
 
 if TYPE_CHECKING:
@@ -150,6 +151,25 @@ class PgVectorStore(VectorStore):
         """
         await self._run(lambda parts: parts.contents.start(model))
         self._model = model
+
+    async def migrate(self) -> bool:
+        """Create what is missing in the database, and the vector index if it is due.
+
+        `start` does this too, where its role may, except for the index, which is built after
+        writing. This needs no model. With `index="none"` it builds no index.
+
+        Returns:
+            Whether there is a vector index afterwards.
+
+        Raises:
+            ConfigurationError: If the role may not create what is missing, or if the server has no
+                pgvector or one that is too old.
+            StoreUnavailableError: If the same call may succeed later.
+        """
+        await self._run(lambda parts: parts.contents.prepare())
+        if self._index == "none":
+            return False
+        return await self._run(lambda parts: parts.indexing.build_if_due(), limited=False)
 
     async def aclose(self) -> None:
         """Wait for running calls, and close the connections. A later call opens new ones."""
@@ -351,6 +371,23 @@ class PgVectorStore(VectorStore):
             StoreUnavailableError: If the same call may succeed later.
         """
         await self._run(lambda parts: parts.contents.save_identity(identity))
+
+    async def erase(self) -> bool:
+        """Free the space of deleted chunks, in the vector index too (`VACUUM`).
+
+        Returns:
+            False: the server overwrites the space later. See `remains`.
+
+        Raises:
+            StoreUnavailableError: If the same call may succeed later.
+        """
+        await self._run(lambda parts: parts.contents.vacuum(), limited=False)
+        return False
+
+    @property
+    def remains(self) -> tuple[str, ...]:
+        """What of deleted chunks the server and its copies may still hold."""
+        return remains_in(self._parameters)
 
     async def is_own(self) -> bool:
         """True: the tables hold only what this package stored."""

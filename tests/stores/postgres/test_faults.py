@@ -226,6 +226,23 @@ async def test_a_role_that_may_only_read_and_write_rows(role, make_pg_store, sto
     await other.aclose()
 
 
+async def test_reads_need_no_transaction_that_writes(role, make_pg_store, store, postgres):
+    """As on a read replica."""
+    schema = store._schema
+    postgres.run(f"GRANT USAGE ON SCHEMA {schema} TO limited")
+    postgres.run(f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO limited")
+    reader = make_pg_store(
+        schema=schema, dsn=f"{role} options='-c default_transaction_read_only=on'"
+    )
+    assert ids(await reader.query(EAST, 1, Filter(user_id="u1"))) == ["a"]
+    assert [found.id for found in await reader.get(["a", "b"])] == ["a"]
+    assert [[found.id for found in page] async for page in reader.scan()] == [["a"]]
+    assert await reader.count() == 1
+    with pytest.raises(StoreUnavailableError, match="read-only transaction"):
+        await reader.delete(["a"])
+    await reader.aclose()
+
+
 async def test_an_exchange_waits_for_writes(store, make_pg_store, postgres):
     """And a write that waits for an exchange does not store vectors of the old model."""
     other = store.sibling("other")

@@ -1,0 +1,259 @@
+"""Run several replicas on one PostgreSQL: kill, freeze and restart them; measure how they scale.
+
+    python -m benchmarks.cluster faults [--replicas 3] [--rate 1000] [--minutes 5] [--kills 20] ...
+    python -m benchmarks.cluster scaling [--replicas 1,2,4] [--events 12000]
+
+Each replica is a process with a pipeline; the server is one from the package index, with its default
+settings. Events are pushed to any replica, and pushed again to another one after 2 s without an
+answer. `faults` checks that each event is stored once, each session in its order, and that the ledger
+balances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import random
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.replica import Options, title_of
+from benchmarks.replicas import Replica, Replicas, Server
+from benchmarks.replicas_outcome import read_outcome, send
+from benchmarks.table import Figure, show
+
+SCHEMA = "bench"
+FROZEN_LEASES = 1.5
+"""How long a frozen replica stands still, in lengths of a lease."""
+_DRAIN_SECONDS = 600.0
+
+
+@dataclass
+class Faults:
+    """What was done to the replicas.
+
+    Attributes:
+        kills: When a replica was killed, in Unix seconds, and the partitions it had.
+        freezes: How many were frozen.
+        restarts: How many times the server was restarted.
+    """
+
+    kills: list[tuple[float, list[int]]] = field(default_factory=list)
+    freezes: int = 0
+    restarts: int = 0
+
+
+async def _cause_faults(
+    replicas: Replicas, faults: Faults, options: argparse.Namespace, source: random.Random
+) -> None:
+    """Kill, freeze and restart at random times; each as often as asked for."""
+    seconds = options.minutes * 60
+    kinds = ["kill"] * options.kills + ["freeze"] * options.freezes + ["restart"] * options.restarts
+    started = time.monotonic()
+    thawing: list[asyncio.Task[None]] = []
+    for at, kind in sorted((source.uniform(0.05, 0.95) * seconds, kind) for kind in kinds):
+        await asyncio.sleep(max(0.0, started + at - time.monotonic()))
+        if kind == "restart":
+            await asyncio.to_thread(replicas.server.restart)
+            faults.restarts += 1
+            continue
+        candidates = await _wait_for_candidates(replicas)
+        victim = source.choice(candidates)
+        if kind == "kill":
+            shares = await asyncio.to_thread(replicas.shares)
+            await replicas.kill(victim)
+            faults.kills.append((time.time(), shares.get(victim.process.pid, [])))
+            await replicas.add()
+        else:
+            thawing.append(asyncio.create_task(_freeze(victim, options.lease * FROZEN_LEASES)))
+            faults.freezes += 1
+    if thawing:
+        await asyncio.wait(thawing)
+
+
+async def _wait_for_candidates(replicas: Replicas) -> list[Replica]:
+    while True:
+        found = [
+            one
+            for one in replicas.live
+            if one.started.done() and not one.started.cancelled() and not one.frozen
+        ]
+        if found:
+            return found
+        await asyncio.sleep(0.1)
+
+
+async def _freeze(replica: Replica, seconds: float) -> None:
+    replica.frozen = True
+    replica.process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(seconds)
+    with suppress(ProcessLookupError):
+        replica.process.send_signal(signal.SIGCONT)
+    replica.frozen = False
+
+
+def _pauses(faults: Faults, times: dict[int, list[float]]) -> list[float]:
+    """For each partition of a killed replica, the seconds until something of it was stored again."""
+    found = []
+    for at, parts in faults.kills:
+        for part in parts:
+            later = [ended for ended in times.get(part, []) if ended > at]
+            if later:
+                found.append(min(later) - at)
+    return found
+
+
+async def _faults(server: Server, options: argparse.Namespace) -> list[Figure]:
+    source, faults = random.Random(options.seed), Faults()
+    interval = options.sessions / options.rate
+    count = round(options.minutes * 60 / interval)
+    setup = Options(SCHEMA, options.lease, options.window)
+    async with Replicas(server, setup) as replicas:
+        for _ in range(options.replicas):
+            await (await replicas.add()).started
+        await replicas.until_shared()
+        began = time.monotonic()
+        causing = asyncio.create_task(_cause_faults(replicas, faults, options, source))
+        attempts = sum(
+            await asyncio.gather(
+                *(
+                    send(replicas, f"s{one}", count, interval, random.Random(one))
+                    for one in range(options.sessions)
+                )
+            )
+        )
+        seconds = time.monotonic() - began
+        await causing
+        (last, *_) = await _wait_for_candidates(replicas)
+        answer = await last.ask(do="drain", timeout=_DRAIN_SECONDS)
+        drained = time.monotonic() - began - seconds
+    ledger: dict[str, Any] = answer["ledger"] if answer else Counter()
+    outcome = await asyncio.to_thread(read_outcome, server, SCHEMA)
+    expected = Counter(
+        title_of(f"s{one}", number) for one in range(options.sessions) for number in range(count)
+    )
+    lost, more = (expected - outcome.stored).total(), (outcome.stored - expected).total()
+    balanced = (
+        ledger["received"] == ledger["stored"] + ledger["duplicate"]
+        and ledger["stored"] == expected.total()
+        and not ledger["pending"]
+    )
+    pauses = _pauses(faults, outcome.times) or [float("nan")]
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    return [
+        Figure(
+            f"{options.replicas} replicas, {options.rate:g} events a second for "
+            f"{options.minutes:g} minutes, {len(faults.kills)} kills, {faults.freezes} freezes, "
+            f"{faults.restarts} restarts of PostgreSQL: events lost, stored twice, sessions out of order",
+            f"{lost:,} lost, {more:,} doubled, {outcome.out_of_order:,} out of order of "
+            f"{expected.total():,} events in {options.sessions:,} sessions; ledger balanced: "
+            f"{balanced}; rows left over: {outcome.left}",
+            f"{attempts:,} pushes in {seconds:.0f} s, drained in {drained:.1f} s, load {load}",
+            "0, 0 and 0", not (lost or more or outcome.out_of_order or outcome.left) and balanced,
+        ),
+        Figure(
+            "seconds until the partitions of a killed replica store again",
+            f"{statistics.median(pauses):.1f} median, {max(pauses):.1f} at most",
+            f"{len(pauses):,} partitions, lease {options.lease:g} s, window {options.window:g} s",
+            "15 s median", statistics.median(pauses) < 15,
+        ),
+    ]  # fmt: skip
+
+
+def _processor_seconds(replica: Replica) -> float:
+    """The processor time of a replica so far, with its start. Linux only."""
+    try:
+        numbers = Path(f"/proc/{replica.process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def _rate(server: Server, count: int, options: argparse.Namespace) -> float:
+    """Return the events a second that `count` replicas take in and store."""
+    server.run(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
+    setup = Options(SCHEMA, embed_concurrency=1)
+    async with Replicas(server, setup) as replicas:
+        for _ in range(count):
+            await (await replicas.add()).started
+        await replicas.until_shared()
+        began = time.monotonic()
+        edges = [options.events * place // count for place in range(count + 1)]
+        fed = await asyncio.gather(
+            *(
+                replica.ask(do="feed", first=first, end=end)
+                for replica, (first, end) in zip(
+                    replicas.live, itertools.pairwise(edges), strict=True
+                )
+            )
+        )
+        taken_in = time.monotonic() - began
+        answer = await replicas.live[0].ask(do="drain", timeout=_DRAIN_SECONDS)
+        seconds = time.monotonic() - began
+        print(
+            f"{count} replicas: taken in {taken_in:.1f} s, stored {seconds:.1f} s", file=sys.stderr
+        )
+        if not all(fed) or answer is None or answer["ledger"]["stored"] != options.events:
+            raise RuntimeError(f"{count} replicas did not store everything: {answer}")
+    return float(options.events / seconds)
+
+
+async def _scaling(server: Server, options: argparse.Namespace) -> list[Figure]:
+    rates = {count: await _rate(server, count, options) for count in options.replicas}
+    one = rates.get(1, float("nan"))
+    bars = {2: 1.7, 4: 3.0}
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    return [
+        Figure(
+            f"events a second of {count} replicas: an embedder that waits 50 ms a request, 16 texts "
+            "a request, one request at once, no vector index",
+            f"{rate:,.0f}, {rate / one:.2f} times one",
+            f"{one:,.0f} with one replica; {options.events:,} events, {os.cpu_count()} cores, load {load}",
+            f"{bars[count]:g} times" if count in bars else "-",
+            rate / one >= bars.get(count, 0),
+        )
+        for count, rate in rates.items()
+    ]  # fmt: skip
+
+
+def _counts(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main(argv: list[str] | None = None) -> list[Figure]:
+    """Run the benchmark; the arguments are those of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster")
+    parts = parser.add_subparsers(dest="part", required=True)
+    faults = parts.add_parser("faults")
+    faults.add_argument("--replicas", type=int, default=3)
+    faults.add_argument("--rate", type=float, default=1000.0)
+    faults.add_argument("--minutes", type=float, default=5.0)
+    faults.add_argument("--sessions", type=int, default=500)
+    faults.add_argument("--kills", type=int, default=20)
+    faults.add_argument("--freezes", type=int, default=5)
+    faults.add_argument("--restarts", type=int, default=2)
+    faults.add_argument("--lease", type=float, default=10.0)
+    faults.add_argument("--window", type=float, default=1.0)
+    faults.add_argument("--seed", type=int, default=1)
+    scaling = parts.add_parser("scaling")
+    scaling.add_argument("--replicas", type=_counts, default=[1, 2, 4])
+    scaling.add_argument("--events", type=int, default=12_000)
+    options = parser.parse_args(argv)
+    work = _faults if options.part == "faults" else _scaling
+    with Server() as server:
+        return asyncio.run(work(server, options))
+
+
+if __name__ == "__main__":
+    figures = main(sys.argv[1:])
+    show(figures)
+    sys.exit(0 if all(figure.met for figure in figures) else 1)
