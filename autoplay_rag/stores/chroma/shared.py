@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import Counter
@@ -31,10 +32,15 @@ _decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 class ChromaWorker(SharedWorker[Reply]):
-    """The worker of one folder, shared by all stores of this folder. Get one with `acquire`."""
+    """The worker of one folder, shared by all stores of this folder. Get one with `acquire`.
+
+    Attributes:
+        searched_at: The time of the last search, by `time.monotonic`.
+    """
 
     def __init__(self, launch: Launch[Reply]) -> None:
         super().__init__(launch)
+        self.searched_at = -math.inf
         self._scans: Counter[str] = Counter()
         self._lock = threading.Lock()
 

@@ -454,6 +454,19 @@ async def test_an_update_of_metadata_leaves_the_index_whole(tmp_path):
         await store.aclose()
 
 
+async def test_a_search_waits_for_a_small_part_of_a_batch(store):
+    many = [chunk(f"c{i}") for i in range(300)]
+    await store.upsert(many[:1], [EAST])
+    assert [match.id for match in await store.query(EAST, 1, ALL)] == ["c0"]
+    writing = asyncio.create_task(store.upsert(many, [EAST] * len(many)))
+    counts = set()
+    while not writing.done():
+        await store.query(EAST, 1, ALL)
+        counts.add(await store.count())
+    assert len(counts) > 5
+    assert max(counts) == 300
+
+
 async def test_a_chunks_metadata_never_holds_none(store):
     with pytest.raises(StoreRejectedError, match="'user_id' of chunk 'a' is a NoneType"):
         await store.upsert([Chunk("a", "text", {"user_id": None})], [EAST])
