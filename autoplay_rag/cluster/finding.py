@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import log
 from typing import Any, Final
 
+from autoplay_rag.cluster.connection import PostgresConnection
 from autoplay_rag.cluster.fulltext import query_of, tsquery
 from autoplay_rag.content.filters import Condition
 from autoplay_rag.journal.bodies import decoded, unpack
@@ -23,7 +24,7 @@ from autoplay_rag.journal.finding import (
     Finder,
     passages_where,
 )
-from autoplay_rag.journal.rows import Connection, json_list
+from autoplay_rag.journal.rows import json_list
 from autoplay_rag.journal.schema import EXPIRED_COUNT, ChunkState, PayloadState
 from autoplay_rag.journal.timeline import Timeline, Wanted
 from autoplay_rag.payloads import ActionsPayload
@@ -38,13 +39,16 @@ _BY_LENGTH: Final = 0.75
 _SAMPLE: Final = 500
 _WAITING: Final = 20_000
 """The most queued payloads that are read for a list of sessions by page."""
+_JOINS_OF_WHOLE_TABLES: Final = ("enable_hashjoin", "enable_mergejoin")
 _QUOTED: Final = re.compile(r'"((?:[^"]|"")*)"')
 
 
 class PostgresFinder(Finder):
     """Reads the catalog for a search. `Finder` has the rest."""
 
-    def __init__(self, connection: Connection) -> None:
+    _connection: PostgresConnection
+
+    def __init__(self, connection: PostgresConnection) -> None:
         super().__init__(connection)
         self._most_matches = _MOST_MATCHES
 
@@ -72,12 +76,16 @@ class PostgresFinder(Finder):
 
     def _latest(self, lanes: Sequence[int]) -> Iterator[Any]:
         """As in `Finder`, in one statement: each takes a round trip to the server."""
-        yield from self._connection.execute(
+        # Without statistics of new tables, the server would read all chunks for each session.
+        self._connection.run_all(*(f"SET LOCAL {name} = off" for name in _JOINS_OF_WHOLE_TABLES))
+        rows = self._connection.execute(
             "SELECT own.* FROM unnest(?::bigint[]) AS given (lane) CROSS JOIN LATERAL "
             f"({PASSAGES.format('passage.lane = given.lane')} "
             "ORDER BY passage.seq DESC LIMIT ?) AS own",
             (json_list(lanes), LANE_PAYLOADS),
         )
+        self._connection.run_all(*(f"SET LOCAL {name} = on" for name in _JOINS_OF_WHOLE_TABLES))
+        yield from rows
 
     def _usual_length(self) -> float:
         found = self._connection.execute(
