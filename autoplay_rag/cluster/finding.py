@@ -88,11 +88,11 @@ class PostgresFinder(Finder):
         yield from rows
 
     def _usual_length(self) -> float:
-        found = self._connection.execute(
+        ((found,),) = self._connection.execute(
             "SELECT avg(length(words))::float8 FROM "
             "(SELECT words FROM passage ORDER BY seq DESC LIMIT ?) AS latest",
             (_SAMPLE,),
-        ).fetchone()[0]
+        )
         return max(1.0, found or 1.0)
 
     def _count(self, words: Sequence[str], most: int) -> int:
