@@ -6,7 +6,7 @@ never waits for the writer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +20,7 @@ from autoplay_rag.journal.catalog import CHUNK_COLUMNS, read_chunk
 from autoplay_rag.journal.rows import Connection, json_list, quoted
 from autoplay_rag.journal.schema import EXPIRED_COUNT, ChunkState, PayloadState
 
-__all__ = ["Asked", "Finder", "passages_where"]
+__all__ = ["LANE_PAYLOADS", "PASSAGES", "Asked", "Finder", "passages_where"]
 
 _FEW_PAYLOADS: Final = 2000
 """The most payloads of a person, a session or a thread for which all of them are scored. Then the
@@ -33,7 +33,7 @@ question has no other words."""
 _LEAST_WORDS: Final = 2
 _MOST_MATCHES: Final = 30_000
 """SQLite ranks every match: of a million passages, the rarest words select enough."""
-_LANE_PAYLOADS: Final = 400
+LANE_PAYLOADS: Final = 400
 """The most payloads of a session that are read: the latest ones, in addition to the matches."""
 _COUNTED: Final = 20_000
 """The count of passages with a word stops here."""
@@ -248,19 +248,23 @@ class Finder:
             matched: Sequence numbers from `find`.
         """
         rows: dict[tuple[int, str | None], Any] = {}
-        for lane in lanes:
-            for row in self._connection.execute(
-                _PASSAGES.format("passage.lane = ?") + " ORDER BY passage.seq DESC LIMIT ?",
-                (lane, _LANE_PAYLOADS),
-            ):
-                rows[row[0], row[3]] = row
+        for row in self._latest(lanes):
+            rows[row[0], row[3]] = row
         known = {seq for seq, _ in rows}
         if missing := [seq for seq in matched if seq not in known]:
             for row in self._connection.execute(
-                _PASSAGES.format(f"passage.seq {_IN}"), (json_list(missing),)
+                PASSAGES.format(f"passage.seq {_IN}"), (json_list(missing),)
             ):
                 rows[row[0], row[3]] = row
         return [FoundPassage(*rows[key]) for key in sorted(rows, key=lambda key: key[0])]
+
+    def _latest(self, lanes: Sequence[int]) -> Iterator[Any]:
+        """Yield the rows of the latest passages of each session."""
+        for lane in lanes:
+            yield from self._connection.execute(
+                PASSAGES.format("passage.lane = ?") + " ORDER BY passage.seq DESC LIMIT ?",
+                (lane, LANE_PAYLOADS),
+            )
 
     def chunks(self, ids: Sequence[str]) -> list[Chunk]:
         """Return stored chunks with text and metadata, in any order."""
@@ -319,7 +323,7 @@ class Finder:
 
 _LANES: Final = ("session_id", "user_id", "conversation_id")
 """Conditions that usually few sessions meet."""
-_PASSAGES: Final = (
+PASSAGES: Final = (
     "SELECT passage.seq, passage.lane, passage.text, chunk.id, passage.started, passage.ended, "
     f"chunk.state IS {ChunkState.RETIRED:d} "
     "FROM passage LEFT JOIN chunk_payload ON chunk_payload.seq = passage.seq "
