@@ -199,8 +199,11 @@ async def _rate(server: Server, count: int, options: argparse.Namespace) -> floa
         taken_in = time.monotonic() - began
         answer = await replicas.live[0].ask(do="drain", timeout=_DRAIN_SECONDS)
         seconds = time.monotonic() - began
+        spent = sum(map(_processor_seconds, replicas.live))
         print(
-            f"{count} replicas: taken in {taken_in:.1f} s, stored {seconds:.1f} s", file=sys.stderr
+            f"{count} replicas: taken in {taken_in:.1f} s, stored {seconds:.1f} s, processor time of "
+            f"the replicas {spent:.1f} s",
+            file=sys.stderr,
         )
         if not all(fed) or answer is None or answer["ledger"]["stored"] != options.events:
             raise RuntimeError(f"{count} replicas did not store everything: {answer}")
