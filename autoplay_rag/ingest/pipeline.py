@@ -611,8 +611,8 @@ class IngestPipeline(Questions):
     async def run_alone(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run `work()` in one process at a time, of all that share a journal in PostgreSQL.
 
-        For example, a stream should be read by one of them. The call waits until this process may
-        run the work. If the process loses the right, because it or the database stood still, the
+        For example, a nightly import. For a stream or a pull source there is `read_in_background`.
+        The call waits until this process may run the work. If the process loses the right, because it or the database stood still, the
         work is cancelled, and `work()` is called again once it has the right again. If a process
         is killed, another one begins within seconds.
 
@@ -630,8 +630,8 @@ class IngestPipeline(Questions):
             PipelineClosedError: If the pipeline is not running.
 
         Example:
-            >>> async def main(pipeline, client):
-            ...     await pipeline.run_alone("stream of acme", client.run)
+            >>> async def main(pipeline, import_events):
+            ...     await pipeline.run_alone("import of acme", import_events)
         """
         return await self._open_run().run_alone(name, work)
 
