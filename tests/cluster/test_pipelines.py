@@ -144,7 +144,8 @@ async def test_a_summary_retires_actions_that_an_earlier_owner_stored(replica, m
         for number in range(10):
             await first.on_actions(make_actions(f"s{number}", f"a{number}", f"b{number}"))
         await first.drain()
-    async with sharing(second := replica(), third := replica()):
+    options = {"summaries": "replace"}
+    async with sharing(second := replica(**options), third := replica(**options)):
         for number in range(10):
             await third.on_summary(
                 SummaryPayload("acme", f"s{number}", f"sum{number}", 2, forwarded_at=time.time())
