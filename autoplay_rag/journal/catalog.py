@@ -95,31 +95,42 @@ class CatalogTables:
 
     # -- chunks -------------------------------------------------------------------------------
 
-    def insert_planned(self, chunks: Sequence[PlannedChunk], lane: int) -> list[int]:
-        """Add the chunks of a plan, and return their numbers.
+    def insert_planned(
+        self, plans: Sequence[tuple[Sequence[PlannedChunk], int]]
+    ) -> list[list[int]]:
+        """Add the chunks of plans, and return the numbers of each plan's chunks.
 
         A chunk with a known id replaces the old one and keeps its number.
+
+        Args:
+            plans: The chunks and the lane of each plan. No two have a chunk in common.
         """
-        ids = [planned.chunk.id for planned in chunks]
+        # All plans at once: a statement takes a request to the server where that is another process.
+        ids = [planned.chunk.id for chunks, _ in plans for planned in chunks]
         known = self.numbers(ids)
-        numbers = [known.get(one) or self._take_number() for one in ids]
-        delete_in(self._connection, "chunk_payload", "chunk", list(known.values()))
-        rows = [
-            (
-                *self._row(number, planned.chunk, lane, None, ChunkState.PLANNED)[:-1],
-                planned.linked,
-            )
-            for number, planned in zip(numbers, chunks, strict=True)
+        numbers = [
+            [known.get(planned.chunk.id) or self._take_number() for planned in chunks]
+            for chunks, _ in plans
         ]
-        self._insert(rows)
+        delete_in(self._connection, "chunk_payload", "chunk", list(known.values()))
+        placed = [
+            (number, planned, lane)
+            for (chunks, lane), given in zip(plans, numbers, strict=True)
+            for number, planned in zip(given, chunks, strict=True)
+        ]
+        self._insert(
+            [
+                (
+                    *self._row(number, planned.chunk, lane, None, ChunkState.PLANNED)[:-1],
+                    planned.linked,
+                )
+                for number, planned, lane in placed
+            ]
+        )
         insert(
             self._connection,
             "chunk_payload (seq, chunk)",
-            [
-                (seq, number)
-                for number, planned in zip(numbers, chunks, strict=True)
-                for seq in planned.seqs
-            ],
+            [(seq, number) for number, planned, _ in placed for seq in planned.seqs],
             verb="INSERT OR IGNORE",
         )
         return numbers

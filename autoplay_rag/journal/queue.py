@@ -304,7 +304,10 @@ class QueueTables:
         insert(
             self._connection,
             "plan (number, lane, record)",
-            [(plan.number, plan.lane, self._record(plan)) for plan in plans],
+            [
+                (plan.number, plan.lane, record)
+                for plan, record in zip(plans, self._records(plans), strict=True)
+            ],
         )
         if self.erasures.active:
             sessions = self.erasures.without_forgotten(sessions)
@@ -314,14 +317,24 @@ class QueueTables:
         """Overwrite a plan. Chunks that it no longer has leave the catalog."""
         (before,) = self._numbers_of([plan.number]).values()
         self.catalog.remove(before)
+        (record,) = self._records([plan])
         self._connection.execute(
-            "UPDATE plan SET record = ? WHERE number = ?", (self._record(plan), plan.number)
+            "UPDATE plan SET record = ? WHERE number = ?", (record, plan.number)
         )
 
-    def _record(self, plan: Plan) -> bytes:
-        chunks = self.erasures.still_valid(plan) if self.erasures.active else plan.chunks
-        numbers = self.catalog.insert_planned(chunks, plan.lane)
-        return msgspec.msgpack.encode((numbers, plan.unplanned))
+    def _records(self, plans: Sequence[Plan]) -> list[bytes]:
+        """Add the chunks of plans, and return the records of the plans."""
+        active = self.erasures.active
+        numbers = self.catalog.insert_planned(
+            [
+                (self.erasures.still_valid(plan) if active else plan.chunks, plan.lane)
+                for plan in plans
+            ]
+        )
+        return [
+            msgspec.msgpack.encode((own, plan.unplanned))
+            for own, plan in zip(numbers, plans, strict=True)
+        ]
 
     def _numbers_of(self, plans: Sequence[int]) -> dict[int, list[int]]:
         """Return the numbers of each plan's chunks, in the plan's order."""
