@@ -24,7 +24,6 @@ from autoplay_rag.cli.options import (
     find_place,
 )
 from autoplay_rag.cli.remote import Api, Server, ask, find_server, server_of
-from autoplay_rag.cli.replica import check_file
 from autoplay_rag.cli.telling import teller
 from autoplay_rag.cluster import JournalAddress
 from autoplay_rag.embedders.base import Embedder
@@ -144,7 +143,6 @@ def copy(
         str | None,
         typer.Option(
             metavar="FILE",
-            callback=check_file,
             help="The journal of the store. Only chunks that it knows are copied, and it belongs "
             "to the other store afterwards. No pipeline may use it. With --to-journal it may be "
             "postgresql://USER@HOST/DATABASE.",

@@ -306,6 +306,9 @@ class Leases(Ownership):
             for name in names:
                 if name in self._named:
                     self._named[name].set(own.get(name))
+                elif name in own:
+                    # It was released while it was taken, and would be ours for as long as we live.
+                    await self._rows.release_named(worker, name, own[name])
 
     async def _extend(self) -> str | None:
         """Renew the lease; return the id, or None if there is no lease or it has ended."""

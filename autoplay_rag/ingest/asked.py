@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final
 
 from autoplay_rag.errors import JournalError
-from autoplay_rag.journal.ownership import Sharing
+from autoplay_rag.journal.ownership import Membership
 
 __all__ = ["SharedAsked"]
 
@@ -29,7 +29,7 @@ class SharedAsked:
         loop: The event loop that runs `run`.
     """
 
-    def __init__(self, sharing: Sharing, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, sharing: Membership, loop: asyncio.AbstractEventLoop) -> None:
         self._sharing = sharing
         self._loop = loop
         self._told: OrderedDict[tuple[str, str | None], float] = OrderedDict()

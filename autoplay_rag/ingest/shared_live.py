@@ -15,7 +15,7 @@ from typing import Final
 
 from autoplay_rag.content.keys import session_lane
 from autoplay_rag.errors import JournalError
-from autoplay_rag.journal.ownership import AcceptedPayload, Sharing
+from autoplay_rag.journal.ownership import AcceptedPayload, Membership
 from autoplay_rag.live import Feed, LiveSessions
 from autoplay_rag.payloads import Payload
 
@@ -50,7 +50,7 @@ class SharedLive:
 
     def __init__(
         self,
-        sharing: Sharing,
+        sharing: Membership,
         live: LiveSessions,
         feed: Feed,
         *,

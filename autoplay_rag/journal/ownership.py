@@ -200,26 +200,6 @@ class Sharing(ABC):
         """
 
     @abstractmethod
-    async def accepted(self, after: int, limit: int) -> Accepted:
-        """Return what any process accepted after a number, oldest first."""
-
-    @abstractmethod
-    async def lately_accepted(self, since: float, limit: int) -> Accepted:
-        """Return the last payloads that were accepted at a time or later."""
-
-    @abstractmethod
-    async def tell_asked(self, user_id: str, product_id: str | None) -> None:
-        """Tell the other processes that somebody asked the assistant. They may miss it."""
-
-    @abstractmethod
-    async def kept(self, seqs: Collection[int]) -> set[int]:
-        """Return those of these numbers whose payloads are not forgotten."""
-
-    @abstractmethod
-    async def replicas(self) -> Replicas:
-        """Return all processes of the journal, and what each has."""
-
-    @abstractmethod
     async def close_windows(self) -> SharedProgress:
         """Ask all processes to close the windows of what was accepted so far."""
 
@@ -254,6 +234,26 @@ class Membership(Sharing):
             on_asked: Called with a person and a product, or None, when somebody asked the
                 assistant at any process.
         """
+
+    @abstractmethod
+    async def accepted(self, after: int, limit: int) -> Accepted:
+        """Return what any process accepted after a number, oldest first."""
+
+    @abstractmethod
+    async def lately_accepted(self, since: float, limit: int) -> Accepted:
+        """Return the last payloads that were accepted at a time or later."""
+
+    @abstractmethod
+    async def tell_asked(self, user_id: str, product_id: str | None) -> None:
+        """Tell the other processes that somebody asked the assistant. They may miss it."""
+
+    @abstractmethod
+    async def kept(self, seqs: Collection[int]) -> set[int]:
+        """Return those of these numbers whose payloads are not forgotten."""
+
+    @abstractmethod
+    async def replicas(self) -> Replicas:
+        """Return all processes of the journal, and what each has."""
 
     @abstractmethod
     async def while_held(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:

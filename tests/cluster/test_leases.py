@@ -411,6 +411,31 @@ async def test_an_error_of_the_work_releases_the_lease(join):
         assert await two.leases.while_held("source", works) == "done"
 
 
+async def test_a_lease_that_is_released_while_it_is_renewed_is_free(join):
+    renewing, released = asyncio.Event(), asyncio.Event()
+
+    async def works() -> str:
+        return "done"
+
+    async with join("one") as one, join("two") as two:
+        take = one.leases._rows.take_named
+
+        async def take_late(worker, names):
+            renewing.set()
+            await released.wait()
+            return await take(worker, names)
+
+        async def until_renewed() -> None:
+            one.leases._rows.take_named = take_late
+            one.leases.wake()
+            await renewing.wait()
+
+        await one.leases.while_held("source", until_renewed)
+        released.set()
+        async with asyncio.timeout(30):
+            assert await two.leases.while_held("source", works) == "done"
+
+
 # -- processes --------------------------------------------------------------------------------
 
 

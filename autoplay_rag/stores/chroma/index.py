@@ -129,12 +129,15 @@ def clear_unused(index: Path) -> None:
         return
     with file.open("r+b") as opened:
         opened.seek(header.places * header.width)
+        cleared = False
         while part := opened.read(_CLEARED_AT_ONCE):
-            if any(part):
+            if part.strip(b"\0"):
                 opened.seek(-len(part), os.SEEK_CUR)
                 opened.write(bytes(len(part)))
-        opened.flush()
-        os.fsync(opened.fileno())
+                cleared = True
+        if cleared:
+            opened.flush()
+            os.fsync(opened.fileno())
 
 
 def restore_places(index: Path) -> None:

@@ -118,10 +118,12 @@ class IndexMirror:
         }
         if found == self._seen:
             return
-        for index in found.keys() - self._seen.keys():
-            # Only the creation of an index writes memory that belongs to no chunk.
-            clear_unused(self._folder / index)
-            found[index] = _files(self._folder / index)
+        for index, files in found.items():
+            if files != self._seen.get(index):
+                # Chroma writes memory that belongs to no chunk when it begins an index, or begins
+                # it anew.
+                clear_unused(self._folder / index)
+                found[index] = _files(self._folder / index)
         self._seen = found
         written_to = self._written_to()
         for index, files in found.items():
