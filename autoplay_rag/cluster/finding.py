@@ -18,7 +18,6 @@ from autoplay_rag.cluster.fulltext import query_of, tsquery
 from autoplay_rag.content.filters import Condition
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.finding import (
-    LANE_PAYLOADS,
     PASSAGES,
     Asked,
     Finder,
@@ -74,7 +73,7 @@ class PostgresFinder(Finder):
         )
         return rows.fetchall()
 
-    def _latest(self, lanes: Sequence[int]) -> Iterator[Any]:
+    def _latest(self, lanes: Sequence[int], most: int) -> Iterator[Any]:
         """As in `Finder`, in one statement: each takes a round trip to the server."""
         # Without statistics of new tables, the server would read all chunks for each session.
         self._connection.run_all(*(f"SET LOCAL {name} = off" for name in _JOINS_OF_WHOLE_TABLES))
@@ -82,7 +81,7 @@ class PostgresFinder(Finder):
             "SELECT own.* FROM unnest(?::bigint[]) AS given (lane) CROSS JOIN LATERAL "
             f"({PASSAGES.format('passage.lane = given.lane')} "
             "ORDER BY passage.seq DESC LIMIT ?) AS own",
-            (json_list(lanes), LANE_PAYLOADS),
+            (json_list(lanes), most),
         )
         self._connection.run_all(*(f"SET LOCAL {name} = on" for name in _JOINS_OF_WHOLE_TABLES))
         yield from rows

@@ -669,9 +669,22 @@ class Findable(ABC):
 
     @abstractmethod
     async def passages(
-        self, lanes: Sequence[int], matched: Sequence[int] = ()
+        self,
+        lanes: Sequence[int],
+        matched: Sequence[int] = (),
+        *,
+        chunks: Sequence[str] = (),
+        latest: int | None = None,
     ) -> list[FoundPassage]:
-        """Return the passages of sessions, in order. Of a long session: the latest and the matches."""
+        """Return the passages of sessions, in order. Of a long session: the latest and the matches.
+
+        Args:
+            lanes: The lanes of the sessions.
+            matched: Sequence numbers from `find`.
+            chunks: Ids of stored chunks whose passages match too.
+            latest: The most passages of a session, besides the matches; None for a limit that few
+                sessions reach.
+        """
 
     @abstractmethod
     async def chunks(self, ids: Sequence[str]) -> list[Chunk]:

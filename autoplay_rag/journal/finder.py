@@ -12,7 +12,7 @@ from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.filters import Condition
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.base import Findable, Found, FoundPassage, Scope, Visit
-from autoplay_rag.journal.finding import Finder
+from autoplay_rag.journal.finding import LANE_PAYLOADS, Finder
 from autoplay_rag.journal.lag import Lag
 from autoplay_rag.journal.rows import lossy_text
 from autoplay_rag.journal.timeline import KeptPayload, ListedSession, Place, Span, Timeline, Wanted
@@ -73,10 +73,18 @@ class AsyncFinder(Findable):
         return await self._run(lambda: self._finder().chunk_ids(lanes))
 
     async def passages(
-        self, lanes: Sequence[int], matched: Sequence[int] = ()
+        self,
+        lanes: Sequence[int],
+        matched: Sequence[int] = (),
+        *,
+        chunks: Sequence[str] = (),
+        latest: int | None = None,
     ) -> list[FoundPassage]:
         """As in `Findable`."""
-        return await self._run(lambda: self._finder().passages(lanes, matched))
+        most = LANE_PAYLOADS if latest is None else latest
+        return await self._run(
+            lambda: self._finder().passages(lanes, matched, chunks=chunks, latest=most)
+        )
 
     async def chunks(self, ids: Sequence[str]) -> list[Chunk]:
         """As in `Findable`."""

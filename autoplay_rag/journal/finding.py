@@ -17,7 +17,7 @@ from autoplay_rag.content.keys import chunk_id
 from autoplay_rag.journal.base import Found, FoundPassage, Scope, Visit
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.catalog import CHUNK_COLUMNS, read_chunk
-from autoplay_rag.journal.rows import Connection, json_list, quoted
+from autoplay_rag.journal.rows import Connection, json_list, quoted, read_all
 from autoplay_rag.journal.schema import EXPIRED_COUNT, ChunkState, PayloadState
 
 __all__ = ["LANE_PAYLOADS", "PASSAGES", "Asked", "Finder", "passages_where"]
@@ -240,17 +240,28 @@ class Finder:
         )
         return [found for (found,) in rows]
 
-    def passages(self, lanes: Sequence[int], matched: Sequence[int] = ()) -> list[FoundPassage]:
+    def passages(
+        self,
+        lanes: Sequence[int],
+        matched: Sequence[int] = (),
+        *,
+        chunks: Sequence[str] = (),
+        latest: int = LANE_PAYLOADS,
+    ) -> list[FoundPassage]:
         """Return the passages of sessions, in order. Of a long session: the latest and the matches.
 
         Args:
             lanes: The lanes of the sessions.
             matched: Sequence numbers from `find`.
+            chunks: Ids of chunks whose passages match too.
+            latest: The most passages of a session, besides the matches.
         """
         rows: dict[tuple[int, str | None], Any] = {}
-        for row in self._latest(lanes):
+        for row in self._latest(lanes, latest):
             rows[row[0], row[3]] = row
         known = {seq for seq, _ in rows}
+        if chunks:
+            matched = [*matched, *self._seqs_of(chunks)]
         if missing := [seq for seq in matched if seq not in known]:
             for row in self._connection.execute(
                 PASSAGES.format(f"passage.seq {_IN}"), (json_list(missing),)
@@ -258,13 +269,27 @@ class Finder:
                 rows[row[0], row[3]] = row
         return [FoundPassage(*rows[key]) for key in sorted(rows, key=lambda key: key[0])]
 
-    def _latest(self, lanes: Sequence[int]) -> Iterator[Any]:
+    def _latest(self, lanes: Sequence[int], most: int) -> Iterator[Any]:
         """Yield the rows of the latest passages of each session."""
+        latest = PASSAGES.format("passage.lane = ?") + " ORDER BY passage.seq DESC LIMIT ?"
         for lane in lanes:
-            yield from self._connection.execute(
-                PASSAGES.format("passage.lane = ?") + " ORDER BY passage.seq DESC LIMIT ?",
-                (lane, LANE_PAYLOADS),
+            # Thousands of rows in all: row by row, a search would wait for the GIL at each.
+            yield from read_all(
+                self._connection,
+                "seq, lane, text, chunk, started, ended, retired",
+                f"FROM ({latest})",
+                lane,
+                most,
             )
+
+    def _seqs_of(self, chunk_ids: Sequence[str]) -> list[int]:
+        rows = self._connection.execute(
+            "SELECT chunk_payload.seq FROM chunk "
+            "CROSS JOIN chunk_payload ON chunk_payload.chunk = chunk.number "
+            f"WHERE chunk.id {_IN}",
+            (json_list(chunk_ids),),
+        )
+        return [seq for (seq,) in rows]
 
     def chunks(self, ids: Sequence[str]) -> list[Chunk]:
         """Return stored chunks with text and metadata, in any order."""
@@ -324,8 +349,8 @@ class Finder:
 _LANES: Final = ("session_id", "user_id", "conversation_id")
 """Conditions that usually few sessions meet."""
 PASSAGES: Final = (
-    "SELECT passage.seq, passage.lane, passage.text, chunk.id, passage.started, passage.ended, "
-    f"chunk.state IS {ChunkState.RETIRED:d} "
+    "SELECT passage.seq, passage.lane, passage.text, chunk.id AS chunk, passage.started, "
+    f"passage.ended, chunk.state IS {ChunkState.RETIRED:d} AS retired "
     "FROM passage LEFT JOIN chunk_payload ON chunk_payload.seq = passage.seq "
     f"LEFT JOIN chunk ON chunk.number = chunk_payload.chunk AND {_STORED} WHERE {{}}"
 )

@@ -46,6 +46,10 @@ Rerank: TypeAlias = Callable[[str, Sequence[Hit]], Awaitable[Sequence[Hit]]]
 _NEAREST: Final = 100
 _MATCHING: Final = 200
 _SESSIONS: Final = 30
+_PASSAGES: Final = 1000
+_LEAST_OF_SESSION: Final = 16
+"""About how many passages are scored when the sessions are not few, and how many of each session at least:
+the latest, besides the matches. A thousand take 50 ms."""
 """The most candidates: chunks of the store, passages of full text, and sessions of each that are
 scored."""
 MOST_RERANKED: Final = 50
@@ -281,7 +285,11 @@ class Searcher:
             recent = await self.catalog.recent_lanes(filter.conditions(), k)
             lanes |= dict.fromkeys(recent)
         seqs = [seq for seq, lane in found.passages if lane in lanes]
-        return others + await self.catalog.passages(list(lanes), seqs), whole
+        latest = max(_LEAST_OF_SESSION, _PASSAGES // max(1, len(lanes)))
+        nearest = [chunk for chunk, lane in lane_of.items() if lane in lanes]
+        return others + await self.catalog.passages(
+            list(lanes), seqs, chunks=nearest, latest=latest
+        ), whole
 
     # -- hits ---------------------------------------------------------------------------------
 
@@ -378,7 +386,13 @@ class Searcher:
     ) -> dict[int, list[Chunk | Match]]:
         """All parts of these sessions that belong to the person of the filter, by lane, in order."""
         units: dict[int, dict[Unit, None]] = {}
-        for one in ranking.passages:
+        passages = ranking.passages
+        if self.catalog and ranking.scope.lanes is None:
+            # Of long sessions, only a part was read to rank them. What the catalog does not know
+            # has no number.
+            unknown = [one for one in passages if not one.seq]
+            passages = unknown + await self.catalog.passages(list(found))
+        for one in passages:
             if one.lane in found:
                 unit = one.seq if one.chunk is None else one.chunk
                 units.setdefault(one.lane, {})[unit] = None

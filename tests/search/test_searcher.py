@@ -103,14 +103,14 @@ class Gated:
         self.changed = asyncio.Condition()
         self.open = asyncio.Event()
 
-    async def __call__(self, *args):
+    async def __call__(self, *args, **options):
         self.inside += 1
         self.began += 1
         async with self.changed:
             self.changed.notify_all()
         try:
             await self.open.wait()
-            return await self._read(*args)
+            return await self._read(*args, **options)
         finally:
             self.inside -= 1
 
@@ -165,3 +165,22 @@ async def test_a_rerank_that_takes_long_holds_up_no_other_search(gated, method):
         await asyncio.sleep(0)
     done.set()
     assert [len(hits) for hits in await asyncio.gather(*slows)] == [1] * 6
+
+
+async def test_an_old_passage_of_a_long_session_is_found_among_many_sessions(
+    make_pipeline, make_actions
+):
+    async with make_pipeline() as pipeline:
+        for step in range(60):
+            for session in range(40):
+                text = "signed the lease" if (session, step) == (7, 3) else f"step {step}"
+                at = 1000.0 + 40 * step + session
+                await pipeline.on_actions(make_actions(f"s{session}", text, at=at))
+            await pipeline.drain()
+        (found,) = await pipeline.search_sessions("who signed the lease?", 1)
+        assert found.session_id == "s7"
+        assert "signed the lease" in [hit.text for hit in found.hits]
+        assert found.text.startswith("step 0\nstep 1\nstep 2\nsigned the lease\nstep 4")
+        assert found.text.endswith("step 59")
+        (dense,) = await pipeline.search("signed the lease", 1, mode="dense")
+        assert dense.text == "signed the lease"
