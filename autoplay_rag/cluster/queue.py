@@ -268,7 +268,7 @@ class PostgresQueueTables(QueueTables):
 
     def plans_of(self, parts: Collection[int]) -> list[Plan]:
         """Return the plans of partitions that are not acknowledged, as `plans` does."""
-        return [plan for plan in self.plans() if partition_of(plan.lane) in parts]
+        return self._plans_where("part IN (SELECT value FROM json_each(?))", json_list(parts))
 
     # -- what one process does at a time ------------------------------------------------------
 
