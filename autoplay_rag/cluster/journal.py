@@ -116,7 +116,10 @@ class PostgresJournal(TableJournal):
         await self._writer.open()
 
     async def close(self) -> None:
-        """Finish all submitted operations and close the connections."""
+        """Finish all submitted operations and close the connections.
+
+        Also allowed after `open` has failed.
+        """
         await self._reader.close()
         await self._writer.close()
 
