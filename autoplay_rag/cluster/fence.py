@@ -1,7 +1,7 @@
 """What a transaction checks before it writes for partitions: that they have not changed hands.
 
 A process that was paused may go on with work that another one has taken over. Each take-over
-increases the epoch of the partition. A transaction that plans or acknowledges first reads the rows of
+increases the epoch of the partition. A transaction that records its work reads the rows of
 its partitions with the epochs that it knows, `FOR SHARE`. A row that is missing was taken over, so
 the transaction fails. A row that was found cannot be taken over before the transaction ends.
 `FOR KEY SHARE` would not hold up a change of the epoch.

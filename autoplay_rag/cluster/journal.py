@@ -46,7 +46,7 @@ class PostgresJournal(TableJournal):
         replace_by_summaries: Whether summaries claim the actions they replace.
         model: The name of the embedder, saved with acknowledged chunks.
         erasure_register: A file with all requests to forget; None keeps none.
-        fence: Checks that this process has the partitions that it plans and acknowledges; with
+        fence: Checks that this process has the partitions for which it writes; with
             `lease_seconds`, that is its lease.
         lease_seconds: The length of the lease by which this process has its partitions. If it is
             killed, others go on with its work after that time. None if it is alone: then it has
@@ -116,7 +116,10 @@ class PostgresJournal(TableJournal):
         await self._writer.open()
 
     async def close(self) -> None:
-        """Finish all submitted operations and close the connections."""
+        """Finish all submitted operations and close the connections.
+
+        Also allowed after `open` has failed.
+        """
         await self._reader.close()
         await self._writer.close()
 
@@ -160,7 +163,7 @@ class PostgresJournal(TableJournal):
             model=self._model,
             register=self._register,
         )
-        tables.fence = self._fence
+        catalog.fence = self._fence
         if self._member is not None:
             leases = self._member.ownership
             catalog.owned = lambda: leases.partitions

@@ -12,6 +12,7 @@ process that is frozen holds no lock. All times are of the database's clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,11 +55,13 @@ class Shares:
         workers: The ids of live workers that take partitions, in the order of joining.
         owners: The live owner of each partition; None if it is free.
         epochs: The epoch of each partition.
+        first_end: The seconds until the first lease of a worker ends.
     """
 
     workers: Sequence[str]
     owners: Mapping[int, str | None]
     epochs: Mapping[int, int]
+    first_end: float
 
     def of(self, worker: str) -> dict[int, int]:
         """Return the partitions of a worker, with their epochs."""
@@ -144,16 +147,19 @@ class LeaseRows:
         """Return who has what."""
         # One statement, so that no owner is newer than the list of workers.
         rows = await self._execute(
-            "SELECT number::bigint, owner, epoch, NULL, NULL "
+            "SELECT number::bigint, owner, epoch, NULL, NULL, NULL "
             f"FROM {self._partition} UNION ALL "
-            f"SELECT number, NULL, NULL, id, takes FROM {self._worker} ORDER BY 1"
+            "SELECT number, NULL, NULL, id, takes, "
+            "extract(epoch FROM expires - clock_timestamp())::float8 "
+            f"FROM {self._worker} ORDER BY 1"
         )
-        live = {worker: takes for *_, worker, takes in rows if worker is not None}
-        found = [(number, owner, epoch) for number, owner, epoch, worker, _ in rows if not worker]
+        live = {worker: takes for *_, worker, takes, _ in rows if worker is not None}
+        found = [(number, owner, epoch) for number, owner, epoch, worker, *_ in rows if not worker]
         return Shares(
             [worker for worker, takes in live.items() if takes],
             {number: owner if owner in live else None for number, owner, _ in found},
             {number: epoch for number, _, epoch in found},
+            min((left for *_, left in rows if left is not None), default=math.inf),
         )
 
     async def take(self, worker: str, wanted: Mapping[int, int]) -> dict[int, int]:

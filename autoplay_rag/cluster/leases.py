@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterator
@@ -40,7 +41,7 @@ _USABLE: Final = 0.8
 _RENEWALS: Final = 3
 """How many times a lease is renewed within its length."""
 _FIRST_PAUSE: Final = 0.1
-"""Seconds until a renewal that failed is repeated for the first time."""
+"""Seconds until a renewal that failed is repeated for the first time, and the shortest pause."""
 
 
 def _clock() -> float:
@@ -115,6 +116,8 @@ class Leases(Ownership):
         self._former: list[str] = []
         self._ended: list[str] = []
         self._until = 0.0
+        # When the first lease of another process ends, unless it is renewed.
+        self._other_ends = math.inf
         # The epochs of what is ours in the database, and of what the caller has heard of.
         self._held: dict[int, int] = {}
         self._owned: dict[int, int] = {}
@@ -272,11 +275,16 @@ class Leases(Ownership):
             await self._pause(failures)
 
     async def _pause(self, failures: int) -> None:
-        """Wait until the next renewal is due. If the lease ends meanwhile, everything is lost."""
+        """Wait until the next renewal is due, or another process may have lost its lease.
+
+        If the own lease ends meanwhile, everything is lost.
+        """
         interval = self._seconds / _RENEWALS
         if failures:
             interval = grown_delay(failures - 1, min(_FIRST_PAUSE, interval), interval)
         due = _clock() + interval
+        if not failures:
+            due = min(due, max(self._other_ends, _clock() + _FIRST_PAUSE))
         while (now := _clock()) < due:
             ends = due if self._id is None else self._until
             if now >= ends:
@@ -336,6 +344,7 @@ class Leases(Ownership):
 
     async def _rebalance(self, me: str) -> None:
         shares = await self._rows.shares()
+        self._other_ends = _clock() + shares.first_end  # our own ends after the next renewal
         self._compare(shares.of(me))
         moves = decide(me, shares.workers, shares.owners, self._giving)
         if moves.give:

@@ -1,7 +1,8 @@
 """The queue in PostgreSQL: what several processes that share it make necessary.
 
-Numbers of payloads come from the database. Plans and acknowledgements check in their transaction
-that this process still has the sessions' partitions. What must not meet a change of another
+Numbers of payloads come from the database. What a process writes about its own work (plans,
+acknowledgements, claims, what it stored again, updated or deleted in the store) is checked in the same
+transaction: it must still have the sessions' partitions. What must not meet a change of another
 process (forgetting, retention, dead letters) locks the others out first.
 
 All functions block. They run in a transaction on the writer thread.
@@ -25,14 +26,17 @@ from autoplay_rag.journal.base import (
     Acknowledgement,
     Entry,
     Outcome,
+    Outdated,
     Plan,
     Prepared,
     Session,
     Task,
 )
 from autoplay_rag.journal.catalog import CatalogTables
+from autoplay_rag.journal.claims import ClaimTables
 from autoplay_rag.journal.expiring import ExpiryTables, Limits
 from autoplay_rag.journal.forgetting import Begun, Deleted, ErasureTables
+from autoplay_rag.journal.fulltext import FullTextTables
 from autoplay_rag.journal.queue import QueueTables
 from autoplay_rag.journal.rows import json_list, read_all
 from autoplay_rag.journal.schema import EXPIRED_COUNT, PayloadState
@@ -55,7 +59,7 @@ class Fence(Protocol):
         """Return if this process has all these partitions, and keeps them until the commit.
 
         Args:
-            connection: In the transaction that plans or acknowledges.
+            connection: In the transaction that writes for them.
             parts: The partitions.
 
         Raises:
@@ -63,22 +67,79 @@ class Fence(Protocol):
         """
 
 
+class _PostgresClaimTables(ClaimTables):
+    """The operations on claims. `ClaimTables` has the rest."""
+
+    def __init__(self, file: PostgresDatabase, check: Callable[[Iterable[int]], None]) -> None:
+        super().__init__(file)
+        self._check = check
+
+    def apply(self, used: Mapping[int, int], claimed: Mapping[int, int]) -> list[str]:
+        """As in `ClaimTables`."""
+        rows = self._connection.execute(
+            "SELECT lane FROM claim WHERE seq IN (SELECT value FROM json_each(?)) UNION "
+            "SELECT lane FROM payload WHERE seq IN (SELECT value FROM json_each(?))",
+            (json_list(used), json_list(claimed)),
+        )
+        self._check(partition_of(lane) for (lane,) in rows)
+        return super().apply(used, claimed)
+
+
+_CHUNK_PART: Final = f"coalesce(lane, 0) & {PARTITIONS - 1}"
+
+
 class PostgresCatalogTables(CatalogTables):
     """The operations on the catalog's tables. `CatalogTables` has the rest.
 
     Attributes:
         owned: Returns the partitions of this process; None while it is alone.
+        fence: Checks that this process has the partitions for which it writes; None while it is
+            alone.
     """
 
     file: PostgresDatabase
     owned: Callable[[], Collection[int]] | None = None
+    fence: Fence | None = None
+    _connection: PostgresConnection
     _left = 0
+
+    def __init__(self, file: PostgresDatabase, fulltext: FullTextTables) -> None:
+        super().__init__(file, fulltext)
+        self.claims = _PostgresClaimTables(file, self.check)
+
+    def check(self, parts: Iterable[int]) -> None:
+        """Check that this process has partitions; see `Fence`."""
+        if self.fence is not None and (wanted := {*parts}):
+            self.fence.check(self._connection.server, wanted)
+
+    def check_chunks(self, column: Literal["id", "number"], values: Collection[str | int]) -> None:
+        """Check that this process has the partitions of those of these chunks that are known."""
+        rows = self._connection.execute(
+            f"SELECT DISTINCT {_CHUNK_PART} FROM chunk "
+            f"WHERE {column} IN (SELECT value FROM json_each(?))",
+            (json_list(values),),
+        )
+        self.check(part for (part,) in rows)
 
     def _own(self, table: Literal["chunk", "deletion"]) -> tuple[str, tuple[Any, ...]]:
         if self.owned is None:
             return "", ()
-        part = "part" if table == "deletion" else f"coalesce(lane, 0) & {PARTITIONS - 1}"
+        part = "part" if table == "deletion" else _CHUNK_PART
         return f" AND ({part}) IN (SELECT value FROM json_each(?))", (json_list(self.owned()),)
+
+    def deleted(self, ids: Sequence[str]) -> None:
+        """As in `CatalogTables`."""
+        # Checked afterwards: another process may add a row again after it was looked for.
+        rows = self._connection.execute(
+            "DELETE FROM deletion WHERE chunk IN (SELECT value FROM json_each(?)) RETURNING part",
+            (json_list(ids),),
+        )
+        self.check(part for (part,) in rows)
+
+    def updated(self, done: Sequence[Outdated]) -> None:
+        """As in `CatalogTables`."""
+        self.check_chunks("id", [one.id for one in done])
+        super().updated(done)
 
     def adopt(self, chunks: Sequence[Chunk], model: str) -> int:
         """As in `CatalogTables`."""
@@ -168,17 +229,12 @@ _LAST: Final = "SELECT last_seq FROM progress"
 
 
 class PostgresQueueTables(QueueTables):
-    """The operations on the queue's tables. `QueueTables` has the rest.
-
-    Attributes:
-        fence: Checks that this process has the partitions that it plans and acknowledges; None
-            while it is alone.
-    """
+    """The operations on the queue's tables. `QueueTables` has the rest."""
 
     _erasures_class = PostgresErasureTables
     file: PostgresDatabase
+    catalog: PostgresCatalogTables
     _connection: PostgresConnection
-    fence: Fence | None = None
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -245,8 +301,7 @@ class PostgresQueueTables(QueueTables):
         return super().acknowledge(ended)
 
     def _check(self, plans: Sequence[Plan]) -> None:
-        if self.fence is not None and plans:
-            self.fence.check(self._connection.server, {partition_of(plan.lane) for plan in plans})
+        self.catalog.check(partition_of(plan.lane) for plan in plans)
 
     def take_batches(self, count: int) -> list[int]:
         """Reserve numbers of plans. Other processes may get numbers between them."""
@@ -268,7 +323,7 @@ class PostgresQueueTables(QueueTables):
 
     def plans_of(self, parts: Collection[int]) -> list[Plan]:
         """Return the plans of partitions that are not acknowledged, as `plans` does."""
-        return [plan for plan in self.plans() if partition_of(plan.lane) in parts]
+        return self._plans_where("part IN (SELECT value FROM json_each(?))", json_list(parts))
 
     # -- what one process does at a time ------------------------------------------------------
 
@@ -288,6 +343,7 @@ class PostgresQueueTables(QueueTables):
         """As in `QueueTables`."""
         if refused:
             self.file.lock_out_others()
+        self.catalog.check_chunks("number", [*stored, *refused])
         return super().stored_again(stored, refused)
 
     def carry_out_requests(self) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ __all__ = ["PostgresReadThread"]
 
 T = TypeVar("T")
 
+_NAME: Final = "autoplay-journal-reader"
 _COSTS: Final = "SET LOCAL random_page_cost = 1.1"
 """Reads look up few rows by an index. The default, for disks that turn, makes the server read whole
 tables instead."""
@@ -34,7 +35,7 @@ class PostgresReadThread:
 
     def __init__(self, parameters: Mapping[str, str], schema: str) -> None:
         self._place = place_of(parameters)
-        self._thread = SerialThread("autoplay-journal-reader")
+        self._thread = SerialThread(_NAME)
         self.connection = PostgresConnection(parameters, schema)
         self.finder = PostgresFinder(self.connection)
         self.timeline = PostgresTimeline(self.connection)
@@ -48,8 +49,9 @@ class PostgresReadThread:
         return await self._thread.run(self._read, work)
 
     async def close(self) -> None:
-        """Close the connection. A later call would open it again."""
+        """Close the connection, and end the thread. A later call would start both again."""
         await self._thread.finish(self.connection.close)
+        self._thread = SerialThread(_NAME)  # the former one ends without a reference
 
     def _read(self, work: Callable[[], T]) -> T:
         was_open = self.connection.is_open

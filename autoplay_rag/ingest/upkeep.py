@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from autoplay_rag._backoff import grown_delay
 from autoplay_rag._serial import SerialThread
-from autoplay_rag.errors import JournalError
+from autoplay_rag.errors import FencedError, JournalError
 from autoplay_rag.ingest.chunk_writer import (
     ChunkWriter,
     Delete,
@@ -184,6 +184,8 @@ class Upkeep:
                 await self._store_page(page, after)
                 after = page[-1].number
                 self._problem = None
+            except FencedError:  # those that are still ours are read again
+                await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
             except JournalError as error:
                 self._problem = f"storing chunks again failed: {error}"
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
@@ -222,7 +224,13 @@ class Upkeep:
         )
         if page:
             await ended.wait()
-            self.delete(await self._journal.stored_again(stored, refused))
+            try:
+                self.delete(await self._journal.stored_again(stored, refused))
+            except FencedError:
+                # The next owner stores them again. It may have deleted some before they were stored
+                # here.
+                self.delete(await self._journal.delete_unknown([*stored.values()]))
+                raise
         self._queued = max(0, self._queued - len(before) + left)
 
     # -- deletions ----------------------------------------------------------------------------
@@ -251,6 +259,8 @@ class Upkeep:
             ids = list(self._deleted)
             try:
                 await self._journal.deleted(ids)
+            except FencedError:
+                pass  # those that are still ours are in the outbox, and deleted once more
             except JournalError:
                 self._changed.set()  # if this is never recorded, deleting again does no harm
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)

@@ -348,9 +348,14 @@ class QueueTables:
 
     def plans(self) -> list[Plan]:
         """Return the plans that are not acknowledged, oldest first."""
+        return self._plans_where("true")
+
+    def _plans_where(self, condition: str, *given: Any) -> list[Plan]:
         found = []
         for number, lane, record in self._connection.execute(
-            "SELECT number, lane, record FROM plan WHERE acknowledged IS NULL ORDER BY number"
+            "SELECT number, lane, record FROM plan WHERE acknowledged IS NULL "
+            f"AND {condition} ORDER BY number",
+            given,
         ).fetchall():
             numbers, unplanned = _decode_record(record)
             found.append(Plan(number, lane, self.catalog.planned(numbers), unplanned))

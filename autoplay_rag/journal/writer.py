@@ -149,7 +149,7 @@ class Writer:
             raise
 
     async def close(self) -> None:
-        """Finish all submitted items and close the tables."""
+        """Finish all submitted items and close the tables. Also allowed after `open` has failed."""
         self._closed = True
         self._queue.put(None)
         await self._ended.wait()
@@ -213,6 +213,7 @@ class Writer:
             if isinstance(error, (OSError, sqlite3.Error)):  # those of a server are JournalErrors
                 error = JournalError(f"the journal {self._name} cannot be opened: {error}")
             self._call_soon(_settle, opened, _Failure(error))
+            self._call_soon(self._end)
             return
         self._call_soon(_settle, opened, None)
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
+import threading
 from uuid import uuid4
 
 import psycopg
@@ -163,6 +165,69 @@ async def test_a_role_without_rights_is_told_what_to_run(postgres, schema):
     await journal.open()
     assert await journal.accept(_entry("a", 1)) == "accepted"
     await journal.close()
+
+
+@pytest.fixture
+async def passwords():
+    """A server on TCP that asks for a password, and then refuses it. Yields its port.
+
+    The server from the package index trusts each role.
+    """
+    asks, refusal = b"R" + struct.pack("!ii", 8, 3), b"SFATAL\0C28P01\0Mwrong password\0\0"
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def message(head: int) -> None:
+            size = (await reader.readexactly(head))[-4:]
+            await reader.readexactly(int.from_bytes(size) - 4)
+
+        await message(4)
+        writer.write(asks)
+        await message(5)
+        writer.write(b"E" + struct.pack("!i", 4 + len(refusal)) + refusal)
+        assert await reader.read() == b""  # it has closed the connection
+        closed.set()
+        writer.close()
+
+    closed = asyncio.Event()
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    await closed.wait()
+    server.close()
+    await server.wait_closed()
+
+
+async def _leaves_nothing(dsn: str, schema: str, match: str) -> None:
+    before = set(threading.enumerate())
+    journal = _journal(dsn, schema)
+    with pytest.raises((JournalError, ConfigurationError), match=match):
+        await journal.open()
+    async with asyncio.timeout(30):
+        await journal.close()
+    for thread in set(threading.enumerate()) - before:
+        await asyncio.to_thread(thread.join, 30)
+        assert not thread.is_alive(), thread
+
+
+async def test_an_unreachable_server_leaves_nothing(schema, tmp_path):
+    await _leaves_nothing(f"postgresql:///postgres?host={tmp_path}", schema, "cannot be opened")
+
+
+async def test_a_wrong_password_leaves_nothing(schema, passwords):
+    dsn = f"postgresql://ann:wrong@127.0.0.1:{passwords}/postgres?sslmode=disable"
+    await _leaves_nothing(dsn, schema, "cannot be opened: .*wrong password")
+
+
+async def test_a_role_without_rights_leaves_nothing(postgres, schema):
+    postgres.run("DO $$ BEGIN CREATE ROLE poor LOGIN; EXCEPTION WHEN duplicate_object THEN END $$")
+    dsn = (
+        f"postgresql://poor@/postgres?host={postgres.socket_folder}&application_name=poor-{schema}"
+    )
+    await _leaves_nothing(dsn, schema, "may not create")
+    async with asyncio.timeout(30):
+        while postgres.run(  # noqa: ASYNC110 - the server notices closed connections by itself
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = %s", f"poor-{schema}"
+        ):
+            await asyncio.sleep(0.02)
 
 
 async def test_a_newer_form_is_refused(journal, postgres, schema):

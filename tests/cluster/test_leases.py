@@ -279,6 +279,18 @@ async def test_a_server_that_stops_and_starts_again(join, postgres):
         assert not one.lost
 
 
+async def test_a_lease_that_ends_is_noticed_before_the_next_renewal(join, postgres, schema):
+    """The next renewal would be after 200 seconds."""
+    postgres.run(
+        f"INSERT INTO {schema}.worker (id, name, takes, started, expires) "
+        "SELECT 'x', 'x', true, now(), clock_timestamp() + interval '2 s'"
+    )
+    bump(postgres, schema)
+    async with join(seconds=600.0, notices=False) as one:
+        await one.until(lambda: one.leases.partitions == ALL)
+        assert not postgres.run(f"SELECT FROM {schema}.worker WHERE id = 'x'")
+
+
 # -- the fence --------------------------------------------------------------------------------
 
 

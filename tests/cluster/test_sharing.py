@@ -12,14 +12,15 @@ import psycopg
 import pytest
 
 from autoplay_rag.cluster import PostgresJournal, database
+from autoplay_rag.cluster.fence import Fence
 from autoplay_rag.cluster.parts import channel_of
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.keys import chunk_id, lane_of, partition_of, payload_key
-from autoplay_rag.errors import AutoplayError
+from autoplay_rag.errors import AutoplayError, FencedError
 from autoplay_rag.journal.base import Acknowledgement, Entry, Plan, PlannedChunk
 from autoplay_rag.journal.ledger import COUNTERS, Ledger
 from autoplay_rag.journal.selecting import Asked
-from autoplay_rag.payloads import ActionsPayload, SlimAction
+from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
 
 
 def _payload(session: str | None, title: str, user: str | None = None) -> ActionsPayload:
@@ -212,6 +213,75 @@ async def test_a_process_without_the_partition_neither_plans_nor_acknowledges(st
     assert isinstance(results[1], _LostError)
     assert process.journal.counts["stored"] == 1
     assert [plan.number for plan in await process.journal.plans()] == [2]
+
+
+class _Epochs:
+    """The fence of a process that had all partitions with the first epoch."""
+
+    def __init__(self, schema: str) -> None:
+        self._schema = schema
+
+    def check(self, connection: psycopg.Connection, parts: Collection[int]) -> None:
+        fence = Fence(dict.fromkeys(parts, 0))
+        rows = connection.execute(fence.statement(self._schema).encode(), fence.parameters)
+        fence.check(rows.fetchall())
+
+
+_TABLES = ("payload", "chunk", "deletion", "outdated", "claim", "counts")
+
+
+async def _store_again(journal: PostgresJournal) -> None:
+    queued = await journal.queued(0, 9)
+    await journal.stored_again({one.number: one.chunk.id for one in queued}, {})
+
+
+async def _refuse_again(journal: PostgresJournal) -> None:
+    queued = await journal.queued(0, 9)
+    await journal.stored_again({}, {one.number: "no" for one in queued})
+
+
+async def _claim(journal: PostgresJournal) -> None:
+    (claim,), (claimable,) = await journal.open_claims(lane_of(_payload("a", ""), 0))
+    await journal.apply_claims({claim.seq: 1}, {claimable.seq: 1})
+
+
+async def _update(journal: PostgresJournal) -> None:
+    await journal.updated(await journal.outdated(9))
+
+
+async def _delete(journal: PostgresJournal) -> None:
+    await journal.deleted(await journal.deletions(9))
+
+
+@pytest.mark.parametrize("write", [_store_again, _refuse_again, _claim, _update, _delete])
+async def test_a_process_with_an_older_epoch_changes_nothing(start, postgres, schema, write):
+    process = await start(fence=_Epochs(schema))
+    journal = process.journal
+    actions, summary = _payload("a", "1"), SummaryPayload("acme", "a", "One did it.", 1, 1020.0)
+    await process.accept(actions, summary)
+    plans = [_plan(seq, payload, seq) for seq, payload in enumerate((actions, summary), 1)]
+    await journal.record_plans(plans, [])
+    await journal.acknowledge([Acknowledgement(plan, {}) for plan in plans])
+    await journal.queue_all()
+    postgres.run(
+        f"SET search_path TO {schema}; INSERT INTO outdated SELECT id, 1 FROM chunk; "
+        "INSERT INTO deletion (chunk, reason, at) SELECT id, 'test', 1 FROM chunk"
+    )
+
+    def content() -> list[list[tuple]]:
+        return [postgres.run(f"SELECT * FROM {schema}.{one} ORDER BY 1") for one in _TABLES]
+
+    part = partition_of(lane_of(actions, 1))
+    before = content()
+    postgres.run(f"UPDATE {schema}.partition SET epoch = epoch + 1 WHERE number = {part}")
+    with pytest.raises(FencedError, match="taken over") as caught:
+        await write(journal)
+    assert caught.value.partitions == {part}
+    assert content() == before
+    # Other partitions may have changed hands.
+    postgres.run(f"UPDATE {schema}.partition SET epoch = CASE number WHEN {part} THEN 0 ELSE 5 END")
+    await write(journal)
+    assert content() != before
 
 
 async def test_new_payloads_are_announced_with_their_partitions(start, postgres, schema):

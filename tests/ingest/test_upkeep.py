@@ -9,7 +9,7 @@ import pytest
 
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.keys import payload_key
-from autoplay_rag.errors import JournalError
+from autoplay_rag.errors import FencedError, JournalError
 from autoplay_rag.ingest import retries, upkeep
 from autoplay_rag.ingest.chunk_writer import ChunkWriter, Upsert
 from autoplay_rag.ingest.intake import Intake
@@ -249,6 +249,29 @@ async def test_a_note_of_a_deletion_that_fails_is_written_later(rig, make_action
         assert (store.texts, await made.outbox()) == ({}, [])
 
 
+async def test_a_fenced_note_of_a_deletion_is_left_to_the_owner(
+    rig, make_actions, monkeypatch, eventually
+):
+    fenced = [1]
+    async with rig(ScriptedStore()) as made:
+        deleted = made.journal.deleted
+
+        async def fence(ids):
+            if fenced:
+                raise FencedError("taken over")
+            await deleted(ids)
+
+        monkeypatch.setattr(made.journal, "deleted", fence)
+        await made.die(make_actions("s", "dead"))
+        await made.upkeep.wait()
+        assert len(await made.outbox()) == 2
+        assert made.upkeep.problems == []
+        fenced.clear()  # ours once more
+        async with asyncio.timeout(30):
+            while await made.outbox():
+                await made.upkeep.wait()
+
+
 async def test_what_is_stored_anew_is_not_deleted(rig, make_actions, eventually):
     """A refused deletion is repeated while the retried payload is being stored."""
     store = ScriptedStore()
@@ -361,6 +384,30 @@ async def test_a_journal_that_fails_meanwhile_delays_it(rig, make_actions, monke
         await made.upkeep.wait()
         assert not failures
         assert len(store.texts) == 3
+        assert made.upkeep.problems == []
+
+
+async def test_what_the_next_owner_has_forgotten_does_not_stay(rig, make_actions, monkeypatch):
+    async with rig(ScriptedStore()) as made:
+        await queue_all(made, make_actions, 3)
+    store = ScriptedStore()
+    stored_again = SqliteJournal.stored_again
+    gone = []
+
+    async def fence_first(journal, stored, refused):
+        if not gone:
+            gone.append(min(stored))
+            await journal._writer.run(journal._catalog.remove, gone)
+            assert len(store.texts) == 3
+            raise FencedError("taken over")
+        return await stored_again(journal, stored, refused)
+
+    monkeypatch.setattr(SqliteJournal, "stored_again", fence_first)
+    async with rig(store) as made:
+        await made.upkeep.wait()
+        assert gone
+        assert len(store.texts) == 2
+        assert await made.outbox() == []
         assert made.upkeep.problems == []
 
 

@@ -105,13 +105,17 @@ class Contents:
         return StoreIdentity(*row) if row else None
 
     async def save_identity(self, identity: StoreIdentity) -> None:
-        """Save an identity."""
+        """Save an identity. The same one keeps the higher batch."""
         async with self._writing() as (connection, found):
             await connection.execute(
-                f"INSERT INTO {self._tables.identities} (number, store_id, journal_id, batch) "
+                f"INSERT INTO {self._tables.identities} AS held "
+                "(number, store_id, journal_id, batch) "
                 "VALUES (%s, %s, %s, %s) ON CONFLICT (number) DO UPDATE SET "
                 "store_id = excluded.store_id, journal_id = excluded.journal_id, "
-                "batch = excluded.batch",
+                # A process that was frozen may come late with a batch that has been exceeded since.
+                "batch = CASE WHEN (held.store_id, held.journal_id) = "
+                "(excluded.store_id, excluded.journal_id) "
+                "THEN greatest(held.batch, excluded.batch) ELSE excluded.batch END",
                 [found.number, identity.store_id, identity.journal_id, identity.batch],
             )
 

@@ -367,6 +367,8 @@ class PgVectorStore(VectorStore):
     async def save_identity(self, identity: StoreIdentity) -> None:
         """Save an identity, where no search finds it.
 
+        If the same store and journal are saved with a higher batch, that one stays.
+
         Raises:
             StoreUnavailableError: If the same call may succeed later.
         """

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from store_helpers import ALL, EAST, NORTH, chunk, ids
 
 from autoplay_rag.errors import MissingExtraError, StoreRejectedError, UnsupportedFilterError
-from autoplay_rag.stores import Chunk, Filter, PgVectorStore
+from autoplay_rag.stores import Chunk, Filter, PgVectorStore, StoreIdentity
 from autoplay_rag.stores.postgres.contents import _few
 from autoplay_rag.stores.postgres.encoding import (
     decoded_metadata,
@@ -240,3 +240,20 @@ def test_what_is_few_grows_with_the_collection_and_with_k():
     assert _few(20, 50_000) == 2236
     assert _few(100, 50_000) == 5000
     assert _few(100, 10**9) == 10_000
+
+
+async def test_a_late_identity_does_not_lower_the_batch(store):
+    """A process that was frozen saves what it knew before."""
+    saved = StoreIdentity("store-1", "journal-1", 7)
+    await store.save_identity(saved)
+    await store.save_identity(StoreIdentity("store-1", "journal-1", 3))
+    assert await store.identity() == saved
+    await store.save_identity(StoreIdentity("store-1", "journal-1", 9))
+    assert await store.identity() == StoreIdentity("store-1", "journal-1", 9)
+
+
+@pytest.mark.parametrize("names", [("store-2", "journal-1"), ("store-1", "journal-2")])
+async def test_another_identity_begins_with_its_own_batch(store, names):
+    await store.save_identity(StoreIdentity("store-1", "journal-1", 7))
+    await store.save_identity(StoreIdentity(*names, 3))
+    assert await store.identity() == StoreIdentity(*names, 3)
