@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import (
@@ -54,6 +55,10 @@ from autoplay_rag.stores.named import folder_of, make_store
 __all__ = ["serve"]
 
 _FIRST_REQUESTS_SECONDS: Final = 30.0
+_SWITCH_SECONDS: Final = 0.0005
+"""How long a thread may keep Python's lock from the event loop, which gives it up with each `send`. With
+Python's own 5 ms, a search that scores in its thread holds up every event to every subscriber: at 200
+events/s with 100 of them, searches took three times as long at the median."""
 _SAMPLES = {"batch_window": 1.0, "retention_days": 1}
 """Settings of a pipeline for samples: found soon, and bounded however long it runs."""
 
@@ -249,6 +254,7 @@ async def _serve(
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                     if ready.done():
                         tasks.add(asyncio.create_task(_spare_the_collector()))
+                        sys.setswitchinterval(_SWITCH_SECONDS)
                         path = announcing.enter_context(announced(file, about)) if file else None
                         _introduce(server.url, about.key, str(journal), path, has_keys=has_keys)
                         for tool in sorted(sources.tools):

@@ -10,6 +10,7 @@ import asyncio
 import json
 import math
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -195,8 +196,9 @@ async def test_a_large_index_is_written_less_often(tmp_path):
 
 def threshold_in(folder: Path) -> int:
     with closing(sqlite3.connect(folder / "chroma.sqlite3")) as database:
-        ((config,),) = database.execute("SELECT config_json_str FROM collections")
-    return json.loads(config)["hnsw"]["sync_threshold"]
+        (schema,) = database.execute("SELECT schema_str FROM collections").fetchone()
+    (found,) = set(re.findall(r'"sync_threshold":(\d+)', schema))
+    return int(found)
 
 
 def test_a_threshold_that_chroma_refuses_is_refused_at_once(tmp_path):
