@@ -18,7 +18,7 @@ from psycopg import errors
 
 from autoplay_rag._describe import describe
 from autoplay_rag.cluster.connection import PostgresConnection
-from autoplay_rag.cluster.parts import channel_of
+from autoplay_rag.cluster.notices import channel_of
 from autoplay_rag.cluster.schema import COUNTS, SLOTS, advisory_key, prepare
 from autoplay_rag.content.keys import partition_of
 from autoplay_rag.errors import JournalError

@@ -13,13 +13,14 @@ process that is frozen holds no lock. All times are of the database's clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from autoplay_rag.cluster.asking import execute
 from autoplay_rag.content.keys import PARTITIONS
-from autoplay_rag.errors import ConfigurationError, JournalError, StoreError
+from autoplay_rag.errors import JournalError
 
 if TYPE_CHECKING:
     from autoplay_rag.stores.postgres.link import Link
@@ -240,15 +241,4 @@ class LeaseRows:
                 await self._execute("SELECT pg_notify(%s, %s)", self._channel, CHANGED)
 
     async def _execute(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        async def execute() -> list[tuple[Any, ...]]:
-            async with self._link.connection() as connection:
-                cursor = await connection.execute(statement.encode(), parameters)
-                return await cursor.fetchall() if cursor.description else []
-
-        return await self._run(execute)
-
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        try:
-            return await self._link.run(work)
-        except (StoreError, ConfigurationError) as error:
-            raise JournalError(str(error)) from error
+        return await execute(self._link, statement, *parameters)

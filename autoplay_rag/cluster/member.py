@@ -10,11 +10,10 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from autoplay_rag.cluster.accepted import AcceptedRows
-from autoplay_rag.cluster.asking import ask
+from autoplay_rag.cluster.asking import execute
 from autoplay_rag.cluster.lease_rows import CHANGED
 from autoplay_rag.cluster.leases import Leases
-from autoplay_rag.cluster.notices import Notices
-from autoplay_rag.cluster.parts import channel_of
+from autoplay_rag.cluster.notices import Notices, channel_of
 from autoplay_rag.cluster.replicas import ReplicaRows
 from autoplay_rag.content.keys import PARTITIONS
 from autoplay_rag.journal.base import Plan
@@ -26,7 +25,7 @@ from autoplay_rag.journal.ownership import (
     SharedProgress,
 )
 from autoplay_rag.journal.schema import PayloadState
-from autoplay_rag.stores.postgres.link import Connection, Link
+from autoplay_rag.stores.postgres.link import Link
 from autoplay_rag.stores.postgres.tables import quoted
 
 __all__ = ["Member", "PartitionReads"]
@@ -178,11 +177,11 @@ class Member(Membership):
         )
 
     async def accepted(self, after: int, limit: int) -> Accepted:
-        """As in `Sharing`."""
+        """As in `Membership`."""
         return await self._accepted.after(after, limit)
 
     async def lately_accepted(self, since: float, limit: int) -> Accepted:
-        """As in `Sharing`."""
+        """As in `Membership`."""
         return await self._accepted.lately(since, limit)
 
     async def tell_asked(self, user_id: str, product_id: str | None) -> None:
@@ -192,11 +191,11 @@ class Member(Membership):
             await self._execute("SELECT pg_notify(%s, %s)", self._channel, text)
 
     async def kept(self, seqs: Collection[int]) -> set[int]:
-        """As in `Sharing`."""
+        """As in `Membership`."""
         return await self._accepted.kept(seqs)
 
     async def replicas(self) -> Replicas:
-        """As in `Sharing`."""
+        """As in `Membership`."""
         return await self._replicas.read(self.ownership.id)
 
     async def close_windows(self) -> SharedProgress:
@@ -209,11 +208,7 @@ class Member(Membership):
         return (await self.arrivals((), 0, retried=False)).progress
 
     async def _execute(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        async def execute(connection: Connection) -> list[tuple[Any, ...]]:
-            cursor = await connection.execute(statement.encode(), parameters)
-            return await cursor.fetchall()
-
-        return await ask(self._link, execute)
+        return await execute(self._link, statement, *parameters)
 
 
 async def _nothing() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 from autoplay_rag._backoff import grown_delay
@@ -17,12 +18,24 @@ from autoplay_rag.errors import ConfigurationError, StoreError
 if TYPE_CHECKING:
     from autoplay_rag.stores.postgres.link import Link
 
-__all__ = ["Notices"]
+__all__ = ["Notices", "channel_of"]
 
 _log = logging.getLogger(__name__)
 
 _SHORTEST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 30.0
+
+
+def channel_of(schema: str) -> str:
+    """Return the channel of NOTIFY on which the processes of one journal wake each other.
+
+    The message of new payloads has their partitions, separated by commas.
+
+    Example:
+        >>> channel_of("autoplay")[:9], len(channel_of("x" * 63))
+        ('autoplay_', 41)
+    """
+    return f"autoplay_{blake2b(schema.encode(), digest_size=16).hexdigest()}"
 
 
 class Notices:

@@ -25,12 +25,12 @@ class SharedAsked:
     """Passes on who asked, at most once a minute for each person.
 
     Args:
-        sharing: Tells the other processes.
+        membership: Tells the other processes.
         loop: The event loop that runs `run`.
     """
 
-    def __init__(self, sharing: Membership, loop: asyncio.AbstractEventLoop) -> None:
-        self._sharing = sharing
+    def __init__(self, membership: Membership, loop: asyncio.AbstractEventLoop) -> None:
+        self._membership = membership
         self._loop = loop
         self._told: OrderedDict[tuple[str, str | None], float] = OrderedDict()
         self._waiting: OrderedDict[tuple[str, str | None], None] = OrderedDict()
@@ -65,6 +65,6 @@ class SharedAsked:
             while self._waiting:
                 (user_id, product_id), _ = self._waiting.popitem(last=False)
                 try:
-                    await self._sharing.tell_asked(user_id, product_id)
+                    await self._membership.tell_asked(user_id, product_id)
                 except JournalError as error:
                     _log.debug("others were not told who asked: %s", error)

@@ -612,9 +612,9 @@ class IngestPipeline(Questions):
         """Run `work()` in one process at a time, of all that share a journal in PostgreSQL.
 
         For example, a nightly import. For a stream or a pull source there is `read_in_background`.
-        The call waits until this process may run the work. If the process loses the right, because it or the database stood still, the
-        work is cancelled, and `work()` is called again once it has the right again. If a process
-        is killed, another one begins within seconds.
+        The call waits until this process may run the work. If the process loses the right, because
+        it or the database stood still, the work is cancelled, and `work()` is called again once it
+        has the right again. If a process is killed, another one begins within seconds.
 
         With a journal in a file or in memory, it just runs the work.
 

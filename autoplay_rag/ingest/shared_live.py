@@ -39,7 +39,7 @@ class SharedLive:
     What this process accepted is shown at once, unless something of another process comes before.
 
     Args:
-        sharing: Reads the journal.
+        membership: Reads the journal.
         live: The sessions to fill.
         feed: The subscribers.
         show: Adds a payload to the live sessions.
@@ -50,7 +50,7 @@ class SharedLive:
 
     def __init__(
         self,
-        sharing: Membership,
+        membership: Membership,
         live: LiveSessions,
         feed: Feed,
         *,
@@ -59,7 +59,7 @@ class SharedLive:
         on_forgotten: Callable[[], Awaitable[object]],
         begin: tuple[float, int],
     ) -> None:
-        self._sharing = sharing
+        self._membership = membership
         self._live = live
         self._feed = feed
         self._show = show
@@ -88,7 +88,7 @@ class SharedLive:
         Args:
             filling: Whether to show it, because the live sessions are empty.
         """
-        found = await self._sharing.lately_accepted(time.time() - self._seconds, self._most)
+        found = await self._membership.lately_accepted(time.time() - self._seconds, self._most)
         self._feed.begin(found.upto)
         if filling:
             for row in found.rows:
@@ -133,7 +133,7 @@ class SharedLive:
     async def _catch_up(self) -> None:
         more = True
         while more:
-            found = await self._sharing.accepted(self._seen, _PAGE)
+            found = await self._membership.accepted(self._seen, _PAGE)
             if found.erasures != self._erasures:
                 await self._forget()
                 continue
@@ -156,12 +156,12 @@ class SharedLive:
         self._following = False
         try:
             fresh = self._live.like()
-            found = await self._sharing.lately_accepted(time.time() - self._seconds, self._most)
+            found = await self._membership.lately_accepted(time.time() - self._seconds, self._most)
             for number, row in enumerate(found.rows, 1):
                 fresh.add(row.payload, at=row.at)
                 if not number % _AT_ONCE:
                     await asyncio.sleep(0)
-            self._feed.retain(await self._sharing.kept(self._feed.kept))
+            self._feed.retain(await self._membership.kept(self._feed.kept))
             self._live.replace(fresh)
             self._know(found.rows)
             for row in found.rows:  # those that came since the last look

@@ -13,7 +13,7 @@ import pytest
 
 from autoplay_rag.cluster import PostgresJournal, database
 from autoplay_rag.cluster.fence import Fence
-from autoplay_rag.cluster.parts import channel_of
+from autoplay_rag.cluster.notices import channel_of
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.keys import chunk_id, lane_of, partition_of, payload_key
 from autoplay_rag.errors import AutoplayError, FencedError

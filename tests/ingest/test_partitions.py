@@ -177,12 +177,6 @@ class Share(Ownership, Sharing):
             process.partitions.wake()
         return (await self.arrivals((), last, retried=False)).progress
 
-    async def _not_asked(self, *_):
-        raise AssertionError("nothing here asks for this")
-
-    # What live context and the inspector read.
-    accepted = lately_accepted = tell_asked = kept = replicas = _not_asked
-
 
 class Process:
     """The parts of one pipeline."""
