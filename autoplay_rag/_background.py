@@ -23,6 +23,8 @@ class BackgroundWork(ABC):
         failure: What a failure means, for `problems` and the log.
         longest_pause: The most seconds between two attempts after failures.
         every: Seconds between two runs without a call of `wake`; None for no such runs.
+        spacing: The fewest seconds from the start of a run to the next. What is woken for meanwhile
+            is done together.
 
     Example:
         >>> class Printer(BackgroundWork):
@@ -42,11 +44,17 @@ class BackgroundWork(ABC):
     _SHORTEST_PAUSE = 1.0
 
     def __init__(
-        self, failure: str, *, longest_pause: float = 600.0, every: float | None = None
+        self,
+        failure: str,
+        *,
+        longest_pause: float = 600.0,
+        every: float | None = None,
+        spacing: float = 0.0,
     ) -> None:
         self._failure = failure
         self._longest_pause = longest_pause
         self._every = every
+        self._spacing = spacing
         self._woken = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -73,6 +81,7 @@ class BackgroundWork(ABC):
 
     async def run(self) -> None:
         """Run until cancelled."""
+        loop = asyncio.get_running_loop()
         failures = 0
         while True:
             try:
@@ -80,6 +89,7 @@ class BackgroundWork(ABC):
                     await self._woken.wait()
             except TimeoutError:
                 pass
+            started = loop.time()
             self._woken.clear()
             left = False
             try:
@@ -92,6 +102,8 @@ class BackgroundWork(ABC):
             self._problem = None if error is None else f"{self._failure}: {error}"
             if not left and not self._woken.is_set():
                 self._idle.set()
+            if self._spacing:
+                await asyncio.sleep(max(0.0, started + self._spacing - loop.time()))
 
     def _pause(self, failures: int) -> float | None:
         if not failures:

@@ -1,4 +1,4 @@
-"""Loads and drops work as partitions come and go, and takes in what other processes accepted."""
+"""Loads and drops work as partitions are gained and lost, and takes in what any process accepted."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Final
 
+from autoplay_rag._background import BackgroundWork
 from autoplay_rag.content.keys import partition_of
-from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.worker import Worker
 from autoplay_rag.journal.ownership import Ownership, SharedProgress, Sharing
@@ -28,7 +28,7 @@ _RETRY_SECONDS: Final = 1.0
 _PAGE: Final = 100_000
 
 
-class Partitions:
+class Partitions(BackgroundWork):
     """Follows which partitions this process owns.
 
     A payload is taken in only by reading the journal, in the order of sequence numbers, even if
@@ -55,6 +55,12 @@ class Partitions:
         on_progress: Callable[[SharedProgress], None],
         on_dropped: Callable[[Sequence[str]], None],
     ) -> None:
+        super().__init__(
+            "arrived payloads cannot be read",
+            longest_pause=_RETRY_SECONDS,
+            every=_POLL_SECONDS,
+            spacing=_LEAST_SECONDS,
+        )
         self._ownership = ownership
         self._sharing = sharing
         self._batcher = batcher
@@ -70,27 +76,16 @@ class Partitions:
         self._known: dict[int, int] = {}
         self._look_for_retried = 0.0
         self._changing = asyncio.Lock()
-        self._woken = asyncio.Event()
-        self._problem: str | None = None
-
-    @property
-    def problems(self) -> list[str]:
-        """Current failures, one line each. Readable from any thread."""
-        return [self._problem] if self._problem else []
 
     @property
     def loaded(self) -> frozenset[int]:
         """The partitions whose payloads are worked on. Readable from any thread."""
         return self._loaded
 
-    def wake(self) -> None:
-        """Look for arrivals now."""
-        self._woken.set()
-
     def look_for_retried(self) -> None:
         """Look for arrivals now, and for retried letters."""
         self._look_for_retried = 0.0
-        self._woken.set()
+        self.wake()
 
     def settled(self, seqs: Collection[int]) -> None:
         """Note that payloads are settled."""
@@ -99,11 +94,12 @@ class Partitions:
 
     async def run(self) -> None:
         """Run until cancelled."""
+        self.wake()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_changes(group))
-            group.create_task(self._follow_arrivals())
+            group.create_task(super().run())
 
-    # -- partitions that come and go ----------------------------------------------------------
+    # -- partitions that are gained and lost --------------------------------------------------
 
     async def _follow_changes(self, group: asyncio.TaskGroup) -> None:
         while True:
@@ -116,7 +112,7 @@ class Partitions:
             if change.gained:
                 _log.info("working on the partitions %s", _listed(change.gained))
                 self._gained |= change.gained
-                self._woken.set()
+                self.wake()
 
     async def _drop(self, partitions: frozenset[int]) -> None:
         async with self._changing:
@@ -141,25 +137,9 @@ class Partitions:
 
     # -- what arrives -------------------------------------------------------------------------
 
-    async def _follow_arrivals(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            started = loop.time()
-            self._woken.clear()
-            try:
-                async with self._changing:
-                    await self._look()
-            except JournalError as error:
-                if self._problem is None:
-                    _log.error("arrived payloads could not be read: %s", error)
-                self._problem = f"arrived payloads cannot be read: {error}"
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            self._problem = None
-            await asyncio.sleep(max(0.0, started + _LEAST_SECONDS - loop.time()))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_SECONDS):
-                    await self._woken.wait()
+    async def _work(self) -> None:
+        async with self._changing:
+            await self._look()
 
     async def _look(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -177,7 +157,7 @@ class Partitions:
         self._seen = found.upto
         if found.progress.closing > self._closed:
             if found.upto < found.progress.closing:
-                self._woken.set()
+                self.wake()
             else:
                 self._closed = found.progress.closing
                 self._batcher.close_windows(now)

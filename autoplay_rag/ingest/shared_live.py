@@ -7,21 +7,17 @@ same stream, whichever process it is connected to.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from typing import Final
 
+from autoplay_rag._background import BackgroundWork
 from autoplay_rag.content.keys import session_lane
-from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.ownership import AcceptedPayload, Membership
 from autoplay_rag.live import Feed, LiveSessions
 from autoplay_rag.payloads import Payload
 
 __all__ = ["SharedLive"]
-
-_log = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.5
 """The interval of looking without a wake-up."""
@@ -33,7 +29,7 @@ _AT_ONCE: Final = 100
 """How many payloads are added before other tasks get a turn."""
 
 
-class SharedLive:
+class SharedLive(BackgroundWork):
     """Follows what all processes accept.
 
     What this process accepted is shown at once, unless something of another process comes before.
@@ -59,6 +55,12 @@ class SharedLive:
         on_forgotten: Callable[[], Awaitable[object]],
         begin: tuple[float, int],
     ) -> None:
+        super().__init__(
+            "live sessions are not updated",
+            longest_pause=_RETRY_SECONDS,
+            every=_POLL_SECONDS,
+            spacing=_LEAST_SECONDS,
+        )
         self._membership = membership
         self._live = live
         self._feed = feed
@@ -70,17 +72,6 @@ class SharedLive:
         self._erasures = 0
         # While sessions are read again, nothing is shown at once.
         self._following = False
-        self._woken = asyncio.Event()
-        self._problem: str | None = None
-
-    @property
-    def problems(self) -> list[str]:
-        """Current failures, one line each. Readable from any thread."""
-        return [self._problem] if self._problem else []
-
-    def wake(self) -> None:
-        """Look now."""
-        self._woken.set()
 
     async def begin(self, *, filling: bool) -> None:
         """Read what was accepted lately. The numbers of events begin after it.
@@ -96,6 +87,7 @@ class SharedLive:
         self._know(found.rows)
         self._seen, self._erasures = found.upto, found.erasures
         self._following = True
+        self.wake()
 
     def is_next(self, seq: int) -> bool:
         """Note that this process accepted a payload.
@@ -105,32 +97,12 @@ class SharedLive:
             what comes before it.
         """
         if not self._following or seq != self._seen + 1:
-            self._woken.set()
+            self.wake()
             return False
         self._seen = seq
         return True
 
-    async def run(self) -> None:
-        """Follow until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            started = loop.time()
-            self._woken.clear()
-            try:
-                await self._catch_up()
-            except JournalError as error:
-                if self._problem is None:
-                    _log.error("live sessions are not updated: %s", error)
-                self._problem = f"live sessions are not updated: {error}"
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            self._problem = None
-            await asyncio.sleep(max(0.0, started + _LEAST_SECONDS - loop.time()))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_SECONDS):
-                    await self._woken.wait()
-
-    async def _catch_up(self) -> None:
+    async def _work(self) -> None:
         more = True
         while more:
             found = await self._membership.accepted(self._seen, _PAGE)
