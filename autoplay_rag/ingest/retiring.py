@@ -10,6 +10,7 @@ from autoplay_rag._serial import SerialThread
 from autoplay_rag.errors import JournalError
 from autoplay_rag.journal.base import Claim, Claimable, Journal
 from autoplay_rag.journal.bodies import decoded, unpack
+from autoplay_rag.journal.ownership import owns_everything
 from autoplay_rag.payloads import ActionsPayload
 
 __all__ = ["Decision", "Retirer", "decide"]
@@ -70,7 +71,7 @@ class Retirer(BackgroundWork):
         self,
         journal: Journal,
         delete: Callable[[Sequence[str]], None],
-        owns: Callable[[int], bool] = lambda _lane: True,
+        owns: Callable[[int], bool] = owns_everything,
     ) -> None:
         super().__init__("retiring replaced actions failed", longest_pause=_RETRY_SECONDS)
         self._journal = journal

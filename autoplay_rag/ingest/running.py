@@ -59,7 +59,13 @@ from autoplay_rag.journal.base import Entry, Health, Outcome
 from autoplay_rag.journal.forgetting import Deleted
 from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
-from autoplay_rag.journal.ownership import AcceptedPayload, Membership, Replicas, SharedProgress
+from autoplay_rag.journal.ownership import (
+    AcceptedPayload,
+    Membership,
+    Replicas,
+    SharedProgress,
+    owns_everything,
+)
 from autoplay_rag.journal.reader import JournalStatus
 from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.live import Feed, LiveSessions
@@ -346,7 +352,7 @@ class RunningPipeline:
         self._linker = Linker(
             self._journal, self._writer, able="update_metadata" in self._store.capabilities
         )
-        owns = self._membership.ownership.owns if self._membership else _owns_everything
+        owns = self._membership.ownership.owns if self._membership else owns_everything
         self._retirer = Retirer(self._journal, self._upkeep.delete, owns)
         self.retention = Retention(
             self._journal.expiry,
@@ -1115,10 +1121,6 @@ class RunningPipeline:
             await self._journal.note_tokens(day, tokens)
         except JournalError as error:
             _log.error("the day's token count could not be saved: %s", error)
-
-
-def _owns_everything(_lane: int) -> bool:
-    return True
 
 
 def _log_missing_capabilities(store: Store) -> None:

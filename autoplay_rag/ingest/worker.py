@@ -28,6 +28,7 @@ from autoplay_rag.journal.base import (
     Session,
     Waiting,
 )
+from autoplay_rag.journal.ownership import owns_everything
 
 __all__ = ["Worker"]
 
@@ -89,7 +90,7 @@ class Worker:
         writer: ChunkWriter,
         upkeep: Upkeep,
         *,
-        owns: Callable[[int], bool] = lambda _lane: True,
+        owns: Callable[[int], bool] = owns_everything,
         timings: Timings | None = None,
         on_settled: Callable[[Sequence[int]], None],
         on_linked: Callable[[], None] = lambda: None,

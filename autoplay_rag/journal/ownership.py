@@ -26,9 +26,15 @@ __all__ = [
     "Replicas",
     "SharedProgress",
     "Sharing",
+    "owns_everything",
 ]
 
 T = TypeVar("T")
+
+
+def owns_everything(_lane: int) -> bool:
+    """Whether the only process of a journal works on a session: always."""
+    return True
 
 
 class Change(NamedTuple):
