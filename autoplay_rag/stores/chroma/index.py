@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["IndexHeader", "clear_unused", "clear_vectors", "restore_places"]
+__all__ = ["PLACES", "IndexHeader", "clear_unused", "clear_vectors", "restore_places"]
+
+PLACES: Final = "data_level0.bin"
+"""The name of the file with a place for each chunk."""
 
 _HEADER: Final = Struct("<iQQQQQQ")
 _HEADER_VERSION: Final = 1
@@ -91,17 +94,25 @@ def clear_vectors(index: Path, kept: Collection[str]) -> bool:
     clear_unused(index)
     if header is not None and not header.places:
         return True  # as Chroma creates it; the vectors are in its log
-    labels = _labels(index / "index_metadata.pickle")
-    file = index / "data_level0.bin"
-    if header is None or labels is None or file.stat().st_size < header.places * header.width:
+    labels = _labels(index)
+    if header is None or labels is None or (data := _mapped(index, header)) is None:
         return False
-    data = np.memmap(file, np.uint8, "r+", shape=(header.places, header.width))
     held = _labels_of(data, header)
     wanted = [label for chunk_id, label in labels.items() if chunk_id in kept]
     for place in np.flatnonzero(~np.isin(held, np.array(wanted, np.uint64))):
         data[place, header.vector : header.label] = 0
     data.flush()
     return True
+
+
+def _mapped(index: Path, header: IndexHeader) -> np.memmap[Any, np.dtype[np.uint8]] | None:
+    """Return the places in use, to be changed in place; None if the file is too short for them."""
+    import numpy as np
+
+    file = index / PLACES
+    if file.stat().st_size < header.places * header.width:
+        return None
+    return np.memmap(file, np.uint8, "r+", shape=(header.places, header.width))
 
 
 def _labels_of(data: NDArray[np.uint8], header: IndexHeader) -> NDArray[np.uint64]:
@@ -124,7 +135,7 @@ def clear_unused(index: Path) -> None:
         OSError: If the file cannot be written.
     """
     header = IndexHeader.read(index)
-    file = index / "data_level0.bin"
+    file = index / PLACES
     if header is None or not file.exists():
         return
     with file.open("r+b") as opened:
@@ -157,13 +168,11 @@ def restore_places(index: Path) -> None:
     import numpy as np
 
     header = IndexHeader.read(index)
-    labels = _labels(index / "index_metadata.pickle")
-    file = index / "data_level0.bin"
+    labels = _labels(index)
     if labels == {}:
         return  # Chroma begins such an index anew, with empty files
-    if header is None or labels is None or file.stat().st_size < header.places * header.width:
+    if header is None or labels is None or (data := _mapped(index, header)) is None:
         raise ValueError(f"the index in {index} cannot be restored: its files have an unknown form")
-    data = np.memmap(file, np.uint8, "r+", shape=(header.places, header.width))
     live = np.fromiter(labels.values(), np.uint64, len(labels))
     for start in range(0, header.places, _RESTORED_AT_ONCE):
         places = data[start : start + _RESTORED_AT_ONCE]
@@ -193,10 +202,10 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"unexpected {module}.{name}")
 
 
-def _labels(file: Path) -> dict[str, int] | None:
+def _labels(index: Path) -> dict[str, int] | None:
     """Return the label of each chunk in an index; None if the file has another form."""
     try:
-        with file.open("rb") as opened:
+        with (index / "index_metadata.pickle").open("rb") as opened:
             metadata = _PlainUnpickler(opened).load()
         labels = metadata["id_to_label"]
     except (FileNotFoundError, pickle.UnpicklingError, EOFError, KeyError, TypeError):

@@ -24,14 +24,12 @@ from pathlib import Path
 
 import msgspec
 
-from autoplay_rag.stores.chroma.index import clear_unused, restore_places
+from autoplay_rag.stores.chroma.index import PLACES, clear_unused, restore_places
 
 __all__ = ["IndexMirror"]
 
 _logger = logging.getLogger(__name__)
 _STATE = "state.json"
-_PLACES = "data_level0.bin"
-"""The file that is not copied."""
 _Files = dict[str, tuple[int, int]]
 """The size and modification time (in ns) of each file of an index."""
 
@@ -162,10 +160,10 @@ class IndexMirror:
         copy.mkdir(parents=True, exist_ok=True)
         (copy / _STATE).unlink(missing_ok=True)
         for name in taken.files:
-            if name != _PLACES:
+            if name != PLACES:
                 shutil.copy2(self._folder / index / name, copy / name)
         # The copies of older versions contain it.
-        (copy / _PLACES).unlink(missing_ok=True)
+        (copy / PLACES).unlink(missing_ok=True)
         (copy / _STATE).write_bytes(msgspec.json.encode(taken))
 
     def _delete_unfinished(self, index: str) -> None:
