@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -222,7 +221,7 @@ class ChromaStore(VectorStore):
             StoreUnavailableError: If it may pass later.
             UnsupportedFilterError: If Chroma does not support the comparison.
         """
-        self._note_search()
+        self._shared().searched_at = time.monotonic()
         found = await self._ask(partial(self._query, vector, k, filter))
         assert isinstance(found, Found)
         return [Match(*hit) for hit in found.hits]
@@ -241,6 +240,7 @@ class ChromaStore(VectorStore):
             StoreMismatchError: If the collection holds vectors of another dimension.
             StoreUnavailableError: If the same call may succeed later.
         """
+        self._shared().searched_at = time.monotonic()
         scores: dict[str, float] = {}
         packed = pack_vector(vector, "the question")
         for part in self._parts(list(dict.fromkeys(ids))):
@@ -519,14 +519,9 @@ class ChromaStore(VectorStore):
             if not step.more:
                 return
 
-    def _note_search(self) -> None:
-        if self._worker is not None:
-            self._worker.searched_at = time.monotonic()
-
     def _part_size(self) -> int:
         """Return how many chunks to write in one request."""
-        searched_at = -math.inf if self._worker is None else self._worker.searched_at
-        expects_searches = time.monotonic() < searched_at + _SEARCH_SECONDS
+        expects_searches = time.monotonic() < self._shared().searched_at + _SEARCH_SECONDS
         return _PART_BESIDE_SEARCHES if expects_searches else self.max_batch
 
     async def _ask(self, make_request: Callable[[], Request]) -> Reply:

@@ -454,14 +454,20 @@ async def test_an_update_of_metadata_leaves_the_index_whole(tmp_path):
         await store.aclose()
 
 
-async def test_a_search_waits_for_a_small_part_of_a_batch(store):
+@pytest.mark.parametrize("kind", ["query", "score"])
+async def test_a_search_waits_for_a_small_part_of_a_batch(store, kind):
+    async def search() -> list[str]:
+        if kind == "score":
+            return [*await store.score(EAST, ["c0"])]
+        return [match.id for match in await store.query(EAST, 1, ALL)]
+
     many = [chunk(f"c{i}") for i in range(300)]
     await store.upsert(many[:1], [EAST])
-    assert [match.id for match in await store.query(EAST, 1, ALL)] == ["c0"]
+    assert await search() == ["c0"]
     writing = asyncio.create_task(store.upsert(many, [EAST] * len(many)))
     counts = set()
     while not writing.done():
-        await store.query(EAST, 1, ALL)
+        await search()
         counts.add(await store.count())
     assert len(counts) > 5
     assert max(counts) == 300
