@@ -29,6 +29,7 @@
     │   ├── StoreMismatchError                   another model's vectors, or not this journal's store
     │   ├── MissingCapabilityError (NotImplementedError)  the store cannot do this at all
     │   └── UnsupportedFilterError (ValueError)  a filter the store cannot translate
+    ├── BrokerError                              Kafka's broker does not answer, or refuses
     ├── JournalError
     │   ├── FencedError                          another process works on these sessions now
     │   ├── JournalLockedError                   another process writes it
@@ -58,6 +59,7 @@ __all__ = [
     "AutoplayError",
     "BackupError",
     "BodyTooLargeError",
+    "BrokerError",
     "ClientStateError",
     "ConfigurationError",
     "ConnectorError",
@@ -289,6 +291,18 @@ class MissingCapabilityError(StoreError, NotImplementedError):
 
 class UnsupportedFilterError(StoreError, ValueError):
     """A filter the store cannot translate; it is never searched unfiltered instead."""
+
+
+class BrokerError(AutoplayError):
+    """Kafka's broker does not answer, or refuses.
+
+    Attributes:
+        code: The name of Kafka's error code; "" without one.
+    """
+
+    def __init__(self, message: str, *, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class JournalError(AutoplayError):

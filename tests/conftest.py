@@ -17,6 +17,7 @@ from autoplay_rag.journal.schema import ChunkState, PayloadState
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not add folders to the path
 
+from broker import broker, topic  # noqa: F401 - fixtures for all
 from embedding_server import embedding_server  # noqa: F401 - a fixture for all
 from pipelines import (  # noqa: F401 - fixtures for all
     embedder,

@@ -19,10 +19,12 @@ errors payloads decoding _helpers
 content
 connector | journal | stores | embedders | live
 search | maintenance | sources | cluster
+kafka
 ingest | remote
 loading
 devserver
 serve
+relay
 testing frames cli __main__ __init__
 """.strip().splitlines()
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.replace("|", "").split()}

@@ -1,0 +1,87 @@
+"""The address of a topic."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+from autoplay_rag.errors import ConfigurationError
+
+__all__ = ["TopicAddress", "is_topic"]
+
+_PREFIX: Final = "kafka:"
+_FORM: Final = "kafka://HOST:PORT[,HOST:PORT]/TOPIC?group=GROUP"
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_HOST: Final = re.compile(r"[^\s/@?#,]+:[0-9]{1,5}")
+
+
+def is_topic(value: str) -> bool:
+    """Whether the name of a journal is the address of a topic.
+
+    Example:
+        >>> is_topic("kafka://broker.test:9092/events?group=rag"), is_topic("events.db")
+        (True, False)
+    """
+    return value.startswith(_PREFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicAddress:
+    """Names a topic, and the group that reads it.
+
+    Attributes:
+        bootstrap: The brokers to ask first: `host:port`, with commas between several.
+        topic: The name of the topic.
+        group: The consumer group; "" for who only writes.
+
+    Raises:
+        ConfigurationError: If a name cannot be that of a broker or a topic.
+
+    Example:
+        >>> str(TopicAddress("broker.test:9092", "events", "rag"))
+        'topic events on broker.test:9092'
+    """
+
+    bootstrap: str
+    topic: str
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        for host in self.bootstrap.split(","):
+            if not _HOST.fullmatch(host):
+                # Not quoted: somebody may have put a password there.
+                raise ConfigurationError(
+                    "a Kafka broker must have the form HOST:PORT; a user and a password are "
+                    "settings of the client (AUTOPLAY_RAG_KAFKA_SASL_USERNAME and _SASL_PASSWORD)"
+                )
+        if not _TOPIC.fullmatch(self.topic) or self.topic in (".", ".."):
+            raise ConfigurationError(
+                f"{self.topic!r} cannot be the name of a topic: it has up to 249 letters, digits, "
+                "dots, underscores and hyphens"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> TopicAddress:
+        """Read an address.
+
+        Args:
+            text: `kafka://host:port/topic?group=name`; several brokers have commas between them.
+
+        Raises:
+            ConfigurationError: If it does not have this form, or names no group.
+
+        Example:
+            >>> TopicAddress.parse("kafka://one.test:9092,two.test:9092/events?group=rag").group
+            'rag'
+        """
+        parts = urlsplit(text)
+        options = parse_qsl(parts.query, keep_blank_values=True)
+        groups = [value for name, value in options if name == "group" and value]
+        if parts.scheme != "kafka" or len(groups) != 1 or len(options) != 1 or parts.fragment:
+            raise ConfigurationError(f"the address of a topic must have the form {_FORM}")
+        return cls(parts.netloc, parts.path.removeprefix("/"), groups[0])
+
+    def __str__(self) -> str:
+        return f"topic {self.topic} on {self.bootstrap}"
