@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
+from autoplay_rag.cluster.address import JournalAddress
 from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.kafka.settings import ClientSettings, require_client
 
-__all__ = ["TopicAddress", "is_topic"]
+__all__ = ["KafkaAddress", "TopicAddress", "is_topic"]
 
 _PREFIX: Final = "kafka:"
 _FORM: Final = "kafka://HOST:PORT[,HOST:PORT]/TOPIC?group=GROUP"
@@ -85,3 +87,24 @@ class TopicAddress:
 
     def __str__(self) -> str:
         return f"topic {self.topic} on {self.bootstrap}"
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaAddress(JournalAddress):
+    """Names a topic as the queue, and PostgreSQL as the catalog.
+
+    Attributes:
+        topic: The topic and the group.
+        settings: The properties of Kafka's clients. Not shown.
+    """
+
+    topic: TopicAddress = field(kw_only=True)
+    settings: ClientSettings = field(kw_only=True, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Not `super()`: slots make the class anew, which breaks it.
+        JournalAddress.__post_init__(self)
+        require_client()
+
+    def __str__(self) -> str:
+        return f"{self.topic}, {JournalAddress.__str__(self)}"
