@@ -157,6 +157,7 @@ class RunningPipeline:
     _shared_live: SharedLive | None = None
     _shared_asked: SharedAsked | None = None
     _inflowing: Inflowing | None = None
+    _entries: Entries
 
     def __init__(
         self,
@@ -214,9 +215,6 @@ class RunningPipeline:
             lambda: self._journal.settled_of(0),
             self._accept_late,
             self._intake.kept,
-        )
-        self._entries = Entries(
-            self._intake, self.pulled, lambda: self.watermark.take(), self._note_received
         )
         self._gaps = GapFiller(
             self.pulled, self.timeline, lambda: clients.streams, clients.pull_source
@@ -332,6 +330,7 @@ class RunningPipeline:
             self.watermark = Watermark(self._journal, known.seq)
         else:
             self.watermark = SharedWatermark(self._journal, self._membership, known.seq)
+        self._entries = Entries(self._intake, self.pulled, self.watermark.take, self._note_received)
         self._feed.begin(known.seq)
         limits = None
         if embedder:

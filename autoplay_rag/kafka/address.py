@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from autoplay_rag.cluster.address import JournalAddress
 from autoplay_rag.errors import ConfigurationError
@@ -16,7 +16,7 @@ __all__ = ["KafkaAddress", "TopicAddress", "is_topic"]
 _PREFIX: Final = "kafka:"
 _FORM: Final = "kafka://HOST:PORT[,HOST:PORT]/TOPIC?group=GROUP"
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
-_HOST: Final = re.compile(r"[^\s/@?#,]+:[0-9]{1,5}")
+_HOST: Final = re.compile(r"([^\s/@?#,:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 def is_topic(value: str) -> bool:
@@ -34,7 +34,8 @@ class TopicAddress:
     """Names a topic, and the group that reads it.
 
     Attributes:
-        bootstrap: The brokers to ask first: `host:port`, with commas between several.
+        bootstrap: The brokers to ask first: `host:port`, with commas between several. Without a
+            port it is 9092.
         topic: The name of the topic.
         group: The consumer group; "" for who only writes.
 
@@ -84,6 +85,16 @@ class TopicAddress:
         if parts.scheme != "kafka" or len(groups) != 1 or len(options) != 1 or parts.fragment:
             raise ConfigurationError(f"the address of a topic must have the form {_FORM}")
         return cls(parts.netloc, parts.path.removeprefix("/"), groups[0])
+
+    @property
+    def url(self) -> str:
+        """The address as text, for `parse`.
+
+        Example:
+            >>> TopicAddress("broker.test:9092", "events", "rag").url
+            'kafka://broker.test:9092/events?group=rag'
+        """
+        return f"kafka://{self.bootstrap}/{self.topic}?{urlencode({'group': self.group})}"
 
     def __str__(self) -> str:
         return f"topic {self.topic} on {self.bootstrap}"

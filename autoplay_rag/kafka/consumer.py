@@ -33,10 +33,10 @@ class Consumer(Protocol):
     async def subscribe(self, topics: list[str], /, **callbacks: Any) -> None:
         """Join the group."""
 
-    async def poll(self, timeout: float, /) -> Any:
+    async def poll(self, seconds: float, /) -> Any:
         """Return one message, or None."""
 
-    async def consume(self, count: int, timeout: float, /) -> list[Any]:
+    async def consume(self, count: int, seconds: float, /) -> list[Any]:
         """Return messages that are there."""
 
     async def incremental_assign(self, parts: list[Any], /) -> None:
