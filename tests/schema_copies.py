@@ -5,6 +5,7 @@ Journal and store are in one schema, so one copy has both as they were together.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from psycopg import errors, sql
 
 from autoplay_rag.cluster.connection import PostgresConnection
 from autoplay_rag.stores import PgVectorStore
+from autoplay_rag.stores.postgres.tables import collection_statements
 
 __all__ = ["Copy", "SchemaCopies", "WatchedPgStore"]
 
@@ -23,6 +25,7 @@ Copy: TypeAlias = dict[str, bytes]
 
 _LEASES = {"worker", "lease"}
 """A new process goes on once the lease of the killed one has ended. Here, it has ended."""
+_CHUNKS = re.compile(r"store_chunk_(\d+)").fullmatch
 _CHANGES = ("start", "upsert", "delete", "update_metadata", "save_identity", "exchange", "drop")
 
 
@@ -92,6 +95,7 @@ class SchemaCopies:
         with self._lock, self._connection.transaction():
             # Triggers would add rows of their own.
             self._run("SET LOCAL session_replication_role = replica")
+            self._make_missing(copy)
             for table in self._tables():
                 self._run(sql.SQL("DELETE FROM {}").format(self._name(table)))
                 if table in copy:
@@ -116,6 +120,13 @@ class SchemaCopies:
         finally:
             PostgresConnection.commit = original
             store.on_change = lambda: None
+
+    def _make_missing(self, copy: Copy) -> None:
+        """Create the tables of collections that have been dropped since."""
+        numbers = {found[1] for table in copy.keys() - self._tables() if (found := _CHUNKS(table))}
+        for number in numbers:
+            for statement in collection_statements(self._schema, int(number), "halfvec"):
+                self._run(statement)
 
     def _tables(self) -> set[str]:
         rows = self._run(

@@ -799,12 +799,28 @@ class RunningPipeline:
         # Retiring comes before the deletions that it starts.
         await self._retirer.wait()
         await self._upkeep.wait()
+        if self._membership is not None:
+            await self._deleted_somewhere()
 
     async def _linked_somewhere(self) -> None:
         """Wait until the process that updates metadata has done it, and read the counts of all."""
         while await self._journal.outdated(1):  # noqa: ASYNC110 - another process does it
             await asyncio.sleep(_LOOK_SECONDS)
         await self._journal.settled_of(0)
+
+    async def _deleted_somewhere(self) -> None:
+        """Wait until the store has deleted what other processes left in the outbox, or have in it.
+
+        What a killed process left is deleted here once its lease has ended. What a store refuses to
+        delete stays in the outbox, so the wait ends at that time.
+        """
+        until = self.loop.time() + self._settings.lease_seconds + _LOOK_SECONDS
+        while True:
+            await self._upkeep.look()
+            await self._upkeep.wait()
+            if not await self._upkeep.is_anything_left() or self.loop.time() >= until:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def _settled(self, seqs: Sequence[int]) -> None:
         self.watermark.settle(seqs)
@@ -1036,6 +1052,8 @@ class RunningPipeline:
         # Events in `live` have the times of their arrival, so all of a session are dropped.
         self._live.forget(set(lanes), user_id=asked.user_id, conversation_id=asked.conversation_id)
         self._feed.forget(set(lanes), user_id=asked.user_id)
+        if self._shared_live is not None:
+            self._shared_live.forgotten()
         if asked.user_id is not None:
             self.pulled.forget(asked.user_id)
             for source in self._clients.pull_sources():

@@ -91,6 +91,11 @@ class Upkeep:
         found = await self._journal.deletions(limit, planned=False, own=True)
         self.delete([one for one in found if one not in self._refused])
 
+    async def is_anything_left(self) -> bool:
+        """Whether any process is yet to delete a chunk, except those that the store refused here."""
+        found = await self._journal.deletions(len(self._refused) + 1, planned=False)
+        return any(one not in self._refused for one in found)
+
     @property
     def deleting(self) -> int:
         """How many chunks are being deleted. Rejected ones do not count."""

@@ -84,7 +84,8 @@ async def check(
     texts = await found_in(pipeline, store)
     for one in model.sent:
         if one.gone:
-            assert not any(one.word in text for text in texts), f"{one} is still there"
+            found = [text for text in texts if one.word in text]
+            assert not found, f"{one} is still in {found}"
     if drained:
         stored = [chunk.text async for page in store.scan() for chunk in page]
         for one in model.sent:
