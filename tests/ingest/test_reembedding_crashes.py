@@ -76,8 +76,8 @@ class FileHistory:
 class PostgresHistory:
     """As `FileHistory`, for a journal and a store in one schema."""
 
-    most = 25
-    least: ClassVar = {"old": 8, "new": 1}
+    most = 12
+    least: ClassVar = {"old": 3, "new": 0}
 
     def __init__(self, dsn, schema, copies) -> None:
         self.journal = dsn

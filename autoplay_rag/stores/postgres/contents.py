@@ -293,8 +293,9 @@ class Contents:
         distance = f"v.vector::{size} {vectors.distance} %b::{size}"
         passing = ""
         if search.where:
-            if not await self._many_pass(connection, found, search):
-                return await self._exact(connection, found, search)
+            best = await self._best_of_few(connection, found, search)
+            if best is not None:
+                return best
             passing = f"JOIN {chunks} c USING (id) WHERE {search.where} "
         cursor = await connection.execute(
             f"WITH near AS MATERIALIZED (SELECT v.id, {distance} AS distance FROM {table} v "
@@ -308,19 +309,32 @@ class Contents:
             return await self._exact(connection, found, search)
         return rows
 
-    async def _many_pass(self, connection: Connection, found: Collection, search: _Search) -> bool:
-        """Whether so many chunks pass the filter that the index is faster than comparing them all.
+    async def _best_of_few(
+        self, connection: Connection, found: Collection, search: _Search
+    ) -> list[tuple[Any, ...]] | None:
+        """Return the best chunks if few pass the filter; None if many do.
 
-        A statement of its own: it needs no text and no vector, so the server reads an index alone.
+        The server counts by an index alone, and compares vectors only if it has counted few.
         """
+        vectors = self._vectors
+        chunks = self._tables.chunks(found.number)
         few = _few(search.k, found.rows)
         cursor = await connection.execute(
-            f"SELECT count(*) FROM (SELECT FROM {self._tables.chunks(found.number)} c "
-            f"WHERE {search.where} LIMIT %s) AS passing",
-            [*search.parameters, few + 1],
+            "WITH many AS MATERIALIZED (SELECT count(*) > %s AS many FROM "
+            f"(SELECT FROM {chunks} c WHERE {search.where} LIMIT %s) AS passing), "
+            f"passing AS MATERIALIZED (SELECT c.id FROM {chunks} c WHERE {search.where} "
+            "AND NOT (SELECT many FROM many)), near AS MATERIALIZED ("
+            f"SELECT v.id, v.vector {vectors.distance} %b::{vectors.type} AS distance "
+            f"FROM passing JOIN {self._tables.vectors(found.number)} v USING (id) "
+            f"ORDER BY distance, v.id LIMIT %s) SELECT {_CHUNK}, distance, many "
+            f"FROM many LEFT JOIN (near JOIN {chunks} c USING (id)) ON true "
+            "ORDER BY distance, c.id",
+            [few, *search.parameters, few + 1, *search.parameters, search.vector, search.k],
         )
-        row = await cursor.fetchone()
-        return row is not None and row[0] > few
+        rows = await cursor.fetchall()
+        if rows[0][-1]:
+            return None
+        return [row[:-1] for row in rows if row[0] is not None]
 
     async def _exact(
         self, connection: Connection, found: Collection, search: _Search
