@@ -800,7 +800,7 @@ class RunningPipeline:
         await self._retirer.wait()
         await self._upkeep.wait()
         if self._membership is not None:
-            await self._deleted_somewhere()
+            await self._kept_up_somewhere()
 
     async def _linked_somewhere(self) -> None:
         """Wait until the process that updates metadata has done it, and read the counts of all."""
@@ -808,10 +808,10 @@ class RunningPipeline:
             await asyncio.sleep(_LOOK_SECONDS)
         await self._journal.settled_of(0)
 
-    async def _deleted_somewhere(self) -> None:
-        """Wait until the store has deleted what other processes left in the outbox, or have in it.
+    async def _kept_up_somewhere(self) -> None:
+        """Wait for what other processes have left, or are about, to store again and to delete.
 
-        What a killed process left is deleted here once its lease has ended. What a store refuses to
+        What a killed process left is done here once its lease has ended. What a store refuses to
         delete stays in the outbox, so the wait ends at that time.
         """
         until = self.loop.time() + self._settings.lease_seconds + _LOOK_SECONDS

@@ -92,7 +92,12 @@ class Upkeep:
         self.delete([one for one in found if one not in self._refused])
 
     async def is_anything_left(self) -> bool:
-        """Whether any process is yet to delete a chunk, except those that the store refused here."""
+        """Whether a chunk is left for any process to store again, or to delete.
+
+        Those that the store has refused to delete here do not count.
+        """
+        if await self._journal.count_queued():
+            return True
         found = await self._journal.deletions(len(self._refused) + 1, planned=False)
         return any(one not in self._refused for one in found)
 
