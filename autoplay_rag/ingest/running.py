@@ -101,6 +101,8 @@ _NOTE_EVERY = 30
 _LAG_EVERY = 5
 """Seconds between two measurements of the lag."""
 _LOOK_SECONDS = 0.02
+_LEASES = 1.5
+"""How long `drain` waits for the cleaning up of other processes, in lengths of a lease."""
 """The least time between two looks for what of a session still waits."""
 _REPLICAS_SECONDS = 2.0
 """The interval of reading who has what."""
@@ -814,7 +816,7 @@ class RunningPipeline:
         What a killed process left is done here once its lease has ended. What a store refuses to
         delete stays in the outbox, so the wait ends at that time.
         """
-        until = self.loop.time() + self._settings.lease_seconds + _LOOK_SECONDS
+        until = self.loop.time() + self._settings.lease_seconds * _LEASES
         while True:
             await self._upkeep.look()
             await self._upkeep.wait()

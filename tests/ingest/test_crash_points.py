@@ -264,7 +264,7 @@ def test_every_crash_point(payloads, before, after, scripted_embedder):
 
 @pytest.mark.timeout(300)
 @settings(
-    max_examples=settings.default.max_examples // 25,
+    max_examples=max(2, settings.default.max_examples // 50),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -143,7 +143,7 @@ async def kill_and_check(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("place", "kills"), [("files", 8), ("postgres", 6)])
+@pytest.mark.parametrize(("place", "kills"), [("files", 8), ("postgres", 5)])
 async def test_kills_at_random(tmp_path, request, place, kills):
     dsn = request.getfixturevalue("postgres").dsn if place == "postgres" else None
     kinds = await kill_and_check(tmp_path, kills, seed=5, dsn=dsn)
