@@ -101,9 +101,9 @@ _NOTE_EVERY = 30
 _LAG_EVERY = 5
 """Seconds between two measurements of the lag."""
 _LOOK_SECONDS = 0.02
+"""The least time between two looks for what of a session still waits."""
 _LEASES = 1.5
 """How long `drain` waits for the cleaning up of other processes, in lengths of a lease."""
-"""The least time between two looks for what of a session still waits."""
 _REPLICAS_SECONDS = 2.0
 """The interval of reading who has what."""
 _GRACE_SECONDS = 5.0
