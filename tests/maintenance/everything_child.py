@@ -12,8 +12,11 @@ import sys
 import time
 from array import array
 from dataclasses import replace
-from hashlib import md5
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from forget_child import LEASE_SECONDS, schema_of
 
 from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction, SummaryPayload
 from autoplay_rag.embedders.base import Embedder
@@ -21,7 +24,6 @@ from autoplay_rag.errors import StoreMismatchError
 from autoplay_rag.stores import ChromaStore, PgVectorStore
 
 MODELS = {"one": 8, "two": 12}
-LEASE_SECONDS = 2.0
 
 
 class QuickEmbedder(Embedder):
@@ -42,9 +44,8 @@ class QuickEmbedder(Embedder):
 async def opened(folder: Path, dsn: str | None = None) -> tuple[IngestPipeline, str]:
     """Start a pipeline with the model that the store has."""
     for model in MODELS:
-        schema = f"k_{md5(str(folder).encode(), usedforsecurity=False).hexdigest()}"
         pipeline = IngestPipeline(
-            PgVectorStore(dsn, schema=schema) if dsn else ChromaStore(folder / "chroma"),
+            PgVectorStore(dsn, schema=schema_of(folder)) if dsn else ChromaStore(folder / "chroma"),
             QuickEmbedder(model),
             journal=dsn or folder / "journal.db",
             batch_window=0.02,
