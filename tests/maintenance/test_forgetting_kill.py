@@ -79,7 +79,7 @@ async def test_a_kill_while_deleting(tmp_path, seconds):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("place", "kills"), [("files", 20), ("postgres", 5)])
+@pytest.mark.parametrize(("place", "kills"), [("files", 20), ("postgres", 3)])
 async def test_kills_at_random(tmp_path, request, place, kills):
     dsn = request.getfixturevalue("postgres").dsn if place == "postgres" else None
     source = random.Random(7)
