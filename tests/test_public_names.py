@@ -113,6 +113,13 @@ NAMES = {
         "from_posthog",
         "from_segment",
     ],
+    "autoplay_rag.cluster": [
+        "JournalAddress",
+        "PostgresCatalog",
+        "PostgresJournal",
+        "PostgresQueue",
+        "copy_journal",
+    ],
     "autoplay_rag.devserver": ["LocalConnector", "Question", "questions", "samples"],
 }
 OPTIONAL = {

@@ -20,7 +20,7 @@ from autoplay_rag.journal.catalog import CHUNK_COLUMNS, read_chunk
 from autoplay_rag.journal.rows import Connection, json_list, quoted, read_all
 from autoplay_rag.journal.schema import EXPIRED_COUNT, ChunkState, PayloadState
 
-__all__ = ["LANE_PAYLOADS", "PASSAGES", "Asked", "Finder", "passages_where"]
+__all__ = ["GROWTH", "LANE_PAYLOADS", "PASSAGES", "Asked", "Finder", "passages_where"]
 
 _FEW_PAYLOADS: Final = 2000
 """The most payloads of a person, a session or a thread for which all of them are scored. Then the
@@ -39,7 +39,8 @@ _COUNTED: Final = 20_000
 """The count of passages with a word stops here."""
 _FILTERED_AFTERWARDS: Final = 1000
 """The best matches that are filtered first. With a broad filter, enough of them pass."""
-_GROWTH: Final = 1.2
+GROWTH: Final = 1.2
+"""How much the catalog grows until what is counted in it is counted again."""
 _IN: Final = "IN (SELECT value FROM json_each(?))"
 _STORED: Final = f"chunk.state <> {ChunkState.PLANNED:d}"
 
@@ -140,7 +141,7 @@ class Finder:
             limit: The most passages; 0 only counts the terms.
         """
         total = self._count_passages()
-        counts = {term: self._frequency(term, raw, total) for term, raw in lookups.items()}
+        counts = self._frequencies(lookups, total)
         common = max(_COMMON_SHARE * total, _COMMON_LEAST)
         chosen = _rare(counts, common, self._most_matches)
         asked = Asked(phrases, {term: lookups[term] for term in chosen}, counts, total)
@@ -182,23 +183,26 @@ class Finder:
         )
         return rows.fetchall()
 
-    def _frequency(self, term: str, raw: Sequence[str], total: int) -> int:
-        if total > self._counted_at * _GROWTH or total < self._counted_at:
+    def _frequencies(self, lookups: Mapping[str, Sequence[str]], total: int) -> dict[str, int]:
+        if total > self._counted_at * GROWTH or total < self._counted_at:
             self._counts.clear()
             self._counted_at = total
-        found = self._counts.get(term)
-        if not found:  # 0 is not cached: the term may have been added since
-            found = self._count(raw, _COUNTED)
-            self._counts[term] = found
-        return found
+        # 0 is not cached: the term may have been added since.
+        unknown = [term for term in lookups if not self._counts.get(term)]
+        found = self._count([lookups[term] for term in unknown], _COUNTED) if unknown else []
+        self._counts |= dict(zip(unknown, found, strict=True))
+        return {term: self._counts[term] for term in lookups}
 
-    def _count(self, words: Sequence[str], most: int) -> int:
-        """Return the number of passages with any of these words, or `most`."""
-        return self._scalar(
-            "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
-            " OR ".join(quoted(word) for word in words),
-            most,
-        )
+    def _count(self, asked: Sequence[Sequence[str]], most: int) -> list[int]:
+        """Return for each of some lists of words the number of passages with any of them, or `most`."""
+        return [
+            self._scalar(
+                "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
+                " OR ".join(quoted(word) for word in words),
+                most,
+            )
+            for words in asked
+        ]
 
     def _count_passages(self) -> int:
         # Counting the rows would take as long as reading them.
