@@ -166,3 +166,25 @@ async def test_a_stop_and_a_context_variable_in_one_callback_end_the_run(server,
         await client.run()
     assert sorted(numbers(ended)) == list(range(client.counts.received))
     assert client.counts.received >= 4
+
+
+async def test_a_callback_may_catch_what_it_waits_for_and_wait_again(server, connect, event):
+    server.script(server.stream(event("s1", 0)))
+    steps, done = [], asyncio.Event()
+
+    async def work(_):
+        for error in (ValueError("refused"), asyncio.CancelledError()):
+            future = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_soon(future.set_exception, error)
+            try:
+                await future
+            except (ValueError, asyncio.CancelledError) as caught:
+                steps.append(type(caught))
+        await asyncio.sleep(0)
+        done.set()
+
+    async with connect().on_actions(work) as client:
+        client.run_in_background()
+        await done.wait()
+    assert steps == [ValueError, asyncio.CancelledError]
+    assert client.counts.delivered == 1
