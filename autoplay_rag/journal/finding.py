@@ -7,7 +7,7 @@ GIL at each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -35,6 +35,9 @@ question has no other words."""
 _LEAST_WORDS: Final = 2
 _MOST_MATCHES: Final = 30_000
 """SQLite ranks every match: of a million passages, the rarest words select enough."""
+_MOST_COMMON: Final = 10_000
+"""For a question of common words only, the latest matches that are ranked. All of them would take the
+longer the more there are, and their ranks differ little."""
 LANE_PAYLOADS: Final = 400
 """The most payloads of a session that are read: the latest ones, in addition to the matches."""
 _COUNTED: Final = 20_000
@@ -54,12 +57,14 @@ class Asked(NamedTuple):
         lookups: The chosen terms, each with the words to look up.
         counts: The number of passages with each term.
         total: The approximate number of passages.
+        latest: The most matches that are ranked, the latest ones; -1 for all.
     """
 
     phrases: Sequence[str]
     lookups: Mapping[str, Sequence[str]]
     counts: Mapping[str, int]
     total: int
+    latest: int
 
 
 class Finder:
@@ -150,7 +155,10 @@ class Finder:
         counts = {term: self._frequency(term, raw, total) for term, raw in lookups.items()}
         common = max(_COMMON_SHARE * total, _COMMON_LEAST)
         chosen = _rare(counts, common, self._most_matches)
-        asked = Asked(phrases, {term: lookups[term] for term in chosen}, counts, total)
+        # A phrase may be rare, and its matches old.
+        are_common = not phrases and any(counts[term] > common for term in chosen)
+        latest = _MOST_COMMON if are_common else -1
+        asked = Asked(phrases, {term: lookups[term] for term in chosen}, counts, total, latest)
         seqs = self._matching(asked, conditions, limit) if (phrases or chosen) and limit else []
         return Found(total, counts, seqs)
 
@@ -162,15 +170,17 @@ class Finder:
             + [quoted(raw) for words in asked.lookups.values() for raw in words]
         )
         best = (
-            "(SELECT rowid AS seq, bm25(words) AS place FROM words WHERE words MATCH ? "
-            "ORDER BY place LIMIT ?) AS found CROSS JOIN passage ON passage.seq = found.seq"
+            "(SELECT rowid AS seq, place FROM (SELECT rowid, bm25(words) AS place FROM words "
+            "WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?) ORDER BY place LIMIT ?) AS found "
+            "CROSS JOIN passage ON passage.seq = found.seq"
         )
         if not conditions:
-            return self._in_place(best, match, limit)
+            return self._in_place(best, match, asked.latest, limit)
         where, given = passages_where(conditions)
         passing = self._in_place(
             f"{best} CROSS JOIN visit ON visit.lane = passage.lane WHERE {where}",
             match,
+            asked.latest,
             _FILTERED_AFTERWARDS,
             *given,
         )
@@ -271,25 +281,22 @@ class Finder:
             chunks: Ids of chunks whose passages match too.
             latest: The most passages of a session, besides the matches.
         """
-        rows: dict[tuple[int, str | None], Any] = {}
-        for row in self._latest(lanes, latest):
-            rows[row[0], row[3]] = row
-        known = {seq for seq, _ in rows}
+        rows = self._latest(list(dict.fromkeys(lanes)), latest)
+        known = {row[0] for row in rows}
         if chunks:
             matched = [*matched, *self._seqs_of(chunks)]
         if missing := [seq for seq in matched if seq not in known]:
             found = PASSAGES.format(f"passage.seq {_IN}")
-            for row in read_all(
+            rows += read_all(
                 self._connection, _COLUMNS, f"FROM ({found}) AS found", json_list(missing)
-            ):
-                rows[row[0], row[3]] = row
-        return [FoundPassage(*rows[key]) for key in sorted(rows, key=lambda key: key[0])]
+            )
+        rows.sort(key=itemgetter(0))
+        return list(map(FoundPassage._make, rows))
 
-    def _latest(self, lanes: Sequence[int], most: int) -> Iterator[Any]:
-        """Yield the rows of the latest passages of each session."""
-        latest = PASSAGES.format("passage.lane = ?") + " ORDER BY passage.seq DESC LIMIT ?"
-        for lane in lanes:
-            yield from read_all(self._connection, _COLUMNS, f"FROM ({latest})", lane, most)
+    def _latest(self, lanes: Sequence[int], most: int) -> list[Any]:
+        """Return the rows of the latest passages of each session."""
+        found = PASSAGES.format(f"passage.seq IN ({_LATEST})")
+        return read_all(self._connection, _COLUMNS, f"FROM ({found})", json_list(lanes), most)
 
     def _seqs_of(self, chunk_ids: Sequence[str]) -> list[int]:
         rows = read_all(
@@ -360,6 +367,11 @@ PASSAGES: Final = (
     f"passage.ended, chunk.state IS {ChunkState.RETIRED:d} AS retired "
     "FROM passage LEFT JOIN chunk_payload ON chunk_payload.seq = passage.seq "
     f"LEFT JOIN chunk ON chunk.number = chunk_payload.chunk AND {_STORED} WHERE {{}}"
+)
+_LATEST: Final = (
+    "SELECT own.seq FROM json_each(?) AS given CROSS JOIN passage AS own ON own.seq IN "
+    "(SELECT seq FROM passage AS latest WHERE latest.lane = given.value "
+    "ORDER BY latest.seq DESC LIMIT ?)"
 )
 _COLUMNS: Final = "seq, lane, text, chunk, started, ended, retired"
 _VISIT_TERMS: Final = {
