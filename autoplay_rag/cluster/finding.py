@@ -9,7 +9,7 @@ All calls block and only read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 from typing import Any, Final
 
@@ -76,7 +76,7 @@ class PostgresFinder(Finder):
         )
         return rows.fetchall()
 
-    def _latest(self, lanes: Sequence[int], most: int) -> Iterator[Any]:
+    def _latest(self, lanes: Sequence[int], most: int) -> list[Any]:
         """As in `Finder`, in one statement: each takes a round trip to the server."""
         # Without statistics of new tables, the server would read all chunks for each session.
         self._connection.run_all(*(f"SET LOCAL {name} = off" for name in _JOINS_OF_WHOLE_TABLES))
@@ -87,7 +87,7 @@ class PostgresFinder(Finder):
             (json_list(lanes), most),
         )
         self._connection.run_all(*(f"SET LOCAL {name} = on" for name in _JOINS_OF_WHOLE_TABLES))
-        yield from rows
+        return rows.fetchall()
 
     def _usual_length(self, total: int) -> float:
         if self._length is None or not self._length_at <= total <= self._length_at * GROWTH:
