@@ -52,12 +52,14 @@ class Held:
         epoch: Its epoch. Another process that takes it over increases it.
         topic_id: The id of the topic to which the offset belongs.
         offset: The offset of the next message to be taken in; `UNREAD` before the first.
+        is_anew: Whether an earlier topic of this name was read before.
     """
 
     part: int
     epoch: int
     topic_id: str
     offset: int
+    is_anew: bool = False
 
 
 class TopicRows:
@@ -109,7 +111,13 @@ class TopicRows:
                 (*where, owner),
             )
             ((epoch,),) = await cursor.fetchall()
-            # A statement of its own: it sees what the former reader has committed meanwhile.
+            # Statements of their own: they see what the former reader has committed meanwhile.
+            cursor = await connection.execute(
+                f"SELECT topic_id FROM {self._offset} WHERE group_name = %s AND topic = %s "
+                "AND part = %s".encode(),
+                where,
+            )
+            before = await cursor.fetchone()
             cursor = await connection.execute(
                 f"INSERT INTO {self._offset} AS o (group_name, topic, part, topic_id, next_offset) "
                 "VALUES (%s, %s, %s, %s, %s) ON CONFLICT (group_name, topic, part) DO UPDATE SET "
@@ -120,7 +128,7 @@ class TopicRows:
                 (*where, topic_id, UNREAD),
             )
             ((offset,),) = await cursor.fetchall()
-        return Held(part, epoch, topic_id, offset)
+        return Held(part, epoch, topic_id, offset, before not in (None, (topic_id,)))
 
     async def current(self, part: int) -> Held | None:
         """Return the epoch and the offset of a partition; None if it was never read."""

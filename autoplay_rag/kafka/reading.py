@@ -7,8 +7,8 @@ The life of a partition here:
 - messages: their payloads and the offset after them are committed together. Then Kafka's own offset
   follows, for tools that show the lag.
 - revoked: nothing is under way then, and the partition is released.
-- lost (this process was away for too long): nothing is written. What it had begun to write is
-  refused by the database, because the epoch of the partition is another one.
+- lost (this process was away for too long): what it had begun to write is refused by the database,
+  because the epoch of the partition is another one. Without a new reader, it is released.
 - refused, but not lost: one of two processes knows too little. A process that was away learns that
   with its next heartbeat. The one that has the partition still takes it again a moment later.
 - the topic was made anew: everything is read from its first message.
@@ -241,6 +241,8 @@ class TopicReader(Inflow):
         if held is None:
             return
         _log.info("reads the partitions %s of the %s", _listed(numbers), self._address)
+        if any(one.is_anew for one in held):
+            self._say_anew()
         self._held.update({one.part: one for one in held})
         await consumer.incremental_assign([self._place(one) for one in held])
 
@@ -251,11 +253,8 @@ class TopicReader(Inflow):
         return await self._rows.take(self._name, topic.id, numbers)
 
     async def _revoked(self, consumer: Consumer, parts: Sequence[Any]) -> None:
-        gone = self._drop(parts)
-        if gone:
-            with suppress(JournalError, TimeoutError):
-                async with asyncio.timeout(_RELEASE_SECONDS):
-                    await self._rows.release(gone)
+        if gone := self._drop(parts):
+            await self._release(gone)
             await self._commit(consumer, gone)
         await consumer.incremental_unassign(list(parts))
 
@@ -266,7 +265,13 @@ class TopicReader(Inflow):
                 _listed([one.part for one in gone]),
                 self._address,
             )
+            await self._release(gone)
         await consumer.incremental_unassign(list(parts))
+
+    async def _release(self, gone: Sequence[Held]) -> None:
+        with suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                await self._rows.release(gone)
 
     def _drop(self, parts: Sequence[Any]) -> list[Held]:
         gone = [self._held.pop(p.partition) for p in parts if p.partition in self._held]
@@ -401,11 +406,7 @@ class TopicReader(Inflow):
         old = [one for one in self._held.values() if one.topic_id != topic.id]
         if not old:
             return False
-        _log.warning(
-            "the %s was made anew: reading it from its first message; payloads that are known "
-            "already count as duplicates",
-            self._address,
-        )
+        self._say_anew()
         for held in old:
             begun = await self._until_stopped(partial(self._rows.begin_anew, held, topic.id))
             if begun:
@@ -414,6 +415,13 @@ class TopicReader(Inflow):
             elif begun is False:
                 self._set_aside(held)
         return True
+
+    def _say_anew(self) -> None:
+        _log.warning(
+            "the %s was made anew: reading it from its first message; payloads that are known "
+            "already count as duplicates",
+            self._address,
+        )
 
     async def _described(self) -> Topic:
         topic = await self._admin.describe()
@@ -485,15 +493,27 @@ class TopicReader(Inflow):
         failures = 0
         while not self._stopping.is_set():
             try:
-                found = await work()
+                return await self._unless_stopped(work)
             except (BrokerError, JournalError) as error:
                 self._fail(str(error))
                 await self._pause(grown_delay(failures, _RETRY_SECONDS, _LONGEST_PAUSE))
                 failures += 1
-            else:
-                self._problem = None
-                return found
         return None
+
+    async def _unless_stopped(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+        working = asyncio.ensure_future(work())
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                return None
+            found = working.result()
+            self._problem = None
+            return found
+        finally:
+            for task in (working, stopped):
+                task.cancel()
+            await asyncio.wait([working, stopped])
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
