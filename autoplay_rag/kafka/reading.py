@@ -194,8 +194,11 @@ class TopicReader(Inflow):
             messages, deleted = self._sorted(messages)
             now = asyncio.get_running_loop().time()
             due = now >= self._look_at
-            if (due or (messages and self._doubtful)) and await self._is_anew(consumer):
-                continue  # what was read belongs to the topic before, or comes again
+            if due or (messages and self._doubtful):
+                begun = await self._begun_anew(consumer)
+                # It belongs to the topic before, or comes again.
+                messages = [one for one in messages if one.partition() not in begun]
+                deleted = [part for part in deleted if part not in begun]
             await self._take(consumer, messages)
             for part in deleted:
                 await self._restart(consumer, part)
@@ -393,20 +396,27 @@ class TopicReader(Inflow):
 
     # -- the topic ----------------------------------------------------------------------------
 
-    async def _is_anew(self, consumer: Consumer) -> bool:
-        """Look whether the topic was made anew. If so, begin with its first message."""
-        topic = await self._until_stopped(self._described) if self._doubtful else None
-        if topic is None:
+    async def _begun_anew(self, consumer: Consumer) -> set[int]:
+        """Look whether the topic was made anew.
+
+        Returns:
+            The partitions of which nothing that was read so far may be taken in. Those that were
+            assigned since are not among them.
+        """
+        if self._doubtful:
+            topic = await self._until_stopped(self._described)
+            if topic is None:
+                return {*self._held}
+        else:
             try:
                 topic = await self._described()
             except BrokerError as error:
                 self._troubled(str(error))
-                return False
+                return set()
         self._doubtful = False
         old = [one for one in self._held.values() if one.topic_id != topic.id]
-        if not old:
-            return False
-        self._say_anew()
+        if old:
+            self._say_anew()
         for held in old:
             begun = await self._until_stopped(partial(self._rows.begin_anew, held, topic.id))
             if begun:
@@ -414,7 +424,7 @@ class TopicReader(Inflow):
                 await consumer.seek(self._place(held))
             elif begun is False:
                 self._set_aside(held)
-        return True
+        return {one.part for one in old}
 
     def _say_anew(self) -> None:
         _log.warning(

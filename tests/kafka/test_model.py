@@ -639,6 +639,15 @@ def opened(postgres):
         ("deliver", (0, 9, 0, False, True)),
     ]
 )
+# The topic begins anew between two assignments to one process.
+@example(
+    [
+        ("crash", (0,)),
+        ("make_anew", (False,)),
+        ("assign", ((1, 1, 1),)),
+        ("deliver", (1, *ALL)),
+    ]
+)
 # Messages are deleted behind those that the client has already.
 @example([("deliver", (0, 2, 0, False, False)), ("delete", (0, 4)), ("deliver", (0, *ALL))])
 def test_each_payload_is_taken_in_once_whatever_happens(opened, steps):
