@@ -91,7 +91,7 @@ class Topic:
         """Number, owner, offset and missed messages of each partition."""
         name = schema or self.schema
         return self.postgres.run(
-            f"SELECT part, owner, next_offset, missed FROM {name}.topic_offset "
+            f"SELECT part, owner, greatest(next_offset, 0), missed FROM {name}.topic_offset "
             f"JOIN {name}.topic_part USING (group_name, topic, part) "
             "WHERE topic = %s AND group_name = %s ORDER BY part",
             self.name,

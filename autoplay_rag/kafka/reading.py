@@ -403,16 +403,15 @@ class TopicReader(Inflow):
             The partitions of which nothing that was read so far may be taken in. Those that were
             assigned since are not among them.
         """
-        if self._doubtful:
-            topic = await self._until_stopped(self._described)
-            if topic is None:
-                return {*self._held}
-        else:
-            try:
-                topic = await self._described()
-            except BrokerError as error:
-                self._troubled(str(error))
-                return set()
+        try:
+            topic = await (self._until_stopped if self._doubtful else self._unless_stopped)(
+                self._described
+            )
+        except BrokerError as error:
+            self._troubled(str(error))
+            return set()
+        if topic is None:
+            return {*self._held}
         self._doubtful = False
         old = [one for one in self._held.values() if one.topic_id != topic.id]
         if old:
