@@ -1,6 +1,6 @@
 """A pipeline whose store is PostgreSQL: one person forgotten, damage repaired, servers that stop.
 
-The journal is a file, or in PostgreSQL too.
+The journal is a file, or in PostgreSQL too, alone or beside a topic.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from autoplay_rag.ingest import retries
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(params=["file", "postgres"])
+@pytest.fixture(params=["file", "postgres", "topic"])
 def journal(request, tmp_path, postgres):
-    return tmp_path / "journal.db" if request.param == "file" else postgres.dsn
+    if request.param == "topic":
+        broker, topic = map(request.getfixturevalue, ("broker", "topic"))
+        return {"journal": broker.address(topic), "catalog": postgres.dsn}
+    return {"journal": tmp_path / "journal.db" if request.param == "file" else postgres.dsn}
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ async def test_a_deleted_table_is_filled_again(journal, store, postgres):
 async def test_nothing_of_a_forgotten_person_is_in_the_tables(
     make_pipeline, make_actions, journal, store, postgres
 ):
-    async with make_pipeline(store, journal=journal) as pipeline:
+    async with make_pipeline(store, **journal) as pipeline:
         for number in range(20):
             for user in ("ann", "bob"):
                 title = f"{user}private {number}"

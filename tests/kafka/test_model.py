@@ -651,8 +651,13 @@ def opened(postgres):
 # Messages are deleted behind those that the client has already.
 @example([("deliver", (0, 2, 0, False, False)), ("delete", (0, 4)), ("deliver", (0, *ALL))])
 def test_each_payload_is_taken_in_once_whatever_happens(opened, steps):
-    runner, connection, schema, journals, link = opened
     note(f"{steps}")
+    play(opened, steps)
+
+
+def play(opened, steps):
+    """Let steps happen, and check everything; return the partitions as `status` gives them."""
+    runner, connection, schema, journals, link = opened
 
     async def run():
         world = World(connection, schema, journals, link)
@@ -661,7 +666,33 @@ def test_each_payload_is_taken_in_once_whatever_happens(opened, steps):
                 await getattr(world, name)(*arguments)
                 world.check()
             await world.finish()
+            return (await world.processes[0].reader.status()).parts
         finally:
             await world.end()
 
-    runner.run(run())
+    return runner.run(run())
+
+
+def test_messages_that_were_deleted_unread_are_counted_and_said(opened, caplog):
+    """Partition 0 has six messages. Two are read, then the first four are deleted."""
+    steps = [("deliver", (0, 2, 0, False, False)), ("delete", (0, 4)), ("deliver", (0, *ALL))]
+    parts = play(opened, steps)
+    assert [part.missed for part in parts] == [2, 0, 0]
+    assert [part.lag for part in parts] == [0, 0, 0]
+    assert (
+        "2 messages of partition 0 were deleted before they were read, and are LOST" in caplog.text
+    )
+
+
+def test_a_former_reader_says_that_it_took_nothing_in(opened, caplog):
+    steps = [
+        ("freeze", (0, "before")),
+        ("deliver", (0, *ALL)),
+        ("expire", (0,)),
+        ("assign", ((1, 1, 1),)),
+        ("deliver", (1, *ALL)),
+        ("wake", (0,)),
+    ]
+    play(opened, steps)
+    assert "another process reads partition 0" in caplog.text
+    assert "nothing was taken in here" in caplog.text
