@@ -93,7 +93,10 @@ class Feeder:
                 self._send(event)
                 upcoming = next(events, None)
             self.most_kept = max(self.most_kept, len(self._kept))
-            self._producer.poll(0)
+            try:
+                self._producer.poll(0)
+            except KafkaException:  # one that lost its topic never recovers
+                self._broken = True
             if now >= look_at:
                 look_at = now + _LOOK_SECONDS
                 await self._look()

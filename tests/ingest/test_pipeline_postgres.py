@@ -19,14 +19,18 @@ from pairs import held_by, ingest, lines_of, pipeline_of, visits
 
 from autoplay_rag.errors import StoreMismatchError, StoreUnavailableError
 from autoplay_rag.ingest import retries
+from autoplay_rag.kafka.address import TopicAddress
+from autoplay_rag.kafka.admin import TopicAdmin
+from autoplay_rag.kafka.settings import ClientSettings
 
 pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(params=["file", "postgres", "topic"])
-def journal(request, tmp_path, postgres):
+async def journal(request, tmp_path, postgres):
     if request.param == "topic":
         broker, topic = map(request.getfixturevalue, ("broker", "topic"))
+        await TopicAdmin(TopicAddress(broker.bootstrap, topic), ClientSettings({}, {})).create(1)
         return {"journal": broker.address(topic), "catalog": postgres.dsn}
     return {"journal": tmp_path / "journal.db" if request.param == "file" else postgres.dsn}
 
