@@ -21,9 +21,11 @@ from pipelines import make_actions
 from autoplay_rag.cluster.journal import PostgresJournal
 from autoplay_rag.cluster.topic_rows import UNREAD, TopicRows
 from autoplay_rag.content.keys import payload_key
+from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.inflowing import Entries
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.journal.ledger import COUNTERS
+from autoplay_rag.kafka import reading
 from autoplay_rag.kafka.address import TopicAddress
 from autoplay_rag.kafka.admin import Topic
 from autoplay_rag.kafka.messages import message_of
@@ -213,6 +215,7 @@ class Process:
         self.member: Member | None = None
         self.reader: TopicReader | None = None
         self.task: asyncio.Task[None] | None = None
+        self.loses_answers = 0
         self._seq = 0
 
     @property
@@ -232,6 +235,9 @@ class Process:
             await self.gate.passing("before", self.changed)
             outcomes = await KafkaQueue._take_in(journal, held, offset, entries)
             await self.gate.passing("after", self.changed)
+            if self.loses_answers:
+                self.loses_answers -= 1
+                raise JournalError("the connection was lost")
             return outcomes
 
         def make(_address, _settings, on_trouble):
@@ -419,6 +425,10 @@ class World:
         if self.processes[number].awake:
             self.processes[number].gate.at = point
 
+    async def lose_answer(self, number):
+        """What it commits next is committed, but it does not learn so."""
+        self.processes[number].loses_answers = 1
+
     async def wake(self, number):
         process = self.processes[number]
         if not process.gate.frozen:
@@ -548,6 +558,7 @@ STEPS = st.lists(
         step("crash", process),
         step("freeze", process, st.sampled_from(["describe", "before", "after"])),
         step("wake", process),
+        step("lose_answer", process),
         step("expire", process),
         step("rejoin", process),
         step("send_again", session, numbers(0, 6)),
@@ -564,6 +575,13 @@ BEGIN = [
     *(("send", (s, 3)) for s in range(5)),
 ]
 ALL = (10**6, 0, False, False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_RETRY_SECONDS", 0.01)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -656,7 +674,7 @@ def test_each_payload_is_taken_in_once_whatever_happens(opened, steps):
 
 
 def play(opened, steps):
-    """Let steps happen, and check everything; return the partitions as `status` gives them."""
+    """Let steps happen, and check everything; return the world at its end."""
     runner, connection, schema, journals, link = opened
 
     async def run():
@@ -666,7 +684,7 @@ def play(opened, steps):
                 await getattr(world, name)(*arguments)
                 world.check()
             await world.finish()
-            return (await world.processes[0].reader.status()).parts
+            return world
         finally:
             await world.end()
 
@@ -676,7 +694,8 @@ def play(opened, steps):
 def test_messages_that_were_deleted_unread_are_counted_and_said(opened, caplog):
     """Partition 0 has six messages. Two are read, then the first four are deleted."""
     steps = [("deliver", (0, 2, 0, False, False)), ("delete", (0, 4)), ("deliver", (0, *ALL))]
-    parts = play(opened, steps)
+    world = play(opened, steps)
+    parts = opened[0].run(world.processes[0].reader.status()).parts
     assert [part.missed for part in parts] == [2, 0, 0]
     assert [part.lag for part in parts] == [0, 0, 0]
     assert (
@@ -696,3 +715,8 @@ def test_a_former_reader_says_that_it_took_nothing_in(opened, caplog):
     play(opened, steps)
     assert "another process reads partition 0" in caplog.text
     assert "nothing was taken in here" in caplog.text
+
+
+def test_a_commit_without_an_answer_is_not_repeated(opened):
+    world = play(opened, [("lose_answer", (0,)), ("deliver", (0, *ALL)), ("deliver", (1, *ALL))])
+    assert world.counts()["duplicate"] == world.before["duplicate"]
