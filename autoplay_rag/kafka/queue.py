@@ -30,6 +30,8 @@ __all__ = ["KafkaQueue"]
 
 _CONNECTIONS: Final = 2
 _SECONDS: Final = 10.0
+_RETENTION_SECONDS: Final = 3.0
+"""How long the start waits for the topic's retention, which receipts name."""
 _DAY: Final = 24 * 3600.0
 
 
@@ -133,8 +135,9 @@ class KafkaQueue(PostgresJournal):
     async def open(self) -> None:
         """As in `PostgresJournal`. The broker need not answer yet."""
         try:
-            self._retention = _said(await self._admin.retention())
-        except BrokerError:
+            async with asyncio.timeout(_RETENTION_SECONDS):
+                self._retention = _said(await self._admin.retention())
+        except (BrokerError, TimeoutError):
             self._retention = "for a time that the broker did not tell"
         await super().open()
 
