@@ -206,6 +206,7 @@ def state_of(*, running=True, health=None, topic=None, **ledger):
     )
 
 
+MISSED = "3 messages lost: the topic deleted them before they were read"
 TOPIC = TopicStatus(
     "events", "rag", (TopicPart(0, "a:1", 5, 9, 3), TopicPart(1, None, None, None, 0))
 )
@@ -224,8 +225,7 @@ TOPIC = TopicStatus(
         ),
         (
             state_of(topic=TOPIC),
-            "no process reads the partitions 1 of the topic; "
-            "3 messages lost: the topic deleted them before they were read",
+            f"no process reads the partitions 1 of the topic; {MISSED}",
         ),
     ],
 )

@@ -9,8 +9,8 @@ from asyncio.subprocess import PIPE
 
 import pytest
 from page_reader import HTML, main_of
-from sending import create, send
 from serve_server import KEYS
+from topics import create, send
 
 from autoplay_rag.journal.inflow import TopicPart, TopicStatus
 from autoplay_rag.stores import MemoryStore
