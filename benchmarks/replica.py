@@ -29,7 +29,11 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Options:
-    """How a replica is set up."""
+    """How a replica is set up.
+
+    Attributes:
+        topic: The address of the topic that is the queue; "" without one.
+    """
 
     schema: str
     lease_seconds: float = 10.0
@@ -37,6 +41,8 @@ class Options:
     embed_concurrency: int = 2
     embed_seconds: float = 0.05
     max_inputs: int = 16
+    topic: str = ""
+    session_seconds: float = 6.0
 
 
 class WaitingEmbedder(Embedder):
@@ -87,11 +93,18 @@ async def feed(pipeline: IngestPipeline, first: int, end: int) -> None:
     await asyncio.gather(*map(accept, range(first, end)))
 
 
+def _journal(dsn: str, options: Options) -> dict[str, Any]:
+    if not options.topic:
+        return {"journal": dsn}
+    kafka = {"session.timeout.ms": round(options.session_seconds * 1000)}
+    return {"journal": options.topic, "catalog": dsn, "kafka_settings": kafka}
+
+
 async def main(dsn: str, options: Options) -> None:
     pipeline = IngestPipeline(
         PgVectorStore(dsn, schema=options.schema, index="none"),
         WaitingEmbedder(options.embed_seconds, options.max_inputs),
-        journal=dsn,
+        **_journal(dsn, options),
         batch_window=options.batch_window,
         embed_concurrency=options.embed_concurrency,
         render=titles,

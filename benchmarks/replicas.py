@@ -185,6 +185,23 @@ class Replicas:
         )
         return dict(rows)
 
+    def topic_shares(self) -> dict[int, list[int]]:
+        """Return the partitions of the topic that each replica reads, by its process number."""
+        rows = self.server.run(
+            "SELECT split_part(owner, ':', 2)::int, array_agg(part ORDER BY part) "
+            f"FROM {self.options.schema}.topic_part WHERE owner IS NOT NULL GROUP BY 1"
+        )
+        return dict(rows)
+
+    async def until_topic_shared(self, partitions: int) -> None:
+        """Wait until the replicas read all partitions of the topic, each its share."""
+        async with asyncio.timeout(120):
+            while True:
+                counts = [*map(len, (await asyncio.to_thread(self.topic_shares)).values())]
+                if sum(counts) == partitions and max(counts) - min(counts) < 2:
+                    return
+                await asyncio.sleep(0.1)
+
     async def accept(self, session: str, number: int, source: random.Random) -> int:
         """Send an event to any replica, again and again until one has it. Returns the attempts."""
         for attempt in itertools.count(1):

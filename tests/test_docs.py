@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from pipelines import ScriptedEmbedder
-from topics import create, send
+from pipelines import ScriptedEmbedder, make_actions
+from topics import Topic
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.cli.app import app
@@ -146,14 +146,15 @@ async def test_the_recipe_for_postgres_runs(number, postgres, tmp_path):
 
 
 @pytest.mark.slow
-async def test_the_recipe_for_kafka_runs(postgres, broker, topic, make_actions, tmp_path):
+async def test_the_recipe_for_kafka_runs(postgres, broker, topic, make_pg_store, tmp_path):
     (found,) = BLOCK.findall((ROOT / "docs" / "recipes" / "kafka.md").read_text())
     postgres.run("DROP SCHEMA IF EXISTS autoplay CASCADE")
     address = "kafka://kafka.example.com:9092/events?group=search"
     assert DSN in found
     assert address in found
-    create(broker, topic, 2)
-    send(broker, topic, [make_actions("s1", "User clicked Export")])
+    events = Topic(broker, topic, postgres, make_pg_store)
+    await events.create(2)
+    await events.send(make_actions("s1", "User clicked Export"))
     code = found.replace(DSN, postgres.dsn).replace(address, broker.address(topic, "search"))
     await run_block(code, tmp_path, sys.executable)
 

@@ -8,26 +8,29 @@ import sys
 from asyncio.subprocess import PIPE
 
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 from page_reader import HTML, main_of
 from serve_server import KEYS
-from topics import create, send
+from topics import Topic
 
 from autoplay_rag.journal.inflow import TopicPart, TopicStatus
+from autoplay_rag.kafka.messages import Message
 from autoplay_rag.stores import MemoryStore
 
 pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
-def pipeline_on(make_pipeline, make_pg_store, postgres, broker, topic):
-    """Make pipelines on the same topic and schema."""
-    store = make_pg_store()
+def events(broker, topic, postgres, make_pg_store):
+    return Topic(broker, topic, postgres, make_pg_store)
 
-    def make(**options):
-        kept = make_pg_store(schema=store.schema)
-        return make_pipeline(kept, journal=broker.address(topic), catalog=postgres.dsn, **options)
 
-    return make
+def create(events, **config):
+    """Create the topic with settings: `retention_ms=1000` is `retention.ms`."""
+    client = AdminClient({"bootstrap.servers": events.broker.bootstrap, "log_level": 0})
+    given = {name.replace("_", "."): str(value) for name, value in config.items()}
+    made = client.create_topics([NewTopic(events.name, 1, config=given)])
+    made[events.name].result(20)
 
 
 async def metrics(client):
@@ -46,11 +49,13 @@ async def until(condition):
 
 
 @pytest.fixture
-async def front(serve, pipeline_on, broker, topic, make_actions):
+async def front(serve, events, make_actions):
     """A server that does not read the topic, beside a process that does, and has."""
-    create(broker, topic, 2)
-    send(broker, topic, [make_actions("s1", "opened", "exported"), b"no payload"], partition=1)
-    async with serve(pipeline=pipeline_on(takes_work=False)) as running, pipeline_on() as reader:
+    await events.create(2)
+    await events.send(make_actions("s1", "opened", "exported"), part=1)
+    await events.send_messages([Message(None, b"no payload", ())], part=1)
+    front = events.pipeline(takes_work=False)
+    async with serve(pipeline=front) as running, events.pipeline() as reader:
         running.reader = reader
         async with running.client(KEYS.admin) as client:
 
@@ -134,14 +139,17 @@ def test_a_reader_that_was_killed_reads_nothing():
 
 
 @pytest.fixture
-def receipt_of(serve, pipeline_on, broker, topic, make_actions):
+def receipt_of(serve, events, make_actions):
     """Forget somebody whose payload came from the topic, over HTTP; return the receipt."""
 
     async def forget(**config):
-        create(broker, topic, 1, **config)
+        create(events, **config)
         ann = make_actions("s1", "opened", user="ann")
-        send(broker, topic, [ann])
-        async with serve(pipeline=pipeline_on()) as running, running.client(KEYS.admin) as client:
+        await events.send(ann)
+        async with (
+            serve(pipeline=events.pipeline()) as running,
+            running.client(KEYS.admin) as client,
+        ):
 
             async def stored():
                 return running.pipeline.ledger.stored == 1
@@ -155,7 +163,7 @@ def receipt_of(serve, pipeline_on, broker, topic, make_actions):
 
             receipt = await until(erased)
             # The topic has the message still. Read again, it is refused.
-            send(broker, topic, [ann])
+            await events.send(ann)
 
             async def refused():
                 return running.pipeline.ledger.refused == 1
