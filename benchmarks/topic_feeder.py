@@ -183,7 +183,7 @@ def _schedule(sessions: int, count: int, interval: float) -> Iterator[tuple[floa
     """Yield the events of all sessions in the order of their times."""
 
     def of(number: int) -> Iterator[tuple[float, str, int]]:
-        start = random.Random(number).uniform(0, interval)  # noqa: S311
+        start = random.Random(number).uniform(0, interval)
         return ((start + one * interval, f"s{number}", one) for one in range(count))
 
     return heapq.merge(*map(of, range(sessions)))
