@@ -135,14 +135,14 @@ async def _start(replicas: Replicas, stack: AsyncExitStack) -> Display:
 async def _stream(replicas: Replicas, feeder: Feeder | None) -> None:
     """Send all events, and return once the journal has them."""
     if feeder is not None:
-        return await feeder.run(SESSIONS, EVENTS, SECONDS / EVENTS)
+        await feeder.run(SESSIONS, EVENTS, SECONDS / EVENTS)
+        return
     await asyncio.gather(
         *(
             send(replicas, f"s{one}", EVENTS, SECONDS / EVENTS, random.Random(one))
             for one in range(SESSIONS)
         )
     )
-    return None
 
 
 async def _kill_one(replicas: Replicas, display: Display, *, topic: bool) -> None:
@@ -153,7 +153,9 @@ async def _kill_one(replicas: Replicas, display: Display, *, topic: bool) -> Non
     await replicas.kill(victim)
     display.say(f"replica {letter} is killed (SIGKILL). It had {had} partitions")
     if topic:
-        display.say("the broker gives its part of the topic to the others once its session has timed out (6 s)")
+        display.say(
+            "the broker gives its part of the topic to the others once its session has timed out (6 s)"
+        )
     display.say("its lease ends after 10 s; until then the others do what is theirs")
     moved = asyncio.create_task(replicas.until_shared())
     if topic:
