@@ -72,6 +72,7 @@ NAMES = {
         "pack_vector",
     ],
     "autoplay_rag.stores.chroma": ["ChromaStore"],
+    "autoplay_rag.kafka": ["ClientSettings", "KafkaQueue", "TopicAddress"],
     "autoplay_rag.maintenance": [
         "BackupReport",
         "CopyReport",
@@ -124,7 +125,7 @@ NAMES = {
 }
 OPTIONAL = {
     "chromadb", "fastapi", "numpy", "onnxruntime", "openai", "pandas", "phonenumbers", "starlette",
-    "tokenizers", "typer", "uvicorn", "jwt", "prometheus_client",
+    "tokenizers", "typer", "uvicorn", "jwt", "prometheus_client", "confluent_kafka", "psycopg",
 }  # fmt: skip
 
 
@@ -149,6 +150,7 @@ def test_an_unknown_name_is_an_attribute_error():
         "autoplay_rag",
         "autoplay_rag.stores",
         "autoplay_rag.embedders",
+        "autoplay_rag.kafka",
         "autoplay_rag.serve",
         "autoplay_rag.sources",
         "autoplay_rag.testing",

@@ -58,6 +58,7 @@ from autoplay_rag.ingest.watermark import SharedWatermark, Watermark
 from autoplay_rag.ingest.worker import Worker
 from autoplay_rag.journal.base import Entry, Health, Outcome
 from autoplay_rag.journal.forgetting import Deleted
+from autoplay_rag.journal.inflow import TopicStatus
 from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.ownership import (
@@ -149,6 +150,7 @@ class RunningPipeline:
         retention: Deletes what is old.
         searcher: Answers questions from store and journal.
         space: Measures the disk space.
+        topic: How far the topic is taken in, read every few seconds; None without a topic.
         timings: How long searches, requests and payloads take.
         timeline: Lists sessions and reads payloads.
         visits: Returns the known sessions of lanes.
@@ -156,6 +158,7 @@ class RunningPipeline:
     """
 
     replicas: Replicas | None = None
+    topic: TopicStatus | None = None
     _shared_live: SharedLive | None = None
     _shared_asked: SharedAsked | None = None
     _inflowing: Inflowing | None = None
@@ -500,7 +503,10 @@ class RunningPipeline:
     async def _watch_replicas(self, membership: Membership) -> None:
         while True:
             with suppress(JournalError):  # what is known stays; `health` says what is wrong
-                self.replicas = await membership.replicas()
+                self.replicas = replicas = await membership.replicas()
+                if self._journal.inflow is not None:
+                    alive = {one.name for one in replicas.replicas}
+                    self.topic = (await self._journal.inflow.status()).read_by(alive)
             await asyncio.sleep(_REPLICAS_SECONDS)
 
     async def _watch_member(self) -> None:
@@ -922,6 +928,7 @@ class RunningPipeline:
             running=True,
             model=self._embedder.model if self._embedder else "",
             copy=copy,
+            topic=self.topic,
         )
 
     async def verify(
