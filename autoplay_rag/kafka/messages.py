@@ -76,9 +76,7 @@ def message_of(payload: Payload) -> Message:
     except UnicodeEncodeError:  # lone surrogates, in a payload that did not come from `decode`
         payload = type(payload).from_dict(payload.to_dict())
         value = _encode(payload)
-    return Message(
-        key_of(payload.product_id, payload.session_id), value, headers_of(payload.kind)
-    )
+    return Message(key_of(payload.product_id, payload.session_id), value, headers_of(payload.kind))
 
 
 def payload_of(value: bytes | None) -> Payload:

@@ -186,9 +186,9 @@ class Outbox:
             self._lock.release()
             raise
         self._committed = self._counts
-        (self._last,) = self._connection.execute(
+        self._last: int = self._connection.execute(
             "SELECT coalesce(max(seq), 0) FROM message"
-        ).fetchone()
+        ).fetchone()[0]
 
     @property
     def counts(self) -> OutboxCounts:
@@ -211,11 +211,9 @@ class Outbox:
         Raises:
             JournalError: If the file cannot be written. All are counted as overflow.
         """
-        seqs: list[int | None] = []
         try:
             with self._transaction():
-                for message in messages:
-                    seqs.append(self._insert(message))
+                seqs = [self._insert(message) for message in messages]
                 self._prune()
         except JournalError:
             count = len(messages)
@@ -428,8 +426,9 @@ class Outbox:
         if now - self._pruned_at < _PRUNE_SECONDS:
             return
         self._pruned_at = now
-        for table in ("session", "pulled"):
-            self._connection.execute(f"DELETE FROM {table} WHERE at < ?", (now - _KEPT_SECONDS,))
+        before = now - _KEPT_SECONDS
+        self._connection.execute("DELETE FROM session WHERE at < ?", (before,))
+        self._connection.execute("DELETE FROM pulled WHERE at < ?", (before,))
 
     # -- the file -----------------------------------------------------------------------------
 
@@ -438,9 +437,7 @@ class Outbox:
         with self._failures():
             (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
             if free > _SHRINK_PAGES:
-                self._connection.execute(
-                    f"PRAGMA incremental_vacuum({_SHRINK_PAGES})"
-                ).fetchall()
+                self._connection.execute(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})").fetchall()
 
     def close(self) -> None:
         """Close the file. It may be called more than once."""
@@ -455,13 +452,15 @@ class Outbox:
                 "UPDATE message SET state = ? WHERE state = ?", (_State.WAITING, _State.DEAD)
             ).rowcount
             self._connection.execute("UPDATE counts SET dead = dead - ?", (again,))
-            counts = self._connection.execute("SELECT * FROM counts").fetchone()
+            received, delivered, overflow, dead = self._connection.execute(
+                "SELECT received, delivered, overflow, dead FROM counts"
+            ).fetchone()
             waiting, unread, size = self._connection.execute(
                 "SELECT coalesce(sum(state = ?), 0), coalesce(sum(state = ?), 0), "
                 "coalesce(sum(size), 0) FROM message",
                 (_State.WAITING, _State.UNREAD),
             ).fetchone()
-        return OutboxCounts(*counts, waiting, unread, size)
+        return OutboxCounts(received, delivered, overflow, dead, waiting, unread, size)
 
     def _add(self, **changes: int) -> None:
         self._counts = replace(

@@ -18,9 +18,7 @@ _TABLE: Final = (
     "SELECT format('%%I.topic_offset', %s::text)::regclass::text "
     "WHERE to_regclass(format('%%I.topic_offset', %s::text)) IS NOT NULL"
 )
-_PLACES: Final = (
-    "SELECT topic_id, part, next_offset FROM {} WHERE group_name = %s AND topic = %s"
-)
+_PLACES: Final = "SELECT topic_id, part, next_offset FROM {} WHERE group_name = %s AND topic = %s"
 
 
 class Readers:

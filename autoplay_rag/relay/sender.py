@@ -9,7 +9,7 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from autoplay_rag.errors import BrokerError
 from autoplay_rag.kafka.address import TopicAddress
@@ -34,6 +34,15 @@ _REFUSALS: Final = {
     "INVALID_RECORD": "the broker refuses its form: a compacted topic takes no payload without a session",
 }
 """Errors that are about one payload, which is never taken as it is."""
+
+
+class _Sent(NamedTuple):
+    """A payload on its way: by which producer, its number and size, whether nothing else is on its way."""
+
+    generation: int
+    seq: int
+    size: int
+    alone: bool
 
 
 class Sender:
@@ -184,7 +193,7 @@ class Sender:
     def _produce(self, row: Row, size: int, *, alone: bool) -> None:
         from confluent_kafka import KafkaException
 
-        report = functools.partial(self._reported, self._generation, row.seq, size, alone)
+        report = functools.partial(self._reported, _Sent(self._generation, row.seq, size, alone))
         try:
             self._producer.produce(
                 self._address.topic,
@@ -196,22 +205,21 @@ class Sender:
         except KafkaException as error:
             raise BrokerError("", code=error.args[0].name()) from None
 
-    def _reported(
-        self, generation: int, seq: int, size: int, alone: bool, error: Any, message: Any
-    ) -> None:
+    def _reported(self, sent: _Sent, error: Any, message: Any) -> None:
         """Take in what became of a message. Called by `poll`."""
-        if generation != self._generation:
+        if sent.generation != self._generation:
             return  # it is sent again by the producer of now
+        seq = sent.seq
         self._in_flight -= 1
-        self._in_flight_bytes -= size
+        self._in_flight_bytes -= sent.size
         if error is None:
             self.reports += 1
             self._delivered.append((self.reports, seq, message.partition(), message.offset()))
             self._on_settled(seq, True)
             return
         name = error.name()
-        if name in _REFUSALS and alone:
-            self._refused.append((seq, size, name))
+        if name in _REFUSALS and sent.alone:
+            self._refused.append((seq, sent.size, name))
         elif name in _REFUSALS:
             # A whole request is refused. Sent one by one, only those go that the topic refuses.
             self._alone_until = max(self._alone_until, seq)

@@ -78,9 +78,7 @@ class TopicWatch:
             self.is_available, self._broker_problem = False, str(error)
             return
         if self._said:
-            _log.warning(
-                "the broker answers again: %d payloads wait", self._worker.counts.waiting
-            )
+            _log.warning("the broker answers again: %d payloads wait", self._worker.counts.waiting)
         self._said = False
         self.is_available, self._broker_problem = True, ""
         self._worker.topic_seen(topic.id, as_of)

@@ -178,7 +178,7 @@ class RelayWorker:
         try:
             while not self._ending:
                 self._turn()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - said by `health`, as nobody joins the thread
             self.error = error
             _log.exception("the relay has failed; what it received is in %s", self._outbox.path)
         finally:

@@ -16,9 +16,7 @@ def payload(n, session="s1", text=""):
 
 
 def steps(payloads, session):
-    return [
-        int(one.actions[0].title.split()[1]) for one in payloads if one.session_id == session
-    ]
+    return [int(one.actions[0].title.split()[1]) for one in payloads if one.session_id == session]
 
 
 async def put(relay, count, first=0, sessions=5):
@@ -91,7 +89,9 @@ async def test_what_was_not_delivered_is_sent_by_the_next_run(make_relay, restar
     assert relay.counts.received == relay.counts.delivered == 100
 
 
-async def test_a_payload_that_the_broker_does_not_take_in_time_is_delivered_later(make_relay, restarted, reader):
+async def test_a_payload_that_the_broker_does_not_take_in_time_is_delivered_later(
+    make_relay, restarted, reader
+):
     async with make_relay(delivery_timeout=0.5) as relay:
         restarted.kill()
         assert await relay.accept(payload(2)) == "waiting"
@@ -151,8 +151,8 @@ async def test_without_a_group_postgres_is_refused(tmp_path):
 
 
 async def test_a_wrong_property_is_said_at_the_start(make_relay, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"linger\.ms"):
-        await make_relay(settings={"linger.ms": "soon"}).start()
+    with pytest.raises(ConfigurationError, match=r"message\.max\.bytes"):
+        await make_relay(settings={"message.max.bytes": "many"}).start()
     async with make_relay():  # the outbox is free
         pass
 
