@@ -34,6 +34,7 @@
     │   ├── FencedError                          another process works on these sessions now
     │   ├── JournalLockedError                   another process writes it
     │   ├── JournalDamagedError                  set aside under a new name
+    │   ├── JournalFullError                     no room for a message of a topic, which stays there
     │   └── JournalVersionError                  written by another version
     ├── BackupError                              a backup that cannot be written or restored
     ├── ReembedError                             the new model cannot replace the old one
@@ -72,6 +73,7 @@ __all__ = [
     "FencedError",
     "JournalDamagedError",
     "JournalError",
+    "JournalFullError",
     "JournalLockedError",
     "JournalVersionError",
     "MissingCapabilityError",
@@ -327,6 +329,10 @@ class JournalLockedError(JournalError):
 
 class JournalDamagedError(JournalError):
     """The journal could not be read; it was set aside under the name in the message."""
+
+
+class JournalFullError(JournalError):
+    """There is no room for messages of a topic. They stay in the topic until there is."""
 
 
 class JournalVersionError(JournalError):

@@ -89,11 +89,15 @@ _KEYS: Final[Mapping[str, str]] = {
     "journal": _TEXT,
     "postgres": _TEXT,
     "role": _TEXT,
+    "kafka": _TEXT,
+    "topic": _TEXT,
+    "group": _TEXT,
     "idle_seconds": _NUMBER,
     **PIPELINE_KEYS,
 }
 _STREAMS: Final = "streams"
 _PULLS: Final = "pulls"
+_KAFKA_CLIENT: Final = "kafka_client"
 _FOR_ONE_START: Final = ("rebuild", "adopt")
 
 
@@ -152,7 +156,9 @@ class Config:
             self._values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigurationError(f"{path}: {error}") from None
-        self._check((), self._values, {**_KEYS, _STREAMS: "", _PULLS: ""})
+        self._check((), self._values, {**_KEYS, _STREAMS: "", _PULLS: "", _KAFKA_CLIENT: ""})
+        if not isinstance(self._values.get(_KAFKA_CLIENT, {}), dict):
+            raise self._error((_KAFKA_CLIENT,), f"write [{_KAFKA_CLIENT}] above the properties")
         tables = self._tables(_STREAMS, "stream", _STREAM_KEYS)
         self._tables(_PULLS, "pull", _PULL_KEYS)
         if tables and (both := _STREAM_KEYS.keys() & self._values.keys()):
@@ -263,6 +269,27 @@ class Config:
                 )
             )
         return found
+
+    @property
+    def kafka_client(self) -> dict[str, Any]:
+        """The properties of Kafka's clients, with the values of the variables that they name.
+
+        `security.protocol = "SSL"` is a table in a table in TOML, and one property here.
+
+        Raises:
+            ConfigurationError: If a variable is not set.
+        """
+        return dict(self._properties((_KAFKA_CLIENT,), self._values.get(_KAFKA_CLIENT, {})))
+
+    def _properties(self, where: _Where, table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        for name, value in table.items():
+            here = (*where, name)
+            if not isinstance(value, dict):
+                yield ".".join(map(str, here[1:])), value
+            elif _is(value, _VALUE):
+                yield ".".join(map(str, here[1:])), self._resolved(here, value)
+            else:
+                yield from self._properties(here, value)
 
     @contextmanager
     def explaining(self, given: Iterable[str] = ()) -> Iterator[None]:

@@ -26,6 +26,7 @@ import typer
 from autoplay_rag.cli.config import Config, ConfigOption, load_config
 from autoplay_rag.cli.console import log_client_failures, note, on_terminal, say
 from autoplay_rag.cli.interrupts import Interrupts
+from autoplay_rag.cli.kafka import GroupOption, KafkaOption, TopicOption, topic_of
 from autoplay_rag.cli.options import (
     DEFAULT_EMBEDDER,
     DEFAULT_STORE,
@@ -79,6 +80,9 @@ def serve(
     journal: WrittenJournalOption = None,
     postgres: PostgresOption = None,
     role: RoleOption = None,
+    kafka: KafkaOption = None,
+    topic: TopicOption = None,
+    group: GroupOption = None,
     config: ConfigOption = None,
     host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
     port: Annotated[
@@ -127,9 +131,9 @@ def serve(
     Ctrl-C and SIGTERM stop: subscribers are told, received payloads are stored, exit code 0. A
     second one exits at once: what is not stored stays in the journal for the next start.
     """
-    if samples and (postgres or role):
+    if samples and (postgres or role or kafka):
         raise ConfigurationError(
-            "--samples needs a store of its own: leave out --postgres and --role"
+            "--samples needs a store of its own: leave out --postgres, --role and --kafka"
         )
     if samples and (url or config):
         raise ConfigurationError(
@@ -144,6 +148,9 @@ def serve(
         "journal": journal,
         "postgres": postgres,
         "role": role,
+        "kafka": kafka,
+        "topic": topic,
+        "group": group,
     }
     with ExitStack() as stack:
         if samples and store is None:
@@ -157,6 +164,11 @@ def serve(
                 file,
                 others={"store": store, "journal": journal, "samples": samples},
             )
+            read = topic_of(kafka, topic, group, file)
+            if read is not None and replica is None:
+                raise ConfigurationError(
+                    "kafka needs --postgres DSN, the database that takes the messages in"
+                )
             if replica is None:
                 store = store or file.store or DEFAULT_STORE
                 journal = journal or file.journal or default_journal(folder_of(store))
@@ -167,7 +179,9 @@ def serve(
             pipeline = IngestPipeline(
                 made,
                 make_embedder(embedder or file.get("embedder") or DEFAULT_EMBEDDER),
-                journal=replica.dsn if replica else journal,
+                journal=read.url if read else replica.dsn if replica else journal,
+                catalog=replica.dsn if read and replica else None,
+                kafka_settings=file.kafka_client if read else None,
                 takes_work=replica is None or replica.reads,
                 rebuild=rebuild,
                 adopt=adopt,

@@ -10,6 +10,7 @@ They are the tables of `journal/schema.py`. What is different:
   until the commit. So numbers are committed in order, and readers can go on after the last one.
   `progress.closing` is the number up to which all processes close their windows.
 - `worker`, `partition` and `lease` say which process works on what; see `lease_rows`.
+- `topic_part` and `topic_offset` say up to where a topic of Kafka was read; see `topic_rows`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from psycopg import errors
 
 from autoplay_rag.cluster.connection import PostgresConnection
 from autoplay_rag.cluster.lease_rows import LEASE_TABLES
+from autoplay_rag.cluster.topic_rows import TOPIC_TABLES
 from autoplay_rag.content.keys import PARTITIONS
 from autoplay_rag.errors import ConfigurationError, JournalVersionError
 from autoplay_rag.journal.ledger import COUNTERS
@@ -29,14 +31,17 @@ from autoplay_rag.stores.postgres.tables import quoted
 
 __all__ = ["COUNTS", "FORMAT", "SLOTS", "WORDS", "advisory_key", "prepare", "statements"]
 
-FORMAT: Final = 1
-"""The form of the tables. A newer form is refused."""
+FORMAT: Final = 2
+"""The form of the tables. An older form is brought to this one, a newer one is refused."""
 SLOTS: Final = 64
 COUNTS: Final = (*COUNTERS, "bytes")
 WORDS: Final = "autoplay_words"
 """The text search configuration: words in lower case, stemmed as English, without stop words."""
 NUMBERS: Final = 64
 """How many numbers of chunks a process takes at once."""
+
+_STEPS: Final = {1: TOPIC_TABLES}
+"""The statements that bring the tables from one form to the next, by the older form."""
 
 _COUNT_COLUMNS: Final = ", ".join(f"{name} bigint NOT NULL DEFAULT 0" for name in COUNTS)
 _SUMS: Final = ", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in COUNTS)
@@ -196,6 +201,7 @@ def statements(journal_id: str) -> Sequence[str]:
     return (
         *(part.strip() for part in _TABLES.split(";\n")),
         *LEASE_TABLES,
+        *TOPIC_TABLES,
         *_FUNCTIONS,
         *_TEXT_SEARCH,
         f"INSERT INTO meta VALUES ('journal_id', '\"{journal_id}\"') ON CONFLICT DO NOTHING",
@@ -205,7 +211,7 @@ def statements(journal_id: str) -> Sequence[str]:
 
 
 def prepare(connection: PostgresConnection, schema: str, journal_id: str) -> None:
-    """Create what is missing, and check the form of the tables.
+    """Create what is missing, and bring older tables to this form.
 
     Args:
         connection: Not in a transaction.
@@ -217,13 +223,13 @@ def prepare(connection: PostgresConnection, schema: str, journal_id: str) -> Non
         JournalVersionError: If a newer version of this package made the tables.
     """
     found = _format(connection, schema)
-    if found is None:
+    if found is None or found < FORMAT:
         try:
             _create(connection, schema, journal_id)
         except errors.InsufficientPrivilege as error:
             role = quoted(connection.server.info.user)
             raise ConfigurationError(
-                f"the role {role} may not create the journal ({error.diag.message_primary}): run "
+                f"the role {role} may not create the journal's tables ({error.diag.message_primary}): run "
                 "`autoplay-rag migrate --grant` with this role's name as a role that may (`--sql` "
                 "prints the statements), or let an administrator run "
                 f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)} AUTHORIZATION {role}"
@@ -260,13 +266,17 @@ def _create(connection: PostgresConnection, schema: str, journal_id: str) -> Non
     try:
         # One process at a time: IF NOT EXISTS alone fails if two create the same at once.
         connection.run_all("SELECT pg_advisory_xact_lock(hashtextextended('autoplay-rag', 0))")
-        if _format(connection, schema) is None:
-            name = quoted(schema)
+        found, name = _format(connection, schema), quoted(schema)
+        if found is None:
             literal = schema.replace("'", "''")
-            found = f"SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = '{literal}')"
-            if connection.run_all(found)[0] == [(False,)]:
+            exists = f"SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = '{literal}')"
+            if connection.run_all(exists)[0] == [(False,)]:
                 connection.run_all(f"CREATE SCHEMA {name}")
             connection.run_all(f"SET LOCAL search_path TO {name}", *statements(journal_id))
+        elif found < FORMAT:
+            steps = (step for old in range(found, FORMAT) for step in _STEPS[old])
+            noted = f"UPDATE meta SET value = '{FORMAT}' WHERE name = 'format'"
+            connection.run_all(f"SET LOCAL search_path TO {name}", *steps, noted)
         connection.commit()
     except BaseException:
         connection.rollback()

@@ -79,8 +79,14 @@ class IngestPipeline(Questions):
             by a `TextStore`, which embeds texts itself. Closed with the pipeline.
         journal: A file that records received payloads across restarts and crashes, or the address of
             a PostgreSQL database: "postgresql://...", as for `PgVectorStore`, in whose schema the
-            tables are. None keeps the journal in memory: pending payloads are lost when the process
+            tables are; or a topic of Kafka and the group that reads it:
+            "kafka://host:port/topic?group=name", with `catalog`. None keeps the journal in memory: pending payloads are lost when the process
             ends, and duplicates are recognised for at most a day.
+        catalog: With a topic as the journal: the address of the PostgreSQL database that has
+            everything else. Messages of the topic are taken in there, together with their offset.
+        kafka_settings: Properties of Kafka's clients, by librdkafka's names, such as
+            "security.protocol". Better in the environment, where AUTOPLAY_RAG_KAFKA_SASL_PASSWORD is
+            the property "sasl.password".
         durability: What an accepted payload survives once `on_actions` has returned. "normal":
             any end of the process, including `kill -9`. "full": also a power loss or a crash of
             the operating system, at about half the speed for a caller that awaits each payload.
@@ -169,6 +175,8 @@ class IngestPipeline(Questions):
         embedder: Embedder | Any | None = None,
         *,
         journal: str | Path | None = None,
+        catalog: str | None = None,
+        kafka_settings: Mapping[str, Any] | None = None,
         durability: Durability = "normal",
         journal_max_bytes: int = 2**30,
         keep_payloads: bool = True,
@@ -196,7 +204,7 @@ class IngestPipeline(Questions):
     ) -> None:
         super().__init__()
         self._settings = Settings(
-            journal=named_journal(journal, store),
+            journal=named_journal(journal, store, catalog=catalog, kafka_settings=kafka_settings),
             durability=durability,
             journal_max_bytes=journal_max_bytes,
             keep_payloads=keep_payloads,
@@ -326,6 +334,7 @@ class IngestPipeline(Questions):
             try:
                 await self._stop_reading()
                 await self._clients.leave(self._settings.drain_timeout)
+                await run.leave_topic(self._settings.drain_timeout)
                 # `ingest` just saw no progress: do not wait again.
                 stuck = self._stuck and journal and self.health.state != "ok"
                 started = run.loop.time()

@@ -38,6 +38,7 @@ from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.embedding import Embedding, TokenBudget, today
 from autoplay_rag.ingest.gaps import GapFiller
 from autoplay_rag.ingest.indexing import Indexer
+from autoplay_rag.ingest.inflowing import Entries, Inflowing
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.journals import make_journal
 from autoplay_rag.ingest.linking import Linker
@@ -155,6 +156,8 @@ class RunningPipeline:
     replicas: Replicas | None = None
     _shared_live: SharedLive | None = None
     _shared_asked: SharedAsked | None = None
+    _inflowing: Inflowing | None = None
+    _entries: Entries
 
     def __init__(
         self,
@@ -275,6 +278,8 @@ class RunningPipeline:
         except BaseException:
             await self._close_all()
             raise
+        if self._journal.inflow is not None and self._settings.takes_work:
+            self._inflowing = Inflowing(self._journal.inflow, self._entries, self._worker.wake)
         self._task = self.loop.create_task(self._work(), name="autoplay-ingest")
         self._task.add_done_callback(_report)
 
@@ -325,6 +330,7 @@ class RunningPipeline:
             self.watermark = Watermark(self._journal, known.seq)
         else:
             self.watermark = SharedWatermark(self._journal, self._membership, known.seq)
+        self._entries = Entries(self._intake, self.pulled, self.watermark.take, self._note_received)
         self._feed.begin(known.seq)
         limits = None
         if embedder:
@@ -466,6 +472,8 @@ class RunningPipeline:
                     )
                 group.create_task(self._gaps.run())
                 group.create_task(self._run_periodic_work())
+                if self._inflowing is not None:
+                    group.create_task(self._inflowing.watch())
                 if self._membership is None:
                     group.create_task(self._keep_up())
                 else:
@@ -506,8 +514,14 @@ class RunningPipeline:
             group.create_task(Indexer(self._journal).run())
             group.create_task(self._tidy())
 
+    async def leave_topic(self, within: float) -> None:
+        """Stop taking payloads out of a topic; others may go on. See `Inflowing.leave`."""
+        if self._inflowing is not None:
+            await self._inflowing.leave(within)
+
     async def close(self) -> None:
         """Stop the task and close everything. Payloads that are not stored stay in the journal."""
+        await self.leave_topic(_GRACE_SECONDS)
         self._task.cancel()
         _, busy = await asyncio.wait([self._task], timeout=_GRACE_SECONDS)
         if busy:
@@ -573,10 +587,7 @@ class RunningPipeline:
         return whole
 
     def _accept(self, payload: Payload) -> asyncio.Future[Outcome]:
-        unknown = self.pulled.unknown(payload)
-        if unknown is None:
-            return self._enter(lambda seq: self._intake.repeated(payload, seq))
-        return self._enter(lambda seq: self._intake.entry(unknown, seq))
+        return self._enter(lambda seq: self._entries.of(payload, seq))
 
     def _accept_late(self, payload: Payload, *, at: float) -> asyncio.Future[Outcome]:
         def entry(seq: int) -> Entry:
@@ -587,12 +598,15 @@ class RunningPipeline:
 
     def _enter(self, entry: Callable[[int], Entry]) -> asyncio.Future[Outcome]:
         seq = self.watermark.take()
-        self.last_received = self.loop.time()
+        self._note_received()
         try:
             return self._journal.accept(entry(seq))
         except BaseException:
             self.watermark.settle((seq,))
             raise
+
+    def _note_received(self) -> None:
+        self.last_received = self.loop.time()
 
     def _committed(self, entry: Entry, outcome: Outcome | None) -> None:
         self._watch_overflow(outcome)
@@ -859,6 +873,8 @@ class RunningPipeline:
             reasons += self._shared_live.problems if self._shared_live else []
             reasons += self._repairer.problems
         reasons += self._compactor.problems + self._clients.problems + self._gaps.problems
+        if self._inflowing is not None:
+            reasons += self._inflowing.problems
         return Health("degraded", tuple(reasons)) if reasons else Health()
 
     @property

@@ -37,6 +37,7 @@ from autoplay_rag.journal.copying import AsyncCopies, CopyTables
 from autoplay_rag.journal.erasing import AsyncErasures
 from autoplay_rag.journal.expiring import AsyncExpiry, ExpiryTables
 from autoplay_rag.journal.finder import AsyncFinder, AsyncTimeline
+from autoplay_rag.journal.inflow import Inflow
 from autoplay_rag.journal.ledger import Counts
 from autoplay_rag.journal.ownership import Membership
 from autoplay_rag.journal.queue import QueueTables
@@ -67,6 +68,7 @@ class TableJournal(Journal):
         copies: A copy of the store's content for another model, if one is made.
         expiry: Deletes what is older than the retention.
         membership: This process among those that share the journal; None if it is the only one.
+        inflow: What brings payloads into the journal by itself; None if there is nothing.
     """
 
     _tables: QueueTables
@@ -76,6 +78,7 @@ class TableJournal(Journal):
     _finder: AsyncFinder
     timeline: AsyncTimeline
     membership: Membership | None = None
+    inflow: Inflow | None = None
 
     def __init__(self, model: str, name: str, on_entry: OnEntry, on_returned: Returned) -> None:
         self._model = model

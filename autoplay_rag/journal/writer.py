@@ -14,12 +14,17 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from autoplay_rag.errors import AutoplayError, JournalError, PipelineClosedError
+from autoplay_rag.errors import (
+    AutoplayError,
+    JournalError,
+    JournalFullError,
+    PipelineClosedError,
+)
 from autoplay_rag.journal.base import Entry, Outcome, Prepared
 from autoplay_rag.journal.database import JournalDatabase
 
@@ -67,6 +72,24 @@ class _Accept:
     future: asyncio.Future[Outcome]
     prepared: Prepared = _NOTHING
 
+    @property
+    def size(self) -> int:
+        """The size of its payload in bytes."""
+        return self.entry.size
+
+
+@dataclass(slots=True)
+class _TakeIn:
+    entries: Sequence[Entry]
+    confirm: Callable[[], None]
+    future: asyncio.Future[list[Outcome]]
+    prepared: list[Prepared] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """The size of its payloads in bytes."""
+        return sum(entry.size for entry in self.entries)
+
 
 @dataclass(slots=True)
 class _Work:
@@ -82,8 +105,8 @@ class _Look:
     future: Future[Any]
 
 
-_Change: TypeAlias = _Accept | _Work
-_Item: TypeAlias = _Accept | _Work | _Look
+_Change: TypeAlias = _Accept | _TakeIn | _Work
+_Item: TypeAlias = _Change | _Look
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +187,24 @@ class Writer:
         self._submit(_Accept(entry, future))
         return future
 
+    def take_in(
+        self, entries: Sequence[Entry], confirm: Callable[[], None]
+    ) -> asyncio.Future[list[Outcome]]:
+        """Submit entries that are committed together with what `confirm` writes, or not at all.
+
+        Args:
+            entries: The entries.
+            confirm: Called on the writer's thread in the transaction, before the entries are
+                written, and again if the transaction is repeated.
+
+        Returns:
+            A future with the outcome of each. It fails with what `confirm` raises, and with
+            `JournalFullError` if one of the entries has no room.
+        """
+        future: asyncio.Future[list[Outcome]] = self._loop.create_future()
+        self._submit(_TakeIn(entries, confirm, future))
+        return future
+
     async def run(
         self,
         operation: Callable[..., T],
@@ -223,6 +264,8 @@ class Writer:
                     # get it back.
                     if isinstance(item, _Accept):
                         item.prepared = self._tables.prepare(item.entry)
+                    elif isinstance(item, _TakeIn):
+                        item.prepared = [self._tables.prepare(entry) for entry in item.entries]
                 for changes in self._transactions(group):
                     self._commit(changes)
                 for item in group:
@@ -239,7 +282,7 @@ class Writer:
         size = 0
         while first is not None:
             group.append(first)
-            size += first.entry.size if isinstance(first, _Accept) else 0
+            size += first.size if isinstance(first, _Accept | _TakeIn) else 0
             if len(group) >= _GROUP or size >= _GROUP_BYTES:
                 break
             try:
@@ -258,7 +301,7 @@ class Writer:
             yield changes
         elif changes:
             # Intake holds up the intake of other processes, so nothing else goes along.
-            for _, some in groupby(changes, lambda item: isinstance(item, _Accept)):
+            for _, some in groupby(changes, lambda item: isinstance(item, _Work)):
                 yield list(some)
 
     def _commit(self, group: Sequence[_Change]) -> None:
@@ -303,9 +346,24 @@ class Writer:
                 for item, entry in zip(accepts, entries, strict=True):
                     item.entry = entry
                 results += self._tables.accept(entries, [item.prepared for item in accepts])
-            else:
-                results += [i.operation(*i.arguments) for i in items if isinstance(i, _Work)]
+                continue
+            for change in items:
+                if isinstance(change, _TakeIn):
+                    results.append(self._take_in(change))
+                elif isinstance(change, _Work):
+                    results.append(change.operation(*change.arguments))
         return results
+
+    def _take_in(self, item: _TakeIn) -> list[Outcome]:
+        item.confirm()
+        item.entries = self._tables.number(item.entries)
+        outcomes = self._tables.accept(item.entries, item.prepared)
+        if "overflow" in outcomes:
+            raise JournalFullError(
+                f"the journal {self._tables.file.name} is full: raise journal_max_bytes, or check "
+                "why the store does not keep up"
+            )
+        return outcomes
 
     def _failed(self, item: _Change, error: BaseException) -> Any:
         file = self._tables.file
@@ -349,6 +407,11 @@ class Writer:
             if isinstance(item, _Work):
                 if item.then and not isinstance(result, _Failure):
                     item.then(result)
+            elif isinstance(item, _TakeIn):
+                # After a failure the source keeps them, and they are submitted again.
+                if not isinstance(result, _Failure):
+                    for entry, outcome in zip(item.entries, result, strict=True):
+                        self._on_entry(entry, outcome)
             else:
                 self._on_entry(item.entry, None if isinstance(result, _Failure) else result)
             _settle(item.future, result)

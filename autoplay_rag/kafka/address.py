@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from autoplay_rag.cluster.address import JournalAddress
 from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.kafka.settings import ClientSettings, require_client
 
-__all__ = ["TopicAddress", "is_topic"]
+__all__ = ["KafkaAddress", "TopicAddress", "is_topic"]
 
 _PREFIX: Final = "kafka:"
 _FORM: Final = "kafka://HOST:PORT[,HOST:PORT]/TOPIC?group=GROUP"
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
-_HOST: Final = re.compile(r"[^\s/@?#,]+:[0-9]{1,5}")
+_HOST: Final = re.compile(r"([^\s/@?#,:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 def is_topic(value: str) -> bool:
@@ -32,7 +34,8 @@ class TopicAddress:
     """Names a topic, and the group that reads it.
 
     Attributes:
-        bootstrap: The brokers to ask first: `host:port`, with commas between several.
+        bootstrap: The brokers to ask first: `host:port`, with commas between several. Without a
+            port it is 9092.
         topic: The name of the topic.
         group: The consumer group; "" for who only writes.
 
@@ -83,5 +86,36 @@ class TopicAddress:
             raise ConfigurationError(f"the address of a topic must have the form {_FORM}")
         return cls(parts.netloc, parts.path.removeprefix("/"), groups[0])
 
+    @property
+    def url(self) -> str:
+        """The address as text, for `parse`.
+
+        Example:
+            >>> TopicAddress("broker.test:9092", "events", "rag").url
+            'kafka://broker.test:9092/events?group=rag'
+        """
+        return f"kafka://{self.bootstrap}/{self.topic}?{urlencode({'group': self.group})}"
+
     def __str__(self) -> str:
         return f"topic {self.topic} on {self.bootstrap}"
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaAddress(JournalAddress):
+    """Names a topic as the queue, and PostgreSQL as the catalog.
+
+    Attributes:
+        topic: The topic and the group.
+        settings: The properties of Kafka's clients. Not shown.
+    """
+
+    topic: TopicAddress = field(kw_only=True)
+    settings: ClientSettings = field(kw_only=True, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Not `super()`: slots make the class anew, which breaks it.
+        JournalAddress.__post_init__(self)
+        require_client()
+
+    def __str__(self) -> str:
+        return f"{self.topic}, {JournalAddress.__str__(self)}"

@@ -6,6 +6,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Final
 
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+
 from autoplay_rag.errors import BrokerError
 from autoplay_rag.kafka.address import TopicAddress
 from autoplay_rag.kafka.settings import ClientSettings, explained
@@ -44,9 +47,6 @@ class TopicAdmin:
     def __init__(
         self, address: TopicAddress, settings: ClientSettings, *, timeout: float = 10.0
     ) -> None:
-        from confluent_kafka import KafkaException
-        from confluent_kafka.admin import AdminClient
-
         self._topic = address.topic
         self._timeout = timeout
         self._place = str(address)
@@ -64,8 +64,6 @@ class TopicAdmin:
         Raises:
             BrokerError: If the broker does not answer, or refuses.
         """
-        from confluent_kafka import TopicCollection
-
         asked = self._client.describe_topics(
             TopicCollection([self._topic]), request_timeout=self._timeout
         )
@@ -87,8 +85,6 @@ class TopicAdmin:
         Raises:
             BrokerError: If the broker does not answer, or refuses.
         """
-        from confluent_kafka.admin import NewTopic
-
         made = self._client.create_topics(
             [NewTopic(self._topic, partitions, copies)], request_timeout=self._timeout
         )
@@ -104,8 +100,6 @@ class TopicAdmin:
         Raises:
             BrokerError: If the broker does not answer, or refuses.
         """
-        from confluent_kafka.admin import ConfigResource, ResourceType
-
         asked = self._client.describe_configs(
             [ConfigResource(ResourceType.TOPIC, self._topic)], request_timeout=self._timeout
         )
@@ -116,8 +110,6 @@ class TopicAdmin:
         return int(entry.value) / 1000
 
     async def _answered(self, future: Any) -> Any:
-        from confluent_kafka import KafkaException
-
         try:
             return await asyncio.wrap_future(future)
         except KafkaException as error:

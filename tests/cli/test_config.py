@@ -176,8 +176,31 @@ def test_the_page_names_every_key_and_its_examples_can_be_read():
     with pytest.raises(ConfigurationError) as error:
         Config(Path("a.toml"), "nonsense = 1")
     known = str(error.value).partition("known keys: ")[2].split(", ")
-    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == known[:-2]
-    assert known[-2:] == ["streams", "pulls"]
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == known[:-3]
+    assert known[-3:] == ["streams", "pulls", "kafka_client"]
+
+
+def test_properties_of_kafkas_client_may_have_dots(monkeypatch):
+    monkeypatch.setenv("MY_PASSWORD", "s3cret")
+    text = """
+        kafka = "broker.test:9092"
+        [kafka_client]
+        security.protocol = "SASL_SSL"
+        "sasl.username" = "ann"
+        sasl.password = { env = "MY_PASSWORD" }
+        session.timeout.ms = 9000
+    """
+    assert Config(Path("a.toml"), text).kafka_client == {
+        "security.protocol": "SASL_SSL",
+        "sasl.username": "ann",
+        "sasl.password": "s3cret",
+        "session.timeout.ms": 9000,
+    }
+    with pytest.raises(ConfigurationError, match="write \\[kafka_client\\] above"):
+        Config(Path("a.toml"), "kafka_client = 1")
+    monkeypatch.delenv("MY_PASSWORD")
+    with pytest.raises(ConfigurationError, match="line 6: the environment variable MY_PASSWORD"):
+        _ = Config(Path("a.toml"), text).kafka_client
 
 
 @pytest.mark.slow

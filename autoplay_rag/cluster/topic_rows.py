@@ -1,0 +1,222 @@
+"""The rows of a topic's partitions: who reads each, and up to which message.
+
+| table | content |
+|---|---|
+| `topic_part` | the owner and the epoch of each partition of a topic, for each consumer group |
+| `topic_offset` | the topic's id, and the offset of the next message to be taken in |
+
+Owner and offset are apart: each transaction that takes messages in reads its row of `topic_part`
+`FOR SHARE`, and so never waits for the change of an offset.
+
+An offset is saved in the transaction that saves the payloads of the messages before it. So the
+payloads are there once, whatever happens between the broker and the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from autoplay_rag.cluster.asking import ask, execute
+from autoplay_rag.errors import FencedError
+from autoplay_rag.journal.inflow import TopicPart
+
+if TYPE_CHECKING:
+    from autoplay_rag.cluster.connection import Server
+    from autoplay_rag.stores.postgres.link import Connection, Link
+
+__all__ = ["TOPIC_TABLES", "UNREAD", "Held", "TopicRows"]
+
+TOPIC_TABLES: Final = (
+    """CREATE TABLE IF NOT EXISTS topic_part (
+        group_name text, topic text, part int, owner text, epoch bigint NOT NULL DEFAULT 0,
+        PRIMARY KEY (group_name, topic, part))""",
+    """CREATE TABLE IF NOT EXISTS topic_offset (
+        group_name text, topic text, part int, topic_id text NOT NULL,
+        next_offset bigint NOT NULL, end_offset bigint, missed bigint NOT NULL DEFAULT 0,
+        PRIMARY KEY (group_name, topic, part))""",
+)
+"""The statements that create these tables, for a schema in the search path."""
+
+UNREAD: Final = -1
+"""The offset of a partition before its first message."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A partition that this process reads.
+
+    Attributes:
+        part: Its number.
+        epoch: Its epoch. Another process that takes it over increases it.
+        topic_id: The id of the topic to which the offset belongs.
+        offset: The offset of the next message to be taken in; `UNREAD` before the first.
+    """
+
+    part: int
+    epoch: int
+    topic_id: str
+    offset: int
+
+
+class TopicRows:
+    """The statements on these tables, for one topic and group.
+
+    Args:
+        link: The connections.
+        schema: The quoted name of the schema.
+        topic: The name of the topic.
+        group: The name of the consumer group.
+
+    Raises:
+        JournalError: By each method, if the database does not answer, or refuses the statement.
+    """
+
+    def __init__(self, link: Link, schema: str, topic: str, group: str) -> None:
+        self._link = link
+        self._part = f"{schema}.topic_part"
+        self._offset = f"{schema}.topic_offset"
+        self._topic = topic
+        self._group = group
+
+    async def take(self, owner: str, topic_id: str, parts: Collection[int]) -> list[Held]:
+        """Make this process the reader of partitions.
+
+        It waits for the transaction of a former reader, which counts. No later one does. If the
+        topic was made anew, its first message is the next one.
+
+        Args:
+            owner: The name of this process.
+            topic_id: The id of the topic.
+            parts: The numbers of the partitions.
+        """
+        wanted = sorted(parts)
+
+        async def take(connection: Connection) -> list[Held]:
+            async with connection.transaction():
+                cursor = await connection.execute(
+                    f"INSERT INTO {self._part} AS p (group_name, topic, part, owner, epoch) "
+                    "SELECT %s, %s, one, %s, 1 FROM unnest(%s::int[]) AS one "
+                    "ON CONFLICT (group_name, topic, part) DO UPDATE "
+                    "SET owner = excluded.owner, epoch = p.epoch + 1 "
+                    "RETURNING part, epoch".encode(),
+                    (self._group, self._topic, owner, wanted),
+                )
+                epochs: dict[int, int] = dict(await cursor.fetchall())
+                # A statement of its own: it sees what the former reader has committed meanwhile.
+                cursor = await connection.execute(
+                    f"INSERT INTO {self._offset} AS o (group_name, topic, part, topic_id, "
+                    "next_offset) SELECT %s, %s, one, %s, %s FROM unnest(%s::int[]) AS one "
+                    "ON CONFLICT (group_name, topic, part) DO UPDATE SET "
+                    "topic_id = excluded.topic_id, next_offset = CASE WHEN "
+                    "o.topic_id = excluded.topic_id THEN o.next_offset ELSE excluded.next_offset "
+                    "END, end_offset = CASE WHEN o.topic_id = excluded.topic_id THEN o.end_offset "
+                    "END RETURNING part, next_offset".encode(),
+                    (self._group, self._topic, topic_id, UNREAD, wanted),
+                )
+                offsets: dict[int, int] = dict(await cursor.fetchall())
+            return [Held(one, epochs[one], topic_id, offsets[one]) for one in wanted]
+
+        return await ask(self._link, take)
+
+    async def current(self, part: int) -> Held | None:
+        """Return the epoch and the offset of a partition; None if it was never read."""
+        rows = await self._execute(
+            "SELECT p.part, p.epoch, o.topic_id, o.next_offset "
+            f"FROM {self._part} AS p JOIN {self._offset} AS o USING (group_name, topic, part) "
+            "WHERE p.group_name = %s AND p.topic = %s AND p.part = %s",
+            part,
+        )
+        return Held(*rows[0]) if rows else None
+
+    async def release(self, held: Collection[Held]) -> None:
+        """Note that nobody reads partitions any more, unless another process does already."""
+        await self._execute(
+            f"UPDATE {self._part} SET owner = NULL WHERE group_name = %s AND topic = %s "
+            "AND (part, epoch) IN (SELECT * FROM unnest(%s::int[], %s::bigint[]))",
+            [one.part for one in held],
+            [one.epoch for one in held],
+        )
+
+    async def restart(self, held: Held, missed: int) -> None:
+        """Go on with the first message that the topic has.
+
+        Args:
+            held: The partition.
+            missed: How many messages were deleted before they were read.
+        """
+        await self._execute(
+            f"UPDATE {self._offset} AS o SET next_offset = {UNREAD}, missed = missed + %s "
+            f"FROM {self._part} AS p WHERE p.group_name = %s AND p.topic = %s AND p.part = %s "
+            "AND p.epoch = %s AND o.group_name = p.group_name AND o.topic = p.topic "
+            "AND o.part = p.part",
+            held.part,
+            held.epoch,
+            before=(missed,),
+        )
+
+    async def note_ends(self, ends: Mapping[int, int]) -> None:
+        """Note which offset the next new message of each partition gets."""
+        await self._execute(
+            f"UPDATE {self._offset} AS o SET end_offset = n.last "
+            "FROM unnest(%s::int[], %s::bigint[]) AS n (part, last) "
+            "WHERE o.group_name = %s AND o.topic = %s AND o.part = n.part "
+            "AND o.end_offset IS DISTINCT FROM n.last",
+            before=([*ends.keys()], [*ends.values()]),
+        )
+
+    async def read(self) -> list[TopicPart]:
+        """Return all partitions that were ever read, in their order."""
+        rows = await self._execute(
+            "SELECT o.part, p.owner, o.next_offset, o.end_offset, o.missed "
+            f"FROM {self._offset} AS o LEFT JOIN {self._part} AS p USING (group_name, topic, part) "
+            "WHERE o.group_name = %s AND o.topic = %s ORDER BY o.part"
+        )
+        return [
+            TopicPart(part, owner, None if offset == UNREAD else offset, end, missed)
+            for part, owner, offset, end, missed in rows
+        ]
+
+    def advance(self, server: Server, held: Held, offset: int) -> None:
+        """Save in a transaction that the messages before an offset are taken in.
+
+        Args:
+            server: The connection, in the transaction that saves their payloads.
+            held: The partition, as it was before these messages.
+            offset: The offset after them.
+
+        Raises:
+            FencedError: If this process is not the reader any more, or the offset is another one
+                than it knows. The transaction must be rolled back.
+        """
+        where = (self._group, self._topic, held.part)
+        cursor = server.execute(
+            f"SELECT 1 FROM {self._part} WHERE group_name = %s AND topic = %s AND part = %s "
+            "AND epoch = %s FOR SHARE".encode(),
+            (*where, held.epoch),
+        )
+        if cursor.fetchone() is None:
+            raise FencedError(
+                f"another process reads partition {held.part} of the topic {self._topic}; nothing "
+                "was taken in here",
+                partitions=[held.part],
+            )
+        cursor = server.execute(
+            f"UPDATE {self._offset} SET next_offset = %s, "
+            "end_offset = greatest(end_offset, %s) WHERE group_name = %s AND topic = %s "
+            "AND part = %s AND topic_id = %s AND next_offset = %s".encode(),
+            (offset, offset, *where, held.topic_id, held.offset),
+        )
+        if not cursor.rowcount:
+            raise FencedError(
+                f"the offset of partition {held.part} of the topic {self._topic} is not "
+                f"{held.offset} any more; nothing was taken in",
+                partitions=[held.part],
+            )
+
+    async def _execute(
+        self, statement: str, *after: Any, before: Sequence[Any] = ()
+    ) -> list[tuple[Any, ...]]:
+        """Run a statement whose parameters name group and topic between others."""
+        return await execute(self._link, statement, *before, self._group, self._topic, *after)

@@ -1,0 +1,100 @@
+"""The member of a consumer group: confluent-kafka's, and what this package needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.aio import AIOConsumer
+
+from autoplay_rag.kafka.address import TopicAddress
+from autoplay_rag.kafka.settings import ClientSettings, explained
+
+__all__ = ["Consumer", "MakeConsumer", "OnTrouble", "make_consumer"]
+
+OnTrouble = Callable[[str], None]
+"""Called with the reason when the broker does not answer."""
+
+_DEFAULTS: Final = {
+    "session.timeout.ms": 6000,
+    "heartbeat.interval.ms": 1000,
+    "queued.max.messages.kbytes": 16384,
+    "reconnect.backoff.max.ms": 2000,
+    "log_level": 2,  # what it cannot do comes through `error_cb`, once instead of 20 times a second
+}
+_THREADS: Final = 3
+"""For a call, for one that a callback of it makes, and for closing."""
+
+
+class Consumer(Protocol):
+    """What is needed of `confluent_kafka.aio.AIOConsumer`."""
+
+    async def subscribe(self, topics: list[str], /, **callbacks: Any) -> None:
+        """Join the group."""
+
+    async def poll(self, seconds: float, /) -> Any:
+        """Return one message, or None."""
+
+    async def consume(self, count: int, seconds: float, /) -> list[Any]:
+        """Return messages that are there."""
+
+    async def incremental_assign(self, parts: list[Any], /) -> None:
+        """Read partitions, from their offsets on."""
+
+    async def incremental_unassign(self, parts: list[Any], /) -> None:
+        """Do not read partitions any more."""
+
+    async def seek(self, part: Any, /) -> None:
+        """Go on at another offset."""
+
+    async def commit(self, *, offsets: list[Any], asynchronous: bool) -> Any:
+        """Save offsets in the broker."""
+
+    async def get_watermark_offsets(self, part: Any, /, *, cached: bool) -> Any:
+        """Return the first offset of a partition, and the next new one."""
+
+    async def close(self) -> None:
+        """Leave the group."""
+
+
+MakeConsumer = Callable[[TopicAddress, ClientSettings, OnTrouble], Consumer]
+
+
+def make_consumer(
+    address: TopicAddress, settings: ClientSettings, on_trouble: OnTrouble
+) -> Consumer:
+    """Return a member of the group, which has not joined yet.
+
+    Offsets are not its business: it neither saves them by itself nor chooses where to begin. It is
+    never a static member: one that comes back after a pause must be told that its partitions are
+    gone.
+
+    Args:
+        address: The topic and the group.
+        settings: The properties of the client.
+        on_trouble: Called when the broker does not answer.
+
+    Raises:
+        ConfigurationError: If the client refuses its settings.
+    """
+
+    async def noted(error: KafkaError) -> None:
+        on_trouble(str(error.str()))
+
+    try:
+        return AIOConsumer(
+            settings.joined(
+                _DEFAULTS,
+                {"error_cb": noted},
+                bootstrap_servers=address.bootstrap,
+                group_id=address.group,
+                enable_auto_commit=False,
+                enable_auto_offset_store=False,
+                auto_offset_reset="error",
+                partition_assignment_strategy="cooperative-sticky",
+            ),
+            max_workers=_THREADS,
+        )
+    except KafkaException as error:
+        raise explained(error) from None
