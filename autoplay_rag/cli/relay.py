@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from autoplay_rag.cli.config import Config, ConfigOption, load_config
-from autoplay_rag.cli.console import log_client_failures, note, on_terminal, say
+from autoplay_rag.cli.console import log_client_failures, note, say
 from autoplay_rag.cli.interrupts import Interrupts
+from autoplay_rag.cli.kafka import GroupOption, KafkaOption, TopicOption, topic_of
 from autoplay_rag.cli.sources import SOURCES_HELP, Sources, sources_of
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from autoplay_rag.kafka.address import TopicAddress
@@ -34,31 +34,24 @@ def relay(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE",
-            help=f"{SOURCES_HELP} And webhook:connector for pushes of the connector and chat turns, "
-            "webhook:posthog, webhook:amplitude or webhook:segment.",
+            help=f"{SOURCES_HELP} And webhook:posthog, webhook:amplitude or webhook:segment. Without a "
+            "source, give --port: the relay takes pushes and chat turns only.",
         ),
     ] = None,
     *,
-    kafka: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="The brokers to ask first, with commas between them."),
-    ] = None,
-    topic: Annotated[str | None, typer.Option(metavar="NAME", help="The topic.")] = None,
+    kafka: KafkaOption = None,
+    topic: TopicOption = None,
+    group: GroupOption = None,
     partitions: Annotated[
         int, typer.Option(min=1, help="The number of partitions, if the topic has to be created.")
     ] = 6,
-    group: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="With --postgres: the group of the servers that read the topic."
-        ),
-    ] = None,
     postgres: Annotated[
         str | None,
         typer.Option(
             metavar="DSN",
             help="The database of the servers that read the topic, without a password, as for `serve`. "
-            "Then a payload is kept until they have it, and sent again if the broker loses the topic.",
+            "Then a payload is kept until the servers of --group have it, and sent again if the broker "
+            "loses the topic.",
         ),
     ] = None,
     journal: Annotated[
@@ -107,24 +100,33 @@ def relay(
     one exits at once. What is not delivered stays in the file for the next start.
     """
     file = load_config(config)
-    given = {"kafka": kafka, "topic": topic, "group": group, "postgres": postgres, "journal": journal}
+    given = {
+        "kafka": kafka,
+        "topic": topic,
+        "group": group,
+        "postgres": postgres,
+        "journal": journal,
+    }
     with file.explaining(name for name, value in given.items() if value is not None):
         sources = sources_of(url or [], [], file, retry_refusals=True)
+        address = topic_of(kafka, topic, group, file)
+        if address is None:
+            raise ConfigurationError(
+                "the relay needs --kafka HOST:PORT and --topic TOPIC, or both in autoplay-rag.toml"
+            )
         made = _relay_of(
-            kafka or file.get("kafka"),
-            topic or file.get("topic"),
-            group or file.get("group"),
+            address,
             postgres or file.get("postgres"),
             file,
             outbox=journal or file.journal or DEFAULT_OUTBOX,
             partitions=partitions,
             max_bytes=journal_max_bytes,
         )
-    if port is None and (sources.tools or sources.takes_pushes):
+    if port is None and sources.tools:
         port = DEFAULT_PORT
     if port is None and not sources.running:
         raise ConfigurationError(
-            "there is no source: name a stream, a pull endpoint or a webhook, or give --port"
+            "there is no source: name a stream, a pull endpoint or a webhook, or give --port for pushes"
         )
     if file.path is not None:
         note(f"settings: {file.path}")
@@ -133,9 +135,7 @@ def relay(
 
 
 def _relay_of(
-    brokers: str | None,
-    topic: str | None,
-    group: str | None,
+    address: TopicAddress,
     postgres: str | None,
     file: Config,
     *,
@@ -143,11 +143,6 @@ def _relay_of(
     partitions: int,
     max_bytes: int | None,
 ) -> Relay:
-    if not brokers or not topic:
-        raise ConfigurationError(
-            "kafka and topic are needed: give --kafka HOST:PORT and --topic NAME, or set both in "
-            "autoplay-rag.toml"
-        )
     if postgres is not None and not is_dsn(postgres):
         # Not quoted: it may have a password.
         raise ConfigurationError("postgres must have the form postgresql://USER@HOST/DATABASE")
@@ -161,9 +156,9 @@ def _relay_of(
         if value is not None
     }
     return Relay(
-        TopicAddress(brokers, topic, group or ""),
+        address,
         outbox=outbox,
-        settings=ClientSettings(file.get("kafka_client")),
+        settings=ClientSettings(file.kafka_client),
         partitions=partitions,
         postgres=None if postgres is None else public_dsn(postgres),
         **options,
@@ -174,7 +169,10 @@ def _server(made: Relay, host: str, port: int, allow_host: list[str]) -> Any:
     given = Keys.from_environment()
     # Without a key, only deliveries with a signature or a secret are let through.
     app = create_relay_app(
-        made, keys=given or Keys(local=secrets.token_urlsafe(32)), hosts=[host, *allow_host], audit=note
+        made,
+        keys=given or Keys(local=secrets.token_urlsafe(32)),
+        hosts=[host, *allow_host],
+        audit=note,
     )
     try:
         from autoplay_rag.serve.server import HttpServer
@@ -200,9 +198,7 @@ async def _relay(made: Relay, server: Any, sources: Sources) -> None:
         note("stopping: delivering what was received; press Ctrl-C again to exit at once")
 
     log_client_failures()
-    with Interrupts(
-        f"exited at once: what is not delivered stays in {made.outbox}"
-    ) as interrupts:
+    with Interrupts(f"exited at once: what is not delivered stays in {made.outbox}") as interrupts:
         async with AsyncExitStack() as stack:
             if server is not None:
                 stack.callback(server.close)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import msgspec
 
@@ -26,11 +26,13 @@ from autoplay_rag.payloads import ActionsPayload, Payload, SlimAction, SummaryPa
 from autoplay_rag.relay.outbox import Outbox, OutboxCounts, Outgoing, SessionTimes
 from autoplay_rag.relay.readers import Readers
 from autoplay_rag.relay.sender import Sender
-from autoplay_rag.relay.watch import TopicWatch
 from autoplay_rag.relay.worker import Arrival, RelayOutcome, RelayWorker
 from autoplay_rag.sources.cutting import DeviceSessions, Known
 from autoplay_rag.sources.known import action_key
 from autoplay_rag.sources.sessions import cut_names, is_cut_name
+
+if TYPE_CHECKING:
+    from autoplay_rag.relay.watch import TopicWatch
 
 __all__ = ["Relay"]
 
@@ -125,6 +127,8 @@ class Relay:
         """
         if self._run is not None:
             raise PipelineError("the relay is running already")
+        from autoplay_rag.relay.watch import TopicWatch  # needs the client library
+
         readers = None if self._postgres is None else Readers(self._postgres, self._address)
         try:
             outbox = await asyncio.to_thread(
