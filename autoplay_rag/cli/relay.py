@@ -92,7 +92,7 @@ def relay(
     """Pass on streams, pulls, webhooks and chat turns into a topic of Kafka, until stopped.
 
     While the broker is away, a bounded file keeps what comes in. A webhook is answered once the broker
-    has its payload. The settings of Kafka's clients come from the table [kafka_client] of the settings
+    has its payload. The settings of Kafka's clients come from the table kafka_client of the settings
     file, and from variables such as AUTOPLAY_RAG_KAFKA_SASL_PASSWORD, or from the files that these names
     with _FILE name. Keys come from the same variables as for `serve`.
 
