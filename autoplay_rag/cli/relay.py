@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -212,15 +213,26 @@ async def _relay(made: Relay, server: Any, sources: Sources) -> None:
                     note(sources.warning, "yellow")
                 for source in sources.running:
                     made.read_in_background(source)
-                if server is None:
-                    await stopping.wait()
-                else:
-                    await _serve(server, sources)
+                serving = stopping.wait() if server is None else _serve(server, sources)
+                await _either(serving, made.watch())
     counts = made.counts
     note(
         f"{counts.received} received, {counts.delivered} delivered, {counts.waiting} waiting, "
         f"{counts.overflow} lost, {counts.dead} refused by the topic"
     )
+
+
+async def _either(work: Coroutine[Any, Any, object], watch: Coroutine[Any, Any, None]) -> None:
+    """Await the work, or raise what the watch raises before."""
+    tasks = [asyncio.create_task(work), asyncio.create_task(watch)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def _serve(server: Any, sources: Sources) -> None:

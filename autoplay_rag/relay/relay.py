@@ -177,6 +177,8 @@ class Relay:
     async def _end(self, run: _Run) -> None:
         run.task.cancel()
         await asyncio.wait([run.task])
+        if not run.task.cancelled():
+            run.task.exception()  # `watch` raises it, and `health` says it
         await asyncio.to_thread(run.worker.close)
         self._counts = run.worker.counts
         if run.readers is not None:
@@ -193,6 +195,16 @@ class Relay:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    async def watch(self) -> None:
+        """Wait, and raise if the relay fails, which is a bug or a lack of memory.
+
+        Raises:
+            PipelineError: If it fails, or is not running.
+        """
+        if self._run is None:
+            raise PipelineClosedError("the relay is not running: use it inside `async with`")
+        await asyncio.shield(self._run.task)
 
     # -- in -----------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from autoplay_rag.errors import BrokerError
+from autoplay_rag.errors import BrokerError, ConfigurationError
 from autoplay_rag.kafka.address import TopicAddress
 from autoplay_rag.kafka.messages import headers_of
 from autoplay_rag.kafka.settings import ClientSettings, explained
@@ -87,9 +87,8 @@ class Sender:
             acks="all",
             partitioner="murmur2_random",
         )
-        # Made before anything is received, so that a wrong property is said at the start.
+        _new_producer(self._properties)  # so that a wrong property is said at the start
         self._producer: Any = None
-        _new_producer(self._properties)
         self._generation = 0
         self._topic_id = ""
         self._sent = 0
@@ -140,7 +139,10 @@ class Sender:
                     again,
                 )
             self._topic_id = topic_id
-        self._producer = _new_producer(self._properties)
+        try:
+            self._producer = _new_producer(self._properties)
+        except ConfigurationError as error:  # a file with a certificate may be gone for a moment
+            self._say(str(error))
 
     def _note_places(self, as_of: int) -> None:
         places = [(seq, part, at) for n, seq, part, at in self._delivered if n <= as_of]
