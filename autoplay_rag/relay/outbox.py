@@ -30,7 +30,7 @@ _SHRINK_PAGES: Final = 1000
 """Vacuuming this many pages takes about 10 ms."""
 _LOCKED_SECONDS: Final = 5.0
 _KEPT_SECONDS: Final = 2 * 86_400.0
-"""How long sessions and pulled actions are remembered. A session has at most a day, and a pull endpoint
+"""How long sessions and actions are remembered. A session has at most a day, and a pull endpoint
 keeps actions of a day."""
 _PRUNE_SECONDS: Final = 3600.0
 
@@ -43,7 +43,7 @@ CREATE INDEX message_place ON message (topic_id, part, place) WHERE state = 1;
 CREATE INDEX message_state ON message (state, seq) WHERE state <> 0;
 CREATE TABLE session (product TEXT, name TEXT, first REAL NOT NULL, last REAL NOT NULL,
     at REAL NOT NULL, PRIMARY KEY (product, name)) WITHOUT ROWID;
-CREATE TABLE pulled (action INTEGER PRIMARY KEY, at REAL NOT NULL)
+CREATE TABLE action (key INTEGER PRIMARY KEY, at REAL NOT NULL)
 """
 
 
@@ -77,7 +77,7 @@ class Outgoing(NamedTuple):
         key: The key of its message.
         value: The value of its message.
         session: Its session, if the source names none.
-        actions: The keys of its actions, if it was pulled.
+        actions: The keys of its actions, if a pull may bring them again.
     """
 
     kind: str
@@ -138,6 +138,10 @@ class Outbox:
         durability: What a commit survives: "normal" any end of the process, "full" also a power loss.
         clock: Returns the time in Unix seconds.
 
+    Attributes:
+        path: The file.
+        max_bytes: As above.
+
     Raises:
         JournalLockedError: If another process has it.
         JournalDamagedError: If it is damaged.
@@ -165,7 +169,7 @@ class Outbox:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.path = path
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._clock = clock
         self._pruned_at = float("-inf")
         self._lock = FileLock(path.with_name(path.name + ".lock"))
@@ -241,8 +245,8 @@ class Outbox:
 
     def _make_room(self, size: int) -> bool:
         """Forget the oldest of what is delivered and only kept, until there is room."""
-        while (excess := self._counts.bytes + size - self._max_bytes) > 0:
-            if size > self._max_bytes or not self._counts.unread:
+        while (excess := self._counts.bytes + size - self.max_bytes) > 0:
+            if size > self.max_bytes or not self._counts.unread:
                 return False
             rows = self._connection.execute(
                 "SELECT seq, size FROM message WHERE state = ? ORDER BY seq LIMIT 100",
@@ -354,7 +358,7 @@ class Outbox:
             rows = self._connection.execute(
                 "SELECT seq, size FROM message WHERE state = ? ORDER BY seq", (_State.DEAD,)
             ).fetchall()
-            excess = sum(size for _, size in rows) - self._max_bytes // _SET_ASIDE_PART
+            excess = sum(size for _, size in rows) - self.max_bytes // _SET_ASIDE_PART
             for one, size in rows:
                 if excess <= 0:
                     break
@@ -392,13 +396,13 @@ class Outbox:
         return found
 
     def known_actions(self, keys: Iterable[int]) -> set[int]:
-        """Return those of the keys of pulled actions that were taken in before."""
+        """Return those of the keys of actions that were taken in before."""
         with self._failures():
             return {
                 key
                 for key in keys
                 if self._connection.execute(
-                    "SELECT 1 FROM pulled WHERE action = ?", (_signed(key),)
+                    "SELECT 1 FROM action WHERE key = ?", (_signed(key),)
                 ).fetchone()
             }
 
@@ -417,7 +421,7 @@ class Outbox:
                 ),
             )
         self._connection.executemany(
-            "INSERT OR REPLACE INTO pulled VALUES (?, ?)",
+            "INSERT OR REPLACE INTO action VALUES (?, ?)",
             [(_signed(key), now) for key in message.actions],
         )
 
@@ -428,7 +432,7 @@ class Outbox:
         self._pruned_at = now
         before = now - _KEPT_SECONDS
         self._connection.execute("DELETE FROM session WHERE at < ?", (before,))
-        self._connection.execute("DELETE FROM pulled WHERE at < ?", (before,))
+        self._connection.execute("DELETE FROM action WHERE at < ?", (before,))
 
     # -- the file -----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import msgspec
 
 from autoplay_rag._checks import check_above, check_at_least, check_choice
 from autoplay_rag._describe import describe
+from autoplay_rag.content.identity import people_of
 from autoplay_rag.content.times import own_time
 from autoplay_rag.errors import ConfigurationError, PipelineClosedError, PipelineError
 from autoplay_rag.ingest.clients import C, Clients
@@ -233,7 +234,7 @@ class Relay:
 
     async def on_actions(self, payload: ActionsPayload) -> None:
         """Pass on a batch of actions; returns once it is in the outbox, or counted as lost."""
-        await self._keep(payload)
+        await self._keep(payload, actions=self._keys_of(payload))
 
     async def on_summary(self, payload: SummaryPayload) -> None:
         """Pass on a summary; returns once it is in the outbox, or counted as lost."""
@@ -254,7 +255,7 @@ class Relay:
             PipelineClosedError: If the relay is not running.
         """
         settled: asyncio.Future[RelayOutcome] = asyncio.get_running_loop().create_future()
-        if not await self._keep(payload, settled):
+        if not await self._keep(payload, settled, self._keys_of(payload)):
             return "overflow"
         try:
             async with asyncio.timeout(self._delivery_timeout):
@@ -293,12 +294,23 @@ class Relay:
 
     # -- pulled actions -----------------------------------------------------------------------
 
+    def _keys_of(self, payload: Payload) -> tuple[int, ...]:
+        """The keys of actions that a pull source may bring again."""
+        product_id = payload.product_id
+        if not isinstance(payload, ActionsPayload) or not self._clients.pull_sources(product_id):
+            return ()
+        user_id = people_of(payload).user_id
+        if user_id is None:
+            return ()
+        keys = (action_key(product_id, user_id, action) for action in payload.actions)
+        return tuple(key for key in keys if key is not None)
+
     def _hold_back(self, product_id: str) -> float:
         """Seconds by which pulled actions wait for a stream, which names their session."""
         return HOLD_SECONDS if self._clients.is_streaming(product_id) else 0.0
 
     async def _on_pulled(self, payload: ActionsPayload) -> None:
-        """Pass on the pulled actions that are new, also after a restart, in their sessions."""
+        """Pass on the pulled actions that no source has brought, also after a restart."""
         user_id = payload.user_id or ""
         keyed = [(action_key(payload.product_id, user_id, one), one) for one in payload.actions]
         keys = [key for key, _ in keyed if key is not None]

@@ -96,6 +96,7 @@ class Sender:
         self._in_flight = 0
         self._in_flight_bytes = 0
         self._alone_until = 0
+        self._has_alone = False
         self._failure = ""
         self._refused: list[tuple[int, int, str]] = []
         # Delivered: number of the report, number, partition, offset.
@@ -168,7 +169,8 @@ class Sender:
         while self._in_flight < _MOST and (row := self._next()) is not None:
             alone = row.seq <= self._alone_until
             size = len(row.value)
-            if self._in_flight and (alone or self._in_flight_bytes + size > _MOST_BYTES):
+            is_full = self._in_flight_bytes + size > _MOST_BYTES
+            if self._in_flight and (alone or self._has_alone or is_full):
                 return
             try:
                 self._produce(row, size, alone=alone)
@@ -182,6 +184,7 @@ class Sender:
             else:
                 self._in_flight += 1
                 self._in_flight_bytes += size
+                self._has_alone = alone
             self._sent = row.seq
             self._ahead.popleft()
 

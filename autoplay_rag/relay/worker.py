@@ -245,9 +245,10 @@ class RelayWorker:
         lost = seqs.count(None)
         if lost and not self._lost:
             _log.error(
-                "the outbox %s is full (%d bytes): payloads are LOST until the broker takes some",
+                "the outbox %s is full (%d of %d bytes): payloads are LOST until the broker takes some",
                 self._outbox.path,
                 self._outbox.counts.bytes,
+                self._outbox.max_bytes,
             )
         self._lost += lost
         if self._lost and seqs[-1] is not None:
