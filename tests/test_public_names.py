@@ -104,6 +104,7 @@ NAMES = {
         "find_running",
         "mint_token",
     ],
+    "autoplay_rag.relay": ["OutboxCounts", "Relay", "create_relay_app"],
     "autoplay_rag.sources": [
         "DeviceSessions",
         "LiveActivitySource",
@@ -117,7 +118,7 @@ NAMES = {
 }
 OPTIONAL = {
     "chromadb", "fastapi", "numpy", "onnxruntime", "openai", "pandas", "phonenumbers", "starlette",
-    "tokenizers", "typer", "uvicorn", "jwt", "prometheus_client",
+    "tokenizers", "typer", "uvicorn", "jwt", "prometheus_client", "confluent_kafka", "psycopg",
 }  # fmt: skip
 
 
@@ -143,6 +144,7 @@ def test_an_unknown_name_is_an_attribute_error():
         "autoplay_rag.stores",
         "autoplay_rag.embedders",
         "autoplay_rag.serve",
+        "autoplay_rag.relay",
         "autoplay_rag.sources",
         "autoplay_rag.testing",
     ],

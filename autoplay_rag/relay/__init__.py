@@ -16,21 +16,17 @@ from typing import TYPE_CHECKING
 from autoplay_rag._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from autoplay_rag.kafka.address import TopicAddress
-    from autoplay_rag.kafka.settings import ClientSettings
     from autoplay_rag.relay.app import create_relay_app
     from autoplay_rag.relay.outbox import OutboxCounts
     from autoplay_rag.relay.relay import Relay
 
-__all__ = ["ClientSettings", "OutboxCounts", "Relay", "TopicAddress", "create_relay_app"]
+__all__ = ["OutboxCounts", "Relay", "create_relay_app"]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "ClientSettings": "autoplay_rag.kafka.settings",
         "OutboxCounts": "autoplay_rag.relay.outbox",
         "Relay": "autoplay_rag.relay.relay",
-        "TopicAddress": "autoplay_rag.kafka.address",
         "create_relay_app": "autoplay_rag.relay.app",
     },
 )

@@ -5,6 +5,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from pull_server import server  # noqa: F401 - a fixture
 
 from autoplay_rag.kafka.address import TopicAddress
 from autoplay_rag.kafka.messages import payload_of

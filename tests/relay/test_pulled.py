@@ -1,14 +1,12 @@
 """Pulled actions go into the topic once, in the same sessions, also after a restart of the relay."""
 
-from pull_server import server  # noqa: F401 - a fixture
-
 from autoplay_rag import ActionsPayload, SlimAction
 from autoplay_rag.sources import LiveActivitySource
 
 AT = 1.7e9
 
 
-async def pull(relay, server):  # noqa: F811 - the fixture
+async def pull(relay, server):
     """Let a new source pull the user once."""
     source = relay.attach(LiveActivitySource(server.url, "acme", "key", users=()))
     await source.get("u1")
@@ -18,7 +16,7 @@ def titles(payloads):
     return [[action.title for action in one.actions] for one in payloads]
 
 
-async def test_after_a_restart_only_new_actions_go_on(make_relay, reader, server):  # noqa: F811
+async def test_after_a_restart_only_new_actions_go_on(make_relay, reader, server):
     server.click("u1", "Open", AT)
     async with make_relay() as relay:
         await pull(relay, server)
@@ -36,7 +34,7 @@ async def test_after_a_restart_only_new_actions_go_on(make_relay, reader, server
     assert {one.user_id for one in found} == {"u1"}
 
 
-async def test_what_a_stream_has_brought_is_not_pulled_again(make_relay, reader, server):  # noqa: F811
+async def test_what_a_stream_has_brought_is_not_pulled_again(make_relay, reader, server):
     server.click("u1", "Open", AT)
     server.click("u1", "Export", AT + 10)
     action = SlimAction("Open", "", "https://a.test/p", 0, "click", AT, AT)

@@ -6,8 +6,9 @@ import pytest
 
 from autoplay_rag import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
 from autoplay_rag.errors import ConfigurationError, JournalLockedError, PipelineClosedError
+from autoplay_rag.kafka.address import TopicAddress
 from autoplay_rag.kafka.messages import key_of, payload_of
-from autoplay_rag.relay import Relay, TopicAddress
+from autoplay_rag.relay import Relay
 
 
 def payload(n, session="s1", text=""):
