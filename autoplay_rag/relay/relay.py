@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
@@ -180,6 +181,10 @@ class Relay:
         await asyncio.wait([run.task])
         if not run.task.cancelled():
             run.task.exception()  # `watch` raises it, and `health` says it
+        if run.readers is not None and run.watch.is_available:
+            # What was delivered since the last look is noted, and not sent again by the next run.
+            with suppress(PipelineClosedError):
+                await run.watch.look_at_topic()
         await asyncio.to_thread(run.worker.close)
         self._counts = run.worker.counts
         if run.readers is not None:

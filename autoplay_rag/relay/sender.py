@@ -134,8 +134,8 @@ class Sender:
             again = self._outbox.send_again(topic_id)
             if known:
                 _log.warning(
-                    "the %s was made anew: sending again what its readers do not have (%d delivered "
-                    "payloads)",
+                    "the %s was made anew: %d delivered payloads that its readers do not have are sent "
+                    "again",
                     self._address,
                     again,
                 )

@@ -63,11 +63,16 @@ class TopicWatch:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            await self._look_at_topic()
+            await self.look_at_topic()
             await self._look_at_readers()
             await asyncio.sleep(_EVERY_SECONDS)
 
-    async def _look_at_topic(self) -> None:
+    async def look_at_topic(self) -> None:
+        """Look once whether the topic is there, and tell the worker.
+
+        Raises:
+            PipelineClosedError: If the worker has ended.
+        """
         as_of = self._worker.reports
         try:
             topic = await self._topic()

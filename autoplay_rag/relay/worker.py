@@ -71,6 +71,7 @@ class RelayWorker:
         self._outbox = outbox
         self._sender = make_sender(self._on_settled)
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._arrivals: list[Arrival] = []
         self._asked: set[ThreadFuture[Any]] = set()
         self._awaited: dict[int, asyncio.Future[RelayOutcome]] = {}
         self._results: list[tuple[asyncio.Future[Any], Any]] = []
@@ -187,14 +188,14 @@ class RelayWorker:
             self._give_up()
 
     def _turn(self) -> None:
-        arrivals: list[Arrival] = []
         for item in self._taken():
             if isinstance(item, Arrival):
-                arrivals.append(item)
+                self._arrivals.append(item)
             else:
                 self._guarded(item)
-        if arrivals:
-            self._save(arrivals)
+        if self._arrivals:
+            self._save(self._arrivals)
+            self._arrivals = []
         self._guarded(self._sender.work)
         if self._drains and not self._sender.undelivered and self._inbox.empty():
             self._results += [(drained, True) for drained in self._drains]
@@ -282,12 +283,14 @@ class RelayWorker:
             except queue.Empty:
                 break
             if isinstance(item, Arrival):
-                self._results.append((item.saved, False))
+                self._arrivals.append(item)
+        self._results += [(arrival.saved, False) for arrival in self._arrivals]
         self._results += [(future, "waiting") for future in self._awaited.values()]
         self._results += [(drained, False) for drained in self._drains]
         self._announce()
         for answer in self._asked:
-            answer.set_exception(PipelineClosedError("the relay was closed during the call"))
+            if not answer.done():
+                answer.set_exception(PipelineClosedError("the relay was closed during the call"))
 
 
 def _set_results(results: list[tuple[asyncio.Future[Any], Any]]) -> None:

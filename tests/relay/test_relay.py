@@ -1,14 +1,18 @@
 """The relay as a library: everything arrives, in order, whatever happens to the broker."""
 
 import asyncio
+import hashlib
+import hmac
 
+import httpx
 import pytest
 
-from autoplay_rag import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
+from autoplay_rag import ActionsPayload, ChatTurn, SlimAction, SummaryPayload, webhook_app
 from autoplay_rag.errors import ConfigurationError, JournalLockedError, PipelineClosedError
 from autoplay_rag.kafka.address import TopicAddress
 from autoplay_rag.kafka.messages import key_of, payload_of
 from autoplay_rag.relay import Relay
+from autoplay_rag.relay.outbox import Outbox
 
 
 def payload(n, session="s1", text=""):
@@ -167,3 +171,40 @@ async def test_a_relay_that_does_not_run_takes_nothing(make_relay):
     with pytest.raises(PipelineClosedError):
         await relay.on_actions(payload(1))
     assert not relay.is_running
+
+
+async def test_a_failure_of_the_thread_is_said_and_nobody_waits_forever(make_relay, monkeypatch):
+    """A bug must not look like a quiet stream."""
+    async with make_relay(drain_timeout=0) as relay:
+        await relay.on_actions(payload(1))
+
+        def fail(_outbox, _messages):
+            raise ZeroDivisionError("a bug")
+
+        monkeypatch.setattr(Outbox, "put", fail)
+        assert await relay.accept(payload(2)) == "overflow"
+        with pytest.raises(PipelineClosedError):
+            await relay.watch()
+        assert relay.health.state == "failed"
+        assert not relay.is_running
+        with pytest.raises(PipelineClosedError):
+            await relay.accept(payload(3))
+        monkeypatch.undo()
+        with pytest.raises(PipelineClosedError):
+            await relay.aclose()
+    async with make_relay() as relay:
+        assert await relay.drain(30)
+        assert relay.counts.received == 1
+
+
+async def test_webhook_app_takes_a_relay(make_relay, restarted):
+    body = b'{"type": "summary", "product_id": "acme", "session_id": "s1", "summary": "Exported."}'
+    signature = hmac.new(b"secret-of-tests", body, hashlib.sha256).hexdigest()
+    headers = {"x-connector-signature": f"sha256={signature}"}
+    restarted.kill()
+    async with make_relay(delivery_timeout=0.1, drain_timeout=0) as relay:
+        transport = httpx.ASGITransport(webhook_app(relay, "secret-of-tests"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://a.test") as http:
+            answer = await http.post("/", content=body, headers=headers)
+    assert answer.status_code == 503
+    assert "broker" in answer.text
