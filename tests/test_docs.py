@@ -46,6 +46,7 @@ ELSEWHERE = {
     "recipes/serve.md": "tests/serve/test_recipe.py",
     "recipes/mcp.md": "tests/serve/test_mcp_recipe.py",
     "recipes/webhook.md": "tests/connector/test_webhook.py",
+    "recipes/kafka-relay.md": "tests/relay/test_recipe.py",
     "recipes/opentelemetry.md": "tests/test_tracing.py",
     "recipes/fastapi-agent.md": "integrations/langchain-autoplay/tests/test_recipe.py",
     "recipes/langgraph.md": "integrations/langchain-autoplay/tests/test_recipe_langgraph.py",

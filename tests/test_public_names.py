@@ -105,6 +105,7 @@ NAMES = {
         "find_running",
         "mint_token",
     ],
+    "autoplay_rag.relay": ["OutboxCounts", "Relay", "create_relay_app"],
     "autoplay_rag.sources": [
         "DeviceSessions",
         "LiveActivitySource",
@@ -152,6 +153,7 @@ def test_an_unknown_name_is_an_attribute_error():
         "autoplay_rag.embedders",
         "autoplay_rag.kafka",
         "autoplay_rag.serve",
+        "autoplay_rag.relay",
         "autoplay_rag.sources",
         "autoplay_rag.testing",
     ],
