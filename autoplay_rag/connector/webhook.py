@@ -322,7 +322,11 @@ class _WebhookApp:
             # Logged, not returned: the message may name files of this machine.
             logger.warning("a delivered payload could not be kept: %s", error)
             return _UNAVAILABLE, "the payload could not be kept now"
-        return (_UNAVAILABLE, "the journal is full") if outcome == "overflow" else (_OK, outcome)
+        if outcome == "overflow":
+            return _UNAVAILABLE, "the journal is full"
+        if outcome == "waiting":  # of a relay
+            return _UNAVAILABLE, "the broker does not answer"
+        return _OK, outcome
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """Start and close the pipeline with the server, unless it was running already."""

@@ -20,7 +20,7 @@ from autoplay_rag.decoding import decode
 from autoplay_rag.errors import DecodeError
 from autoplay_rag.payloads import Payload
 
-__all__ = ["Message", "key_of", "message_of", "payload_of"]
+__all__ = ["Message", "headers_of", "key_of", "message_of", "payload_of"]
 
 _JSON: Final = b"application/json"
 _encode = msgspec.json.Encoder().encode
@@ -50,6 +50,19 @@ def key_of(product_id: str, session_id: str | None) -> bytes | None:
     return f"{product_id}/{session_id}".encode("utf-8", "replace") if session_id else None
 
 
+def headers_of(kind: str) -> tuple[tuple[str, bytes], ...]:
+    """Return the headers of a payload's message.
+
+    Args:
+        kind: The type of the payload.
+
+    Example:
+        >>> headers_of("summary")
+        (('type', b'summary'), ('content-type', b'application/json'))
+    """
+    return (("type", kind.encode()), ("content-type", _JSON))
+
+
 def message_of(payload: Payload) -> Message:
     """Return the message that carries a payload.
 
@@ -63,8 +76,7 @@ def message_of(payload: Payload) -> Message:
     except UnicodeEncodeError:  # lone surrogates, in a payload that did not come from `decode`
         payload = type(payload).from_dict(payload.to_dict())
         value = _encode(payload)
-    headers = (("type", payload.kind.encode()), ("content-type", _JSON))
-    return Message(key_of(payload.product_id, payload.session_id), value, headers)
+    return Message(key_of(payload.product_id, payload.session_id), value, headers_of(payload.kind))
 
 
 def payload_of(value: bytes | None) -> Payload:

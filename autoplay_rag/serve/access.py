@@ -16,7 +16,7 @@ from autoplay_rag.serve.problems import ProblemError
 from autoplay_rag.serve.pulling import AskedPulls
 from autoplay_rag.serve.serving import serving_of
 
-__all__ = ["Access", "Ids", "Needs", "needs_of", "opened_access"]
+__all__ = ["Access", "Admits", "Caller", "Ids", "Needs", "needs_of", "opened_access"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +42,27 @@ class Ids:
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
-    """One request that was let through.
+class Caller:
+    """Who makes a request that was let through.
 
     Attributes:
         principal: Who makes it; None only on an open route.
         audit: Its line in the audit log.
-        pipeline: Answers it.
-        pulls: Pulls the user whom it asks about; None pulls nobody.
     """
 
     principal: Principal | None
     audit: AuditRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Access(Caller):
+    """One request to a pipeline that was let through.
+
+    Attributes:
+        pipeline: Answers it.
+        pulls: Pulls the user whom it asks about; None pulls nobody.
+    """
+
     pipeline: IngestPipeline
     pulls: AskedPulls | None = None
 
@@ -122,8 +131,8 @@ class Access:
             )
 
 
-class Needs:
-    """A dependency of a route: what the route needs.
+class Admits:
+    """A dependency of a route that takes payloads, or says how the process is: what the route needs.
 
     Args:
         need: What the route needs.
@@ -134,7 +143,7 @@ class Needs:
         self.need = need
         self.audited = audited
 
-    async def __call__(self, request: Request) -> Access:
+    async def __call__(self, request: Request) -> Caller:
         """Let a request through.
 
         Raises:
@@ -142,10 +151,9 @@ class Needs:
         """
         principal: Principal | None = request.scope["state"]["principal"]
         route = f"{request.method} {getattr(request.scope.get('route'), 'path_format', '')}"
-        serving = serving_of(request)
-        access = opened_access(principal, route, serving.pipeline, serving.pulls)
+        caller = Caller(principal, _record_of(principal, route))
         if self.audited:
-            request.scope["state"]["audit"] = access.audit
+            request.scope["state"]["audit"] = caller.audit
         if self.need != "open":
             if principal is None:
                 raise ProblemError(
@@ -155,7 +163,17 @@ class Needs:
                 )
             if not principal.allows(self.need):
                 raise ProblemError(403, f"This needs {_SAID[self.need]}.")
-        return access
+        return caller
+
+
+class Needs(Admits):
+    """A dependency of a route to a pipeline; see `Admits`."""
+
+    async def __call__(self, request: Request) -> Access:
+        """Let a request through; as `Admits`."""
+        caller = await Admits.__call__(self, request)
+        serving = serving_of(request)
+        return Access(caller.principal, caller.audit, serving.pipeline, serving.pulls)
 
 
 def opened_access(
@@ -172,11 +190,15 @@ def opened_access(
         pipeline: Answers it.
         pulls: Pulls the user whom it asks about; None pulls nobody.
     """
+    return Access(principal, _record_of(principal, route), pipeline, pulls)
+
+
+def _record_of(principal: Principal | None, route: str) -> AuditRecord:
     record = AuditRecord(principal.name if principal else "nobody", route)
     if principal is not None and principal.bound is not None:
         bound = principal.bound
         record.about({"user_id": bound.user_id, "session_id": bound.session_id})
-    return Access(principal, record, pipeline, pulls)
+    return record
 
 
 _SAID: dict[Need, str] = {
@@ -187,11 +209,11 @@ _SAID: dict[Need, str] = {
 }
 
 
-def needs_of(dependant: Dependant) -> list[Needs]:
+def needs_of(dependant: Dependant) -> list[Admits]:
     """Return the needs among the dependencies of a route, at any depth."""
-    found: list[Needs] = []
+    found: list[Admits] = []
     for one in dependant.dependencies:
-        if isinstance(one.call, Needs):
+        if isinstance(one.call, Admits):
             found.append(one.call)
         found += needs_of(one)
     return found

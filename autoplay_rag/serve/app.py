@@ -5,30 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, nullcontext
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from autoplay_rag._checks import check_above, check_choice
-from autoplay_rag._secrets import secret_from
-from autoplay_rag.connector.webhook import WebhookReceiver
-from autoplay_rag.errors import ConfigurationError, MissingExtraError, PipelineError
+from autoplay_rag._checks import check_choice
+from autoplay_rag.errors import MissingExtraError, PipelineError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.audit import AuditSink, log_line
 from autoplay_rag.serve.keys import Keys
+from autoplay_rag.serve.settings import checked_settings
 from autoplay_rag.serve.tokens import SigningKeys
-from autoplay_rag.sources.specs import ANALYTICS_TOOLS, AnalyticsTool
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from autoplay_rag.serve.jobs import JobKind
 
-__all__ = ["WEBHOOK_VARIABLE", "create_app"]
+__all__ = ["create_app"]
 
-WEBHOOK_VARIABLE: Final = "AUTOPLAY_RAG_WEBHOOK_SECRET"
-_ANALYTICS_VARIABLE: Final = "AUTOPLAY_RAG_{}_SECRET"
 Routes: TypeAlias = Literal["all", "health"]
-_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 def create_app(
@@ -92,62 +86,28 @@ def create_app(
         >>> pipeline = IngestPipeline(store=MemoryStore())
         >>> app = create_app(pipeline, keys=Keys(admin="change-me-to-a-secret"))
     """
-    keys = keys if keys is not None else Keys.from_environment()
-    if not keys:
-        raise ConfigurationError(
-            "there is no key: set AUTOPLAY_RAG_ADMIN_KEY, or give keys=Keys(admin=...)"
-        )
-    if isinstance(hosts, str) or isinstance(cors_origins, str):
-        raise ConfigurationError("hosts and cors_origins are lists of texts, not one text")
-    if "*" in cors_origins or "*" in hosts:
-        raise ConfigurationError("hosts and cors_origins take names, not '*'")
-    check_above("max_body_bytes", max_body_bytes, whole=True)
-    check_above("rate", rate)
     check_choice("routes", routes, get_args(Routes))
     signing = signing_keys if signing_keys is not None else SigningKeys.from_environment()
-    secret = webhook_secret if webhook_secret is not None else secret_from(WEBHOOK_VARIABLE)
+    settings = checked_settings(
+        keys=keys,
+        signing=signing,
+        webhook_secret=webhook_secret,
+        analytics_secrets=analytics_secrets,
+        hosts=hosts,
+        cors_origins=cors_origins,
+        max_body_bytes=max_body_bytes,
+        rate=rate,
+        audit=audit,
+    )
     try:
         from autoplay_rag.serve.building import build
-        from autoplay_rag.serve.settings import Settings
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("autoplay_rag"):
             raise
         raise MissingExtraError("create_app()", "serve") from None
     return build(
-        pipeline,
-        Settings(
-            keys=keys,
-            signing=signing,
-            webhooks=WebhookReceiver(secret) if secret else None,
-            analytics_secrets=_analytics_secrets(analytics_secrets, secret),
-            hosts=frozenset((*_LOOPBACK, *(host.lower() for host in hosts))),
-            cors_origins=frozenset(cors_origins),
-            max_body_bytes=max_body_bytes,
-            rate=rate,
-            audit=audit,
-            job_kinds=dict(job_kinds or {}),
-            routes=routes,
-            version=version("autoplay-rag"),
-        ),
-        _living(pipeline),
+        pipeline, settings, _living(pipeline), job_kinds=dict(job_kinds or {}), routes=routes
     )
-
-
-def _analytics_secrets(
-    given: Mapping[str, str] | None, default: str | None
-) -> dict[AnalyticsTool, str]:
-    if given is not None:
-        for tool, secret in given.items():
-            check_choice("a key of analytics_secrets", tool, ANALYTICS_TOOLS)
-            if not secret:
-                raise ConfigurationError(f"the secret of {tool} is empty")
-    found: dict[AnalyticsTool, str] = {}
-    for known in ANALYTICS_TOOLS:
-        variable = _ANALYTICS_VARIABLE.format(known.upper())
-        own = secret_from(variable) if given is None else given.get(known)
-        if named := own or default:
-            found[known] = named
-    return found
 
 
 def _living(pipeline: IngestPipeline) -> Any:

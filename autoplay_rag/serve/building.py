@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -16,7 +17,7 @@ from autoplay_rag.serve.browsers import Browsers
 from autoplay_rag.serve.guard import Guard, GuardSettings
 from autoplay_rag.serve.history import History
 from autoplay_rag.serve.inspector import ROUTERS as PAGES
-from autoplay_rag.serve.jobs import KINDS, Jobs
+from autoplay_rag.serve.jobs import KINDS, JobKind, Jobs
 from autoplay_rag.serve.metrics import Metrics
 from autoplay_rag.serve.openapi import describe_api
 from autoplay_rag.serve.problems import handle_problems
@@ -39,10 +40,10 @@ from autoplay_rag.serve.routes import (
     turns,
     webhooks,
 )
-from autoplay_rag.serve.serving import Endpoint, Serving
+from autoplay_rag.serve.serving import Endpoint, Receiving, Serving
 from autoplay_rag.serve.settings import Settings
 
-__all__ = ["ROUTERS", "build"]
+__all__ = ["ROUTERS", "assembled", "build"]
 
 ROUTERS = [
     part.router
@@ -53,18 +54,74 @@ ROUTERS = [
 ] + PAGES  # fmt: skip
 
 
-def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAPI:
-    """Make the application.
+def build(
+    pipeline: IngestPipeline,
+    settings: Settings,
+    lifespan: Any,
+    *,
+    job_kinds: Mapping[str, JobKind],
+    routes: str,
+) -> FastAPI:
+    """Make the application of a pipeline.
 
     Args:
         pipeline: Takes and finds everything.
         settings: What is allowed.
         lifespan: Runs around the application.
+        job_kinds: More kinds of jobs, by name.
+        routes: "health" for the probes and metrics only.
     """
+    has_all = routes == "all"
+    authenticator = Authenticator(settings.keys, settings.signing)
+    browsers = Browsers(authenticator)
+    serving = Serving(
+        intake=pipeline,
+        pipeline=pipeline,
+        settings=settings,
+        jobs=Jobs(pipeline, {**KINDS, **job_kinds}),
+        job_kinds=job_kinds,
+        browsers=browsers,
+        history=History(pipeline),
+        events=EventIntake(pipeline),
+        pulls=AskedPulls(pipeline),
+    )
+    serving.mcp = _mcp_endpoint(pipeline, serving.pulls) if has_all else None
+    app = assembled(
+        serving,
+        ROUTERS if has_all else [health.router],
+        lifespan,
+        authenticator=authenticator,
+        browsers=browsers,
+        description="What users are doing right now, and what they did.",
+    )
+    app.state.metrics = Metrics(serving)
+    return app
+
+
+def assembled(
+    receiving: Receiving,
+    routers: Sequence[APIRouter],
+    lifespan: Any,
+    *,
+    authenticator: Authenticator,
+    browsers: Browsers,
+    description: str,
+) -> FastAPI:
+    """Make an application of routes, behind the guard.
+
+    Args:
+        receiving: What the routes share.
+        routers: The routes.
+        lifespan: Runs around the application.
+        authenticator: Recognises credentials.
+        browsers: Have the credentials of cookies.
+        description: What the application does, for its OpenAPI document.
+    """
+    settings = receiving.settings
     app = FastAPI(
         title="autoplay-rag",
         version=settings.version,
-        description="What users are doing right now, and what they did.",
+        description=description,
         docs_url=None,  # the page would load scripts from elsewhere
         redoc_url=None,
         # FastAPI's own spans have paths and query strings, and its logs the text of errors: both
@@ -72,26 +129,11 @@ def build(pipeline: IngestPipeline, settings: Settings, lifespan: Any) -> FastAP
         telemetry={"tracing": False, "logs": False},
         lifespan=lifespan,
     )
-    has_all = settings.routes == "all"
-    for router in ROUTERS if has_all else [health.router]:
+    for router in routers:
         _check_needs(router)
         app.include_router(router)
     handle_problems(app)
-    authenticator = Authenticator(settings.keys, settings.signing)
-    browsers = Browsers(authenticator)
-    kinds = {**KINDS, **settings.job_kinds}
-    serving = Serving(
-        pipeline,
-        settings,
-        Jobs(pipeline, kinds),
-        browsers,
-        History(pipeline),
-        EventIntake(pipeline),
-        AskedPulls(pipeline),
-    )
-    serving.mcp = _mcp_endpoint(pipeline, serving.pulls) if has_all else None
-    app.state.serving = serving
-    app.state.metrics = Metrics(serving)
+    app.state.serving = receiving
     app.add_middleware(
         Guard,
         settings=GuardSettings(

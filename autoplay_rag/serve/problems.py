@@ -26,7 +26,15 @@ from autoplay_rag.errors import (
     UnsupportedFilterError,
 )
 
-__all__ = ["MEDIA_TYPE", "SCHEMA", "ProblemError", "handle_problems", "problem", "problem_of"]
+__all__ = [
+    "MEDIA_TYPE",
+    "SCHEMA",
+    "ProblemError",
+    "check_kept",
+    "handle_problems",
+    "problem",
+    "problem_of",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +92,23 @@ class ProblemError(Exception):
         self.status = status
         self.detail = detail
         self.headers = headers
+
+
+_NOT_KEPT: Final[Mapping[str, str]] = {
+    "overflow": "There is no room: the payload was not kept. Send it again.",
+    "waiting": "The broker does not answer. Send it again: what comes twice is stored once.",
+}
+
+
+def check_kept(*outcomes: str) -> None:
+    """Check that what was accepted is where it is safe.
+
+    Raises:
+        ProblemError: 503 if one of the outcomes means that the sender has to send it again.
+    """
+    for outcome, detail in _NOT_KEPT.items():
+        if outcome in outcomes:
+            raise ProblemError(503, detail, {"retry-after": "10"})
 
 
 def problem(

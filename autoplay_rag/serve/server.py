@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from autoplay_rag._loop_server import LoopServer, bind
 from autoplay_rag.serve.heads import protocol_with_limit
-from autoplay_rag.serve.serving import Serving
+from autoplay_rag.serve.serving import Receiving
 
 __all__ = ["HttpServer"]
 
@@ -30,7 +30,7 @@ class HttpServer(LoopServer):
     """An HTTP server in the running event loop. It leaves the signals to the process.
 
     Args:
-        app: The application of `create_app`.
+        app: The application of `create_app` or `create_relay_app`.
         host: The address to bind.
         port: The port; 0 lets the system choose.
 
@@ -55,7 +55,7 @@ class HttpServer(LoopServer):
             timeout_keep_alive=_IDLE_SECONDS,
         )
         super().__init__(config, grace=_GRACE_SECONDS)
-        self._serving: Serving = app.state.serving
+        self._serving: Receiving = app.state.serving
         self._socket = bind(host, port)
         self._host = host
         self.port: int = self._socket.getsockname()[1]

@@ -16,7 +16,7 @@ from test_kubernetes import MODELS, faults, kustomized
 from autoplay_rag.cli.app import run
 from autoplay_rag.cli.config import Config
 from autoplay_rag.serve import keys, tokens
-from autoplay_rag.serve.app import WEBHOOK_VARIABLE
+from autoplay_rag.serve.settings import WEBHOOK_VARIABLE
 from autoplay_rag.stores.postgres.dsn import VARIABLE, parameters_of
 
 CLUSTER = DEPLOY / "cluster"

@@ -13,7 +13,7 @@ from pushing import mount, works
 
 from autoplay_rag.cli.config import Config
 from autoplay_rag.serve import keys, tokens
-from autoplay_rag.serve.app import WEBHOOK_VARIABLE
+from autoplay_rag.serve.settings import WEBHOOK_VARIABLE
 
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICE = COMPOSE["services"]["serve"]

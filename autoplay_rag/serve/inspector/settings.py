@@ -64,7 +64,7 @@ def _server(serving: Serving) -> dict[str, str]:
         "cors_origins": ", ".join(sorted(found.cors_origins)) or "none",
         "max_body_bytes": _shown(found.max_body_bytes),
         "rate": f"{found.rate:g} per second and key",
-        "job_kinds": ", ".join(sorted(found.job_kinds)) or "the four of the package",
+        "job_kinds": ", ".join(sorted(serving.job_kinds)) or "the four of the package",
         "mcp": "served at /mcp" if serving.mcp else "not installed: install the extra `mcp`",
     }
 

@@ -13,10 +13,10 @@ from fastapi import APIRouter, Depends, Path, Request
 
 from autoplay_rag.connector.sse import MAX_EVENT_BYTES
 from autoplay_rag.errors import DecodeError, SignatureError
-from autoplay_rag.serve.access import Access, Needs
+from autoplay_rag.serve.access import Admits, Caller
 from autoplay_rag.serve.models import EventsAnswer, Id
-from autoplay_rag.serve.problems import ProblemError
-from autoplay_rag.serve.serving import serving_of
+from autoplay_rag.serve.problems import ProblemError, check_kept
+from autoplay_rag.serve.serving import receiving_of
 from autoplay_rag.sources.analytics import Events
 from autoplay_rag.sources.specs import AnalyticsTool
 from autoplay_rag.sources.tools import READERS, check_sender
@@ -43,20 +43,20 @@ async def analytics(
     product_id: Annotated[Id, Path()],
     tool: Annotated[AnalyticsTool, Path()],
     request: Request,
-    access: Annotated[Access, Depends(Needs("open"))],
+    caller: Annotated[Caller, Depends(Admits("open"))],
 ) -> EventsAnswer:
     """Accept events of PostHog, Amplitude, Segment or RudderStack, one or many.
 
-    Answers once they are in the journal. An event that cannot be read is counted as `bad`, and
+    Answers once they are in the journal, or in the topic of a relay. An event that cannot be read is counted as `bad`, and
     costs no other. The request is let through by the secret (`X-Webhook-Secret`), by Segment's
     signature (`X-Signature`), or by an ingest key. The body may be compressed with gzip.
     """
     raw = await request.body()
-    _check(request, tool, raw, access)
-    serving = serving_of(request)
+    _check(request, tool, raw, caller)
+    receiving = receiving_of(request)
     read = partial(_read, raw, request.headers.get("content-encoding", ""), tool)
     found = await asyncio.to_thread(read) if len(raw) > _LARGE_BODY or _is_gzip(raw) else read()
-    outcomes = await serving.events.take(found.events, product_id)
+    outcomes = await receiving.events.take(found.events, product_id)
     answer = EventsAnswer(
         **{
             name: outcomes[name]
@@ -67,24 +67,23 @@ async def analytics(
         bad=found.bad,
     )
     for name, count in answer.model_dump().items():
-        serving.event_counts[tool, name] += count
+        receiving.event_counts[tool, name] += count
     if found.bad:
         _log.warning(
             "%s: %d events could not be read, %d could", tool, found.bad, len(found.events)
         )
-    if outcomes["overflow"]:
-        # What was accepted is a duplicate when the request comes again.
-        raise ProblemError(503, "The journal is full.", {"retry-after": "10"})
+    # What was accepted is a duplicate when the request comes again.
+    check_kept(*outcomes)
     return answer
 
 
-def _check(request: Request, tool: AnalyticsTool, raw: bytes, access: Access) -> None:
+def _check(request: Request, tool: AnalyticsTool, raw: bytes, caller: Caller) -> None:
     """Check who sends the request."""
-    if access.principal is not None:
-        if not access.principal.allows("ingest"):
+    if caller.principal is not None:
+        if not caller.principal.allows("ingest"):
             raise ProblemError(403, "This needs an ingest key.")
         return
-    secret = serving_of(request).settings.analytics_secrets.get(tool)
+    secret = receiving_of(request).settings.analytics_secrets.get(tool)
     if secret is None:
         raise ProblemError(
             401,
