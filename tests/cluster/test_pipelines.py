@@ -139,12 +139,13 @@ async def test_drain_waits_for_what_a_killed_process_was_to_delete(
     await store.upsert([Chunk("left", "left", {})], [embedder.vector("left")])
     await store.aclose()
     schema = replica.schema
-    postgres.run(f"INSERT INTO {schema}.deletion (chunk, reason, at) VALUES ('left', 'dead', 1)")
     postgres.run(
-        f"INSERT INTO {schema}.worker (id, name, takes, started, expires) VALUES ('killed', "
-        "'killed', true, clock_timestamp(), clock_timestamp() + interval '2 s')"
+        f"SET search_path TO {schema}; "
+        "INSERT INTO deletion (chunk, reason, at) VALUES ('left', 'dead', 1); "
+        "INSERT INTO worker (id, name, takes, started, expires) VALUES ('killed', 'killed', true, "
+        "clock_timestamp(), clock_timestamp() + interval '2 s'); "
+        "UPDATE partition SET owner = 'killed', epoch = epoch + 1"
     )
-    postgres.run(f"UPDATE {schema}.partition SET owner = 'killed', epoch = epoch + 1")
     async with replica() as two:
         assert await stored_lines(two) == Counter(["t1", "left"])
         await two.drain()
