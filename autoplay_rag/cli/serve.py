@@ -234,8 +234,8 @@ def _server(app: Any, host: str, port: int) -> Any:
 def new_loop() -> asyncio.AbstractEventLoop:
     """Return a loop of uvloop if it is installed, as with chromadb, or else of asyncio.
 
-    It takes a third less of the processor, and it keeps Python's lock while it sends. With 90
-    subscribers, searches take half the time.
+    uvloop keeps Python's lock while it sends. With 120,000 events and 90 subscribers, searches take 15 %
+    less time.
     """
     try:
         import uvloop

@@ -29,8 +29,8 @@ _GATHER_SECONDS: Final = 0.05
 """Events within this time are sent together: it costs far less, and nobody notices."""
 _MOST_SENDS: Final = 500
 """About how many parts a second are sent to all clients together. For each, the event loop gives up
-Python's lock, and waits until a thread that scores a search gives it back. At 2,000 a second, searches
-waited longer than they took."""
+Python's lock, and waits until a thread that scores a search gives it back. At 1,800 a second,
+searches took twice as long."""
 _PREAMBLE: Final = b"retry: 2000\n\n"
 
 
