@@ -12,6 +12,8 @@ INPUT := pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml
 INTEGRATIONS := integrations/langchain-autoplay integrations/llama-index-readers-autoplay
 # The number of parallel test processes: one per core.
 WORKERS ?= logical
+# What cluster-demo streams through: postgres or kafka.
+QUEUE ?= postgres
 # langgraph's packages need newer versions of langchain-core and of each other than their
 # metadata says.
 OLDEST_LANGCHAIN := langchain-core==1.2.0 langchain==1.1.0 langgraph==1.0.4 \
@@ -36,8 +38,8 @@ help:  ## List the targets
 demo: $(VENV)/.demo  ## Stream sample sessions into Chroma and search them; needs no key and no service
 	@$(BIN)/autoplay-rag demo
 
-cluster-demo: $(VENV)/.dev  ## Run three replicas on one PostgreSQL, kill one, and check that nothing is missing
-	@$(BIN)/python -m benchmarks.cluster_demo
+cluster-demo: $(VENV)/.dev  ## Run three replicas on one PostgreSQL, kill one, and check that nothing is missing (QUEUE=kafka: through a topic)
+	@$(BIN)/python -m benchmarks.cluster_demo --queue $(QUEUE)
 
 serve: $(VENV)/.demo  ## Serve the inspector with samples that stream on and on; Ctrl-C ends it
 	@$(BIN)/autoplay-rag serve --samples

@@ -51,6 +51,7 @@ LARGE = (
     "llama_index_lag",
     "pull",
     "postgres",
+    "search_postgres",
     "serve",
     "soak",
 )
@@ -60,6 +61,7 @@ OPTIONS: dict[str, tuple[str, str, list]] = {
     "filters": ("filters", "short", []),
     "filters_large": ("filters", "large", []),
     "search_large": ("search", "large", []),
+    "search_postgres": ("search", "large_in_postgres", []),
 }
 """Module, function and arguments, where they are not those of the name alone."""
 

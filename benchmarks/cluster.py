@@ -1,12 +1,15 @@
 """Run several replicas on one PostgreSQL: kill, freeze and restart them; measure how they scale.
 
     python -m benchmarks.cluster faults [--replicas 3] [--rate 1000] [--minutes 5] [--kills 20] ...
+    python -m benchmarks.cluster faults --queue kafka [--partitions 6] [--broker-restarts 1] ...
     python -m benchmarks.cluster scaling [--replicas 1,2,4] [--events 12000]
 
 Each replica is a process with a pipeline; the server is one from the package index, with its default
 settings. Events are pushed to any replica, and pushed again to another one after 2 s without an
 answer. `faults` checks that each event is stored once, each session in its order, and that the ledger
-balances.
+balances. With `--queue kafka` the events come through a topic; the broker is one from the package
+index too. It has everything in memory: after a restart it is empty, and what the journal does not have
+is sent again.
 """
 
 from __future__ import annotations
@@ -26,15 +29,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autoplay_rag.kafka.address import TopicAddress
+from benchmarks.broker import Broker
 from benchmarks.replica import Options, title_of
 from benchmarks.replicas import Replica, Replicas, Server
 from benchmarks.replicas_outcome import read_outcome, send
 from benchmarks.table import Figure, show
+from benchmarks.topic_feeder import Feeder
 
 SCHEMA = "bench"
 FROZEN_LEASES = 1.5
-"""How long a frozen replica stands still, in lengths of a lease."""
+"""How long a frozen replica stands still, in lengths of a lease, or of a session if that is longer."""
 _DRAIN_SECONDS = 600.0
+_PAUSE_SECONDS = 1.5
+"""What counts as a pause of a partition, whatever its cause."""
 
 
 @dataclass
@@ -43,21 +51,30 @@ class Faults:
 
     Attributes:
         kills: When a replica was killed, in Unix seconds, and the partitions it had.
+        reading: The same, with the partitions of the topic that it read.
         freezes: How many were frozen.
         restarts: How many times the server was restarted.
+        broker_restarts: How many times the broker was.
     """
 
     kills: list[tuple[float, list[int]]] = field(default_factory=list)
+    reading: list[tuple[float, list[int]]] = field(default_factory=list)
     freezes: int = 0
     restarts: int = 0
+    broker_restarts: int = 0
 
 
 async def _cause_faults(
-    replicas: Replicas, faults: Faults, options: argparse.Namespace, source: random.Random
+    replicas: Replicas,
+    broker: Broker | None,
+    faults: Faults,
+    options: argparse.Namespace,
+    source: random.Random,
 ) -> None:
     """Kill, freeze and restart at random times; each as often as asked for."""
     seconds = options.minutes * 60
     kinds = ["kill"] * options.kills + ["freeze"] * options.freezes + ["restart"] * options.restarts
+    kinds += ["broker"] * (options.broker_restarts if broker else 0)
     started = time.monotonic()
     thawing: list[asyncio.Task[None]] = []
     for at, kind in sorted((source.uniform(0.05, 0.95) * seconds, kind) for kind in kinds):
@@ -66,15 +83,26 @@ async def _cause_faults(
             await asyncio.to_thread(replicas.server.restart)
             faults.restarts += 1
             continue
+        if kind == "broker":
+            assert broker is not None
+            await asyncio.to_thread(broker.restart)
+            faults.broker_restarts += 1
+            continue
         candidates = await _wait_for_candidates(replicas)
         victim = source.choice(candidates)
         if kind == "kill":
             shares = await asyncio.to_thread(replicas.shares)
+            reading = await asyncio.to_thread(replicas.topic_shares)
             await replicas.kill(victim)
             faults.kills.append((time.time(), shares.get(victim.process.pid, [])))
+            faults.reading.append((time.time(), reading.get(victim.process.pid, [])))
             await replicas.add()
         else:
-            thawing.append(asyncio.create_task(_freeze(victim, options.lease * FROZEN_LEASES)))
+            thawing.append(
+                asyncio.create_task(
+                    _freeze(victim, FROZEN_LEASES * max(options.lease, options.session))
+                )
+            )
             faults.freezes += 1
     if thawing:
         await asyncio.wait(thawing)
@@ -101,10 +129,10 @@ async def _freeze(replica: Replica, seconds: float) -> None:
     replica.frozen = False
 
 
-def _pauses(faults: Faults, times: dict[int, list[float]]) -> list[float]:
-    """For each partition of a killed replica, the seconds until something of it was stored again."""
+def _pauses(kills: list[tuple[float, list[int]]], times: dict[int, list[float]]) -> list[float]:
+    """For each partition of a killed replica, the seconds until something happened there again."""
     found = []
-    for at, parts in faults.kills:
+    for at, parts in kills:
         for part in parts:
             later = [ended for ended in times.get(part, []) if ended > at]
             if later:
@@ -112,25 +140,74 @@ def _pauses(faults: Faults, times: dict[int, list[float]]) -> list[float]:
     return found
 
 
-async def _faults(server: Server, options: argparse.Namespace) -> list[Figure]:
+def _reading(
+    faults: Faults, feeder: Feeder, came: dict[str, list[float]], options: argparse.Namespace
+) -> Figure:
+    """How long a partition of the topic was not read, after a kill and for any other cause."""
+    of_part: dict[int, list[float]] = {}
+    for session, times in came.items():
+        of_part.setdefault(feeder.parts[session], []).extend(times)
+    after_kills = _pauses(faults.reading, of_part) or [float("nan")]
+    all_pauses = [
+        later - earlier
+        for times in of_part.values()
+        for earlier, later in itertools.pairwise(sorted(times))
+        if later - earlier > _PAUSE_SECONDS
+    ] or [float("nan")]
+    return Figure(
+        "seconds until a partition of the topic that a killed replica read is read again",
+        f"{statistics.median(after_kills):.1f} median, {max(after_kills):.1f} at most",
+        f"{len(after_kills):,} partitions, session timeout {options.session:g} s; pauses over "
+        f"{_PAUSE_SECONDS:g} s of any cause: {len(all_pauses):,}, "
+        f"{statistics.median(all_pauses):.1f} median, {max(all_pauses):.1f} at most",
+        "12 s median", statistics.median(after_kills) < 12,
+    )  # fmt: skip
+
+
+async def _push_all(
+    replicas: Replicas, options: argparse.Namespace, count: int, interval: float
+) -> str:
+    """Push all events at their times, and tell how many attempts that took."""
+    attempts = await asyncio.gather(
+        *(
+            send(replicas, f"s{one}", count, interval, random.Random(one))
+            for one in range(options.sessions)
+        )
+    )
+    return f"{sum(attempts):,} pushes"
+
+
+async def _faults(
+    server: Server, broker: Broker | None, options: argparse.Namespace
+) -> list[Figure]:
     source, faults = random.Random(options.seed), Faults()
     interval = options.sessions / options.rate
     count = round(options.minutes * 60 / interval)
-    setup = Options(SCHEMA, options.lease, options.window)
+    feeder = None
+    if broker is not None:
+        address = TopicAddress(broker.bootstrap, "events", "bench")
+        feeder = Feeder(server, SCHEMA, address, options.partitions)
+        await feeder.begin()
+    setup = Options(
+        SCHEMA,
+        options.lease,
+        options.window,
+        topic=feeder.address.url if feeder else "",
+        session_seconds=options.session,
+    )
     async with Replicas(server, setup) as replicas:
         for _ in range(options.replicas):
             await (await replicas.add()).started
         await replicas.until_shared()
+        if feeder is not None:
+            await replicas.until_topic_shared(options.partitions)
         began = time.monotonic()
-        causing = asyncio.create_task(_cause_faults(replicas, faults, options, source))
-        attempts = sum(
-            await asyncio.gather(
-                *(
-                    send(replicas, f"s{one}", count, interval, random.Random(one))
-                    for one in range(options.sessions)
-                )
-            )
-        )
+        causing = asyncio.create_task(_cause_faults(replicas, broker, faults, options, source))
+        if feeder is None:
+            told = await _push_all(replicas, options, count, interval)
+        else:
+            await feeder.run(options.sessions, count, interval)
+            told = f"{feeder.sends:,} messages, at most {feeder.most_kept:,} kept"
         seconds = time.monotonic() - began
         await causing
         (last, *_) = await _wait_for_candidates(replicas)
@@ -147,17 +224,18 @@ async def _faults(server: Server, options: argparse.Namespace) -> list[Figure]:
         and ledger["stored"] == expected.total()
         and not ledger["pending"]
     )
-    pauses = _pauses(faults, outcome.times) or [float("nan")]
+    pauses = _pauses(faults.kills, outcome.times) or [float("nan")]
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
-    return [
+    figures = [
         Figure(
             f"{options.replicas} replicas, {options.rate:g} events a second for "
             f"{options.minutes:g} minutes, {len(faults.kills)} kills, {faults.freezes} freezes, "
-            f"{faults.restarts} restarts of PostgreSQL: events lost, stored twice, sessions out of order",
+            f"{faults.restarts} restarts of PostgreSQL, {faults.broker_restarts} of the broker: "
+            "events lost, stored twice, sessions out of order",
             f"{lost:,} lost, {more:,} doubled, {outcome.out_of_order:,} out of order of "
             f"{expected.total():,} events in {options.sessions:,} sessions; ledger balanced: "
             f"{balanced}; rows left over: {outcome.left}",
-            f"{attempts:,} pushes in {seconds:.0f} s, drained in {drained:.1f} s, load {load}",
+            f"{told} in {seconds:.0f} s, drained in {drained:.1f} s, load {load}",
             "0, 0 and 0", not (lost or more or outcome.out_of_order or outcome.left) and balanced,
         ),
         Figure(
@@ -167,6 +245,9 @@ async def _faults(server: Server, options: argparse.Namespace) -> list[Figure]:
             "15 s median", statistics.median(pauses) < 15,
         ),
     ]  # fmt: skip
+    if feeder is not None:
+        figures.append(_reading(faults, feeder, outcome.came, options))
+    return figures
 
 
 def _processor_seconds(replica: Replica) -> float:
@@ -247,13 +328,21 @@ def main(argv: list[str] | None = None) -> list[Figure]:
     faults.add_argument("--lease", type=float, default=10.0)
     faults.add_argument("--window", type=float, default=1.0)
     faults.add_argument("--seed", type=int, default=1)
+    faults.add_argument("--queue", choices=["postgres", "kafka"], default="postgres")
+    faults.add_argument("--partitions", type=int, default=6)
+    faults.add_argument("--session", type=float, default=6.0)
+    faults.add_argument("--broker-restarts", type=int, default=1)
     scaling = parts.add_parser("scaling")
     scaling.add_argument("--replicas", type=_counts, default=[1, 2, 4])
     scaling.add_argument("--events", type=int, default=12_000)
     options = parser.parse_args(argv)
-    work = _faults if options.part == "faults" else _scaling
     with Server() as server:
-        return asyncio.run(work(server, options))
+        if options.part == "scaling":
+            return asyncio.run(_scaling(server, options))
+        if options.queue == "postgres":
+            return asyncio.run(_faults(server, None, options))
+        with Broker() as broker:
+            return asyncio.run(_faults(server, broker, options))
 
 
 if __name__ == "__main__":

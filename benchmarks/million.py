@@ -47,8 +47,10 @@ def _now(chunks: int) -> Moment:
 
 async def _build(folder: Path, chunks: int) -> None:
     """Ingest, unless an earlier run did, and keep the moments between the parts."""
-    from benchmarks.search import build
+    from benchmarks.search import build, is_built, opened
 
+    if is_built(folder):
+        return
     moments = [_now(0)]
 
     def on_stored(count: int) -> None:
@@ -56,9 +58,9 @@ async def _build(folder: Path, chunks: int) -> None:
             print(f"{count:,} chunks stored", file=sys.stderr, flush=True)
         moments.append(_now(count))
 
-    await build(folder, chunks, text_only=False, on_stored=on_stored)
-    if moments[1:]:
-        (folder / "moments.json").write_text(json.dumps(moments))
+    with opened(folder) as place:
+        await build(folder, place, chunks, on_stored=on_stored)
+    (folder / "moments.json").write_text(json.dumps(moments))
 
 
 def _rate(moments: list[Moment], first: int, last: int) -> tuple[float, float]:
@@ -73,15 +75,16 @@ async def _start(folder: Path) -> dict[str, float]:
     """Seconds until the pipeline has started, and until its first answer."""
     from autoplay_rag import IngestPipeline
     from autoplay_rag.embedders import LocalEmbedder
-    from benchmarks.search import store_of
+    from benchmarks.search import opened
 
     began = time.perf_counter()
-    async with IngestPipeline(
-        store_of(folder, text_only=False), LocalEmbedder(), journal=folder / "journal.db"
-    ) as pipeline:
-        started = time.perf_counter() - began
-        assert await pipeline.search("exported a report", 1)
-        return {"started": started, "answered": time.perf_counter() - began}
+    with opened(folder) as place:
+        async with IngestPipeline(
+            place.store(), LocalEmbedder(), journal=place.journal
+        ) as pipeline:
+            started = time.perf_counter() - began
+            assert await pipeline.search("exported a report", 1)
+            return {"started": started, "answered": time.perf_counter() - began}
 
 
 async def _searches(folder: Path, chunks: int) -> dict:

@@ -11,6 +11,7 @@ import asyncio
 import sys
 from array import array
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -29,7 +30,12 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Options:
-    """How a replica is set up."""
+    """How a replica is set up.
+
+    Attributes:
+        topic: The address of the topic that is the queue; "" without one.
+        key: The key of its page; "" for no page.
+    """
 
     schema: str
     lease_seconds: float = 10.0
@@ -37,6 +43,9 @@ class Options:
     embed_concurrency: int = 2
     embed_seconds: float = 0.05
     max_inputs: int = 16
+    topic: str = ""
+    session_seconds: float = 6.0
+    key: str = ""
 
 
 class WaitingEmbedder(Embedder):
@@ -87,11 +96,18 @@ async def feed(pipeline: IngestPipeline, first: int, end: int) -> None:
     await asyncio.gather(*map(accept, range(first, end)))
 
 
+def _journal(dsn: str, options: Options) -> dict[str, Any]:
+    if not options.topic:
+        return {"journal": dsn}
+    kafka = {"session.timeout.ms": round(options.session_seconds * 1000)}
+    return {"journal": options.topic, "catalog": dsn, "kafka_settings": kafka}
+
+
 async def main(dsn: str, options: Options) -> None:
     pipeline = IngestPipeline(
         PgVectorStore(dsn, schema=options.schema, index="none"),
         WaitingEmbedder(options.embed_seconds, options.max_inputs),
-        journal=dsn,
+        **_journal(dsn, options),
         batch_window=options.batch_window,
         embed_concurrency=options.embed_concurrency,
         render=titles,
@@ -115,8 +131,13 @@ async def main(dsn: str, options: Options) -> None:
             more = {"ledger": asdict(pipeline.ledger)}
         say(answer=command["id"], **more)
 
-    async with pipeline:
-        say(answer="started")
+    async with pipeline, AsyncExitStack() as stack:
+        url = ""
+        if options.key:
+            from benchmarks.replica_page import served
+
+            url = await stack.enter_async_context(served(pipeline, options.key))
+        say(answer="started", url=url)
         while line := await reader.readline():
             task = asyncio.create_task(carry_out(msgspec.json.decode(line)))
             tasks.add(task)

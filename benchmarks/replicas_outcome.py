@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from benchmarks.replicas import Replicas, Server
 
-_NUMBER = re.compile(r"\bs\d+-(\d+)")
-"""The number of an event in its text; see `title_of`."""
+_NUMBER = re.compile(r"\b(s\d+)-(\d+)")
+"""Session and number of an event in its text; see `title_of`."""
 
 
 @dataclass
@@ -24,12 +24,14 @@ class Outcome:
         stored: The events in the texts of stored chunks.
         out_of_order: Sessions that were stored in another order than they were sent.
         times: For each partition, when its events were stored, in order.
+        came: For each session, when its events were taken in, in order.
         left: Plans and rows that should be gone.
     """
 
     stored: Counter[str]
     out_of_order: int
     times: dict[int, list[float]]
+    came: dict[str, list[float]]
     left: int
 
 
@@ -55,15 +57,17 @@ def read_outcome(server: Server, schema: str) -> Outcome:
     for (text,) in rows:
         stored.update(text.split("\n"))
     times: dict[int, list[float]] = {}
+    came: dict[str, list[float]] = {}
     sessions: dict[int, list[tuple[int, float, int]]] = {}
-    for lane, part, text, ended, chunk in server.run(
-        f"SELECT p.lane, p.part, t.text, p.ended, c.chunk FROM {schema}.payload p "
+    for lane, part, text, at, ended, chunk in server.run(
+        f"SELECT p.lane, p.part, t.text, p.at, p.ended, c.chunk FROM {schema}.payload p "
         f"JOIN {schema}.passage t USING (seq) JOIN {schema}.chunk_payload c USING (seq) "
         "ORDER BY p.lane, p.seq"
     ):
         found = _NUMBER.search(text)
         assert found is not None, text
-        number = int(found[1])
+        number = int(found[2])
+        came.setdefault(found[1], []).append(at)
         sessions.setdefault(lane, []).append((number, ended, chunk))
         times.setdefault(part, []).append(ended)
     ((plans,),) = server.run(f"SELECT count(*) FROM {schema}.plan")
@@ -72,6 +76,7 @@ def read_outcome(server: Server, schema: str) -> Outcome:
         stored,
         sum(not _in_order(found) for found in sessions.values()),
         {part: sorted(some) for part, some in times.items()},
+        came,
         plans + abs(vectors - len(rows)),
     )
 

@@ -3,11 +3,12 @@
     python -m benchmarks.search                          100,000 chunks in Chroma
     python -m benchmarks.search --chunks 10000
     python -m benchmarks.search --chunks 1000000 --text-only
+    python -m benchmarks.search --postgres               journal and vectors in PostgreSQL
 
 The chunks are synthetic: words of the bundled model's vocabulary with Zipf frequencies, 9 sessions
 for each 20 chunks, 9 sessions per user. The questions are embedded with the bundled model. All
 payloads go through `IngestPipeline`. Storing 100,000 chunks takes about five minutes of CPU; they
-are kept in `.benchmarks/` for the next run. CPU times include Chroma's worker.
+are kept in `.benchmarks/` for the next run. CPU times include Chroma's worker, but not PostgreSQL.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from importlib import resources
 from itertools import cycle, islice
@@ -39,7 +40,7 @@ from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
 from autoplay_rag.embedders import LocalEmbedder
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.journal.schema import SCHEMA
-from autoplay_rag.stores import ChromaStore, VectorStore
+from autoplay_rag.stores import ChromaStore, PgVectorStore, VectorStore
 from benchmarks.table import Figure, percentile, show
 
 CACHE = Path(".benchmarks")
@@ -67,6 +68,7 @@ BARS = {
     "a product that all have": (100, None),
 }
 """p50 and p99 in ms."""
+POSTGRES_BARS = BARS | {"everything": (60, None), "one user": (30, None)}
 TEXT_BAR = 150
 
 
@@ -181,27 +183,56 @@ class Nowhere(VectorStore):
         return 0
 
 
-def store_of(folder: Path, *, text_only: bool) -> VectorStore:
-    return Nowhere() if text_only else ChromaStore(folder / "chroma")
+@dataclass(frozen=True)
+class Place:
+    """Where the chunks are.
+
+    Attributes:
+        store: Makes the store.
+        journal: A file, or the address of a journal in PostgreSQL.
+    """
+
+    store: Callable[[], VectorStore]
+    journal: Path | str
+
+
+@contextmanager
+def opened(folder: Path, *, text_only: bool = False, postgres: bool = False) -> Iterator[Place]:
+    """The place that has its files in this folder, which exists."""
+    if not postgres:
+        make = Nowhere if text_only else partial(ChromaStore, folder / "chroma")
+        yield Place(make, folder / "journal.db")
+        return
+    from benchmarks.replicas import Server
+
+    with Server(folder.resolve() / "data") as server:
+        # The index is built after the backfill, and before searches.
+        yield Place(partial(PgVectorStore, server.dsn, index="none"), server.dsn)
+
+
+def is_built(folder: Path) -> bool:
+    """Whether an earlier run has ingested the payloads. Otherwise the folder is made empty."""
+    if (folder / "done").exists():
+        return True
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return False
 
 
 async def build(
-    folder: Path, chunks: int, *, text_only: bool, on_stored: Callable[[int], None] = lambda _: None
+    folder: Path, place: Place, chunks: int, *, on_stored: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Ingest the payloads, unless an earlier run did. `on_stored` gets the number after each part."""
+    """Ingest the payloads. `on_stored` gets the number after each part."""
     done = folder / "done"
-    if done.exists():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)  # noqa: ASYNC240 - nothing else runs
     source = random.Random(3)
     wanted = set(source.sample(range(chunks), min(chunks, ASKED)))
     asked: list[Asked] = []
     started, cpu = time.perf_counter(), time.process_time()
+    store = place.store()
     async with IngestPipeline(
-        store_of(folder, text_only=text_only),
+        store,
         MadeUpVectors(),
-        journal=folder / "journal.db",
+        journal=place.journal,
         batch_window=0,
         drain_timeout=600,
     ) as pipeline:
@@ -214,11 +245,22 @@ async def build(
             count += len(some)
             on_stored(count)
         assert pipeline.ledger.stored == count == pipeline.ledger.chunks, pipeline.ledger
+        if isinstance(store, PgVectorStore):
+            await store.build_index()
+            await asyncio.to_thread(vacuum, place.journal)
     source.shuffle(asked)
     (folder / "questions.json").write_text(json.dumps(asked))
     took, cpu = time.perf_counter() - started, time.process_time() - cpu
     done.write_text(f"{count:,} chunks in {took:.0f} s, {cpu:.0f} CPU s without Chroma's worker\n")
     print(done.read_text(), end="", file=sys.stderr, flush=True)
+
+
+def vacuum(dsn: Path | str) -> None:
+    """Do what the server's own autovacuum does within some minutes."""
+    import psycopg
+
+    with psycopg.connect(str(dsn), autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE")
 
 
 class Asked(NamedTuple):
@@ -417,19 +459,36 @@ async def measure(
     count: int,
     *,
     text_only: bool = False,
+    postgres: bool = False,
     kinds: Iterable[str] | None = None,
     say=print,
 ) -> dict:
     """Search, and return the timing of each kind, of `search_sessions` and of `search`."""
-    await build(folder, chunks, text_only=text_only)
+    built = is_built(folder)
+    with opened(folder, text_only=text_only, postgres=postgres) as place:
+        if not built:
+            await build(folder, place, chunks)
+        return await measure_in(
+            folder, place, chunks, count, text_only=text_only, kinds=kinds, say=say
+        )
+
+
+async def measure_in(
+    folder: Path,
+    place: Place,
+    chunks: int,
+    count: int,
+    *,
+    text_only: bool,
+    kinds: Iterable[str] | None,
+    say,
+) -> dict:
     asked = cycle(Asked(*one) for one in json.loads((folder / "questions.json").read_text()))
     mode = {"mode": "text"} if text_only else {}
     embedder = MadeUpVectors() if text_only else LocalEmbedder()
     found: dict[str, tuple[Timing, Timing]] = {}
     shares: dict[str, Parts] = {}
-    async with IngestPipeline(
-        store_of(folder, text_only=text_only), embedder, journal=folder / "journal.db"
-    ) as pipeline:
+    async with IngestPipeline(place.store(), embedder, journal=place.journal) as pipeline:
         say(f"\n{chunks:,} chunks, {count} questions of each, load {os.getloadavg()[0]:.1f}\n")
         say("| over | `search_sessions` | `search` |\n|---|---|---|")
         cold = time.perf_counter()
@@ -477,10 +536,13 @@ def main() -> list[Figure]:
     return figures
 
 
-def bars(found: dict[str, tuple[Timing, Timing]], *, text_only: bool) -> list[Figure]:
+def bars(
+    found: dict[str, tuple[Timing, Timing]], *, text_only: bool, postgres: bool
+) -> list[Figure]:
     figures = []
+    known = POSTGRES_BARS if postgres else BARS
     for kind, timings in found.items():
-        p50, p99 = (TEXT_BAR, None) if text_only else BARS[kind]
+        p50, p99 = (TEXT_BAR, None) if text_only else known[kind]
         for name, timing in zip(("search_sessions", "search"), timings, strict=True):
             met = timing.p50 <= p50 and (p99 is None or timing.p99 <= p99)
             bar = f"p50 {p50} ms" + (f", p99 {p99} ms" if p99 else "")
@@ -489,25 +551,42 @@ def bars(found: dict[str, tuple[Timing, Timing]], *, text_only: bool) -> list[Fi
 
 
 def large(
-    chunks: int = CHUNKS, questions: int = QUESTIONS, *, text_only: bool = False, say=_quiet
+    chunks: int = CHUNKS,
+    questions: int = QUESTIONS,
+    *,
+    text_only: bool = False,
+    postgres: bool = False,
+    say=_quiet,
 ) -> list[Figure]:
     """Search many chunks, which are kept for the next run."""
     # A different journal schema needs a new build.
-    name = f"{'text' if text_only else 'search'}-{chunks}-{crc32(SCHEMA.encode()):08x}"
-    found = asyncio.run(measure(CACHE / name, chunks, questions, text_only=text_only, say=say))
+    kind = "postgres" if postgres else "text" if text_only else "search"
+    name = f"{kind}-{chunks}-{crc32(SCHEMA.encode()):08x}"
+    found = asyncio.run(
+        measure(CACHE / name, chunks, questions, text_only=text_only, postgres=postgres, say=say)
+    )
+    where = " in PostgreSQL" if postgres else ""
     return [
-        replace(figure, what=f"{figure.what}, {chunks:,} chunks")
-        for figure in bars(found, text_only=text_only)
+        replace(figure, what=f"{figure.what}, {chunks:,} chunks{where}")
+        for figure in bars(found, text_only=text_only, postgres=postgres)
     ]
 
+
+large_in_postgres = partial(large, postgres=True)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search")
     parser.add_argument("--chunks", type=int, default=CHUNKS, help="(%(default)s)")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="(%(default)s)")
     parser.add_argument("--text-only", action="store_true", help="full text alone, without a store")
+    parser.add_argument("--postgres", action="store_true", help="journal and vectors in PostgreSQL")
     options = parser.parse_args()
-    say = partial(print, flush=True)
-    figures = large(options.chunks, options.questions, text_only=options.text_only, say=say)
+    figures = large(
+        options.chunks,
+        options.questions,
+        text_only=options.text_only,
+        postgres=options.postgres,
+        say=partial(print, flush=True),
+    )
     print()
     show(figures)

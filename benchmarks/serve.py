@@ -1,12 +1,16 @@
 """Run `autoplay-rag serve` under load, then stop it with SIGTERM while the load goes on.
 
     python -m benchmarks.serve [--minutes 1] [--rate 200] [--subscribers 90] [--stalled 10]
+    python -m benchmarks.serve --before 120000       begins where ten minutes of load end
 
 A connector sends `--rate` events a second. The embedder is a service on loopback that waits 50 ms.
 5 unfiltered and 15 user-filtered searches a second are made, each measured from the moment it was
 due. Subscribers read everything that comes in; the stalled ones never read. Store and journal are a
 Chroma folder and a file. Each of these has its own process. The bar is ten minutes on two cores;
 the load average tells whether the machine did something else meanwhile.
+
+With `--before`, journal and store hold so many events already, each in a chunk of its own. They are
+kept in `.benchmarks/` for the next run.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,15 +33,23 @@ from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
+from zlib import crc32
 
 import httpx
 
+from autoplay_rag import IngestPipeline
+from autoplay_rag.decoding import decode
+from autoplay_rag.embedders.named import make_embedder
+from autoplay_rag.journal.schema import SCHEMA
+from autoplay_rag.stores import ChromaStore
 from benchmarks.soak import resident_mb
 from benchmarks.streams import events, served
 from benchmarks.table import Figure, percentile, show
 
+CACHE = Path(".benchmarks")
 SESSIONS = 2_000
 LATENCY = 0.05
 DIMENSION = 384
@@ -111,6 +124,38 @@ def _encoded(text: str) -> str:
 
     drawn = blake2b(text.encode(), digest_size=64).digest() * (DIMENSION // 64)
     return base64.b64encode(array("f", [byte / 128 - 1 for byte in drawn]).tobytes()).decode()
+
+
+# -- what came before the load --------------------------------------------------------------------
+
+
+async def fill(folder: str, count: int, actions: int) -> None:
+    """Store the first events of the stream, each in a chunk of its own, as under load."""
+    place = Path(folder)
+    async with IngestPipeline(
+        ChromaStore(place / "chroma"),
+        make_embedder("openai:bench"),
+        journal=place / "chroma-journal.db",
+        max_batch_actions=actions,
+        drain_timeout=3600,
+    ) as pipeline:
+        for event in events(count, SESSIONS, actions):
+            await pipeline.on_actions(decode(json.dumps(event).encode()))
+
+
+def copy_filled(folder: str, options: argparse.Namespace, env: dict[str, str]) -> None:
+    """Put journal and store with the events of `--before` into a folder; make them if needed."""
+    kept = CACHE / f"serve-{options.before}-{options.actions}-{crc32(SCHEMA.encode()):08x}"
+    if not kept.exists():
+        made = kept.with_name(f"{kept.name}-unfinished")
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        given = (str(made), str(options.before), str(options.actions))
+        with started("--fill", *given, env=env) as (process, _):
+            if process.wait():
+                raise RuntimeError(f"the process that fills {made} ended with {process.returncode}")
+        made.rename(kept)
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
 
 
 # -- the subscribers, in their own process --------------------------------------------------------
@@ -230,14 +275,17 @@ async def searching(url: str, key: str, outcome: Outcome):
 
 
 async def run_load(options: argparse.Namespace, folder: str) -> Outcome:
-    outcome = Outcome(sent=int(options.rate * options.minutes * 60))
+    outcome = Outcome(sent=options.before + int(options.rate * options.minutes * 60))
+    stream = islice(events(outcome.sent, SESSIONS, options.actions), options.before, None)
     keys = {name: secrets.token_hex(16) for name in ("ADMIN", "READ")}
     env = os.environ | {f"AUTOPLAY_RAG_{name}_KEY": key for name, key in keys.items()}
     with (
         started("--serve-embedder", env=env) as (_, embedder_url),
-        served(events(outcome.sent, SESSIONS, options.actions), options.rate) as connector_url,
+        served(stream, options.rate) as connector_url,
     ):
         env |= {"OPENAI_BASE_URL": embedder_url, "OPENAI_API_KEY": "bench", "PYTHONUNBUFFERED": "1"}
+        if options.before:
+            await asyncio.to_thread(copy_filled, folder, options, env)
         server = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "autoplay_rag", "serve", connector_url, "--port", "0",
             "--embedder", "openai:bench", "--audit-log", "audit.log",
@@ -360,6 +408,7 @@ def main(argv: list[str] | None = None) -> list[Figure]:
     parser.add_argument("--actions", type=int, default=3)
     parser.add_argument("--subscribers", type=int, default=90)
     parser.add_argument("--stalled", type=int, default=10)
+    parser.add_argument("--before", type=int, default=0)
     options = parser.parse_args(argv or [])
     with tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(run_load(options, folder))
@@ -377,6 +426,7 @@ def _figures(found: Outcome, options: argparse.Namespace) -> list[Figure]:
     loaded = (
         f"`serve` at {options.rate:g} events/s, 20 searches/s, {options.subscribers} subscribers "
         f"and {options.stalled} stalled ones, {found.seconds:.0f} s"
+        + (f", after {options.before:,} events" if options.before else "")
     )
     ours_cpu, chromas_cpu = (seconds / found.seconds for seconds in found.cpu)
     parts = ", ".join(f"{name} {mean:.0f}" for name, mean in found.parts.items())
@@ -423,6 +473,8 @@ def _figures(found: Outcome, options: argparse.Namespace) -> list[Figure]:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--serve-embedder"]:
         asyncio.run(serve_embedder())
+    elif sys.argv[1:2] == ["--fill"]:
+        asyncio.run(fill(sys.argv[2], *map(int, sys.argv[3:5])))
     elif sys.argv[1:2] == ["--subscribe"]:
         asyncio.run(subscribe(sys.argv[2], *map(int, sys.argv[3:5])))
     else:

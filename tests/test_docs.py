@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from pipelines import ScriptedEmbedder
+from pipelines import ScriptedEmbedder, make_actions
+from topics import Topic
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.cli.app import app
@@ -40,6 +41,7 @@ ANY_BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`(autoplay-rag(?: [^`]+)?)`")
 ELSEWHERE = {
     "recipes/postgres.md": "tests/test_docs.py",
+    "recipes/kafka.md": "tests/test_docs.py",
     "start.md": "tests/test_docs_start.py",
     "recipes/serve.md": "tests/serve/test_recipe.py",
     "recipes/mcp.md": "tests/serve/test_mcp_recipe.py",
@@ -142,6 +144,20 @@ async def test_the_recipe_for_postgres_runs(number, postgres, tmp_path):
     postgres.run("DROP SCHEMA IF EXISTS autoplay CASCADE")
     assert DSN in found[number]
     await run_block(found[number].replace(DSN, postgres.dsn), tmp_path, sys.executable)
+
+
+@pytest.mark.slow
+async def test_the_recipe_for_kafka_runs(postgres, broker, topic, make_pg_store, tmp_path):
+    (found,) = BLOCK.findall((ROOT / "docs" / "recipes" / "kafka.md").read_text())
+    postgres.run("DROP SCHEMA IF EXISTS autoplay CASCADE")
+    address = "kafka://kafka.example.com:9092/events?group=search"
+    assert DSN in found
+    assert address in found
+    events = Topic(broker, topic, postgres, make_pg_store)
+    await events.create(2)
+    await events.send(make_actions("s1", "User clicked Export"))
+    code = found.replace(DSN, postgres.dsn).replace(address, broker.address(topic, "search"))
+    await run_block(code, tmp_path, sys.executable)
 
 
 CONTRACT = re.compile(r"^```python test\n(.*?)^```$", re.DOTALL | re.MULTILINE)

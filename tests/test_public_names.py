@@ -72,6 +72,7 @@ NAMES = {
         "pack_vector",
     ],
     "autoplay_rag.stores.chroma": ["ChromaStore"],
+    "autoplay_rag.kafka": ["ClientSettings", "KafkaQueue", "TopicAddress"],
     "autoplay_rag.maintenance": [
         "BackupReport",
         "CopyReport",
@@ -114,6 +115,13 @@ NAMES = {
         "from_posthog",
         "from_segment",
     ],
+    "autoplay_rag.cluster": [
+        "JournalAddress",
+        "PostgresCatalog",
+        "PostgresJournal",
+        "PostgresQueue",
+        "copy_journal",
+    ],
     "autoplay_rag.devserver": ["LocalConnector", "Question", "questions", "samples"],
 }
 OPTIONAL = {
@@ -143,6 +151,7 @@ def test_an_unknown_name_is_an_attribute_error():
         "autoplay_rag",
         "autoplay_rag.stores",
         "autoplay_rag.embedders",
+        "autoplay_rag.kafka",
         "autoplay_rag.serve",
         "autoplay_rag.relay",
         "autoplay_rag.sources",

@@ -21,11 +21,13 @@ from autoplay_rag.cli.options import (
 )
 from autoplay_rag.cli.remote import Api, ask, find_server
 from autoplay_rag.cli.replica import check_file
+from autoplay_rag.cli.state import as_json, problems_of, rows_of
 from autoplay_rag.decoding import decode
 from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.journal.base import Action, DeadLetter, Health
 from autoplay_rag.journal.copying import Copy
-from autoplay_rag.journal.ledger import COUNTERS, Ledger
+from autoplay_rag.journal.inflow import TopicStatus
+from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.reader import JournalReader, JournalStatus
 from autoplay_rag.maintenance.space import Space, space_of
 from autoplay_rag.stores.named import folder_of
@@ -53,7 +55,6 @@ AllOption = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, help="The most to list.")]
 
-_PIPELINE = {True: "running", False: "not running", None: "unknown"}
 _WHEN = {
     True: "now",
     False: "at its next start, because it is not running",
@@ -91,55 +92,13 @@ def status(
         is_own = folder is not None and journal.resolve() == own.resolve() and folder.is_dir()
         space = space_of(journal, folder if is_own else None)
     if check:
-        problems = _problems(found)
+        problems = problems_of(found)
         say("not ok: " + "; ".join(problems) if problems else "ok")
         raise typer.Exit(1 if problems else 0)
     if json:
-        counters = {name: getattr(found.ledger, name) for name in COUNTERS}
-        say_json(
-            {
-                **counters,
-                "queue_bytes": found.queue_bytes,
-                "oldest_at": found.oldest_at,
-                "oldest_pending": found.ledger.oldest_pending,
-                "lag_p50": found.ledger.lag_p50,
-                "lag_p99": found.ledger.lag_p99,
-                "watermark": found.watermark,
-                "health": found.health.state,
-                "reasons": found.health.reasons,
-                "running": found.running,
-                "model": found.model,
-                "reembedding": None
-                if found.copy is None
-                else {
-                    "model": found.copy.model,
-                    "done": found.copy.done,
-                    "total": found.copy.total,
-                },
-                "journal_bytes": space.journal,
-                "store_bytes": space.store,
-                "free_bytes": space.free,
-                "space_is_low": space.is_low,
-            }
-        )
+        say_json(as_json(found, space))
         return
-    rows = [(name, f"{getattr(found.ledger, name):,}") for name in COUNTERS]
-    rows.append(("queue bytes", f"{found.queue_bytes:,}"))
-    if found.oldest_at is not None:
-        rows.append(("waiting s", f"{max(0.0, time.time() - found.oldest_at):,.0f}"))
-    for name in ("p50", "p99"):
-        seconds = getattr(found.ledger, f"lag_{name}")
-        if seconds is not None:
-            rows.append((f"lag {name} s", f"{seconds:,.1f}"))
-    if found.copy is not None:
-        copy = found.copy
-        rows.append(("re-embedded", f"{copy.done:,} of {copy.total:,} with {clean(copy.model)}"))
-    rows.append(("journal", _megabytes(space.journal)))
-    rows.append(("store", _megabytes(space.store)))
-    rows.append(("disk free", _megabytes(space.free)))
-    rows.append(("pipeline", _PIPELINE[found.running]))
-    rows.append(("health", clean(str(found.health))))
-    for name, value in rows:
+    for name, value in rows_of(found, space):
         say(f"{name:<12}{value:>12}")
     if space.warning:
         note(f"warning: {space.warning}")
@@ -147,8 +106,9 @@ def status(
 
 async def _ask_status(api: Api) -> tuple[JournalStatus, Space]:
     answer = await api.get("/v1/status")
-    status = {name: value for name, value in answer.items() if name not in ("reembedding", "space")}
-    copy, space = answer["reembedding"], answer["space"]
+    others = ("reembedding", "space", "topic")
+    status = {name: value for name, value in answer.items() if name not in others}
+    copy, space, topic = answer["reembedding"], answer["space"], answer.get("topic")
     return (
         JournalStatus(
             **{
@@ -157,6 +117,7 @@ async def _ask_status(api: Api) -> tuple[JournalStatus, Space]:
                 "health": msgspec.convert(answer["health"], Health),
                 # Only what is shown: the rest is the pipeline's own.
                 "copy": copy and Copy(**copy, collection="", store_id="", render=False, last=0),
+                "topic": msgspec.convert(topic, TopicStatus | None),
             }
         ),
         Space(**space),
@@ -172,29 +133,6 @@ def _own(journal: Path | None, config: Path | None) -> tuple[Path, Path | None]:
         folder = folder_of(file.store or DEFAULT_STORE)
         own = file.journal or (journal if folder is None else None) or default_journal(folder)
     return own, folder
-
-
-def _megabytes(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 2**20:,.1f} MB"
-
-
-def _problems(found: JournalStatus) -> list[str]:
-    """Return the problems of a journal, a few words each."""
-    problems = []
-    if not found.running:
-        unknown = found.running is None
-        problems.append(
-            "only the pipeline's own user can see whether it is running"
-            if unknown
-            else "the pipeline is not running"
-        )
-    if found.health.state != "ok":
-        # A stopped pipeline has no current health: this is the last one it noted.
-        last = "" if found.running else "last noted: "
-        problems.append(f"{last}{clean(str(found.health))}")
-    if found.ledger.overflow:
-        problems.append(f"{found.ledger.overflow:,} payloads lost to overflow")
-    return problems
 
 
 @dead_letters.callback(invoke_without_command=True)

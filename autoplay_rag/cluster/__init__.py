@@ -28,6 +28,9 @@ translates. What PostgreSQL needs to do otherwise is written here.
 | `lease_rows` | the rows of processes, partitions and named leases |
 | `leases` | what one process owns, renewed and given back |
 | `notices` | notifications of other processes, as a wake-up |
+
+`PostgresQueue` and `PostgresCatalog` are one class, `PostgresJournal`: one transaction moves a payload
+from the queue to the catalog.
 """
 
 from typing import TYPE_CHECKING
@@ -36,16 +39,24 @@ from autoplay_rag._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from autoplay_rag.cluster.address import JournalAddress
-    from autoplay_rag.cluster.journal import PostgresJournal
+    from autoplay_rag.cluster.journal import PostgresCatalog, PostgresJournal, PostgresQueue
     from autoplay_rag.cluster.moving import copy_journal
 
-__all__ = ["JournalAddress", "PostgresJournal", "copy_journal"]
+__all__ = [
+    "JournalAddress",
+    "PostgresCatalog",
+    "PostgresJournal",
+    "PostgresQueue",
+    "copy_journal",
+]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "JournalAddress": "autoplay_rag.cluster.address",
+        "PostgresCatalog": "autoplay_rag.cluster.journal",
         "PostgresJournal": "autoplay_rag.cluster.journal",
+        "PostgresQueue": "autoplay_rag.cluster.journal",
         "copy_journal": "autoplay_rag.cluster.moving",
     },
 )

@@ -9,7 +9,7 @@ All calls block and only read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from autoplay_rag.cluster.fulltext import query_of, tsquery
 from autoplay_rag.content.filters import Condition
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.finding import (
+    GROWTH,
     PASSAGES,
     Asked,
     Finder,
@@ -50,6 +51,8 @@ class PostgresFinder(Finder):
     def __init__(self, connection: PostgresConnection) -> None:
         super().__init__(connection)
         self._most_matches = _MOST_MATCHES
+        self._length: float | None = None
+        self._length_at = 0
 
     def _matching(
         self, asked: Asked, conditions: Sequence[Condition], limit: int
@@ -63,7 +66,7 @@ class PostgresFinder(Finder):
             [f"CASE WHEN passage.words @@ {tsquery()} THEN ? ELSE 0 END"] * len(weights)
         )
         matched = query_of([*asked.phrases, *_flat(asked.lookups)])
-        length = self._usual_length()
+        length = self._usual_length(asked.total)
         rows = self._connection.execute(
             f"SELECT passage.seq, passage.lane FROM passage {visits}"
             f"WHERE passage.words @@ {tsquery()} AND {where} "
@@ -73,7 +76,7 @@ class PostgresFinder(Finder):
         )
         return rows.fetchall()
 
-    def _latest(self, lanes: Sequence[int], most: int) -> Iterator[Any]:
+    def _latest(self, lanes: Sequence[int], most: int) -> list[Any]:
         """As in `Finder`, in one statement: each takes a round trip to the server."""
         # Without statistics of new tables, the server would read all chunks for each session.
         self._connection.run_all(*(f"SET LOCAL {name} = off" for name in _JOINS_OF_WHOLE_TABLES))
@@ -84,23 +87,29 @@ class PostgresFinder(Finder):
             (json_list(lanes), most),
         )
         self._connection.run_all(*(f"SET LOCAL {name} = on" for name in _JOINS_OF_WHOLE_TABLES))
-        yield from rows
+        return rows.fetchall()
 
-    def _usual_length(self) -> float:
-        ((found,),) = self._connection.execute(
-            "SELECT avg(length(words))::float8 FROM "
-            "(SELECT words FROM passage ORDER BY seq DESC LIMIT ?) AS latest",
-            (_SAMPLE,),
-        )
-        return max(1.0, found or 1.0)
+    def _usual_length(self, total: int) -> float:
+        if self._length is None or not self._length_at <= total <= self._length_at * GROWTH:
+            ((found,),) = self._connection.execute(
+                "SELECT avg(length(words))::float8 FROM "
+                "(SELECT words FROM passage ORDER BY seq DESC LIMIT ?) AS latest",
+                (_SAMPLE,),
+            )
+            self._length, self._length_at = max(1.0, found or 1.0), total
+        return self._length
 
-    def _count(self, words: Sequence[str], most: int) -> int:
-        return self._scalar(
-            f"SELECT count(*) FROM (SELECT 1 FROM passage WHERE words @@ {tsquery()} LIMIT ?) "
-            "AS found",
-            query_of(words),
-            most,
+    def _count(self, asked: Sequence[Sequence[str]], most: int) -> list[int]:
+        """As in `Finder`, in one statement."""
+        one = (
+            f"(SELECT count(*) FROM (SELECT 1 FROM passage WHERE words @@ {tsquery()} LIMIT ?) "
+            "AS found)"
         )
+        rows = self._connection.execute(
+            f"SELECT {', '.join([one] * len(asked))}",
+            [given for words in asked for given in (query_of(words), most)],
+        )
+        return list(rows.fetchall()[0])
 
     def _count_passages(self) -> int:
         received = self._scalar(

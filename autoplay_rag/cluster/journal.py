@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from autoplay_rag.cluster.copying import PostgresCopyTables
 from autoplay_rag.cluster.database import PostgresDatabase
@@ -27,7 +27,7 @@ from autoplay_rag.journal.rows import Connection
 from autoplay_rag.journal.writer import OnEntry, Tables
 from autoplay_rag.stores.postgres.dsn import parameters_of, place_of
 
-__all__ = ["PostgresJournal"]
+__all__ = ["PostgresCatalog", "PostgresJournal", "PostgresQueue"]
 
 T = TypeVar("T")
 
@@ -187,3 +187,10 @@ class PostgresJournal(TableJournal):
 
     async def _read(self, read: Callable[[Connection], T]) -> T:
         return await self._reader.run(lambda: read(self._reader.connection))
+
+
+# One transaction moves a payload from the queue to the catalog, so one class is both.
+PostgresQueue: TypeAlias = PostgresJournal
+"""The queue of a journal in PostgreSQL: what was accepted and is not stored yet."""
+PostgresCatalog: TypeAlias = PostgresJournal
+"""The catalog of a journal in PostgreSQL: what is stored, and its full text."""

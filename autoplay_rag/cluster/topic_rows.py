@@ -14,7 +14,7 @@ payloads are there once, whatever happens between the broker and the database.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,12 +52,14 @@ class Held:
         epoch: Its epoch. Another process that takes it over increases it.
         topic_id: The id of the topic to which the offset belongs.
         offset: The offset of the next message to be taken in; `UNREAD` before the first.
+        is_anew: Whether an earlier topic of this name was read before.
     """
 
     part: int
     epoch: int
     topic_id: str
     offset: int
+    is_anew: bool = False
 
 
 class TopicRows:
@@ -91,34 +93,42 @@ class TopicRows:
             topic_id: The id of the topic.
             parts: The numbers of the partitions.
         """
-        wanted = sorted(parts)
 
         async def take(connection: Connection) -> list[Held]:
-            async with connection.transaction():
-                cursor = await connection.execute(
-                    f"INSERT INTO {self._part} AS p (group_name, topic, part, owner, epoch) "
-                    "SELECT %s, %s, one, %s, 1 FROM unnest(%s::int[]) AS one "
-                    "ON CONFLICT (group_name, topic, part) DO UPDATE "
-                    "SET owner = excluded.owner, epoch = p.epoch + 1 "
-                    "RETURNING part, epoch".encode(),
-                    (self._group, self._topic, owner, wanted),
-                )
-                epochs: dict[int, int] = dict(await cursor.fetchall())
-                # A statement of its own: it sees what the former reader has committed meanwhile.
-                cursor = await connection.execute(
-                    f"INSERT INTO {self._offset} AS o (group_name, topic, part, topic_id, "
-                    "next_offset) SELECT %s, %s, one, %s, %s FROM unnest(%s::int[]) AS one "
-                    "ON CONFLICT (group_name, topic, part) DO UPDATE SET "
-                    "topic_id = excluded.topic_id, next_offset = CASE WHEN "
-                    "o.topic_id = excluded.topic_id THEN o.next_offset ELSE excluded.next_offset "
-                    "END, end_offset = CASE WHEN o.topic_id = excluded.topic_id THEN o.end_offset "
-                    "END RETURNING part, next_offset".encode(),
-                    (self._group, self._topic, topic_id, UNREAD, wanted),
-                )
-                offsets: dict[int, int] = dict(await cursor.fetchall())
-            return [Held(one, epochs[one], topic_id, offsets[one]) for one in wanted]
+            # A transaction for each. One for all would wait for a former reader's transaction while
+            # that waits for it.
+            return [await self._take(connection, owner, topic_id, part) for part in sorted(parts)]
 
         return await ask(self._link, take)
+
+    async def _take(self, connection: Connection, owner: str, topic_id: str, part: int) -> Held:
+        where = (self._group, self._topic, part)
+        async with connection.transaction():
+            cursor = await connection.execute(
+                f"INSERT INTO {self._part} AS p (group_name, topic, part, owner, epoch) "
+                "VALUES (%s, %s, %s, %s, 1) ON CONFLICT (group_name, topic, part) DO UPDATE "
+                "SET owner = excluded.owner, epoch = p.epoch + 1 RETURNING epoch".encode(),
+                (*where, owner),
+            )
+            ((epoch,),) = await cursor.fetchall()
+            # Statements of their own: they see what the former reader has committed meanwhile.
+            cursor = await connection.execute(
+                f"SELECT topic_id FROM {self._offset} WHERE group_name = %s AND topic = %s "
+                "AND part = %s".encode(),
+                where,
+            )
+            before = await cursor.fetchone()
+            cursor = await connection.execute(
+                f"INSERT INTO {self._offset} AS o (group_name, topic, part, topic_id, next_offset) "
+                "VALUES (%s, %s, %s, %s, %s) ON CONFLICT (group_name, topic, part) DO UPDATE SET "
+                "topic_id = excluded.topic_id, next_offset = CASE WHEN "
+                "o.topic_id = excluded.topic_id THEN o.next_offset ELSE excluded.next_offset "
+                "END, end_offset = CASE WHEN o.topic_id = excluded.topic_id THEN o.end_offset "
+                "END RETURNING next_offset".encode(),
+                (*where, topic_id, UNREAD),
+            )
+            ((offset,),) = await cursor.fetchall()
+        return Held(part, epoch, topic_id, offset, before not in (None, (topic_id,)))
 
     async def current(self, part: int) -> Held | None:
         """Return the epoch and the offset of a partition; None if it was never read."""
@@ -139,31 +149,65 @@ class TopicRows:
             [one.epoch for one in held],
         )
 
-    async def restart(self, held: Held, missed: int) -> None:
+    async def restart(self, held: Held, missed: int) -> bool:
         """Go on with the first message that the topic has.
 
         Args:
             held: The partition.
             missed: How many messages were deleted before they were read.
-        """
-        await self._execute(
-            f"UPDATE {self._offset} AS o SET next_offset = {UNREAD}, missed = missed + %s "
-            f"FROM {self._part} AS p WHERE p.group_name = %s AND p.topic = %s AND p.part = %s "
-            "AND p.epoch = %s AND o.group_name = p.group_name AND o.topic = p.topic "
-            "AND o.part = p.part",
-            held.part,
-            held.epoch,
-            before=(missed,),
-        )
 
-    async def note_ends(self, ends: Mapping[int, int]) -> None:
-        """Note which offset the next new message of each partition gets."""
+        Returns:
+            Whether this process is the reader still. Otherwise nothing was written.
+        """
+        return await self._as_reader(held, "next_offset = %s, missed = missed + %s", UNREAD, missed)
+
+    async def begin_anew(self, held: Held, topic_id: str) -> bool:
+        """Begin with the first message of a topic that was made anew.
+
+        Args:
+            held: The partition.
+            topic_id: The id of the new topic.
+
+        Returns:
+            As in `restart`.
+        """
+        change = "topic_id = %s, next_offset = %s, end_offset = NULL"
+        return await self._as_reader(held, change, topic_id, UNREAD)
+
+    async def _as_reader(self, held: Held, change: str, *values: Any) -> bool:
+        where = (self._group, self._topic, held.part)
+
+        async def change_row(connection: Connection) -> bool:
+            async with connection.transaction():
+                cursor = await connection.execute(
+                    f"SELECT 1 FROM {self._part} WHERE group_name = %s AND topic = %s "
+                    "AND part = %s AND epoch = %s FOR SHARE".encode(),
+                    (*where, held.epoch),
+                )
+                if await cursor.fetchone() is None:
+                    return False
+                await connection.execute(
+                    f"UPDATE {self._offset} SET {change} WHERE group_name = %s AND topic = %s "
+                    "AND part = %s".encode(),
+                    (*values, *where),
+                )
+            return True
+
+        return await ask(self._link, change_row)
+
+    async def note_ends(self, ends: Sequence[tuple[Held, int]]) -> None:
+        """Note which offset the next new message of each of these partitions gets."""
         await self._execute(
             f"UPDATE {self._offset} AS o SET end_offset = n.last "
-            "FROM unnest(%s::int[], %s::bigint[]) AS n (part, last) "
-            "WHERE o.group_name = %s AND o.topic = %s AND o.part = n.part "
-            "AND o.end_offset IS DISTINCT FROM n.last",
-            before=([*ends.keys()], [*ends.values()]),
+            "FROM unnest(%s::int[], %s::bigint[], %s::bigint[]) AS n (part, epoch, last) "
+            f"JOIN {self._part} AS p USING (part, epoch) "
+            "WHERE p.group_name = %s AND p.topic = %s AND o.group_name = p.group_name "
+            "AND o.topic = p.topic AND o.part = n.part AND o.end_offset IS DISTINCT FROM n.last",
+            before=(
+                [held.part for held, _ in ends],
+                [held.epoch for held, _ in ends],
+                [end for _, end in ends],
+            ),
         )
 
     async def read(self) -> list[TopicPart]:

@@ -88,8 +88,11 @@ class Dispatcher(BoundedSink):
     def deliver(self, payload: Payload) -> Coroutine[Any, Any, None] | None:
         """Return the run of the payload's callbacks; see `BoundedSink.deliver`."""
         session_id = payload.session_id
-        if not self._callbacks.get(payload.kind) or (
-            session_id and self._running.get(session_id, 0) >= self._concurrency
+        if (
+            not self._callbacks.get(payload.kind)
+            or (session_id and self._running.get(session_id, 0) >= self._concurrency)
+            # In a task of its own, as the ones after it, which could overtake it otherwise.
+            or (self._gate is not None and not self._gate.is_set())
         ):
             self.put(payload)
             return None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Iterator
+import types
+from collections.abc import Coroutine, Generator, Iterator
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from autoplay_rag.connector.hooks import ConnectionHooks
 from autoplay_rag.connector.overflow import BoundedSink
@@ -23,8 +24,8 @@ class ClientRun:
     """Reads a stream into a sink until it is stopped or fails.
 
     The task that reads runs the callbacks of a payload itself: they begin in the same turn of the
-    event loop, and a callback that waits for nothing costs no task. As soon as one waits, another
-    task goes on reading, so that no callback holds up the stream.
+    event loop, and a callback that waits for nothing costs no task. When one waits for the first
+    time, another task takes over the reading, so that no callback holds up the stream.
 
     Create it on the event loop it belongs to. `stop` may be called from any thread, also before
     `read`.
@@ -52,9 +53,9 @@ class ClientRun:
         self._reader: asyncio.Task[None] | None = None
         self._batch: Iterator[Payload] = iter(())
         self._read_all: asyncio.Future[None] = self.loop.create_future()
-        # Whether the reader runs callbacks now, and whether `_check` is due in the next turn.
+        # Whether the reader has taken its first step, and whether it runs callbacks right now.
+        self._begun = True
         self._delivering = False
-        self._checked = False
         self._as_tasks = 0
         self._finished = False
 
@@ -98,12 +99,13 @@ class ClientRun:
 
     def _start_reader(self) -> None:
         # Each has a copy of the context: what a callback sets does not reach the ones after it.
-        self._delivering = False
+        self._begun = self._delivering = False
         self._reader = self.loop.create_task(self._pump(), context=self._context.copy())
 
     async def _pump(self) -> None:
         task = asyncio.current_task()
         assert task is not None
+        self._begun = True
         try:
             if await self._pass_on(task):
                 async for batch in self._reads:
@@ -135,26 +137,22 @@ class ClientRun:
                 sink.put(payload)
             elif (delivery := sink.deliver(payload)) is not None:
                 self._delivering = True
-                if not self._checked:
-                    self._checked = True
-                    self.loop.call_soon(self._check)
-                await delivery
-                if self._reader is not task:
+                try:
+                    waits_for = delivery.send(None)
+                except StopIteration:
+                    self._delivering = False
+                else:
+                    self._as_tasks = _AS_TASKS
+                    # Not in the context of the callbacks, which the tasks begun here would inherit.
+                    self._context.copy().run(self._hand_over)
+                    await _resumed(delivery, waits_for)
                     return False
-                self._delivering = False
                 if task.cancelling() or contextvars.copy_context() != self._context:
                     self._start_reader()
                     return False
             if sink.closed:
                 return False
         return True
-
-    def _check(self) -> None:
-        """In the turn after callbacks began: if they still run, let another task read."""
-        self._checked = False
-        if self._delivering:
-            self._as_tasks = _AS_TASKS
-            self._hand_over()
 
     def _hand_over(self) -> None:
         """Leave the reader with its callbacks, and start another."""
@@ -170,9 +168,26 @@ class ClientRun:
         self._start_reader()
 
     def _cancel_reader(self) -> None:
-        if self._delivering:
-            # Its callbacks go on. Another reader passes on what was received, then it is cancelled.
-            self._hand_over()
+        if not self._begun:
+            # A task that is cancelled before its first step would not pass on what was received.
             self.loop.call_soon(self._cancel_reader)
         elif self._reader is not None:
             self._reader.cancel()
+
+
+@types.coroutine
+def _resumed(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """Finish a coroutine that has begun, and waits for something, in the current task."""
+    while True:
+        try:
+            sent = yield waits_for
+        except BaseException as error:  # noqa: BLE001 - the coroutine decides what becomes of it
+            try:
+                waits_for = work.throw(error)
+            except StopIteration:
+                return
+        else:
+            try:
+                waits_for = work.send(sent)
+            except StopIteration:
+                return

@@ -30,6 +30,7 @@ event of a connector is one, and a `ServerSentEvent` would cost as much as decod
 
 _BOM: Final = b"\xef\xbb\xbf"
 _COLON: Final = 0x3A
+_DATA: Final = b"data: "
 
 
 class EventParser:
@@ -48,7 +49,7 @@ class EventParser:
         >>> parser.feed(b"id: 7" + bytes([10]) + b"da"), parser.feed(b"ta: 1" + bytes([10, 10]))
         ([], [ServerSentEvent(event='message', data='1', id='7')])
         >>> parser.feed(b"data: 2" + bytes([10, 10]))
-        (b'2',)
+        [b'2']
     """
 
     def __init__(
@@ -57,7 +58,6 @@ class EventParser:
         self.last_event_id = last_event_id
         self._limit = max_event_bytes
         self._on_oversize = on_oversize
-        self._clean = False  # whether the next byte begins an event, with nothing incomplete
         self._at_start = True
         self._after_cr = False
         self._line = bytearray()  # the incomplete line
@@ -69,56 +69,52 @@ class EventParser:
         self._id: str | None = None
         self._retry: int | None = None
 
-    def feed(self, chunk: bytes) -> Sequence[Event]:
+    def feed(self, chunk: bytes) -> list[Event]:
         """Take the next bytes of the connection.
 
         Returns:
             The events that are now complete. Unlike a browser's, they include events without
             data, which may hold an id or a `retry`.
         """
-        if (  # the fast path: nearly every read is one event of one line
-            self._clean
-            and chunk.startswith(b"data: ")
-            and chunk.find(b"\n") == len(chunk) - 2
-            and chunk.endswith(b"\n")
-            and b"\r" not in chunk
-            and len(chunk) <= self._limit
-        ):
-            return (chunk[6:-2],)
         if self._at_start:
             chunk = self._without_bom(chunk)
         if self._after_cr or b"\r" in chunk:
             chunk = self._with_lf(chunk)
-        *lines, rest = chunk.split(b"\n")
         events: list[Event] = []
-        if lines:
+        if b"\n" in chunk:
             if self._line:
-                lines[0] = bytes(self._line) + lines[0]
+                chunk = b"".join((self._line, chunk))
                 self._line.clear()
-            self._take_lines(lines, events)
-        if rest:
-            self._hold(rest)
-        self._clean = not (
-            self._size or self._line or self._skipping or self._after_cr or self._at_start
-        )
+            if not (self._size or self._skipping):
+                chunk = self._take_plain(chunk, events)
+            if b"\n" in chunk:
+                *lines, chunk = chunk.split(b"\n")
+                self._take_lines(lines, events)
+        if chunk:
+            self._hold(chunk)
         return events
 
-    def _take_lines(self, lines: Sequence[bytes], events: list[Event]) -> None:
-        at, count = 0, len(lines)
-        while at < count:
-            line = lines[at]
-            at += 1
-            if (  # nearly every event is one line
-                line.startswith(b"data: ")
-                and at < count
-                and not lines[at]
-                and not self._size
-                and not self._skipping
-                and len(line) + 2 <= self._limit
+    def _take_plain(self, chunk: bytes, events: list[Event]) -> bytes:
+        """Take events of one line of data from the start of a read, and return the rest of it.
+
+        Nearly all events are such. To search for one byte is the fastest that Python has:
+        splitting takes three times as long.
+        """
+        begin = 0
+        while (end := chunk.find(b"\n", begin)) >= 0:
+            if not (
+                chunk.startswith(_DATA, begin)
+                and chunk.startswith(b"\n", end + 1)
+                and end + 2 - begin <= self._limit
             ):
-                events.append(line[6:])
-                at += 1
-            elif line:
+                break
+            events.append(chunk[begin + len(_DATA) : end])
+            begin = end + 2
+        return chunk[begin:]
+
+    def _take_lines(self, lines: Sequence[bytes], events: list[Event]) -> None:
+        for line in lines:
+            if line:
                 self._take_line(line)
             elif (event := self._end_event()) is not None:
                 events.append(event)
@@ -156,8 +152,8 @@ class EventParser:
         if self._size > self._limit:
             self._skip()
             return
-        if line.startswith(b"data: "):
-            self._data.append(line[6:])
+        if line.startswith(_DATA):
+            self._data.append(line[len(_DATA) :])
             return
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")

@@ -190,6 +190,7 @@ class EventStream:
                     self._on_lost()
 
     def _payloads(self, events: Sequence[Event], backoff: Backoff) -> Iterator[Payload]:
+        self.last_event_at = time.time()
         for event in events:
             payload = self._read(event, backoff)
             if payload is not None:
@@ -197,7 +198,6 @@ class EventStream:
 
     def _read(self, event: Event, backoff: Backoff) -> Payload | None:
         """The payload of an event; None for a heartbeat or an event that is not a payload."""
-        self.last_event_at = time.time()
         data: bytes | str
         if isinstance(event, bytes):
             data = event

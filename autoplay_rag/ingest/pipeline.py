@@ -37,6 +37,7 @@ from autoplay_rag.ingest.settings import Settings, Summaries
 from autoplay_rag.ingest.store_copy import check_embeds
 from autoplay_rag.ingest.turns import read_in_turn
 from autoplay_rag.journal.base import Durability, Health, Outcome
+from autoplay_rag.journal.inflow import TopicStatus
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.ownership import Replicas
 from autoplay_rag.journal.reader import JournalStatus
@@ -1158,6 +1159,15 @@ class IngestPipeline(Questions):
         Read every two seconds. Readable from any thread.
         """
         return self._run.replicas if self._running and self._run else None
+
+    @property
+    def topic(self) -> TopicStatus | None:
+        """How far a topic of Kafka is taken in, over all processes; None without a topic.
+
+        Read every two seconds, also by a process that does not read the topic. Readable from any
+        thread.
+        """
+        return self._run.topic if self._running and self._run else None
 
     @property
     def is_available(self) -> bool:

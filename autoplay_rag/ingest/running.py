@@ -58,6 +58,7 @@ from autoplay_rag.ingest.watermark import SharedWatermark, Watermark
 from autoplay_rag.ingest.worker import Worker
 from autoplay_rag.journal.base import Entry, Health, Outcome
 from autoplay_rag.journal.forgetting import Deleted
+from autoplay_rag.journal.inflow import TopicStatus
 from autoplay_rag.journal.lag import NO_LAG
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.ownership import (
@@ -103,6 +104,8 @@ _LAG_EVERY = 5
 """Seconds between two measurements of the lag."""
 _LOOK_SECONDS = 0.02
 """The least time between two looks for what of a session still waits."""
+_LEASES = 1.5
+"""How long `drain` waits for the cleaning up of other processes, in lengths of a lease."""
 _REPLICAS_SECONDS = 2.0
 """The interval of reading who has what."""
 _GRACE_SECONDS = 5.0
@@ -147,6 +150,7 @@ class RunningPipeline:
         retention: Deletes what is old.
         searcher: Answers questions from store and journal.
         space: Measures the disk space.
+        topic: How far the topic is taken in, read every few seconds; None without a topic.
         timings: How long searches, requests and payloads take.
         timeline: Lists sessions and reads payloads.
         visits: Returns the known sessions of lanes.
@@ -154,6 +158,7 @@ class RunningPipeline:
     """
 
     replicas: Replicas | None = None
+    topic: TopicStatus | None = None
     _shared_live: SharedLive | None = None
     _shared_asked: SharedAsked | None = None
     _inflowing: Inflowing | None = None
@@ -498,7 +503,10 @@ class RunningPipeline:
     async def _watch_replicas(self, membership: Membership) -> None:
         while True:
             with suppress(JournalError):  # what is known stays; `health` says what is wrong
-                self.replicas = await membership.replicas()
+                self.replicas = replicas = await membership.replicas()
+                if self._journal.inflow is not None:
+                    alive = {one.name for one in replicas.replicas}
+                    self.topic = (await self._journal.inflow.status()).read_by(alive)
             await asyncio.sleep(_REPLICAS_SECONDS)
 
     async def _watch_member(self) -> None:
@@ -813,12 +821,28 @@ class RunningPipeline:
         # Retiring comes before the deletions that it starts.
         await self._retirer.wait()
         await self._upkeep.wait()
+        if self._membership is not None:
+            await self._kept_up_somewhere()
 
     async def _linked_somewhere(self) -> None:
         """Wait until the process that updates metadata has done it, and read the counts of all."""
         while await self._journal.outdated(1):  # noqa: ASYNC110 - another process does it
             await asyncio.sleep(_LOOK_SECONDS)
         await self._journal.settled_of(0)
+
+    async def _kept_up_somewhere(self) -> None:
+        """Wait for what other processes have left, or are about, to store again and to delete.
+
+        What a killed process left is done here once its lease has ended. What a store refuses to
+        delete stays in the outbox, so the wait ends at that time.
+        """
+        until = self.loop.time() + self._settings.lease_seconds * _LEASES
+        while True:
+            await self._upkeep.look()
+            await self._upkeep.wait()
+            if not await self._upkeep.is_anything_left() or self.loop.time() >= until:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def _settled(self, seqs: Sequence[int]) -> None:
         self.watermark.settle(seqs)
@@ -904,6 +928,7 @@ class RunningPipeline:
             running=True,
             model=self._embedder.model if self._embedder else "",
             copy=copy,
+            topic=self.topic,
         )
 
     async def verify(
@@ -1052,6 +1077,8 @@ class RunningPipeline:
         # Events in `live` have the times of their arrival, so all of a session are dropped.
         self._live.forget(set(lanes), user_id=asked.user_id, conversation_id=asked.conversation_id)
         self._feed.forget(set(lanes), user_id=asked.user_id)
+        if self._shared_live is not None:
+            self._shared_live.forgotten()
         if asked.user_id is not None:
             self.pulled.forget(asked.user_id)
             for source in self._clients.pull_sources():

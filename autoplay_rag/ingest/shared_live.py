@@ -70,6 +70,8 @@ class SharedLive(BackgroundWork):
         self._seconds, self._most = begin
         self._seen = 0
         self._erasures = 0
+        # What was read before a request to forget in this process may hold what it deleted.
+        self._forgotten = 0
         # While sessions are read again, nothing is shown at once.
         self._following = False
 
@@ -102,10 +104,18 @@ class SharedLive(BackgroundWork):
         self._seen = seq
         return True
 
+    def forgotten(self) -> None:
+        """Note that this process has forgotten something. What is being read is read again."""
+        self._forgotten += 1
+        self.wake()
+
     async def _work(self) -> None:
         more = True
         while more:
+            forgotten = self._forgotten
             found = await self._membership.accepted(self._seen, _PAGE)
+            if forgotten != self._forgotten:
+                continue
             if found.erasures != self._erasures:
                 await self._forget()
                 continue
@@ -115,8 +125,11 @@ class SharedLive(BackgroundWork):
                     self._add(row)
                 if not number % _AT_ONCE:
                     await asyncio.sleep(0)
-            self._seen = max(self._seen, found.upto)
-            more = found.more
+                    if forgotten != self._forgotten:
+                        break
+            else:
+                self._seen = max(self._seen, found.upto)
+                more = found.more
 
     def _add(self, row: AcceptedPayload) -> None:
         self._on_other(row.payload)
@@ -127,13 +140,19 @@ class SharedLive(BackgroundWork):
         """Read the sessions again, without what was forgotten."""
         self._following = False
         try:
-            fresh = self._live.like()
-            found = await self._membership.lately_accepted(time.time() - self._seconds, self._most)
-            for number, row in enumerate(found.rows, 1):
-                fresh.add(row.payload, at=row.at)
-                if not number % _AT_ONCE:
-                    await asyncio.sleep(0)
-            self._feed.retain(await self._membership.kept(self._feed.kept))
+            while True:
+                forgotten = self._forgotten
+                fresh = self._live.like()
+                found = await self._membership.lately_accepted(
+                    time.time() - self._seconds, self._most
+                )
+                for number, row in enumerate(found.rows, 1):
+                    fresh.add(row.payload, at=row.at)
+                    if not number % _AT_ONCE:
+                        await asyncio.sleep(0)
+                self._feed.retain(await self._membership.kept(self._feed.kept))
+                if forgotten == self._forgotten:
+                    break
             self._live.replace(fresh)
             self._know(found.rows)
             for row in found.rows:  # those that came since the last look

@@ -91,6 +91,16 @@ class Upkeep:
         found = await self._journal.deletions(limit, planned=False, own=True)
         self.delete([one for one in found if one not in self._refused])
 
+    async def is_anything_left(self) -> bool:
+        """Whether a chunk is left for any process to store again, or to delete.
+
+        Those that the store has refused to delete here do not count.
+        """
+        if await self._journal.count_queued():
+            return True
+        found = await self._journal.deletions(len(self._refused) + 1, planned=False)
+        return any(one not in self._refused for one in found)
+
     @property
     def deleting(self) -> int:
         """How many chunks are being deleted. Rejected ones do not count."""

@@ -19,11 +19,22 @@ from autoplay_rag.journal.base import Notes, Outdated, PlannedChunk, QueuedChunk
 from autoplay_rag.journal.claims import ClaimTables
 from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.fulltext import FullTextTables
-from autoplay_rag.journal.rows import delete_in, insert, json_list, read_all
+from autoplay_rag.journal.rows import (
+    Connection,
+    Database,
+    JsonList,
+    delete_in,
+    exact_real,
+    exact_text,
+    insert,
+    json_list,
+    lossy_text,
+    read_all,
+)
 from autoplay_rag.journal.schema import ChunkState, PayloadState
 from autoplay_rag.payloads import ActionsPayload
 
-__all__ = ["CHUNK_COLUMNS", "CatalogTables", "as_key", "read_chunk"]
+__all__ = ["CHUNK_COLUMNS", "CatalogTables", "as_key", "read_chunk", "read_chunks"]
 
 _COLUMNS = (
     "number", "id", "lane", "product", "session", "user", "conversation", "kind", "started",
@@ -42,6 +53,15 @@ _IN_COLUMNS = {
 }
 """Metadata that has a column of its own, by its column."""
 CHUNK_COLUMNS = f"id, text, metadata, {', '.join(_IN_COLUMNS.values())}"
+_REALS = ("started", "ended", "forwarded")
+_EXACT_COLUMNS = ", ".join(
+    [
+        "id",
+        exact_text("text"),
+        "metadata",
+        *(exact_real(name) if name in _REALS else name for name in _IN_COLUMNS.values()),
+    ]
+)
 _INSERT_SESSION = (
     "visit (lane, product, session, user, conversation, email, ambiguous, first, last, seen)"
 )
@@ -695,6 +715,33 @@ def read_chunk(id: str, text: str | None, rest: str | None, *columns: Any) -> Ch
     }
     metadata: Mapping[str, Any] = found | (msgspec.json.decode(rest) if rest else {})
     return Chunk(id, text or "", metadata)
+
+
+def read_chunks(connection: Connection, ids: JsonList, also: str) -> list[Chunk]:
+    """Read the chunks with these ids in one step, in any order.
+
+    Args:
+        connection: The database.
+        ids: The ids.
+        also: Another condition.
+    """
+    rest = f"FROM chunk WHERE id IN (SELECT value FROM json_each(?)) AND {also}"
+    if isinstance(connection, Database):
+        return [
+            read_chunk(*row) for row in connection.execute(f"SELECT {CHUNK_COLUMNS} {rest}", (ids,))
+        ]
+    return [
+        read_chunk(
+            chunk_id,
+            text and lossy_text(bytes.fromhex(text)),
+            metadata,
+            *(
+                float(value) if name in _REALS and value is not None else value
+                for name, value in zip(_IN_COLUMNS.values(), columns, strict=True)
+            ),
+        )
+        for chunk_id, text, metadata, *columns in read_all(connection, _EXACT_COLUMNS, rest, ids)
+    ]
 
 
 def _lane_of(chunk: Chunk) -> int | None:

@@ -1,13 +1,15 @@
 """Reads the catalog for a search: matching passages, and their sessions and chunks.
 
 All calls block and only read. A journal in a file is read on a separate connection, so reading
-never waits for the writer.
+never waits for the writer. Many rows are read in one step: row by row, a search would wait for the
+GIL at each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from autoplay_rag.content.chunks import Chunk, metadata_of
@@ -16,11 +18,11 @@ from autoplay_rag.content.identity import NOBODY, People, changes_hands, people_
 from autoplay_rag.content.keys import chunk_id
 from autoplay_rag.journal.base import Found, FoundPassage, Scope, Visit
 from autoplay_rag.journal.bodies import decoded, unpack
-from autoplay_rag.journal.catalog import CHUNK_COLUMNS, read_chunk
+from autoplay_rag.journal.catalog import read_chunks
 from autoplay_rag.journal.rows import Connection, json_list, quoted, read_all
 from autoplay_rag.journal.schema import EXPIRED_COUNT, ChunkState, PayloadState
 
-__all__ = ["LANE_PAYLOADS", "PASSAGES", "Asked", "Finder", "passages_where"]
+__all__ = ["GROWTH", "LANE_PAYLOADS", "PASSAGES", "Asked", "Finder", "passages_where"]
 
 _FEW_PAYLOADS: Final = 2000
 """The most payloads of a person, a session or a thread for which all of them are scored. Then the
@@ -33,13 +35,17 @@ question has no other words."""
 _LEAST_WORDS: Final = 2
 _MOST_MATCHES: Final = 30_000
 """SQLite ranks every match: of a million passages, the rarest words select enough."""
+_MOST_COMMON: Final = 10_000
+"""For a question of common words only, the latest matches that are ranked. All of them would take the
+longer the more there are, and their ranks differ little."""
 LANE_PAYLOADS: Final = 400
 """The most payloads of a session that are read: the latest ones, in addition to the matches."""
 _COUNTED: Final = 20_000
 """The count of passages with a word stops here."""
 _FILTERED_AFTERWARDS: Final = 1000
 """The best matches that are filtered first. With a broad filter, enough of them pass."""
-_GROWTH: Final = 1.2
+GROWTH: Final = 1.2
+"""How much the catalog grows until what is counted in it is counted again."""
 _IN: Final = "IN (SELECT value FROM json_each(?))"
 _STORED: Final = f"chunk.state <> {ChunkState.PLANNED:d}"
 
@@ -52,12 +58,14 @@ class Asked(NamedTuple):
         lookups: The chosen terms, each with the words to look up.
         counts: The number of passages with each term.
         total: The approximate number of passages.
+        latest: The most matches that are ranked, the latest ones; -1 for all.
     """
 
     phrases: Sequence[str]
     lookups: Mapping[str, Sequence[str]]
     counts: Mapping[str, int]
     total: int
+    latest: int
 
 
 class Finder:
@@ -116,11 +124,16 @@ class Finder:
     def recent_lanes(self, conditions: Sequence[Condition], limit: int) -> list[int]:
         """Return the lanes of sessions that pass a filter, latest first."""
         where, given = visits_where(conditions)
-        rows = self._connection.execute(
-            f"SELECT lane FROM visit WHERE {where} ORDER BY last DESC NULLS LAST LIMIT ?",
-            (*given, limit),
+        rows = read_all(
+            self._connection,
+            "lane, last",
+            f"FROM (SELECT lane, last FROM visit WHERE {where} "
+            "ORDER BY last DESC NULLS LAST LIMIT ?) AS latest",
+            *given,
+            limit,
         )
-        return [lane for (lane,) in rows]
+        rows.sort(key=lambda row: (row[1] is None, -(row[1] or 0.0)))
+        return [lane for lane, _ in rows]
 
     # -- matching passages --------------------------------------------------------------------
 
@@ -140,10 +153,13 @@ class Finder:
             limit: The most passages; 0 only counts the terms.
         """
         total = self._count_passages()
-        counts = {term: self._frequency(term, raw, total) for term, raw in lookups.items()}
+        counts = self._frequencies(lookups, total)
         common = max(_COMMON_SHARE * total, _COMMON_LEAST)
         chosen = _rare(counts, common, self._most_matches)
-        asked = Asked(phrases, {term: lookups[term] for term in chosen}, counts, total)
+        # A phrase may be rare, and its matches old.
+        are_common = not phrases and any(counts[term] > common for term in chosen)
+        latest = _MOST_COMMON if are_common else -1
+        asked = Asked(phrases, {term: lookups[term] for term in chosen}, counts, total, latest)
         seqs = self._matching(asked, conditions, limit) if (phrases or chosen) and limit else []
         return Found(total, counts, seqs)
 
@@ -154,51 +170,62 @@ class Finder:
             [quoted(phrase) for phrase in asked.phrases]
             + [quoted(raw) for words in asked.lookups.values() for raw in words]
         )
+        best = (
+            "(SELECT rowid AS seq, place FROM (SELECT rowid, bm25(words) AS place FROM words "
+            "WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?) ORDER BY place LIMIT ?) AS found "
+            "CROSS JOIN passage ON passage.seq = found.seq"
+        )
         if not conditions:
-            rows = self._connection.execute(
-                "SELECT found.rowid, passage.lane FROM (SELECT rowid FROM words WHERE words "
-                "MATCH ? ORDER BY bm25(words) LIMIT ?) AS found "
-                "CROSS JOIN passage ON passage.seq = found.rowid",
-                (match, limit),
-            )
-            return rows.fetchall()
+            return self._in_place(best, match, asked.latest, limit)
         where, given = passages_where(conditions)
-        best = self._connection.execute(
-            "SELECT found.rowid, passage.lane FROM (SELECT rowid FROM words "
-            "WHERE words MATCH ? ORDER BY bm25(words) LIMIT ?) AS found "
-            "CROSS JOIN passage ON passage.seq = found.rowid "
-            f"CROSS JOIN visit ON visit.lane = passage.lane WHERE {where} LIMIT ?",
-            (match, _FILTERED_AFTERWARDS, *given, limit),
-        ).fetchall()
-        if len(best) == limit:
-            return best
+        passing = self._in_place(
+            f"{best} CROSS JOIN visit ON visit.lane = passage.lane WHERE {where}",
+            match,
+            asked.latest,
+            _FILTERED_AFTERWARDS,
+            *given,
+        )
+        if len(passing) >= limit:
+            return passing[:limit]
         # Few of the best matches pass, so all matches are filtered.
-        rows = self._connection.execute(
-            "SELECT words.rowid, passage.lane FROM words "
+        return self._in_place(
+            "(SELECT words.rowid AS seq, bm25(words) AS place FROM words "
             "CROSS JOIN passage ON passage.seq = words.rowid "
             "CROSS JOIN visit ON visit.lane = passage.lane "
-            f"WHERE words MATCH ? AND {where} ORDER BY bm25(words) LIMIT ?",
-            (match, *given, limit),
+            f"WHERE words MATCH ? AND {where} ORDER BY place LIMIT ?) AS found "
+            "CROSS JOIN passage ON passage.seq = found.seq",
+            match,
+            *given,
+            limit,
         )
-        return rows.fetchall()
 
-    def _frequency(self, term: str, raw: Sequence[str], total: int) -> int:
-        if total > self._counted_at * _GROWTH or total < self._counted_at:
+    def _in_place(self, matches: str, *parameters: Any) -> list[tuple[int, int]]:
+        rows = read_all(
+            self._connection, "found.seq, passage.lane, place", f"FROM {matches}", *parameters
+        )
+        rows.sort(key=itemgetter(2))
+        return [(seq, lane) for seq, lane, _ in rows]
+
+    def _frequencies(self, lookups: Mapping[str, Sequence[str]], total: int) -> dict[str, int]:
+        if total > self._counted_at * GROWTH or total < self._counted_at:
             self._counts.clear()
             self._counted_at = total
-        found = self._counts.get(term)
-        if not found:  # 0 is not cached: the term may have been added since
-            found = self._count(raw, _COUNTED)
-            self._counts[term] = found
-        return found
+        # 0 is not cached: the term may have been added since.
+        unknown = [term for term in lookups if not self._counts.get(term)]
+        found = self._count([lookups[term] for term in unknown], _COUNTED) if unknown else []
+        self._counts |= dict(zip(unknown, found, strict=True))
+        return {term: self._counts[term] for term in lookups}
 
-    def _count(self, words: Sequence[str], most: int) -> int:
-        """Return the number of passages with any of these words, or `most`."""
-        return self._scalar(
-            "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
-            " OR ".join(quoted(word) for word in words),
-            most,
-        )
+    def _count(self, asked: Sequence[Sequence[str]], most: int) -> list[int]:
+        """Return for each of some lists of words the number of passages with any of them, or `most`."""
+        return [
+            self._scalar(
+                "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
+                " OR ".join(quoted(word) for word in words),
+                most,
+            )
+            for words in asked
+        ]
 
     def _count_passages(self) -> int:
         # Counting the rows would take as long as reading them.
@@ -213,14 +240,15 @@ class Finder:
 
     def lanes_of(self, chunk_ids: Sequence[str]) -> dict[str, int]:
         """Return the lanes of those stored chunks that the catalog knows."""
-        rows = self._connection.execute(
-            "SELECT chunk.id, passage.lane FROM chunk "
-            "CROSS JOIN chunk_payload ON chunk_payload.chunk = chunk.number "
+        rows = read_all(
+            self._connection,
+            "chunk.id, passage.lane",
+            "FROM chunk CROSS JOIN chunk_payload ON chunk_payload.chunk = chunk.number "
             "CROSS JOIN passage ON passage.seq = chunk_payload.seq "
             f"WHERE chunk.id {_IN}",
-            (json_list(chunk_ids),),
+            json_list(chunk_ids),
         )
-        return dict(rows)
+        return {chunk: lane for chunk, lane in rows}  # noqa: C416 - rows are lists
 
     def being_deleted(self, chunk_ids: Sequence[str]) -> set[str]:
         """Return those of these chunks that the store is yet to delete."""
@@ -231,14 +259,15 @@ class Finder:
 
     def chunk_ids(self, lanes: Sequence[int]) -> list[str]:
         """Return the ids of the stored chunks of these sessions."""
-        rows = self._connection.execute(
-            "SELECT DISTINCT chunk.id FROM passage "
-            "CROSS JOIN chunk_payload ON chunk_payload.seq = passage.seq "
+        rows = read_all(
+            self._connection,
+            "chunk.id, chunk.number",
+            "FROM passage CROSS JOIN chunk_payload ON chunk_payload.seq = passage.seq "
             f"CROSS JOIN chunk ON chunk.number = chunk_payload.chunk AND {_STORED} "
             f"WHERE passage.lane {_IN}",
-            (json_list(lanes),),
+            json_list(lanes),
         )
-        return [found for (found,) in rows]
+        return list(dict.fromkeys(found for found, _ in rows))
 
     def passages(
         self,
@@ -256,47 +285,36 @@ class Finder:
             chunks: Ids of chunks whose passages match too.
             latest: The most passages of a session, besides the matches.
         """
-        rows: dict[tuple[int, str | None], Any] = {}
-        for row in self._latest(lanes, latest):
-            rows[row[0], row[3]] = row
-        known = {seq for seq, _ in rows}
+        rows = self._latest(list(dict.fromkeys(lanes)), latest)
+        known = {row[0] for row in rows}
         if chunks:
             matched = [*matched, *self._seqs_of(chunks)]
         if missing := [seq for seq in matched if seq not in known]:
-            for row in self._connection.execute(
-                PASSAGES.format(f"passage.seq {_IN}"), (json_list(missing),)
-            ):
-                rows[row[0], row[3]] = row
-        return [FoundPassage(*rows[key]) for key in sorted(rows, key=lambda key: key[0])]
-
-    def _latest(self, lanes: Sequence[int], most: int) -> Iterator[Any]:
-        """Yield the rows of the latest passages of each session."""
-        latest = PASSAGES.format("passage.lane = ?") + " ORDER BY passage.seq DESC LIMIT ?"
-        for lane in lanes:
-            # Thousands of rows in all: row by row, a search would wait for the GIL at each.
-            yield from read_all(
-                self._connection,
-                "seq, lane, text, chunk, started, ended, retired",
-                f"FROM ({latest})",
-                lane,
-                most,
+            found = PASSAGES.format(f"passage.seq {_IN}")
+            rows += read_all(
+                self._connection, _COLUMNS, f"FROM ({found}) AS found", json_list(missing)
             )
+        rows.sort(key=itemgetter(0))
+        return list(map(FoundPassage._make, rows))
+
+    def _latest(self, lanes: Sequence[int], most: int) -> list[Any]:
+        """Return the rows of the latest passages of each session."""
+        found = PASSAGES.format(f"passage.seq IN ({_LATEST})")
+        return read_all(self._connection, _COLUMNS, f"FROM ({found})", json_list(lanes), most)
 
     def _seqs_of(self, chunk_ids: Sequence[str]) -> list[int]:
-        rows = self._connection.execute(
-            "SELECT chunk_payload.seq FROM chunk "
-            "CROSS JOIN chunk_payload ON chunk_payload.chunk = chunk.number "
+        rows = read_all(
+            self._connection,
+            "chunk_payload.seq, chunk.number",
+            "FROM chunk CROSS JOIN chunk_payload ON chunk_payload.chunk = chunk.number "
             f"WHERE chunk.id {_IN}",
-            (json_list(chunk_ids),),
+            json_list(chunk_ids),
         )
-        return [seq for (seq,) in rows]
+        return [seq for seq, _ in rows]
 
     def chunks(self, ids: Sequence[str]) -> list[Chunk]:
         """Return stored chunks with text and metadata, in any order."""
-        rows = self._connection.execute(
-            f"SELECT {CHUNK_COLUMNS} FROM chunk WHERE id {_IN} AND {_STORED}", (json_list(ids),)
-        )
-        return [read_chunk(*row) for row in rows]
+        return read_chunks(self._connection, json_list(ids), _STORED)
 
     def waiting(self, seqs: Sequence[int]) -> dict[int, Chunk]:
         """Return payloads that are not in a stored chunk yet, each as a separate chunk."""
@@ -354,6 +372,12 @@ PASSAGES: Final = (
     "FROM passage LEFT JOIN chunk_payload ON chunk_payload.seq = passage.seq "
     f"LEFT JOIN chunk ON chunk.number = chunk_payload.chunk AND {_STORED} WHERE {{}}"
 )
+_LATEST: Final = (
+    "SELECT own.seq FROM json_each(?) AS given CROSS JOIN passage AS own ON own.seq IN "
+    "(SELECT seq FROM passage AS latest WHERE latest.lane = given.value "
+    "ORDER BY latest.seq DESC LIMIT ?)"
+)
+_COLUMNS: Final = "seq, lane, text, chunk, started, ended, retired"
 _VISIT_TERMS: Final = {
     ("session_id", "=="): "visit.session = ?",
     ("product_id", "=="): "visit.product = ?",

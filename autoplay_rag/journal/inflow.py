@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from autoplay_rag.journal.base import Entry
@@ -55,6 +55,33 @@ class TopicStatus:
     def lag(self) -> int:
         """How many messages are not taken in."""
         return sum(part.lag for part in self.parts)
+
+    @property
+    def missed(self) -> int:
+        """How many messages were deleted from the topic before they were read."""
+        return sum(part.missed for part in self.parts)
+
+    @property
+    def unread(self) -> tuple[int, ...]:
+        """The partitions that no process reads."""
+        return tuple(part.number for part in self.parts if part.owner is None)
+
+    def read_by(self, alive: Collection[str]) -> TopicStatus:
+        """Return it without owners that have ended: one that was killed releases nothing.
+
+        Args:
+            alive: The names of the processes that share the journal now.
+
+        Example:
+            >>> status = TopicStatus("events", "rag", (TopicPart(0, "host:1", 7, 9, 0),))
+            >>> status.read_by({"host:2"}).unread
+            (0,)
+        """
+        parts = (
+            part if part.owner is None or part.owner in alive else replace(part, owner=None)
+            for part in self.parts
+        )
+        return replace(self, parts=tuple(parts))
 
 
 class Enter(Protocol):

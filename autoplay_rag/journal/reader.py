@@ -23,6 +23,7 @@ from autoplay_rag.journal.base import Action, DeadLetter, Health, Task
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.copying import Copy
 from autoplay_rag.journal.file import other_version
+from autoplay_rag.journal.inflow import TopicStatus
 from autoplay_rag.journal.lag import lag_of
 from autoplay_rag.journal.ledger import COUNTERS, Ledger
 from autoplay_rag.journal.queue import FOLLOWED, dead_letter, first_since, letters
@@ -53,6 +54,7 @@ class JournalStatus:
             lock file belongs to another user.
         model: The model of the stored vectors; "" if unknown.
         copy: The re-embedding that is not complete; None if there is none.
+        topic: How far the topic of Kafka is taken in, a few seconds ago; None without one.
     """
 
     ledger: Ledger
@@ -63,6 +65,7 @@ class JournalStatus:
     running: bool | None
     model: str = ""
     copy: Copy | None = None
+    topic: TopicStatus | None = None
 
 
 class JournalReader:

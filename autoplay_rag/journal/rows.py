@@ -21,6 +21,8 @@ __all__ = [
     "JsonList",
     "Rows",
     "delete_in",
+    "exact_real",
+    "exact_text",
     "insert",
     "json_list",
     "lossy_text",
@@ -144,7 +146,10 @@ def delete_in(
 
 
 def read_all(connection: Connection, columns: str, rest: str, *parameters: Any) -> list[Any]:
-    """Read rows in one step with SQLite's JSON functions. These truncate a text at its first NUL.
+    """Read rows in one step with SQLite's JSON functions.
+
+    These truncate a text at its first NUL, and round a number to 15 digits: see `exact_text` and
+    `exact_real`.
 
     Args:
         connection: The database.
@@ -163,6 +168,16 @@ def read_all(connection: Connection, columns: str, rest: str, *parameters: Any) 
     ).fetchone()[0]
     rows: list[Any] = msgspec.json.decode(found)
     return rows
+
+
+def exact_text(column: str) -> str:
+    """SQL for a text in `read_all` that may have a NUL: its bytes in hexadecimal. SQLite only."""
+    return f"hex({column})"
+
+
+def exact_real(column: str) -> str:
+    """SQL for a number in `read_all` with all its digits, as a text for `float`. SQLite only."""
+    return f"CASE WHEN {column} IS NOT NULL THEN printf('%!.17g', {column}) END"
 
 
 def lossy_text(stored: bytes) -> str:

@@ -30,7 +30,9 @@ __all__ = ["KafkaQueue"]
 
 _CONNECTIONS: Final = 2
 _SECONDS: Final = 10.0
-_DAY: Final = 24 * 3600.0
+_RETENTION_SECONDS: Final = 3.0
+"""How long the start waits for the topic's retention, which receipts name."""
+_UNITS: Final = (("days", 24 * 3600.0), ("hours", 3600.0), ("minutes", 60.0))
 
 
 class KafkaQueue(PostgresJournal):
@@ -133,9 +135,10 @@ class KafkaQueue(PostgresJournal):
     async def open(self) -> None:
         """As in `PostgresJournal`. The broker need not answer yet."""
         try:
-            self._retention = _said(await self._admin.retention())
-        except BrokerError:
-            self._retention = "for a time that the broker did not tell"
+            async with asyncio.timeout(_RETENTION_SECONDS):
+                self._retention = _said(await self._admin.retention())
+        except (BrokerError, TimeoutError):
+            self._retention = "for a time that is unknown here, because the broker did not answer"
         await super().open()
 
     async def close(self) -> None:
@@ -168,8 +171,10 @@ class KafkaQueue(PostgresJournal):
 
 def _said(seconds: float | None) -> str:
     if seconds is None:
-        return "for ever, unless the broker has a limit of its own"
-    return f"for {seconds / _DAY:g} days"
+        return "forever, unless the broker's own settings have a limit"
+    # A unit of which there are at least two.
+    unit, length = next((one for one in _UNITS if seconds >= 2 * one[1]), ("seconds", 1.0))
+    return f"for {round(seconds / length, 1):g} {unit}"
 
 
 async def _nothing() -> None:

@@ -7,8 +7,10 @@ The life of a partition here:
 - messages: their payloads and the offset after them are committed together. Then Kafka's own offset
   follows, for tools that show the lag.
 - revoked: nothing is under way then, and the partition is released.
-- lost (this process was away for too long): nothing is written. What it had begun to write is
-  refused by the database, because the epoch of the partition is another one.
+- lost (this process was away for too long): what it had begun to write is refused by the database,
+  because the epoch of the partition is another one. Without a new reader, it is released.
+- refused, but not lost: one of two processes knows too little. A process that was away learns that
+  with its next heartbeat. The one that has the partition still takes it again a moment later.
 - the topic was made anew: everything is read from its first message.
 - messages were deleted before they were read: their number is said and counted, and reading goes on
   with the first message that is there.
@@ -22,8 +24,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
@@ -68,8 +71,24 @@ _LOOK_SECONDS: Final = 1.0
 """The interval of asking for the topic's id, and of telling how far this process is."""
 _RETRY_SECONDS: Final = 1.0
 _LONGEST_PAUSE: Final = 10.0
+_AGAIN_SECONDS: Final = 3.0
+"""How long after a refusal a partition is taken again: some heartbeats, each a second."""
+_YIELD_EVERY: Final = 32
+"""After so many messages others may use the event loop."""
 _RELEASE_SECONDS: Final = 3.0
 """How long the release of partitions may take. Without it, another process takes them anyway."""
+
+
+class _Read(NamedTuple):
+    """A message, as the journal takes it.
+
+    Attributes:
+        after: The offset after it.
+        entries: Its entries.
+    """
+
+    after: int
+    entries: Sequence[Entry]
 
 
 class Describes(Protocol):
@@ -111,6 +130,8 @@ class TopicReader(Inflow):
         self._take_in = take_in
         self._make = make
         self._held: dict[int, Held] = {}
+        # Partitions of this member that another process has taken, and when to take them again.
+        self._taken_away: dict[int, float] = {}
         self._stopping = asyncio.Event()
         self._problem: str | None = None
         # Whether the topic may have been made anew since its id was asked for.
@@ -170,14 +191,20 @@ class TopicReader(Inflow):
         while not self._stopping.is_set():
             first = await consumer.poll(_POLL_SECONDS)
             messages = [] if first is None else [first, *await consumer.consume(_MOST - 1, 0)]
-            messages = await self._without_errors(consumer, messages)
+            messages, deleted = self._sorted(messages)
             now = asyncio.get_running_loop().time()
             due = now >= self._look_at
-            if (due or (messages and self._doubtful)) and await self._is_anew(consumer):
-                continue  # what was read belongs to the topic before, or comes again
+            if due or (messages and self._doubtful):
+                begun = await self._begun_anew(consumer)
+                # It belongs to the topic before, or comes again.
+                messages = [one for one in messages if one.partition() not in begun]
+                deleted = [part for part in deleted if part not in begun]
             await self._take(consumer, messages)
+            for part in deleted:
+                await self._restart(consumer, part)
             if due:
                 self._look_at = now + _LOOK_SECONDS
+                await self._take_again(consumer, now)
                 await self._tell(consumer)
 
     async def _close(self, consumer: Consumer) -> None:
@@ -190,20 +217,22 @@ class TopicReader(Inflow):
             raise
         finally:
             self._held.clear()
+            self._taken_away.clear()
             self._ends.clear()
             self._doubtful = True
 
-    async def _without_errors(self, consumer: Consumer, messages: Sequence[Any]) -> list[Any]:
-        good = []
+    def _sorted(self, messages: Sequence[Any]) -> tuple[list[Any], list[int]]:
+        """Return the messages that carry something, and the partitions whose next one was deleted."""
+        good, deleted = [], []
         for message in messages:
             error = message.error()
             if error is None:
                 good.append(message)
             elif error.name() == _NO_OFFSET:
-                await self._restart(consumer, message.partition())
+                deleted.append(message.partition())
             elif error.name() != _AT_THE_END:
                 self._troubled(_reason(error))
-        return good
+        return good, deleted
 
     # -- partitions that come and go ----------------------------------------------------------
 
@@ -215,6 +244,8 @@ class TopicReader(Inflow):
         if held is None:
             return
         _log.info("reads the partitions %s of the %s", _listed(numbers), self._address)
+        if any(one.is_anew for one in held):
+            self._say_anew()
         self._held.update({one.part: one for one in held})
         await consumer.incremental_assign([self._place(one) for one in held])
 
@@ -225,11 +256,8 @@ class TopicReader(Inflow):
         return await self._rows.take(self._name, topic.id, numbers)
 
     async def _revoked(self, consumer: Consumer, parts: Sequence[Any]) -> None:
-        gone = self._drop(parts)
-        if gone:
-            with suppress(JournalError, TimeoutError):
-                async with asyncio.timeout(_RELEASE_SECONDS):
-                    await self._rows.release(gone)
+        if gone := self._drop(parts):
+            await self._release(gone)
             await self._commit(consumer, gone)
         await consumer.incremental_unassign(list(parts))
 
@@ -240,10 +268,18 @@ class TopicReader(Inflow):
                 _listed([one.part for one in gone]),
                 self._address,
             )
+            await self._release(gone)
         await consumer.incremental_unassign(list(parts))
+
+    async def _release(self, gone: Sequence[Held]) -> None:
+        with suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                await self._rows.release(gone)
 
     def _drop(self, parts: Sequence[Any]) -> list[Held]:
         gone = [self._held.pop(p.partition) for p in parts if p.partition in self._held]
+        for part in parts:
+            self._taken_away.pop(part.partition, None)
         for one in gone:
             self._ends.pop(one.part, None)
         return gone
@@ -254,26 +290,38 @@ class TopicReader(Inflow):
         of_part: dict[int, list[Any]] = {}
         for message in messages:
             of_part.setdefault(message.partition(), []).append(message)
-        await asyncio.gather(
+        # In one order in all processes: their transactions do not wait for each other then.
+        ended = await asyncio.gather(
             *(
-                self._take_part(consumer, held, some)
-                for part, some in of_part.items()
+                self._take_part(consumer, held, of_part[part])
+                for part in sorted(of_part)
                 if (held := self._held.get(part)) is not None
-            )
+            ),
+            return_exceptions=True,  # all have ended before one's error ends the membership
         )
+        for error in ended:
+            if error is not None:
+                raise error
 
     async def _take_part(self, consumer: Consumer, held: Held, messages: Sequence[Any]) -> None:
         fresh = [message for message in messages if message.offset() >= held.offset]
         begin = 0
-        while begin < len(fresh):
-            end, size = begin, 0
-            while end < len(fresh) and end - begin < _TOGETHER and size < _TOGETHER_BYTES:
-                size += len(fresh[end].value() or b"")
-                end += 1
-            entries = [one for message in fresh[begin:end] for one in self._entries(held, message)]
-            if not await self._commit_entries(consumer, held, fresh[end - 1].offset() + 1, entries):
-                return
-            begin = end
+        try:
+            while begin < len(fresh):
+                some: list[_Read] = []
+                size = 0
+                while begin < len(fresh) and len(some) < _TOGETHER and size < _TOGETHER_BYTES:
+                    message = fresh[begin]
+                    size += len(message.value() or b"")
+                    some.append(_Read(message.offset() + 1, self._entries(held, message)))
+                    begin += 1
+                    if not begin % _YIELD_EVERY:
+                        await asyncio.sleep(0)
+                if not await self._commit_some(held, some):
+                    return
+        except FencedError as error:
+            _log.warning("%s", error)
+            await self._resume(consumer, held)
 
     def _entries(self, held: Held, message: Any) -> list[Entry]:
         try:
@@ -288,67 +336,101 @@ class TopicReader(Inflow):
         key = blake2b(identity, digest_size=16).hexdigest()
         return [self._enter.broken(key, f"the message at {place} {self._address.topic}: {why}")]
 
-    async def _commit_entries(
-        self, consumer: Consumer, held: Held, offset: int, entries: Sequence[Entry]
-    ) -> bool:
-        """Commit entries and the offset after them; return whether to go on with the partition."""
-        while not self._stopping.is_set():
+    async def _commit_some(self, held: Held, some: Sequence[_Read]) -> bool:
+        """Commit what was read, and the offset after it. Wait while that cannot be.
+
+        Returns:
+            Whether to go on. If this is to stop, it may be a part of it.
+
+        Raises:
+            FencedError: If this process is not the reader any more.
+        """
+        most = len(some)
+        while some and not self._stopping.is_set():
+            now = some[:most]
             try:
-                await self._take_in(held, offset, entries)
-            except FencedError as error:
-                _log.warning("%s", error)
-                await self._resume(consumer, held)
-                return False
+                await self._take_in(
+                    held, now[-1].after, [one for read in now for one in read.entries]
+                )
+            except FencedError:
+                raise
             except PipelineClosedError:
                 return False
-            except JournalFullError as error:
-                self._fail(str(error))
-                await self._pause(_RETRY_SECONDS)
             except JournalError as error:
+                if isinstance(error, JournalFullError) and len(now) > 1:
+                    most = len(now) // 2  # there may be room for these
+                    continue
                 self._fail(str(error))
                 await self._pause(_RETRY_SECONDS)
             else:
-                held.offset = offset
+                held.offset = now[-1].after
+                some = some[most:]
                 self._problem = None
                 self._on_taken()
-                return True
-        return False
+        return not some
 
     async def _resume(self, consumer: Consumer, held: Held) -> None:
         """Go on where the database says, if this process is the reader still."""
         now = await self._rows.current(held.part)
         if now is None or now.epoch != held.epoch:
-            self._held.pop(held.part, None)  # the broker will say so, too
+            self._set_aside(held)
             return
         held.topic_id, held.offset = now.topic_id, now.offset
         await consumer.seek(self._place(held))
 
+    def _set_aside(self, held: Held) -> None:
+        del self._held[held.part]
+        self._ends.pop(held.part, None)
+        self._taken_away[held.part] = asyncio.get_running_loop().time() + _AGAIN_SECONDS
+
+    async def _take_again(self, consumer: Consumer, now: float) -> None:
+        """Take partitions that were taken away, and which this member has still."""
+        numbers = [part for part, at in self._taken_away.items() if at <= now]
+        if not numbers:
+            return
+        held = await self._until_stopped(lambda: self._become_reader(numbers))
+        for one in held or ():
+            del self._taken_away[one.part]
+            self._held[one.part] = one
+            await consumer.seek(self._place(one))
+
     # -- the topic ----------------------------------------------------------------------------
 
-    async def _is_anew(self, consumer: Consumer) -> bool:
-        """Look whether the topic was made anew. If so, begin with its first message."""
-        topic = await self._until_stopped(self._described) if self._doubtful else None
+    async def _begun_anew(self, consumer: Consumer) -> set[int]:
+        """Look whether the topic was made anew.
+
+        Returns:
+            The partitions of which nothing that was read so far may be taken in. Those that were
+            assigned since are not among them.
+        """
+        try:
+            topic = await (self._until_stopped if self._doubtful else self._unless_stopped)(
+                self._described
+            )
+        except BrokerError as error:
+            self._troubled(str(error))
+            return set()
         if topic is None:
-            try:
-                topic = await self._described()
-            except BrokerError as error:
-                self._troubled(str(error))
-                return False
+            return {*self._held}
         self._doubtful = False
         old = [one for one in self._held.values() if one.topic_id != topic.id]
-        if not old:
-            return False
+        if old:
+            self._say_anew()
+        for held in old:
+            begun = await self._until_stopped(partial(self._rows.begin_anew, held, topic.id))
+            if begun:
+                held.topic_id, held.offset = topic.id, UNREAD
+                await consumer.seek(self._place(held))
+            elif begun is False:
+                self._set_aside(held)
+        return {one.part for one in old}
+
+    def _say_anew(self) -> None:
         _log.warning(
             "the %s was made anew: reading it from its first message; payloads that are known "
             "already count as duplicates",
             self._address,
         )
-        numbers = [one.part for one in old]
-        taken = await self._until_stopped(lambda: self._rows.take(self._name, topic.id, numbers))
-        for one in taken or ():
-            self._held[one.part] = one
-            await consumer.seek(self._place(one))
-        return True
 
     async def _described(self) -> Topic:
         topic = await self._admin.describe()
@@ -363,7 +445,9 @@ class TopicReader(Inflow):
             return
         first, _ = await consumer.get_watermark_offsets(self._place(held), cached=False)
         missed = max(0, first - held.offset) if held.offset != UNREAD else 0
-        await self._rows.restart(held, missed)
+        if not await self._rows.restart(held, missed):
+            self._set_aside(held)
+            return
         held.offset = UNREAD
         if missed:
             _log.error(
@@ -377,15 +461,15 @@ class TopicReader(Inflow):
 
     async def _tell(self, consumer: Consumer) -> None:
         """Tell the broker and the database how far this process is."""
-        ends = {}
+        ends: list[tuple[Held, int]] = []
         for held in self._held.values():
             _, end = await consumer.get_watermark_offsets(self._place(held), cached=True)
             if end >= 0 and self._ends.get(held.part) != end:
-                ends[held.part] = end
+                ends.append((held, end))
         if ends:
             with suppress(JournalError):
                 await self._rows.note_ends(ends)
-                self._ends.update(ends)
+                self._ends.update((held.part, end) for held, end in ends)
         await self._commit(consumer, list(self._held.values()))
 
     async def _commit(self, consumer: Consumer, held: Sequence[Held]) -> None:
@@ -418,15 +502,27 @@ class TopicReader(Inflow):
         failures = 0
         while not self._stopping.is_set():
             try:
-                found = await work()
+                return await self._unless_stopped(work)
             except (BrokerError, JournalError) as error:
                 self._fail(str(error))
                 await self._pause(grown_delay(failures, _RETRY_SECONDS, _LONGEST_PAUSE))
                 failures += 1
-            else:
-                self._problem = None
-                return found
         return None
+
+    async def _unless_stopped(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+        working = asyncio.ensure_future(work())
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                return None
+            found = working.result()
+            self._problem = None
+            return found
+        finally:
+            for task in (working, stopped):
+                task.cancel()
+            await asyncio.wait([working, stopped])
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):

@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -78,6 +79,7 @@ class Subscription:
         self._bytes = 0
         self._missed = 0
         self._changed = asyncio.Event()
+        self._filling = asyncio.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -90,10 +92,17 @@ class Subscription:
         self._feed.leave(self)
         self.closed = True
         self._changed.set()
+        self._filling.set()
 
     async def wait(self) -> None:
         """Wait until there is something to take, or the subscription is closed."""
         await self._changed.wait()
+
+    async def gather(self, seconds: float) -> None:
+        """Let events gather for so long, or until half of the most that may wait do."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._filling.wait()
 
     @property
     def waiting(self) -> int:
@@ -114,8 +123,11 @@ class Subscription:
             events.append(self._waiting.popleft())
             size += events[-1].size
         self._bytes -= size
-        if not self.closed and not self._waiting:
-            self._changed.clear()
+        if not self.closed:
+            if not self._waiting:
+                self._changed.clear()
+            if not self._is_filling:
+                self._filling.clear()
         return missed, events
 
     def put(self, event: FeedEvent) -> None:
@@ -130,6 +142,12 @@ class Subscription:
             self._bytes -= self._waiting.popleft().size
             self._missed += 1
         self._changed.set()
+        if self._is_filling:
+            self._filling.set()
+
+    @property
+    def _is_filling(self) -> bool:
+        return 2 * len(self._waiting) >= self._limit or 2 * self._bytes >= self._max_bytes
 
     def drop(self, forgotten: Callable[[FeedEvent], bool]) -> None:
         """Remove forgotten events that wait."""

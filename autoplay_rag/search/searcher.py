@@ -237,16 +237,20 @@ class Searcher:
                 attributes=embedding_attributes(embedder.model),
             ):
                 vector = await embedder.embed_query(text)
-            catalog = self.catalog if self.complete else None
-            if catalog and scope.lanes is not None and "score" in self.store.capabilities:
-                # For few sessions, the catalog lists their chunks and the store scores only those.
-                ids = await catalog.chunk_ids(scope.lanes)
+            if self.catalog and scope.lanes is not None and self._scores_listed:
+                ids = await self.catalog.chunk_ids(scope.lanes)
                 with self.timings.measured("search_part", "store", span="search store"):
                     scores = await self.store.score(vector, ids)
                 return [Match(chunk, "", score) for chunk, score in scores.items()]
             with self.timings.measured("search_part", "store", span="search store"):
                 found = await self.store.query(vector, limit, filter)
         return [one for one in found if one.id != PROBE_ID and filter.matches(one.metadata)]
+
+    @property
+    def _scores_listed(self) -> bool:
+        """Whether for few sessions, the catalog lists their chunks and the store scores only those."""
+        store = self.store
+        return self.complete and isinstance(store, VectorStore) and "score" in store.capabilities
 
     async def _words(self, question: Question, k: int, filter: Filter, scope: Scope) -> Found:
         if not self.catalog:
@@ -262,6 +266,8 @@ class Searcher:
         self, k: int, filter: Filter, scope: Scope, matches: Mapping[str, Match], found: Found
     ) -> tuple[list[FoundPassage], bool]:
         """The passages of the candidate sessions, and whether to rank passages without a score."""
+        if self.catalog and scope.lanes is not None and self._scores_listed:
+            return await self.catalog.passages(scope.lanes), True
         lane_of = await self.catalog.lanes_of(list(matches)) if self.catalog else {}
         unknown = [match for match in matches.values() if match.id not in lane_of]
         if unknown and self.catalog:

@@ -17,6 +17,8 @@ from prometheus_client.registry import Collector
 
 from autoplay_rag._timings import BOUNDS
 from autoplay_rag.ingest.pipeline import IngestPipeline
+from autoplay_rag.serve.cluster_metrics import replica_metrics, topic_metrics
+from autoplay_rag.serve.families import gauge
 from autoplay_rag.serve.serving import Serving
 
 __all__ = ["Metrics"]
@@ -80,8 +82,11 @@ class Metrics(Collector):
             yield from _durations(pipeline)
             yield _clients(pipeline)
             yield from _disk(pipeline)
-            yield from _replicas(pipeline)
-        yield _gauge("up", "Whether the pipeline runs.", float(pipeline.is_running))
+            if (replicas := pipeline.replicas) is not None:
+                yield from replica_metrics(replicas)
+            if (topic := pipeline.topic) is not None:
+                yield from topic_metrics(topic)
+        yield gauge("up", "Whether the pipeline runs.", float(pipeline.is_running))
         health = GaugeMetricFamily(
             "autoplay_rag_health", "1 for the state of the pipeline.", labels=["state"]
         )
@@ -89,8 +94,8 @@ class Metrics(Collector):
             health.add_metric([state], float(pipeline.health.state == state))
         yield health
         yield _events(self._serving)
-        yield _gauge("live_sessions", "Live sessions.", len(pipeline.live))
-        yield _gauge("subscribers", "Open event streams.", len(self._serving.streams))
+        yield gauge("live_sessions", "Live sessions.", len(pipeline.live))
+        yield gauge("subscribers", "Open event streams.", len(self._serving.streams))
 
 
 def _ledger(pipeline: IngestPipeline) -> Iterator[Metric]:
@@ -98,9 +103,9 @@ def _ledger(pipeline: IngestPipeline) -> Iterator[Metric]:
     for name, text in _COUNTED.items():
         yield CounterMetricFamily(f"autoplay_rag_{name}", text, value=getattr(ledger, name))
     for name, text in _MEASURED.items():
-        yield _gauge(name, text, getattr(ledger, name))
-    yield _gauge("watermark", "Everything up to this number is settled.", pipeline.watermark)
-    yield _gauge("oldest_pending_seconds", "How long the oldest waits.", pipeline.lag)
+        yield gauge(name, text, getattr(ledger, name))
+    yield gauge("watermark", "Everything up to this number is settled.", pipeline.watermark)
+    yield gauge("oldest_pending_seconds", "How long the oldest waits.", pipeline.lag)
 
 
 def _durations(pipeline: IngestPipeline) -> Iterator[Metric]:
@@ -148,33 +153,5 @@ def _events(serving: Serving) -> Metric:
 def _disk(pipeline: IngestPipeline) -> Iterator[Metric]:
     # Without files there is no limit, and `free` says nothing.
     if (space := pipeline.space) is not None and (space.journal, space.store) != (None, None):
-        yield _gauge("disk_free_bytes", "Free bytes on the disk of journal and store.", space.free)
-        yield _gauge("disk_needed_bytes", "How many have to be free.", space.needed)
-
-
-def _replicas(pipeline: IngestPipeline) -> Iterator[Metric]:
-    found = pipeline.replicas
-    if found is None:
-        return
-    partitions = _labelled("replica_partitions", "Partitions of each process.", "replica")
-    lag = _labelled("replica_lag_seconds", "How long the oldest in them waits.", "replica")
-    sources = _labelled(
-        "source_read", "1 for the process that reads a source.", "replica", "source"
-    )
-    for one in found.replicas:
-        partitions.add_metric([one.name], len(one.partitions))
-        lag.add_metric([one.name], one.lag)
-        for source in one.sources:
-            sources.add_metric([one.name, source], 1.0)
-    yield from (partitions, lag, sources)
-    yield _gauge("replicas", "Processes of the journal.", len(found.replicas))
-    yield _gauge("unowned_partitions", "Partitions that no process has.", len(found.unowned))
-    yield _gauge("unowned_lag_seconds", "How long the oldest in these waits.", found.lag)
-
-
-def _labelled(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"autoplay_rag_{name}", text, labels=labels)
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"autoplay_rag_{name}", text, value=value)
+        yield gauge("disk_free_bytes", "Free bytes on the disk of journal and store.", space.free)
+        yield gauge("disk_needed_bytes", "How many have to be free.", space.needed)

@@ -27,6 +27,10 @@ _LAST_SECONDS: Final = 1.0
 """How long the last event of a stream may take."""
 _GATHER_SECONDS: Final = 0.05
 """Events within this time are sent together: it costs far less, and nobody notices."""
+_MOST_SENDS: Final = 500
+"""About how many parts a second are sent to all clients together. For each, the event loop gives up
+Python's lock, and waits until a thread that scores a search gives it back. At 2,000 a second, searches
+waited longer than they took."""
 _PREAMBLE: Final = b"retry: 2000\n\n"
 
 
@@ -39,7 +43,7 @@ class EventResponse(ABC, Response):
         subscription: Wakes the stream. It is closed at the end.
         access: Its token limits and ends the stream.
         serving: Ends all streams.
-        gather: Seconds within which events are sent together.
+        gather: Seconds within which events are sent together; more if many streams are open.
         look: Seconds after which `take` is called without an event; None for never.
     """
 
@@ -120,7 +124,8 @@ class EventResponse(ABC, Response):
                 return "the server stops"
             try:
                 async with asyncio.timeout(min(self._look, left)):
-                    await asyncio.sleep(self._gather)
+                    gather = max(self._gather, len(self.serving.streams) / _MOST_SENDS)
+                    await self.subscription.gather(gather)
                     await self.subscription.wait()
             except TimeoutError:
                 if time.monotonic() - sent >= _PING_SECONDS:

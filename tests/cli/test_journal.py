@@ -15,6 +15,7 @@ from autoplay_rag.cli import journal
 from autoplay_rag.cli.app import run
 from autoplay_rag.embedders import LocalEmbedder
 from autoplay_rag.journal.base import Health
+from autoplay_rag.journal.inflow import TopicPart, TopicStatus
 from autoplay_rag.journal.ledger import Ledger
 from autoplay_rag.journal.reader import JournalReader, JournalStatus
 from autoplay_rag.stores import MemoryStore
@@ -199,8 +200,16 @@ async def test_check_says_in_one_line_whether_all_is_well(ended, tmp_path):
     assert err == "error: no journal found at absent.db; check the path\n"
 
 
-def state_of(*, running=True, health=None, **ledger):
-    return JournalStatus(Ledger(**ledger), 0, None, 0, health or Health(), running)
+def state_of(*, running=True, health=None, topic=None, **ledger):
+    return JournalStatus(
+        Ledger(**ledger), 0, None, 0, health or Health(), running=running, topic=topic
+    )
+
+
+MISSED = "3 messages lost: the topic deleted them before they were read"
+TOPIC = TopicStatus(
+    "events", "rag", (TopicPart(0, "a:1", 5, 9, 3), TopicPart(1, None, None, None, 0))
+)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +223,10 @@ def state_of(*, running=True, health=None, **ledger):
             state_of(running=False, health=Health("failed", ("a",)), overflow=1),
             "the pipeline is not running; last noted: failed: a; 1 payloads lost to overflow",
         ),
+        (
+            state_of(topic=TOPIC),
+            f"no process reads the partitions 1 of the topic; {MISSED}",
+        ),
     ],
 )
 def test_check_names_everything_that_is_not_well(tmp_path, monkeypatch, capsys, found, says):
@@ -221,3 +234,31 @@ def test_check_names_everything_that_is_not_well(tmp_path, monkeypatch, capsys, 
     monkeypatch.setattr(JournalReader, "status", lambda _: found)
     assert run(["status", str(tmp_path / "journal.db"), "--check"]) == 1
     assert capsys.readouterr().out == f"not ok: {says}\n"
+
+
+def test_status_says_how_far_a_topic_is_taken_in(tmp_path, monkeypatch, capsys):
+    asyncio.run(fill(tmp_path / "journal.db", count=0))
+    monkeypatch.setattr(JournalReader, "status", lambda _: state_of(topic=TOPIC))
+    assert run(["status", str(tmp_path / "journal.db")]) == 0
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert said[said.index("topic events, group rag") :][:3] == [
+        "topic events, group rag",
+        "topic lag 4",
+        "missed 3",
+    ]
+    assert run(["status", str(tmp_path / "journal.db"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["topic"]
+    assert (found["topic"], found["group"], found["lag"], found["missed"]) == (
+        "events",
+        "rag",
+        4,
+        3,
+    )
+    assert found["parts"][0] == {
+        "number": 0,
+        "owner": "a:1",
+        "offset": 5,
+        "end": 9,
+        "missed": 3,
+        "lag": 4,
+    }

@@ -8,11 +8,13 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 import time
 
 import httpx
 import pytest
 
+from autoplay_rag.cli.serve import new_loop
 from autoplay_rag.devserver import LocalConnector, questions
 from autoplay_rag.serve import SigningKeys, find_running
 from autoplay_rag.serve.tokens import verify_token
@@ -126,6 +128,20 @@ def test_on_a_terminal_the_address_of_the_page_has_the_key(started_on_terminal):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_loop_is_of_uvloop_if_that_is_installed(installed, monkeypatch):
+    if installed:
+        uvloop = pytest.importorskip("uvloop")
+    else:
+        monkeypatch.setitem(sys.modules, "uvloop", None)
+    loop = new_loop()
+    try:
+        assert loop.run_until_complete(asyncio.sleep(0, 7)) == 7
+        assert isinstance(loop, uvloop.Loop if installed else asyncio.SelectorEventLoop)
+    finally:
+        loop.close()
+
+
 async def test_a_port_that_is_taken_fails_before_anything_starts(ended, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

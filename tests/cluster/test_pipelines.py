@@ -13,6 +13,7 @@ from autoplay_rag.errors import ConfigurationError
 from autoplay_rag.ingest import partitions as partitions_module
 from autoplay_rag.ingest import retries
 from autoplay_rag.payloads import SummaryPayload
+from autoplay_rag.stores import Chunk
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -124,6 +125,32 @@ async def test_the_owner_deletes_what_another_one_forgets(replica, make_actions)
         assert receipt.deleted
         assert await stored_lines(one) == Counter(f"t{number}" for number in range(1, 40, 2))
         assert (await one.verify()).clean
+
+
+async def test_drain_waits_for_what_a_killed_process_was_to_delete(
+    replica, make_actions, make_pg_store, scripted_embedder, postgres
+):
+    """The killed process has all partitions until its lease ends, and has left a deletion."""
+    async with sharing(one := replica()):
+        await one.on_actions(make_actions("s1", "t1"))
+        await one.drain()
+    embedder, store = scripted_embedder(), make_pg_store(schema=replica.schema)
+    await store.start(embedder.model)
+    await store.upsert([Chunk("left", "left", {})], [embedder.vector("left")])
+    await store.aclose()
+    schema = replica.schema
+    postgres.run(
+        f"SET search_path TO {schema}; "
+        "INSERT INTO deletion (chunk, reason, at) VALUES ('left', 'dead', 1); "
+        "INSERT INTO worker (id, name, takes, started, expires) VALUES ('killed', 'killed', true, "
+        "clock_timestamp(), clock_timestamp() + interval '2 s'); "
+        "UPDATE partition SET owner = 'killed', epoch = epoch + 1"
+    )
+    async with replica() as two:
+        assert await stored_lines(two) == Counter(["t1", "left"])
+        await two.drain()
+        assert await stored_lines(two) == Counter(["t1"])
+    assert postgres.run(f"SELECT count(*) FROM {schema}.deletion") == [(0,)]
 
 
 async def test_a_late_user_id_reaches_the_chunks_of_any_owner(replica, make_actions):

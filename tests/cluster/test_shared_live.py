@@ -87,6 +87,38 @@ async def test_what_is_forgotten_is_forgotten_everywhere(replica, make_actions, 
         await eventually(lambda: len(events_of(two, "s2")) == 2)
 
 
+async def test_what_was_read_before_it_was_forgotten_is_not_shown(
+    replica, make_actions, monkeypatch
+):
+    """A look that has read a payload when a request to forget it begins."""
+    async with replica() as one, replica() as two:
+        read, go_on = asyncio.Event(), asyncio.Event()
+        accepted = one._run._membership.accepted
+
+        async def slow(after, limit):
+            found = await accepted(after, limit)
+            if found.rows and not read.is_set():
+                read.set()
+                await go_on.wait()
+            return found
+
+        monkeypatch.setattr(one._run._membership, "accepted", slow)
+        await two.on_actions(make_actions("s1", "t1", user="ann"))
+        await read.wait()
+        await one.forget(user_id="ann")
+        looked = one._run._membership.accepted
+        again = asyncio.Event()
+
+        async def noted(after, limit):
+            again.set()
+            return await looked(after, limit)
+
+        monkeypatch.setattr(one._run._membership, "accepted", noted)
+        go_on.set()
+        await again.wait()
+        assert events_of(one, "s1") == []
+
+
 async def test_a_process_that_takes_no_work_leaves_it(replica, make_actions, eventually):
     async with replica(takes_work=False) as one:
         await one.on_actions(make_actions("s1", "t1"))

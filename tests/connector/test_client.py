@@ -696,6 +696,24 @@ async def test_callbacks_wait_for_on_connect_but_reading_does_not(until, server,
     assert order == ["reset", "s1", "s2"]
 
 
+async def test_an_on_connect_that_waits_for_nothing_keeps_the_order(server, connect, event):
+    server.script(server.stream(*(event("s1", n) for n in range(4))))
+    seen, done = [], asyncio.Event()
+
+    async def on_connect():
+        seen.append("connected")
+
+    async def work(payload):
+        seen.append(payload.actions[0].index)
+        if len(seen) == 5:
+            done.set()
+
+    async with connect(on_connect=on_connect).on_actions(work) as client:
+        client.run_in_background()
+        await done.wait()
+    assert seen == ["connected", 0, 1, 2, 3]
+
+
 async def test_hooks_fail_separately(server, connect, event, collector, caplog):
     server.script(server.stream(event("s1"), then="close"), server.stream(event("s1")))
 

@@ -149,3 +149,42 @@ async def test_cancelling_the_run_cancels_a_callback_that_waits(server, connect,
         await running
     assert cancelled.is_set()
     assert (client.pending, client.counts.dropped) == (0, 1)
+
+
+async def test_a_stop_and_a_context_variable_in_one_callback_end_the_run(server, connect, event):
+    server.script(server.stream(*(event(f"s{n}", n) for n in range(10))))
+    ended = []
+
+    async def work(payload):
+        if payload.actions[0].index == 3:
+            client.stop()
+            NOTE.set("stopped")
+        ended.append(payload)
+
+    client = connect().on_actions(work)
+    async with asyncio.timeout(10):
+        await client.run()
+    assert sorted(numbers(ended)) == list(range(client.counts.received))
+    assert client.counts.received >= 4
+
+
+async def test_a_callback_may_catch_what_it_waits_for_and_wait_again(server, connect, event):
+    server.script(server.stream(event("s1", 0)))
+    steps, done = [], asyncio.Event()
+
+    async def work(_):
+        for error in (ValueError("refused"), asyncio.CancelledError()):
+            future = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_soon(future.set_exception, error)
+            try:
+                await future
+            except (ValueError, asyncio.CancelledError) as caught:
+                steps.append(type(caught))
+        await asyncio.sleep(0)
+        done.set()
+
+    async with connect().on_actions(work) as client:
+        client.run_in_background()
+        await done.wait()
+    assert steps == [ValueError, asyncio.CancelledError]
+    assert client.counts.delivered == 1

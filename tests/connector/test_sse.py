@@ -120,7 +120,7 @@ def test_ids_stay_until_they_change():
     ]
     (event,) = made.feed(b"id: a\n\n")
     assert (event.id, made.last_event_id) == ("a", "a")
-    assert made.feed(b"data: 3\n\n") == (b"3",)
+    assert made.feed(b"data: 3\n\n") == [b"3"]
     assert made.last_event_id == "a"
     made.feed(b"id: b\n")
     assert made.last_event_id == "a"  # the new event is not complete

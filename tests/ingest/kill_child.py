@@ -1,13 +1,13 @@
 """An ingest that prints each step until it is killed or completes.
 
-    python kill_child.py FOLDER EVENTS
+    python kill_child.py FOLDER EVENTS [DSN SCHEMA]
 
-It passes events 0 to EVENTS - 1 to `on_actions`, except those listed in FOLDER/reported, and prints
+With DSN and SCHEMA, journal and store are in PostgreSQL. It passes events 0 to EVENTS - 1 to `on_actions`, except those listed in FOLDER/reported, and prints
 
     accepted 17      `on_actions` has returned for event 17
     > embed, < embed a step towards the store begins, ends
     refused 47       the store takes no part of event 47
-    worker 4711      the pid of the Chroma worker
+    worker 4711      the pid of the Chroma worker, if there is one
     end              everything is stored, and the pipeline is closed
 """
 
@@ -19,17 +19,20 @@ import sys
 import time
 from array import array
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
+from autoplay_rag.cluster.queue import PostgresQueueTables
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.journal.queue import QueueTables
-from autoplay_rag.stores import ChromaStore
+from autoplay_rag.stores import ChromaStore, PgVectorStore
 
 SESSIONS = 100
 SENDERS = 8
 POISON = "poison"
 REFUSED_EVERY = 40
+LEASE_SECONDS = 2.0
 STEPS = {"record_plans": "plan"}
 
 
@@ -58,7 +61,7 @@ class QuickEmbedder(Embedder):
         return array("f", [source.uniform(-1, 1) for _ in range(16)])
 
 
-class TalkingStore(ChromaStore):
+class Talking:
     async def upsert(self, chunks, vectors):
         with step("upsert"):
             if any(POISON in chunk.text for chunk in chunks):
@@ -70,9 +73,17 @@ class TalkingStore(ChromaStore):
             await super().delete(ids)
 
 
-def talk(name: str) -> None:
+class TalkingStore(Talking, ChromaStore):
+    pass
+
+
+class TalkingPgStore(Talking, PgVectorStore):
+    pass
+
+
+def talk(tables: type, name: str) -> None:
     """Make a method of the journal print when it begins and ends."""
-    method = getattr(QueueTables, name)
+    method = getattr(tables, name)
 
     def talking(*args):
         with step(STEPS.get(name, name)):
@@ -81,7 +92,7 @@ def talk(name: str) -> None:
             time.sleep(0.001)  # and some after it
             return result
 
-    setattr(QueueTables, name, talking)
+    setattr(tables, name, talking)
 
 
 def payload(number: int) -> ActionsPayload:
@@ -110,22 +121,27 @@ async def send(pipeline: IngestPipeline, numbers) -> None:
         await asyncio.sleep(0.003)  # long enough for all steps to run concurrently
 
 
-async def main(folder: Path, events: int) -> None:
+async def main(folder: Path, events: int, dsn: str = "", schema: str = "") -> None:
     logging.getLogger("autoplay_rag").setLevel(logging.CRITICAL)  # each refused payload is logged
+    tables = PostgresQueueTables if dsn else QueueTables
     for name in ("record_plans", "acknowledge", "accept"):
-        talk(name)
-    store = TalkingStore(folder / "chroma")
+        talk(tables, name)
+    store = TalkingPgStore(dsn, schema=schema) if dsn else TalkingStore(folder / "chroma")
     reported = set((folder / "reported").read_text().split())
-    async with IngestPipeline(
+    pipeline = IngestPipeline(
         store,
         QuickEmbedder(),
-        journal=folder / "journal.db",
+        journal=dsn or folder / "journal.db",
         batch_window=0.05,
         max_batch_actions=4,
         max_attempts=1,
         render=titles,
-    ) as pipeline:
-        say(f"worker {store._worker._process._popen.pid}")
+    )
+    # The next process goes on when the lease of this one has ended.
+    pipeline._settings = replace(pipeline._settings, lease_seconds=LEASE_SECONDS)
+    async with pipeline:
+        if not dsn:
+            say(f"worker {store._worker._process._popen.pid}")
         rest = [number for number in range(events) if str(number) not in reported]
         async with asyncio.TaskGroup() as group:
             for sender in range(SENDERS):  # each session has one sender, which keeps its order
@@ -142,4 +158,4 @@ async def main(folder: Path, events: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))

@@ -11,9 +11,16 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from kill_child import QuickEmbedder
+
+from autoplay_rag import IngestPipeline
+from autoplay_rag.maintenance import VerifyReport
 from autoplay_rag.maintenance.alone import verify_alone
-from autoplay_rag.stores import ChromaStore
+from autoplay_rag.stores import ChromaStore, PgVectorStore, VectorStore
 from autoplay_rag.stores.base import Filter
 
 CHILD = Path(__file__).with_name("kill_child.py")
@@ -48,14 +55,19 @@ class Outcome:
     unclean: list[str] = field(default_factory=list)
 
 
-async def kill_again_and_again(folder: Path, kills: int, events: int, seed: int) -> Outcome:
-    """Ingest `events` events into a new folder, repeatedly, until `kills` kills have happened."""
+async def kill_again_and_again(
+    folder: Path, kills: int, events: int, seed: int, dsn: str | None = None
+) -> Outcome:
+    """Ingest `events` events into a new folder, repeatedly, until `kills` kills have happened.
+
+    With `dsn`, they go into a new schema of PostgreSQL.
+    """
     chance = random.Random(seed)
     outcome = Outcome()
     while outcome.kills < kills:
-        ingest = _Ingest(folder / str(outcome.rounds), events, chance)
+        ingest = _Ingest(folder / str(outcome.rounds), events, chance, dsn)
         await ingest.run(min(kills - outcome.kills, _KILLS_OF_ONE))
-        stored = await _stored(ingest.folder)
+        stored = await _stored(ingest.store())
         outcome.rounds += 1
         outcome.kills += ingest.kills
         outcome.during += ingest.during
@@ -65,8 +77,7 @@ async def kill_again_and_again(folder: Path, kills: int, events: int, seed: int)
         outcome.doubled += sorted(
             number for number, times in stored.items() if times > 1 or number in ingest.refused
         )
-        store = ChromaStore(ingest.folder / "chroma")
-        report = await verify_alone(ingest.folder / "journal.db", store)
+        report = await ingest.verify()
         if not report.clean:
             outcome.unclean.append(str(report))
     return outcome
@@ -75,7 +86,7 @@ async def kill_again_and_again(folder: Path, kills: int, events: int, seed: int)
 class _Ingest:
     """One ingest, in one or more processes."""
 
-    def __init__(self, folder: Path, events: int, chance: random.Random) -> None:
+    def __init__(self, folder: Path, events: int, chance: random.Random, dsn: str | None) -> None:
         folder.mkdir()
         self.folder = folder
         self.reported: set[str] = set()
@@ -84,6 +95,22 @@ class _Ingest:
         self.during: Counter[str] = Counter()
         self._events = events
         self._chance = chance
+        self._dsn = dsn
+        self._schema = f"kill_{uuid4().hex[:12]}"
+
+    def store(self) -> VectorStore:
+        """The store, not started."""
+        if self._dsn is not None:
+            return PgVectorStore(self._dsn, schema=self._schema)
+        return ChromaStore(self.folder / "chroma")
+
+    async def verify(self) -> VerifyReport:
+        """Compare journal and store, while no pipeline uses them."""
+        if self._dsn is None:
+            return await verify_alone(self.folder / "journal.db", self.store())
+        pipeline = IngestPipeline(self.store(), QuickEmbedder(), journal=self._dsn)
+        async with pipeline:
+            return await pipeline.verify()
 
     async def run(self, kills: int) -> None:
         """Kill it `kills` times, unless it completes before; then let it complete."""
@@ -105,6 +132,8 @@ class _Ingest:
     async def _process(self, moment: _Moment | None) -> _Child:
         (self.folder / "reported").write_text("\n".join(self.reported))
         command = [sys.executable, str(CHILD), str(self.folder), str(self._events)]
+        if self._dsn is not None:
+            command += [self._dsn, self._schema]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         child = _Child(process.pid, self.reported, moment)
         try:
@@ -185,9 +214,8 @@ def _kill(pid: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-async def _stored(folder: Path) -> Counter[str]:
+async def _stored(store: VectorStore) -> Counter[str]:
     """How often the store contains each event."""
-    store = ChromaStore(folder / "chroma")
     await store.start("quick")
     try:
         count = await store.count()

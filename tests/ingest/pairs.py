@@ -37,11 +37,15 @@ def embedder_of(model="model-a", dimension=8):
 
 
 def pipeline_of(store, journal, model="model-a", dimension=8, **options):
-    """A pipeline with chunks that contain the titles of their actions, one per line."""
+    """A pipeline with chunks that contain the titles of their actions, one per line.
+
+    `journal` is the argument of this name, or several by their names.
+    """
+    where = journal if isinstance(journal, dict) else {"journal": journal}
     return IngestPipeline(
         store,
         embedder_of(model, dimension),
-        journal=journal,
+        **where,
         render=titles,
         batch_window=0.0,
         **options,

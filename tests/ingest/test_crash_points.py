@@ -1,23 +1,26 @@
 """After a crash at any moment, accepted payloads are stored exactly once, in their session's order.
 
 The test restarts from the disk as it was after every single journal commit, with the store as it was
-then and after each of its later operations. The store refuses some payloads: none of their chunks
+then and after each of its later operations. In PostgreSQL, it restarts from all rows as they were
+after a commit of the journal or of the store. The store refuses some payloads: none of their chunks
 may remain in it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schema_copies import SchemaCopies, WatchedPgStore
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.content.keys import payload_key
@@ -58,50 +61,8 @@ def streams(draw):
     return payloads + again
 
 
-@dataclass
-class Crashes:
-    """Disk and store at every moment at which a crash would leave a different state."""
-
-    path: Path
-    operations: list = field(default_factory=list)
-    moments: list = field(default_factory=list)
-    returned: set = field(default_factory=set)
-    files: dict = field(default_factory=dict)
-
-    def committed(self) -> None:
-        names = (self.path, self.path.with_name(self.path.name + "-wal"))
-        self.files = {path.name: path.read_bytes() for path in names if path.exists()}
-        self.note()
-
-    def note(self) -> None:
-        self.moments.append((self.files, len(self.operations), set(self.returned)))
-
-    def stored(self, name, *args) -> None:
-        self.operations.append((name, args))
-        self.note()
-
-    @contextmanager
-    def watching(self):
-        original = JournalFile.transaction
-
-        @contextmanager
-        def transaction(db):
-            with original(db):
-                yield
-            if db.path == self.path:
-                self.committed()
-
-        JournalFile.transaction = transaction
-        try:
-            yield
-        finally:
-            JournalFile.transaction = original
-
-
-class RefusingStore(MemoryStore):
+class Refusing:
     """Refuses every request that contains a poisoned chunk."""
-
-    persistent = True  # as it was at the crash; it is not filled again
 
     async def upsert(self, chunks, vectors) -> None:
         if any("poison" in chunk.text for chunk in chunks):
@@ -109,8 +70,12 @@ class RefusingStore(MemoryStore):
         await super().upsert(chunks, vectors)
 
 
+class RefusingStore(Refusing, MemoryStore):
+    persistent = True  # as it was at the crash; it is not filled again
+
+
 class WatchedStore(RefusingStore):
-    def __init__(self, crashes: Crashes) -> None:
+    def __init__(self, crashes: FileCrashes) -> None:
         super().__init__()
         self.crashes = crashes
 
@@ -125,6 +90,110 @@ class WatchedStore(RefusingStore):
     async def save_identity(self, identity) -> None:
         await super().save_identity(identity)
         self.crashes.stored("save_identity", identity)
+
+
+class RefusingPgStore(Refusing, WatchedPgStore):
+    pass
+
+
+class FileCrashes:
+    """Disk and store at every moment at which a crash would leave a different state.
+
+    Attributes:
+        returned: The keys of payloads that have been accepted.
+        moments: What there was at each moment, as `restored` needs it, and the keys until then.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.returned: set = set()
+        self.moments: list = []
+        self.journal = folder / "first" / "journal.db"
+        self.store = WatchedStore(self)
+        self._folder = folder
+        self._operations: list = []
+        self._files: dict = {}
+        self._numbers = count()
+
+    def committed(self) -> None:
+        names = (self.journal, self.journal.with_name(self.journal.name + "-wal"))
+        self._files = {path.name: path.read_bytes() for path in names if path.exists()}
+        self.note()
+
+    def note(self) -> None:
+        self.moments.append(((self._files, len(self._operations)), set(self.returned)))
+
+    def stored(self, name, *args) -> None:
+        self._operations.append((name, args))
+        self.note()
+
+    @contextmanager
+    def watching(self):
+        original = JournalFile.transaction
+
+        @contextmanager
+        def transaction(db):
+            with original(db):
+                yield
+            if db.path == self.journal:
+                self.committed()
+
+        JournalFile.transaction = transaction
+        try:
+            yield
+        finally:
+            JournalFile.transaction = original
+
+    async def restored(self, moment, model):
+        """Return store and journal as they were."""
+        files, operations = moment
+        folder = self._folder / str(next(self._numbers))
+        folder.mkdir()
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        store = RefusingStore()
+        await store.start(model)
+        for name, args in self._operations[:operations]:
+            await getattr(store, name)(*args)
+        return store, folder / "journal.db"
+
+
+class PostgresCrashes:
+    """As `FileCrashes`, for a journal and a store in one schema.
+
+    Attributes:
+        most: The most moments; more are chosen at random.
+    """
+
+    most = 8
+
+    def __init__(self, dsn: str, copies: SchemaCopies, schema: str) -> None:
+        self.returned: set = set()
+        self.journal = dsn
+        self.store = RefusingPgStore(dsn, schema=schema, index="none")
+        self._copies = copies
+        self._schema = schema
+        self._moments: list = []
+
+    @property
+    def moments(self) -> list:
+        few = min(self.most, len(self._moments))
+        chosen = random.Random(len(self._moments)).sample(self._moments, few)
+        return [*chosen, self._moments[-1]]
+
+    def note(self) -> None:
+        returned = set(self.returned)  # before the copy, which has what was accepted until then
+        copy = self._copies.take()
+        if self._moments and self._moments[-1][0] == copy:  # the transaction wrote nothing
+            self._moments.pop()
+        self._moments.append((copy, returned))
+
+    def watching(self):
+        return self._copies.watching(self.store, self.note)
+
+    async def restored(self, moment, model):
+        """Return store and journal as they were."""
+        self._copies.restore(moment)
+        return RefusingPgStore(self.journal, schema=self._schema, index="none"), self.journal
 
 
 def lines_of(payload) -> list[str]:
@@ -187,17 +256,33 @@ def check_order(texts: list[str], payloads) -> None:
 def test_every_crash_point(payloads, before, after, scripted_embedder):
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(
-            run_and_crash_everywhere(payloads, before, after, Path(folder), scripted_embedder)
+            run_and_crash_everywhere(
+                payloads, before, after, FileCrashes(Path(folder)), scripted_embedder
+            )
         )
 
 
-async def run_and_crash_everywhere(payloads, before, after, folder, make_embedder):
-    async with asyncio.timeout(30):  # a hang must be a failure that Hypothesis can shrink
-        await crash_everywhere(payloads, before, after, folder, make_embedder)
+@pytest.mark.timeout(300)
+@settings(
+    max_examples=max(2, settings.default.max_examples // 50),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(payloads=streams(), before=SETTINGS, after=SETTINGS)
+def test_crash_points_in_postgres(payloads, before, after, scripted_embedder, postgres):
+    schema = f"t_{uuid4().hex[:12]}"
+    with SchemaCopies(postgres.dsn, schema) as copies:
+        crashes = PostgresCrashes(postgres.dsn, copies, schema)
+        asyncio.run(run_and_crash_everywhere(payloads, before, after, crashes, scripted_embedder))
+    postgres.run(f"DROP SCHEMA {schema} CASCADE")
 
 
-async def crash_everywhere(payloads, before, after, folder, make_embedder):
-    crashes = Crashes(folder / "first" / "journal.db")
+async def run_and_crash_everywhere(payloads, before, after, crashes, make_embedder):
+    async with asyncio.timeout(60):  # a hang must be a failure that Hypothesis can shrink
+        await crash_everywhere(payloads, before, after, crashes, make_embedder)
+
+
+async def crash_everywhere(payloads, before, after, crashes, make_embedder):
     embedder = make_embedder()
 
     async def deliver(pipeline, payload):
@@ -205,8 +290,8 @@ async def crash_everywhere(payloads, before, after, folder, make_embedder):
         crashes.returned.add(payload_key(payload))
 
     with crashes.watching():
-        store = WatchedStore(crashes)
-        pipeline = IngestPipeline(store, embedder, journal=crashes.path, render=render, **before)
+        store = crashes.store
+        pipeline = IngestPipeline(store, embedder, journal=crashes.journal, render=render, **before)
         async with pipeline:
             await asyncio.gather(*(deliver(pipeline, payload) for payload in payloads))
             await pipeline.drain()
@@ -215,31 +300,14 @@ async def crash_everywhere(payloads, before, after, folder, make_embedder):
             assert lines_in(await contents(store, embedder)) == expected(payloads)
             check_order(await contents(store, embedder), payloads)
 
-    for number, (files, operations, returned) in enumerate(crashes.moments):
-        await start_again(
-            folder / str(number),
-            files,
-            crashes.operations[:operations],
-            returned,
-            payloads,
-            after,
-            make_embedder(),
-        )
+    for moment, returned in crashes.moments:
+        embedder = make_embedder()
+        store, journal = await crashes.restored(moment, embedder.model)
+        await start_again(store, journal, returned, payloads, after, embedder)
 
 
-async def start_again(  # noqa: PLR0917 - what there is to start from
-    folder, files, operations, returned, payloads, options, embedder
-):
-    folder.mkdir()
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    store = RefusingStore()
-    await store.start(embedder.model)
-    for name, args in operations:
-        await getattr(store, name)(*args)
-    pipeline = IngestPipeline(
-        store, embedder, journal=folder / "journal.db", render=render, **options
-    )
+async def start_again(store, journal, returned, payloads, options, embedder):  # noqa: PLR0917
+    pipeline = IngestPipeline(store, embedder, journal=journal, render=render, **options)
     async with pipeline:
         await pipeline.drain()
         assert pipeline.ledger.balanced

@@ -14,10 +14,12 @@ from killing import kill_again_and_again
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-async def test_a_killed_ingest_loses_and_doubles_nothing(tmp_path):
-    outcome = await kill_again_and_again(tmp_path, kills=5, events=600, seed=2)
+@pytest.mark.parametrize(("place", "events"), [("files", 600), ("postgres", 400)])
+async def test_a_killed_ingest_loses_and_doubles_nothing(tmp_path, request, place, events):
+    dsn = request.getfixturevalue("postgres").dsn if place == "postgres" else None
+    outcome = await kill_again_and_again(tmp_path, kills=5, events=events, seed=2, dsn=dsn)
     assert outcome.kills == 5
-    assert outcome.reported == 600 * outcome.rounds
+    assert outcome.reported == events * outcome.rounds
     assert outcome.lost == []
     assert outcome.doubled == []
     assert outcome.unclean == []

@@ -1,6 +1,6 @@
 """A pipeline whose store is PostgreSQL: one person forgotten, damage repaired, servers that stop.
 
-The journal is a file, or in PostgreSQL too.
+The journal is a file, or in PostgreSQL too, alone or beside a topic.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from pairs import held_by, ingest, lines_of, pipeline_of, visits
 
 from autoplay_rag.errors import StoreMismatchError, StoreUnavailableError
 from autoplay_rag.ingest import retries
+from autoplay_rag.kafka.address import TopicAddress
+from autoplay_rag.kafka.admin import TopicAdmin
+from autoplay_rag.kafka.settings import ClientSettings
 
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(params=["file", "postgres"])
-def journal(request, tmp_path, postgres):
-    return tmp_path / "journal.db" if request.param == "file" else postgres.dsn
+@pytest.fixture(params=["file", "postgres", "topic"])
+async def journal(request, tmp_path, postgres):
+    if request.param == "topic":
+        broker, topic = map(request.getfixturevalue, ("broker", "topic"))
+        await TopicAdmin(TopicAddress(broker.bootstrap, topic), ClientSettings({}, {})).create(1)
+        return {"journal": broker.address(topic), "catalog": postgres.dsn}
+    return {"journal": tmp_path / "journal.db" if request.param == "file" else postgres.dsn}
 
 
 @pytest.fixture
@@ -84,7 +91,7 @@ async def test_a_deleted_table_is_filled_again(journal, store, postgres):
 async def test_nothing_of_a_forgotten_person_is_in_the_tables(
     make_pipeline, make_actions, journal, store, postgres
 ):
-    async with make_pipeline(store, journal=journal) as pipeline:
+    async with make_pipeline(store, **journal) as pipeline:
         for number in range(20):
             for user in ("ann", "bob"):
                 title = f"{user}private {number}"

@@ -11,6 +11,8 @@ from autoplay_rag.content.identity import People
 from autoplay_rag.content.keys import chunk_id, payload_key, session_lane
 from autoplay_rag.journal import catalog as catalog_module
 from autoplay_rag.journal.base import Acknowledgement, Plan, PlannedChunk, Session
+from autoplay_rag.journal.catalog import read_chunks
+from autoplay_rag.journal.rows import json_list
 
 LANE = session_lane("acme", "s")
 
@@ -52,7 +54,7 @@ def test_chunks_are_as_they_were_given(opened, add, end):
         chunk("a"),
         chunk("b", "with \0 and \U0001f600", product_id="", session_id="s", kind="summary"),
         chunk("c", product_id="acme", session_id="s", user_id="u", conversation_id="t",
-              email="ann@example.com", kind="actions", started_at=1.5, ended_at=2.5,
+              email="ann@example.com", kind="actions", started_at=1764163848.7364554, ended_at=2.5,
               forwarded_at=3.5, action_count=7, urls="https://a.example.com b", extra=0),
     ]  # fmt: skip
     db = opened()
@@ -62,6 +64,8 @@ def test_chunks_are_as_they_were_given(opened, add, end):
     db.queue_all()
     found = [one.chunk for one in db.queued(0, 9)]
     assert found == chunks
+    read = read_chunks(db.connection, json_list(["a", "b", "c", "d"]), "TRUE")
+    assert sorted(read, key=lambda one: one.id) == chunks
     assert type(found[2].metadata["action_count"]) is int
     assert type(found[2].metadata["extra"]) is int
 

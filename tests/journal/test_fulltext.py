@@ -50,6 +50,22 @@ def test_a_payload_is_found_as_soon_as_it_is_accepted(opened, make_actions, entr
     assert seqs_of(db, "report", product_id="other") == []
 
 
+def test_of_common_words_alone_the_latest_matches_are_ranked(
+    opened, make_actions, entries, monkeypatch
+):
+    for name, value in (("_COMMON_SHARE", 0.0), ("_COMMON_LEAST", 2), ("_MOST_COMMON", 3)):
+        monkeypatch.setattr(f"autoplay_rag.journal.finding.{name}", value)
+    db = opened()
+    texts = ["export the invoice", *["export"] * 5, "invoice"]
+    db.accept(entries(*(make_actions("s", text, at=1000.0 + i) for i, text in enumerate(texts))))
+    assert seqs_of(db, "export") == [4, 5, 6]
+    assert seqs_of(db, "export", user_id="nobody") == []
+    assert seqs_of(db, "export", until=1000.5) == [1]  # few of the latest pass the filter
+    assert seqs_of(db, "export an invoice") == [1, 7]  # by the rare word
+    found = Finder(db.connection).find(lookups("export"), ("the invoice",), [], 100)
+    assert len(found.passages) == 6
+
+
 def test_a_discarded_payload_is_not_found(opened, make_actions, entries, entry):
     db = opened()
 

@@ -6,8 +6,18 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from autoplay_rag.journal.rows import delete_in, insert, json_list, lossy_text, read_all
+from autoplay_rag.journal.rows import (
+    delete_in,
+    exact_real,
+    exact_text,
+    insert,
+    json_list,
+    lossy_text,
+    read_all,
+)
 
 
 @pytest.fixture
@@ -62,6 +72,17 @@ def test_rows_are_read_in_one_step(connection):
     )
     assert sorted(found) == [[2, None, ""], [2**60, 'a "quoted" \u2603', "00FF"]]
     assert read_all(connection, "number", "FROM one WHERE number = ?", 5) == []
+
+
+@given(st.floats(allow_nan=False) | st.none(), st.text(st.characters(codec="utf-8")) | st.none())
+def test_numbers_and_texts_can_be_read_exactly(number, text):
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE one (number REAL, text TEXT)")
+        connection.execute("INSERT INTO one VALUES (?, ?)", (number, text))
+        columns = f"{exact_real('number')}, {exact_text('text')}"
+        ((found, digits),) = read_all(connection, columns, "FROM one")
+    assert (found if found is None else float(found)) == number
+    assert bytes.fromhex(digits).decode() == (text or "")
 
 
 def test_text_that_is_damaged_is_read_all_the_same(connection):

@@ -1,8 +1,8 @@
 """Sends events, summaries and late identities, forgets people and changes the model, until killed.
 
-python everything_child.py FOLDER ROUND
+python everything_child.py FOLDER ROUND [DSN]
 
-Each line that it prints is a fact: an event was accepted, a person is being forgotten, or is forgotten.
+With DSN, journal and store are in PostgreSQL, in a schema that belongs to the folder. Each line that it prints is a fact: an event was accepted, a person is being forgotten, or is forgotten.
 """
 
 import asyncio
@@ -11,12 +11,17 @@ import random
 import sys
 import time
 from array import array
+from dataclasses import replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from forget_child import LEASE_SECONDS, schema_of
 
 from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction, SummaryPayload
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import StoreMismatchError
-from autoplay_rag.stores import ChromaStore
+from autoplay_rag.stores import ChromaStore, PgVectorStore
 
 MODELS = {"one": 8, "two": 12}
 
@@ -36,17 +41,19 @@ class QuickEmbedder(Embedder):
         return array("f", [source.uniform(-1, 1) for _ in range(MODELS[self.model])])
 
 
-async def opened(folder: Path) -> tuple[IngestPipeline, str]:
+async def opened(folder: Path, dsn: str | None = None) -> tuple[IngestPipeline, str]:
     """Start a pipeline with the model that the store has."""
     for model in MODELS:
         pipeline = IngestPipeline(
-            ChromaStore(folder / "chroma"),
+            PgVectorStore(dsn, schema=schema_of(folder)) if dsn else ChromaStore(folder / "chroma"),
             QuickEmbedder(model),
-            journal=folder / "journal.db",
+            journal=dsn or folder / "journal.db",
             batch_window=0.02,
             max_batch_actions=3,
             summaries="replace",
         )
+        # The next process goes on when the lease of this one has ended.
+        pipeline._settings = replace(pipeline._settings, lease_seconds=LEASE_SECONDS)
         try:
             await pipeline.start()
         except StoreMismatchError:
@@ -111,8 +118,8 @@ class Child:
             await self.pipeline.reembed(QuickEmbedder(model), render=self.source.random() < 0.3)
 
 
-async def main(folder: Path, turn: int) -> None:
-    pipeline, model = await opened(folder)
+async def main(folder: Path, turn: int, dsn: str | None = None) -> None:
+    pipeline, model = await opened(folder, dsn)
     async with asyncio.TaskGroup() as group:
         child = Child(pipeline, turn)
         for _ in range(3):
@@ -123,4 +130,4 @@ async def main(folder: Path, turn: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))

@@ -1,6 +1,8 @@
 """Stores events of two people, then forgets one of them, until it is killed.
 
-python forget_child.py FOLDER
+python forget_child.py FOLDER [DSN]
+
+With DSN, journal and store are in PostgreSQL, in a schema that belongs to the folder.
 """
 
 import asyncio
@@ -9,13 +11,16 @@ import random
 import sys
 import time
 from array import array
+from dataclasses import replace
+from hashlib import md5
 from pathlib import Path
 
 from autoplay_rag import ActionsPayload, IngestPipeline, SlimAction
 from autoplay_rag.embedders.base import Embedder
-from autoplay_rag.stores import ChromaStore
+from autoplay_rag.stores import ChromaStore, PgVectorStore
 
 COUNT = 120
+LEASE_SECONDS = 2.0
 
 
 class QuickEmbedder(Embedder):
@@ -29,14 +34,22 @@ class QuickEmbedder(Embedder):
         return array("f", [source.uniform(-1, 1) for _ in range(16)])
 
 
-def make(folder: Path) -> IngestPipeline:
-    return IngestPipeline(
-        ChromaStore(folder / "chroma"),
+def schema_of(folder: Path) -> str:
+    return f"k_{md5(str(folder).encode(), usedforsecurity=False).hexdigest()}"
+
+
+def make(folder: Path, dsn: str | None = None) -> IngestPipeline:
+    store = PgVectorStore(dsn, schema=schema_of(folder)) if dsn else ChromaStore(folder / "chroma")
+    pipeline = IngestPipeline(
+        store,
         QuickEmbedder(),
-        journal=folder / "journal.db",
+        journal=dsn or folder / "journal.db",
         batch_window=0.0,
         max_batch_actions=2,
     )
+    # The next process goes on when the lease of this one has ended.
+    pipeline._settings = replace(pipeline._settings, lease_seconds=LEASE_SECONDS)
+    return pipeline
 
 
 async def send(pipeline: IngestPipeline, user: str, numbers) -> None:
@@ -52,8 +65,8 @@ def say(line: str) -> None:
     os.write(1, f"{line}\n".encode())
 
 
-async def main(folder: Path) -> None:
-    async with make(folder) as pipeline:
+async def main(folder: Path, dsn: str | None = None) -> None:
+    async with make(folder, dsn) as pipeline:
         await asyncio.gather(*(send(pipeline, u, range(COUNT)) for u in ("ann", "bob")))
         await pipeline.drain()
         await send(pipeline, "ann", range(COUNT, COUNT + 10))
@@ -66,4 +79,4 @@ async def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1])))
+    asyncio.run(main(Path(sys.argv[1]), *sys.argv[2:]))

@@ -58,12 +58,15 @@ class Facts:
             self.before_forgotten.setdefault(user, own)
 
 
-async def killed_after(folder: Path, turn: int, seconds: float, facts: Facts) -> None:
+async def killed_after(
+    folder: Path, turn: int, seconds: float, facts: Facts, dsn: str | None
+) -> None:
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).with_name("everything_child.py")),
         str(folder),
         str(turn),
+        *([dsn] if dsn else []),
         stdout=asyncio.subprocess.PIPE,
     )
     assert child.stdout is not None
@@ -90,8 +93,8 @@ async def killed_after(folder: Path, turn: int, seconds: float, facts: Facts) ->
     facts.done = {line.split()[1] for line in lines if line.startswith("forgotten")}
 
 
-async def check(folder: Path, facts: Facts) -> None:
-    pipeline, _ = await opened(folder)
+async def check(folder: Path, facts: Facts, dsn: str | None) -> None:
+    pipeline, _ = await opened(folder, dsn)
     try:
         async with asyncio.timeout(90):
             await pipeline.drain()
@@ -126,20 +129,24 @@ async def check(folder: Path, facts: Facts) -> None:
         await pipeline.aclose()
 
 
-async def kill_and_check(folder: Path, kills: int, seed: int) -> Counter[str]:
+async def kill_and_check(
+    folder: Path, kills: int, seed: int, dsn: str | None = None
+) -> Counter[str]:
     source, kinds = random.Random(seed), Counter[str]()
     for turn in range(kills):
         facts = Facts()
-        await killed_after(folder, turn, source.uniform(0.0, 2.5), facts)
-        await check(folder, facts)
+        await killed_after(folder, turn, source.uniform(0.0, 2.5), facts, dsn)
+        await check(folder, facts, dsn)
         kinds += facts.kinds
     return kinds
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_kills_at_random(tmp_path):
-    kinds = await kill_and_check(tmp_path, 8, seed=5)
+@pytest.mark.parametrize(("place", "kills"), [("files", 8), ("postgres", 5)])
+async def test_kills_at_random(tmp_path, request, place, kills):
+    dsn = request.getfixturevalue("postgres").dsn if place == "postgres" else None
+    kinds = await kill_and_check(tmp_path, kills, seed=5, dsn=dsn)
     assert min(kinds[kind] for kind in ("event", "summary", "forgetting", "model")) > 3
 
 

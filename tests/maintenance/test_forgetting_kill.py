@@ -9,20 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from schema_copies import SchemaCopies
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from forget_child import COUNT, make
+from forget_child import COUNT, make, schema_of
 
 from autoplay_rag.errors import ConfigurationError
 
 
-async def killed_after(folder: Path, seconds: float) -> str:
+async def killed_after(folder: Path, seconds: float, dsn: str | None = None) -> str:
     """Run the child, kill it this long after it is ready, and return its last line."""
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).with_name("forget_child.py")),
         str(folder),
+        *([dsn] if dsn else []),
         stdout=asyncio.subprocess.PIPE,
     )
     assert child.stdout is not None
@@ -37,8 +39,8 @@ async def killed_after(folder: Path, seconds: float) -> str:
     return rest[-1] if rest else line
 
 
-async def completed(folder: Path) -> None:
-    async with make(folder) as pipeline:
+async def completed(folder: Path, dsn: str | None = None) -> None:
+    async with make(folder, dsn) as pipeline:
         try:
             receipt = await pipeline.receipt(1)
         except ConfigurationError:  # it was killed before the request was recorded
@@ -61,6 +63,12 @@ async def completed(folder: Path) -> None:
             found = path.read_bytes()
             assert b"annword" not in found, path
             assert b"annid" not in found, path
+    if dsn is not None:
+        with SchemaCopies(dsn, schema_of(folder)) as copies:
+            rows = b"".join(copies.take().values())
+        assert b"annword" not in rows
+        assert b"annid" not in rows
+        assert b"bobword" in rows
 
 
 @pytest.mark.parametrize("seconds", [0.03])
@@ -71,10 +79,12 @@ async def test_a_kill_while_deleting(tmp_path, seconds):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_kills_at_random(tmp_path):
+@pytest.mark.parametrize(("place", "kills"), [("files", 20), ("postgres", 3)])
+async def test_kills_at_random(tmp_path, request, place, kills):
+    dsn = request.getfixturevalue("postgres").dsn if place == "postgres" else None
     source = random.Random(7)
-    for number in range(20):
+    for number in range(kills):
         folder = tmp_path / str(number)
         folder.mkdir()
-        await killed_after(folder, source.uniform(0.0, 1.5))
-        await completed(folder)
+        await killed_after(folder, source.uniform(0.0, 1.5), dsn)
+        await completed(folder, dsn)

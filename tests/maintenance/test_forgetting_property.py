@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.payloads import ActionsPayload, SlimAction, SummaryPayload
-from autoplay_rag.stores import MemoryStore
+from autoplay_rag.stores import MemoryStore, VectorStore
 
 USERS = ("ann", "bob", "cat")
 SESSIONS = ("s1", "s2", "s3")
@@ -66,7 +66,7 @@ class Model:
                 one.unsure = True
 
 
-async def found_in(pipeline: IngestPipeline, store: MemoryStore) -> list[str]:
+async def found_in(pipeline: IngestPipeline, store: VectorStore) -> list[str]:
     """The words of all texts that the store, the listings and the live sessions have."""
     texts = [chunk.text async for page in store.scan() for chunk in page]
     for session in SESSIONS:
@@ -79,12 +79,13 @@ async def found_in(pipeline: IngestPipeline, store: MemoryStore) -> list[str]:
 
 
 async def check(
-    pipeline: IngestPipeline, store: MemoryStore, model: Model, *, drained: bool
+    pipeline: IngestPipeline, store: VectorStore, model: Model, *, drained: bool
 ) -> None:
     texts = await found_in(pipeline, store)
     for one in model.sent:
         if one.gone:
-            assert not any(one.word in text for text in texts), f"{one} is still there"
+            found = [text for text in texts if one.word in text]
+            assert not found, f"{one} is still in {found}"
     if drained:
         stored = [chunk.text async for page in store.scan() for chunk in page]
         for one in model.sent:
@@ -100,12 +101,21 @@ async def check(
 @pytest.mark.parametrize("memory", [False, True], ids=["file", "memory"])
 async def test_interleavings(make_pipeline, scripted_embedder, tmp_path, memory):
     for seed in range(max(3, settings.default.max_examples // 8)):
-        await _run(seed, make_pipeline, scripted_embedder(), tmp_path / f"{seed}.db", memory)
+        journal = None if memory else tmp_path / f"{seed}.db"
+        await _run(seed, make_pipeline, scripted_embedder(), MemoryStore(), journal)
 
 
-async def _run(seed, make_pipeline, embedder, path, memory):  # noqa: C901 - one step of each kind
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_interleavings_in_postgres(make_pipeline, scripted_embedder, make_pg_store, postgres):
+    for seed in range(3):
+        store = make_pg_store(index="none")
+        await _run(seed, make_pipeline, scripted_embedder(), store, postgres.dsn)
+
+
+async def _run(seed, make_pipeline, embedder, store, journal):  # noqa: C901 - one step of each kind
     source = random.Random(seed)
-    model, store = Model(source), MemoryStore()
+    model, memory = Model(source), journal is None
 
     async def slow(texts):
         await asyncio.sleep(source.choice((0.0, 0.0, 0.01, 0.03)))
@@ -116,7 +126,7 @@ async def _run(seed, make_pipeline, embedder, path, memory):  # noqa: C901 - one
         return make_pipeline(
             store,
             embedder=embedder,
-            journal=None if memory else path,
+            journal=journal,
             batch_window=source.choice((0.0, 0.0, 0.02)),
             max_batch_actions=source.choice((1, 2, 20)),
             drain_timeout=source.choice((0.0, 5.0)) if not memory else 30.0,

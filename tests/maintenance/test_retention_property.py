@@ -9,18 +9,21 @@ import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schema_copies import SchemaCopies
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from aging import Clock, at_time, contents, sweep
 
 from autoplay_rag import IngestPipeline
+from autoplay_rag.journal.bodies import unpack
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
-from autoplay_rag.stores import MemoryStore
+from autoplay_rag.stores import MemoryStore, PgVectorStore
 
 HOUR = 3600.0
 TOLERATED = 300.0
@@ -165,32 +168,94 @@ def test_what_must_go_goes_and_the_rest_stays(  # noqa: PLR0917 - drawn at rando
     operations, days, key_days, most, window, keep, scripted_embedder
 ):
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "j.db"
-        options = {
-            "journal": path,
-            "retention_days": days,
-            "remember_keys_days": key_days,
-            "max_batch_actions": most,
-            "batch_window": window,
-            "max_attempts": 1,
-            "keep_payloads": keep,
-            "render": render,
-        }
-        asyncio.run(_run(operations, Model(days, key_days, Clock()), options, scripted_embedder()))
+        store = MemoryStore()
+        store.persistent = True
+        journal = InFile(Path(folder) / "j.db")
+        options = _options(days, key_days, most, window, keep)
+        model = Model(days, key_days, Clock())
+        asyncio.run(_run(operations, model, journal, store, options, scripted_embedder()))
 
 
-async def _run(operations, model, options, embedder):
+@pytest.mark.timeout(600)
+@settings(
+    max_examples=settings.default.max_examples // 25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(
+    operations=OPERATIONS,
+    days=RETENTION,
+    key_days=st.sampled_from([0.0, 0.5, 4.0]),
+    most=st.sampled_from([1, 3, 20]),
+    window=st.sampled_from([60.0, 60.0, 0.0]),
+    keep=st.booleans(),
+)
+def test_what_must_go_goes_in_postgres(  # noqa: PLR0917 - drawn at random
+    operations, days, key_days, most, window, keep, scripted_embedder, postgres
+):
+    schema = f"t_{uuid4().hex[:12]}"
+    store = PgVectorStore(postgres.dsn, schema=schema, index="none")
+    options = _options(days, key_days, most, window, keep)
+    model = Model(days, key_days, Clock())
+    with SchemaCopies(postgres.dsn, schema) as copies:
+        journal = InPostgres(postgres, schema, copies)
+        asyncio.run(_run(operations, model, journal, store, options, scripted_embedder()))
+
+
+def _options(days, key_days, most, window, keep):
+    return {
+        "retention_days": days,
+        "remember_keys_days": key_days,
+        "max_batch_actions": most,
+        "batch_window": window,
+        "max_attempts": 1,
+        "keep_payloads": keep,
+        "render": render,
+    }
+
+
+class InFile:
+    """A journal in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.address = path
+
+    def texts(self) -> str:
+        return contents(self.address)
+
+    def rows(self, statement: str) -> list:
+        with closing(sqlite3.connect(f"file:{self.address}?mode=ro", uri=True)) as connection:
+            return connection.execute(statement).fetchall()
+
+
+class InPostgres:
+    """A journal in PostgreSQL."""
+
+    def __init__(self, server, schema: str, copies: SchemaCopies) -> None:
+        self.address = server.dsn
+        self._server = server
+        self._schema = schema
+        self._copies = copies
+
+    def texts(self) -> str:
+        bodies = (unpack(body) or b"" for (body,) in self.rows("SELECT body FROM payload"))
+        return b"\n".join([*self._copies.take().values(), *bodies]).decode("latin-1")
+
+    def rows(self, statement: str) -> list:
+        return self._server.run(statement.replace("FROM ", f"FROM {self._schema}."))
+
+
+async def _run(operations, model, journal, store, options, embedder):  # noqa: PLR0917
     def refuse(texts):
         if any("poison" in text for text in texts):
             raise ValueError("poison")
 
     embedder.script = refuse
-    store = MemoryStore()
-    store.persistent = True
     pipelines = []
 
     async def start():
-        pipelines.append(at_time(IngestPipeline(store, embedder, **options), model.clock))
+        pipeline = IngestPipeline(store, embedder, journal=journal.address, **options)
+        pipelines.append(at_time(pipeline, model.clock))
         await pipelines[-1].start()
 
     async def checked_sweep():
@@ -198,7 +263,7 @@ async def _run(operations, model, options, embedder):
         chunks = [set(text.split()) for text in await stored(store)]
         await sweep(pipelines[-1], complete=model.stepped_back)
         model.sweep(chunks)
-        await check(pipelines[-1], store, model, options["journal"])
+        await check(pipelines[-1], store, model, journal)
 
     async with asyncio.timeout(60):
         await start()
@@ -240,10 +305,10 @@ async def _step(operation, model, pipelines, start, checked_sweep):
         await checked_sweep()
 
 
-async def check(pipeline, store, model, path):
+async def check(pipeline, store, model, journal):
     texts = await stored(store)
     letters = [str(one.payload) for one in await pipeline.dead_letters.list()]
-    everywhere = contents(path).split("\n")
+    everywhere = journal.texts().split("\n")
     sessions = set()
     for one in model.sent:
         if one.gone:
@@ -257,11 +322,10 @@ async def check(pipeline, store, model, path):
                 assert texts_with([word], texts) == 1, (word, one)
         if not one.gone:
             sessions.add(one.payload.session_id)
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-        kept = {row[0] for row in connection.execute("SELECT session FROM visit")}
-        people = {row[0] for row in connection.execute("SELECT value FROM belongs")}
-        keys = connection.execute("SELECT count(*) FROM payload").fetchone()[0]
-        left = connection.execute("SELECT count(*) FROM outdated").fetchone()[0]
+    kept = {session for (session,) in journal.rows("SELECT session FROM visit")}
+    people = {value for (value,) in journal.rows("SELECT value FROM belongs")}
+    ((keys,),) = journal.rows("SELECT count(*) FROM payload")
+    ((left,),) = journal.rows("SELECT count(*) FROM outdated")
     assert kept == sessions
     assert people <= {f"user{session}" for session in sessions}
     assert keys == sum(one.key_known for one in model.sent)

@@ -124,19 +124,28 @@ async def test_it_reports_exactly_what_was_done_and_repairs_it(  # noqa: PLR0917
         await check_repair(pipeline, store, hows, expected, before)
 
 
-@pytest.mark.slow
-async def test_it_does_so_with_chroma(make_pipeline, make_actions, embedder, tmp_path):
-    store = ChromaStore(tmp_path / "chroma")
+@pytest.mark.parametrize(
+    ("place", "times"),
+    [pytest.param("chroma", 5, marks=pytest.mark.slow), ("postgres", 2)],
+)
+async def test_it_does_so_with(  # noqa: PLR0917 - fixtures
+    make_pipeline, make_actions, embedder, tmp_path, request, place, times
+):
+    if place == "chroma":
+        store, journal = ChromaStore(tmp_path / "chroma"), tmp_path / "journal.db"
+    else:
+        store = request.getfixturevalue("make_pg_store")()
+        journal = request.getfixturevalue("postgres").dsn
     chance = random.Random(1)
-    async with make_pipeline(store, journal=tmp_path / "journal.db") as pipeline:
+    async with make_pipeline(store, journal=journal) as pipeline:
         await fill(pipeline, make_actions, 30)
         assert (await pipeline.verify()).clean
-        for _ in range(5):
+        for _ in range(times):
             hows = [chance.choice(DAMAGES) for _ in range(30)]
             expected, before = await damage_all(store, embedder, hows, chance.randint(0, 6))
             await check_repair(pipeline, store, hows, expected, before)
         assert pipeline.ledger.balanced
-    async with make_pipeline(store, journal=tmp_path / "journal.db") as pipeline:
+    async with make_pipeline(store, journal=journal) as pipeline:
         assert (await pipeline.verify()).clean
 
 

@@ -2,7 +2,8 @@
 retention, outages, crashes and changes of the model, in random order.
 
 Whatever the order: each action that is not retired, forgotten or too old is stored exactly once, under
-the person it belongs to; and no file holds anything of what was forgotten.
+the person it belongs to; and no file holds anything of what was forgotten. The same in PostgreSQL, where
+no row holds anything of it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
+from schema_copies import SchemaCopies, WatchedPgStore
 from watched import WatchedStore
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -81,7 +84,7 @@ class Model:
                 one.unsure = True
 
 
-class Outages(WatchedStore):
+class Outages:
     """A store that is out of service while `down`."""
 
     down = False
@@ -103,18 +106,87 @@ class Outages(WatchedStore):
             raise StoreUnavailableError("out of service")
 
 
+class FileStore(Outages, WatchedStore):
+    pass
+
+
+class PgStore(Outages, WatchedPgStore):
+    pass
+
+
+class InFiles:
+    """A journal in a file, and a store in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = FileStore()
+        self.journal = folder / "0" / "journal.db"
+        self.journal.parent.mkdir(parents=True)
+        self._folder = folder
+        self._starts = 0
+
+    def copy(self) -> object:
+        """What a crash leaves now."""
+        operations = list(self.store.operations)
+        self._starts += 1
+        folder = self._folder / str(self._starts)
+        folder.mkdir()
+        for part in self.journal.parent.glob("journal.db*"):
+            if not part.name.endswith(".lock"):
+                (folder / part.name).write_bytes(part.read_bytes())
+        return folder / "journal.db", operations
+
+    async def restore(self, copy) -> None:
+        """Go on with a copy."""
+        self.journal, operations = copy
+        self.store = await FileStore().replay(operations)
+
+    def texts(self) -> str:
+        """All that the files hold."""
+        texts = contents(self.journal)
+        for path in self.journal.parent.iterdir():
+            raw = path.read_bytes()
+            texts += raw.decode("latin-1") + inflated(raw)
+        return texts
+
+
+class InPostgres:
+    """Journal and store in one schema."""
+
+    def __init__(self, dsn: str, schema: str, copies: SchemaCopies) -> None:
+        self.journal = dsn
+        self._schema = schema
+        self._copies = copies
+        self.store = self._make_store()
+
+    def _make_store(self) -> PgStore:
+        return PgStore(self.journal, schema=self._schema, index="none")
+
+    def copy(self) -> object:
+        """What a crash leaves now."""
+        return self._copies.take()
+
+    async def restore(self, copy) -> None:
+        """Go on with a copy."""
+        self._copies.restore(copy)
+        self.store = self._make_store()
+
+    def texts(self) -> str:
+        """All that the rows hold."""
+        return "".join(
+            raw.decode("latin-1") + inflated(raw) for raw in self._copies.take().values()
+        )
+
+
 class Run:
     """One random run."""
 
-    def __init__(self, seed, folder, make_pipeline, make_embedder) -> None:
+    def __init__(self, seed, place, make_pipeline, make_embedder) -> None:
         self.source = random.Random(seed)
-        self.folder = folder
+        self.place = place
         self.make_pipeline = make_pipeline
         self.make_embedder = make_embedder
         self.model = Model()
         self.clock = Clock()
-        self.store = Outages()
-        self.starts = 0
         self.moving: asyncio.Task | None = None
         self.pipeline = None
 
@@ -131,8 +203,8 @@ class Run:
         return made
 
     @property
-    def journal(self) -> Path:
-        return self.folder / str(self.starts) / "journal.db"
+    def store(self):
+        return self.place.store
 
     async def start(self) -> None:
         for model in DIMENSIONS:
@@ -140,7 +212,7 @@ class Run:
                 self.make_pipeline(
                     self.store,
                     embedder=self.embedder(model),
-                    journal=self.journal,
+                    journal=self.place.journal,
                     batch_window=self.source.choice((0.0, 0.0, 0.02)),
                     max_batch_actions=self.source.choice((1, 2, 20)),
                     summaries="replace",
@@ -161,15 +233,10 @@ class Run:
         await self.pipeline.aclose()
 
     async def crash(self) -> None:
-        """Go on with the files and the store as they are now, whatever is under way."""
-        before, operations = self.journal, list(self.store.operations)
-        self.starts += 1
-        self.journal.parent.mkdir()
-        for part in before.parent.glob("journal.db*"):
-            if not part.name.endswith(".lock"):
-                (self.journal.parent / part.name).write_bytes(part.read_bytes())
+        """Go on with the journal and the store as they are now, whatever is under way."""
+        copy = self.place.copy()
         await self.close()
-        self.store = await Outages().replay(operations)
+        await self.place.restore(copy)
         await self.start()
 
     async def restart(self) -> None:
@@ -253,7 +320,6 @@ class Run:
         await asyncio.sleep(self.source.choice((0.0, 0.01, 0.03)))
 
     async def run(self) -> None:
-        self.journal.parent.mkdir(parents=True)
         await self.start()
         try:
             steps = {
@@ -272,7 +338,7 @@ class Run:
                     self.store.down = False
                 await step()
             await self.check()
-            await self.check_files()
+            await self.check_texts()
         finally:
             await self.close()
 
@@ -325,16 +391,13 @@ class Run:
         else:
             assert user is None or user in people, f"{one} is under {user}"
 
-    async def check_files(self) -> None:
-        """Once all requests are complete, no file holds a word of what was forgotten."""
+    async def check_texts(self) -> None:
+        """Once all requests are complete, nothing holds a word of what was forgotten."""
         async with asyncio.timeout(30):
             while await self.pipeline._run._journal.erasures.open_requests():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         gone = [one.word for one in self.model.sent if one.gone]
-        texts = contents(self.journal)
-        for path in self.journal.parent.iterdir():
-            raw = path.read_bytes()
-            texts += raw.decode("latin-1") + inflated(raw)
+        texts = self.place.texts()
         assert not [word for word in gone if word in texts]
 
 
@@ -354,9 +417,23 @@ def inflated(raw: bytes) -> str:
 @pytest.mark.timeout(900)
 async def test_any_order(make_pipeline, scripted_embedder, tmp_path):
     for seed in range(max(4, settings.default.max_examples // 20)):
-        run = Run(seed, tmp_path / f"run {seed}", make_pipeline, scripted_embedder)
-        try:
-            await run.run()
-        except BaseException as error:
-            error.add_note(f"seed {seed}")
-            raise
+        place = InFiles(tmp_path / f"run {seed}")
+        await run_with(seed, place, make_pipeline, scripted_embedder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_any_order_in_postgres(make_pipeline, scripted_embedder, postgres):
+    for seed in range(2):
+        schema = f"t_{uuid4().hex[:12]}"
+        with SchemaCopies(postgres.dsn, schema) as copies:
+            place = InPostgres(postgres.dsn, schema, copies)
+            await run_with(seed, place, make_pipeline, scripted_embedder)
+
+
+async def run_with(seed, place, make_pipeline, make_embedder):
+    try:
+        await Run(seed, place, make_pipeline, make_embedder).run()
+    except BaseException as error:
+        error.add_note(f"seed {seed}")
+        raise

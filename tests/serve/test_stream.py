@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+from contextlib import AsyncExitStack
 
 import pytest
 from msgspec.json import encode
@@ -11,6 +12,8 @@ from serve_server import KEYS, SECRET_WORD, fill, of_both, token
 
 from autoplay_rag import SummaryPayload
 from autoplay_rag.live import Feed
+from autoplay_rag.live.feed import Subscription
+from autoplay_rag.serve import sse as sse_module
 from autoplay_rag.serve.routes import stream as stream_module
 
 
@@ -258,6 +261,43 @@ async def test_a_part_of_what_waits_can_be_taken():
         for seq in range(7, 11):
             feed.publish(seq, 0.0, 7, make_actions("s", str(seq)), 100)
         assert len(one.take()[1]) == 4
+
+
+async def test_events_gather_until_half_of_what_may_wait_does():
+    feed = Feed()
+    with feed.subscribe(limit=4, max_bytes=1000) as one:
+        for sizes in ([1, 1], [500]):
+            await one.gather(0.0)
+            gathering = asyncio.create_task(one.gather(3600.0))
+            await asyncio.sleep(0)
+            for seq, size in enumerate(sizes, 1):
+                assert not gathering.done()
+                feed.publish(seq, 0.0, 7, make_actions("s", str(seq)), size)
+                await asyncio.sleep(0)
+            async with asyncio.timeout(30):
+                await gathering
+            one.take()
+        gathering = asyncio.create_task(one.gather(3600.0))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await gathering  # closed
+
+
+async def test_with_many_streams_more_events_are_sent_together(running, monkeypatch):
+    gathered = []
+
+    async def gather(self, seconds):
+        gathered.append(seconds)
+
+    monkeypatch.setattr(Subscription, "gather", gather)
+    monkeypatch.setattr(sse_module, "_MOST_SENDS", 2)
+    async with running.client(KEYS.read) as client, AsyncExitStack() as stack:
+        for _ in range(3):
+            await stack.enter_async_context(opened(client))
+        answer = await stack.enter_async_context(opened(client))
+        await running.pipeline.accept(make_actions("s9", "cat arrived", user="cat"))
+        await Events(answer).next()
+    assert max(gathered) == 4 / 2
 
 
 async def test_a_client_that_fell_behind_gets_everything_in_small_parts(running, monkeypatch):

@@ -11,7 +11,10 @@ from prometheus_client import Metric
 
 from autoplay_rag import IngestPipeline
 from autoplay_rag.embedders import Embedder
+from autoplay_rag.journal.inflow import TopicStatus
+from autoplay_rag.journal.ownership import Replicas
 from autoplay_rag.serve import Keys, create_app
+from autoplay_rag.serve.cluster_metrics import replica_metrics, topic_metrics
 from autoplay_rag.stores import MemoryStore
 
 __all__ = ["metrics_reference"]
@@ -40,7 +43,11 @@ async def _collected() -> list[Metric]:
             async with asyncio.timeout(30):
                 while pipeline.space is None:  # noqa: ASYNC110 - measured at start, and no event tells
                     await asyncio.sleep(0.01)
-            return list(app.state.metrics.collect())
+            shared = [
+                *replica_metrics(Replicas((), (), 0.0)),
+                *topic_metrics(TopicStatus("", "", ())),
+            ]
+            return [*app.state.metrics.collect(), *shared]
 
 
 def _table(metrics: Sequence[Metric]) -> Iterator[str]:

@@ -125,6 +125,8 @@ def _numbers(serving: Serving) -> Iterator[Part]:
         yield _shared(
             serving, ("replicas",), _seconds(replicas), "parts/replicas.html", replicas=replicas
         )
+    if (topic := serving.pipeline.topic) is not None:
+        yield _shared(serving, ("topic",), topic, "parts/topic.html", topic=topic)
     serving.history.sample()
     sample = serving.history.latest
     if sample is not None:

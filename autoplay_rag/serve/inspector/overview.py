@@ -54,6 +54,7 @@ async def overview(
         stream="?page=overview",
         counts=None if access.is_bound else counts_of(serving),
         replicas=None if access.is_bound else serving.pipeline.replicas,
+        topic=None if access.is_bound else serving.pipeline.topic,
         samples=[] if access.is_bound else serving.history.samples,
         live=live,
     )

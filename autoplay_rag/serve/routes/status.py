@@ -41,6 +41,27 @@ class SpaceModel(BaseModel):
     free: int
 
 
+class TopicPartModel(BaseModel):
+    """One partition of a topic; see `TopicPart`."""
+
+    number: int
+    owner: str | None
+    offset: int | None
+    end: int | None
+    lag: int
+    missed: int
+
+
+class TopicModel(BaseModel):
+    """How far a topic of Kafka is taken in; see `TopicStatus`."""
+
+    topic: str
+    group: str
+    lag: int
+    missed: int
+    parts: list[TopicPartModel]
+
+
 class StatusAnswer(BaseModel):
     """The state as of now; see `JournalStatus`."""
 
@@ -53,6 +74,7 @@ class StatusAnswer(BaseModel):
     model: str
     reembedding: ReembeddingModel | None
     space: SpaceModel
+    topic: TopicModel | None
 
 
 @router.get("/v1/status")

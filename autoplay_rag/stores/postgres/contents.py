@@ -291,41 +291,50 @@ class Contents:
         table = self._tables.vectors(found.number)
         size = f"{vectors.type}({found.dimension})"
         distance = f"v.vector::{size} {vectors.distance} %b::{size}"
-        if not search.where:
-            cursor = await connection.execute(
-                f"WITH near AS MATERIALIZED (SELECT v.id, {distance} AS distance FROM {table} v "
-                f"ORDER BY {distance} LIMIT %s) SELECT {_CHUNK}, distance, true "
-                f"FROM near JOIN {chunks} c USING (id) ORDER BY distance, c.id",
-                [search.vector, search.vector, search.k],
-            )
-        else:
-            few = _few(search.k, found.rows)
-            # PostgreSQL executes only the half of `near` whose condition on `many` holds.
-            cursor = await connection.execute(
-                f"WITH passing AS MATERIALIZED (SELECT c.id FROM {chunks} c WHERE {search.where} "
-                "LIMIT %s), "
-                "many AS MATERIALIZED (SELECT count(*) > %s AS many FROM passing), "
-                "near AS MATERIALIZED ("
-                f"(SELECT v.id, v.vector {vectors.distance} %b::{vectors.type} AS distance "
-                f"FROM passing JOIN {table} v USING (id) WHERE NOT (SELECT many FROM many) "
-                "ORDER BY distance, v.id LIMIT %s) UNION ALL "
-                f"(SELECT v.id, {distance} FROM {table} v JOIN {chunks} c USING (id) "
-                f"WHERE {search.where} AND (SELECT many FROM many) ORDER BY {distance} LIMIT %s)) "
-                f"SELECT {_CHUNK}, distance, many FROM many LEFT JOIN "
-                f"(near JOIN {chunks} c USING (id)) ON true ORDER BY distance, c.id",
-                [
-                    *(*search.parameters, few + 1, few),
-                    *(search.vector, search.k),
-                    *(search.vector, *search.parameters, search.vector, search.k),
-                ],
-            )
+        passing = ""
+        if search.where:
+            best = await self._best_of_few(connection, found, search)
+            if best is not None:
+                return best
+            passing = f"JOIN {chunks} c USING (id) WHERE {search.where} "
+        cursor = await connection.execute(
+            f"WITH near AS MATERIALIZED (SELECT v.id, {distance} AS distance FROM {table} v "
+            f"{passing}ORDER BY {distance} LIMIT %s) SELECT {_CHUNK}, distance "
+            f"FROM near JOIN {chunks} c USING (id) ORDER BY distance, c.id",
+            [search.vector, *search.parameters, search.vector, search.k],
+        )
         rows = await cursor.fetchall()
-        approximate = not rows or rows[0][-1]
-        best = [row[:-1] for row in rows if row[0] is not None]
-        if approximate and len(best) < search.k:
+        if len(rows) < search.k:
             # The search of an index gives up after 20,000 vectors.
             return await self._exact(connection, found, search)
-        return best
+        return rows
+
+    async def _best_of_few(
+        self, connection: Connection, found: Collection, search: _Search
+    ) -> list[tuple[Any, ...]] | None:
+        """Return the best chunks if few pass the filter; None if many do.
+
+        The server counts by an index alone, and compares vectors only if it has counted few.
+        """
+        vectors = self._vectors
+        chunks = self._tables.chunks(found.number)
+        few = _few(search.k, found.rows)
+        cursor = await connection.execute(
+            "WITH many AS MATERIALIZED (SELECT count(*) > %s AS many FROM "
+            f"(SELECT FROM {chunks} c WHERE {search.where} LIMIT %s) AS passing), "
+            f"passing AS MATERIALIZED (SELECT c.id FROM {chunks} c WHERE {search.where} "
+            "AND NOT (SELECT many FROM many)), near AS MATERIALIZED ("
+            f"SELECT v.id, v.vector {vectors.distance} %b::{vectors.type} AS distance "
+            f"FROM passing JOIN {self._tables.vectors(found.number)} v USING (id) "
+            f"ORDER BY distance, v.id LIMIT %s) SELECT {_CHUNK}, distance, many "
+            f"FROM many LEFT JOIN (near JOIN {chunks} c USING (id)) ON true "
+            "ORDER BY distance, c.id",
+            [few, *search.parameters, few + 1, *search.parameters, search.vector, search.k],
+        )
+        rows = await cursor.fetchall()
+        if rows[0][-1]:
+            return None
+        return [row[:-1] for row in rows if row[0] is not None]
 
     async def _exact(
         self, connection: Connection, found: Collection, search: _Search
