@@ -172,4 +172,6 @@ async def test_what_is_only_kept_makes_room(make_relay, dsn):
                 await until(lambda: not relay.counts.waiting)
         assert relay.counts.overflow == 0
         assert relay.counts.bytes <= 30_000
-        assert relay.counts.delivered > 30
+        # What had to go was delivered.
+        assert relay.counts.delivered > 0
+        assert relay.counts.delivered + relay.counts.unread == 90
