@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,12 +141,15 @@ def _pauses(kills: list[tuple[float, list[int]]], times: dict[int, list[float]])
 
 
 def _reading(
-    faults: Faults, feeder: Feeder, came: dict[str, list[float]], options: argparse.Namespace
+    faults: Faults,
+    parts: dict[str, int],
+    came: dict[str, list[float]],
+    options: argparse.Namespace,
 ) -> Figure:
     """How long a partition of the topic was not read, after a kill and for any other cause."""
     of_part: dict[int, list[float]] = {}
     for session, times in came.items():
-        of_part.setdefault(feeder.parts[session], []).extend(times)
+        of_part.setdefault(parts[session], []).extend(times)
     after_kills = _pauses(faults.reading, of_part) or [float("nan")]
     all_pauses = [
         later - earlier
@@ -183,19 +186,20 @@ async def _faults(
     source, faults = random.Random(options.seed), Faults()
     interval = options.sessions / options.rate
     count = round(options.minutes * 60 / interval)
-    feeder = None
-    if broker is not None:
-        address = TopicAddress(broker.bootstrap, "events", "bench")
-        feeder = Feeder(server, SCHEMA, address, options.partitions)
-        await feeder.begin()
+    address = TopicAddress(broker.bootstrap, "events", "bench") if broker else None
     setup = Options(
         SCHEMA,
         options.lease,
         options.window,
-        topic=feeder.address.url if feeder else "",
+        topic=address.url if address else "",
         session_seconds=options.session,
     )
-    async with Replicas(server, setup) as replicas:
+    async with AsyncExitStack() as stack:
+        feeder = None
+        if address is not None:
+            feeder = Feeder(server, address, options.partitions)
+            await stack.enter_async_context(feeder)
+        replicas = await stack.enter_async_context(Replicas(server, setup))
         for _ in range(options.replicas):
             await (await replicas.add()).started
         await replicas.until_shared()
@@ -207,12 +211,13 @@ async def _faults(
             told = await _push_all(replicas, options, count, interval)
         else:
             await feeder.run(options.sessions, count, interval)
-            told = f"{feeder.sends:,} messages, at most {feeder.most_kept:,} kept"
+            told = f"{feeder.delivered:,} relayed, at most {feeder.most_kept:,} kept at once"
         seconds = time.monotonic() - began
         await causing
         (last, *_) = await _wait_for_candidates(replicas)
         answer = await last.ask(do="drain", timeout=_DRAIN_SECONDS)
         drained = time.monotonic() - began - seconds
+        parts = await asyncio.to_thread(feeder.parts, options.sessions) if feeder else None
     ledger: dict[str, Any] = answer["ledger"] if answer else Counter()
     outcome = await asyncio.to_thread(read_outcome, server, SCHEMA)
     expected = Counter(
@@ -245,8 +250,8 @@ async def _faults(
             "15 s median", statistics.median(pauses) < 15,
         ),
     ]  # fmt: skip
-    if feeder is not None:
-        figures.append(_reading(faults, feeder, outcome.came, options))
+    if parts is not None:
+        figures.append(_reading(faults, parts, outcome.came, options))
     return figures
 
 

@@ -178,16 +178,14 @@ async def _kill_one(replicas: Replicas, display: Display, *, topic: bool) -> Non
 
 
 async def _show(server: Server, broker: Broker | None) -> bool:
-    feeder = None
-    if broker is not None:
-        address = TopicAddress(broker.bootstrap, "events", "demo")
-        feeder = Feeder(server, SCHEMA, address, TOPIC_PARTITIONS)
-        await feeder.begin()
+    address = TopicAddress(broker.bootstrap, "events", "demo") if broker else None
     # Two requests to the embedder at once, of 50 ms each, so that something is always under way.
-    options = Options(
-        SCHEMA, topic=feeder.address.url if feeder else "", key=secrets.token_urlsafe(16)
-    )
+    options = Options(SCHEMA, topic=address.url if address else "", key=secrets.token_urlsafe(16))
     async with AsyncExitStack() as stack:
+        feeder = None
+        if address is not None:
+            feeder = Feeder(server, address, TOPIC_PARTITIONS)
+            await stack.enter_async_context(feeder)
         replicas = await stack.enter_async_context(Replicas(server, options))
         _say("three replicas start, and divide 64 partitions among them")
         display = await _start(replicas, stack)
