@@ -22,7 +22,7 @@ class Broker:
             chosen.bind(("127.0.0.1", 0))
             self._port = chosen.getsockname()[1]
         self._process: subprocess.Popen[bytes]
-        self._start()
+        self.start()
 
     @property
     def bootstrap(self) -> str:
@@ -32,14 +32,15 @@ class Broker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self.kill()
 
     def restart(self) -> None:
         """Kill it and start it again, without its topics."""
-        self._end()
-        self._start()
+        self.kill()
+        self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start it. Nothing is in it."""
         url = f"tcp://{self.bootstrap}"
         self._process = subprocess.Popen(
             [
@@ -57,6 +58,7 @@ class Broker:
                     raise
                 time.sleep(0.01)
 
-    def _end(self) -> None:
+    def kill(self) -> None:
+        """End it at once. All topics are lost."""
         self._process.kill()
         self._process.wait()

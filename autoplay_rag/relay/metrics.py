@@ -53,19 +53,19 @@ class RelayMetrics(Collector):
         relay = self._relay
         counts = relay.counts
         for name, text in _COUNTED.items():
-            yield CounterMetricFamily(f"autoplay_relay_{name}", text, value=getattr(counts, name))
+            yield CounterMetricFamily(f"autoplay_rag_relay_{name}", text, value=getattr(counts, name))
         for name, text in _MEASURED.items():
             yield _gauge(name, text, getattr(counts, name))
         yield _gauge("up", "Whether the relay runs.", float(relay.is_running))
         yield _gauge("broker_up", "Whether the broker answers.", float(relay.is_available))
         health = GaugeMetricFamily(
-            "autoplay_relay_health", "1 for the state of the relay.", labels=["state"]
+            "autoplay_rag_relay_health", "1 for the state of the relay.", labels=["state"]
         )
         for state in _STATES:
             health.add_metric([state], float(relay.health.state == state))
         yield health
         clients = GaugeMetricFamily(
-            "autoplay_relay_client_state",
+            "autoplay_rag_relay_client_state",
             "1 for the state of the client of each stream.",
             labels=["product", "state"],
         )
@@ -75,4 +75,4 @@ class RelayMetrics(Collector):
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"autoplay_relay_{name}", text, value=value)
+    return GaugeMetricFamily(f"autoplay_rag_relay_{name}", text, value=value)

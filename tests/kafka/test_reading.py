@@ -27,7 +27,7 @@ def events(broker, topic, postgres, make_pg_store):
 def own_broker():
     broker = Broker()
     yield broker
-    broker.close()
+    broker.kill()
 
 
 @pytest.fixture

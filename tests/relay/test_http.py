@@ -148,14 +148,14 @@ async def test_the_state_is_told(make_relay, restarted):
         await post(client, actions(2))
         text = (await client.get("/metrics", headers=READ)).text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert float(values["autoplay_relay_received_total"]) == 2
-    assert float(values["autoplay_relay_delivered_total"]) == 1
-    assert float(values["autoplay_relay_waiting"]) == 1
-    assert float(values["autoplay_relay_bytes"]) > 0
-    assert float(values["autoplay_relay_overflow_total"]) == 0
-    assert float(values["autoplay_relay_dead"]) == 0
-    assert float(values["autoplay_relay_broker_up"]) == 0
-    assert float(values['autoplay_relay_health{state="degraded"}']) == 1
+    assert float(values["autoplay_rag_relay_received_total"]) == 2
+    assert float(values["autoplay_rag_relay_delivered_total"]) == 1
+    assert float(values["autoplay_rag_relay_waiting"]) == 1
+    assert float(values["autoplay_rag_relay_bytes"]) > 0
+    assert float(values["autoplay_rag_relay_overflow_total"]) == 0
+    assert float(values["autoplay_rag_relay_dead"]) == 0
+    assert float(values["autoplay_rag_relay_broker_up"]) == 0
+    assert float(values['autoplay_rag_relay_health{state="degraded"}']) == 1
 
 
 @pytest.mark.parametrize("kept", [True, False])
