@@ -60,7 +60,7 @@ class Topic:
 
         await asyncio.to_thread(send)
 
-    def pipeline(self, *, group: str = "rag", **options: Any) -> IngestPipeline:
+    def pipeline(self, *, group: str = "", **options: Any) -> IngestPipeline:
         """A pipeline that reads the topic."""
         given = {
             "batch_window": 0.0,
@@ -87,7 +87,7 @@ class Topic:
             found.setdefault(title.split()[0], []).append(title)
         return found
 
-    def parts(self, group: str = "rag", schema: str | None = None) -> list[tuple[Any, ...]]:
+    def parts(self, group: str = "", schema: str | None = None) -> list[tuple[Any, ...]]:
         """Number, owner, offset and missed messages of each partition."""
         name = schema or self.schema
         return self.postgres.run(
@@ -95,7 +95,7 @@ class Topic:
             f"JOIN {name}.topic_part USING (group_name, topic, part) "
             "WHERE topic = %s AND group_name = %s ORDER BY part",
             self.name,
-            group,
+            group or self.name,
         )
 
 

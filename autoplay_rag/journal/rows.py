@@ -176,7 +176,10 @@ def exact_text(column: str) -> str:
 
 
 def exact_real(column: str) -> str:
-    """SQL for a number in `read_all` with all its digits, as a text for `float`. SQLite only."""
+    """SQL for a number in `read_all` with all its digits, as a text for `float`. SQLite only.
+
+    SQLite rounds numbers near the largest and the smallest that there are. A time is none of these.
+    """
     return f"CASE WHEN {column} IS NOT NULL THEN printf('%!.17g', {column}) END"
 
 

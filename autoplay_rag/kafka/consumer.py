@@ -19,6 +19,8 @@ OnTrouble = Callable[[str], None]
 _DEFAULTS: Final = {
     "session.timeout.ms": 6000,
     "heartbeat.interval.ms": 1000,
+    # A member that waits for PostgreSQL or for room holds up a hand-over in its group for that long.
+    "max.poll.interval.ms": 60_000,
     "queued.max.messages.kbytes": 16384,
     "reconnect.backoff.max.ms": 2000,
     "log_level": 2,  # what it cannot do comes through `error_cb`, once instead of 20 times a second

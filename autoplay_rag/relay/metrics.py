@@ -53,7 +53,9 @@ class RelayMetrics(Collector):
         relay = self._relay
         counts = relay.counts
         for name, text in _COUNTED.items():
-            yield CounterMetricFamily(f"autoplay_rag_relay_{name}", text, value=getattr(counts, name))
+            yield CounterMetricFamily(
+                f"autoplay_rag_relay_{name}", text, value=getattr(counts, name)
+            )
         for name, text in _MEASURED.items():
             yield _gauge(name, text, getattr(counts, name))
         yield _gauge("up", "Whether the relay runs.", float(relay.is_running))

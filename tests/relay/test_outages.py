@@ -47,7 +47,7 @@ def reading(broker, topic, dsn, scripted_embedder):
         pipeline = IngestPipeline(
             MemoryStore(),
             scripted_embedder(),
-            journal=broker.address(topic),
+            journal=broker.address(topic, "rag"),
             catalog=dsn,
             kafka_settings={"session.timeout.ms": 6000},
             batch_window=0.2,
