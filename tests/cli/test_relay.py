@@ -77,9 +77,8 @@ async def test_what_it_had_when_it_was_killed_is_delivered_by_the_next(started, 
                 url = (await running.line("serving ")).removeprefix("serving ")
                 headers = {"authorization": f"Bearer {INGEST}"}
                 async with httpx.AsyncClient(base_url=url, headers=headers) as client:
-                    while (
-                        "autoplay_rag_relay_waiting 60.0" not in (await client.get("/metrics")).text
-                    ):  # noqa: ASYNC110 - another process
+                    waiting = "autoplay_rag_relay_waiting 60.0"
+                    while waiting not in (await client.get("/metrics")).text:  # noqa: ASYNC110 - another process
                         await asyncio.sleep(0.05)
                 running.interrupt(signal.SIGKILL)
                 await running.end()
