@@ -162,7 +162,7 @@ class Sender:
         if self._producer is None:
             return
         self._send()
-        self._producer.poll(0)
+        self._poll()
         self._settle()
 
     def _send(self) -> None:
@@ -209,6 +209,15 @@ class Sender:
             )
         except KafkaException as error:
             raise BrokerError("", code=error.args[0].name()) from None
+
+    def _poll(self) -> None:
+        """Take in reports. A producer that cannot go on raises that here; the next one goes on."""
+        from confluent_kafka import KafkaException
+
+        try:
+            self._producer.poll(0)
+        except KafkaException as error:
+            self._failure = self._failure or error.args[0].name()
 
     def _reported(self, sent: _Sent, error: Any, message: Any) -> None:
         """Take in what became of a message. Called by `poll`."""
@@ -266,7 +275,8 @@ class Sender:
         self._delivered.clear()
         if self._producer is not None:
             self._producer.purge(blocking=False)
-            self._producer.poll(0)
+            self._poll()
+            self._failure = ""
             self._producer = None
 
     def close(self) -> None:

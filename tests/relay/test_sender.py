@@ -65,9 +65,13 @@ class ModelProducer:
         self._waiting.append((value, on_delivery))
 
     def purge(self, *, blocking):
+        # What is purged on its way leaves a gap.
+        self._fatal = self._fatal or bool(self._waiting)
         self._fail(len(self._waiting), KafkaError._PURGE_QUEUE)
 
     def poll(self, _seconds):
+        if self._fatal:
+            raise KafkaException(KafkaError(KafkaError._GAPLESS_GUARANTEE))
         if not self._waiting:
             return
         script = self._broker.script
