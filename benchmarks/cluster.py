@@ -197,7 +197,7 @@ async def _faults(
     async with AsyncExitStack() as stack:
         feeder = None
         if address is not None:
-            feeder = Feeder(server, address, options.partitions)
+            feeder = Feeder(server, SCHEMA, address, options.partitions)
             await stack.enter_async_context(feeder)
         replicas = await stack.enter_async_context(Replicas(server, setup))
         for _ in range(options.replicas):

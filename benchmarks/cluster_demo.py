@@ -184,7 +184,7 @@ async def _show(server: Server, broker: Broker | None) -> bool:
     async with AsyncExitStack() as stack:
         feeder = None
         if address is not None:
-            feeder = Feeder(server, address, TOPIC_PARTITIONS)
+            feeder = Feeder(server, SCHEMA, address, TOPIC_PARTITIONS)
             await stack.enter_async_context(feeder)
         replicas = await stack.enter_async_context(Replicas(server, options))
         _say("three replicas start, and divide 64 partitions among them")

@@ -31,6 +31,7 @@ class Feeder:
 
     Args:
         server: The database with the offsets of the topic's readers.
+        schema: The schema of their journal.
         address: The topic and the group that reads it.
         partitions: How many partitions the topic gets.
 
@@ -39,7 +40,7 @@ class Feeder:
         most_kept: The most events that the relay kept at once.
     """
 
-    def __init__(self, server: Server, address: TopicAddress, partitions: int) -> None:
+    def __init__(self, server: Server, schema: str, address: TopicAddress, partitions: int) -> None:
         self.address = address
         self.most_kept = 0
         self._partitions = partitions
@@ -51,6 +52,7 @@ class Feeder:
             settings=self._settings,
             partitions=partitions,
             postgres=server.dsn,
+            schema=schema,
         )
 
     async def __aenter__(self) -> Self:
@@ -109,6 +111,8 @@ class Feeder:
                 if not messages:
                     raise RuntimeError(f"the topic has {len(found)} of {sessions} sessions")
                 for message in messages:
+                    if message.error() is not None:  # a topic made anew may have fewer partitions
+                        continue
                     found[str(payload_in(message.value()).session_id)] = message.partition()
         finally:
             consumer.close()

@@ -60,6 +60,7 @@ class Relay:
         postgres: The database that the readers of the topic save their offsets in. A payload is kept
             until they have it, and sent again if the broker has lost the topic. Needs the group in
             `topic`. By default a payload is forgotten once it is delivered.
+        schema: The schema of their journal in that database.
         delivery_timeout: Seconds that `accept` waits for the broker.
         drain_timeout: Seconds that leaving the context waits for the broker. What is not delivered then
             stays in the outbox for the next start.
@@ -86,6 +87,7 @@ class Relay:
         durability: Literal["normal", "full"] = "normal",
         partitions: int = 6,
         postgres: str | None = None,
+        schema: str = "autoplay",
         delivery_timeout: float = 10.0,
         drain_timeout: float = 10.0,
     ) -> None:
@@ -104,6 +106,7 @@ class Relay:
         self._delivery_timeout = delivery_timeout
         self._drain_timeout = drain_timeout
         self._postgres = postgres
+        self._schema = schema
         if postgres is not None and not self._address.group:
             raise ConfigurationError(
                 "postgres needs the group of the readers: the offsets in the database are those of a "
@@ -131,7 +134,9 @@ class Relay:
             raise PipelineError("the relay is running already")
         from autoplay_rag.relay.watch import TopicWatch  # needs the client library
 
-        readers = None if self._postgres is None else Readers(self._postgres, self._address)
+        readers = None
+        if self._postgres is not None:
+            readers = Readers(self._postgres, self._address, schema=self._schema)
         try:
             outbox = await asyncio.to_thread(
                 Outbox, self._path, max_bytes=self._max_bytes, durability=self._durability
