@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import CounterMetricFamily, Metric
 
 from autoplay_rag.relay.relay import Relay
+from autoplay_rag.serve.families import Exposed, client_states, gauge, health
 
 __all__ = ["RelayMetrics"]
 
@@ -24,10 +23,9 @@ _MEASURED: Final = {
     "dead": "Payloads that the topic refuses.",
     "bytes": "The bytes of what is in the outbox.",
 }
-_STATES: Final = ("ok", "degraded", "failed")
 
 
-class RelayMetrics(Collector):
+class RelayMetrics(Exposed):
     """Collects the metrics of one relay.
 
     Args:
@@ -36,17 +34,7 @@ class RelayMetrics(Collector):
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-
-    def text(self) -> bytes:
-        """Return the metrics in the text format."""
-        made: bytes = generate_latest(self._registry)
-        return made
-
-    def describe(self) -> Iterator[Metric]:
-        """Describe nothing, so that registering does not collect."""
-        return iter(())
+        super().__init__()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as of now."""
@@ -57,24 +45,8 @@ class RelayMetrics(Collector):
                 f"autoplay_rag_relay_{name}", text, value=getattr(counts, name)
             )
         for name, text in _MEASURED.items():
-            yield _gauge(name, text, getattr(counts, name))
-        yield _gauge("up", "Whether the relay runs.", float(relay.is_running))
-        yield _gauge("broker_up", "Whether the broker answers.", float(relay.is_available))
-        health = GaugeMetricFamily(
-            "autoplay_rag_relay_health", "1 for the state of the relay.", labels=["state"]
-        )
-        for state in _STATES:
-            health.add_metric([state], float(relay.health.state == state))
-        yield health
-        clients = GaugeMetricFamily(
-            "autoplay_rag_relay_client_state",
-            "1 for the state of the client of each stream.",
-            labels=["product", "state"],
-        )
-        for product, state in dict(relay.client_states).items():
-            clients.add_metric([product, state], 1.0)
-        yield clients
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"autoplay_rag_relay_{name}", text, value=value)
+            yield gauge(f"relay_{name}", text, getattr(counts, name))
+        yield gauge("relay_up", "Whether the relay runs.", float(relay.is_running))
+        yield gauge("relay_broker_up", "Whether the broker answers.", float(relay.is_available))
+        yield health("relay_health", "1 for the state of the relay.", relay.health.state)
+        yield client_states("relay_client_state", relay.client_states)

@@ -6,19 +6,16 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
-    GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.registry import Collector
 
 from autoplay_rag._timings import BOUNDS
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.cluster_metrics import replica_metrics, topic_metrics
-from autoplay_rag.serve.families import gauge
+from autoplay_rag.serve.families import Exposed, client_states, gauge, health
 from autoplay_rag.serve.serving import Serving
 
 __all__ = ["Metrics"]
@@ -50,10 +47,9 @@ _TIMED: Final = {
     "embedder": ("Seconds of requests to the embedder for chunks.", "request"),
     "store": ("Seconds of writes to the store.", "request"),
 }
-_STATES: Final = ("ok", "degraded", "failed")
 
 
-class Metrics(Collector):
+class Metrics(Exposed):
     """Collects the metrics of one application.
 
     Args:
@@ -62,17 +58,7 @@ class Metrics(Collector):
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-
-    def text(self) -> bytes:
-        """Return the metrics in the text format."""
-        made: bytes = generate_latest(self._registry)
-        return made
-
-    def describe(self) -> Iterator[Metric]:
-        """Describe nothing, so that registering does not collect."""
-        return iter(())
+        super().__init__()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as of now."""
@@ -80,19 +66,14 @@ class Metrics(Collector):
         if pipeline.is_running:
             yield from _ledger(pipeline)
             yield from _durations(pipeline)
-            yield _clients(pipeline)
+            yield client_states("client_state", pipeline.client_states)
             yield from _disk(pipeline)
             if (replicas := pipeline.replicas) is not None:
                 yield from replica_metrics(replicas)
             if (topic := pipeline.topic) is not None:
                 yield from topic_metrics(topic)
         yield gauge("up", "Whether the pipeline runs.", float(pipeline.is_running))
-        health = GaugeMetricFamily(
-            "autoplay_rag_health", "1 for the state of the pipeline.", labels=["state"]
-        )
-        for state in _STATES:
-            health.add_metric([state], float(pipeline.health.state == state))
-        yield health
+        yield health("health", "1 for the state of the pipeline.", pipeline.health.state)
         yield _events(self._serving)
         yield gauge("live_sessions", "Live sessions.", len(pipeline.live))
         yield gauge("subscribers", "Open event streams.", len(self._serving.streams))
@@ -126,17 +107,6 @@ def _durations(pipeline: IngestPipeline) -> Iterator[Metric]:
         yield durations
         if kind != "lag":
             yield errors
-
-
-def _clients(pipeline: IngestPipeline) -> Metric:
-    states = GaugeMetricFamily(
-        "autoplay_rag_client_state",
-        "1 for the state of the client of each stream.",
-        labels=["product", "state"],
-    )
-    for product, state in dict(pipeline.client_states).items():
-        states.add_metric([product, state], 1.0)
-    return states
 
 
 def _events(serving: Serving) -> Metric:
