@@ -25,6 +25,7 @@ __all__ = [
     "URL_VARIABLE",
     "USAGE",
     "AdoptOption",
+    "AllowHostOption",
     "CollectionOption",
     "EmbedderOption",
     "IdleOption",
@@ -92,6 +93,15 @@ RebuildOption = Annotated[
 AdoptOption = Annotated[
     bool,
     typer.Option("--adopt", help="Add the content of a store of another journal to this journal."),
+]
+AllowHostOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        envvar="AUTOPLAY_RAG_ALLOW_HOST",
+        help="A host name under which clients reach the server, besides loopback; repeatable. "
+        "The variable takes several, with spaces between them.",
+    ),
 ]
 SinceOption = Annotated[
     str | None,

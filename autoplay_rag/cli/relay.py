@@ -15,6 +15,7 @@ from autoplay_rag.cli.config import Config, ConfigOption, load_config
 from autoplay_rag.cli.console import log_client_failures, note, say
 from autoplay_rag.cli.interrupts import Interrupts
 from autoplay_rag.cli.kafka import GroupOption, KafkaOption, TopicOption, topic_of
+from autoplay_rag.cli.options import AllowHostOption
 from autoplay_rag.cli.sources import SOURCES_HELP, Sources, sources_of
 from autoplay_rag.errors import ConfigurationError, MissingExtraError
 from autoplay_rag.kafka.address import TopicAddress
@@ -80,15 +81,7 @@ def relay(
             f"{DEFAULT_PORT} if a webhook is named, and otherwise none.",
         ),
     ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            envvar="AUTOPLAY_RAG_ALLOW_HOST",
-            help="A host name under which clients reach the server, besides loopback; repeatable. "
-            "The variable takes several, with spaces between them.",
-        ),
-    ] = None,
+    allow_host: AllowHostOption = None,
 ) -> None:
     """Pass on streams, pulls, webhooks and chat turns into a topic of Kafka, until stopped.
 

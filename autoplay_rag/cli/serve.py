@@ -31,6 +31,7 @@ from autoplay_rag.cli.options import (
     DEFAULT_EMBEDDER,
     DEFAULT_STORE,
     AdoptOption,
+    AllowHostOption,
     CollectionOption,
     EmbedderOption,
     RebuildOption,
@@ -88,15 +89,7 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port; 0 for any free port.")
     ] = 8760,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            envvar="AUTOPLAY_RAG_ALLOW_HOST",
-            help="A host name under which clients reach the server, besides loopback; repeatable. "
-            "The variable takes several, with spaces between them.",
-        ),
-    ] = None,
+    allow_host: AllowHostOption = None,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(

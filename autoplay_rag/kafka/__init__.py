@@ -8,7 +8,7 @@
 | `messages` | a payload as a message, and back |
 | `admin` | what the broker says about a topic |
 | `consumer` | the member of a consumer group |
-| `reading` | partitions that come and go, and what is done with their messages |
+| `reading` | the assignment of partitions, and what is done with their messages |
 
 Owners and offsets of partitions are rows of the journal; see `autoplay_rag/cluster/topic_rows.py`.
 """

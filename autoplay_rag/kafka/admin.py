@@ -95,7 +95,7 @@ class TopicAdmin:
                 raise
 
     async def retention(self) -> float | None:
-        """Return for how many seconds the topic keeps messages; None if for ever, or unknown.
+        """Return for how many seconds the topic keeps messages; None for no limit, or if it is unknown.
 
         Raises:
             BrokerError: If the broker does not answer, or refuses.

@@ -234,7 +234,7 @@ class TopicReader(Inflow):
                 self._troubled(_reason(error))
         return good, deleted
 
-    # -- partitions that come and go ----------------------------------------------------------
+    # -- assignment of partitions --------------------------------------------------------------
 
     async def _assigned(self, consumer: Consumer, parts: Sequence[Any]) -> None:
         numbers = [part.partition for part in parts]
