@@ -28,6 +28,9 @@ PLACES: Final = "data_level0.bin"
 _HEADER: Final = Struct("<iQQQQQQ")
 _HEADER_VERSION: Final = 1
 _LABEL_BYTES: Final = 8
+_LENGTHS: Final = "length.bin"
+"""The name of the file with the length of each place's vector."""
+_LENGTH_BYTES: Final = 4
 _CLEARED_AT_ONCE: Final = 2**20
 _RESTORED_AT_ONCE: Final = 2**16
 _MARK: Final = 2
@@ -123,7 +126,7 @@ def _labels_of(data: NDArray[np.uint8], header: IndexHeader) -> NDArray[np.uint6
 
 
 def clear_unused(index: Path) -> None:
-    """Overwrite the part of `data_level0.bin` that has no place of a chunk.
+    """Overwrite the parts of the files that belong to no chunk.
 
     Chroma writes memory there that it has not initialised. It may hold anything, texts too. It does
     not read it, so Chroma may have the index open.
@@ -132,14 +135,21 @@ def clear_unused(index: Path) -> None:
         index: The folder of the index. One of unknown format is left as it is.
 
     Raises:
-        OSError: If the file cannot be written.
+        OSError: If a file cannot be written.
     """
     header = IndexHeader.read(index)
-    file = index / PLACES
-    if header is None or not file.exists():
+    if header is None:
+        return
+    _clear_from(index / PLACES, header.places * header.width)
+    _clear_from(index / _LENGTHS, header.places * _LENGTH_BYTES)
+
+
+def _clear_from(file: Path, position: int) -> None:
+    """Overwrite a file with zeros from a position on, if it exists."""
+    if not file.exists():
         return
     with file.open("r+b") as opened:
-        opened.seek(header.places * header.width)
+        opened.seek(position)
         cleared = False
         while part := opened.read(_CLEARED_AT_ONCE):
             if part.strip(b"\0"):

@@ -14,7 +14,7 @@ import pytest
 
 from autoplay_rag.errors import StoreUnavailableError
 from autoplay_rag.stores import ChromaStore, Chunk, Filter
-from autoplay_rag.stores.chroma.index import IndexHeader
+from autoplay_rag.stores.chroma.index import PLACES, IndexHeader
 
 SIZE = 24
 WRITTEN = 1000
@@ -192,17 +192,18 @@ async def test_killed_while_it_erases_it_keeps_the_others_and_can_be_repeated(st
 
 
 def unused(file: Path) -> bytes:
-    """The part of an index that has no place of a chunk."""
+    """The part of a file of an index that belongs to no chunk."""
     header = IndexHeader.read(file.parent)
     assert header is not None
-    return file.read_bytes()[header.places * header.width :]
+    return file.read_bytes()[header.places * {PLACES: header.width, "length.bin": 4}[file.name] :]
 
 
+@pytest.mark.parametrize("name", [PLACES, "length.bin"])
 @pytest.mark.parametrize("when", ["it erases", "it starts"])
-async def test_memory_that_chroma_did_not_initialise_is_cleared(store, tmp_path, when):
+async def test_memory_that_chroma_did_not_initialise_is_cleared(store, tmp_path, when, name):
     """Chroma writes it behind the last chunk of a new index. Here it holds a text for sure."""
     await upsert(store, range(20))
-    (file,) = (path for path in tmp_path.glob("*/data_level0.bin"))
+    (file,) = (path for path in tmp_path.glob(f"*/{name}"))
     if when == "it starts":
         await store.aclose()
     size = file.stat().st_size
@@ -218,3 +219,13 @@ async def test_memory_that_chroma_did_not_initialise_is_cleared(store, tmp_path,
     assert file.stat().st_size == size
     assert not any(unused(file))
     await assert_kept(store, range(20))
+
+
+async def test_an_index_that_chroma_writes_holds_nothing_else(store, tmp_path):
+    await upsert(store, range(WRITTEN + 30))  # written once, with room for later chunks
+    for name in (PLACES, "length.bin"):
+        (file,) = (path for path in tmp_path.glob(f"*/{name}"))
+        assert not any(unused(file))
+    await store.aclose()
+    await store.start("model-a")
+    await assert_kept(store, range(WRITTEN + 30))
