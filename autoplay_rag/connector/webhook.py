@@ -6,11 +6,19 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final, Protocol, Self, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol, Self
 
 from autoplay_rag._checks import check_above
 from autoplay_rag._describe import describe
+from autoplay_rag.connector.asgi import (
+    ASGIApp,
+    Receive,
+    Scope,
+    Send,
+    SenderGoneError,
+    read_body,
+)
 from autoplay_rag.connector.callbacks import Callback, CallbackThreads
 from autoplay_rag.connector.sse import MAX_EVENT_BYTES
 from autoplay_rag.decoding import decode
@@ -30,15 +38,7 @@ __all__ = ["ASGIApp", "Pipeline", "WebhookReceiver", "webhook_app"]
 
 logger = logging.getLogger(__name__)
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-"""An application of the ASGI specification, version 3."""
-
 _HEADER: Final = b"x-connector-signature"
-_DISCARDED_BYTES: Final = 8 * MAX_EVENT_BYTES
 _OK: Final = 200
 _UNAVAILABLE: Final = 503
 _REFUSALS: Final = {DecodeError: 400, SignatureError: 401, BodyTooLargeError: 413}
@@ -298,7 +298,7 @@ class _WebhookApp:
             return
         try:
             status, text = await self._take(scope, receive)
-        except _SenderGoneError:
+        except SenderGoneError:
             logger.debug("a sender went away before its body had come")
             return
         if status != _OK:
@@ -309,7 +309,7 @@ class _WebhookApp:
         """Store the payload. Return the HTTP status and its reason."""
         try:
             async with asyncio.timeout(self._timeout):
-                body = await _read_body(receive, self._receiver.max_body_bytes)
+                body = await read_body(receive, self._receiver.max_body_bytes)
                 payload = self._receiver.read(body, _signature(scope))
                 outcome = (
                     "unknown type" if payload is None else await self._pipeline.accept(payload)
@@ -353,37 +353,6 @@ class _WebhookApp:
         except PipelineError:
             return False  # it is running already; its owner closes it
         return True
-
-
-class _SenderGoneError(Exception):
-    """The connection ended before the body did."""
-
-
-async def _read_body(receive: Receive, limit: int) -> bytes:
-    """The whole body.
-
-    Raises:
-        BodyTooLargeError: If it is over the limit. The excess is read and discarded, up to a
-            bound: a response sent while the sender still writes is often lost with the
-            connection, and the sender would retry.
-    """
-    body = bytearray()
-    size = 0
-    more = True
-    while more and size <= limit + _DISCARDED_BYTES:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _SenderGoneError
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size <= limit:
-            body += piece
-        else:
-            body.clear()
-        more = message.get("more_body", False)
-    if size > limit:
-        raise BodyTooLargeError(limit)
-    return bytes(body)
 
 
 def _signature(scope: Scope) -> bytes | None:

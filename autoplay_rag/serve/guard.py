@@ -21,7 +21,9 @@ from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoplay_rag._tracing import Attribute, traced
+from autoplay_rag.connector.asgi import SenderGoneError, read_body
 from autoplay_rag.connector.sse import MAX_EVENT_BYTES
+from autoplay_rag.errors import BodyTooLargeError
 from autoplay_rag.serve.audit import AuditRecord, AuditSink
 from autoplay_rag.serve.auth import Authenticator, Principal
 from autoplay_rag.serve.browsers import Browsers, cookie_name
@@ -41,7 +43,6 @@ _WEBHOOKS: Final = "/v1/webhooks/"
 _FORMS: Final = frozenset(("/sign-in", "/sign-out", "/people", "/dead-letters"))
 _WITH_BODY: Final = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 _BODY_SECONDS: Final = 30.0
-_DISCARDED_BYTES: Final = 8 * 2**20
 _HEADERS: Final[Mapping[str, str]] = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -132,7 +133,7 @@ class Guard:
             await self._app(scope, receive if body is None else _replayed(body, receive), answer)
         except ProblemError as error:
             await problem(error.status, error.detail, error.headers)(scope, receive, answer)
-        except _SenderGoneError:
+        except SenderGoneError:
             return
         except Exception:
             if answer.status:
@@ -224,7 +225,10 @@ class Guard:
             raise ProblemError(415, "The body must be JSON, with the type application/json.")
         try:
             async with asyncio.timeout(_BODY_SECONDS):
-                return await _read(receive, limit)
+                return await read_body(receive, limit)
+        except BodyTooLargeError:
+            detail = f"The body has more than {limit} bytes."
+            raise ProblemError(413, detail, {"connection": "close"}) from None
         except TimeoutError:
             raise ProblemError(408, "The body did not arrive in time.") from None
 
@@ -243,35 +247,6 @@ class _Answer:
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
         await self._send(message)
-
-
-class _SenderGoneError(Exception):
-    """The connection ended before the body did."""
-
-
-async def _read(receive: Receive, limit: int) -> bytes:
-    """Read a whole body.
-
-    Raises:
-        ProblemError: If it is over the limit. The excess is read and discarded, up to a bound: an
-            answer sent while the client still writes is often lost with the connection.
-    """
-    body = bytearray()
-    size, more = 0, True
-    while more and size <= limit + _DISCARDED_BYTES:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _SenderGoneError
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size <= limit:
-            body += piece
-        else:
-            body.clear()
-        more = message.get("more_body", False)
-    if size > limit:
-        raise ProblemError(413, f"The body has more than {limit} bytes.", {"connection": "close"})
-    return bytes(body)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
