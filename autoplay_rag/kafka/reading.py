@@ -9,6 +9,7 @@ The life of a partition here:
 - revoked: nothing is under way then, and the partition is released.
 - lost (this process was away for too long): what it had begun to write is refused by the database,
   because the epoch of the partition is another one. Without a new reader, it is released.
+- read by another process, which took this one for ended (see `standing_in`): refused as well.
 - refused, but not lost: one of two processes knows too little. A process that was away learns that
   with its next heartbeat. The one that has the partition still takes it again a moment later.
 - the topic was made anew: everything is read from its first message.

@@ -142,11 +142,11 @@ class StandIn:
         }
         return [one for one, since in self._seen.items() if now - since >= _SURE_SECONDS]
 
-    async def _take_over(self, consumer: Consumer, left: Sequence[LeftBehind]) -> None:
+    async def _take_over(self, left: Sequence[LeftBehind]) -> list[Held]:
+        """Become the reader of partitions, as far as nobody else was quicker."""
         topic = await self._admin.describe()
-        if topic is None:
-            return
-        for one in left:
+        found = []
+        for one in left if topic is not None else ():
             held = await self._rows.take_over(self._name, topic.id, one)
             if held is None:
                 continue
@@ -157,43 +157,56 @@ class StandIn:
                 one.owner,
             )
             self._held[one.part], self._owners[one.part] = held, one.owner
-            await consumer.incremental_assign([place_of(self._address.topic, held)])
+            found.append(held)
+        return found
 
     # -- reading ------------------------------------------------------------------------------
 
     async def _stand_in(self, left: Sequence[LeftBehind]) -> None:
+        try:
+            if found := await self._take_over(left):
+                await self._read_beside(found)
+        finally:
+            await self._release([*self._held.values()])
+            self._held.clear()
+            self._owners.clear()
+
+    async def _read_beside(self, found: Sequence[Held]) -> None:
         self._trouble = None
         consumer = self._make(self._address, self._settings, self._troubled)
         try:
-            await self._take_over(consumer, left)
+            await self._begin(consumer, found)
             await self._read(consumer)
         finally:
-            try:
-                await close(consumer)
-            finally:
-                await self._release([*self._held.values()])
-                self._held.clear()
-                self._owners.clear()
+            await close(consumer)
+
+    async def _begin(self, consumer: Consumer, found: Sequence[Held]) -> None:
+        await consumer.incremental_assign([place_of(self._address.topic, one) for one in found])
 
     async def _read(self, consumer: Consumer) -> None:
         loop = asyncio.get_running_loop()
         look_at = loop.time() + _LOOK_SECONDS
         while self._held and not self._attempts.stopping.is_set():
+            # Before the messages are read: they are of what is held then.
+            if loop.time() >= look_at:
+                look_at = loop.time() + _LOOK_SECONDS
+                await self._look(consumer)
             messages = await read_some(consumer)
             for message in messages:
                 if message.error() is not None:
                     self._troubled(reason_of(message.error()))
-            if loop.time() >= look_at:
-                look_at = loop.time() + _LOOK_SECONDS
-                await self._check_topic()
-                await self._check_held(consumer)
-                if left := await self._left_behind():
-                    await self._take_over(consumer, left)
             if self._trouble is not None:
                 # What was read may be of another topic of this name.
                 _log.debug("the %s: no longer standing in: %s", self._address, self._trouble)
                 return
             await self._take(consumer, messages)
+
+    async def _look(self, consumer: Consumer) -> None:
+        await self._check_topic()
+        await self._check_held(consumer)
+        left = await self._left_behind()
+        if left and (found := await self._take_over(left)):
+            await self._begin(consumer, found)
 
     async def _check_topic(self) -> None:
         topic = await self._admin.describe()

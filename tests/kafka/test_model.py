@@ -25,7 +25,7 @@ from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.inflowing import Entries
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.journal.ledger import COUNTERS
-from autoplay_rag.kafka import trying
+from autoplay_rag.kafka import standing_in, trying
 from autoplay_rag.kafka.address import TopicAddress
 from autoplay_rag.kafka.admin import Topic
 from autoplay_rag.kafka.messages import message_of
@@ -87,6 +87,9 @@ class Broker:
     @property
     def topic_id(self):
         return f"{self.name}-{self.id}"
+
+    async def describe(self):
+        return Topic(self.topic_id, PARTS)
 
 
 class Gate:
@@ -228,6 +231,7 @@ class Process:
         self.member: Member | None = None
         self.reader: TopicReader | None = None
         self.task: asyncio.Task[None] | None = None
+        self.beside: StandIn | None = None
         self.substitute: Substitute | None = None
         self.standing_in: asyncio.Task[None] | None = None
         self.loses_answers = 0
@@ -289,13 +293,20 @@ class Process:
             self.substitute = Substitute(self, on_trouble)
             return self.substitute
 
-        stand_in = StandIn(
-            self._address, ClientSettings({}, {}), self.rows, self, NoPresence(),
-            name=f"p{self.number}", take_in=take_in, make=make,
-        )  # fmt: skip
+        self.beside = stand_in = StandIn(
+            self._address,
+            ClientSettings({}, {}),
+            self.rows,
+            self.broker,
+            NoPresence(),
+            name=f"p{self.number}",
+            take_in=take_in,
+            make=make,
+        )
         taker = stand_in._taker
         taker.enter = Entries(Intake(None, None), NothingPulled(), self._next_seq, lambda: None)
         taker.on_taken = lambda: None
+        self.substitute = None
         left = [LeftBehind(part, epoch, "ended")]
         self.standing_in = asyncio.create_task(stand_in._stand_in(left))
         await self.settle_stand_in()
@@ -316,7 +327,6 @@ class Process:
         return self.standing_in is not None and not self.standing_in.done()
 
     async def end_stand_in(self):
-        """As a process that ends: the partition is released, or the process was killed."""
         if self.stands_in:
             self.standing_in.cancel()
             await asyncio.wait([self.standing_in])
@@ -326,7 +336,7 @@ class Process:
         return self._seq
 
     async def describe(self):
-        topic = Topic(self.broker.topic_id, PARTS)
+        topic = await self.broker.describe()
         await self.gate.passing("describe", self.changed)
         return topic
 
@@ -342,6 +352,8 @@ class Process:
             self.task.result()
 
     async def crash(self):
+        if self.stands_in:
+            self.beside._held.clear()  # nothing is released
         await self.end_stand_in()
         self.member.crashed = True
         self.expire()
@@ -667,6 +679,7 @@ ALL = (10**6, 0, False, False)
 def _quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trying, "_RETRY_SECONDS", 0.01)
+        patch.setattr(standing_in, "_LOOK_SECONDS", NEVER)
         yield
 
 

@@ -19,11 +19,17 @@ from autoplay_rag.cluster.presence import Presence
 from autoplay_rag.errors import BrokerError
 from autoplay_rag.ingest.inflowing import Entries
 from autoplay_rag.ingest.intake import Intake
-from autoplay_rag.kafka import KafkaQueue
+from autoplay_rag.kafka import KafkaQueue, standing_in
 from autoplay_rag.kafka.admin import Topic as Described
 
 pytestmark = pytest.mark.timeout(120)
 CHILD = Path(__file__).parents[1] / "cluster" / "presence_child.py"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(standing_in, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(standing_in, "_SURE_SECONDS", 0.1)
 
 
 class NothingPulled:
