@@ -145,8 +145,10 @@ class StandIn:
     async def _take_over(self, left: Sequence[LeftBehind]) -> list[Held]:
         """Become the reader of partitions, as far as nobody else was quicker."""
         topic = await self._admin.describe()
+        if topic is None:
+            return []
         found = []
-        for one in left if topic is not None else ():
+        for one in left:
             held = await self._rows.take_over(self._name, topic.id, one)
             if held is None:
                 continue

@@ -126,6 +126,20 @@ async def test_a_process_that_was_killed_is_noticed(readers):
     assert await readers.rows.left_behind("host:7") == []
 
 
+async def test_a_process_that_lost_its_connection_is_connected_again(readers):
+    def holders():
+        return readers.events.postgres.run(
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
+        )
+
+    async with running(readers.presence_of("runs:1").run()):
+        await until(holders)
+        before = holders()
+        readers.events.postgres.run("SELECT pg_terminate_backend(%s)", *before[0])
+        await until(lambda: holders() not in ([], before))
+    await until(lambda: not holders())
+
+
 async def test_one_process_takes_a_partition_over(readers):
     await readers.read_by("gone:1", 0)
     (left,) = await readers.rows.left_behind("me")
