@@ -782,7 +782,7 @@ def opened(postgres):
     [
         ("stand_in", (1, 0)),
         ("deliver_beside", (1, 1, 0, False)),
-        ("make_anew", (True,)),
+        ("make_anew", (False,)),
         ("deliver_beside", (1, 9, 0, False)),
         ("send", (0, 2)),
     ]
