@@ -55,6 +55,8 @@ class Faults:
         freezes: How many were frozen.
         restarts: How many times the server was restarted.
         broker_restarts: How many times the broker was.
+        layouts: When the broker was restarted, and the partition of each session until then. The
+            topic that is made after it may have fewer partitions.
     """
 
     kills: list[tuple[float, list[int]]] = field(default_factory=list)
@@ -62,11 +64,12 @@ class Faults:
     freezes: int = 0
     restarts: int = 0
     broker_restarts: int = 0
+    layouts: list[tuple[float, dict[str, int]]] = field(default_factory=list)
 
 
 async def _cause_faults(
     replicas: Replicas,
-    broker: Broker | None,
+    topic: tuple[Broker, Feeder] | None,
     faults: Faults,
     options: argparse.Namespace,
     source: random.Random,
@@ -74,7 +77,7 @@ async def _cause_faults(
     """Kill, freeze and restart at random times; each as often as asked for."""
     seconds = options.minutes * 60
     kinds = ["kill"] * options.kills + ["freeze"] * options.freezes + ["restart"] * options.restarts
-    kinds += ["broker"] * (options.broker_restarts if broker else 0)
+    kinds += ["broker"] * (options.broker_restarts if topic else 0)
     started = time.monotonic()
     thawing: list[asyncio.Task[None]] = []
     for at, kind in sorted((source.uniform(0.05, 0.95) * seconds, kind) for kind in kinds):
@@ -84,7 +87,10 @@ async def _cause_faults(
             faults.restarts += 1
             continue
         if kind == "broker":
-            assert broker is not None
+            assert topic is not None
+            broker, feeder = topic
+            parts = await asyncio.to_thread(feeder.parts, options.sessions)
+            faults.layouts.append((time.time(), parts))
             await asyncio.to_thread(broker.restart)
             faults.broker_restarts += 1
             continue
@@ -149,7 +155,9 @@ def _reading(
     """How long a partition of the topic was not read, after a kill and for any other cause."""
     of_part: dict[int, list[float]] = {}
     for session, times in came.items():
-        of_part.setdefault(parts[session], []).extend(times)
+        for at in times:
+            then = next((before for end, before in faults.layouts if at < end), parts)
+            of_part.setdefault(then[session], []).append(at)
     after_kills = _pauses(faults.reading, of_part) or [float("nan")]
     all_pauses = [
         later - earlier
@@ -206,7 +214,8 @@ async def _faults(
         if feeder is not None:
             await replicas.until_topic_shared(options.partitions)
         began = time.monotonic()
-        causing = asyncio.create_task(_cause_faults(replicas, broker, faults, options, source))
+        topic = (broker, feeder) if broker and feeder else None
+        causing = asyncio.create_task(_cause_faults(replicas, topic, faults, options, source))
         if feeder is None:
             told = await _push_all(replicas, options, count, interval)
         else:

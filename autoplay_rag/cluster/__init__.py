@@ -28,6 +28,7 @@ translates. What PostgreSQL needs to do otherwise is written here.
 | `lease_rows` | the rows of processes, partitions and named leases |
 | `leases` | what one process owns, renewed and given back |
 | `notices` | notifications of other processes, as a wake-up |
+| `presence` | a lock that shows that a process runs |
 
 `PostgresQueue` and `PostgresCatalog` are one class, `PostgresJournal`: one transaction moves a payload
 from the queue to the catalog.

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from autoplay_rag.cluster.asking import ask, execute
+from autoplay_rag.cluster.presence import lock_of
 from autoplay_rag.errors import FencedError
 from autoplay_rag.journal.inflow import TopicPart
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from autoplay_rag.cluster.connection import Server
     from autoplay_rag.stores.postgres.link import Connection, Link
 
-__all__ = ["TOPIC_TABLES", "UNREAD", "Held", "TopicRows"]
+__all__ = ["TOPIC_TABLES", "UNREAD", "Held", "LeftBehind", "TopicRows"]
 
 TOPIC_TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS topic_part (
@@ -62,6 +63,20 @@ class Held:
     is_anew: bool = False
 
 
+class LeftBehind(NamedTuple):
+    """A partition whose reader has ended, as it seems.
+
+    Attributes:
+        part: Its number.
+        epoch: Its epoch.
+        owner: The name of that reader.
+    """
+
+    part: int
+    epoch: int
+    owner: str
+
+
 class TopicRows:
     """The statements on these tables, for one topic and group.
 
@@ -77,6 +92,7 @@ class TopicRows:
 
     def __init__(self, link: Link, schema: str, topic: str, group: str) -> None:
         self._link = link
+        self._schema = schema
         self._part = f"{schema}.topic_part"
         self._offset = f"{schema}.topic_offset"
         self._topic = topic
@@ -129,6 +145,68 @@ class TopicRows:
             )
             ((offset,),) = await cursor.fetchall()
         return Held(part, epoch, topic_id, offset, before not in (None, (topic_id,)))
+
+    async def left_behind(self, owner: str) -> list[LeftBehind]:
+        """Return partitions whose readers hold no lock of a running process; see `presence`.
+
+        Args:
+            owner: The name of this process, which has not ended.
+        """
+        rows = await self._execute(
+            "WITH reader AS MATERIALIZED (SELECT part, epoch, owner "
+            f"FROM {self._part} WHERE group_name = %s AND topic = %s AND owner <> %s), "
+            "other AS MATERIALIZED (SELECT DISTINCT owner FROM reader), "
+            # Free again at the end of this statement.
+            "ended AS MATERIALIZED (SELECT owner FROM other "
+            "WHERE pg_try_advisory_xact_lock(hashtextextended(%s || owner, 0))) "
+            "SELECT part, epoch, owner FROM reader JOIN ended USING (owner) ORDER BY part",
+            owner,
+            lock_of(self._schema, ""),
+        )
+        return [LeftBehind(*row) for row in rows]
+
+    async def take_over(self, owner: str, topic_id: str, left: LeftBehind) -> Held | None:
+        """Make this process the reader of one partition, unless another one was quicker.
+
+        Args:
+            owner: The name of this process.
+            topic_id: The id of the topic.
+            left: The partition, as it was found.
+
+        Returns:
+            The partition; None if its epoch is another one, or its offset is of another topic.
+        """
+        where = (self._group, self._topic, left.part)
+
+        async def take(connection: Connection) -> Held | None:
+            async with connection.transaction():
+                cursor = await connection.execute(
+                    f"UPDATE {self._part} SET owner = %s, epoch = epoch + 1 WHERE group_name = %s "
+                    "AND topic = %s AND part = %s AND epoch = %s "
+                    f"AND (SELECT topic_id FROM {self._offset} WHERE group_name = %s "
+                    "AND topic = %s AND part = %s) = %s RETURNING epoch".encode(),
+                    (owner, *where, left.epoch, *where, topic_id),
+                )
+                if (row := await cursor.fetchone()) is None:
+                    return None
+                # A statement of its own, as in `take`.
+                cursor = await connection.execute(
+                    f"SELECT topic_id, next_offset FROM {self._offset} WHERE group_name = %s "
+                    "AND topic = %s AND part = %s".encode(),
+                    where,
+                )
+                ((now, offset),) = await cursor.fetchall()
+            return Held(left.part, row[0], now, offset)
+
+        return await ask(self._link, take)
+
+    async def owner(self, part: int) -> str | None:
+        """Return the name of the reader of a partition; None if there is none."""
+        rows = await self._execute(
+            f"SELECT owner FROM {self._part} WHERE group_name = %s AND topic = %s AND part = %s",
+            part,
+        )
+        return rows[0][0] if rows else None
 
     async def current(self, part: int) -> Held | None:
         """Return the epoch and the offset of a partition; None if it was never read."""

@@ -7,8 +7,11 @@
 | `settings` | the settings of Kafka's clients |
 | `messages` | a payload as a message, and back |
 | `admin` | what the broker says about a topic |
-| `consumer` | the member of a consumer group |
-| `reading` | the assignment of partitions, and what is done with their messages |
+| `consumer` | the client of a consumer group |
+| `reading` | the member of a group: the assignment of partitions, and a topic that changes |
+| `standing_in` | reading for a process that has ended, until the group assigns its partitions |
+| `taking` | from messages to the journal |
+| `trying` | repeating what fails for as long as a broker or a database is away |
 
 Owners and offsets of partitions are rows of the journal; see `autoplay_rag/cluster/topic_rows.py`.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
@@ -13,7 +13,7 @@ from autoplay_rag.errors import BrokerError
 from autoplay_rag.kafka.address import TopicAddress
 from autoplay_rag.kafka.settings import ClientSettings, explained
 
-__all__ = ["Topic", "TopicAdmin"]
+__all__ = ["Describes", "Topic", "TopicAdmin"]
 
 _UNKNOWN_TOPIC: Final = "UNKNOWN_TOPIC_OR_PART"
 _EXISTS: Final = "TOPIC_ALREADY_EXISTS"
@@ -30,6 +30,13 @@ class Topic:
 
     id: str
     partitions: int
+
+
+class Describes(Protocol):
+    """Asks the broker about the topic."""
+
+    async def describe(self) -> Topic | None:
+        """Return the topic; None if there is none."""
 
 
 class TopicAdmin:

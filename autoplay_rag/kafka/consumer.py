@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.aio import AIOConsumer
 
+from autoplay_rag.cluster.topic_rows import UNREAD, Held
 from autoplay_rag.kafka.address import TopicAddress
 from autoplay_rag.kafka.settings import ClientSettings, explained
 
-__all__ = ["Consumer", "MakeConsumer", "OnTrouble", "make_consumer"]
+__all__ = [
+    "Consumer",
+    "MakeConsumer",
+    "OnTrouble",
+    "close",
+    "make_consumer",
+    "read_some",
+    "reason_of",
+]
 
 OnTrouble = Callable[[str], None]
 """Called with the reason when the broker does not answer."""
@@ -25,6 +35,10 @@ _DEFAULTS: Final = {
     "reconnect.backoff.max.ms": 2000,
     "log_level": 2,  # what it cannot do comes through `error_cb`, once instead of 20 times a second
 }
+_POLL_SECONDS: Final = 0.25
+"""How long one call waits for a message. Whoever is to stop notices that after it."""
+_MOST: Final = 1_000
+"""The most messages that are read together."""
 _THREADS: Final = 3
 """For a call, for one that a callback of it makes, and for closing."""
 
@@ -82,7 +96,7 @@ def make_consumer(
     """
 
     async def noted(error: KafkaError) -> None:
-        on_trouble(str(error.str()))
+        on_trouble(reason_of(error))
 
     try:
         return AIOConsumer(
@@ -100,3 +114,38 @@ def make_consumer(
         )
     except KafkaException as error:
         raise explained(error) from None
+
+
+async def read_some(consumer: Consumer) -> list[Any]:
+    """Wait a moment for a message; return it with those that are there already."""
+    first = await consumer.poll(_POLL_SECONDS)
+    return [] if first is None else [first, *await consumer.consume(_MOST - 1, 0)]
+
+
+def by_part(messages: Sequence[Any]) -> list[tuple[int, list[Any]]]:
+    """Return the messages of each partition, in the order of the partitions."""
+    found: dict[int, list[Any]] = {}
+    for message in messages:
+        found.setdefault(message.partition(), []).append(message)
+    return sorted(found.items())
+
+
+def place_of(topic: str, held: Held) -> TopicPartition:
+    """Return where to read on in a partition."""
+    offset = OFFSET_BEGINNING if held.offset == UNREAD else held.offset
+    return TopicPartition(topic, held.part, offset)
+
+
+async def close(consumer: Consumer) -> None:
+    """Close it, also if this is cancelled: a member of a group that stays holds up the others."""
+    closing = asyncio.ensure_future(consumer.close())
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError:
+        await asyncio.wait([closing])
+        raise
+
+
+def reason_of(error: KafkaError) -> str:
+    """Return what an error of the client says."""
+    return str(error.str())

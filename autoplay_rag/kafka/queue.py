@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from autoplay_rag.cluster.journal import PostgresJournal
+from autoplay_rag.cluster.presence import Presence
 from autoplay_rag.cluster.queue import PostgresQueueTables
 from autoplay_rag.cluster.topic_rows import Held, TopicRows
 from autoplay_rag.errors import BrokerError
@@ -23,6 +24,7 @@ from autoplay_rag.kafka.address import TopicAddress
 from autoplay_rag.kafka.admin import TopicAdmin
 from autoplay_rag.kafka.reading import TopicReader
 from autoplay_rag.kafka.settings import ClientSettings
+from autoplay_rag.kafka.standing_in import StandIn
 from autoplay_rag.stores.postgres.link import Link
 from autoplay_rag.stores.postgres.tables import quoted
 
@@ -120,13 +122,24 @@ class KafkaQueue(PostgresJournal):
         self._rows = TopicRows(self._link, quoted(schema), topic, group)
         self._admin = TopicAdmin(self._address, client)
         self._retention: str | None = None
+        name = f"{platform.node()}:{os.getpid()}"
+        stand_in = StandIn(
+            self._address,
+            client,
+            self._rows,
+            self._admin,
+            Presence(self._link, quoted(schema), name),
+            name=name,
+            take_in=self._take_in,
+        )
         self.inflow = TopicReader(
             self._address,
             client,
             self._rows,
             self._admin,
-            name=f"{platform.node()}:{os.getpid()}",
+            name=name,
             take_in=self._take_in,
+            stand_in=stand_in,
         )
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ The life of a partition here:
 - revoked: nothing is under way then, and the partition is released.
 - lost (this process was away for too long): what it had begun to write is refused by the database,
   because the epoch of the partition is another one. Without a new reader, it is released.
+- read by another process, which took this one for ended (see `standing_in`): refused as well.
 - refused, but not lost: one of two processes knows too little. A process that was away learns that
   with its next heartbeat. The one that has the partition still takes it again a moment later.
 - the topic was made anew: everything is read from its first message.
@@ -22,80 +23,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from hashlib import blake2b
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
-from autoplay_rag._backoff import grown_delay
 from autoplay_rag.cluster.topic_rows import UNREAD, Held, TopicRows
-from autoplay_rag.errors import (
-    BrokerError,
-    DecodeError,
-    FencedError,
-    JournalError,
-    JournalFullError,
-    PipelineClosedError,
-    UnknownPayloadError,
-)
-from autoplay_rag.journal.base import Entry, Outcome
+from autoplay_rag.errors import BrokerError, FencedError, JournalError
 from autoplay_rag.journal.inflow import Enter, Inflow, TopicStatus
 from autoplay_rag.kafka.address import TopicAddress
-from autoplay_rag.kafka.admin import Topic
-from autoplay_rag.kafka.consumer import Consumer, MakeConsumer, make_consumer
-from autoplay_rag.kafka.messages import payload_of
+from autoplay_rag.kafka.admin import Describes, Topic
+from autoplay_rag.kafka.consumer import (
+    Consumer,
+    MakeConsumer,
+    by_part,
+    close,
+    make_consumer,
+    place_of,
+    read_some,
+    reason_of,
+)
 from autoplay_rag.kafka.settings import ClientSettings
+from autoplay_rag.kafka.standing_in import StandIn
+from autoplay_rag.kafka.taking import TakeIn, Taker
+from autoplay_rag.kafka.trying import Attempts
 
-__all__ = ["Describes", "TakeIn", "TopicReader"]
+__all__ = ["TopicReader"]
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-TakeIn = Callable[[Held, int, Sequence[Entry]], asyncio.Future[list[Outcome]]]
-"""Commits entries together with the offset after them."""
-
 _NO_OFFSET: Final = "_AUTO_OFFSET_RESET"
 _AT_THE_END: Final = "_PARTITION_EOF"
-_POLL_SECONDS: Final = 0.25
-"""How long one call waits for a message. `stop` is noticed after it."""
-_MOST: Final = 1_000
-"""The most messages that are read together."""
-_TOGETHER: Final = 250
-_TOGETHER_BYTES: Final = 4 * 2**20
-"""The most messages and bytes in one transaction. Others wait for it."""
 _LOOK_SECONDS: Final = 1.0
 """The interval of asking for the topic's id, and of telling how far this process is."""
-_RETRY_SECONDS: Final = 1.0
-_LONGEST_PAUSE: Final = 10.0
 _AGAIN_SECONDS: Final = 3.0
 """How long after a refusal a partition is taken again: some heartbeats, each a second."""
-_YIELD_EVERY: Final = 32
-"""After so many messages others may use the event loop."""
 _RELEASE_SECONDS: Final = 3.0
 """How long the release of partitions may take. Without it, another process takes them anyway."""
-
-
-class _Read(NamedTuple):
-    """A message, as the journal takes it.
-
-    Attributes:
-        after: The offset after it.
-        entries: Its entries.
-    """
-
-    after: int
-    entries: Sequence[Entry]
-
-
-class Describes(Protocol):
-    """Asks the broker about the topic."""
-
-    async def describe(self) -> Topic | None:
-        """Return the topic; None if there is none."""
 
 
 class TopicReader(Inflow):
@@ -108,6 +74,7 @@ class TopicReader(Inflow):
         admin: Asks the broker about the topic.
         name: The name of this process for people.
         take_in: Commits entries.
+        stand_in: Reads for members that have ended; None for nobody.
         make: Makes the client.
     """
 
@@ -120,6 +87,7 @@ class TopicReader(Inflow):
         *,
         name: str,
         take_in: TakeIn,
+        stand_in: StandIn | None = None,
         make: MakeConsumer = make_consumer,
     ) -> None:
         self._address = address
@@ -127,24 +95,23 @@ class TopicReader(Inflow):
         self._rows = rows
         self._admin = admin
         self._name = name
-        self._take_in = take_in
+        self._stand_in = stand_in
         self._make = make
+        self._attempts = Attempts(address)
+        self._taker = Taker(address.topic, take_in, self._attempts)
         self._held: dict[int, Held] = {}
         # Partitions of this member that another process has taken, and when to take them again.
         self._taken_away: dict[int, float] = {}
-        self._stopping = asyncio.Event()
-        self._problem: str | None = None
         # Whether the topic may have been made anew since its id was asked for.
         self._doubtful = True
         self._look_at = 0.0
         self._ends: dict[int, int] = {}
-        self._enter: Enter
-        self._on_taken: Callable[[], None]
 
     @property
     def problems(self) -> list[str]:
         """As in `Inflow`."""
-        return [f"the {self._address}: {self._problem}"] if self._problem else []
+        problems = [self._attempts.problem, self._stand_in and self._stand_in.problem]
+        return [f"the {self._address}: {one}" for one in dict.fromkeys(problems) if one]
 
     async def status(self) -> TopicStatus:
         """As in `Inflow`."""
@@ -152,7 +119,9 @@ class TopicReader(Inflow):
 
     def stop(self) -> None:
         """As in `Inflow`."""
-        self._stopping.set()
+        self._attempts.stop()
+        if self._stand_in is not None:
+            self._stand_in.stop()
 
     async def run(self, enter: Enter, on_taken: Callable[[], None]) -> None:
         """As in `Inflow`.
@@ -160,24 +129,38 @@ class TopicReader(Inflow):
         Raises:
             ConfigurationError: If the client refuses its settings.
         """
-        self._enter, self._on_taken = enter, on_taken
+        self._taker.enter, self._taker.on_taken = enter, on_taken
+        if self._stand_in is None:
+            return await self._be_member()
+        standing_in = asyncio.create_task(
+            self._stand_in.run(enter, on_taken), name="autoplay-stand-in"
+        )
+        try:
+            await self._be_member()
+        finally:
+            standing_in.cancel()
+            await asyncio.wait([standing_in])
+            if not standing_in.cancelled():
+                standing_in.result()
+
+    async def _be_member(self) -> None:
         failures = 0
-        while not self._stopping.is_set():
+        while not self._attempts.stopping.is_set():
             consumer = self._make(self._address, self._settings, self._troubled)
             try:
                 await self._read(consumer)
             except (BrokerError, JournalError) as error:
-                self._fail(str(error))
+                self._attempts.fail(str(error))
                 failures += 1
             except KafkaException as error:
-                self._fail(_reason(error.args[0]))
+                self._attempts.fail(reason_of(error.args[0]))
                 failures += 1
             else:
                 failures = 0
             finally:
                 await self._close(consumer)
             if failures:
-                await self._pause(grown_delay(failures - 1, _RETRY_SECONDS, _LONGEST_PAUSE))
+                await self._attempts.pause_after(failures - 1)
 
     # -- one membership -----------------------------------------------------------------------
 
@@ -188,10 +171,8 @@ class TopicReader(Inflow):
             on_revoke=self._revoked,
             on_lost=self._lost,
         )
-        while not self._stopping.is_set():
-            first = await consumer.poll(_POLL_SECONDS)
-            messages = [] if first is None else [first, *await consumer.consume(_MOST - 1, 0)]
-            messages, deleted = self._sorted(messages)
+        while not self._attempts.stopping.is_set():
+            messages, deleted = self._sorted(await read_some(consumer))
             now = asyncio.get_running_loop().time()
             due = now >= self._look_at
             if due or (messages and self._doubtful):
@@ -208,13 +189,8 @@ class TopicReader(Inflow):
                 await self._tell(consumer)
 
     async def _close(self, consumer: Consumer) -> None:
-        """Leave the group, also if this is cancelled: a member that stays holds up the others."""
-        closing = asyncio.ensure_future(consumer.close())
         try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await asyncio.wait([closing])
-            raise
+            await close(consumer)
         finally:
             self._held.clear()
             self._taken_away.clear()
@@ -231,7 +207,7 @@ class TopicReader(Inflow):
             elif error.name() == _NO_OFFSET:
                 deleted.append(message.partition())
             elif error.name() != _AT_THE_END:
-                self._troubled(_reason(error))
+                self._troubled(reason_of(error))
         return good, deleted
 
     # -- assignment of partitions --------------------------------------------------------------
@@ -240,7 +216,7 @@ class TopicReader(Inflow):
         numbers = [part.partition for part in parts]
         if not numbers:
             return
-        held = await self._until_stopped(lambda: self._become_reader(numbers))
+        held = await self._attempts.until_stopped(lambda: self._become_reader(numbers))
         if held is None:
             return
         _log.info("reads the partitions %s of the %s", _listed(numbers), self._address)
@@ -287,14 +263,11 @@ class TopicReader(Inflow):
     # -- messages -----------------------------------------------------------------------------
 
     async def _take(self, consumer: Consumer, messages: Sequence[Any]) -> None:
-        of_part: dict[int, list[Any]] = {}
-        for message in messages:
-            of_part.setdefault(message.partition(), []).append(message)
         # In one order in all processes: their transactions do not wait for each other then.
         ended = await asyncio.gather(
             *(
-                self._take_part(consumer, held, of_part[part])
-                for part in sorted(of_part)
+                self._take_part(consumer, held, some)
+                for part, some in by_part(messages)
                 if (held := self._held.get(part)) is not None
             ),
             return_exceptions=True,  # all have ended before one's error ends the membership
@@ -304,70 +277,11 @@ class TopicReader(Inflow):
                 raise error
 
     async def _take_part(self, consumer: Consumer, held: Held, messages: Sequence[Any]) -> None:
-        fresh = [message for message in messages if message.offset() >= held.offset]
-        begin = 0
         try:
-            while begin < len(fresh):
-                some: list[_Read] = []
-                size = 0
-                while begin < len(fresh) and len(some) < _TOGETHER and size < _TOGETHER_BYTES:
-                    message = fresh[begin]
-                    size += len(message.value() or b"")
-                    some.append(_Read(message.offset() + 1, self._entries(held, message)))
-                    begin += 1
-                    if not begin % _YIELD_EVERY:
-                        await asyncio.sleep(0)
-                if not await self._commit_some(held, some):
-                    return
+            await self._taker.take(held, messages)
         except FencedError as error:
             _log.warning("%s", error)
             await self._resume(consumer, held)
-
-    def _entries(self, held: Held, message: Any) -> list[Entry]:
-        try:
-            return self._enter.payload(payload_of(message.value()))
-        except UnknownPayloadError as error:
-            why = str(error)
-        except DecodeError as error:
-            why = f"it is no payload: {error}"
-        place = f"offset {message.offset()} of partition {held.part} of the topic"
-        _log.warning("the message at %s %s: %s", place, self._address.topic, why)
-        identity = f"{held.topic_id} {held.part} {message.offset()}".encode()
-        key = blake2b(identity, digest_size=16).hexdigest()
-        return [self._enter.broken(key, f"the message at {place} {self._address.topic}: {why}")]
-
-    async def _commit_some(self, held: Held, some: Sequence[_Read]) -> bool:
-        """Commit what was read, and the offset after it. Wait while that cannot be.
-
-        Returns:
-            Whether to go on. If this is to stop, it may be a part of it.
-
-        Raises:
-            FencedError: If this process is not the reader any more.
-        """
-        most = len(some)
-        while some and not self._stopping.is_set():
-            now = some[:most]
-            try:
-                await self._take_in(
-                    held, now[-1].after, [one for read in now for one in read.entries]
-                )
-            except FencedError:
-                raise
-            except PipelineClosedError:
-                return False
-            except JournalError as error:
-                if isinstance(error, JournalFullError) and len(now) > 1:
-                    most = len(now) // 2  # there may be room for these
-                    continue
-                self._fail(str(error))
-                await self._pause(_RETRY_SECONDS)
-            else:
-                held.offset = now[-1].after
-                some = some[most:]
-                self._problem = None
-                self._on_taken()
-        return not some
 
     async def _resume(self, consumer: Consumer, held: Held) -> None:
         """Go on where the database says, if this process is the reader still."""
@@ -388,7 +302,7 @@ class TopicReader(Inflow):
         numbers = [part for part, at in self._taken_away.items() if at <= now]
         if not numbers:
             return
-        held = await self._until_stopped(lambda: self._become_reader(numbers))
+        held = await self._attempts.until_stopped(lambda: self._become_reader(numbers))
         for one in held or ():
             del self._taken_away[one.part]
             self._held[one.part] = one
@@ -404,7 +318,8 @@ class TopicReader(Inflow):
             assigned since are not among them.
         """
         try:
-            topic = await (self._until_stopped if self._doubtful else self._unless_stopped)(
+            attempts = self._attempts
+            topic = await (attempts.until_stopped if self._doubtful else attempts.unless_stopped)(
                 self._described
             )
         except BrokerError as error:
@@ -417,7 +332,9 @@ class TopicReader(Inflow):
         if old:
             self._say_anew()
         for held in old:
-            begun = await self._until_stopped(partial(self._rows.begin_anew, held, topic.id))
+            begun = await self._attempts.until_stopped(
+                partial(self._rows.begin_anew, held, topic.id)
+            )
             if begun:
                 held.topic_id, held.offset = topic.id, UNREAD
                 await consumer.seek(self._place(held))
@@ -482,56 +399,14 @@ class TopicReader(Inflow):
             with suppress(KafkaException):  # nothing depends on it
                 await consumer.commit(offsets=offsets, asynchronous=True)
 
-    def _place(self, held: Held) -> Any:
-        offset = OFFSET_BEGINNING if held.offset == UNREAD else held.offset
-        return TopicPartition(self._address.topic, held.part, offset)
+    def _place(self, held: Held) -> TopicPartition:
+        return place_of(self._address.topic, held)
 
     # -- failures -----------------------------------------------------------------------------
 
     def _troubled(self, why: str) -> None:
         self._doubtful = True
-        self._fail(why)
-
-    def _fail(self, why: str) -> None:
-        if self._problem is None:
-            _log.error("the %s: %s; trying again", self._address, why)
-        self._problem = why
-
-    async def _until_stopped(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
-        """Repeat work until it succeeds; return None if this is to stop."""
-        failures = 0
-        while not self._stopping.is_set():
-            try:
-                return await self._unless_stopped(work)
-            except (BrokerError, JournalError) as error:
-                self._fail(str(error))
-                await self._pause(grown_delay(failures, _RETRY_SECONDS, _LONGEST_PAUSE))
-                failures += 1
-        return None
-
-    async def _unless_stopped(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
-        working = asyncio.ensure_future(work())
-        stopped = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                return None
-            found = working.result()
-            self._problem = None
-            return found
-        finally:
-            for task in (working, stopped):
-                task.cancel()
-            await asyncio.wait([working, stopped])
-
-    async def _pause(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-
-
-def _reason(error: KafkaError) -> str:
-    return str(error.str())
+        self._attempts.fail(why)
 
 
 def _listed(numbers: Sequence[int]) -> str:

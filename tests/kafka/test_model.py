@@ -19,19 +19,20 @@ from hypothesis import strategies as st
 from pipelines import make_actions
 
 from autoplay_rag.cluster.journal import PostgresJournal
-from autoplay_rag.cluster.topic_rows import UNREAD, TopicRows
+from autoplay_rag.cluster.topic_rows import UNREAD, LeftBehind, TopicRows
 from autoplay_rag.content.keys import payload_key
 from autoplay_rag.errors import JournalError
 from autoplay_rag.ingest.inflowing import Entries
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.journal.ledger import COUNTERS
-from autoplay_rag.kafka import reading
+from autoplay_rag.kafka import standing_in, trying
 from autoplay_rag.kafka.address import TopicAddress
 from autoplay_rag.kafka.admin import Topic
 from autoplay_rag.kafka.messages import message_of
 from autoplay_rag.kafka.queue import KafkaQueue
 from autoplay_rag.kafka.reading import TopicReader
 from autoplay_rag.kafka.settings import ClientSettings
+from autoplay_rag.kafka.standing_in import StandIn
 from autoplay_rag.stores.postgres.dsn import parameters_of
 from autoplay_rag.stores.postgres.link import Link
 
@@ -86,6 +87,9 @@ class Broker:
     @property
     def topic_id(self):
         return f"{self.name}-{self.id}"
+
+    async def describe(self):
+        return Topic(self.topic_id, PARTS)
 
 
 class Gate:
@@ -204,6 +208,18 @@ class Member:
         await self.process.settle()
 
 
+class Substitute(Member):
+    """The client of one that stands in: it is no member of the group."""
+
+    async def close(self):
+        self.positions.clear()
+
+    async def tell(self, kind, given=None):
+        self.idle = False
+        self._events.put_nowait((kind, given))
+        await self.process.settle_stand_in()
+
+
 class Process:
     """A process with a reader and a journal. It outlives its reader, as a machine does."""
 
@@ -215,6 +231,9 @@ class Process:
         self.member: Member | None = None
         self.reader: TopicReader | None = None
         self.task: asyncio.Task[None] | None = None
+        self.beside: StandIn | None = None
+        self.substitute: Substitute | None = None
+        self.standing_in: asyncio.Task[None] | None = None
         self.loses_answers = 0
         self._seq = 0
 
@@ -258,12 +277,66 @@ class Process:
         self.task = asyncio.create_task(self.reader.run(entries, lambda: None))
         await self.settle()
 
+    async def stand_in(self, part, epoch):
+        """Read a partition beside the group, whether its reader has ended or not."""
+        journal = self.journal
+        journal._rows = self.rows
+
+        async def take_in(held, offset, entries):
+            outcomes = await KafkaQueue._take_in(journal, held, offset, entries)
+            if self.loses_answers:
+                self.loses_answers -= 1
+                raise JournalError("the connection was lost")
+            return outcomes
+
+        def make(_address, _settings, on_trouble):
+            self.substitute = Substitute(self, on_trouble)
+            return self.substitute
+
+        self.beside = stand_in = StandIn(
+            self._address,
+            ClientSettings({}, {}),
+            self.rows,
+            self.broker,
+            NoPresence(),
+            name=f"p{self.number}",
+            take_in=take_in,
+            make=make,
+        )
+        taker = stand_in._taker
+        taker.enter = Entries(Intake(None, None), NothingPulled(), self._next_seq, lambda: None)
+        taker.on_taken = lambda: None
+        self.substitute = None
+        left = [LeftBehind(part, epoch, "ended")]
+        self.standing_in = asyncio.create_task(stand_in._stand_in(left))
+        await self.settle_stand_in()
+
+    async def settle_stand_in(self):
+        """Wait until the one that stands in polls, or has ended."""
+        async with asyncio.timeout(30):
+            while not (self.standing_in.done() or (self.substitute and self.substitute.idle)):
+                self.changed.clear()
+                waiting = asyncio.ensure_future(self.changed.wait())
+                await asyncio.wait([waiting, self.standing_in], return_when="FIRST_COMPLETED")
+                waiting.cancel()
+        if self.standing_in.done():
+            self.standing_in.result()
+
+    @property
+    def stands_in(self):
+        return self.standing_in is not None and not self.standing_in.done()
+
+    async def end_stand_in(self):
+        if self.stands_in:
+            self.standing_in.cancel()
+            await asyncio.wait([self.standing_in])
+
     def _next_seq(self):
         self._seq += 1
         return self._seq
 
     async def describe(self):
-        topic = Topic(self.broker.topic_id, PARTS)
+        topic = await self.broker.describe()
         await self.gate.passing("describe", self.changed)
         return topic
 
@@ -279,6 +352,9 @@ class Process:
             self.task.result()
 
     async def crash(self):
+        if self.stands_in:
+            self.beside._held.clear()  # nothing is released
+        await self.end_stand_in()
         self.member.crashed = True
         self.expire()
         self.task.cancel()
@@ -297,6 +373,10 @@ class Process:
         await self.member.tell("lost")
         if not self.gate.frozen:
             self.member.expired = False
+
+
+class NoPresence:
+    """All processes look as if they had ended."""
 
 
 class NothingPulled:
@@ -451,6 +531,20 @@ class World:
         if process.awake and process.member.expired:
             await process.rejoin()
 
+    async def stand_in(self, number, part):
+        """A process takes the reader of a partition for ended, rightly or not."""
+        process = self.processes[number]
+        rows = self.run(
+            "SELECT epoch FROM {}.topic_part WHERE topic = %s AND part = %s", self.name, part
+        )
+        if process.awake and not process.stands_in and rows:
+            await process.stand_in(part, rows[0][0])
+
+    async def deliver_beside(self, number, count, back, double):
+        process = self.processes[number]
+        if process.awake and process.stands_in:
+            await process.substitute.tell("deliver", (count, back, double))
+
     async def assign(self, wanted):
         """Give each partition to one of the members; first it is revoked from the one before."""
         members = [p.member for p in self.processes if p.runs and not p.member.expired]
@@ -503,6 +597,7 @@ class World:
         for process in self.processes:
             process.gate.at = process.gate.at if process.gate.frozen else None
             await self.wake(process.number)
+            await process.end_stand_in()
             await self.rejoin(process.number)
         await self.join(0)
         # More than once: what a process took away from another one is taken again.
@@ -531,6 +626,7 @@ class World:
 
     async def end(self):
         for process in self.processes:
+            await process.end_stand_in()
             if process.runs:
                 process.member.crashed = True
                 process.task.cancel()
@@ -561,6 +657,8 @@ STEPS = st.lists(
         step("lose_answer", process),
         step("expire", process),
         step("rejoin", process),
+        step("stand_in", process, part),
+        step("deliver_beside", process, numbers(1, 5), numbers(0, 3), st.booleans()),
         step("send_again", session, numbers(0, 6)),
         step("send_bad", part),
         step("make_anew", st.booleans()),
@@ -580,7 +678,8 @@ ALL = (10**6, 0, False, False)
 @pytest.fixture(scope="module", autouse=True)
 def _quick():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "_RETRY_SECONDS", 0.01)
+        patch.setattr(trying, "_RETRY_SECONDS", 0.01)
+        patch.setattr(standing_in, "_LOOK_SECONDS", NEVER)
         yield
 
 
@@ -664,6 +763,28 @@ def opened(postgres):
         ("make_anew", (False,)),
         ("assign", ((1, 1, 1),)),
         ("deliver", (1, *ALL)),
+    ]
+)
+# A process stands in for one that still reads, and loses the partition to it again.
+@example(
+    [
+        ("deliver", (0, 1, 0, False, False)),
+        ("stand_in", (1, 0)),
+        ("deliver_beside", (1, 1, 0, False)),
+        ("deliver", (0, *ALL)),
+        ("deliver_beside", (1, 1, 0, False)),
+        ("deliver", (0, 1, 0, False, True)),
+        ("deliver_beside", (1, 9, 0, False)),
+    ]
+)
+# The topic begins anew while a process stands in.
+@example(
+    [
+        ("stand_in", (1, 0)),
+        ("deliver_beside", (1, 1, 0, False)),
+        ("make_anew", (False,)),
+        ("deliver_beside", (1, 9, 0, False)),
+        ("send", (0, 2)),
     ]
 )
 # Messages are deleted behind those that the client has already.

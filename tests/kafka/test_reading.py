@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from types import SimpleNamespace
 
 import pytest
 from broker import Broker
@@ -13,6 +14,7 @@ from topics import SETTINGS, Topic, until, visit
 
 from autoplay_rag import ActionsPayload, SlimAction
 from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.kafka import queue
 from autoplay_rag.kafka.messages import Message
 
 pytestmark = pytest.mark.timeout(180)
@@ -151,7 +153,7 @@ async def test_two_groups_read_a_topic_independently(events, visits, make_pg_sto
 
 
 @pytest.mark.slow
-async def test_pipelines_share_a_topic_and_hand_partitions_over(events, visits):
+async def test_pipelines_share_a_topic_and_hand_partitions_over(events, visits, monkeypatch):
     def shares():
         owners = [owner for _, owner, _, _ in events.parts()]
         return sorted(map(owners.count, {*owners} - {None})), owners.count(None)
@@ -166,19 +168,23 @@ async def test_pipelines_share_a_topic_and_hand_partitions_over(events, visits):
             sent += 20
             await asyncio.sleep(0)
 
+    def name_next(name):
+        """Tell pipelines of one process apart."""
+        monkeypatch.setattr(queue, "platform", SimpleNamespace(node=lambda: name))
+
     await events.create(4)
     producer = asyncio.create_task(send())
     try:
+        name_next("one")
         async with events.pipeline() as one:
-            _name(one, "one")
             await until(lambda: shares() == ([4], 0))
+            name_next("two")
             two = events.pipeline()
             await two.start()
-            _name(two, "two")
             await until(lambda: shares() == ([2, 2], 0))
+            name_next("three")
             three = events.pipeline()
             await three.start()
-            _name(three, "three")
             await until(lambda: shares() == ([1, 1, 2], 0))
             await two.aclose()
             await three.aclose()
@@ -191,11 +197,6 @@ async def test_pipelines_share_a_topic_and_hand_partitions_over(events, visits):
         sending.set()
         await producer
     assert events.titles() == expected(*range(sent))
-
-
-def _name(pipeline, name: str) -> None:
-    """Tell pipelines of one process apart."""
-    pipeline._run._journal.inflow._name = name
 
 
 @pytest.mark.slow
