@@ -134,6 +134,10 @@ class TopicReader(Inflow):
         self._taken_away: dict[int, float] = {}
         self._stopping = asyncio.Event()
         self._problem: str | None = None
+        # What the member was told itself, such as that the group refuses it. That the broker answers
+        # questions about the topic says nothing about it.
+        self._refusal: str | None = None
+        self._listed: Topic | None = None
         # Whether the topic may have been made anew since its id was asked for.
         self._doubtful = True
         self._look_at = 0.0
@@ -144,7 +148,8 @@ class TopicReader(Inflow):
     @property
     def problems(self) -> list[str]:
         """As in `Inflow`."""
-        return [f"the {self._address}: {self._problem}"] if self._problem else []
+        found = dict.fromkeys(why for why in (self._problem, self._refusal) if why)
+        return [f"the {self._address}: {why}" for why in found]
 
     async def status(self) -> TopicStatus:
         """As in `Inflow`."""
@@ -220,6 +225,7 @@ class TopicReader(Inflow):
             self._taken_away.clear()
             self._ends.clear()
             self._doubtful = True
+            self._refusal = None
 
     def _sorted(self, messages: Sequence[Any]) -> tuple[list[Any], list[int]]:
         """Return the messages that carry something, and the partitions whose next one was deleted."""
@@ -231,12 +237,13 @@ class TopicReader(Inflow):
             elif error.name() == _NO_OFFSET:
                 deleted.append(message.partition())
             elif error.name() != _AT_THE_END:
-                self._troubled(_reason(error))
+                self._refused(_reason(error))
         return good, deleted
 
     # -- assignment of partitions --------------------------------------------------------------
 
     async def _assigned(self, consumer: Consumer, parts: Sequence[Any]) -> None:
+        self._refusal = None
         numbers = [part.partition for part in parts]
         if not numbers:
             return
@@ -250,9 +257,7 @@ class TopicReader(Inflow):
         await consumer.incremental_assign([self._place(one) for one in held])
 
     async def _become_reader(self, numbers: Sequence[int]) -> list[Held]:
-        topic = await self._admin.describe()
-        if topic is None:
-            raise BrokerError(f"there is no {self._address}")
+        topic = await self._described()
         return await self._rows.take(self._name, topic.id, numbers)
 
     async def _revoked(self, consumer: Consumer, parts: Sequence[Any]) -> None:
@@ -317,7 +322,7 @@ class TopicReader(Inflow):
                     begin += 1
                     if not begin % _YIELD_EVERY:
                         await asyncio.sleep(0)
-                if not await self._commit_some(held, some):
+                if not await self._commit_some(consumer, held, some):
                     return
         except FencedError as error:
             _log.warning("%s", error)
@@ -336,7 +341,7 @@ class TopicReader(Inflow):
         key = blake2b(identity, digest_size=16).hexdigest()
         return [self._enter.broken(key, f"the message at {place} {self._address.topic}: {why}")]
 
-    async def _commit_some(self, held: Held, some: Sequence[_Read]) -> bool:
+    async def _commit_some(self, consumer: Consumer, held: Held, some: Sequence[_Read]) -> bool:
         """Commit what was read, and the offset after it. Wait while that cannot be.
 
         Returns:
@@ -360,12 +365,20 @@ class TopicReader(Inflow):
                 if isinstance(error, JournalFullError) and len(now) > 1:
                     most = len(now) // 2  # there may be room for these
                     continue
-                self._fail(str(error))
+                if isinstance(error, JournalFullError):
+                    size = sum(entry.size for entry in now[0].entries)
+                    self._fail(
+                        f"the message at offset {now[0].after - 1} of partition {held.part} waits "
+                        f"({size:,} bytes): {error}"
+                    )
+                    await self._note_ends(consumer)
+                else:
+                    self._fail(str(error))
                 await self._pause(_RETRY_SECONDS)
             else:
                 held.offset = now[-1].after
                 some = some[most:]
-                self._problem = None
+                self._problem = self._refusal = None
                 self._on_taken()
         return not some
 
@@ -407,12 +420,14 @@ class TopicReader(Inflow):
             topic = await (self._until_stopped if self._doubtful else self._unless_stopped)(
                 self._described
             )
-        except BrokerError as error:
+        except (BrokerError, JournalError) as error:
             self._troubled(str(error))
             return set()
         if topic is None:
             return {*self._held}
         self._doubtful = False
+        if self._held:
+            self._refusal = None
         old = [one for one in self._held.values() if one.topic_id != topic.id]
         if old:
             self._say_anew()
@@ -436,6 +451,9 @@ class TopicReader(Inflow):
         topic = await self._admin.describe()
         if topic is None:
             raise BrokerError("there is no such topic")
+        if topic != self._listed:
+            await self._rows.list_parts(topic.id, topic.partitions)
+            self._listed = topic
         return topic
 
     async def _restart(self, consumer: Consumer, part: int) -> None:
@@ -461,8 +479,12 @@ class TopicReader(Inflow):
 
     async def _tell(self, consumer: Consumer) -> None:
         """Tell the broker and the database how far this process is."""
+        await self._note_ends(consumer)
+        await self._commit(consumer, list(self._held.values()))
+
+    async def _note_ends(self, consumer: Consumer) -> None:
         ends: list[tuple[Held, int]] = []
-        for held in self._held.values():
+        for held in [*self._held.values()]:
             _, end = await consumer.get_watermark_offsets(self._place(held), cached=True)
             if end >= 0 and self._ends.get(held.part) != end:
                 ends.append((held, end))
@@ -470,7 +492,6 @@ class TopicReader(Inflow):
             with suppress(JournalError):
                 await self._rows.note_ends(ends)
                 self._ends.update((held.part, end) for held, end in ends)
-        await self._commit(consumer, list(self._held.values()))
 
     async def _commit(self, consumer: Consumer, held: Sequence[Held]) -> None:
         offsets = [
@@ -491,6 +512,12 @@ class TopicReader(Inflow):
     def _troubled(self, why: str) -> None:
         self._doubtful = True
         self._fail(why)
+
+    def _refused(self, why: str) -> None:
+        self._doubtful = True
+        if self._refusal != why:
+            _log.error("the %s: %s; trying again", self._address, why)
+        self._refusal = why
 
     def _fail(self, why: str) -> None:
         if self._problem is None:
