@@ -143,6 +143,7 @@ class KafkaQueue(PostgresJournal):
 
     async def close(self) -> None:
         """As in `PostgresJournal`. Call it after `inflow.run` has ended."""
+        await self._admin.close()
         await self._link.close(_nothing)
         await super().close()
 
