@@ -138,7 +138,7 @@ class KafkaQueue(PostgresJournal):
             async with asyncio.timeout(_RETENTION_SECONDS):
                 self._retention = _said(await self._admin.retention())
         except (BrokerError, TimeoutError):
-            self._retention = "for a time that is unknown here, because the broker did not answer"
+            self._retention = "for a time that is unknown here, because the broker did not say so"
         await super().open()
 
     async def close(self) -> None:
