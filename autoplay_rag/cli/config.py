@@ -164,9 +164,8 @@ class Config:
         if tables and (both := _STREAM_KEYS.keys() & self._values.keys()):
             key = min(both)
             raise self._error((key,), f"{key} belongs below [[{_STREAMS}]] if the file has one")
-        if "postgres" in self._values and (both := {"store", "journal"} & self._values.keys()):
-            key = min(both)
-            raise self._error((key,), f"postgres is store and journal: leave out {key}")
+        if {"postgres", "store"} <= self._values.keys():
+            raise self._error(("store",), "postgres is store and journal: leave out store")
         if "token" in self._values and "url" not in self._values:
             raise self._error(("token",), "a token needs a url beside it")
 

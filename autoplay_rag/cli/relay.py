@@ -209,8 +209,9 @@ async def _relay(made: Relay, server: Any, sources: Sources) -> None:
                 serving = stopping.wait() if server is None else _serve(server, sources)
                 await _either(serving, made.watch())
     counts = made.counts
+    kept = f"{counts.unread} sent and kept until they are read, " if counts.unread else ""
     note(
-        f"{counts.received} received, {counts.delivered} delivered, {counts.waiting} waiting, "
+        f"{counts.received} received, {counts.delivered} delivered, {kept}{counts.waiting} waiting, "
         f"{counts.overflow} lost, {counts.dead} refused by the topic"
     )
 

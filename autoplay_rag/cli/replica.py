@@ -87,7 +87,9 @@ def replica_of(
     given = [name for name, value in others.items() if value]
     if dsn is not None and given:
         raise ConfigurationError(f"--postgres is store and journal: leave out --{given[0]}")
-    dsn = dsn or (None if given else file.get("postgres"))
+    if dsn is None and not given and (dsn := file.get("postgres")) and file.journal:
+        # A relay may have both: its journal is the outbox.
+        raise ConfigurationError("journal must be left out: postgres is store and journal")
     role = role or file.get("role") or "all"
     check_choice("role", role, get_args(Role))
     if dsn is None:

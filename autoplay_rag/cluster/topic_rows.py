@@ -208,6 +208,30 @@ class TopicRows:
         )
         return rows[0][0] if rows else None
 
+    async def list_parts(self, topic_id: str, count: int) -> None:
+        """Note which partitions the topic has: one that nobody reads is known then.
+
+        What an earlier topic of this name had beyond them is not listed any more.
+
+        Args:
+            topic_id: The id of the topic.
+            count: The number of its partitions.
+        """
+        await self._execute(
+            f"DELETE FROM {self._offset} WHERE group_name = %s AND topic = %s AND part >= %s "
+            "AND topic_id <> %s",
+            count,
+            topic_id,
+        )
+        await self._execute(
+            f"INSERT INTO {self._offset} (group_name, topic, part, topic_id, next_offset) "
+            "SELECT %s, %s, part, %s, %s FROM generate_series(0, %s::int - 1) AS one (part) "
+            "ON CONFLICT DO NOTHING",
+            topic_id,
+            UNREAD,
+            count,
+        )
+
     async def current(self, part: int) -> Held | None:
         """Return the epoch and the offset of a partition; None if it was never read."""
         rows = await self._execute(
@@ -289,7 +313,7 @@ class TopicRows:
         )
 
     async def read(self) -> list[TopicPart]:
-        """Return all partitions that were ever read, in their order."""
+        """Return all partitions, in their order."""
         rows = await self._execute(
             "SELECT o.part, p.owner, o.next_offset, o.end_offset, o.missed "
             f"FROM {self._offset} AS o LEFT JOIN {self._part} AS p USING (group_name, topic, part) "

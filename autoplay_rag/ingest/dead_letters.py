@@ -43,7 +43,8 @@ class DeadLetters:
     async def retry(self, ids: Sequence[int] | None = None) -> int:
         """Put dead letters back into the queue.
 
-        Letters without a body, because `redact` failed, cannot be retried. They stay dead.
+        Letters without a body cannot be retried, and stay dead: `redact` failed, or a message of a topic
+        was no payload.
 
         Args:
             ids: The ids of the letters; None for all.

@@ -335,7 +335,7 @@ class IngestPipeline(Questions):
             try:
                 await self._stop_reading()
                 await self._clients.leave(self._settings.drain_timeout)
-                await run.leave_topic(self._settings.drain_timeout)
+                await run.leave_topic()
                 # `ingest` just saw no progress: do not wait again.
                 stuck = self._stuck and journal and self.health.state != "ok"
                 started = run.loop.time()

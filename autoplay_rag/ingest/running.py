@@ -109,7 +109,7 @@ _LEASES = 1.5
 _REPLICAS_SECONDS = 2.0
 """The interval of reading who has what."""
 _GRACE_SECONDS = 5.0
-"""The time that cancelled requests have to end."""
+"""The time that cancelled requests have to end, as has what closing does besides draining."""
 _RESUME_PAGE = 100_000
 _CONSEQUENCES: dict[Capability, str] = {
     "delete": "chunks of dead payloads, and actions that a summary replaces, stay in the store",
@@ -522,14 +522,17 @@ class RunningPipeline:
             group.create_task(Indexer(self._journal).run())
             group.create_task(self._tidy())
 
-    async def leave_topic(self, within: float) -> None:
-        """Stop taking payloads out of a topic; others may go on. See `Inflowing.leave`."""
+    async def leave_topic(self) -> None:
+        """Stop taking payloads out of a topic; others may go on.
+
+        A commit that does not end in time is given up: its messages are read again, or known.
+        """
         if self._inflowing is not None:
-            await self._inflowing.leave(within)
+            await self._inflowing.leave(_GRACE_SECONDS)
 
     async def close(self) -> None:
         """Stop the task and close everything. Payloads that are not stored stay in the journal."""
-        await self.leave_topic(_GRACE_SECONDS)
+        await self.leave_topic()
         self._task.cancel()
         _, busy = await asyncio.wait([self._task], timeout=_GRACE_SECONDS)
         if busy:
@@ -540,8 +543,10 @@ class RunningPipeline:
             )
         try:
             if self._settings.journal:
-                with suppress(AutoplayError):
-                    await self._journal.note_health(self.health)
+                with suppress(AutoplayError, TimeoutError):
+                    # The writer waits for a database that is away, until the journal is closed.
+                    async with asyncio.timeout(_GRACE_SECONDS):
+                        await self._journal.note_health(self.health)
                     if self._membership is None:
                         await self._pairing.note()
         finally:

@@ -44,7 +44,7 @@ class TopicStatus:
     Attributes:
         topic: Its name.
         group: The name of the consumer group.
-        parts: Its partitions, as far as they were ever read.
+        parts: Its partitions.
     """
 
     topic: str

@@ -58,12 +58,24 @@ class TopicAdmin:
         self._timeout = timeout
         self._place = str(address)
         try:
-            # Kept as long as its futures: they never end after it.
-            self._client = AdminClient(
-                settings.joined({"log_level": 0}, bootstrap_servers=address.bootstrap)
-            )
+            # Kept as long as its futures: they never end after it. In a list, for `close`.
+            self._clients = [
+                AdminClient(settings.joined({"log_level": 0}, bootstrap_servers=address.bootstrap))
+            ]
         except KafkaException as error:
             raise explained(error) from None
+
+    async def close(self) -> None:
+        """End the client's threads. Call it when nobody waits for an answer, and ask nothing after it.
+
+        A thread that would get an answer while the interpreter ends may crash the process.
+        """
+        # Without its last reference the client ends, and waits for its threads.
+        await asyncio.to_thread(self._clients.clear)
+
+    @property
+    def _client(self) -> AdminClient:
+        return self._clients[0]
 
     async def describe(self) -> Topic | None:
         """Return the topic; None if there is none.

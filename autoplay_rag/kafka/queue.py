@@ -151,11 +151,12 @@ class KafkaQueue(PostgresJournal):
             async with asyncio.timeout(_RETENTION_SECONDS):
                 self._retention = _said(await self._admin.retention())
         except (BrokerError, TimeoutError):
-            self._retention = "for a time that is unknown here, because the broker did not answer"
+            self._retention = "for a time that is unknown here, because the broker did not say so"
         await super().open()
 
     async def close(self) -> None:
         """As in `PostgresJournal`. Call it after `inflow.run` has ended."""
+        await self._admin.close()
         await self._link.close(_nothing)
         await super().close()
 

@@ -102,6 +102,10 @@ class TopicReader(Inflow):
         self._held: dict[int, Held] = {}
         # Partitions of this member that another process has taken, and when to take them again.
         self._taken_away: dict[int, float] = {}
+        # What the member was told itself, such as that the group refuses it. That the broker answers
+        # questions about the topic says nothing about it.
+        self._refusal: str | None = None
+        self._listed: Topic | None = None
         # Whether the topic may have been made anew since its id was asked for.
         self._doubtful = True
         self._look_at = 0.0
@@ -110,7 +114,11 @@ class TopicReader(Inflow):
     @property
     def problems(self) -> list[str]:
         """As in `Inflow`."""
-        problems = [self._attempts.problem, self._stand_in and self._stand_in.problem]
+        problems = [
+            self._attempts.problem,
+            self._refusal,
+            self._stand_in and self._stand_in.problem,
+        ]
         return [f"the {self._address}: {one}" for one in dict.fromkeys(problems) if one]
 
     async def status(self) -> TopicStatus:
@@ -196,6 +204,7 @@ class TopicReader(Inflow):
             self._taken_away.clear()
             self._ends.clear()
             self._doubtful = True
+            self._refusal = None
 
     def _sorted(self, messages: Sequence[Any]) -> tuple[list[Any], list[int]]:
         """Return the messages that carry something, and the partitions whose next one was deleted."""
@@ -207,12 +216,13 @@ class TopicReader(Inflow):
             elif error.name() == _NO_OFFSET:
                 deleted.append(message.partition())
             elif error.name() != _AT_THE_END:
-                self._troubled(reason_of(error))
+                self._refused(reason_of(error))
         return good, deleted
 
     # -- assignment of partitions --------------------------------------------------------------
 
     async def _assigned(self, consumer: Consumer, parts: Sequence[Any]) -> None:
+        self._refusal = None
         numbers = [part.partition for part in parts]
         if not numbers:
             return
@@ -226,9 +236,7 @@ class TopicReader(Inflow):
         await consumer.incremental_assign([self._place(one) for one in held])
 
     async def _become_reader(self, numbers: Sequence[int]) -> list[Held]:
-        topic = await self._admin.describe()
-        if topic is None:
-            raise BrokerError(f"there is no {self._address}")
+        topic = await self._described()
         return await self._rows.take(self._name, topic.id, numbers)
 
     async def _revoked(self, consumer: Consumer, parts: Sequence[Any]) -> None:
@@ -278,7 +286,8 @@ class TopicReader(Inflow):
 
     async def _take_part(self, consumer: Consumer, held: Held, messages: Sequence[Any]) -> None:
         try:
-            await self._taker.take(held, messages)
+            await self._taker.take(held, messages, on_full=partial(self._note_ends, consumer))
+            self._refusal = None
         except FencedError as error:
             _log.warning("%s", error)
             await self._resume(consumer, held)
@@ -322,12 +331,14 @@ class TopicReader(Inflow):
             topic = await (attempts.until_stopped if self._doubtful else attempts.unless_stopped)(
                 self._described
             )
-        except BrokerError as error:
+        except (BrokerError, JournalError) as error:
             self._troubled(str(error))
             return set()
         if topic is None:
             return {*self._held}
         self._doubtful = False
+        if self._held:
+            self._refusal = None
         old = [one for one in self._held.values() if one.topic_id != topic.id]
         if old:
             self._say_anew()
@@ -353,6 +364,9 @@ class TopicReader(Inflow):
         topic = await self._admin.describe()
         if topic is None:
             raise BrokerError("there is no such topic")
+        if topic != self._listed:
+            await self._rows.list_parts(topic.id, topic.partitions)
+            self._listed = topic
         return topic
 
     async def _restart(self, consumer: Consumer, part: int) -> None:
@@ -378,8 +392,12 @@ class TopicReader(Inflow):
 
     async def _tell(self, consumer: Consumer) -> None:
         """Tell the broker and the database how far this process is."""
+        await self._note_ends(consumer)
+        await self._commit(consumer, list(self._held.values()))
+
+    async def _note_ends(self, consumer: Consumer) -> None:
         ends: list[tuple[Held, int]] = []
-        for held in self._held.values():
+        for held in [*self._held.values()]:
             _, end = await consumer.get_watermark_offsets(self._place(held), cached=True)
             if end >= 0 and self._ends.get(held.part) != end:
                 ends.append((held, end))
@@ -387,7 +405,6 @@ class TopicReader(Inflow):
             with suppress(JournalError):
                 await self._rows.note_ends(ends)
                 self._ends.update((held.part, end) for held, end in ends)
-        await self._commit(consumer, list(self._held.values()))
 
     async def _commit(self, consumer: Consumer, held: Sequence[Held]) -> None:
         offsets = [
@@ -407,6 +424,12 @@ class TopicReader(Inflow):
     def _troubled(self, why: str) -> None:
         self._doubtful = True
         self._attempts.fail(why)
+
+    def _refused(self, why: str) -> None:
+        self._doubtful = True
+        if self._refusal != why:
+            _log.error("the %s: %s; trying again", self._address, why)
+        self._refusal = why
 
 
 def _listed(numbers: Sequence[int]) -> str:

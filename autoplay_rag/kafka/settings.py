@@ -22,6 +22,8 @@ PREFIX: Final = "AUTOPLAY_RAG_KAFKA_"
 
 _FILE: Final = "_FILE"
 _PROPERTY: Final = re.compile(r'property:? "([a-z0-9._]+)"')
+_SECURITY: Final = re.compile(r"\b(?:ssl|sasl)(?:\.[a-z0-9]+)+")
+_MECHANISM: Final = "SASL mechanism"
 _OURS: Final[Mapping[str, str]] = {
     "bootstrap.servers": "it is part of the address",
     "metadata.broker.list": "the brokers are part of the address",
@@ -37,6 +39,7 @@ _OURS: Final[Mapping[str, str]] = {
     "enable.gapless.guarantee": "the order within a session depends on it",
     "acks": "a payload counts as received once all replicas have it",
     "request.required.acks": "a payload counts as received once all replicas have it",
+    "allow.auto.create.topics": "a topic would get the broker's number of partitions",
     "partitioner": "it must be the same in all producers of a topic",
 }
 """What may not be set, and why."""
@@ -107,10 +110,12 @@ class ClientSettings:
 
 def explained(error: Exception) -> ConfigurationError:
     """Return what a refused property means. librdkafka names the property, and may quote the value."""
-    name = _PROPERTY.search(str(error))
-    return ConfigurationError(
-        f"kafka: the client refuses its settings{f' ({name[1]})' if name else ''}"
-    )
+    text = str(error)
+    names = _PROPERTY.findall(text) or [*dict.fromkeys(_SECURITY.findall(text))]
+    if not names and _MECHANISM in text:
+        names = ["sasl.mechanism"]
+    named = f" ({', '.join(names)})" if names else ""
+    return ConfigurationError(f"kafka: the client refuses its settings{named}")
 
 
 def require_client() -> None:

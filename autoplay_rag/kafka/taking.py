@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -69,7 +69,13 @@ class Taker:
         self._take_in = take_in
         self._attempts = attempts
 
-    async def take(self, held: Held, messages: Sequence[Any]) -> None:
+    async def take(
+        self,
+        held: Held,
+        messages: Sequence[Any],
+        *,
+        on_full: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Take messages in, and move the offset of their partition on.
 
         Wait while that cannot be. If this is to stop, a part of them may be left.
@@ -77,6 +83,7 @@ class Taker:
         Args:
             held: Their partition.
             messages: In the order of the partition. Those before its offset are left out.
+            on_full: Called whenever there is no room for a message.
 
         Raises:
             FencedError: If this process is not the reader any more, or another offset is saved.
@@ -93,7 +100,7 @@ class Taker:
                 begin += 1
                 if not begin % _YIELD_EVERY:
                     await asyncio.sleep(0)
-            if not await self._commit(held, some):
+            if not await self._commit(held, some, on_full):
                 return
 
     def _entries(self, held: Held, message: Any) -> list[Entry]:
@@ -109,7 +116,9 @@ class Taker:
         key = blake2b(identity, digest_size=16).hexdigest()
         return [self.enter.broken(key, f"the message at {place} {self._topic}: {why}")]
 
-    async def _commit(self, held: Held, some: Sequence[_Read]) -> bool:
+    async def _commit(
+        self, held: Held, some: Sequence[_Read], on_full: Callable[[], Awaitable[None]] | None
+    ) -> bool:
         """Commit what was read, and the offset after it. Wait while that cannot be.
 
         Returns:
@@ -129,10 +138,19 @@ class Taker:
                 raise
             except PipelineClosedError:
                 return False
-            except JournalError as error:
-                if isinstance(error, JournalFullError) and len(now) > 1:
+            except JournalFullError as error:
+                if len(now) > 1:
                     most = len(now) // 2  # there may be room for these
                     continue
+                size = sum(entry.size for entry in now[0].entries)
+                self._attempts.fail(
+                    f"the message at offset {now[0].after - 1} of partition {held.part} waits "
+                    f"({size:,} bytes): {error}"
+                )
+                if on_full is not None:
+                    await on_full()
+                await self._attempts.pause_after(0)
+            except JournalError as error:
                 self._attempts.fail(str(error))
                 await self._attempts.pause_after(0)
             else:

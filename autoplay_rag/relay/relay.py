@@ -192,6 +192,7 @@ class Relay:
                 await run.watch.look_at_topic()
         await asyncio.to_thread(run.worker.close)
         self._counts = run.worker.counts
+        await run.watch.close()
         if run.readers is not None:
             await run.readers.aclose()
 

@@ -86,6 +86,8 @@ class Sender:
             enable_gapless_guarantee=True,
             acks="all",
             partitioner="murmur2_random",
+            # A topic that was deleted would come back with the broker's number of partitions.
+            allow_auto_create_topics=False,
         )
         _new_producer(self._properties)  # so that a wrong property is said at the start
         self._producer: Any = None

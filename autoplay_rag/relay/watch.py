@@ -67,6 +67,10 @@ class TopicWatch:
             await self._look_at_readers()
             await asyncio.sleep(_EVERY_SECONDS)
 
+    async def close(self) -> None:
+        """End the client. Call it after `run` has ended."""
+        await self._admin.close()
+
     async def look_at_topic(self) -> None:
         """Look once whether the topic is there, and tell the worker.
 

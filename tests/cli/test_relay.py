@@ -99,6 +99,7 @@ async def test_what_it_had_when_it_was_killed_is_delivered_by_the_next(started, 
 async def test_settings_and_pushes(started, broker, topic, tmp_path):
     (tmp_path / "autoplay-rag.toml").write_text(
         f'kafka = "{broker.bootstrap}"\ntopic = "{topic}"\nwebhooks = ["posthog"]\n'
+        'postgres = "postgresql://nobody@127.0.0.1:1/app"\n'
         'journal = "data.db"\n[kafka_client]\n"linger.ms" = 1\n'
     )
     env = {"AUTOPLAY_RAG_INGEST_KEY": INGEST, "AUTOPLAY_RAG_KAFKA_CLIENT_ID": "a-secret-client"}
@@ -113,6 +114,7 @@ async def test_settings_and_pushes(started, broker, topic, tmp_path):
         running.interrupt()
         code, out, err = await running.end()
     assert code == 0, err
+    assert "1 received, 0 delivered, 1 sent and kept until they are read, 0 waiting" in err
     assert payload_of(found).product_id == "acme"
     assert f"posthog posts to {url}/v1/webhooks/PRODUCT/posthog" in err
     assert (tmp_path / "data.db").exists()

@@ -100,6 +100,16 @@ def test_what_is_refused(args, said, capsys, monkeypatch, tmp_path):
     assert SECRET not in shown.out + shown.err
 
 
+@pytest.mark.parametrize("key", ["store", "journal"])
+def test_a_file_with_another_store_or_journal_is_refused(key, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "autoplay-rag.toml").write_text(f'postgres = "postgresql:"\n{key} = "data"\n')
+    assert run(["serve"]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "line 2" in shown
+    assert "postgres is store and journal" in shown
+
+
 def test_without_a_key_nobody_could_ask_all_servers(database, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(f"{VARIABLE}_FILE", database[f"{VARIABLE}_FILE"])

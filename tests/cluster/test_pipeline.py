@@ -178,6 +178,29 @@ async def test_a_server_that_is_restarted_loses_and_doubles_nothing(
 SECRET = "postgresql://ann:s3cret@db.test/app"
 
 
+@pytest.mark.slow
+async def test_closing_does_not_wait_for_a_server_that_is_gone(make_pg_store, make_actions):
+    server = PostgresServer()
+    try:
+        pipeline = IngestPipeline(
+            make_pg_store(dsn=server.dsn),
+            ScriptedEmbedder(),
+            journal=server.dsn,
+            batch_window=0.0,
+            drain_timeout=1.0,
+        )
+        async with pipeline:
+            await pipeline.on_actions(make_actions("s1", "click"))
+            await pipeline.drain()
+            await asyncio.to_thread(server.stop)
+            while pipeline.health.state == "ok":  # noqa: ASYNC110 - another thread sets it
+                await asyncio.sleep(0.02)
+            async with asyncio.timeout(60):
+                await pipeline.aclose()
+    finally:
+        server.close()
+
+
 @pytest.mark.parametrize(
     "use",
     [

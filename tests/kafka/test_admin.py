@@ -1,5 +1,8 @@
 """What the broker says about a topic."""
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
 from autoplay_rag.errors import BrokerError
@@ -27,3 +30,22 @@ async def test_a_broker_that_is_away_is_said(unused_tcp_port):
     settings = ClientSettings({"socket.connection.setup.timeout.ms": 1000}, {})
     with pytest.raises(BrokerError, match=f"topic events on 127.0.0.1:{unused_tcp_port}"):
         await TopicAdmin(address, settings, timeout=0.5).describe()
+
+
+def threads_of_clients() -> int:
+    """How many threads of librdkafka this process has."""
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return sum(name.startswith("rdk:") for name in names)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="it counts threads in /proc")
+async def test_nothing_of_a_client_is_left_after_it_is_closed(unused_tcp_port):
+    before = threads_of_clients()
+    admin = TopicAdmin(TopicAddress(f"127.0.0.1:{unused_tcp_port}", "events"), NOTHING)
+    asking = asyncio.create_task(admin.describe())
+    while threads_of_clients() == before:  # noqa: ASYNC110 - a thread sends no event
+        await asyncio.sleep(0.01)
+    asking.cancel()
+    await asyncio.wait([asking])
+    await admin.close()
+    assert threads_of_clients() == before

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 from broker import Broker
+from confluent_kafka import Consumer
+from confluent_kafka.admin import AdminClient
 from postgres import PostgresServer
 from topics import SETTINGS, Topic, until, visit
 
@@ -213,8 +215,10 @@ async def test_a_full_journal_leaves_messages_in_the_topic(events, visits, embed
     async with events.pipeline(embedder=embedder, journal_max_bytes=4096) as pipeline:
         await until(lambda: any("is full" in why for why in pipeline.health.reasons))
         ((_, _, offset, _),) = events.parts()
+        assert f"the message at offset {offset} of partition 0" in "".join(pipeline.health.reasons)
         assert 0 < offset == pipeline.ledger.received < 40
         assert pipeline.ledger.overflow == 0
+        await until(lambda: pipeline.topic and pipeline.topic.lag == 40 - offset)
         await refused.wait()
         embedder.script = lambda texts: None
         await until(lambda: pipeline.ledger.stored == 40)
@@ -323,6 +327,78 @@ async def test_closing_does_not_wait_for_a_broker_that_is_gone(own_events, own_b
         began = time.monotonic()
     assert time.monotonic() - began < 15
     assert [owner for _, owner, _, _ in own_events.parts()] == [None]
+
+
+@pytest.fixture
+def foreign(events):
+    """Another program in the group, which shares partitions out in another way."""
+    settings = {
+        "bootstrap.servers": events.broker.bootstrap,
+        "group.id": events.name,
+        "partition.assignment.strategy": "range",
+        "log_level": 0,
+    }
+    consumer = Consumer({**settings, **SETTINGS})
+    yield consumer
+    consumer.close()
+
+
+@pytest.mark.slow
+async def test_a_group_that_refuses_the_server_is_said_as_long_as_it_does(events, foreign):
+    await events.create(2)
+    foreign.subscribe([events.name])
+    await until(lambda: foreign.poll(0.1) or foreign.assignment())
+
+    def refused() -> bool:
+        return any("group protocol" in why for why in pipeline.health.reasons)
+
+    async with events.pipeline() as pipeline:
+        await until(refused)
+        # The broker has answered since then.
+        await until(lambda: pipeline.topic and pipeline.topic.unread == (0, 1))
+        assert refused()
+
+
+@pytest.mark.slow
+async def test_a_topic_that_is_made_anew_may_have_fewer_partitions(events, visits):
+    def forget_topic() -> None:
+        client = AdminClient({"bootstrap.servers": events.broker.bootstrap, "log_level": 0})
+        client.delete_topics([events.name])[events.name].result(20)
+
+    await events.create(3)
+    async with events.pipeline() as pipeline:
+        await until(lambda: len(events.parts()) == 3)
+    await asyncio.to_thread(forget_topic)
+    await events.create(1)
+    await events.send(*visits(0))
+    async with events.pipeline(group=events.name) as pipeline:
+        await until(lambda: pipeline.ledger.stored == 1)
+        await until(lambda: pipeline.topic and len(pipeline.topic.parts) == 1)
+        assert pipeline.topic.unread == ()
+
+
+@pytest.mark.slow
+async def test_closing_does_not_wait_for_a_database_that_is_gone(events, visits, make_pg_store):
+    server = PostgresServer()
+    try:
+        own = Topic(
+            events.broker, events.name, server, lambda **more: make_pg_store(dsn=server.dsn, **more)
+        )
+        await own.create()
+        await own.send(*visits(0))
+        async with own.pipeline(drain_timeout=1.0) as pipeline:
+            await until(lambda: pipeline.ledger.stored == 1)
+            await asyncio.to_thread(server.stop)
+            await own.send(*visits(1))  # its commit waits for the database
+            await until(lambda: any("cannot be reached" in why for why in pipeline.health.reasons))
+            async with asyncio.timeout(60):
+                await pipeline.aclose()
+        await asyncio.to_thread(server.start)
+        async with own.pipeline() as pipeline:
+            await until(lambda: pipeline.ledger.stored == 2)
+            assert balanced(pipeline.ledger)
+    finally:
+        server.close()
 
 
 async def test_wrong_settings_are_said_without_their_values(events, caplog):

@@ -32,7 +32,13 @@ def test_the_environment_wins_over_what_is_given(tmp_path):
 
 @pytest.mark.parametrize(
     "given",
-    [{"group.id": "g"}, {"enable.auto.commit": True}, {"acks": 1}, {"sasl.password": ["s3cret"]}],
+    [
+        {"group.id": "g"},
+        {"enable.auto.commit": True},
+        {"acks": 1},
+        {"allow.auto.create.topics": True},
+        {"sasl.password": ["s3cret"]},
+    ],
 )
 def test_what_may_not_be_set_is_named(given):
     with pytest.raises(ConfigurationError, match=next(iter(given))) as caught:
@@ -47,7 +53,14 @@ def test_a_number_that_is_none_is_refused():
 
 @pytest.mark.parametrize(
     "properties",
-    [{"security.protocol": "s3cret"}, {"no.such.thing": "s3cret"}, {"batch.size": "s3cret"}],
+    [
+        {"security.protocol": "s3cret"},
+        {"no.such.thing": "s3cret"},
+        {"batch.size": "s3cret"},
+        {"ssl.ca.location": "/s3cret", "security.protocol": "ssl"},
+        {"ssl.key.pem": "s3cret", "security.protocol": "ssl"},
+        {"sasl.mechanism": "s3cret", "security.protocol": "sasl_ssl"},
+    ],
 )
 def test_a_refused_property_is_named_without_its_value(properties):
     with pytest.raises(KafkaException) as caught:
@@ -55,3 +68,9 @@ def test_a_refused_property_is_named_without_its_value(properties):
     error = explained(caught.value)
     assert next(iter(properties)) in str(error)
     assert "s3cret" not in str(error)
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(KafkaException) as caught:
+        Producer({"security.protocol": "sasl_ssl", "sasl.mechanism": "PLAIN"})
+    assert "(sasl.username, sasl.password)" in str(explained(caught.value))

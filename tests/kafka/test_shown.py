@@ -208,4 +208,4 @@ async def test_the_receipt_without_a_broker(
     async with pipeline:
         receipt = await pipeline.forget(user_id="ann")
         (line,) = [one for one in receipt.remaining if one.startswith("Kafka (")]
-        assert "for a time that is unknown here, because the broker did not answer" in line
+        assert "for a time that is unknown here, because the broker did not say so" in line

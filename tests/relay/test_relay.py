@@ -10,9 +10,12 @@ import pytest
 from autoplay_rag import ActionsPayload, ChatTurn, SlimAction, SummaryPayload, webhook_app
 from autoplay_rag.errors import ConfigurationError, JournalLockedError, PipelineClosedError
 from autoplay_rag.kafka.address import TopicAddress
+from autoplay_rag.kafka.admin import TopicAdmin
 from autoplay_rag.kafka.messages import key_of, payload_of
+from autoplay_rag.kafka.settings import ClientSettings
 from autoplay_rag.relay import Relay
-from autoplay_rag.relay.outbox import Outbox
+from autoplay_rag.relay.outbox import Outbox, Outgoing
+from autoplay_rag.relay.sender import Sender
 
 
 def payload(n, session="s1", text=""):
@@ -102,6 +105,28 @@ async def test_a_payload_that_the_broker_does_not_take_in_time_is_delivered_late
         assert await relay.accept(payload(2)) == "waiting"
         restarted.start()
         assert steps(await reader.payloads(1), "s1") == [2]
+
+
+async def test_the_producer_does_not_bring_a_topic_back(broker, topic, tmp_path):
+    """It would have the broker's number of partitions. The relay creates it with its own."""
+    address = TopicAddress(broker.bootstrap, topic)
+    outbox = Outbox(tmp_path / "relay.db")
+    outbox.put([Outgoing("actions", b"acme/s1", b"{}")])
+    sender = Sender(
+        outbox,
+        address,
+        ClientSettings({"message.timeout.ms": 2000}, {}),
+        keeps=False,
+        on_settled=lambda *_: None,
+    )
+    sender.topic_seen("deleted since", 0)
+    async with asyncio.timeout(30):
+        while sender.undelivered and not sender.problem:
+            sender.work()
+            await asyncio.sleep(0.01)
+    sender.close()
+    outbox.close()
+    assert await TopicAdmin(address, ClientSettings({}, {})).describe() is None
 
 
 async def test_a_payload_that_is_too_large_stops_nobody(make_relay, reader, caplog):

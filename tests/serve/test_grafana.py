@@ -12,6 +12,9 @@ from serve_server import KEYS
 
 from autoplay_rag.connector.client import AsyncConnectorClient, ClientState
 from autoplay_rag.journal.inflow import TopicPart, TopicStatus
+from autoplay_rag.kafka.address import TopicAddress
+from autoplay_rag.relay import Relay
+from autoplay_rag.relay.metrics import RelayMetrics
 
 FOLDER = Path(__file__).parents[2] / "docs" / "grafana"
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
@@ -47,6 +50,9 @@ async def metrics(serve, tmp_path, eventually):
             await eventually(lambda: running.pipeline.space is not None)
             assert running.pipeline.space.free > 0
             text = (await client.get("/metrics")).text
+    relay = Relay(TopicAddress("broker.test:9092", "events"), outbox=tmp_path / "relay.db")
+    relay.attach(AsyncConnectorClient("http://127.0.0.1:9/stream/acme", "token"))
+    text += RelayMetrics(relay).text().decode()
     return {
         sample.name: set(sample.labels)
         for family in text_string_to_metric_families(text)
@@ -60,7 +66,7 @@ async def test_each_metric_exists(metrics):
     assert used <= metrics.keys()
     assert alerted <= metrics.keys()
     assert len(used) > 20
-    assert len(alerted) == 9
+    assert len(alerted) == 13
 
 
 async def test_each_label_exists(metrics):
@@ -91,8 +97,8 @@ def test_panels_have_their_own_place():
     assert len(ids) == len(set(ids))
 
 
-def test_there_are_six_rules_that_say_what_to_do():
-    assert len(RULES) == 6
+def test_there_are_seven_rules_that_say_what_to_do():
+    assert len(RULES) == 7
     for rule in RULES:
         assert rule["alert"].startswith("AutoplayRag")
         assert rule["labels"]["severity"] in ("warning", "critical")
@@ -101,5 +107,5 @@ def test_there_are_six_rules_that_say_what_to_do():
 
 
 def test_the_states_of_the_rules_are_states_of_a_client():
-    (stated,) = re.findall(r'state!="(\w+)"', " ".join(rule["expr"] for rule in RULES))
+    (stated,) = set(re.findall(r'state!="(\w+)"', " ".join(rule["expr"] for rule in RULES)))
     assert stated in get_args(ClientState)

@@ -1,4 +1,4 @@
-"""The reference of the metrics, from what `/metrics` of a running pipeline has."""
+"""The reference of the metrics, from what `/metrics` of a running pipeline and of a relay has."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from autoplay_rag import IngestPipeline
 from autoplay_rag.embedders import Embedder
 from autoplay_rag.journal.inflow import TopicStatus
 from autoplay_rag.journal.ownership import Replicas
+from autoplay_rag.kafka.address import TopicAddress
+from autoplay_rag.relay import Relay
+from autoplay_rag.relay.metrics import RelayMetrics
 from autoplay_rag.serve import Keys, create_app
 from autoplay_rag.serve.cluster_metrics import replica_metrics, topic_metrics
 from autoplay_rag.stores import MemoryStore
@@ -47,7 +50,10 @@ async def _collected() -> list[Metric]:
                 *replica_metrics(Replicas((), (), 0.0)),
                 *topic_metrics(TopicStatus("", "", ())),
             ]
-            return [*app.state.metrics.collect(), *shared]
+            relay = Relay(
+                TopicAddress("broker.test:9092", "events"), outbox=Path(folder) / "relay.db"
+            )
+            return [*app.state.metrics.collect(), *shared, *RelayMetrics(relay).collect()]
 
 
 def _table(metrics: Sequence[Metric]) -> Iterator[str]:
