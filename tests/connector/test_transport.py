@@ -122,11 +122,11 @@ async def test_a_connection_is_used_again_unless_it_was_closed(http, until):
 
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as listening:
         url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
+        pool = http._transport._pool
         for expected in (1, 1, 2):
             if expected == 2:
                 await closed.wait()
-                (idle,) = http._transport._pool.connections
-                await until(idle.has_expired)
+                await until(lambda: all(idle.has_expired() for idle in pool.connections))
             assert (await http.get(url)).content == b""
             assert connections == expected
         await http.aclose()
