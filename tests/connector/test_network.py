@@ -184,32 +184,37 @@ async def test_a_read_that_brings_nothing_ends_in_time():
             await stream.read(1, 0.01)
 
 
-async def test_the_timer_of_a_read_does_not_end_a_later_one(until):
-    go_on = asyncio.Event()
+@contextlib.asynccontextmanager
+async def read_once(seconds):
+    """Yield a connection whose first read waited, and a function to have another byte sent."""
+    asked = asyncio.Queue()
 
-    async def answer(reader, writer):
-        writer.write(b"1")
-        await go_on.wait()
-        writer.write(b"2")
-        await reader.read()
+    async def answer(_reader, writer):
+        while await asked.get():
+            writer.write(b"x")
 
     async with listening(answer) as port, connected(port) as stream:
-        reading = asyncio.create_task(stream.read(1, 0.05))
-        assert await reading == b"1"
-        first = stream._timer
+        reading = asyncio.create_task(stream.read(1, seconds))
+        await asyncio.sleep(0)
+        asked.put_nowait(True)
+        assert await reading == b"x"
+        yield stream, lambda: asked.put_nowait(True)
+        asked.put_nowait(False)
+
+
+async def test_the_timer_of_a_read_does_not_end_a_later_one():
+    async with read_once(LIMIT) as (stream, send):
         reading = asyncio.create_task(stream.read(1, LIMIT))
-        await until(lambda: stream._timer is not first)  # it was due, and was set anew
-        go_on.set()
-        assert await reading == b"2"
+        await asyncio.sleep(0)
+        stream._stop_timer()
+        stream._time_is_over()  # as if the first read's timer were due
+        assert stream._timer is not None
+        send()
+        assert await reading == b"x"
 
 
 async def test_a_read_may_have_less_time_than_the_one_before():
-    async def answer(reader, writer):
-        writer.write(b"1")
-        await reader.read()
-
-    async with listening(answer) as port, connected(port) as stream:
-        assert await stream.read(1, 1_000) == b"1"
+    async with read_once(1_000) as (stream, _):
         with pytest.raises(httpcore.ReadTimeout):
             await stream.read(1, 0.01)
 
