@@ -138,7 +138,7 @@ class Endpoint:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; trusts nobody
         own_loop = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
         if proxy is None and own_loop:
-            # Half the processor time of httpx's own transport, for events that come one by one.
+            # It takes a third less processor time than httpx's own, if events come one by one.
             return httpx.AsyncClient(transport=AsyncioTransport(context), trust_env=False)
         try:
             return httpx.AsyncClient(verify=context, proxy=proxy, trust_env=False)

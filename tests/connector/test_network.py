@@ -219,6 +219,16 @@ async def test_a_read_may_have_less_time_than_the_one_before():
             await stream.read(1, 0.01)
 
 
+async def test_a_read_without_a_limit_is_not_ended_by_an_earlier_timer():
+    async with read_once(LIMIT) as (stream, send):
+        assert stream._timer is not None
+        reading = asyncio.create_task(stream.read(1))
+        await asyncio.sleep(0)
+        assert stream._timer is None
+        send()
+        assert await reading == b"x"
+
+
 @contextlib.contextmanager
 def unanswering():
     """Yield the address of a socket that is full: who connects hears nothing."""
@@ -323,15 +333,15 @@ async def test_a_half_closed_connection_ends_after_what_came_before():
         assert stream.get_extra_info("is_readable")
 
 
-@pytest.mark.parametrize("goodbye", [True, False])
-async def test_tls_ends_with_and_without_a_goodbye(certificate, server_tls, goodbye):
-    """Many servers close without TLS's close_notify; all that they sent counts."""
+@pytest.mark.parametrize("notify", [True, False])
+async def test_tls_ends_with_and_without_close_notify(certificate, server_tls, notify):
+    """Many servers send none; nothing that they sent before is lost."""
     body = distinct(1_000_000)
 
     def serve(sock):
         with sock.accept()[0] as plain, server_tls.wrap_socket(plain, server_side=True) as secure:
             secure.sendall(body)
-            if goodbye:
+            if notify:
                 with contextlib.suppress(OSError):
                     secure.unwrap()
 
