@@ -465,6 +465,20 @@ async def test_a_handshake_that_is_cancelled_closes_the_connection():
         await gone.wait()
 
 
+async def test_a_handshake_that_cannot_begin_closes_the_connection():
+    gone = asyncio.Event()
+
+    async def answer(reader, _writer):
+        await reader.read()
+        gone.set()
+
+    async with listening(answer) as port:
+        stream = await BACKEND.connect_tcp("127.0.0.1", port, LIMIT)
+        with pytest.raises(ValueError, match="label empty"):
+            await stream.start_tls(ssl.create_default_context(), ".connector.test", LIMIT)
+        await gone.wait()
+
+
 async def test_a_write_that_is_cancelled_leaves_the_connection_to_its_owner():
     go_on = asyncio.Event()
 
