@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 import struct
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
@@ -164,6 +165,24 @@ class FaultServer:
 async def server():
     async with FaultServer().serve() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """Make one file with a self-signed certificate for 127.0.0.1 and its key."""
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    key, signed = path.with_suffix(".key"), path.with_suffix(".crt")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(signed)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    path.write_bytes(key.read_bytes() + signed.read_bytes())
+    return path
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import logging
 import random
 import re
 import ssl
-import subprocess
 import time
 
 import httpx
@@ -333,24 +332,6 @@ async def test_two_different_content_types_are_no_stream(server, connect, given)
 
 
 # TLS
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """Make one file with a self-signed certificate for 127.0.0.1 and its key."""
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    key, signed = path.with_suffix(".key"), path.with_suffix(".crt")
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(key), "-out", str(signed)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    path.write_bytes(key.read_bytes() + signed.read_bytes())
-    return path
 
 
 async def answer_in_plain_text(reader, writer):

@@ -1,0 +1,241 @@
+"""The client's sockets: asyncio's own transports under httpcore.
+
+httpcore's own backend uses anyio. For each read, it starts and stops a timer, and registers the socket
+with the kernel and unregisters it. In a stream of small reads this takes a third of the processor
+time. Here the socket stays registered, and one timer serves all reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import httpcore
+
+__all__ = ["AsyncioBackend"]
+
+_MAX_BUFFERED: Final = 65_536
+"""Bytes that may wait for a read; with more, the socket is no longer read. asyncio takes up to 256 KiB
+from a socket at once, so that up to 320 KiB may wait."""
+
+_NEXT_ADDRESS: Final = 0.25
+"""Seconds until a host's next address is tried in parallel, as RFC 8305 recommends."""
+
+
+class AsyncioBackend(httpcore.AsyncNetworkBackend):
+    """Opens TCP connections on the running event loop.
+
+    The loop must be one of asyncio's own: others, such as uvloop, cannot try the addresses of a host
+    in parallel.
+    """
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to a host.
+
+        Args:
+            host: Its name or address.
+            port: Its port.
+            timeout: Seconds to connect; None waits for as long as it takes.
+            local_address: The address to connect from; by default the system chooses.
+            socket_options: The arguments of calls of `setsockopt`.
+
+        Raises:
+            httpcore.ConnectTimeout: If the time is over.
+            httpcore.ConnectError: If there is no such host, or it cannot be reached.
+        """
+        loop = asyncio.get_running_loop()
+        with _connect_errors(timeout):
+            async with asyncio.timeout(timeout):
+                transport, stream = await loop.create_connection(
+                    _Stream,
+                    host,
+                    port,
+                    local_addr=None if local_address is None else (local_address, 0),
+                    happy_eyeballs_delay=_NEXT_ADDRESS,
+                )
+        for option in socket_options or ():
+            transport.get_extra_info("socket").setsockopt(*option)
+        return stream
+
+
+class _Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
+    """One connection. One task reads at a time.
+
+    It is not a `BufferedProtocol`, which has a buffer of fixed size: over TLS, asyncio loses what
+    does not fit into that buffer when the other side closes.
+    """
+
+    _transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        # Kept until a read returns it, so that a cancelled read loses nothing.
+        self._received = b""
+        self._ended = False  # whether no more will be received
+        self._error: Exception | None = None
+        self._paused = False
+        # The pending read. Its result: False if its time is over.
+        self._waiter: asyncio.Future[bool] | None = None
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received = self._received + data if self._received else data
+        if len(self._received) > _MAX_BUFFERED and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake(came=True)
+
+    def eof_received(self) -> None:
+        self._ended = True
+        self._wake(came=True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._error = self._error or exc
+        self._stop_timer()
+        self._writable.set()
+        self.eof_received()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    async def read(
+        self,
+        max_bytes: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
+    ) -> bytes:
+        if self._received:
+            await asyncio.sleep(0)  # in a long backlog, other tasks must run too
+        elif not (self._ended or await self._something_came(timeout)):
+            raise httpcore.ReadTimeout(f"nothing was received for {timeout:g} s")
+        data = self._received
+        if not data and self._error is not None:
+            raise httpcore.ReadError(str(self._error)) from self._error
+        data, self._received = data[:max_bytes], data[max_bytes:]
+        if self._paused and not self._received:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    async def write(
+        self,
+        buffer: bytes,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
+    ) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(buffer)
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._writable.wait()
+            except TimeoutError as error:
+                raise httpcore.WriteTimeout(f"nothing could be sent for {timeout:g} s") from error
+        if self._transport.is_closing():
+            raise httpcore.WriteError("the connection is closed") from self._error
+
+    async def aclose(self) -> None:
+        self._error = self._error or ConnectionAbortedError("the connection was closed")
+        self._stop_timer()
+        # Not `close()`: over TLS, that would wait for the peer's close_notify.
+        self._transport.abort()
+        await asyncio.sleep(0)  # asyncio closes the socket in the loop's next turn
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
+    ) -> httpcore.AsyncNetworkStream:
+        # Data may come with the end of the handshake, when `_transport` is still the one below TLS.
+        # That one must not be paused.
+        self._paused = True
+        try:
+            with _connect_errors(timeout):
+                async with asyncio.timeout(timeout):
+                    transport = await self._loop.start_tls(
+                        self._transport,
+                        self,
+                        ssl_context,
+                        server_hostname=server_hostname,
+                        ssl_handshake_timeout=math.inf,  # `timeout` is the limit
+                    )
+        except BaseException:
+            await self.aclose()
+            raise
+        if transport is None:  # the socket was closed at the same moment
+            raise httpcore.ConnectError("the connection was closed in the TLS handshake")
+        self._transport = transport
+        self._paused = False
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":  # for an idle connection: whether it can no longer be used
+            return self._ended or bool(self._received)
+        name = {"client_addr": "sockname", "server_addr": "peername"}.get(info, info)
+        return self._transport.get_extra_info(name)
+
+    async def _something_came(self, seconds: float | None) -> bool:
+        """Wait for data or the end of the connection; False if the time is over before."""
+        if seconds is None:
+            self._stop_timer()
+        else:
+            self._deadline = self._loop.time() + seconds
+            if self._timer is None or self._timer.when() > self._deadline:
+                self._stop_timer()
+                self._timer = self._loop.call_at(self._deadline, self._time_is_over)
+        self._waiter = self._loop.create_future()
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+
+    def _time_is_over(self) -> None:
+        """End the read that waits, unless it began later than the one this timer was set for."""
+        self._timer = None
+        if self._waiter is None:
+            return
+        if self._deadline > self._loop.time():
+            self._timer = self._loop.call_at(self._deadline, self._time_is_over)
+        else:
+            self._wake(came=False)
+
+    def _wake(self, *, came: bool) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(came)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+@contextmanager
+def _connect_errors(seconds: float | None) -> Iterator[None]:
+    """Raise httpcore's errors for those of a connect or a handshake."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise httpcore.ConnectTimeout(
+            str(error) or f"not connected within {seconds:g} s"
+        ) from error
+    except OSError as error:  # ssl.SSLError is one
+        raise httpcore.ConnectError(str(error)) from error
