@@ -14,6 +14,7 @@ from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.inflowing import Entries
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.partitions import Partitions
+from autoplay_rag.ingest.replica import Replica
 from autoplay_rag.ingest.shared_live import SharedLive
 from autoplay_rag.ingest.showing import show
 from autoplay_rag.ingest.watermark import Watermark
@@ -84,10 +85,7 @@ class Accepting:
         watermark: Watermark,
         entries: Entries,
         worker: Worker,
-        *,
-        ownership: Ownership | None,
-        partitions: Partitions | None,
-        shared_live: SharedLive | None,
+        replica: Replica | None,
     ) -> None:
         """Connect it. Call this before the first payload.
 
@@ -96,17 +94,15 @@ class Accepting:
             watermark: Gives them their numbers.
             entries: Makes entries for the journal.
             worker: Stores what the batcher has.
-            ownership: What this process stores; None, as the next two, if it is the only process.
-            partitions: Reads from the journal what this process stores.
-            shared_live: Shows what other processes accept.
+            replica: Follows the other processes of the journal; None if this is the only one.
         """
         self._journal = journal
         self._watermark = watermark
         self._entries = entries
         self._worker = worker
-        self._ownership = ownership
-        self._partitions = partitions
-        self._shared_live = shared_live
+        self._ownership = replica.ownership if replica else None
+        self._partitions = replica.partitions if replica else None
+        self._shared_live = replica.shared_live if replica else None
 
     @property
     def problems(self) -> list[str]:

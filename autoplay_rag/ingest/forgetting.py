@@ -9,7 +9,6 @@ from typing import Any
 
 from autoplay_rag._text_cache import forget_texts
 from autoplay_rag.ingest.accepting import Accepting
-from autoplay_rag.ingest.asked import SharedAsked
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.clients import Clients
 from autoplay_rag.ingest.main_task import MainTask
@@ -27,7 +26,7 @@ from autoplay_rag.maintenance.forgetting import Forgetter
 from autoplay_rag.maintenance.receipt import Receipt
 from autoplay_rag.stores.base import Store
 
-__all__ = ["Forgetting", "forgotten_elsewhere"]
+__all__ = ["Forgetting"]
 
 
 class Forgetting:
@@ -138,12 +137,3 @@ class Forgetting:
         if self._model.embedding:
             self._model.embedding.clear()
         forget_texts()
-
-
-async def forgotten_elsewhere(asked: SharedAsked, pulled: PulledActions, model: ModelInUse) -> None:
-    """Clear what may hold a person or a session that another process has forgotten."""
-    asked.forget()
-    pulled.clear()
-    await pulled.load(again=True)
-    if model.embedding:
-        model.embedding.clear()

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, TypeVar
 
 from autoplay_rag._timings import Timings
@@ -14,35 +13,33 @@ from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import AutoplayError
 from autoplay_rag.ingest.accepting import Accepting
 from autoplay_rag.ingest.answering import answer_tasks
-from autoplay_rag.ingest.asked import SharedAsked
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.chunk_writer import ChunkWriter
 from autoplay_rag.ingest.clients import Clients
 from autoplay_rag.ingest.condition import Condition
 from autoplay_rag.ingest.dead_letters import DeadLetters
 from autoplay_rag.ingest.draining import Draining
-from autoplay_rag.ingest.forgetting import Forgetting, forgotten_elsewhere
+from autoplay_rag.ingest.forgetting import Forgetting
 from autoplay_rag.ingest.gaps import GapFiller
 from autoplay_rag.ingest.indexing import Indexer
 from autoplay_rag.ingest.inflowing import Entries, Inflowing
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.journals import make_journal
 from autoplay_rag.ingest.linking import Linker
-from autoplay_rag.ingest.main_task import MainTask, report_failure
+from autoplay_rag.ingest.main_task import MainTask
 from autoplay_rag.ingest.maintaining import Maintaining
 from autoplay_rag.ingest.model_in_use import ModelInUse
 from autoplay_rag.ingest.opening import open_store
 from autoplay_rag.ingest.pairing import Pairing
-from autoplay_rag.ingest.partitions import Partitions
 from autoplay_rag.ingest.periodic import PeriodicWork, tidy
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.ingest.pulled import PulledActions
 from autoplay_rag.ingest.repairing import Repairer
+from autoplay_rag.ingest.replica import Replica
 from autoplay_rag.ingest.resuming import resume_queue
 from autoplay_rag.ingest.retiring import Retirer
 from autoplay_rag.ingest.settings import Settings
-from autoplay_rag.ingest.shared_live import SharedLive
-from autoplay_rag.ingest.showing import LIVE_PAYLOADS, LIVE_SECONDS, resume_live, show_accepted
+from autoplay_rag.ingest.showing import resume_live
 from autoplay_rag.ingest.upkeep import Upkeep
 from autoplay_rag.ingest.watermark import SharedWatermark, Watermark
 from autoplay_rag.ingest.worker import Worker
@@ -123,10 +120,7 @@ class RunningPipeline:
     _worker: Worker
     _writer: ChunkWriter
     # What only a journal has that several processes share, or that reads a topic.
-    _member: asyncio.Task[None] | None = None
-    _partitions: Partitions | None = None
-    _shared_live: SharedLive | None = None
-    _shared_asked: SharedAsked | None = None
+    _replica: Replica | None = None
     _inflowing: Inflowing | None = None
 
     def __init__(
@@ -179,11 +173,7 @@ class RunningPipeline:
             if self.membership is None:
                 await self._open_store()
             else:
-                self._member = self.loop.create_task(
-                    self.membership.run(self._arrived_somewhere, self._clients.note_asked),
-                    name="autoplay-member",
-                )
-                self._member.add_done_callback(report_failure)
+                self._replica = Replica(self.membership, self._clients)
                 # One process at a time: each of two would give an empty store an identity.
                 await self.membership.while_held("store", self._open_store)
             await self._build()
@@ -208,16 +198,20 @@ class RunningPipeline:
         self._feed.begin(known.seq)
         self._build_sources(known.seq, adopted=notes.adopted)
         self._build_storing()
-        if self.membership is not None:
-            self._build_sharing(self.membership)
+        if self._replica is not None:
+            assert isinstance(self.watermark, SharedWatermark)
+            self._replica.connect(
+                watermark=self.watermark,
+                batcher=self._batcher,
+                worker=self._worker,
+                repairer=self._repairer,
+                pulled=self.pulled,
+                model=self.model,
+                live=self._live,
+                feed=self._feed,
+            )
         self.accepting.begin(
-            self._journal,
-            self.watermark,
-            self._entries,
-            self._worker,
-            ownership=self.membership.ownership if self.membership else None,
-            partitions=self._partitions,
-            shared_live=self._shared_live,
+            self._journal, self.watermark, self._entries, self._worker, self._replica
         )
         self._build_around()
 
@@ -281,28 +275,6 @@ class RunningPipeline:
         )
         self._repairer = Repairer(self._journal, self._writer, self._upkeep)
 
-    def _build_sharing(self, membership: Membership) -> None:
-        """Create what follows the other processes of the journal."""
-        assert isinstance(self.watermark, SharedWatermark)
-        self._partitions = Partitions(
-            membership.ownership,
-            membership,
-            self._batcher,
-            self._worker,
-            on_progress=self.watermark.note,
-            on_dropped=self._repairer.add,
-        )
-        self._shared_asked = SharedAsked(membership, self.loop)
-        self._shared_live = SharedLive(
-            membership,
-            self._live,
-            self._feed,
-            show=partial(show_accepted, self._live),
-            on_other=self.pulled.note,
-            on_forgotten=partial(forgotten_elsewhere, self._shared_asked, self.pulled, self.model),
-            begin=(LIVE_SECONDS, LIVE_PAYLOADS),
-        )
-
     def _build_around(self) -> None:
         """Create what tells of the payloads, waits for them, maintains and searches them."""
         settings, complete = self._settings, self._settings.journal is not None
@@ -359,7 +331,7 @@ class RunningPipeline:
             pulled=self.pulled,
             live=self._live,
             feed=self._feed,
-            shared_live=self._shared_live,
+            shared_live=self._replica.shared_live if self._replica else None,
             clients=self._clients,
             main=self._main,
         )
@@ -378,7 +350,7 @@ class RunningPipeline:
             self.condition,
             self._pairing,
             noting,
-            partitions=self._partitions,
+            partitions=self._replica.partitions if self._replica else None,
             upkeep=self._upkeep,
             linker=self._linker,
             retirer=self._retirer,
@@ -404,9 +376,7 @@ class RunningPipeline:
             self.maintaining.reembedding,
             self.retention,
             self.space,
-            self.membership,
-            self._partitions,
-            self._shared_live,
+            self._replica,
             self._repairer,
             self._compactor,
             self._clients,
@@ -420,16 +390,14 @@ class RunningPipeline:
         await self._upkeep.resume()
         self._linker.wake()
         await self._retirer.resume()
-        if self.membership is None:
+        if self._replica is None:
             await resume_queue(self._journal, self._worker, self._batcher, self.watermark)
-        else:
-            assert isinstance(self.watermark, SharedWatermark)
-            arrivals = await self.membership.arrivals((), 0, retried=False)
-            self.watermark.note(arrivals.progress)
-        if self._shared_live is None:
             await resume_live(self._journal, self._live, self._feed)
         else:
-            await self._shared_live.begin(filling=not len(self._live))
+            assert isinstance(self.watermark, SharedWatermark)
+            arrivals = await self._replica.membership.arrivals((), 0, retried=False)
+            self.watermark.note(arrivals.progress)
+            await self._replica.shared_live.begin(filling=not len(self._live))
 
     # -- the work -----------------------------------------------------------------------------
 
@@ -456,24 +424,14 @@ class RunningPipeline:
             group.create_task(self._periodic.run())
             if self._inflowing is not None:
                 group.create_task(self._inflowing.watch())
-            if self.membership is None:
+            if self._replica is None:
                 group.create_task(self._keep_up())
             else:
-                assert self._partitions is not None
-                assert self._shared_live is not None
-                group.create_task(self._watch_member())
-                group.create_task(self._partitions.run())
-                assert self._shared_asked is not None
-                group.create_task(self._shared_live.run())
-                group.create_task(self._shared_asked.run())
-                group.create_task(self.condition.watch_replicas(self.membership))
+                membership = self._replica.membership
+                group.create_task(self._replica.run())
+                group.create_task(self.condition.watch_replicas(membership))
                 if self._settings.takes_work:
-                    group.create_task(self.membership.while_held("upkeep", self._keep_up))
-
-    async def _watch_member(self) -> None:
-        """Fail if the membership does: without its lease this process stores nothing."""
-        assert self._member is not None
-        await asyncio.shield(self._member)
+                    group.create_task(membership.while_held("upkeep", self._keep_up))
 
     async def _keep_up(self) -> None:
         """Do what concerns the journal as a whole. One process at a time does it."""
@@ -487,17 +445,11 @@ class RunningPipeline:
         self.accepting.settled(seqs)
         self.condition.tell_progress()
 
-    def _arrived_somewhere(self) -> None:
-        if self._partitions is not None:
-            self._partitions.wake()
-        if self._shared_live is not None:
-            self._shared_live.wake()
-
     def note_asked(self, user_id: str, product_id: str | None) -> None:
         """Note that somebody asked the assistant, in all processes of the journal."""
         self._clients.note_asked(user_id, product_id)
-        if self._shared_asked is not None:
-            self._shared_asked.note(user_id, product_id)
+        if self._replica is not None:
+            self._replica.note_asked(user_id, product_id)
 
     async def run_alone(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run work in one process at a time; see `IngestPipeline.run_alone`."""
@@ -544,9 +496,8 @@ class RunningPipeline:
                     await self._journal.close()
 
     async def _leave(self) -> None:
-        if self._member is not None:
-            self._member.cancel()
-            await asyncio.wait([self._member])
+        if self._replica is not None:
+            await self._replica.leave()
         if self.membership is not None:
             await self.membership.close()
 

@@ -40,7 +40,7 @@ def replica(make_pipeline, make_pg_store, postgres, scripted_embedder):
 
 
 def partitions_of(pipeline) -> frozenset[int]:
-    return pipeline._run._partitions.loaded
+    return pipeline._run._replica.partitions.loaded
 
 
 @asynccontextmanager
