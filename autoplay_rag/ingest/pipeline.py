@@ -32,7 +32,7 @@ from autoplay_rag.ingest.intake import own
 from autoplay_rag.ingest.journals import named_journal
 from autoplay_rag.ingest.questions import Questions
 from autoplay_rag.ingest.reembedding import check_can_exchange
-from autoplay_rag.ingest.running import RunningPipeline
+from autoplay_rag.ingest.run.running import RunningPipeline
 from autoplay_rag.ingest.settings import Settings, Summaries
 from autoplay_rag.ingest.store_copy import check_embeds
 from autoplay_rag.ingest.turns import read_in_turn

@@ -27,7 +27,7 @@ from autoplay_rag.errors import (
 )
 from autoplay_rag.ingest import chunk_writer, embedding, planner, retries, upkeep, worker
 from autoplay_rag.ingest import pipeline as pipelines
-from autoplay_rag.ingest import running as running_pipelines
+from autoplay_rag.ingest.run import running as running_pipelines
 from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.stores import ChromaStore, MemoryStore
 from autoplay_rag.stores.base import Filter

@@ -14,7 +14,7 @@ import pytest
 from pipelines import copy_journal
 
 from autoplay_rag.errors import ConfigurationError, PipelineClosedError
-from autoplay_rag.ingest import periodic
+from autoplay_rag.ingest.run import periodic
 from autoplay_rag.journal import catalog, queue
 from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.live import LiveSessions

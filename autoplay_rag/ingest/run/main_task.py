@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from autoplay_rag._describe import describe
 from autoplay_rag.errors import AutoplayError, PipelineError
-from autoplay_rag.ingest.condition import Condition
+from autoplay_rag.ingest.run.condition import Condition
 from autoplay_rag.journal.base import Queue
 
 __all__ = ["MainTask", "report_failure"]

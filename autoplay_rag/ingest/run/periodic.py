@@ -6,12 +6,12 @@ import asyncio
 import logging
 
 from autoplay_rag.errors import JournalError, StoreError
-from autoplay_rag.ingest.condition import Condition
 from autoplay_rag.ingest.linking import Linker
 from autoplay_rag.ingest.pairing import Pairing
 from autoplay_rag.ingest.partitions import Partitions
 from autoplay_rag.ingest.reembedding import Reembedding
 from autoplay_rag.ingest.retiring import Retirer
+from autoplay_rag.ingest.run.condition import Condition
 from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.ingest.upkeep import Upkeep
 from autoplay_rag.journal.base import Health

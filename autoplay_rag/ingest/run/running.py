@@ -11,35 +11,35 @@ from typing import Any, TypeVar
 from autoplay_rag._timings import Timings
 from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import AutoplayError
-from autoplay_rag.ingest.accepting import Accepting
 from autoplay_rag.ingest.answering import answer_tasks
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.chunk_writer import ChunkWriter
 from autoplay_rag.ingest.clients import Clients
-from autoplay_rag.ingest.condition import Condition
 from autoplay_rag.ingest.dead_letters import DeadLetters
-from autoplay_rag.ingest.draining import Draining
-from autoplay_rag.ingest.forgetting import Forgetting
 from autoplay_rag.ingest.gaps import GapFiller
 from autoplay_rag.ingest.indexing import Indexer
 from autoplay_rag.ingest.inflowing import Entries, Inflowing
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.journals import make_journal
 from autoplay_rag.ingest.linking import Linker
-from autoplay_rag.ingest.main_task import MainTask
-from autoplay_rag.ingest.maintaining import Maintaining
-from autoplay_rag.ingest.model_in_use import ModelInUse
-from autoplay_rag.ingest.opening import open_store
 from autoplay_rag.ingest.pairing import Pairing
-from autoplay_rag.ingest.periodic import PeriodicWork, tidy
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.ingest.pulled import PulledActions
 from autoplay_rag.ingest.repairing import Repairer
-from autoplay_rag.ingest.replica import Replica
-from autoplay_rag.ingest.resuming import resume_queue
 from autoplay_rag.ingest.retiring import Retirer
+from autoplay_rag.ingest.run.accepting import Accepting
+from autoplay_rag.ingest.run.condition import Condition
+from autoplay_rag.ingest.run.draining import Draining
+from autoplay_rag.ingest.run.forgetting import Forgetting
+from autoplay_rag.ingest.run.main_task import MainTask
+from autoplay_rag.ingest.run.maintaining import Maintaining
+from autoplay_rag.ingest.run.model_in_use import ModelInUse
+from autoplay_rag.ingest.run.opening import open_store
+from autoplay_rag.ingest.run.periodic import PeriodicWork, tidy
+from autoplay_rag.ingest.run.replica import Replica
+from autoplay_rag.ingest.run.resuming import resume_queue
+from autoplay_rag.ingest.run.showing import resume_live
 from autoplay_rag.ingest.settings import Settings
-from autoplay_rag.ingest.showing import resume_live
 from autoplay_rag.ingest.upkeep import Upkeep
 from autoplay_rag.ingest.watermark import SharedWatermark, Watermark
 from autoplay_rag.ingest.worker import Worker

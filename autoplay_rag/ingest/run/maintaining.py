@@ -12,12 +12,12 @@ from autoplay_rag.embedders.base import Embedder
 from autoplay_rag.errors import ConfigurationError, PipelineError
 from autoplay_rag.ingest.chunk_writer import ChunkWriter
 from autoplay_rag.ingest.copier import Tell
-from autoplay_rag.ingest.main_task import MainTask
-from autoplay_rag.ingest.model_in_use import ModelInUse
-from autoplay_rag.ingest.opening import check_is_alone
 from autoplay_rag.ingest.pairing import Pairing
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.ingest.reembedding import NewModel, Reembedding, can_exchange
+from autoplay_rag.ingest.run.main_task import MainTask
+from autoplay_rag.ingest.run.model_in_use import ModelInUse
+from autoplay_rag.ingest.run.opening import check_is_alone
 from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.ingest.store_copy import copy_chunks
 from autoplay_rag.ingest.upkeep import Upkeep

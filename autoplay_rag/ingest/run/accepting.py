@@ -14,9 +14,9 @@ from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.inflowing import Entries
 from autoplay_rag.ingest.intake import Intake
 from autoplay_rag.ingest.partitions import Partitions
-from autoplay_rag.ingest.replica import Replica
+from autoplay_rag.ingest.run.replica import Replica
+from autoplay_rag.ingest.run.showing import show
 from autoplay_rag.ingest.shared_live import SharedLive
-from autoplay_rag.ingest.showing import show
 from autoplay_rag.ingest.watermark import Watermark
 from autoplay_rag.ingest.worker import Worker
 from autoplay_rag.journal.base import Entry, Journal, Outcome

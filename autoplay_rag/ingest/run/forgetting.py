@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 from autoplay_rag._text_cache import forget_texts
-from autoplay_rag.ingest.accepting import Accepting
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.clients import Clients
-from autoplay_rag.ingest.main_task import MainTask
-from autoplay_rag.ingest.model_in_use import ModelInUse
 from autoplay_rag.ingest.pulled import PulledActions
+from autoplay_rag.ingest.run.accepting import Accepting
+from autoplay_rag.ingest.run.main_task import MainTask
+from autoplay_rag.ingest.run.model_in_use import ModelInUse
 from autoplay_rag.ingest.shared_live import SharedLive
 from autoplay_rag.ingest.upkeep import Upkeep
 from autoplay_rag.journal.forgetting import Deleted

@@ -11,10 +11,10 @@ from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import DrainTimeoutError, JournalError
 from autoplay_rag.ingest.batching import Batcher
-from autoplay_rag.ingest.condition import Condition
 from autoplay_rag.ingest.linking import Linker
-from autoplay_rag.ingest.main_task import MainTask
 from autoplay_rag.ingest.retiring import Retirer
+from autoplay_rag.ingest.run.condition import Condition
+from autoplay_rag.ingest.run.main_task import MainTask
 from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.ingest.upkeep import Upkeep
 from autoplay_rag.ingest.watermark import Watermark

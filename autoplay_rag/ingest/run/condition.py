@@ -13,8 +13,8 @@ from autoplay_rag.errors import AutoplayError, JournalError
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.chunk_writer import ChunkWriter
 from autoplay_rag.ingest.gaps import GapFiller
-from autoplay_rag.ingest.model_in_use import ModelInUse
 from autoplay_rag.ingest.pulled import PulledActions
+from autoplay_rag.ingest.run.model_in_use import ModelInUse
 from autoplay_rag.ingest.settings import Settings
 from autoplay_rag.ingest.watermark import Watermark
 from autoplay_rag.journal.base import Health

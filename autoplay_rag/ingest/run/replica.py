@@ -8,13 +8,13 @@ from functools import partial
 from autoplay_rag.ingest.asked import SharedAsked
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.clients import Clients
-from autoplay_rag.ingest.main_task import report_failure
-from autoplay_rag.ingest.model_in_use import ModelInUse
 from autoplay_rag.ingest.partitions import Partitions
 from autoplay_rag.ingest.pulled import PulledActions
 from autoplay_rag.ingest.repairing import Repairer
+from autoplay_rag.ingest.run.main_task import report_failure
+from autoplay_rag.ingest.run.model_in_use import ModelInUse
+from autoplay_rag.ingest.run.showing import LIVE_PAYLOADS, LIVE_SECONDS, show_accepted
 from autoplay_rag.ingest.shared_live import SharedLive
-from autoplay_rag.ingest.showing import LIVE_PAYLOADS, LIVE_SECONDS, show_accepted
 from autoplay_rag.ingest.watermark import SharedWatermark
 from autoplay_rag.ingest.worker import Worker
 from autoplay_rag.journal.ownership import Membership
