@@ -48,7 +48,7 @@ def backup(
         answer = ask(server, lambda api: api.run_job("backup", folder=where))
     else:
         folder = folder.expanduser().absolute()
-        answer = ask_pipeline(place.journal, "backup", {"folder": str(folder)})
+        answer = ask_pipeline(place.journal_file, "backup", {"folder": str(folder)})
     if answer is not None:
         report = msgspec.convert(answer, BackupReport)
     else:
@@ -67,7 +67,9 @@ def backup(
 
 async def _backup(folder: Path, place: Place) -> BackupReport:
     with Interrupts():
-        return await backup_alone(folder, place.journal, place.make_store(), on_progress=teller())
+        return await backup_alone(
+            folder, place.journal_file, place.make_store(), on_progress=teller()
+        )
 
 
 def restore(
@@ -96,7 +98,7 @@ def restore(
     place = find_place(config, journal=journal, store=store)
     report = put_back(
         folder,
-        journal=place.journal,
+        journal=place.journal_file,
         store=place.folder,
         force=force,
         erasure_register=erasure_register or place.file.erasure_register,

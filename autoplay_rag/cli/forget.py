@@ -84,7 +84,7 @@ def forget(
             server,
             lambda client: client.forget(**asked._asdict(), dry_run=dry_run, block=block),
         )
-    elif (answer := ask_pipeline(place.journal, "forget", options)) is not None:
+    elif (answer := ask_pipeline(place.journal_file, "forget", options)) is not None:
         receipt = msgspec.convert(answer, Receipt)
     else:
         place.check_store()
@@ -92,7 +92,7 @@ def forget(
             pipeline = IngestPipeline(
                 place.make_store(),
                 make_embedder(embedder or place.file.get("embedder") or DEFAULT_EMBEDDER),
-                journal=place.journal,
+                journal=place.journal_file,
                 **place.file.pipeline,
             )
         receipt = asyncio.run(_forget(pipeline, asked, dry_run=dry_run, block=block))
@@ -140,7 +140,7 @@ def export(
     if server is not None:
         count = read(server, lambda client: _ask_to_export(client, asked))
     else:
-        count = asyncio.run(_export(place.journal, asked))
+        count = asyncio.run(_export(place.journal_file, asked))
     note(f"{count:,} records")
 
 

@@ -16,8 +16,9 @@ from autoplay_rag.cli.options import (
     DEFAULT_STORE,
     default_journal,
     find_place,
+    has_shared_journal,
     help_without_subcommand,
-    shared_journal,
+    journal_file,
 )
 from autoplay_rag.cli.remote import Api, ask, find_server
 from autoplay_rag.cli.replica import check_file
@@ -84,13 +85,13 @@ def status(
     """Show the state of a journal: counts, pending payloads, sizes, and whether a pipeline runs."""
     own, folder = _own(journal, config)
     server = find_server(journal or own, is_named=journal is not None)
-    journal = journal or own
     if server is not None:
         found, space = ask(server, _ask_status)
     else:
-        found = JournalReader(journal).status()
-        is_own = folder is not None and journal.resolve() == own.resolve() and folder.is_dir()
-        space = space_of(journal, folder if is_own else None)
+        path = journal_file(journal or own)
+        found = JournalReader(path).status()
+        is_own = own is not None and path.resolve() == own.resolve()
+        space = space_of(path, folder if is_own and folder and folder.is_dir() else None)
     if check:
         problems = problems_of(found)
         say("not ok: " + "; ".join(problems) if problems else "ok")
@@ -124,11 +125,11 @@ async def _ask_status(api: Api) -> tuple[JournalStatus, Space]:
     )
 
 
-def _own(journal: Path | None, config: Path | None) -> tuple[Path, Path | None]:
+def _own(journal: Path | None, config: Path | None) -> tuple[Path | None, Path | None]:
     """The journal that the settings name, and the folder of its store; None for PostgreSQL."""
     file = load_config(config)
-    if journal is None and (shared := shared_journal(file)) is not None:
-        return shared, None
+    if journal is None and has_shared_journal(file):
+        return None, None
     with file.explaining():
         folder = folder_of(file.store or DEFAULT_STORE)
         own = file.journal or (journal if folder is None else None) or default_journal(folder)
@@ -154,7 +155,7 @@ def list_(
     if server is not None:
         letters, total = ask(server, lambda api: _ask_letters(api, limit))
     else:
-        reader = JournalReader(path)
+        reader = JournalReader(journal_file(path))
         letters = reader.dead_letters(limit)
         total = len(reader.dead_ids()) if len(letters) == limit else len(letters)
     if json:
@@ -208,7 +209,7 @@ def _change(action: Action, given: list[str], config: Path | None, *, all_: bool
     if server is not None:
         known = ask(server, _ask_ids)
     else:
-        reader = JournalReader(path)
+        reader = JournalReader(journal_file(path))
         known = set(reader.dead_ids())
     if unknown := [str(id_) for id_ in ids if id_ not in known]:
         raise ConfigurationError(f"no dead letter has id {', '.join(unknown)}")
@@ -224,8 +225,8 @@ def _change(action: Action, given: list[str], config: Path | None, *, all_: bool
     say(f"{action} {count:,}: the pipeline will do this {_WHEN[running]}")
 
 
-def _journal(journal: Path | None, config: Path | None) -> Path:
-    """The given journal, the one of the settings file, or the one beside the store."""
+def _journal(journal: Path | None, config: Path | None) -> Path | None:
+    """The given journal, the one of the settings, or the one beside the store; None for PostgreSQL."""
     if journal is not None:
         return journal
     return find_place(config, journal=None, store=None).journal

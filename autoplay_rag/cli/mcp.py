@@ -62,26 +62,27 @@ def mcp(
         asyncio.run(_relay(_named, timeout, environment_proxy(_named().url)))
         return
     place = find_place(config, journal=journal, store=store, collection=collection)
+    file = place.journal_file
 
     def running() -> Any:
         from autoplay_rag.serve.mcp.relay import Target
 
-        server = find_running(place.journal)
+        server = find_running(file)
         return Target(server.url, server.key) if server else None
 
     if running() is not None:
         asyncio.run(_relay(running, timeout))
         return
-    if not place.journal.is_file():
+    if not file.is_file():
         raise ConfigurationError(
-            f"there is no journal {place.journal}: name it with --journal, or set {_URL_VARIABLE} and "
+            f"there is no journal {file}: name it with --journal, or set {_URL_VARIABLE} and "
             f"{_KEY_VARIABLE} to ask a server"
         )
     with place.file.explaining(["embedder"] if embedder is not None else []):
         pipeline = IngestPipeline(
             place.make_store(),
             make_embedder(embedder or place.file.get("embedder") or DEFAULT_EMBEDDER),
-            journal=place.journal,
+            journal=file,
             **place.file.pipeline,
         )
     asyncio.run(_answer(pipeline))

@@ -41,8 +41,9 @@ __all__ = [
     "WrittenJournalOption",
     "default_journal",
     "find_place",
+    "has_shared_journal",
     "help_without_subcommand",
-    "shared_journal",
+    "journal_file",
 ]
 
 DEFAULT_STORE = "chroma:./chroma"
@@ -178,19 +179,34 @@ def default_journal(store: Path | None) -> Path:
     return store.parent / f"{store.name}-journal.db"
 
 
-def shared_journal(file: Config) -> Path | None:
-    """Return a path that stands for a journal in PostgreSQL; None if the settings name none.
-
-    A server answers for it, so nothing is opened there.
+def has_shared_journal(file: Config) -> bool:
+    """Whether the settings name a journal in PostgreSQL. A server answers for it.
 
     Raises:
-        ConfigurationError: If the environment does not name the server.
+        ConfigurationError: If they do, and the environment does not name the server.
     """
     if not file.get("postgres"):
-        return None
+        return False
     if not os.environ.get(URL_VARIABLE, "").strip():
         raise ConfigurationError(ASK_A_SERVER)
-    return Path("postgresql")
+    return True
+
+
+def journal_file(journal: Path | None) -> Path:
+    """Return the journal for a command that reads the file itself.
+
+    Args:
+        journal: The journal; None if it is in PostgreSQL.
+
+    Raises:
+        ConfigurationError: If it is in PostgreSQL.
+    """
+    if journal is None:
+        raise ConfigurationError(
+            "the settings name a journal in PostgreSQL, and this command needs a file: name it with "
+            "--journal"
+        )
+    return journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,15 +215,20 @@ class Place:
 
     Attributes:
         file: The settings.
-        journal: The journal's file.
+        journal: The journal's file; None if it is in PostgreSQL, where a server answers.
         store: The name of the store.
         collection: The collection in it; None for the default.
     """
 
     file: Config
-    journal: Path
+    journal: Path | None
     store: str
     collection: str | None
+
+    @property
+    def journal_file(self) -> Path:
+        """The journal, for a command that reads the file itself; see the function."""
+        return journal_file(self.journal)
 
     @property
     def folder(self) -> Path | None:
@@ -246,8 +267,8 @@ def find_place(
         ConfigurationError: If the settings file or a value in it cannot be used.
     """
     file = load_config(config)
-    if journal is None and store is None and (shared := shared_journal(file)) is not None:
-        return Place(file, shared, file.get("postgres"), collection)
+    if journal is None and store is None and has_shared_journal(file):
+        return Place(file, None, file.get("postgres"), collection)
     with file.explaining(["store"] if store is not None else []):
         name = store or file.store or DEFAULT_STORE
         journal = journal or file.journal or default_journal(folder_of(name))

@@ -83,7 +83,7 @@ def reembed(
         _show(report, name, json=json)
         return
     place.check_store()
-    in_use = JournalReader(place.journal).status().model
+    in_use = JournalReader(place.journal_file).status().model
     with place.file.explaining(["embedder"] if embedder else []):
         name = embedder or place.file.get("embedder") or DEFAULT_EMBEDDER
         new = make_embedder(name)
@@ -92,7 +92,7 @@ def reembed(
         pipeline = IngestPipeline(
             place.make_store(),
             new if new.model == in_use or not in_use else _OldModel(in_use),
-            journal=place.journal,
+            journal=place.journal_file,
             **place.file.pipeline,
         )
     _show(asyncio.run(_reembed(pipeline, new, render=render)), name, json=json)

@@ -84,7 +84,7 @@ class Server:
 
 
 def find_server(
-    journal: Path,
+    journal: Path | None,
     *,
     is_named: bool,
     store: Path | None = None,
@@ -96,7 +96,7 @@ def find_server(
     the server that uses the journal is asked, unless it uses another store than the named one.
 
     Args:
-        journal: The journal's file.
+        journal: The journal's file; None if it is in PostgreSQL.
         is_named: Whether the command line names the journal or the store.
         store: The folder of the store, if the command line names it.
         collection: The collection, if the command line names it.
@@ -121,7 +121,7 @@ def find_server(
                 f"{URL_VARIABLE} must be an address such as http://127.0.0.1:8760, without a password"
             )
         return Server(url.rstrip("/"), key, None)
-    running = find_running(journal)
+    running = None if journal is None else find_running(journal)
     if running is None:
         return None
     if store is not None and str(store.resolve()) != running.store:

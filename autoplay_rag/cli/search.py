@@ -191,9 +191,9 @@ class _Sides:
     reason: str = ""
 
 
-def _usable(journal: Path) -> Path | None:
+def _usable(journal: Path | None) -> Path | None:
     """Return the default journal; None if it is missing or this version cannot read it."""
-    if not journal.is_file():
+    if journal is None or not journal.is_file():
         return None
     try:
         JournalReader(journal)

@@ -21,7 +21,8 @@ from autoplay_rag.cli.options import (
     StoreOption,
     UntilOption,
     default_journal,
-    shared_journal,
+    has_shared_journal,
+    journal_file,
 )
 from autoplay_rag.cli.remote import Server, find_server, read
 from autoplay_rag.cli.search import shown_time
@@ -82,12 +83,11 @@ def sessions(
         "page": page,
     }
     wanted = wanted_of(**conditions)
-    path = _journal(journal, store, config)
-    server = _server(path, journal, store)
-    if server is not None:
-        found = read(server, lambda client: _ask_pages(client, conditions, limit, cursor))
+    source = _source(journal, store, config)
+    if isinstance(source, Server):
+        found = read(source, lambda client: _ask_pages(client, conditions, limit, cursor))
     else:
-        found = _read(path, lambda timeline: list_sessions(timeline, wanted, limit, cursor))
+        found = _read(source, lambda timeline: list_sessions(timeline, wanted, limit, cursor))
     if json:
         say_json(
             {
@@ -114,7 +114,7 @@ def sessions(
         )
     else:
         note("nothing found")
-    note(f"{_said(path, server)}: {len(found):,} of {found.total:,} sessions")
+    note(f"{_said(source)}: {len(found):,} of {found.total:,} sessions")
     if found.next:
         note(f"more: --cursor {found.next}")
 
@@ -130,14 +130,13 @@ def session(
     config: ConfigOption = None,
 ) -> None:
     """Show one session in order, also while `ingest` runs."""
-    path = _journal(journal, store, config)
-    server = _server(path, journal, store)
-    if server is not None:
-        found = read(server, lambda client: client.session(session_id, product, user_id=user))
+    source = _source(journal, store, config)
+    if isinstance(source, Server):
+        found = read(source, lambda client: client.session(session_id, product, user_id=user))
     else:
-        found = _read(path, lambda timeline: read_session(timeline, session_id, product, user))
+        found = _read(source, lambda timeline: read_session(timeline, session_id, product, user))
     if found is None:
-        where = path if server is None else server.url
+        where = source.url if isinstance(source, Server) else source
         raise JournalError(f"no session {session_id!r} of that product and user in {where}")
     if json:
         say_json({**asdict(found), "sides": ["journal"]})
@@ -158,16 +157,16 @@ def session(
         note(f"{len(found.users):,} people used this session; see one of them with --user")
     if found.missing:
         note(f"{found.missing:,} payloads are not shown: their bodies were not kept; see --json")
-    note(_said(path, server))
+    note(_said(source))
 
 
-def _journal(journal: Path | None, store: str | None, config: Path | None) -> Path:
-    """The given journal, the one of the settings file, or the one beside the store."""
+def _journal(journal: Path | None, store: str | None, config: Path | None) -> Path | None:
+    """The given journal, the one of the settings, or the one beside the store; None for PostgreSQL."""
     if journal is not None:
         return journal
     file = load_config(config)
-    if store is None and (shared := shared_journal(file)) is not None:
-        return shared
+    if store is None and has_shared_journal(file):
+        return None
     with file.explaining(() if store is None else ("store",)):
         folder = folder_of(store or file.store or DEFAULT_STORE)
         if store is None and file.journal is not None:
@@ -175,19 +174,22 @@ def _journal(journal: Path | None, store: str | None, config: Path | None) -> Pa
         return default_journal(folder)
 
 
-def _server(path: Path, journal: Path | None, store: str | None) -> Server | None:
-    return find_server(
+def _source(journal: Path | None, store: str | None, config: Path | None) -> Server | Path:
+    """The server to ask, or the journal to read."""
+    path = _journal(journal, store, config)
+    server = find_server(
         path,
         is_named=journal is not None or store is not None,
         store=None if store is None else folder_of(store),
     )
+    return journal_file(path) if server is None else server
 
 
-def _said(path: Path, server: Server | None) -> str:
+def _said(source: Server | Path) -> str:
     """Say who answered."""
-    if server is None:
-        return f"answered by the journal {path}"
-    return f"answered by the server at {server.url}"
+    if isinstance(source, Server):
+        return f"answered by the server at {source.url}"
+    return f"answered by the journal {source}"
 
 
 async def _ask_pages(

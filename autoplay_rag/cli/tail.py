@@ -68,7 +68,7 @@ def tail(
         server = server_of(place, journal=journal, store=store)
         if server is None:
             raise ConfigurationError(
-                f"give the URL of a stream: no `autoplay-rag serve` uses the journal {place.journal}"
+                f"give the URL of a stream: no `autoplay-rag serve` uses the journal {place.journal_file}"
             )
         follow = partial(follow_server, server)
     elif journal is not None or store is not None:

@@ -72,7 +72,7 @@ def verify(
     if server is not None:
         answer = ask(server, lambda api: api.run_job("verify", **options))
     else:
-        answer = ask_pipeline(place.journal, "verify", options)
+        answer = ask_pipeline(place.journal_file, "verify", options)
     if answer is not None:
         report = msgspec.convert(answer, VerifyReport)
     else:
@@ -83,7 +83,7 @@ def verify(
                 pipeline = IngestPipeline(
                     place.make_store(),
                     make_embedder(name),
-                    journal=place.journal,
+                    journal=place.journal_file,
                     **place.file.pipeline,
                 )
             report = asyncio.run(_repair(pipeline, delete_extra=delete_extra))
@@ -99,7 +99,7 @@ def verify(
 
 async def _verify(place: Place) -> VerifyReport:
     with Interrupts():
-        return await verify_alone(place.journal, place.make_store())
+        return await verify_alone(place.journal_file, place.make_store())
 
 
 async def _repair(pipeline: IngestPipeline, *, delete_extra: bool) -> VerifyReport:

@@ -44,7 +44,7 @@ async def answer_tasks(queue: Queue, verify: _Verify, backup: _BackUp, forget: _
         queue: Has the tasks, and takes the answers.
         verify: As `IngestPipeline.verify`.
         backup: As `IngestPipeline.backup`.
-        forget: As `RunningPipeline.forget`.
+        forget: As `Forgetting.forget`.
     """
     while True:
         try:

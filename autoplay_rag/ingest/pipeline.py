@@ -32,7 +32,7 @@ from autoplay_rag.ingest.intake import own
 from autoplay_rag.ingest.journals import named_journal
 from autoplay_rag.ingest.questions import Questions
 from autoplay_rag.ingest.reembedding import check_can_exchange
-from autoplay_rag.ingest.running import RunningPipeline
+from autoplay_rag.ingest.run.running import RunningPipeline
 from autoplay_rag.ingest.settings import Settings, Summaries
 from autoplay_rag.ingest.store_copy import check_embeds
 from autoplay_rag.ingest.turns import read_in_turn
@@ -339,9 +339,11 @@ class IngestPipeline(Questions):
                 # `ingest` just saw no progress: do not wait again.
                 stuck = self._stuck and journal and self.health.state != "ok"
                 started = run.loop.time()
-                await run.drain_before_close(0.0 if stuck else self._settings.drain_timeout)
+                await run.draining.drain_before_close(
+                    0.0 if stuck else self._settings.drain_timeout
+                )
                 left = self._settings.drain_timeout - (run.loop.time() - started)
-                await run.finish_erasing(0.0 if stuck else max(0.0, left))
+                await run.forgetting.finish(0.0 if stuck else max(0.0, left))
             except PipelineError as error:
                 if journal:
                     _log.warning(
@@ -439,7 +441,7 @@ class IngestPipeline(Questions):
         clients = (client, *others)
         for one in clients:
             self.attach(one)
-        started = run.last_received = run.loop.time()
+        started = run.accepting.last_received = run.loop.time()
         tasks: list[asyncio.Task[None]] = []
         try:
             for one in clients:
@@ -447,7 +449,9 @@ class IngestPipeline(Questions):
                 self._clients.track(one, tasks[-1])
             while running := [task for task in tasks if not task.done()]:
                 ends = [started + max_seconds] if max_seconds is not None else []
-                ends += [run.last_received + idle_seconds] if idle_seconds is not None else []
+                ends += (
+                    [run.accepting.last_received + idle_seconds] if idle_seconds is not None else []
+                )
                 left = min(ends) - run.loop.time() if ends else None
                 if left is not None and left <= 0:
                     break
@@ -577,12 +581,12 @@ class IngestPipeline(Questions):
         Raises:
             PipelineClosedError: If the pipeline is not running.
         """
-        return self._open_run().accept(payload)
+        return self._open_run().accepting.accept(payload)
 
     async def _take_in(self, payload: Payload) -> None:
         run = self._open_run()
         if asyncio.get_running_loop() is run.loop:
-            await run.accept(payload)
+            await run.accepting.accept(payload)
         else:
             await _on_loop(run.loop, _accepted(run, payload))
 
@@ -612,11 +616,11 @@ class IngestPipeline(Questions):
         """
         run = self._open_run()
         if session_id is not None:
-            await run.drain_session(session_id, product_id, timeout)
+            await run.draining.drain_session(session_id, product_id, timeout)
         elif product_id is not None:
             raise ConfigurationError("drain() takes a product_id beside a session_id only")
         else:
-            await run.drain(timeout)
+            await run.draining.drain(timeout)
 
     async def run_alone(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run `work()` in one process at a time, of all that share a journal in PostgreSQL.
@@ -700,7 +704,8 @@ class IngestPipeline(Questions):
             raise ConfigurationError("delete_extra=True needs repair=True")
         run = self._open_run()
         return await _on_loop(
-            run.loop, run.verify(repair=repair, delete_extra=delete_extra, tell=on_progress)
+            run.loop,
+            run.maintaining.verify(repair=repair, delete_extra=delete_extra, tell=on_progress),
         )
 
     async def forget(
@@ -772,7 +777,7 @@ class IngestPipeline(Questions):
             until=until,
         )
         run = self._open_run()
-        return await _on_loop(run.loop, run.forget(asked, dry_run=dry_run, block=block))
+        return await _on_loop(run.loop, run.forgetting.forget(asked, dry_run=dry_run, block=block))
 
     async def receipt(self, number: int) -> Receipt:
         """Return the receipt of an earlier call of `forget`, as of now.
@@ -785,7 +790,7 @@ class IngestPipeline(Questions):
             PipelineClosedError: If the pipeline is not running.
         """
         run = self._open_run()
-        return await _on_loop(run.loop, run.receipt(number))
+        return await _on_loop(run.loop, run.forgetting.receipt(number))
 
     async def export(
         self,
@@ -819,7 +824,7 @@ class IngestPipeline(Questions):
             product_id=product_id,
             conversation_id=conversation_id,
         )
-        async for record in self._open_run().export(asked):
+        async for record in self._open_run().forgetting.export(asked):
             yield record
 
     async def backup(
@@ -849,7 +854,7 @@ class IngestPipeline(Questions):
         """
         check_function("on_progress", on_progress)
         run = self._open_run()
-        return await _on_loop(run.loop, run.backup(Path(folder), tell=on_progress))
+        return await _on_loop(run.loop, run.maintaining.backup(Path(folder), tell=on_progress))
 
     async def reembed(
         self,
@@ -918,7 +923,9 @@ class IngestPipeline(Questions):
         check_can_exchange(self._store)
         check_function("on_progress", on_progress)
         new = as_embedder(embedder)
-        report = await _on_loop(run.loop, run.reembed(new, render=render, tell=on_progress))
+        report = await _on_loop(
+            run.loop, run.maintaining.reembed(new, render=render, tell=on_progress)
+        )
         self._given_embedder = self._embedder = new
         return report
 
@@ -970,7 +977,7 @@ class IngestPipeline(Questions):
             raise ConfigurationError(f"{store!r} is the pipeline's own store: give another one")
         check_embeds(store, embedder)
         new = None if embedder is None else as_embedder(embedder)
-        return await _on_loop(run.loop, run.copy_to(store, new, tell=on_progress))
+        return await _on_loop(run.loop, run.maintaining.copy_to(store, new, tell=on_progress))
 
     async def session_times(
         self, product_id: str, session_ids: Sequence[str]
@@ -1060,7 +1067,7 @@ class IngestPipeline(Questions):
             PipelineClosedError: If the pipeline is not running.
         """
         run = self._open_run()
-        return await _on_loop(run.loop, run.status())
+        return await _on_loop(run.loop, run.condition.status())
 
     async def measure_space(self) -> Space:
         """Measure the disk space of journal and store.
@@ -1085,12 +1092,13 @@ class IngestPipeline(Questions):
     @property
     def embedder(self) -> Embedder | None:
         """The embedder in use; None if the store embeds texts itself, or without a start."""
-        return None if self._run is None else self._run.embedder
+        return None if self._run is None else self._run.model.embedder
 
     @property
     def reembedding(self) -> Progress | None:
         """How far a call of `reembed` is; None if none runs. Readable from any thread."""
-        return self._run.reembedding if self._run else None
+        found = self._run.maintaining.reembedding if self._run else None
+        return None if found is None else found.progress
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -1110,7 +1118,7 @@ class IngestPipeline(Questions):
         """
         if self._run is None:
             raise PipelineClosedError("the pipeline was never started, so it has no ledger")
-        return self._run.ledger
+        return self._run.condition.ledger
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -1134,7 +1142,7 @@ class IngestPipeline(Questions):
         a client that has failed. It is "failed" once the pipeline has stopped storing. Otherwise,
         and while the pipeline is not running, it is "ok".
         """
-        return self._run.health if self._running and self._run else Health()
+        return self._run.condition.health if self._running and self._run else Health()
 
     @property
     def timings(self) -> Timings:
@@ -1158,7 +1166,7 @@ class IngestPipeline(Questions):
 
         Read every two seconds. Readable from any thread.
         """
-        return self._run.replicas if self._running and self._run else None
+        return self._run.condition.replicas if self._running and self._run else None
 
     @property
     def topic(self) -> TopicStatus | None:
@@ -1167,7 +1175,7 @@ class IngestPipeline(Questions):
         Read every two seconds, also by a process that does not read the topic. Readable from any
         thread.
         """
-        return self._run.topic if self._running and self._run else None
+        return self._run.condition.topic if self._running and self._run else None
 
     @property
     def is_available(self) -> bool:
@@ -1198,7 +1206,7 @@ class IngestPipeline(Questions):
     @property
     def lag(self) -> float:
         """About how many seconds the oldest pending payload has waited."""
-        return self._run.lag if self._running and self._run else 0.0
+        return self._run.condition.lag if self._running and self._run else 0.0
 
     def _open_run(self) -> RunningPipeline:
         if not self._running or self._run is None:
@@ -1221,7 +1229,7 @@ def _bundled_embedder() -> Embedder:
 
 
 async def _accepted(run: RunningPipeline, payload: Payload) -> Outcome:
-    return await run.accept(payload)
+    return await run.accepting.accept(payload)
 
 
 async def _on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:

@@ -13,7 +13,7 @@ from autoplay_rag._loop_thread import LoopClosedError, LoopThread
 from autoplay_rag.content.filters import Filter, Moment
 from autoplay_rag.content.passages import storable
 from autoplay_rag.errors import ConfigurationError, PipelineClosedError
-from autoplay_rag.ingest.running import RunningPipeline
+from autoplay_rag.ingest.run.running import RunningPipeline
 from autoplay_rag.live import LiveSession, LiveSessions
 from autoplay_rag.search.fusion import Mode
 from autoplay_rag.search.hits import Hit, Hits, SessionHit

@@ -1,7 +1,7 @@
 """Moves a pipeline to another model: fills a second collection, exchanges it, deletes the old one.
 
-The journal records each step before it is made. After a crash, `settle` finds out which collection
-is in place.
+The journal records each step before it is made. After a crash, `settle_exchange` finds out which
+collection is in place.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from autoplay_rag.ingest.copier import Copier, Tell
 from autoplay_rag.ingest.embedding import Embedding
 from autoplay_rag.ingest.planner import Planner
 from autoplay_rag.ingest.retries import RequestLimits
-from autoplay_rag.journal.copying import Copy, Phase
+from autoplay_rag.journal.copying import AsyncCopies, Copy, Phase
 from autoplay_rag.journal.on_tables import TableJournal
 from autoplay_rag.maintenance.progress import Progress
 from autoplay_rag.maintenance.report import ReembedReport
 from autoplay_rag.search.serving import Serving
 from autoplay_rag.stores.base import Capability, Store, StoreIdentity, VectorStore
 
-__all__ = ["NewModel", "Reembedding", "can_exchange", "check_can_exchange"]
+__all__ = ["NewModel", "Reembedding", "can_exchange", "check_can_exchange", "settle_exchange"]
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +86,22 @@ class NewModel:
     max_attempts: int
 
 
+async def settle_exchange(copies: AsyncCopies, store: VectorStore) -> Copy | None:
+    """Find out whether an exchange that a crash interrupted took place. Before the store's start.
+
+    Returns:
+        The copy that is not complete; None if there is none.
+    """
+    copy = await copies.current()
+    if copy is not None and copy.phase is Phase.EXCHANGING:
+        identity = await store.identity()
+        if identity is not None and identity.store_id == copy.store_id:
+            await copies.exchanged(identity.batch)
+        else:
+            await copies.not_exchanged()
+    return await copies.current()
+
+
 class Reembedding:
     """The re-embeddings of one pipeline. One runs at a time.
 
@@ -126,22 +142,7 @@ class Reembedding:
         """Current failures, one line each. Readable from any thread."""
         return [] if self._copier is None else self._copier.problems
 
-    # -- at the start -------------------------------------------------------------------------
-
-    async def settle(self) -> Copy | None:
-        """Find out whether an exchange that a crash interrupted took place. Before the store's start.
-
-        Returns:
-            The copy that is not complete; None if there is none.
-        """
-        copy = await self._copies.current()
-        if copy is not None and copy.phase is Phase.EXCHANGING:
-            identity = await self._store.identity()
-            if identity is not None and identity.store_id == copy.store_id:
-                await self._copies.exchanged(identity.batch)
-            else:
-                await self._copies.not_exchanged()
-        return await self._copies.current()
+    # -- the other collection -----------------------------------------------------------------
 
     async def tidy(self) -> None:
         """Delete the other collection, if nothing in it is needed any more."""

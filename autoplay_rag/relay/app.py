@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-from autoplay_rag.errors import MissingExtraError, PipelineError
+from autoplay_rag.errors import MissingExtraError
 from autoplay_rag.ingest.events import EventIntake
 from autoplay_rag.relay.relay import Relay
 from autoplay_rag.serve.audit import AuditSink, log_line
 from autoplay_rag.serve.keys import Keys
+from autoplay_rag.serve.lifespan import started
 from autoplay_rag.serve.settings import checked_settings
 
 if TYPE_CHECKING:
@@ -82,31 +82,10 @@ def create_relay_app(
     app = assembled(
         Receiving(intake=relay, settings=settings, events=EventIntake(relay)),
         [webhooks.router, analytics.router, turns.router, health.router],
-        _living(relay),
+        lambda _app: started(relay),
         authenticator=authenticator,
         browsers=Browsers(authenticator),
         description="Passes payloads on into a topic of Kafka.",
     )
     app.state.metrics = RelayMetrics(relay)
     return app
-
-
-def _living(relay: Relay) -> Any:
-    """The lifespan: starts and closes the relay, unless it was running already."""
-
-    @asynccontextmanager
-    async def live(_app: FastAPI) -> AsyncIterator[None]:
-        try:
-            await relay.start()
-            started = True
-        except PipelineError:
-            if not relay.is_running:
-                raise
-            started = False  # its owner closes it
-        try:
-            yield
-        finally:
-            if started:
-                await relay.aclose()
-
-    return live

@@ -1,72 +1,34 @@
-"""The relay's file: what it received, until the topic has it for good.
+"""The outbox of a relay: what it received, until the topic has it for good.
 
 All functions block. They run on the relay's own thread.
 """
 
 from __future__ import annotations
 
-import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-from autoplay_rag._filelock import FileLock
-from autoplay_rag.errors import JournalDamagedError, JournalError, JournalLockedError
+from autoplay_rag.errors import JournalError
+from autoplay_rag.relay.outbox_file import OutboxFile
+from autoplay_rag.relay.remembered import Remembered, SessionTimes
 
-__all__ = ["Outbox", "OutboxCounts", "Outgoing", "Row", "SessionTimes"]
+__all__ = ["Outbox", "OutboxCounts", "Outgoing", "Row"]
 
-_APPLICATION_ID: Final = 0x41505258  # "APRX"
-_VERSION: Final = 1
 _ROW_BYTES: Final = 100
 """What a row takes besides key and value."""
 _SET_ASIDE_PART: Final = 10
 """The payloads that the topic refuses have at most a tenth of the room."""
-_SHRINK_PAGES: Final = 1000
-"""Vacuuming this many pages takes about 10 ms."""
-_LOCKED_SECONDS: Final = 5.0
-_KEPT_SECONDS: Final = 2 * 86_400.0
-"""How long sessions and actions are remembered. A session has at most a day, and a pull endpoint
-keeps actions of a day."""
-_PRUNE_SECONDS: Final = 3600.0
-
-_SCHEMA: Final = """
-CREATE TABLE counts (received INT NOT NULL, delivered INT NOT NULL, overflow INT NOT NULL, dead INT NOT NULL);
-INSERT INTO counts VALUES (0, 0, 0, 0);
-CREATE TABLE message (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, key BLOB,
-    value BLOB NOT NULL, size INT NOT NULL, state INT NOT NULL, topic_id TEXT, part INT, place INT);
-CREATE INDEX message_place ON message (topic_id, part, place) WHERE state = 1;
-CREATE INDEX message_state ON message (state, seq) WHERE state <> 0;
-CREATE TABLE session (product TEXT, name TEXT, first REAL NOT NULL, last REAL NOT NULL,
-    at REAL NOT NULL, PRIMARY KEY (product, name)) WITHOUT ROWID;
-CREATE TABLE action (key INTEGER PRIMARY KEY, at REAL NOT NULL)
-"""
 
 
 class _State(IntEnum):
     WAITING = 0
     UNREAD = 1
     DEAD = 2
-
-
-class SessionTimes(NamedTuple):
-    """A session that the relay, or a source, named itself.
-
-    Attributes:
-        product: The product.
-        name: Its id.
-        first: Unix seconds of its first action so far.
-        last: Unix seconds of its last action so far.
-    """
-
-    product: str
-    name: str
-    first: float
-    last: float
 
 
 class Outgoing(NamedTuple):
@@ -139,8 +101,9 @@ class Outbox:
         clock: Returns the time in Unix seconds.
 
     Attributes:
-        path: The file.
+        file: The file.
         max_bytes: As above.
+        remembered: What it knows of sources.
 
     Raises:
         JournalLockedError: If another process has it.
@@ -168,26 +131,14 @@ class Outbox:
         durability: Literal["normal", "full"] = "normal",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.path = path
         self.max_bytes = max_bytes
-        self._clock = clock
-        self._pruned_at = float("-inf")
-        self._lock = FileLock(path.with_name(path.name + ".lock"))
+        self.file = OutboxFile(path, durability)
+        self.remembered = Remembered(self.file, clock)
+        self._connection = self.file.connection
         try:
-            locked = self._lock.acquire()
-        except OSError as error:
-            raise JournalError(
-                f"the outbox {path} cannot be opened: {error.strerror or error}"
-            ) from error
-        if not locked:
-            raise JournalLockedError(
-                f"the outbox {path} is in use by process {self._lock.holder()}: give each relay its own"
-            )
-        try:
-            self._connection = _opened(path, durability)
             self._counts = self._loaded()
         except BaseException:
-            self._lock.release()
+            self.file.close()
             raise
         self._committed = self._counts
         self._last: int = self._connection.execute(
@@ -218,7 +169,7 @@ class Outbox:
         try:
             with self._transaction():
                 seqs = [self._insert(message) for message in messages]
-                self._prune()
+                self.remembered.prune()
         except JournalError:
             count = len(messages)
             self._counts = self._committed = replace(
@@ -240,7 +191,7 @@ class Outbox:
             (message.kind, message.key, message.value, size, _State.WAITING),
         )
         self._add(received=1, waiting=1, bytes=size)
-        self._remember(message)
+        self.remembered.add(message.session, message.actions)
         return cursor.lastrowid
 
     def _make_room(self, size: int) -> bool:
@@ -268,7 +219,7 @@ class Outbox:
             seq: Return only those with a greater number.
             most: The most to return.
         """
-        with self._failures():
+        with self.file.failures():
             rows = self._connection.execute(
                 "SELECT seq, kind, key, value FROM message WHERE seq > ? AND state = ? "
                 "ORDER BY seq LIMIT ?",
@@ -380,77 +331,14 @@ class Outbox:
                     unread=-(state == _State.UNREAD),
                 )
 
-    # -- what is remembered of sources --------------------------------------------------------
-
-    def session_times(self, product: str, names: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """Return when sessions of a product began and ended, of those that are remembered."""
-        found = {}
-        with self._failures():
-            for name in names:
-                row = self._connection.execute(
-                    "SELECT first, last FROM session WHERE product = ? AND name = ?",
-                    (_plain(product), _plain(name)),
-                ).fetchone()
-                if row is not None:
-                    found[name] = (float(row[0]), float(row[1]))
-        return found
-
-    def known_actions(self, keys: Iterable[int]) -> set[int]:
-        """Return those of the keys of actions that were taken in before."""
-        with self._failures():
-            return {
-                key
-                for key in keys
-                if self._connection.execute(
-                    "SELECT 1 FROM action WHERE key = ?", (_signed(key),)
-                ).fetchone()
-            }
-
-    def _remember(self, message: Outgoing) -> None:
-        now = self._clock()
-        if (session := message.session) is not None:
-            self._connection.execute(
-                "INSERT INTO session VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                "first = min(first, excluded.first), last = max(last, excluded.last), at = excluded.at",
-                (
-                    _plain(session.product),
-                    _plain(session.name),
-                    session.first,
-                    session.last,
-                    now,
-                ),
-            )
-        self._connection.executemany(
-            "INSERT OR REPLACE INTO action VALUES (?, ?)",
-            [(_signed(key), now) for key in message.actions],
-        )
-
-    def _prune(self) -> None:
-        now = self._clock()
-        if now - self._pruned_at < _PRUNE_SECONDS:
-            return
-        self._pruned_at = now
-        before = now - _KEPT_SECONDS
-        self._connection.execute("DELETE FROM session WHERE at < ?", (before,))
-        self._connection.execute("DELETE FROM action WHERE at < ?", (before,))
-
-    # -- the file -----------------------------------------------------------------------------
-
-    def shrink(self) -> None:
-        """Give free pages back to the disk, some at a time. For when nothing waits."""
-        with self._failures():
-            (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
-            if free > _SHRINK_PAGES:
-                self._connection.execute(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})").fetchall()
-
     def close(self) -> None:
         """Close the file. It may be called more than once."""
-        with suppress(sqlite3.Error):
-            self._connection.close()
-        self._lock.release()
+        self.file.close()
+
+    # -- counts -------------------------------------------------------------------------------
 
     def _loaded(self) -> OutboxCounts:
-        with _explaining(self.path), self._changing():
+        with self.file.opening(), self.file.changing():
             # The limit of the topic may be higher since.
             again = self._connection.execute(
                 "UPDATE message SET state = ? WHERE state = ?", (_State.WAITING, _State.DEAD)
@@ -476,7 +364,7 @@ class Outbox:
     def _transaction(self) -> Iterator[None]:
         """Commit all changes inside, with the counts, or none."""
         try:
-            with self._failures(), self._changing():
+            with self.file.failures(), self.file.changing():
                 yield
                 found = self._counts
                 if found != self._committed:
@@ -488,80 +376,3 @@ class Outbox:
             self._counts = self._committed
             raise
         self._committed = self._counts
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise JournalError(f"the outbox {self.path} cannot be used: {error}") from error
-
-
-def _opened(path: Path, durability: str) -> sqlite3.Connection:
-    with _explaining(path):
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        connection = sqlite3.connect(
-            path, isolation_level=None, timeout=_LOCKED_SECONDS, check_same_thread=False
-        )
-        try:
-            _prepare(connection, path, durability)
-        except BaseException:
-            connection.close()
-            raise
-    return connection
-
-
-def _prepare(connection: sqlite3.Connection, path: Path, durability: str) -> None:
-    execute = connection.execute
-    (application,) = execute("PRAGMA application_id").fetchone()
-    (version,) = execute("PRAGMA user_version").fetchone()
-    (tables,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if tables and (application != _APPLICATION_ID or version != _VERSION):
-        raise JournalError(f"{path} is not the outbox of a relay: name another file")
-    if not tables:
-        execute("PRAGMA auto_vacuum = INCREMENTAL")
-    execute("PRAGMA journal_mode = WAL")
-    execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
-    execute("PRAGMA secure_delete = ON")
-    if not tables:
-        execute("BEGIN IMMEDIATE")
-        for statement in _SCHEMA.split(";\n"):
-            execute(statement)
-        execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        execute(f"PRAGMA user_version = {_VERSION}")
-        execute("COMMIT")
-
-
-@contextmanager
-def _explaining(path: Path) -> Iterator[None]:
-    """Raise what an error while opening the file means."""
-    try:
-        yield
-    except (sqlite3.OperationalError, OSError) as error:
-        raise JournalError(f"the outbox {path} cannot be opened: {error}") from error
-    except sqlite3.DatabaseError as error:
-        raise JournalDamagedError(
-            f"the outbox {path} is damaged, or something else ({error}): move it away, and start again"
-        ) from error
-
-
-def _plain(text: str) -> str:
-    """Return a text that SQLite takes: lone surrogates become question marks."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _signed(key: int) -> int:
-    """Return 64 bits as SQLite has them."""
-    return key - 2**64 if key >= 2**63 else key

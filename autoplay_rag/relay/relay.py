@@ -25,8 +25,9 @@ from autoplay_rag.kafka.address import TopicAddress
 from autoplay_rag.kafka.messages import message_of
 from autoplay_rag.kafka.settings import ClientSettings, require_client
 from autoplay_rag.payloads import ActionsPayload, Payload, SlimAction, SummaryPayload
-from autoplay_rag.relay.outbox import Outbox, OutboxCounts, Outgoing, SessionTimes
+from autoplay_rag.relay.outbox import Outbox, OutboxCounts, Outgoing
 from autoplay_rag.relay.readers import Readers
+from autoplay_rag.relay.remembered import SessionTimes
 from autoplay_rag.relay.sender import Sender
 from autoplay_rag.relay.worker import Arrival, RelayOutcome, RelayWorker
 from autoplay_rag.sources.cutting import DeviceSessions, Known
@@ -284,7 +285,9 @@ class Relay:
             session_ids: Their ids.
         """
         worker = self._open_worker()
-        return await worker.ask(lambda outbox: outbox.session_times(product_id, session_ids))
+        return await worker.ask(
+            lambda outbox: outbox.remembered.session_times(product_id, session_ids)
+        )
 
     def _keep(
         self,
@@ -325,7 +328,7 @@ class Relay:
         user_id = payload.user_id or ""
         keyed = [(action_key(payload.product_id, user_id, one), one) for one in payload.actions]
         keys = [key for key, _ in keyed if key is not None]
-        known = await self._open_worker().ask(lambda outbox: outbox.known_actions(keys))
+        known = await self._open_worker().ask(lambda outbox: outbox.remembered.known_actions(keys))
         sessions: dict[str, list[tuple[int | None, SlimAction]]] = {}
         for key, action in keyed:
             if key not in known:

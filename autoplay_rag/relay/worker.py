@@ -181,7 +181,9 @@ class RelayWorker:
                 self._turn()
         except BaseException as error:  # noqa: BLE001 - said by `health`, as nobody joins the thread
             self.error = error
-            _log.exception("the relay has failed; what it received is in %s", self._outbox.path)
+            _log.exception(
+                "the relay has failed; what it received is in %s", self._outbox.file.path
+            )
         finally:
             self._sender.close()
             self._outbox.close()
@@ -211,7 +213,7 @@ class RelayWorker:
             while len(items) < _MOST_ARRIVALS:
                 items.append(self._inbox.get_nowait())
         if not items and not self._sender.in_flight and not self._outbox.counts.bytes:
-            self._guarded(self._outbox.shrink)
+            self._guarded(self._outbox.file.shrink)
         return items
 
     def _guarded(self, work: Callable[[], None]) -> None:
@@ -247,7 +249,7 @@ class RelayWorker:
         if lost and not self._lost:
             _log.error(
                 "the outbox %s is full (%d of %d bytes): payloads are LOST until the broker takes some",
-                self._outbox.path,
+                self._outbox.file.path,
                 self._outbox.counts.bytes,
                 self._outbox.max_bytes,
             )

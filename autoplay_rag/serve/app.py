@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from autoplay_rag._checks import check_choice
-from autoplay_rag.errors import MissingExtraError, PipelineError
+from autoplay_rag.errors import MissingExtraError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.audit import AuditSink, log_line
 from autoplay_rag.serve.keys import Keys
+from autoplay_rag.serve.lifespan import started
 from autoplay_rag.serve.settings import checked_settings
 from autoplay_rag.serve.tokens import SigningKeys
 
@@ -111,28 +112,20 @@ def create_app(
 
 
 def _living(pipeline: IngestPipeline) -> Any:
-    """The lifespan: starts and closes the pipeline, unless it was running already."""
+    """The lifespan: the pipeline runs, and beside it what only a server needs."""
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
-        try:
-            await pipeline.start()
-            started = True
-        except PipelineError:
-            if not pipeline.is_running:
-                raise
-            started = False  # its owner closes it
-        serving = app.state.serving
-        sampling = asyncio.create_task(serving.history.run(), name="autoplay-history")
-        try:
-            async with serving.mcp.running() if serving.mcp else nullcontext():
-                yield
-        finally:
-            sampling.cancel()
-            await asyncio.wait([sampling])
-            serving.end_streams()
-            await serving.jobs.aclose()
-            if started:
-                await pipeline.aclose()
+        async with started(pipeline):
+            serving = app.state.serving
+            sampling = asyncio.create_task(serving.history.run(), name="autoplay-history")
+            try:
+                async with serving.mcp.running() if serving.mcp else nullcontext():
+                    yield
+            finally:
+                sampling.cancel()
+                await asyncio.wait([sampling])
+                serving.end_streams()
+                await serving.jobs.aclose()
 
     return live

@@ -36,8 +36,8 @@ TOPIC = TopicStatus(
 @pytest.mark.parametrize("width", [1280, 390])
 async def test_who_has_what(server, opened, scheme, width):
     with server() as served:
-        run = served.pipeline._run
-        run.replicas, run.topic = REPLICAS, TOPIC
+        condition = served.pipeline._run.condition
+        condition.replicas, condition.topic = REPLICAS, TOPIC
         async with opened(served.url, width=width, scheme=scheme) as page:
             await page.goto("/")
             await expect(page.locator("#live .word")).to_have_text("Live")
@@ -50,6 +50,8 @@ async def test_who_has_what(server, opened, scheme, width):
             assert not await scrolls_sideways(page)
             assert await violations(page) == []
             # It moves without being loaded again.
-            run.topic = TopicStatus("events", "autoplay-rag", (TopicPart(0, NAMES[1], 5, 5, 0),))
+            condition.topic = TopicStatus(
+                "events", "autoplay-rag", (TopicPart(0, NAMES[1], 5, 5, 0),)
+            )
             await expect(topic.get_by_role("row")).to_have_count(2)
             await expect(topic).to_contain_text(NAMES[1])

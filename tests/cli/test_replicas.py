@@ -146,6 +146,26 @@ def test_other_commands_say_whom_to_ask(command, capsys, monkeypatch, tmp_path):
         assert SECRET not in shown.err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["restore", "folder"],
+        ["verify", "--collection", "other"],
+        ["reembed", "--collection", "other"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_no_server_does_needs_a_file(command, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTOPLAY_RAG_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AUTOPLAY_RAG_KEY", ADMIN)
+    monkeypatch.setenv(VARIABLE, "postgresql://db.test/app")
+    (tmp_path / "autoplay-rag.toml").write_text('postgres = "postgresql://db.test/app"\n')
+    assert run(command) == 2
+    assert "name it with --journal" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["autoplay-rag.toml"]
+
+
 @pytest.mark.slow
 async def test_a_stream_is_read_by_one_of_two_and_taken_over(serve):
     async with LocalConnector(rate=20, loop=True) as connector, AsyncExitStack() as stack:

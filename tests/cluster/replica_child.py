@@ -72,7 +72,7 @@ async def main(dsn: str, schema: str) -> None:
             say(answer=command["id"], ledger=asdict(pipeline.ledger), at=pipeline.watermark)
         else:
             assert pipeline._run is not None
-            partitions = pipeline._run._partitions
+            partitions = pipeline._run._replica.partitions
             say(answer=command["id"], owned=sorted(partitions.loaded if partitions else ()))
 
     async with pipeline:

@@ -40,7 +40,7 @@ def replica(make_pipeline, make_pg_store, postgres, scripted_embedder):
 
 
 def partitions_of(pipeline) -> frozenset[int]:
-    return pipeline._run._partitions.loaded
+    return pipeline._run._replica.partitions.loaded
 
 
 @asynccontextmanager
@@ -92,7 +92,7 @@ async def test_each_accepts_for_all_and_stores_its_own(replica, make_actions):
         assert one.ledger.stored == two.ledger.stored == 60
         assert one.ledger.balanced
         assert one.watermark == 60
-        texts = [len(one._run._embedder.requests), len(two._run._embedder.requests)]
+        texts = [len(one._run.model.embedder.requests), len(two._run.model.embedder.requests)]
         assert min(texts) > 0
         # Sent again to the other one: known.
         await one.on_actions(make_actions("s1", "t1", at=1001.0))

@@ -93,7 +93,7 @@ async def test_what_was_read_before_it_was_forgotten_is_not_shown(
     """A look that has read a payload when a request to forget it begins."""
     async with replica() as one, replica() as two:
         read, go_on = asyncio.Event(), asyncio.Event()
-        accepted = one._run._membership.accepted
+        accepted = one._run.membership.accepted
 
         async def slow(after, limit):
             found = await accepted(after, limit)
@@ -102,18 +102,18 @@ async def test_what_was_read_before_it_was_forgotten_is_not_shown(
                 await go_on.wait()
             return found
 
-        monkeypatch.setattr(one._run._membership, "accepted", slow)
+        monkeypatch.setattr(one._run.membership, "accepted", slow)
         await two.on_actions(make_actions("s1", "t1", user="ann"))
         await read.wait()
         await one.forget(user_id="ann")
-        looked = one._run._membership.accepted
+        looked = one._run.membership.accepted
         again = asyncio.Event()
 
         async def noted(after, limit):
             again.set()
             return await looked(after, limit)
 
-        monkeypatch.setattr(one._run._membership, "accepted", noted)
+        monkeypatch.setattr(one._run.membership, "accepted", noted)
         go_on.set()
         await again.wait()
         assert events_of(one, "s1") == []

@@ -196,7 +196,7 @@ async def test_closing_closes_store_and_journal_although_draining_raises(
 
     store, journal = ClosedStore(), tmp_path / "j.db"
     async with make_pipeline(store, journal=journal) as pipeline:
-        monkeypatch.setattr(pipeline._run, "drain", broken)
+        monkeypatch.setattr(pipeline._run.draining, "drain", broken)
         await pipeline.on_actions(make_actions("s", "a"))
     assert "draining failed" in caplog.text
     assert store.closed == 1

@@ -27,7 +27,7 @@ from autoplay_rag.errors import (
 )
 from autoplay_rag.ingest import chunk_writer, embedding, planner, retries, upkeep, worker
 from autoplay_rag.ingest import pipeline as pipelines
-from autoplay_rag.ingest import running as running_pipelines
+from autoplay_rag.ingest.run import running as running_pipelines
 from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.stores import ChromaStore, MemoryStore
 from autoplay_rag.stores.base import Filter
@@ -705,7 +705,7 @@ async def test_an_embedder_that_cannot_be_cancelled_is_not_waited_for(
     async with running(embedder=embedder, drain_timeout=0.05) as pipeline:
         await send(pipeline, make_actions, "a")
         await embedder.requested.wait()
-        task = pipeline._run._task
+        task = pipeline._run._main.task
     assert "a request to the embedder or the store did not end within" in caplog.text
     let_go.set()
     await asyncio.wait([task])

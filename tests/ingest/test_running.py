@@ -14,7 +14,7 @@ import pytest
 from pipelines import copy_journal
 
 from autoplay_rag.errors import ConfigurationError, PipelineClosedError
-from autoplay_rag.ingest import running
+from autoplay_rag.ingest.run import periodic
 from autoplay_rag.journal import catalog, queue
 from autoplay_rag.journal.reader import JournalReader
 from autoplay_rag.live import LiveSessions
@@ -375,8 +375,8 @@ async def test_health_is_readable_from_any_thread_while_requests_are_in_flight(
 async def test_a_store_that_cannot_note_where_the_journal_is_ends_nothing(  # noqa: PLR0917 - fixtures
     make_pipeline, make_actions, monkeypatch, tmp_path, eventually, caplog
 ):
-    monkeypatch.setattr(running, "_NOTE_EVERY", 1)
-    monkeypatch.setattr(running, "_REQUESTS_SECONDS", 0.01)
+    monkeypatch.setattr(periodic, "_NOTE_EVERY", 1)
+    monkeypatch.setattr(periodic, "_REQUESTS_SECONDS", 0.01)
 
     class Forgetful(MemoryStore):
         failures = 0

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from autoplay_rag.errors import JournalDamagedError, JournalError
-from autoplay_rag.relay.outbox import Outbox, Outgoing, SessionTimes
+from autoplay_rag.relay.outbox import Outbox, Outgoing
+from autoplay_rag.relay.remembered import SessionTimes
 
 MOST = 3_000
 ROW = 100
@@ -194,10 +195,10 @@ def test_another_file_is_refused(tmp_path):
 def test_a_failed_write_is_counted_as_lost(tmp_path):
     outbox = Outbox(tmp_path / "relay.db")
     outbox.put([message()])
-    outbox._connection.execute("PRAGMA query_only = ON")
+    outbox.file.connection.execute("PRAGMA query_only = ON")
     with pytest.raises(JournalError, match="cannot be used"):
         outbox.put([message(), message()])
-    outbox._connection.execute("PRAGMA query_only = OFF")
+    outbox.file.connection.execute("PRAGMA query_only = OFF")
     counts = outbox.counts
     assert (counts.received, counts.overflow, counts.waiting) == (3, 2, 1)
     outbox.put([message()])
@@ -211,10 +212,10 @@ def test_it_gives_the_disk_back(tmp_path):
     path = tmp_path / "relay.db"
     outbox = Outbox(path)
     outbox.forget(seq for seq in outbox.put([message(b"x" * 50_000)] * 200) if seq)
-    outbox._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    outbox.file.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     full = path.stat().st_size
-    outbox.shrink()
-    outbox._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    outbox.file.shrink()
+    outbox.file.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert path.stat().st_size < full
     outbox.close()
 
@@ -226,11 +227,11 @@ def test_sessions_and_actions_are_remembered_for_two_days(tmp_path):
     session = SessionTimes("acme", "cut_1", 10.0, 20.0)
     outbox.put([message(session=session, actions=(key,))])
     outbox.put([message(session=session._replace(first=5.0, last=15.0))])
-    assert outbox.session_times("acme", ["cut_1", "cut_2"]) == {"cut_1": (5.0, 20.0)}
-    assert outbox.session_times("other", ["cut_1"]) == {}
-    assert outbox.known_actions([key, 1]) == {key}
+    assert outbox.remembered.session_times("acme", ["cut_1", "cut_2"]) == {"cut_1": (5.0, 20.0)}
+    assert outbox.remembered.session_times("other", ["cut_1"]) == {}
+    assert outbox.remembered.known_actions([key, 1]) == {key}
     now += 3 * 86_400
     outbox.put([message()])
-    assert outbox.session_times("acme", ["cut_1"]) == {}
-    assert outbox.known_actions([key]) == set()
+    assert outbox.remembered.session_times("acme", ["cut_1"]) == {}
+    assert outbox.remembered.known_actions([key]) == set()
     outbox.close()

@@ -46,7 +46,7 @@ async def metrics(serve, tmp_path, eventually):
                 await client.post(path, json={"query": "export"})
             # As if it took payloads out of a topic; `tests/kafka/test_shown.py` has a real one.
             parts = (TopicPart(0, "host:1", 1, 1, 0), TopicPart(1, None, 1, 1, 0))
-            running.pipeline._run.topic = TopicStatus("events", "rag", parts)
+            running.pipeline._run.condition.topic = TopicStatus("events", "rag", parts)
             await eventually(lambda: running.pipeline.space is not None)
             assert running.pipeline.space.free > 0
             text = (await client.get("/metrics")).text

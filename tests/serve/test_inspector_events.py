@@ -153,21 +153,21 @@ async def test_pages_that_look_the_same_are_rendered_once(serve, monkeypatch):
 
 async def test_the_topic_moves_for_those_who_may_see_everything(serve):
     async with serve() as started:
-        run = started.pipeline._run
-        run.topic = TopicStatus("events", "rag", (TopicPart(0, "host<1>:7", 1200, 1250, 0),))
+        condition = started.pipeline._run.condition
+        condition.topic = TopicStatus("events", "rag", (TopicPart(0, "host<1>:7", 1200, 1250, 0),))
         async with watching(started, KEYS.read, "?page=overview") as events:
             said = await events.next("topic")
             assert "host&lt;1&gt;:7" in said
             assert ">1,200<" in said
             assert "Messages that are not taken in yet: 50." in said
             assert "no process reads" not in said
-            run.topic = run.topic.read_by(())
+            condition.topic = condition.topic.read_by(())
             await events.next("topic", "Partitions that no process reads: 0.")
-            run.topic = TopicStatus("events", "rag", (TopicPart(0, "host:8", 1300, None, 4),))
+            condition.topic = TopicStatus("events", "rag", (TopicPart(0, "host:8", 1300, None, 4),))
             said = await events.next("topic", "host:8")
             assert "deleted from the topic before they were read: 4." in said
             assert "unknown" in said
-            run.topic = TopicStatus("events", "rag", ())
+            condition.topic = TopicStatus("events", "rag", ())
             await events.next("topic", "No process has read the topic yet.")
         async with watching(started, token(user_id="ann"), "?page=overview") as events:
             await events.next("live")
