@@ -1,6 +1,6 @@
 """The caches of texts: what they keep, and that they are emptied when a person is forgotten."""
 
-from autoplay_rag._text_cache import cached_for_texts, forget_texts
+from autoplay_rag._text_cache import TextTable, cached_for_texts, forget_texts
 from autoplay_rag.content.words import terms
 
 
@@ -42,3 +42,26 @@ async def test_forgetting_a_person_empties_them(make_pipeline, make_actions, tmp
         forget_texts()
         length("a")
     assert called == ["a"] * 3
+
+
+def test_a_table_computes_each_word_once_and_is_emptied_when_it_is_full():
+    called = []
+
+    def upper(word):
+        called.append(word)
+        return word.upper()
+
+    table = TextTable(upper, 3, longest=5)
+    assert [table[word] for word in ("a", "b", "a", "longer", "12", "b")] == [
+        "A",
+        "B",
+        "A",
+        "LONGER",
+        "12",
+        "B",
+    ]
+    assert called == ["a", "b", "longer", "12"]
+    assert [table["1234"], table["1234"], sorted(table)] == ["1234", "1234", ["12", "a", "b"]]
+    assert (table["c"], sorted(table)) == ("C", ["c"])
+    forget_texts()
+    assert not table

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -138,17 +139,17 @@ def _scored(
     weights: dict[str, float] = {}
     seen: set[str] = set()
     shares = []
+    squares = {term: idf[term] ** 2 for term in wanted}
     for text in texts:
         own = 0.0
         for line in text.split("\n"):
-            is_new = line not in seen
-            seen.add(line)
-            for weight, found in _weighed(line):
-                for term in found:
-                    if is_new:
-                        weights[term] = weights.get(term, 0.0) + weight
-                    if term in wanted:
-                        own += weight * idf[term] ** 2
+            found = _weighed(line)
+            if line not in seen:
+                seen.add(line)
+                for term, weight in found.items():
+                    weights[term] = weights.get(term, 0.0) + weight
+            if not squares.keys().isdisjoint(found):
+                own += sum(found.get(term, 0.0) * square for term, square in squares.items())
         shares.append(own)
     if not any(shares):  # no term matches: every weight is above 0
         return Scored(0.0, shares)
@@ -157,7 +158,9 @@ def _scored(
         asked, worth = wanted[term]
         value = worth * math.log1p(weights[term]) * idf[term] * idf[asked]
         values[asked] = max(values.get(asked, 0.0), value)
-    norm = math.sqrt(sum(math.log1p(weight) ** 2 for weight in weights.values()))
+    # Most words of a session have the weight of a single action.
+    alike = Counter(weights.values())
+    norm = math.sqrt(sum(count * math.log1p(weight) ** 2 for weight, count in alike.items()))
     total = sum(values.values()) / (norm * length) if norm and length else 0.0
     if question.exact:
         total += _EXACT_BONUS * _exact_share(question, texts, shares, idf)
@@ -210,21 +213,29 @@ def _is_code(text: str) -> bool:
 
 
 @cached_for_texts(_REMEMBERED, longest=_LONGEST_REMEMBERED)
-def _weighed(line: str) -> tuple[tuple[float, tuple[str, ...]], ...]:
-    """The terms of one line of `content.render`, by their weight."""
+def _weighed(line: str) -> Mapping[str, float]:
+    """The weight of each term of one line of `content.render`."""
     line = line.rstrip(",")
     if " " not in line and "." in line:
-        return ((_SITE, tuple(terms(line))),)
+        return _counted(terms(line), _SITE)
     if line.startswith("on ") and '"' not in line:
-        return ((_PAGE, tuple(terms(line[3:]))),)
+        return _counted(terms(line[3:]), _PAGE)
     if found := _VALUE_LINE.fullmatch(line):
         verb, value, label = found.groups()
-        return (
-            (_ACTION, tuple(terms(verb))),
-            (_VALUE, tuple(terms(value))),
-            (_LABEL, tuple(terms(label))),
-        )
-    return ((_ACTION, tuple(terms(line))),)
+        weights: dict[str, float] = {}
+        for text, weight in ((verb, _ACTION), (value, _VALUE), (label, _LABEL)):
+            for term, more in _counted(terms(text), weight).items():
+                weights[term] = weights.get(term, 0.0) + more
+        return weights
+    return _counted(terms(line), _ACTION)
+
+
+def _counted(found: Sequence[str], weight: float) -> dict[str, float]:
+    weights = dict.fromkeys(found, weight)
+    if len(weights) < len(found):
+        for term, count in Counter(found).items():
+            weights[term] = count * weight
+    return weights
 
 
 # -- typos ----------------------------------------------------------------------------------------
@@ -246,16 +257,25 @@ def corrections(
     ]
     if not unknown:
         return {}
-    known = {
-        term
-        for texts in sessions
-        for text in texts
-        for line in text.split("\n")
-        for _, found in _weighed(line)
-        for term in found
-        if len(term) >= _LEAST_CORRECTED - 1
+    known: set[str] = set()
+    for texts in sessions:
+        for text in texts:
+            for line in text.split("\n"):
+                known.update(_weighed(line))
+    by_length: dict[int, list[str]] = {}
+    for term in known:
+        by_length.setdefault(len(term), []).append(term)
+    near = {
+        term: tuple(
+            sorted(
+                other
+                for length in range(len(term) - 1, len(term) + 2)
+                for other in by_length.get(length, ())
+                if _one_slip(term, other)
+            )
+        )
+        for term in unknown
     }
-    near = {term: tuple(sorted(t for t in known if _one_slip(term, t))) for term in unknown}
     return {term: others for term, others in near.items() if others}
 
 
