@@ -179,9 +179,7 @@ def index_text(text: str) -> str:
     """
     if "," in text:
         text = _THOUSANDS.sub("", text)
-    more = [
-        part for found in map(_parts_of, words(text)) if len(found) > 1 for part in found
-    ]
+    more = [part for found in map(_parts_of, words(text)) if len(found) > 1 for part in found]
     return f"{text}\n{' '.join(more)}" if more else text
 
 
