@@ -57,6 +57,11 @@ _CONNECT_SECONDS = 10.0
 """The most seconds to connect. An address that does not answer is probably wrong: report it soon."""
 
 
+_READ_AT_ONCE = 2**16
+"""The most bytes of an answer that are parsed on the event loop, in 0.1 ms. That of a full request is
+16 MB. A thread for the answer to each question would take longer than the parsing."""
+
+
 class _Item(msgspec.Struct):
     embedding: str | list[float]
     # OpenAI-compatible services omit it, or send null or a string.
@@ -176,6 +181,10 @@ class OpenAIEmbedder(Embedder):
         """
         return min(_size(text), _MOST_BYTES)
 
+    async def prepare(self) -> None:
+        """Import the official client, which takes almost a second, and make one for this event loop."""
+        await self._client()
+
     async def aclose(self) -> None:
         """Close the connections in every event loop that is still running."""
         while self._clients:
@@ -212,8 +221,10 @@ class OpenAIEmbedder(Embedder):
         except APIStatusError as error:
             # Not chained: the service's message may quote the text or a part of the key.
             raise _error_of(error, self._name, len(texts)) from None
-        # The response to a full request is 16 MB. Parsing it here would block the event loop.
-        vectors, tokens = await asyncio.to_thread(_read_answer, content, len(texts))
+        if len(content) <= _READ_AT_ONCE:
+            vectors, tokens = _read_answer(content, len(texts))
+        else:
+            vectors, tokens = await asyncio.to_thread(_read_answer, content, len(texts))
         if self._encoding is None:
             self._encoding = encoding
         self.tokens_used += tokens
