@@ -17,12 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from autoplay_rag._text_cache import cached_for_texts
+from autoplay_rag._text_cache import TextTable
 from autoplay_rag.content.words import lookups, parts, terms, words
 
 __all__ = ["Matched", "Question", "Scored", "corrections", "matched", "score"]
 
 _SITE, _PAGE, _VALUE, _LABEL, _ACTION = 0.3, 0.5, 2.0, 0.3, 1.0
+_VALUE_VERBS: Final = ("typed ", "selected ")
 _VALUE_LINE: Final = re.compile(r'(typed|selected) ("[^"]*")(.*)', re.DOTALL)
 _EXACT_BONUS: Final = 0.5
 """The bonus for a session that contains all codes, addresses and quoted phrases of the question
@@ -212,15 +213,14 @@ def _is_code(text: str) -> bool:
     return digits > 0 and (digits < len(text) or digits >= 5)  # noqa: PLR2004 - see `_CODE`
 
 
-@cached_for_texts(_REMEMBERED, longest=_LONGEST_REMEMBERED)
-def _weighed(line: str) -> Mapping[str, float]:
+def _weights_of(line: str) -> Mapping[str, float]:
     """The weight of each term of one line of `content.render`."""
     line = line.rstrip(",")
     if " " not in line and "." in line:
         return _counted(terms(line), _SITE)
     if line.startswith("on ") and '"' not in line:
         return _counted(terms(line[3:]), _PAGE)
-    if found := _VALUE_LINE.fullmatch(line):
+    if line.startswith(_VALUE_VERBS) and (found := _VALUE_LINE.fullmatch(line)):
         verb, value, label = found.groups()
         weights: dict[str, float] = {}
         for text, weight in ((verb, _ACTION), (value, _VALUE), (label, _LABEL)):
@@ -236,6 +236,9 @@ def _counted(found: Sequence[str], weight: float) -> dict[str, float]:
         for term, count in Counter(found).items():
             weights[term] = count * weight
     return weights
+
+
+_weighed: Final = TextTable(_weights_of, _REMEMBERED, longest=_LONGEST_REMEMBERED).__getitem__
 
 
 # -- typos ----------------------------------------------------------------------------------------
@@ -260,8 +263,7 @@ def corrections(
     known: set[str] = set()
     for texts in sessions:
         for text in texts:
-            for line in text.split("\n"):
-                known.update(_weighed(line))
+            known.update(*map(_weighed, text.split("\n")))
     by_length: dict[int, list[str]] = {}
     for term in known:
         by_length.setdefault(len(term), []).append(term)
