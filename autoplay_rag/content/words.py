@@ -19,8 +19,8 @@ from autoplay_rag._text_cache import TextTable
 __all__ = ["index_text", "lookups", "parts", "plain_text", "terms", "words"]
 
 _WORD: Final = re.compile(r"[^\W_]+")
-_ASCII_SPACES: Final = "".join(char if char.isalnum() else " " for char in map(chr, range(128)))
-"""For ASCII only: what is not in a word becomes a space. Takes a third of the time, which counts because
+_ASCII_SPACES: Final = bytes(byte if chr(byte).isalnum() else ord(" ") for byte in range(128)) * 2
+"""For ASCII only: what is not in a word becomes a space. Takes less than half the time, which counts because
 every payload is split, and a search splits those of dozens of sessions."""
 _THOUSANDS: Final = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _BORDER: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])")
@@ -196,7 +196,9 @@ def plain_text(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return text.translate(_ASCII_SPACES).split() if text.isascii() else _WORD.findall(text)
+    if text.isascii():
+        return text.encode().translate(_ASCII_SPACES).decode().split()
+    return _WORD.findall(text)
 
 
 def _split(word: str) -> tuple[str, ...]:

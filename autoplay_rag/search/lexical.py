@@ -137,23 +137,24 @@ def _scored(
     idf: Mapping[str, float],
     length: float,
 ) -> Scored:
-    weights: dict[str, float] = {}
+    counted: dict[float, list[str]] = {}
     seen: set[str] = set()
     shares = []
     squares = {term: idf[term] ** 2 for term in wanted}
     for text in texts:
         own = 0.0
         for line in text.split("\n"):
-            found = _weighed(line)
-            if line not in seen:
-                seen.add(line)
-                for term, weight in found.items():
-                    weights[term] = weights.get(term, 0.0) + weight
-            if not squares.keys().isdisjoint(found):
-                own += sum(found.get(term, 0.0) * square for term, square in squares.items())
+            is_new = line not in seen
+            seen.add(line)
+            for weight, found in _weighed(line):
+                if is_new:
+                    counted.setdefault(weight, []).extend(found)
+                if not squares.keys().isdisjoint(found):
+                    own += weight * sum(squares.get(term, 0.0) for term in found)
         shares.append(own)
     if not any(shares):  # no term matches: every weight is above 0
         return Scored(0.0, shares)
+    weights = _summed(counted)
     values: dict[str, float] = {}
     for term in wanted.keys() & weights.keys():
         asked, worth = wanted[term]
@@ -167,6 +168,15 @@ def _scored(
         total += _EXACT_BONUS * _exact_share(question, texts, shares, idf)
     best = max(shares, default=0.0)
     return Scored(total, [share / best if best else 0.0 for share in shares])
+
+
+def _summed(counted: Mapping[float, Iterable[str]]) -> dict[str, float]:
+    """The weight of each term, from the terms that occurred with each weight."""
+    weights: dict[str, float] = {}
+    for weight, found in counted.items():
+        for term, count in Counter(found).items():
+            weights[term] = weights.get(term, 0.0) + weight * count
+    return weights
 
 
 def _exact_share(
@@ -213,29 +223,21 @@ def _is_code(text: str) -> bool:
     return digits > 0 and (digits < len(text) or digits >= 5)  # noqa: PLR2004 - see `_CODE`
 
 
-def _weights_of(line: str) -> Mapping[str, float]:
-    """The weight of each term of one line of `content.render`."""
+def _weights_of(line: str) -> tuple[tuple[float, tuple[str, ...]], ...]:
+    """The terms of one line of `content.render`, by their weight."""
     line = line.rstrip(",")
     if " " not in line and "." in line:
-        return _counted(terms(line), _SITE)
+        return ((_SITE, tuple(terms(line))),)
     if line.startswith("on ") and '"' not in line:
-        return _counted(terms(line[3:]), _PAGE)
+        return ((_PAGE, tuple(terms(line[3:]))),)
     if line.startswith(_VALUE_VERBS) and (found := _VALUE_LINE.fullmatch(line)):
         verb, value, label = found.groups()
-        weights: dict[str, float] = {}
-        for text, weight in ((verb, _ACTION), (value, _VALUE), (label, _LABEL)):
-            for term, more in _counted(terms(text), weight).items():
-                weights[term] = weights.get(term, 0.0) + more
-        return weights
-    return _counted(terms(line), _ACTION)
-
-
-def _counted(found: Sequence[str], weight: float) -> dict[str, float]:
-    weights = dict.fromkeys(found, weight)
-    if len(weights) < len(found):
-        for term, count in Counter(found).items():
-            weights[term] = count * weight
-    return weights
+        return (
+            (_ACTION, tuple(terms(verb))),
+            (_VALUE, tuple(terms(value))),
+            (_LABEL, tuple(terms(label))),
+        )
+    return ((_ACTION, tuple(terms(line))),)
 
 
 _weighed: Final = TextTable(_weights_of, _REMEMBERED, longest=_LONGEST_REMEMBERED).__getitem__
@@ -260,10 +262,14 @@ def corrections(
     ]
     if not unknown:
         return {}
-    known: set[str] = set()
+    lines: set[str] = set()
     for texts in sessions:
         for text in texts:
-            known.update(*map(_weighed, text.split("\n")))
+            lines.update(text.split("\n"))
+    known: set[str] = set()
+    for line in lines:
+        for _, found in _weighed(line):
+            known.update(found)
     by_length: dict[int, list[str]] = {}
     for term in known:
         by_length.setdefault(len(term), []).append(term)
