@@ -16,6 +16,7 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
     nullcontext,
+    suppress,
 )
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,7 @@ from autoplay_rag.connector.client import AsyncConnectorClient
 from autoplay_rag.devserver import questions
 from autoplay_rag.devserver.live_samples import live_samples
 from autoplay_rag.embedders.named import make_embedder
-from autoplay_rag.errors import ConfigurationError, MissingExtraError
+from autoplay_rag.errors import ConfigurationError, EmbedderError, MissingExtraError
 from autoplay_rag.ingest.pipeline import IngestPipeline
 from autoplay_rag.serve.app import create_app
 from autoplay_rag.serve.audit import AuditSink
@@ -57,6 +58,8 @@ from autoplay_rag.stores.named import folder_of, make_store
 __all__ = ["new_loop", "serve"]
 
 _FIRST_REQUESTS_SECONDS: Final = 30.0
+_OBJECTS_OF_COLLECTION: Final = 10_000
+"""How many new objects start a garbage collection; Python's own 700 take 4 % of the time under load."""
 _SWITCH_SECONDS: Final = 0.0005
 """How long a thread may keep Python's lock from the event loop, which gives it up with each `send`. With
 Python's own 5 ms, a search that scores in its thread holds up every event to every subscriber: at 200
@@ -267,6 +270,7 @@ async def _serve(
             for source in sources.running:
                 pipeline.attach(source)
             await stack.enter_async_context(pipeline)
+            await _prepare(pipeline)
             with ExitStack() as announcing, interrupts.calling(stop):
                 serving = asyncio.create_task(server.run_until_stopped(), name="autoplay-serve")
                 ready = asyncio.create_task(server.ready(), name="autoplay-serve-ready")
@@ -293,6 +297,16 @@ async def _serve(
             note(counts(pipeline.ledger))
 
 
+async def _prepare(pipeline: IngestPipeline) -> None:
+    """Load the embedder, for which the first searches would have to wait.
+
+    A failure is not reported here: the first request fails in the same way, or it passes by then.
+    """
+    if pipeline.embedder is not None:
+        with suppress(EmbedderError):
+            await pipeline.embedder.prepare()
+
+
 async def _spare_the_collector() -> None:
     """Take what lives as long as the process out of the garbage collections.
 
@@ -300,6 +314,8 @@ async def _spare_the_collector() -> None:
     seconds under load, and every request waited for it, 150 ms on a processor with nothing else to
     do. Libraries import more with the first requests, hence the second time.
     """
+    # A search reads and makes thousands of rows, and each thousand would start a collection.
+    gc.set_threshold(_OBJECTS_OF_COLLECTION, *gc.get_threshold()[1:])
     for wait in (0.0, _FIRST_REQUESTS_SECONDS):
         await asyncio.sleep(wait)
         gc.collect()

@@ -19,6 +19,7 @@ from autoplay_rag.content.filters import Condition
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.finding import (
     GROWTH,
+    PARTS,
     PASSAGES,
     Asked,
     Finder,
@@ -78,11 +79,18 @@ class PostgresFinder(Finder):
 
     def _latest(self, lanes: Sequence[int], most: int) -> list[Any]:
         """As in `Finder`, in one statement: each takes a round trip to the server."""
+        return self._of_latest(PASSAGES, lanes, most)
+
+    def _latest_parts(self, lanes: Sequence[int], most: int) -> list[Any]:
+        """As in `Finder`."""
+        return self._of_latest(PARTS, lanes, most)
+
+    def _of_latest(self, selected: str, lanes: Sequence[int], most: int) -> list[Any]:
         # Without statistics of new tables, the server would read all chunks for each session.
         self._connection.run_all(*(f"SET LOCAL {name} = off" for name in _JOINS_OF_WHOLE_TABLES))
         rows = self._connection.execute(
             "SELECT own.* FROM unnest(?::bigint[]) AS given (lane) CROSS JOIN LATERAL "
-            f"({PASSAGES.format('passage.lane = given.lane')} "
+            f"({selected.format('passage.lane = given.lane')} "
             "ORDER BY passage.seq DESC LIMIT ?) AS own",
             (json_list(lanes), most),
         )

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import chain
 from typing import Final
 
 import snowballstemmer
 
-from autoplay_rag._text_cache import cached_for_texts
+from autoplay_rag._text_cache import TextTable
 
 __all__ = ["index_text", "lookups", "parts", "plain_text", "terms", "words"]
 
 _WORD: Final = re.compile(r"[^\W_]+")
-_ASCII_WORD: Final = re.compile(r"[A-Za-z0-9]+")
-"""The same for ASCII only. Takes half the time, which counts because every payload is split."""
+_ASCII_SPACES: Final = bytes(byte if chr(byte).isalnum() else ord(" ") for byte in range(128)) * 2
+"""For ASCII only: what is not in a word becomes a space. Takes less than half the time, which counts because
+every payload is split, and a search splits those of dozens of sessions."""
 _THOUSANDS: Final = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _BORDER: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])")
 """Where a word is split: between `export` and `Csv`, between `q` and `3`."""
@@ -121,7 +123,7 @@ def terms(text: str) -> list[str]:
         >>> terms("exportCsv in the Q3 report") == terms("export CSV, q 3 reports")
         True
     """
-    return [term for word in words(text) for term in _terms(word)]
+    return list(chain.from_iterable(map(_terms_of, words(text))))
 
 
 def words(text: str) -> list[str]:
@@ -133,10 +135,9 @@ def words(text: str) -> list[str]:
     """
     if "," in text:
         text = _THOUSANDS.sub("", text)
-    return (_ASCII_WORD if text.isascii() else _WORD).findall(text)
+    return _words(text)
 
 
-@cached_for_texts(_REMEMBERED, longest=_LONGEST)
 def parts(word: str) -> tuple[str, ...]:
     """The parts of one word of `words`; the word itself if it has none.
 
@@ -144,10 +145,7 @@ def parts(word: str) -> tuple[str, ...]:
         >>> parts("exportCsv"), parts("Q3"), parts("設定画面"), parts("plain")
         (('export', 'Csv'), ('Q', '3'), ('設定', '定画', '画面'), ('plain',))
     """
-    apart = _BORDER.sub(" ", word)
-    if not word.isascii():
-        apart = _SPACELESS.sub(_pairs, apart)
-    return tuple(apart.split()) or (word,)
+    return _parts_of(word)
 
 
 def lookups(text: str) -> dict[str, tuple[str, ...]]:
@@ -164,7 +162,7 @@ def lookups(text: str) -> dict[str, tuple[str, ...]]:
     for word in words(text):
         apart = parts(word)
         for part in apart:
-            for term in _terms(part):
+            for term in _terms_of(part):
                 raw = found.setdefault(term, {})
                 raw[part] = None
                 if other := _ALIKE.get(part.casefold()):
@@ -181,7 +179,7 @@ def index_text(text: str) -> str:
     """
     if "," in text:
         text = _THOUSANDS.sub("", text)
-    more = [part for word in words(text) if len(found := parts(word)) > 1 for part in found]
+    more = [part for found in map(_parts_of, words(text)) if len(found) > 1 for part in found]
     return f"{text}\n{' '.join(more)}" if more else text
 
 
@@ -194,13 +192,34 @@ def plain_text(text: str) -> str:
         >>> plain_text("Ouvert: https://app.example.com/Réglages_1")
         'ouvert https app example com reglages 1'
     """
-    return " ".join((_ASCII_WORD if text.isascii() else _WORD).findall(_folded(text)))
+    return " ".join(_words(_folded(text)))
 
 
-@cached_for_texts(_REMEMBERED, longest=_LONGEST)
+def _words(text: str) -> list[str]:
+    if text.isascii():
+        return text.encode().translate(_ASCII_SPACES).decode().split()
+    return _WORD.findall(text)
+
+
+def _split(word: str) -> tuple[str, ...]:
+    if word.isdecimal() and word.isascii():  # the most common word that is in no table
+        return (word,)
+    apart = _BORDER.sub(" ", word)
+    if not word.isascii():
+        apart = _SPACELESS.sub(_pairs, apart)
+    return tuple(apart.split()) or (word,)
+
+
 def _terms(word: str) -> tuple[str, ...]:
-    lower = [_folded(part)[:_LONGEST] for part in parts(word)]
+    if word.isdecimal() and word.isascii():
+        return (word[:_LONGEST].lstrip("0") or "0",)
+    lower = [_folded(part)[:_LONGEST] for part in _parts_of(word)]
     return tuple(_normalised(part) for part in lower if part not in STOP_WORDS)
+
+
+# Bound methods: the loops over all words of a text stay in C.
+_parts_of = TextTable(_split, _REMEMBERED, longest=_LONGEST).__getitem__
+_terms_of = TextTable(_terms, _REMEMBERED, longest=_LONGEST).__getitem__
 
 
 def _normalised(word: str) -> str:

@@ -58,6 +58,10 @@ class Embedder(Protocol):
         """Return how many tokens `text` costs. The default is a high estimate."""
         return len(text.encode()) // 3 + 1
 
+    async def prepare(self) -> None:
+        """Load what the first request would have to wait for. May be called more than once."""
+        return None  # noqa: RET501 - an empty body would make it abstract
+
     async def aclose(self) -> None:
         """Release connections and threads. May be called more than once."""
         return None  # noqa: RET501 - an empty body would make it abstract

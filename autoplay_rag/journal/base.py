@@ -42,6 +42,7 @@ __all__ = [
     "Notes",
     "Outcome",
     "Outdated",
+    "Part",
     "Plan",
     "PlannedChunk",
     "Prepared",
@@ -278,6 +279,28 @@ class FoundPassage(NamedTuple):
     started: float | None
     ended: float | None
     retired: bool = False
+
+
+class Part(NamedTuple):
+    """A payload of a session, and the chunk that it is stored in. Without texts.
+
+    Attributes:
+        seq: The payload's sequence number.
+        lane: The lane of its session.
+        chunk: The id of its stored chunk; None if it is not stored yet. Then the rest is unknown.
+        user_id: The person the chunk belongs to; None if unknown.
+        conversation_id: The chunk's chat thread; None if unknown.
+        started: Unix seconds of the chunk's first action; None if unknown.
+        ended: Unix seconds of the chunk's last action; None if unknown.
+    """
+
+    seq: int
+    lane: int
+    chunk: str | None
+    user_id: str | None
+    conversation_id: str | None
+    started: float | None
+    ended: float | None
 
 
 class IndexEntry(NamedTuple):
@@ -685,6 +708,10 @@ class Findable(ABC):
             latest: The most passages of a session, besides the matches; None for a limit that few
                 sessions reach.
         """
+
+    @abstractmethod
+    async def parts(self, lanes: Sequence[int]) -> list[Part]:
+        """Return the payloads of sessions, in order. Of a long session, the latest as in `passages`."""
 
     @abstractmethod
     async def chunks(self, ids: Sequence[str]) -> list[Chunk]:

@@ -11,7 +11,7 @@ from autoplay_rag._serial import SerialThread
 from autoplay_rag.content.chunks import Chunk
 from autoplay_rag.content.filters import Condition
 from autoplay_rag.errors import JournalError
-from autoplay_rag.journal.base import Findable, Found, FoundPassage, Scope, Visit
+from autoplay_rag.journal.base import Findable, Found, FoundPassage, Part, Scope, Visit
 from autoplay_rag.journal.finding import LANE_PAYLOADS, Finder
 from autoplay_rag.journal.lag import Lag
 from autoplay_rag.journal.rows import lossy_text
@@ -85,6 +85,10 @@ class AsyncFinder(Findable):
         return await self._run(
             lambda: self._finder().passages(lanes, matched, chunks=chunks, latest=most)
         )
+
+    async def parts(self, lanes: Sequence[int]) -> list[Part]:
+        """As in `Findable`."""
+        return await self._run(lambda: self._finder().parts(lanes))
 
     async def chunks(self, ids: Sequence[str]) -> list[Chunk]:
         """As in `Findable`."""

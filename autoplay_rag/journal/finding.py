@@ -16,13 +16,13 @@ from autoplay_rag.content.chunks import Chunk, metadata_of
 from autoplay_rag.content.filters import Condition
 from autoplay_rag.content.identity import NOBODY, People, changes_hands, people_of
 from autoplay_rag.content.keys import chunk_id
-from autoplay_rag.journal.base import Found, FoundPassage, Scope, Visit
+from autoplay_rag.journal.base import Found, FoundPassage, Part, Scope, Visit
 from autoplay_rag.journal.bodies import decoded, unpack
 from autoplay_rag.journal.catalog import read_chunks
-from autoplay_rag.journal.rows import Connection, json_list, quoted, read_all
+from autoplay_rag.journal.rows import Connection, exact_real, json_list, quoted, read_all
 from autoplay_rag.journal.schema import EXPIRED_COUNT, ChunkState, PayloadState
 
-__all__ = ["GROWTH", "LANE_PAYLOADS", "PASSAGES", "Asked", "Finder", "passages_where"]
+__all__ = ["GROWTH", "LANE_PAYLOADS", "PARTS", "PASSAGES", "Asked", "Finder", "passages_where"]
 
 _FEW_PAYLOADS: Final = 2000
 """The most payloads of a person, a session or a thread for which all of them are scored. Then the
@@ -297,10 +297,24 @@ class Finder:
         rows.sort(key=itemgetter(0))
         return list(map(FoundPassage._make, rows))
 
+    def parts(self, lanes: Sequence[int]) -> list[Part]:
+        """Return the payloads of sessions with their chunks, in order. Of a long session, the latest."""
+        rows = self._latest_parts(list(dict.fromkeys(lanes)), LANE_PAYLOADS)
+        rows.sort(key=itemgetter(0))
+        return list(map(Part._make, rows))
+
     def _latest(self, lanes: Sequence[int], most: int) -> list[Any]:
         """Return the rows of the latest passages of each session."""
         found = PASSAGES.format(f"passage.seq IN ({_LATEST})")
         return read_all(self._connection, _COLUMNS, f"FROM ({found})", json_list(lanes), most)
+
+    def _latest_parts(self, lanes: Sequence[int], most: int) -> list[Any]:
+        """Return the rows of the latest parts of each session."""
+        found = PARTS.format(f"passage.seq IN ({_LATEST})")
+        rows = read_all(self._connection, _PART_COLUMNS, f"FROM ({found})", json_list(lanes), most)
+        for row in rows:
+            row[-2:] = (None if at is None else float(at) for at in row[-2:])
+        return rows
 
     def _seqs_of(self, chunk_ids: Sequence[str]) -> list[int]:
         rows = read_all(
@@ -366,11 +380,17 @@ class Finder:
 
 _LANES: Final = ("session_id", "user_id", "conversation_id")
 """Conditions that usually few sessions meet."""
+_STORED_IN: Final = (
+    "FROM passage LEFT JOIN chunk_payload ON chunk_payload.seq = passage.seq "
+    f"LEFT JOIN chunk ON chunk.number = chunk_payload.chunk AND {_STORED}"
+)
 PASSAGES: Final = (
     "SELECT passage.seq, passage.lane, passage.text, chunk.id AS chunk, passage.started, "
-    f"passage.ended, chunk.state IS {ChunkState.RETIRED:d} AS retired "
-    "FROM passage LEFT JOIN chunk_payload ON chunk_payload.seq = passage.seq "
-    f"LEFT JOIN chunk ON chunk.number = chunk_payload.chunk AND {_STORED} WHERE {{}}"
+    f"passage.ended, chunk.state IS {ChunkState.RETIRED:d} AS retired {_STORED_IN} WHERE {{}}"
+)
+PARTS: Final = (
+    "SELECT passage.seq, passage.lane, chunk.id AS chunk, chunk.user, chunk.conversation, "
+    f"chunk.started, chunk.ended {_STORED_IN} WHERE {{}}"
 )
 _LATEST: Final = (
     "SELECT own.seq FROM json_each(?) AS given CROSS JOIN passage AS own ON own.seq IN "
@@ -378,6 +398,9 @@ _LATEST: Final = (
     "ORDER BY latest.seq DESC LIMIT ?)"
 )
 _COLUMNS: Final = "seq, lane, text, chunk, started, ended, retired"
+_PART_COLUMNS: Final = (
+    f"seq, lane, chunk, user, conversation, {exact_real('started')}, {exact_real('ended')}"
+)
 _VISIT_TERMS: Final = {
     ("session_id", "=="): "visit.session = ?",
     ("product_id", "=="): "visit.product = ?",

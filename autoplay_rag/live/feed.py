@@ -75,6 +75,8 @@ class Subscription:
         self._wanted = wanted
         self._limit = limit
         self._max_bytes = max_bytes
+        self._half = limit / 2
+        self._half_bytes = max_bytes / 2
         self._waiting: deque[FeedEvent] = deque()
         self._bytes = 0
         self._missed = 0
@@ -126,7 +128,7 @@ class Subscription:
         if not self.closed:
             if not self._waiting:
                 self._changed.clear()
-            if not self._is_filling:
+            if len(self._waiting) < self._half and self._bytes < self._half_bytes:
                 self._filling.clear()
         return missed, events
 
@@ -134,20 +136,20 @@ class Subscription:
         """Add an event, if it is wanted."""
         if not self._wanted(event):
             return
-        self._waiting.append(event)
+        # Called for each event and each subscriber.
+        waiting = self._waiting
+        waiting.append(event)
         self._bytes += event.size
-        while len(self._waiting) > self._limit or (
-            self._bytes > self._max_bytes and len(self._waiting) > 1
-        ):
-            self._bytes -= self._waiting.popleft().size
-            self._missed += 1
-        self._changed.set()
-        if self._is_filling:
-            self._filling.set()
-
-    @property
-    def _is_filling(self) -> bool:
-        return 2 * len(self._waiting) >= self._limit or 2 * self._bytes >= self._max_bytes
+        if len(waiting) >= self._half or self._bytes >= self._half_bytes:
+            while len(waiting) > self._limit or (
+                self._bytes > self._max_bytes and len(waiting) > 1
+            ):
+                self._bytes -= waiting.popleft().size
+                self._missed += 1
+            if len(waiting) >= self._half or self._bytes >= self._half_bytes:
+                self._filling.set()
+        if len(waiting) == 1:
+            self._changed.set()
 
     def drop(self, forgotten: Callable[[FeedEvent], bool]) -> None:
         """Remove forgotten events that wait."""

@@ -15,8 +15,7 @@ therefore not a cosine, and only comparable within one search.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from autoplay_rag.journal.base import FoundPassage
 from autoplay_rag.search.lexical import Question, corrections, score
@@ -31,8 +30,7 @@ Unit: TypeAlias = str | int
 _DENSE_WEIGHT: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A chunk or payload, with its scores for the question.
 
     Attributes:

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from autoplay_rag._text_cache import cached_for_texts
+from autoplay_rag._text_cache import TextTable
 from autoplay_rag.content.words import lookups, parts, terms, words
 
 __all__ = ["Matched", "Question", "Scored", "corrections", "matched", "score"]
 
 _SITE, _PAGE, _VALUE, _LABEL, _ACTION = 0.3, 0.5, 2.0, 0.3, 1.0
+_VALUE_VERBS: Final = ("typed ", "selected ")
 _VALUE_LINE: Final = re.compile(r'(typed|selected) ("[^"]*")(.*)', re.DOTALL)
 _EXACT_BONUS: Final = 0.5
 """The bonus for a session that contains all codes, addresses and quoted phrases of the question
@@ -135,34 +137,46 @@ def _scored(
     idf: Mapping[str, float],
     length: float,
 ) -> Scored:
-    weights: dict[str, float] = {}
+    counted: dict[float, list[str]] = {}
     seen: set[str] = set()
     shares = []
+    squares = {term: idf[term] ** 2 for term in wanted}
     for text in texts:
         own = 0.0
         for line in text.split("\n"):
             is_new = line not in seen
             seen.add(line)
             for weight, found in _weighed(line):
-                for term in found:
-                    if is_new:
-                        weights[term] = weights.get(term, 0.0) + weight
-                    if term in wanted:
-                        own += weight * idf[term] ** 2
+                if is_new:
+                    counted.setdefault(weight, []).extend(found)
+                if not squares.keys().isdisjoint(found):
+                    own += weight * sum(squares.get(term, 0.0) for term in found)
         shares.append(own)
     if not any(shares):  # no term matches: every weight is above 0
         return Scored(0.0, shares)
+    weights = _summed(counted)
     values: dict[str, float] = {}
     for term in wanted.keys() & weights.keys():
         asked, worth = wanted[term]
         value = worth * math.log1p(weights[term]) * idf[term] * idf[asked]
         values[asked] = max(values.get(asked, 0.0), value)
-    norm = math.sqrt(sum(math.log1p(weight) ** 2 for weight in weights.values()))
+    # Most words of a session have the weight of a single action.
+    alike = Counter(weights.values())
+    norm = math.sqrt(sum(count * math.log1p(weight) ** 2 for weight, count in alike.items()))
     total = sum(values.values()) / (norm * length) if norm and length else 0.0
     if question.exact:
         total += _EXACT_BONUS * _exact_share(question, texts, shares, idf)
     best = max(shares, default=0.0)
     return Scored(total, [share / best if best else 0.0 for share in shares])
+
+
+def _summed(counted: Mapping[float, Iterable[str]]) -> dict[str, float]:
+    """The weight of each term, from the terms that occurred with each weight."""
+    weights: dict[str, float] = {}
+    for weight, found in counted.items():
+        for term, count in Counter(found).items():
+            weights[term] = weights.get(term, 0.0) + weight * count
+    return weights
 
 
 def _exact_share(
@@ -209,15 +223,14 @@ def _is_code(text: str) -> bool:
     return digits > 0 and (digits < len(text) or digits >= 5)  # noqa: PLR2004 - see `_CODE`
 
 
-@cached_for_texts(_REMEMBERED, longest=_LONGEST_REMEMBERED)
-def _weighed(line: str) -> tuple[tuple[float, tuple[str, ...]], ...]:
+def _weights_of(line: str) -> tuple[tuple[float, tuple[str, ...]], ...]:
     """The terms of one line of `content.render`, by their weight."""
     line = line.rstrip(",")
     if " " not in line and "." in line:
         return ((_SITE, tuple(terms(line))),)
     if line.startswith("on ") and '"' not in line:
         return ((_PAGE, tuple(terms(line[3:]))),)
-    if found := _VALUE_LINE.fullmatch(line):
+    if line.startswith(_VALUE_VERBS) and (found := _VALUE_LINE.fullmatch(line)):
         verb, value, label = found.groups()
         return (
             (_ACTION, tuple(terms(verb))),
@@ -225,6 +238,9 @@ def _weighed(line: str) -> tuple[tuple[float, tuple[str, ...]], ...]:
             (_LABEL, tuple(terms(label))),
         )
     return ((_ACTION, tuple(terms(line))),)
+
+
+_weighed: Final = TextTable(_weights_of, _REMEMBERED, longest=_LONGEST_REMEMBERED).__getitem__
 
 
 # -- typos ----------------------------------------------------------------------------------------
@@ -246,16 +262,28 @@ def corrections(
     ]
     if not unknown:
         return {}
-    known = {
-        term
-        for texts in sessions
-        for text in texts
-        for line in text.split("\n")
-        for _, found in _weighed(line)
-        for term in found
-        if len(term) >= _LEAST_CORRECTED - 1
+    lines: set[str] = set()
+    for texts in sessions:
+        for text in texts:
+            lines.update(text.split("\n"))
+    known: set[str] = set()
+    for line in lines:
+        for _, found in _weighed(line):
+            known.update(found)
+    by_length: dict[int, list[str]] = {}
+    for term in known:
+        by_length.setdefault(len(term), []).append(term)
+    near = {
+        term: tuple(
+            sorted(
+                other
+                for length in range(len(term) - 1, len(term) + 2)
+                for other in by_length.get(length, ())
+                if _one_slip(term, other)
+            )
+        )
+        for term in unknown
     }
-    near = {term: tuple(sorted(t for t in known if _one_slip(term, t))) for term in unknown}
     return {term: others for term, others in near.items() if others}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, get_args
@@ -13,7 +13,7 @@ from autoplay_rag._describe import describe
 from autoplay_rag._serial import SerialThread
 from autoplay_rag._timings import Timings
 from autoplay_rag._tracing import Attribute
-from autoplay_rag.content.chunks import Chunk
+from autoplay_rag.content.chunks import Chunk, Metadata
 from autoplay_rag.content.filters import Filter
 from autoplay_rag.content.keys import session_lane
 from autoplay_rag.content.probe import PROBE_ID
@@ -22,12 +22,18 @@ from autoplay_rag.errors import (
     EmbedderUnavailableError,
     StoreUnavailableError,
 )
-from autoplay_rag.journal.base import Findable, Found, FoundPassage, Scope
+from autoplay_rag.journal.base import Findable, Found, FoundPassage, Part, Scope
 from autoplay_rag.search.fusion import Candidate, Mode, Unit, fused, group
 from autoplay_rag.search.hits import Hit, Hits, SessionHit
 from autoplay_rag.search.lexical import Question, matched
 from autoplay_rag.search.serving import Serving
-from autoplay_rag.search.sessions import session_hit, time_of
+from autoplay_rag.search.sessions import (
+    CHARACTERS,
+    JoinedLines,
+    Whole,
+    session_hit,
+    time_of,
+)
 from autoplay_rag.search.slots import Slots
 from autoplay_rag.search.spans import embedding_attributes, record, retrieval_attributes
 from autoplay_rag.stores.base import Match, TextStore, VectorStore
@@ -54,6 +60,8 @@ the latest, besides the matches. A thousand take 50 ms."""
 scored."""
 MOST_RERANKED: Final = 50
 _HITS_OF_SESSION: Final = 5
+_FIRST_PARTS: Final = 32
+"""How many parts of a session are read at first for its text. Most texts are full by then."""
 _MOST_READING: Final = 4
 """How many searches read passages at once. One of long sessions holds several MB, and one thread reads
 and another scores: more at once would take memory, and no search would end sooner."""
@@ -342,7 +350,8 @@ class Searcher:
             if chunk in ranking.matches and ranking.matches[chunk].text
         }
         if self.catalog:
-            found |= {chunk.id: chunk for chunk in await self.catalog.chunks(ids)}
+            if ids:
+                found |= {chunk.id: chunk for chunk in await self.catalog.chunks(ids)}
             waiting = [unit for unit in units if isinstance(unit, int)]
             if waiting:
                 found |= {seq: one for seq, one in (await self.catalog.waiting(waiting)).items()}  # noqa: C416 - of other types
@@ -384,34 +393,70 @@ class Searcher:
         visits = await self.catalog.visits(list(found)) if self.catalog and of_all else {}
         whole = await self._whole(found, ranking, filter)
         return [
-            session_hit(hits, visits.get(lane), whole.get(lane, ())) for lane, hits in found.items()
+            session_hit(hits, visits.get(lane), whole.get(lane)) for lane, hits in found.items()
         ]
 
     async def _whole(
         self, found: Mapping[int, list[Hit]], ranking: _Ranking, filter: Filter
-    ) -> dict[int, list[Chunk | Match]]:
-        """All parts of these sessions that belong to the person of the filter, by lane, in order."""
-        units: dict[int, dict[Unit, None]] = {}
-        passages = ranking.passages
-        if self.catalog and ranking.scope.lanes is None:
-            # Of long sessions, only a part was read to rank them. What the catalog does not know
-            # has no number.
-            unknown = [one for one in passages if not one.seq]
-            passages = unknown + await self.catalog.passages(list(found))
-        for one in passages:
-            if one.lane in found:
-                unit = one.seq if one.chunk is None else one.chunk
-                units.setdefault(one.lane, {})[unit] = None
-        chunks = await self._chunks([unit for some in units.values() for unit in some], ranking)
+    ) -> dict[int, Whole]:
+        """What the parts of these sessions show that belong to the person of the filter, by lane."""
+        units = await self._units(found, ranking)
+        others = [unit for of_lane in units.values() for unit, part in of_lane.items() if not part]
+        chunks = await self._chunks(others, ranking) if others else {}
         people = replace(filter, since=None, until=None, kind=None)
-        return {
-            lane: [
-                chunks[unit]
-                for unit in some
-                if unit in chunks and people.matches(chunks[unit].metadata)
-            ]
-            for lane, some in units.items()
-        }
+        wholes: dict[int, Whole] = {}
+        for lane, of_lane in units.items():
+            whole = Whole()
+            for unit, part in list(of_lane.items()):
+                metadata = _metadata_of(part, found[lane][0]) if part else None
+                if metadata is None and unit in chunks:
+                    metadata = chunks[unit].metadata
+                if metadata is None or not people.matches(metadata):
+                    del of_lane[unit]
+                else:
+                    whole.add(metadata)
+            if of_lane:
+                wholes[lane] = whole
+        texts = await self._texts({lane: list(units[lane]) for lane in wholes}, ranking, chunks)
+        for lane, text in texts.items():
+            wholes[lane].text = text
+        return wholes
+
+    async def _units(
+        self, lanes: Collection[int], ranking: _Ranking
+    ) -> dict[int, dict[Unit, Part | None]]:
+        """The parts of sessions, in order, by lane; None for what is not in the catalog's chunks."""
+        units: dict[int, dict[Unit, Part | None]] = {lane: {} for lane in lanes}
+        for one in ranking.passages:
+            # What the catalog does not know has no number.
+            if not one.seq and one.chunk is not None and one.lane in lanes:
+                units[one.lane][one.chunk] = None
+        for each in await self.catalog.parts(list(lanes)) if self.catalog else ():
+            if each.chunk is None:
+                units[each.lane][each.seq] = None
+            else:
+                units[each.lane].setdefault(each.chunk, each)
+        return units
+
+    async def _texts(
+        self,
+        units: Mapping[int, Sequence[Unit]],
+        ranking: _Ranking,
+        known: Mapping[Unit, Chunk | Match],
+    ) -> dict[int, str]:
+        """The texts of sessions, by lane. Of long sessions, only the first parts are read."""
+        joined = {lane: JoinedLines(CHARACTERS) for lane in units}
+        start, end = 0, _FIRST_PARTS
+        while page := {lane: some[start:end] for lane, some in units.items() if some[start:]}:
+            wanted = [unit for some in page.values() for unit in some if unit not in known]
+            chunks = {**known, **await self._chunks(wanted, ranking)}
+            for lane, some in page.items():
+                for unit in some:
+                    if unit in chunks and not joined[lane].is_full:
+                        joined[lane].add(chunks[unit].text)
+            units = {lane: some for lane, some in units.items() if not joined[lane].is_full}
+            start, end = end, 2 * end
+        return {lane: one.text for lane, one in joined.items()}
 
 
 class _Candidates(NamedTuple):
@@ -465,6 +510,24 @@ def _as_passage(match: Match, number: int) -> FoundPassage:
     lane = session_lane(product, str(session)) if session is not None else _UNKNOWN_LANE - number
     started, ended = (time_of(match.metadata, name) for name in ("started_at", "ended_at"))
     return FoundPassage(0, lane, match.text, match.id, started, ended)
+
+
+def _metadata_of(part: Part, hit: Hit) -> Metadata:
+    """The metadata of a stored part that a filter of people looks at, and its times.
+
+    Product and session are those of any other part of the session.
+    """
+    named = {
+        "user_id": part.user_id,
+        "conversation_id": part.conversation_id,
+        "started_at": part.started,
+        "ended_at": part.ended,
+    }
+    found = {name: value for name, value in named.items() if value is not None}
+    for name in ("product_id", "session_id"):
+        if name in hit.metadata:
+            found[name] = hit.metadata[name]
+    return found
 
 
 def _passing(

@@ -162,6 +162,8 @@ async def test_what_is_found_is_read_alike(both):
     await _same(both, lambda journal: journal.finder.recent_lanes((), 100))
     passages = await _same(both, lambda journal: journal.finder.passages(lanes))
     assert {passage.chunk is None for passage in passages} == {True, False}
+    parts = await _same(both, lambda journal: journal.finder.parts(lanes))
+    assert [(one.seq, one.chunk) for one in parts] == [(one.seq, one.chunk) for one in passages]
     ids = sorted(await both[0].finder.chunk_ids(lanes))
     assert ids
 
@@ -180,6 +182,7 @@ async def test_what_is_found_is_read_alike(both):
     found = await _same(both, lambda journal: journal.finder.waiting(waiting))
     assert found
     assert await both[1].finder.passages([]) == []
+    assert await both[1].finder.parts([]) == []
     assert await both[1].finder.chunk_ids([]) == []
     assert await both[1].finder.lanes_of([]) == {}
 

@@ -64,6 +64,13 @@ async def test_calls_at_once_make_one_client(server, embedder, monkeypatch):
     assert len(made) == 1
 
 
+async def test_prepared_it_has_its_client_before_the_first_request(server, embedder, monkeypatch):
+    await embedder.prepare()
+    assert server.requests == []
+    monkeypatch.setattr(OpenAIEmbedder, "_new_client", None)
+    assert len(await embedder.embed_query("a")) == 3
+
+
 async def test_a_server_that_knows_no_base64_may_answer_with_floats(server, embedder):
     server.floats = True
     assert [list(v) for v in await embedder.embed(["a", "bb"])] == [[1, 97, 0.5], [2, 98, 0.5]]

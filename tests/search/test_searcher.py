@@ -184,3 +184,34 @@ async def test_an_old_passage_of_a_long_session_is_found_among_many_sessions(
         assert found.text.endswith("step 59")
         (dense,) = await pipeline.search("signed the lease", 1, mode="dense")
         assert dense.text == "signed the lease"
+
+
+async def test_the_text_of_a_session_of_many_short_parts_is_whole(make_pipeline, make_actions):
+    said = [f"step {number}" for number in range(150)]
+    async with make_pipeline(max_batch_actions=1) as pipeline:
+        for number, text in enumerate(said):
+            user = "u1" if number % 3 else "u2"
+            await pipeline.on_actions(make_actions("s1", text, at=1000.0 + number, user=user))
+        await pipeline.drain()
+        await pipeline.on_actions(make_actions("s1", "not stored yet", at=2000.0, user="u1"))
+        (found,) = await pipeline.search_sessions("step", 1)
+        assert (found.user_id, found.started_at, found.ended_at) == (None, 1000.0, 2000.0)
+        assert found.text.split("\n") == [*said, "not stored yet"]
+        (mine,) = await pipeline.search_sessions("step", 1, user_id="u1")
+        assert mine.user_id == "u1"
+        assert mine.text.split("\n") == [
+            *(text for number, text in enumerate(said) if number % 3),
+            "not stored yet",
+        ]
+        assert (mine.started_at, mine.ended_at) == (1001.0, 2000.0)
+
+
+async def test_the_text_of_a_long_session_is_its_beginning(make_pipeline, make_actions):
+    async with make_pipeline(max_batch_actions=1) as pipeline:
+        for number in range(100):
+            await pipeline.on_actions(make_actions("s1", f"{number} {'x' * 90}", at=float(number)))
+        await pipeline.drain()
+        (found,) = await pipeline.search_sessions("99", 1)
+        lines = found.text.split("\n")
+        assert lines == [*(f"{number} {'x' * 90}" for number in range(len(lines) - 1)), "…"]
+        assert 3900 < len(found.text) <= 4002
