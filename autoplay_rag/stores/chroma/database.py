@@ -29,6 +29,9 @@ _EXPECTED = (
     "SELECT id, scope, collection FROM segments LIMIT 0",
     "SELECT id, segment_id, embedding_id FROM embeddings LIMIT 0",
     "SELECT key, string_value, int_value, float_value, bool_value FROM embedding_metadata LIMIT 0",
+    "SELECT id, dimension FROM collections LIMIT 0",
+    "SELECT seq_id, topic FROM embeddings_queue LIMIT 0",
+    "SELECT seq_id, segment_id FROM max_seq_id LIMIT 0",
 )
 _ARRAYS = "SELECT 1 FROM embedding_metadata_array LIMIT 1"
 
@@ -41,8 +44,8 @@ _Clause: TypeAlias = tuple[str, list[Any]]
 class Database:
     """Chroma's database, opened for reading.
 
-    Read a collection only after Chroma has answered a request for it. With the first request after
-    a kill, Chroma applies its log.
+    Read a collection only if it `is_current`, or after Chroma has answered a request for it. With
+    the first request after a kill, Chroma applies its log.
 
     Args:
         folder: Chroma's folder.
@@ -82,6 +85,29 @@ class Database:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def is_current(self, collection: str) -> bool:
+        """Return whether Chroma has put all changes of a collection from its log into the tables."""
+        query = (
+            "SELECT 1 FROM embeddings_queue WHERE topic LIKE '%' || ? AND seq_id > ifnull("  # noqa: S608
+            f"(SELECT seq_id FROM max_seq_id WHERE segment_id = {_SEGMENT}), 0) LIMIT 1"
+        )
+        return not self.select(query, (collection, collection))
+
+    def dimension(self, collection: str) -> int | None:
+        """Return the dimension of the vectors that a collection had first; None if it had none."""
+        query = "SELECT dimension FROM collections WHERE id = ?"
+        found: int | None = self.select(query, (collection,))[0][0]
+        return found
+
+    def count(self, collection: str) -> int:
+        """Return the number of chunks, without those that are only in Chroma's log.
+
+        Chroma's own `count` opens the vector index, which takes seconds for a million chunks.
+        """
+        query = f"SELECT count(*) FROM embeddings WHERE segment_id = {_SEGMENT}"  # noqa: S608
+        count: int = self.select(query, (collection,))[0][0]
+        return count
 
     def ids(self, collection: str, limit: int) -> list[str]:
         """Return ids of the collection, at most `limit`; -1 for all."""

@@ -372,7 +372,7 @@ class _Collection:
         self._check_space()
         self._check_model()
         if opening is not None:
-            # Chroma reads it when it opens the index, which the next statement makes it do.
+            # Before a request that makes Chroma open the index: it reads it then.
             self._set_sync_threshold(opening.sync_threshold or self._suitable_threshold())
         self._dimension = self._stored_dimension()
 
@@ -383,7 +383,11 @@ class _Collection:
         change. Writing the index takes 3 us for each chunk in it. The sum is least where the
         threshold grows with the root of the size.
         """
-        return max(_LEAST_THRESHOLD, 4 * math.isqrt(self.count()))
+        # Chroma would open the index to count, and once more if the threshold changes.
+        size = (
+            self._database.count(str(self._chroma.id)) if self._database.readable else self.count()
+        )
+        return max(_LEAST_THRESHOLD, 4 * math.isqrt(size))
 
     def _set_sync_threshold(self, changes: int) -> None:
         """Set how many changes the index may lack on disk. Somebody else's collection stays."""
@@ -549,12 +553,17 @@ class _Collection:
 
     def _contents(self, ids: list[str]) -> Mapping[str, Contents]:
         if not ids:
-            return {}
+            return {}  # Chroma would return every chunk
         if self._database.readable:
             contents = self._database.contents(str(self._chroma.id), ids)
             if contents is not None:
                 return contents
-        return {chunk_id: (text, metadata) for chunk_id, text, metadata in self.get(ids)}
+        found: Any = self._chroma.get(ids=ids, include=["documents", "metadatas"])
+        columns = (found["ids"], found["documents"], found["metadatas"])
+        return {
+            chunk_id: (text, dict(metadata or {}))
+            for chunk_id, text, metadata in zip(*columns, strict=True)
+        }
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete the chunks with these ids."""
@@ -566,13 +575,9 @@ class _Collection:
 
     def get(self, ids: Sequence[str]) -> list[StoredChunk]:
         """Return the chunks with these ids. Unknown ids are left out."""
-        if not ids:
-            return []  # Chroma would return every chunk
-        found: Any = self._chroma.get(ids=list(ids), include=["documents", "metadatas"])
-        columns = (found["ids"], found["documents"], found["metadatas"])
         return [
-            (chunk_id, text or "", dict(metadata or {}))
-            for chunk_id, text, metadata in zip(*columns, strict=True)
+            (chunk_id, text or "", metadata)
+            for chunk_id, (text, metadata) in self._contents(list(ids)).items()
         ]
 
     def scan(self, after: int, limit: int) -> Chunks:
@@ -691,6 +696,10 @@ class _Collection:
         return True
 
     def _stored_dimension(self) -> int | None:
+        collection = str(self._chroma.id)
+        if self._database.readable and self._database.is_current(collection):
+            # Chroma opens the index with the first search or change: a million chunks take 4 s.
+            return self._database.dimension(collection)
         found: Any = self._chroma.get(limit=1, include=["embeddings"])
         return len(found["embeddings"][0]) if len(found["embeddings"]) else None
 
