@@ -147,6 +147,13 @@ class Sender:
         except ConfigurationError as error:  # a file with a certificate may be gone for a moment
             self._say(str(error))
 
+    def topic_gone(self) -> None:
+        """Give up what is on its way, before the topic is made anew.
+
+        Otherwise it could be in the new topic before what was in the old one is sent again.
+        """
+        self._drop_producer()
+
     def _note_places(self, as_of: int) -> None:
         places = [(seq, part, at) for n, seq, part, at in self._delivered if n <= as_of]
         if places:

@@ -95,6 +95,7 @@ class TopicWatch:
     async def _topic(self) -> Topic:
         if (topic := await self._admin.describe()) is not None:
             return topic
+        await self._worker.topic_gone()
         await self._admin.create(self._partitions)
         _log.info("created the %s with %d partitions", self._address, self._partitions)
         if (topic := await self._admin.describe()) is None:

@@ -121,6 +121,10 @@ class RelayWorker:
         """See `Sender.topic_seen`."""
         self._put(lambda: self._sender.topic_seen(topic_id, as_of))
 
+    async def topic_gone(self) -> None:
+        """See `Sender.topic_gone`. It is done when this returns."""
+        await self.ask(lambda _: self._sender.topic_gone())
+
     def readers_at(self, places: Iterable[tuple[str, int, int]]) -> None:
         """Forget what the readers have.
 
