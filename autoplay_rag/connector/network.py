@@ -8,10 +8,14 @@ time. Here the socket stays registered, and one timer serves all reads.
 from __future__ import annotations
 
 import asyncio
+import functools
+import ipaddress
 import math
+import socket
 import ssl
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from typing import Any, Final
 
 import httpcore
@@ -54,19 +58,75 @@ class AsyncioBackend(httpcore.AsyncNetworkBackend):
             httpcore.ConnectTimeout: If the time is over.
             httpcore.ConnectError: If there is no such host, or it cannot be reached.
         """
-        loop = asyncio.get_running_loop()
         with _connect_errors(timeout):
             async with asyncio.timeout(timeout):
-                transport, stream = await loop.create_connection(
-                    _Stream,
-                    host,
-                    port,
-                    local_addr=None if local_address is None else (local_address, 0),
-                    happy_eyeballs_delay=_NEXT_ADDRESS,
+                stream = await _first_of(
+                    [
+                        functools.partial(_connect, address, port, local_address)
+                        for address in await _addresses(host, port)
+                    ]
                 )
         for option in socket_options or ():
-            transport.get_extra_info("socket").setsockopt(*option)
+            stream.get_extra_info("socket").setsockopt(*option)
         return stream
+
+
+async def _addresses(host: str, port: int) -> Sequence[str]:
+    """Return the addresses of a host: those of both families in turn, the preferred one first."""
+    with suppress(ValueError):
+        return [str(ipaddress.ip_address(host))]
+    loop = asyncio.get_running_loop()
+    families: dict[int, dict[str, None]] = {}
+    for family, _, _, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        families.setdefault(family, {})[str(address[0])] = None
+    return [one for some in zip_longest(*families.values()) for one in some if one]
+
+
+async def _connect(address: str, port: int, local_address: str | None) -> _Stream:
+    loop = asyncio.get_running_loop()
+    local = None if local_address is None else (local_address, 0)
+    _, stream = await loop.create_connection(_Stream, address, port, local_addr=local)
+    return stream
+
+
+async def _first_of(connects: Sequence[Callable[[], Coroutine[Any, Any, _Stream]]]) -> _Stream:
+    """Return the first connection, and begin each a moment after the one before.
+
+    The option `happy_eyeballs_delay` of asyncio does the same. But if it is cancelled in the moment of
+    the connection, as by a timeout, the socket stays open (seen in Python 3.11).
+    """
+    if len(connects) == 1:
+        return await connects[0]()
+    waiting = list(reversed(connects))
+    running: set[asyncio.Task[_Stream]] = set()
+    failure: BaseException | None = None
+    try:
+        while waiting or running:
+            if waiting:
+                running.add(asyncio.create_task(waiting.pop()()))
+            done, _ = await asyncio.wait(
+                running,
+                timeout=_NEXT_ADDRESS if waiting else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for task in done:
+                running.discard(task)
+                if (failure := task.exception()) is None:
+                    return task.result()
+        assert failure is not None
+        raise failure
+    finally:
+        for task in running:
+            task.add_done_callback(_close_late)
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+
+
+def _close_late(task: asyncio.Task[_Stream]) -> None:
+    """Close a connection that is not needed."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().abort()
 
 
 class _Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
@@ -153,11 +213,15 @@ class _Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
             raise httpcore.WriteError("the connection is closed") from self._error
 
     async def aclose(self) -> None:
+        self.abort()
+        await asyncio.sleep(0)  # asyncio closes the socket in the loop's next turn
+
+    def abort(self) -> None:
+        """Close the connection at once; asyncio closes the socket in its next turn."""
         self._error = self._error or ConnectionAbortedError("the connection was closed")
         self._stop_timer()
         # Not `close()`: over TLS, that would wait for the peer's close_notify.
         self._transport.abort()
-        await asyncio.sleep(0)  # asyncio closes the socket in the loop's next turn
 
     async def start_tls(
         self,

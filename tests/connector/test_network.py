@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoplay_rag.connector.connection import tls_fault
-from autoplay_rag.connector.network import AsyncioBackend
+from autoplay_rag.connector.network import AsyncioBackend, _addresses
 
 BACKEND = AsyncioBackend()
 LIMIT = 30.0  # seconds; ends a test that hangs
@@ -230,11 +230,11 @@ async def test_a_read_without_a_limit_is_not_ended_by_an_earlier_timer():
 
 
 @contextlib.contextmanager
-def unanswering():
+def unanswering(host="127.0.0.1", port=0):
     """Yield the address of a socket that is full: who connects hears nothing."""
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(socket.socket())
-        full.bind(("127.0.0.1", 0))
+        full.bind((host, port))
         full.listen(0)
         for _ in range(2):  # the kernel takes one more than it was asked to
             waiting = stack.enter_context(socket.socket())
@@ -257,21 +257,64 @@ async def test_a_handshake_without_an_answer_ends_in_time():
         gc.collect()
 
 
-async def test_the_next_address_is_tried_beside_one_that_does_not_answer(monkeypatch):
-    async def answer(reader, writer):
-        writer.write(b"here")
-        await reader.read()
+@pytest.fixture
+def resolved(monkeypatch):
+    """Call it with the addresses of all hosts."""
 
-    async with listening(answer) as port:
-        with unanswering() as address:
-            found = [
-                (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", each)
-                for each in (address, ("127.0.0.1", port))
-            ]
-            monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
+    def give(*addresses):
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, 0))
+            for address in addresses
+        ]
+        real = socket.getaddrinfo
+
+        def answer(host, *args, **options):
+            return found if host == "connector.test" else real(host, *args, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", answer)
+
+    return give
+
+
+async def greeting(reader, writer):
+    writer.write(b"here")
+    await reader.read()
+
+
+async def test_the_next_address_is_tried_beside_one_that_does_not_answer(resolved):
+    async with listening(greeting) as port:
+        with unanswering("127.0.0.2", port):
+            resolved("127.0.0.2", "127.0.0.1")
             stream = await BACKEND.connect_tcp("connector.test", port, LIMIT)
         assert await stream.read(100, LIMIT) == b"here"
         await stream.aclose()
+
+
+async def test_the_next_address_is_tried_at_once_after_one_that_refuses(resolved):
+    async with listening(greeting) as port:
+        resolved("127.0.0.2", "127.0.0.3", "127.0.0.1")
+        stream = await BACKEND.connect_tcp("connector.test", port, 0.2)  # less than a pause
+        assert await stream.read(100, LIMIT) == b"here"
+        await stream.aclose()
+
+
+async def test_if_all_addresses_refuse_the_last_refusal_is_told(resolved, unused_port):
+    resolved("127.0.0.2", "127.0.0.3")
+    with pytest.raises(httpcore.ConnectError, match=r"127\.0\.0\.3"):
+        await BACKEND.connect_tcp("connector.test", unused_port, LIMIT)
+
+
+async def test_the_families_of_a_host_are_tried_in_turn(monkeypatch):
+    found = [
+        (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, 0))
+        for family, address in (
+            (socket.AF_INET6, "::2"), (socket.AF_INET6, "::3"), (socket.AF_INET6, "::2"),
+            (socket.AF_INET, "127.0.0.2"),
+        )
+    ]  # fmt: skip
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
+    assert await _addresses("connector.test", 1) == ["::2", "127.0.0.2", "::3"]
+    assert await _addresses("::7", 1) == ["::7"]
 
 
 # Ends
@@ -450,6 +493,31 @@ async def cancelled(work):
 async def test_a_connect_that_is_cancelled_leaves_nothing():
     with unanswering() as address:
         await cancelled(BACKEND.connect_tcp(*address, LIMIT))
+
+
+@pytest.mark.parametrize("addresses", [1, 2], ids=lambda count: f"{count} addresses")
+async def test_no_socket_stays_open_whenever_a_connect_is_cancelled(resolved, addresses):
+    """Also in the moment of the connection, where asyncio's own race of addresses leaves one."""
+    closed = 0
+
+    async def answer(reader, _):
+        nonlocal closed
+        await reader.read()
+        closed += 1
+
+    async with listening(answer) as port:
+        resolved(*["127.0.0.1", "127.0.0.2"][:addresses])
+        for turns in range(200):
+            task = asyncio.create_task(BACKEND.connect_tcp("connector.test", port, LIMIT))
+            for _ in range(turns % 40):
+                await asyncio.sleep(0)
+            if turns % 2:  # the name is resolved in a thread
+                await asyncio.sleep(turns / 200_000)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await (await task).aclose()
+    gc.collect()
+    assert closed
 
 
 async def test_a_handshake_that_is_cancelled_closes_the_connection():
