@@ -77,6 +77,9 @@ _EXACT = 1000
 up to 27 ms of CPU, and a filtered search of the index 75 to 300."""
 _ALWAYS_EXACT = 100
 """A collection of up to this many chunks is compared exactly, also without a filter."""
+_MOST_NAMED = 100_000
+"""Up to this many chunks that pass a filter are named to Chroma by their ids. Measured with a million
+chunks, of which 10,000 pass: that takes 90 ms of CPU, and 310 if Chroma finds them by the filter."""
 _WIDEST = 2000
 """The most chunks that are requested from an unfiltered search, to filter them afterwards."""
 _ROUNDS = 4
@@ -480,10 +483,15 @@ class _Collection:
                 return found
         ids = database.matching(collection, conditions, most + 1)
         if len(ids) > most:
-            nearest = self._search_index(vector, k, request.where)
+            ids = database.matching(collection, conditions, _MOST_NAMED + 1)
+            named = len(ids) <= _MOST_NAMED
+            nearest = self._search_index(
+                vector, k, **({"ids": ids} if named else {"where": request.where})
+            )
             if len(nearest) == k:
                 return nearest
-            ids = database.matching(collection, conditions)
+            if not named:
+                ids = database.matching(collection, conditions)
         return _best(self._exact_scores(ids, vector), k)
 
     def _filtered_afterwards(
@@ -521,14 +529,18 @@ class _Collection:
         found = self._chroma.get(where=request.where, limit=most + 1, include=[])
         if len(found["ids"]) <= most:
             return _best(self._exact_scores(found["ids"], vector), request.k)
-        return self._search_index(vector, request.k, request.where)
+        return self._search_index(vector, request.k, where=request.where)
 
-    def _search_index(
-        self, vector: NDArray[np.float32], k: int, where: dict[str, Any] | None = None
-    ) -> dict[str, float]:
-        """Return the scores of approximately the `k` nearest chunks by id, best first."""
+    def _search_index(self, vector: NDArray[np.float32], k: int, **among: Any) -> dict[str, float]:
+        """Return the scores of approximately the `k` nearest chunks by id, best first.
+
+        Args:
+            vector: The vector of the question.
+            k: The most chunks.
+            among: `ids` or `where` of the chunks that are searched, as in Chroma's `query`.
+        """
         found: Any = self._chroma.query(
-            query_embeddings=vector, n_results=k, where=where, include=["distances"]
+            query_embeddings=vector, n_results=k, include=["distances"], **among
         )
         distances = found["distances"][0]
         return {

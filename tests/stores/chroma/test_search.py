@@ -28,14 +28,15 @@ from autoplay_rag.stores.chroma.store import where_of
 way, count, dimension, exact, searches = sys.argv[2], *map(int, sys.argv[3:])
 if exact:
     module._EXACT, module._ALWAYS_EXACT, module._WIDEST = exact, exact, count // 4
+    module._MOST_NAMED = count // 10
 folder = module.Folder(Path(sys.argv[1]))
 if way == "chroma":
     folder._database._readable = False
 taken = Counter()
 for name in ("_search_index", "_filtered_afterwards", "_exact_scores", "_nearest_by_chroma"):
-    def counted(self, *arguments, name=name, original=getattr(module._Collection, name)):
-        taken[name] += 1
-        return original(self, *arguments)
+    def counted(self, *arguments, name=name, original=getattr(module._Collection, name), **among):
+        taken.update([name, *among])
+        return original(self, *arguments, **among)
     setattr(module._Collection, name, counted)
 
 def ask(kind, **values):
@@ -116,7 +117,9 @@ def searched(folder, way: str, *, count: int, dimension: int, exact: int, search
 def test_each_way_finds_what_a_comparison_with_all_chunks_finds(tmp_path):
     recall, taken = searched(tmp_path, "database", count=400, dimension=8, exact=20, searches=300)
     assert recall >= 0.99
-    assert set(taken) == {"_search_index", "_filtered_afterwards", "_exact_scores"}
+    assert set(taken) == {"_search_index", "ids", "where", "_filtered_afterwards", "_exact_scores"}
+    named, filtered = taken.pop("ids"), taken.pop("where")
+    assert min(named, filtered) >= 3
     assert all(times >= 20 for times in taken.values())
 
 
@@ -169,6 +172,9 @@ def test_a_database_that_is_locked_for_long_is_not_taken_for_one_with_other_tabl
         "CREATE TABLE segments (id, scope, collection)",
         "CREATE TABLE embeddings (id, segment_id, embedding_id)",
         "CREATE TABLE embedding_metadata (id, key, string_value, int_value, float_value, bool_value)",
+        "CREATE TABLE collections (id, dimension)",
+        "CREATE TABLE embeddings_queue (seq_id, topic)",
+        "CREATE TABLE max_seq_id (seq_id, segment_id)",
     )
     other = sqlite3.connect(tmp_path / "chroma.sqlite3", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
