@@ -33,8 +33,7 @@ _NEXT_ADDRESS: Final = 0.25
 class AsyncioBackend(httpcore.AsyncNetworkBackend):
     """Opens TCP connections on the running event loop.
 
-    The loop must be one of asyncio's own: others, such as uvloop, cannot try the addresses of a host
-    in parallel.
+    The loop must be one of asyncio's own: this is not tested with others, such as uvloop.
     """
 
     async def connect_tcp(

@@ -183,7 +183,7 @@ async def test_what_the_environment_trusts_is_trusted(certificate, monkeypatch):
 
 
 def test_a_loop_of_another_make_has_the_transport_of_httpx():
-    """uvloop cannot try the addresses of a host beside each other."""
+    """The sockets of the client are only tested with those of asyncio."""
     uvloop = pytest.importorskip("uvloop")
 
     async def kind():
