@@ -465,6 +465,9 @@ class World:
     async def make_anew(self, everything):
         """The topic is empty. The producer sends what is not in the journal, or everything."""
         kept = {*self.kept()}
+        if any(process.gate.frozen for process in self.processes):
+            # One may have a message in its hands, and take it in as one of the topic before.
+            self.gone |= self.bad - kept
         self.bad &= kept
         self.broker.id += 1
         for part in range(PARTS):
@@ -785,6 +788,15 @@ def opened(postgres):
         ("make_anew", (False,)),
         ("deliver_beside", (1, 9, 0, False)),
         ("send", (0, 2)),
+    ]
+)
+# The topic begins anew while a process is frozen with a message that is no payload.
+@example(
+    [
+        ("send_bad", (2,)),
+        ("freeze", (0, "describe")),
+        ("deliver", (0, 4, 0, False, False)),
+        ("make_anew", (False,)),
     ]
 )
 # Messages are deleted behind those that the client has already.
