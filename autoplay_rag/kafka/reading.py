@@ -47,7 +47,7 @@ from autoplay_rag.kafka.consumer import (
 )
 from autoplay_rag.kafka.settings import ClientSettings
 from autoplay_rag.kafka.standing_in import StandIn
-from autoplay_rag.kafka.taking import TakeIn, Taker
+from autoplay_rag.kafka.taking import TakeIn, Taker, release
 from autoplay_rag.kafka.trying import Attempts
 
 __all__ = ["TopicReader"]
@@ -60,8 +60,6 @@ _LOOK_SECONDS: Final = 1.0
 """The interval of asking for the topic's id, and of telling how far this process is."""
 _AGAIN_SECONDS: Final = 3.0
 """How long after a refusal a partition is taken again: some heartbeats, each a second."""
-_RELEASE_SECONDS: Final = 3.0
-"""How long the release of partitions may take. Without it, another process takes them anyway."""
 
 
 class TopicReader(Inflow):
@@ -241,7 +239,7 @@ class TopicReader(Inflow):
 
     async def _revoked(self, consumer: Consumer, parts: Sequence[Any]) -> None:
         if gone := self._drop(parts):
-            await self._release(gone)
+            await release(self._rows, gone)
             await self._commit(consumer, gone)
         await consumer.incremental_unassign(list(parts))
 
@@ -252,13 +250,8 @@ class TopicReader(Inflow):
                 _listed([one.part for one in gone]),
                 self._address,
             )
-            await self._release(gone)
+            await release(self._rows, gone)
         await consumer.incremental_unassign(list(parts))
-
-    async def _release(self, gone: Sequence[Held]) -> None:
-        with suppress(JournalError, TimeoutError):
-            async with asyncio.timeout(_RELEASE_SECONDS):
-                await self._rows.release(gone)
 
     def _drop(self, parts: Sequence[Any]) -> list[Held]:
         gone = [self._held.pop(p.partition) for p in parts if p.partition in self._held]

@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 from confluent_kafka import KafkaException
@@ -42,7 +41,7 @@ from autoplay_rag.kafka.consumer import (
     reason_of,
 )
 from autoplay_rag.kafka.settings import ClientSettings
-from autoplay_rag.kafka.taking import TakeIn, Taker
+from autoplay_rag.kafka.taking import TakeIn, Taker, release
 from autoplay_rag.kafka.trying import Attempts
 
 __all__ = ["StandIn"]
@@ -55,8 +54,6 @@ _SURE_SECONDS: Final = 1.25
 """For how long a reader must seem to have ended. A live one is connected again within that."""
 _CALM_SECONDS: Final = 5.0
 """The pause after a failure. After a restart of PostgreSQL, all processes seem to have ended."""
-_RELEASE_SECONDS: Final = 3.0
-"""How long the release of partitions may take."""
 
 
 class StandIn:
@@ -169,7 +166,7 @@ class StandIn:
             if found := await self._take_over(left):
                 await self._read_beside(found)
         finally:
-            await self._release([*self._held.values()])
+            await release(self._rows, [*self._held.values()])
             self._held.clear()
             self._owners.clear()
 
@@ -237,16 +234,9 @@ class StandIn:
         del self._held[held.part]
         former = self._owners.pop(held.part)
         await consumer.incremental_unassign([place_of(self._address.topic, held)])
-        await self._release([held])
+        await release(self._rows, [held])
         if await self._rows.owner(held.part) == former:
             self._spared.add(former)
-
-    async def _release(self, gone: Sequence[Held]) -> None:
-        if not gone:
-            return
-        with suppress(JournalError, TimeoutError):
-            async with asyncio.timeout(_RELEASE_SECONDS):
-                await self._rows.release(gone)
 
     def _troubled(self, why: str) -> None:
         self._trouble = why

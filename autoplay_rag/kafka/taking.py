@@ -1,14 +1,18 @@
-"""Commits messages of a partition: their payloads, and the offset after them, in one transaction."""
+"""Commits messages of a partition: their payloads, and the offset after them, in one transaction.
+
+And gives partitions back.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-from autoplay_rag.cluster.topic_rows import Held
+from autoplay_rag.cluster.topic_rows import Held, TopicRows
 from autoplay_rag.errors import (
     DecodeError,
     FencedError,
@@ -22,7 +26,7 @@ from autoplay_rag.journal.inflow import Enter
 from autoplay_rag.kafka.messages import payload_of
 from autoplay_rag.kafka.trying import Attempts
 
-__all__ = ["TakeIn", "Taker"]
+__all__ = ["TakeIn", "Taker", "release"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +38,8 @@ _TOGETHER_BYTES: Final = 4 * 2**20
 """The most messages and bytes in one transaction. Others wait for it."""
 _YIELD_EVERY: Final = 32
 """After so many messages others may use the event loop."""
+_RELEASE_SECONDS: Final = 3.0
+"""How long the release of partitions may take. Without it, another process takes them anyway."""
 
 
 class _Read(NamedTuple):
@@ -159,3 +165,17 @@ class Taker:
                 self._attempts.succeed()
                 self.on_taken()
         return not some
+
+
+async def release(rows: TopicRows, gone: Sequence[Held]) -> None:
+    """Give partitions back, if the database answers soon.
+
+    Args:
+        rows: Their rows.
+        gone: The partitions; may be empty.
+    """
+    if not gone:
+        return
+    with suppress(JournalError, TimeoutError):
+        async with asyncio.timeout(_RELEASE_SECONDS):
+            await rows.release(gone)

@@ -522,7 +522,9 @@ async def test_no_socket_stays_open_whenever_a_connect_is_cancelled(resolved, ad
     assert set(ended) == {"cancelled", "connected"}
 
 
-async def test_a_handshake_that_is_cancelled_closes_the_connection():
+@contextlib.asynccontextmanager
+async def listening_until_gone():
+    """Serve connections; yield the port, and an event for the end of one."""
     gone = asyncio.Event()
 
     async def answer(reader, _writer):
@@ -530,19 +532,18 @@ async def test_a_handshake_that_is_cancelled_closes_the_connection():
         gone.set()
 
     async with listening(answer) as port:
+        yield port, gone
+
+
+async def test_a_handshake_that_is_cancelled_closes_the_connection():
+    async with listening_until_gone() as (port, gone):
         stream = await BACKEND.connect_tcp("127.0.0.1", port, LIMIT)
         await cancelled(stream.start_tls(ssl.create_default_context(), "127.0.0.1", LIMIT))
         await gone.wait()
 
 
 async def test_a_handshake_that_cannot_begin_closes_the_connection():
-    gone = asyncio.Event()
-
-    async def answer(reader, _writer):
-        await reader.read()
-        gone.set()
-
-    async with listening(answer) as port:
+    async with listening_until_gone() as (port, gone):
         stream = await BACKEND.connect_tcp("127.0.0.1", port, LIMIT)
         with pytest.raises(ValueError, match="label empty"):
             await stream.start_tls(ssl.create_default_context(), ".connector.test", LIMIT)
