@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,8 @@ ones. Measured with 50,000 chunks, a fifth of them copies of 50 texts: 100 finds
 nearest, 400 finds 95 and takes 4 ms longer."""
 _LEAST_THRESHOLD = 1000
 """Chroma's own default."""
+_OUTGROWN = 1.5
+"""How many times the present threshold a better one must be, to have Chroma open its index anew for it."""
 _EXACT = 1000
 """Up to this many chunks that pass a filter are compared exactly. Measured with 100,000 chunks: it takes
 up to 27 ms of CPU, and a filtered search of the index 75 to 300."""
@@ -208,6 +211,9 @@ class Folder:
             case Upsert():
                 self._check_disk()
                 collection.upsert(request)
+                # Right after Chroma wrote the index, it opens it without changes to add.
+                if request.sync_threshold is None and self._mirror.refresh():
+                    self._write_less_often(collection)
                 return Done()
             case Delete():
                 collection.delete(request.ids)
@@ -244,24 +250,35 @@ class Folder:
 
         return chromadb.PersistentClient(str(self._path), settings=self._settings)
 
-    def _erase(self) -> bool:
-        """Remove the remains of deleted chunks; returns whether all files are known to be clean."""
-        for collection in self._client.list_collections():
-            collection.count()  # makes Chroma apply its log after a kill
-        # Chroma has deleted vectors in memory, and would write them again.
+    @contextmanager
+    def _closed(self) -> Iterator[None]:
+        """Close Chroma for the time of the block. Afterwards it reads indexes and settings anew."""
         self._collections.clear()
         self._database.close()
         client: Any = self._client
         client.close()
         try:
-            erase_deleted(self._path)
-            self._mirror.discard()
-            return erase_vectors(self._path)
+            yield
         finally:
             try:
                 self._client = self._open()
             except Exception as error:
                 raise SystemExit(f"Chroma could not open {self._path} again: {error}") from error
+
+    def _write_less_often(self, collection: _Collection) -> None:
+        """Have Chroma write an index less often that has grown since it was opened."""
+        if collection.raise_threshold():
+            with self._closed():
+                pass  # Chroma reads the threshold when it opens the index
+
+    def _erase(self) -> bool:
+        """Remove the remains of deleted chunks; returns whether all files are known to be clean."""
+        for collection in self._client.list_collections():
+            collection.count()  # makes Chroma apply its log after a kill
+        with self._closed():  # Chroma has deleted vectors in memory, and would write them again
+            erase_deleted(self._path)
+            self._mirror.discard()
+            return erase_vectors(self._path)
 
     def _exchange(self, one: str, other: str) -> None:
         """Exchange two collections that this package created. A missing one is created first."""
@@ -392,12 +409,26 @@ class _Collection:
         )
         return max(_LEAST_THRESHOLD, 4 * math.isqrt(size))
 
+    def raise_threshold(self) -> bool:
+        """Set a much better threshold for the present size, and return whether there is one."""
+        held, suitable = self._threshold(), self._suitable_threshold()
+        if held is None or suitable < _OUTGROWN * held:
+            return False
+        self._set_sync_threshold(suitable)
+        return True
+
+    def _threshold(self) -> int | None:
+        """Return how many changes the index may lack on disk; None for somebody else's collection."""
+        metadata = self._chroma.metadata or {}
+        if _MODEL not in metadata or "hnsw:space" in metadata:
+            return None
+        configuration: Any = self._chroma.configuration
+        held: int | None = (configuration.get("hnsw") or {}).get("sync_threshold")
+        return held
+
     def _set_sync_threshold(self, changes: int) -> None:
         """Set how many changes the index may lack on disk. Somebody else's collection stays."""
-        metadata = self._chroma.metadata or {}
-        configuration: Any = self._chroma.configuration
-        held = (configuration.get("hnsw") or {}).get("sync_threshold")
-        if _MODEL in metadata and "hnsw:space" not in metadata and held not in (None, changes):
+        if self._threshold() not in (None, changes):
             self._chroma.modify(configuration={"hnsw": {"sync_threshold": changes}})
 
     def upsert(self, request: Upsert) -> None:

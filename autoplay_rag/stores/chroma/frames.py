@@ -63,13 +63,17 @@ class Open(_Request, tag=True, kw_only=True):
 
 
 class Upsert(_Request, tag=True, kw_only=True):
-    """Store a batch, given as columns. `vectors` are float32 in the machine's byte order."""
+    """Store a batch, given as columns. `vectors` are float32 in the machine's byte order.
+
+    `sync_threshold` is that of `Open`.
+    """
 
     ids: list[str]
     texts: list[str]
     metadatas: list[dict[str, Any]]
     vectors: bytes
     dimension: int
+    sync_threshold: int | None = None
 
 
 class Delete(_Request, tag=True, kw_only=True):

@@ -98,24 +98,28 @@ class IndexMirror:
             state.unlink()
         self._seen = {}
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         """Copy indexes written since the last call, and delete copies of deleted indexes.
 
         A failed copy is logged and does not affect the stored chunks.
+
+        Returns:
+            Whether an index was written, and could be copied.
         """
         try:
-            self._refresh()
+            return self._refresh()
         except (OSError, sqlite3.Error) as error:
             _logger.warning(
                 "the indexes in %s could not be copied for recovery: %s", self._folder, error
             )
+            return False
 
-    def _refresh(self) -> None:
+    def _refresh(self) -> bool:
         found = {
             path.parent.name: _files(path.parent) for path in self._folder.glob("*/header.bin")
         }
         if found == self._seen:
-            return
+            return False
         for index, files in found.items():
             if files != self._seen.get(index):
                 # Chroma writes memory that belongs to no chunk when it begins an index, or begins
@@ -131,6 +135,7 @@ class IndexMirror:
             # Chroma does not delete the files of a deleted collection.
             if path.name not in written_to:
                 shutil.rmtree(path)
+        return True
 
     def _written_to(self) -> dict[str, int | None]:
         """Return the last log entry in each vector index; None if it was never written."""

@@ -97,9 +97,10 @@ class ChromaStore(VectorStore):
         sync_threshold: Chroma writes its index whenever the index lacks this many changes. Until then
             they are in its log, all of which it reads again with each request that writes. So a
             large index is written seldom, and a small one often: by default, after 1,000 changes up
-            to 60,000 chunks, after 2,000 with 250,000, and after 4,000 with a million. A start adds
-            the lacking changes to the index, which takes 0.5 to 1 ms for each. Applies from the
-            next start of the worker.
+            to 60,000 chunks, after 2,000 with 250,000, and after 4,000 with a million. For that, Chroma
+            opens a growing index anew at about 140,000, 320,000 and 720,000 chunks. A start adds
+            the lacking changes to the index, which takes 0.5 to 1 ms for each. A number given here
+            stays, and applies from the next start of the worker.
 
     Raises:
         ConfigurationError: If `sys.executable` is not a Python interpreter and `python` is not
@@ -550,6 +551,7 @@ class ChromaStore(VectorStore):
             metadatas=rows.metadatas,
             vectors=rows.vectors,
             dimension=rows.dimension,
+            sync_threshold=self._sync_threshold,
         )
 
     def _query(self, vector: Vector, k: int, filter: Filter) -> Query:

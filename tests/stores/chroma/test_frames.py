@@ -72,7 +72,7 @@ VALUES = (
 def test_whatever_the_pipe_cuts_frames_arrive_whole(metadata, vectors, sizes):
     sent = [
         Upsert(collection="c", model=None, timeout=1.0, ids=["a"], texts=["t"],
-               metadatas=[metadata], vectors=vectors, dimension=3),
+               metadatas=[metadata], vectors=vectors, dimension=3, sync_threshold=900),
         Query(collection="c", model="m", timeout=0.5, vector=vectors, k=2,
                   conditions=[("k", "==", 1)], where={"k": {"$eq": 1}}),
     ]  # fmt: skip

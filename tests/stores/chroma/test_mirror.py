@@ -194,6 +194,44 @@ async def test_a_large_index_is_written_less_often(tmp_path):
     assert threshold_in(tmp_path) == 4 * math.isqrt(70_000)
 
 
+GROWS = """
+import random, sys
+from array import array
+from pathlib import Path
+from autoplay_rag.stores import Filter
+from autoplay_rag.stores.chroma import folder as module
+from autoplay_rag.stores.chroma.frames import Found, Open, Query, Upsert
+
+given, count = int(sys.argv[2]) or None, int(sys.argv[3])
+module._LEAST_THRESHOLD = 100
+opened, original = [], module.Folder._open
+module.Folder._open = lambda self: (opened.append(self), original(self))[1]
+folder = module.Folder(Path(sys.argv[1]))
+to = {"collection": "test", "model": "m", "timeout": 60.0}
+vectors = [array("f", random.Random(n).choices([-1.0, -0.5, 0.5, 1.0], k=8)).tobytes() for n in range(count)]
+folder.answer(Open(**to, sync_threshold=given))
+for start in range(0, count, 50):
+    ids = [f"c{n}" for n in range(start, start + 50)]
+    folder.answer(Upsert(**to, ids=ids, texts=ids, metadatas=[{} for _ in ids],
+        vectors=b"".join(vectors[start : start + 50]), dimension=8, sync_threshold=given))
+print(len(opened))
+found = set()
+for vector in vectors:
+    reply = folder.answer(Query(**to, vector=vector, k=10, conditions=[], where=None))
+    assert isinstance(reply, Found), reply
+    found |= {hit[0] for hit in reply.hits}
+print(len(found))
+"""
+
+
+@pytest.mark.parametrize(("given", "opened", "threshold"), [(0, 2, 4 * 38), (100, 1, 100)])
+def test_an_index_that_grows_is_written_less_often(tmp_path, given, opened, threshold):
+    command = [sys.executable, "-W", "ignore", "-c", GROWS, str(tmp_path), str(given), "1600"]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert [int(line) for line in printed.stdout.split()] == [opened, 1600]
+    assert threshold_in(tmp_path) == threshold
+
+
 def threshold_in(folder: Path) -> int:
     with closing(sqlite3.connect(folder / "chroma.sqlite3")) as database:
         (schema,) = database.execute("SELECT schema_str FROM collections").fetchone()
