@@ -36,15 +36,20 @@ class AsyncFinder(Findable):
     Args:
         finder: Returns the finder. Called inside `run`, for each call.
         run: Runs a blocking function.
+        run_first: Runs the blocking function with which a search begins, `scope`, when all that was
+            accepted before is indexed. By default `run`.
     """
 
-    def __init__(self, finder: Callable[[], Finder], run: Run) -> None:
+    def __init__(
+        self, finder: Callable[[], Finder], run: Run, run_first: Run | None = None
+    ) -> None:
         self._finder = finder
         self._run = run
+        self._run_first = run_first or run
 
     async def scope(self, conditions: Sequence[Condition]) -> Scope:
         """As in `Findable`."""
-        return await self._run(lambda: self._finder().scope(conditions))
+        return await self._run_first(lambda: self._finder().scope(conditions))
 
     async def find(
         self,

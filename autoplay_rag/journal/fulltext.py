@@ -1,4 +1,4 @@
-"""Writes the full-text index. A payload can be found as soon as it is accepted.
+"""Writes the full-text index. `journal/index_buffer.py` says when.
 
 All calls block and run inside a transaction on the writer thread. Texts are rendered before; only
 SQLite's FTS5 tokenizes them here. `journal/finding.py` reads the index.
@@ -15,7 +15,7 @@ from autoplay_rag.content.words import index_text
 from autoplay_rag.journal.base import IndexEntry, Unindexed
 from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.rows import delete_in, insert, json_list
-from autoplay_rag.journal.schema import INDEX_BELOW, ChunkState, PayloadState
+from autoplay_rag.journal.schema import INDEX_ABOVE, INDEX_BELOW, ChunkState, PayloadState
 
 __all__ = ["FullTextTables"]
 
@@ -156,8 +156,23 @@ class FullTextTables:
 
     def reindex(self) -> None:
         """Start indexing all payloads that are not in the index, newest first."""
-        last = self.file.scalar("SELECT coalesce(max(seq), 0) FROM payload")
+        self.file.delete_meta(INDEX_ABOVE)
+        self.file.set_meta(INDEX_BELOW, self._last("payload") + 1)
+
+    def index_rest(self) -> None:
+        """Start indexing what an earlier process accepted last and did not index.
+
+        The index has no gap: payloads are indexed in the order in which they are accepted.
+        """
+        last, indexed = self._last("payload"), self._last("passage")
+        if last <= indexed:
+            return
+        if self.file.meta(INDEX_BELOW) is None:
+            self.file.set_meta(INDEX_ABOVE, indexed)
         self.file.set_meta(INDEX_BELOW, last + 1)
+
+    def _last(self, table: str) -> int:
+        return self.file.scalar(f"SELECT coalesce(max(seq), 0) FROM {table}")
 
     def unindexed(self, limit: int) -> tuple[list[Unindexed], int]:
         """Return the next payloads to index, newest first, and about how many are left after them.
@@ -168,6 +183,8 @@ class FullTextTables:
         below = self.file.meta(INDEX_BELOW)
         if below is None:
             return [], 0
+        first = self.file.scalar("SELECT coalesce(min(seq), 0) - 1 FROM payload")
+        above = max(first, self.file.meta(INDEX_ABOVE) or first)
         rows = self._connection.execute(
             "SELECT payload.seq, coalesce(chunk.lane, payload.lane), body, chunk.text, "
             "coalesce(chunk.product, ''), chunk.session, chunk.user, chunk.conversation, "
@@ -178,10 +195,10 @@ class FullTextTables:
             "SELECT min(chunk) FROM chunk_payload WHERE chunk_payload.seq = payload.seq) "
             f"AND chunk.state <> {ChunkState.PLANNED:d} AND payload.seq = ("
             "SELECT min(seq) FROM chunk_payload WHERE chunk_payload.chunk = chunk.number) "
-            f"WHERE payload.seq < ? AND payload.{_INDEXED_STATES} "
+            f"WHERE payload.seq < ? AND payload.seq > ? AND payload.{_INDEXED_STATES} "
             "AND NOT EXISTS (SELECT 1 FROM passage WHERE passage.seq = payload.seq) "
             "ORDER BY payload.seq DESC LIMIT ?",
-            (below, limit),
+            (below, above, limit),
         ).fetchall()
         found = [
             Unindexed(seq, lane, body, tuple(chunk) if chunk[0] is not None else None)
@@ -189,8 +206,9 @@ class FullTextTables:
         ]
         if not found:
             self.file.delete_meta(INDEX_BELOW)
+            self.file.delete_meta(INDEX_ABOVE)
             return [], 0
-        return found, found[-1].seq - self.file.scalar("SELECT min(seq) FROM payload")
+        return found, found[-1].seq - above - 1
 
     def add_older(self, entries: Sequence[IndexEntry], below: int) -> None:
         """Add payloads of `unindexed` to the index.
@@ -199,6 +217,11 @@ class FullTextTables:
             entries: The payloads with a text. Payloads deleted since then are skipped.
             below: The lowest sequence number that `unindexed` returned.
         """
+        self.add_missing(entries)
+        self.file.set_meta(INDEX_BELOW, below)
+
+    def add_missing(self, entries: Sequence[IndexEntry]) -> None:
+        """Add payloads to the index, without those that are in it or were deleted."""
         there = {
             seq
             for (seq,) in self._connection.execute(
@@ -209,7 +232,6 @@ class FullTextTables:
             )
         }
         self.add([one for one in entries if one.seq in there])
-        self.file.set_meta(INDEX_BELOW, below)
 
 
 def _visits(entries: Iterable[IndexEntry]) -> list[list[Any]]:

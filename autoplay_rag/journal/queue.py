@@ -35,6 +35,7 @@ from autoplay_rag.journal.catalog import CatalogTables, as_key
 from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.deleting import compact
 from autoplay_rag.journal.forgetting import FORGOTTEN, ErasureTables
+from autoplay_rag.journal.index_buffer import IndexBuffer
 from autoplay_rag.journal.register import Register
 from autoplay_rag.journal.rows import Connection, delete_in, insert, json_list, read_all
 from autoplay_rag.journal.schema import PayloadState
@@ -101,6 +102,9 @@ class QueueTables:
         self.file = file
         self.catalog = catalog
         self.fulltext = catalog.fulltext
+        self.buffer = IndexBuffer(catalog.fulltext)
+        # Other processes read the index of a server at once. In memory, nothing is written.
+        self._indexes_later = file.alone and not file.in_memory
         self.erasures = self._erasures_class(file, catalog, register)
         self._connection = file.connection
         self._max_bytes = max_bytes
@@ -188,7 +192,7 @@ class QueueTables:
             counts["received"] += 1
             counts["pending" if outcome == "accepted" else outcome] += 1
         insert(self._connection, _INSERT_PAYLOAD, rows)
-        self.fulltext.add(
+        self._index(
             [
                 IndexEntry(
                     entry.seq,
@@ -205,6 +209,12 @@ class QueueTables:
         )
         self._add_claims(entries, outcomes, now)
         return outcomes
+
+    def _index(self, entries: Sequence[IndexEntry]) -> None:
+        if self._indexes_later:
+            self.buffer.add(entries)
+        else:
+            self.fulltext.add(entries)
 
     def _add_claims(
         self, entries: Sequence[Entry], outcomes: Sequence[Outcome], now: float

@@ -82,8 +82,10 @@ class SqliteJournal(TableJournal):
         self._timeline_tables: Timeline
         self._read_thread = ReadThread(path) if path else None
         if self._read_thread:
-            self._finder = AsyncFinder(self._read_thread.opened, self._read_thread.run)
-            self.timeline = AsyncTimeline(self._read_thread.timeline, self._read_thread.run)
+            self._finder = AsyncFinder(
+                self._read_thread.opened, self._read_thread.run, self._run_indexed
+            )
+            self.timeline = AsyncTimeline(self._read_thread.timeline, self._run_indexed)
         else:
             # The database in memory is the writer's own.
             self._finder = AsyncFinder(lambda: self._finder_tables, self._writer.look)
@@ -132,13 +134,14 @@ class SqliteJournal(TableJournal):
             model=self._model,
             register=self._register,
         )
-        if self._register.exists():
-            try:
-                with file.transaction():
+        try:
+            with file.transaction():
+                catalog.fulltext.index_rest()
+                if self._register.exists():
                     self._tables.erasures.apply_register()
-            except BaseException:
-                file.close()
-                raise
+        except BaseException:
+            file.close()
+            raise
         self._catalog = catalog
         self._copies_tables = CopyTables(catalog)
         self._expiry_tables = ExpiryTables(file, catalog)
@@ -182,4 +185,10 @@ class SqliteJournal(TableJournal):
         thread = self._read_thread
         if thread is None:
             return await self._writer.look(lambda: read(self._tables.file.connection))
-        return await thread.run(lambda: read(thread.connected()))
+        return await self._run_indexed(lambda: read(thread.connected()))
+
+    async def _run_indexed(self, work: Callable[[], T], /) -> T:
+        """Read in the reading thread, when all that was accepted before is in the index."""
+        assert self._read_thread is not None
+        await self._writer.index_accepted()
+        return await self._read_thread.run(work)

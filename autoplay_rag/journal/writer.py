@@ -13,7 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from queue import Empty, SimpleQueue
@@ -27,6 +27,7 @@ from autoplay_rag.errors import (
 )
 from autoplay_rag.journal.base import Entry, Outcome, Prepared
 from autoplay_rag.journal.database import JournalDatabase
+from autoplay_rag.journal.index_buffer import IndexBuffer
 
 __all__ = ["OnEntry", "Tables", "Writer"]
 
@@ -39,6 +40,8 @@ OnEntry: TypeAlias = Callable[[Entry, Outcome | None], None]
 _GROUP = 256
 """The most items in one commit. A larger commit would delay the items behind it."""
 _GROUP_BYTES = 4 * 2**20
+_INDEX_SECONDS = 1.0
+"""How long a reader waits for the index. It does not wait for a locked journal."""
 
 
 class Tables(Protocol):
@@ -46,9 +49,11 @@ class Tables(Protocol):
 
     Attributes:
         file: The database with the tables.
+        buffer: What is accepted and not in the full-text index yet.
     """
 
     file: JournalDatabase
+    buffer: IndexBuffer
 
     def prepare(self, entry: Entry) -> Prepared:
         """Return an entry's body and words in the form to be kept. Runs before the transaction."""
@@ -143,6 +148,7 @@ class Writer:
         self._on_entry = on_entry
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._closed = False
+        self._indexes_first = True
         self.problem: str | None = None
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread
@@ -244,6 +250,15 @@ class Writer:
             raise PipelineClosedError("the pipeline is not running: its journal is closed")
         self._queue.put(item)
 
+    async def index_accepted(self) -> None:
+        """Write what was accepted before into the full-text index, for a reader beside the writer.
+
+        Does not raise: if the journal cannot be written now, the index has it later.
+        """
+        if self._tables.buffer:
+            with suppress(PipelineClosedError, TimeoutError):
+                await asyncio.wait_for(self.look(_nothing), _INDEX_SECONDS)
+
     # -- on the writer thread -----------------------------------------------------------------
 
     def _write(self, opened: asyncio.Future[None]) -> None:
@@ -259,6 +274,7 @@ class Writer:
         self._call_soon(_settle, opened, None)
         try:
             while group := self._next_group():
+                self._indexes_first = True
                 for item in group:
                     # Not on the loop: zlib releases the GIL, and the loop would have to wait to
                     # get it back.
@@ -268,16 +284,19 @@ class Writer:
                         item.prepared = [self._tables.prepare(entry) for entry in item.entries]
                 for changes in self._transactions(group):
                     self._commit(changes)
-                for item in group:
-                    if isinstance(item, _Look):
-                        _carry_out_look(item)
+                looks = [item for item in group if isinstance(item, _Look)]
+                if looks or self._tables.buffer.seconds_left() == 0:
+                    self._write_index()
+                for look in looks:
+                    _carry_out_look(look)
+            self._write_index()
         finally:
             self._close_tables(self._tables)
             self._call_soon(self._end)
 
     def _next_group(self) -> list[_Item]:
         """Wait for an item, and return it with the items behind it; an empty list at the end."""
-        first = self._queue.get()
+        first = self._next_item()
         group: list[_Item] = []
         size = 0
         while first is not None:
@@ -294,6 +313,38 @@ class Writer:
                 self._queue.put(None)  # read again after this group, and ends the thread
         return group
 
+    def _next_item(self) -> _Item | None:
+        """Wait for an item. If none comes for a while, write the index meanwhile."""
+        while (left := self._tables.buffer.seconds_left()) is not None:
+            try:
+                return self._queue.get(timeout=left)
+            except Empty:
+                self._write_index()
+        return self._queue.get()
+
+    def _write_index(self) -> None:
+        """Write what is not in the index yet. What cannot be written now waits in the buffer."""
+        file = self._tables.file
+        if not self._tables.buffer:
+            return
+        try:
+            with self._transaction():
+                self._tables.buffer.write()
+        except Exception as error:  # noqa: BLE001 - payloads and operations go on
+            # Where the database is locked or full, the commits of payloads say so.
+            if file.reason_to_wait(error) is None and not file.is_full(error):
+                _log.error("payloads are not found by their words yet: %s", file.describe(error))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        committed = False
+        try:
+            with self._tables.file.transaction():
+                yield
+            committed = True
+        finally:
+            self._tables.buffer.end(committed=committed)
+
     def _transactions(self, group: Sequence[_Item]) -> Iterator[Sequence[_Change]]:
         """Yield the changes of a group as they are to be committed together."""
         changes = [item for item in group if not isinstance(item, _Look)]
@@ -305,11 +356,14 @@ class Writer:
                 yield list(some)
 
     def _commit(self, group: Sequence[_Change]) -> None:
+        indexes_first = self._indexes_first
         try:
             results = self._committed(group)
         except BaseException as error:  # noqa: BLE001 - raised again in the callers
-            if len(group) > 1 and self._tables.file.reason_to_wait(error) is None:
-                # One item rolled back the group. Run each alone, so that only that item fails.
+            one_of_several = len(group) > 1 or indexes_first != self._indexes_first
+            if one_of_several and self._tables.file.reason_to_wait(error) is None:
+                # One item, or the index, rolled back the group. Run each item alone, so that only
+                # that one fails.
                 for item in group:
                     self._commit([item])
                 return
@@ -324,7 +378,7 @@ class Writer:
             try:
                 if results is None or not file.was_committed():
                     results = None
-                    with file.transaction():
+                    with self._transaction():
                         results = self._run_operations(group)
             except Exception as error:
                 reason = file.reason_to_wait(error)
@@ -351,8 +405,18 @@ class Writer:
                 if isinstance(change, _TakeIn):
                     results.append(self._take_in(change))
                 elif isinstance(change, _Work):
+                    self._index_first()
                     results.append(change.operation(*change.arguments))
         return results
+
+    def _index_first(self) -> None:
+        """Write the index before an operation that may read it, unless that has just failed."""
+        if self._indexes_first:
+            try:
+                self._tables.buffer.write()
+            except BaseException:
+                self._indexes_first = False
+                raise
 
     def _take_in(self, item: _TakeIn) -> list[Outcome]:
         item.confirm()
@@ -415,6 +479,10 @@ class Writer:
             else:
                 self._on_entry(item.entry, None if isinstance(result, _Failure) else result)
             _settle(item.future, result)
+
+
+def _nothing() -> None:
+    """Looked at, so that the index is written before."""
 
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:

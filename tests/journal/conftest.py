@@ -39,8 +39,15 @@ class Tables:
         operation = getattr(self.queue, name, None) or getattr(self.catalog, name)
 
         def run(*arguments):
-            with self.file.transaction():
-                return operation(*arguments)
+            committed = False
+            try:
+                with self.file.transaction():
+                    result = operation(*arguments)
+                    self.queue.buffer.write()
+                committed = True
+            finally:
+                self.queue.buffer.end(committed=committed)
+            return result
 
         return run
 
