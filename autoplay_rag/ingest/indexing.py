@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from typing import Final
 
 from autoplay_rag._serial import SerialThread
-from autoplay_rag.content.passages import Passage, passage_of, passage_of_text
 from autoplay_rag.errors import JournalError
-from autoplay_rag.journal.base import IndexEntry, Journal, Unindexed
-from autoplay_rag.journal.bodies import decoded, unpack
+from autoplay_rag.journal.base import Journal
+from autoplay_rag.journal.unindexed import entries_of
 
 __all__ = ["Indexer"]
 
@@ -42,7 +40,7 @@ class Indexer:
                 page, left = await self._journal.unindexed(_PAGE)
                 if not page:
                     break
-                entries = await self._thread.run(_entries_of, page)
+                entries = await self._thread.run(entries_of, page)
                 await self._journal.index(entries, page[-1].seq)
             except JournalError as error:
                 _log.error("full text of older payloads is not indexed now: %s", error)
@@ -56,35 +54,3 @@ class Indexer:
                 )
         if done:
             _log.info("full text: %s older payloads can be found by their words", f"{done:,}")
-
-
-def _entries_of(page: Sequence[Unindexed]) -> list[IndexEntry]:
-    found = []
-    for one in page:
-        try:
-            if (entry := _entry(one)) is not None:
-                found.append(entry)
-        except Exception as error:  # noqa: BLE001 - one payload must not stop the others
-            _log.error("a payload is not found by its words: %s", type(error).__name__)
-        time.sleep(0)  # releases the GIL for the event loop
-    return found
-
-
-def _entry(one: Unindexed) -> IndexEntry | None:
-    payload = decoded(unpack(one.body))
-    if payload is not None:
-        return IndexEntry(
-            one.seq, one.lane, payload.product_id, payload.session_id, passage_of(payload)
-        )
-    if one.chunk is None:
-        return None
-    text, product, session, user, conversation, started, ended, actions = one.chunk
-    passage: Passage = passage_of_text(
-        text,
-        started=started,
-        ended=ended,
-        actions=actions,
-        user_id=user,
-        conversation_id=conversation,
-    )
-    return IndexEntry(one.seq, one.lane, product, session, passage)

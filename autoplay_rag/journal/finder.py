@@ -36,7 +36,7 @@ class AsyncFinder(Findable):
     Args:
         finder: Returns the finder. Called inside `run`, for each call.
         run: Runs a blocking function.
-        run_first: Runs the blocking function with which a search begins, `scope`, when all that was
+        run_first: Runs those with which something begins, `scope` and `visits`, when all that was
             accepted before is indexed. By default `run`.
     """
 
@@ -105,7 +105,7 @@ class AsyncFinder(Findable):
 
     async def visits(self, lanes: Sequence[int]) -> dict[int, Visit]:
         """As in `Findable`."""
-        return await self._run(lambda: self._finder().visits(lanes))
+        return await self._run_first(lambda: self._finder().visits(lanes))
 
 
 class AsyncTimeline:
@@ -113,12 +113,16 @@ class AsyncTimeline:
 
     Args:
         timeline: Returns the timeline. Called inside `run`, for each call.
-        run: Runs a blocking function.
+        run: Runs a blocking function when all that was accepted before is indexed.
+        run_now: Runs one that does not read the index. By default `run`.
     """
 
-    def __init__(self, timeline: Callable[[], Timeline], run: Run) -> None:
+    def __init__(
+        self, timeline: Callable[[], Timeline], run: Run, run_now: Run | None = None
+    ) -> None:
         self._timeline = timeline
         self._run = run
+        self._run_now = run_now or run
 
     async def sessions(
         self, wanted: Wanted, limit: int, after: Place | None, *, count: bool = True
@@ -136,7 +140,7 @@ class AsyncTimeline:
 
     async def last_arrival(self) -> float | None:
         """As in `Timeline`."""
-        return await self._run(lambda: self._timeline().last_arrival())
+        return await self._run_now(lambda: self._timeline().last_arrival())
 
     async def beginning(self, prefix: str, since: float, limit: int) -> list[Payload]:
         """As in `Timeline`."""
@@ -166,11 +170,11 @@ class AsyncTimeline:
 
     async def lag(self, watermark: int) -> Lag:
         """As in `Timeline`."""
-        return await self._run(lambda: self._timeline().lag(watermark))
+        return await self._run_now(lambda: self._timeline().lag(watermark))
 
     async def pending(self, lanes: Sequence[int], last: int) -> int:
         """As in `Timeline`."""
-        return await self._run(lambda: self._timeline().pending(lanes, last))
+        return await self._run_now(lambda: self._timeline().pending(lanes, last))
 
     async def payloads(
         self, wanted: Wanted, kind: str, after: int | None, last: int

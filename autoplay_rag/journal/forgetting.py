@@ -237,7 +237,15 @@ class ErasureTables:
 
         Returns:
             None if payloads have arrived since the selection was made.
+
+        Raises:
+            JournalError: If what was accepted last cannot be indexed now.
         """
+        if self._catalog.fulltext.buffer:
+            raise JournalError(
+                f"nothing was forgotten: the index of {self.file.name} cannot be written now, so it "
+                "may lack sessions; try again"
+            )
         current = sessions_of(self._connection, asked)
         if (current.lanes, current.shared, current.last) != (
             selected.lanes,

@@ -14,8 +14,10 @@ from autoplay_rag.content.passages import storable
 from autoplay_rag.content.words import index_text
 from autoplay_rag.journal.base import IndexEntry, Unindexed
 from autoplay_rag.journal.database import JournalDatabase
+from autoplay_rag.journal.index_buffer import IndexBuffer
 from autoplay_rag.journal.rows import delete_in, insert, json_list
-from autoplay_rag.journal.schema import INDEX_ABOVE, INDEX_BELOW, ChunkState, PayloadState
+from autoplay_rag.journal.schema import INDEX_BELOW, ChunkState, PayloadState
+from autoplay_rag.journal.unindexed import entries_of
 
 __all__ = ["FullTextTables"]
 
@@ -38,6 +40,7 @@ _REMOVED: Final = "removed_texts"
 _FEW_REMOVED: Final = 500
 _MERGE_PAGES: Final = 300
 """Pages of the index that one transaction merges: about 10 ms."""
+_PAGE: Final = 200
 
 
 class FullTextTables:
@@ -45,12 +48,16 @@ class FullTextTables:
 
     Args:
         file: The journal's file.
+
+    Attributes:
+        buffer: What is accepted and not in the index yet.
     """
 
     _older_count = "chunk.metadata ->> '$.action_count', "
 
     def __init__(self, file: JournalDatabase) -> None:
         self.file = file
+        self.buffer = IndexBuffer(self.add_missing)
         self._connection = file.connection
 
     def add(self, entries: Sequence[IndexEntry]) -> None:
@@ -156,23 +163,8 @@ class FullTextTables:
 
     def reindex(self) -> None:
         """Start indexing all payloads that are not in the index, newest first."""
-        self.file.delete_meta(INDEX_ABOVE)
-        self.file.set_meta(INDEX_BELOW, self._last("payload") + 1)
-
-    def index_rest(self) -> None:
-        """Start indexing what an earlier process accepted last and did not index.
-
-        The index has no gap: payloads are indexed in the order in which they are accepted.
-        """
-        last, indexed = self._last("payload"), self._last("passage")
-        if last <= indexed:
-            return
-        if self.file.meta(INDEX_BELOW) is None:
-            self.file.set_meta(INDEX_ABOVE, indexed)
+        last = self.file.scalar("SELECT coalesce(max(seq), 0) FROM payload")
         self.file.set_meta(INDEX_BELOW, last + 1)
-
-    def _last(self, table: str) -> int:
-        return self.file.scalar(f"SELECT coalesce(max(seq), 0) FROM {table}")
 
     def unindexed(self, limit: int) -> tuple[list[Unindexed], int]:
         """Return the next payloads to index, newest first, and about how many are left after them.
@@ -183,8 +175,24 @@ class FullTextTables:
         below = self.file.meta(INDEX_BELOW)
         if below is None:
             return [], 0
-        first = self.file.scalar("SELECT coalesce(min(seq), 0) - 1 FROM payload")
-        above = max(first, self.file.meta(INDEX_ABOVE) or first)
+        found = self._unindexed("payload.seq < ?", below, limit)
+        if not found:
+            self.file.delete_meta(INDEX_BELOW)
+            return [], 0
+        return found, found[-1].seq - self.file.scalar("SELECT min(seq) FROM payload")
+
+    def index_rest(self) -> None:
+        """Add what an earlier process accepted last and did not index.
+
+        Payloads are indexed in the order in which they are accepted, so the rest is behind them.
+        """
+        last = self.file.scalar("SELECT coalesce(max(seq), 0) FROM passage")
+        last = max(last, (self.file.meta(INDEX_BELOW) or 0) - 1)
+        while page := self._unindexed("payload.seq > ?", last, _PAGE, order="ASC"):
+            self.add(entries_of(page))
+            last = page[-1].seq
+
+    def _unindexed(self, where: str, seq: int, limit: int, order: str = "DESC") -> list[Unindexed]:
         rows = self._connection.execute(
             "SELECT payload.seq, coalesce(chunk.lane, payload.lane), body, chunk.text, "
             "coalesce(chunk.product, ''), chunk.session, chunk.user, chunk.conversation, "
@@ -195,20 +203,15 @@ class FullTextTables:
             "SELECT min(chunk) FROM chunk_payload WHERE chunk_payload.seq = payload.seq) "
             f"AND chunk.state <> {ChunkState.PLANNED:d} AND payload.seq = ("
             "SELECT min(seq) FROM chunk_payload WHERE chunk_payload.chunk = chunk.number) "
-            f"WHERE payload.seq < ? AND payload.seq > ? AND payload.{_INDEXED_STATES} "
+            f"WHERE {where} AND payload.{_INDEXED_STATES} "
             "AND NOT EXISTS (SELECT 1 FROM passage WHERE passage.seq = payload.seq) "
-            "ORDER BY payload.seq DESC LIMIT ?",
-            (below, above, limit),
+            f"ORDER BY payload.seq {order} LIMIT ?",
+            (seq, limit),
         ).fetchall()
-        found = [
+        return [
             Unindexed(seq, lane, body, tuple(chunk) if chunk[0] is not None else None)
             for seq, lane, body, *chunk in rows
         ]
-        if not found:
-            self.file.delete_meta(INDEX_BELOW)
-            self.file.delete_meta(INDEX_ABOVE)
-            return [], 0
-        return found, found[-1].seq - above - 1
 
     def add_older(self, entries: Sequence[IndexEntry], below: int) -> None:
         """Add payloads of `unindexed` to the index.

@@ -3,18 +3,16 @@
 A commit writes whole pages. One payload changes five pages of the queue and fifteen of the index; a
 hundred payloads change hardly more pages of the index than one. So the writer commits each payload
 to the queue at once, and to the index with others: before anything reads the index in this process,
-and after a second at the latest. What a killed process left is found by
-`FullTextTables.index_rest`.
+and after a second at the latest. `FullTextTables.index_rest` adds what a killed process left.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from autoplay_rag.journal.base import IndexEntry
-from autoplay_rag.journal.fulltext import FullTextTables
 
 __all__ = ["IndexBuffer"]
 
@@ -30,20 +28,20 @@ class IndexBuffer:
     Only the writer's thread changes it. It is true while entries wait; any thread may ask that.
 
     Args:
-        fulltext: The index.
+        write: Writes entries into the index, without those that it has or whose payload is gone.
 
     Example:
-        >>> from autoplay_rag.journal.file import JournalFile
-        >>> buffer = IndexBuffer(FullTextTables(JournalFile(None, "normal")))
+        >>> written = []
+        >>> buffer = IndexBuffer(written.extend)
         >>> bool(buffer), buffer.seconds_left()
         (False, None)
     """
 
-    def __init__(self, fulltext: FullTextTables) -> None:
-        self._fulltext = fulltext
+    def __init__(self, write: Callable[[Sequence[IndexEntry]], None]) -> None:
+        self._write = write
         self._waiting: dict[int, IndexEntry] = {}
-        self._written: set[int] = set()
-        self._since = 0.0
+        self._due = 0.0
+        self._failed = False
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -51,28 +49,38 @@ class IndexBuffer:
     def add(self, entries: Iterable[IndexEntry]) -> None:
         """Add payloads that the current transaction accepts."""
         if not self._waiting:
-            self._since = time.monotonic()
+            self._begin()
         # A payload is added again if its transaction is repeated.
         self._waiting.update((one.seq, one) for one in entries)
 
     def seconds_left(self) -> float | None:
-        """Return the seconds until the entries must be written; None if there are none."""
+        """Return the seconds until the entries are to be written; None if there are none."""
         if not self._waiting:
             return None
-        if len(self._waiting) >= _MOST:
+        if len(self._waiting) >= _MOST and not self._failed:
             return 0.0
-        return max(0.0, self._since + _MOST_SECONDS - time.monotonic())
+        return max(0.0, self._due - time.monotonic())
 
-    def write(self) -> None:
-        """Write all entries into the index, in the current transaction. `end` must follow it."""
-        if entries := [one for seq, one in self._waiting.items() if seq not in self._written]:
-            self._fulltext.add_missing(entries)
-            self._written.update(one.seq for one in entries)
+    @property
+    def seqs(self) -> list[int]:
+        """The sequence numbers of the entries."""
+        return [*self._waiting]
 
-    def end(self, *, committed: bool) -> None:
-        """Drop what the ended transaction wrote, or keep it if it was rolled back."""
-        if committed:
-            for seq in self._written:
-                del self._waiting[seq]
-        self._written.clear()
-        self._since = time.monotonic()
+    def write(self, seqs: Iterable[int]) -> None:
+        """Write some of the entries, in the current transaction. After its commit, `drop` them."""
+        self._write([self._waiting[seq] for seq in seqs])
+
+    def drop(self, seqs: Iterable[int]) -> None:
+        """Drop entries that are in the index, or can never be."""
+        for seq in seqs:
+            del self._waiting[seq]
+        self._begin()
+
+    def put_off(self) -> None:
+        """Keep the entries, which cannot be written now, for another second."""
+        self._begin()
+        self._failed = True
+
+    def _begin(self) -> None:
+        self._due = time.monotonic() + _MOST_SECONDS
+        self._failed = False

@@ -98,7 +98,7 @@ class TableJournal(Journal):
 
     @abstractmethod
     async def _read(self, read: Callable[[Connection], T]) -> T:
-        """Read without waiting for the writer, where the database is not the writer's own."""
+        """Read beside the writer, where the database is not the writer's own."""
 
     def use_model(self, model: str) -> None:
         """Save another name of the embedder with the chunks acknowledged from now on."""

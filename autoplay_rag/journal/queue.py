@@ -35,7 +35,6 @@ from autoplay_rag.journal.catalog import CatalogTables, as_key
 from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.deleting import compact
 from autoplay_rag.journal.forgetting import FORGOTTEN, ErasureTables
-from autoplay_rag.journal.index_buffer import IndexBuffer
 from autoplay_rag.journal.register import Register
 from autoplay_rag.journal.rows import Connection, delete_in, insert, json_list, read_all
 from autoplay_rag.journal.schema import PayloadState
@@ -102,7 +101,6 @@ class QueueTables:
         self.file = file
         self.catalog = catalog
         self.fulltext = catalog.fulltext
-        self.buffer = IndexBuffer(catalog.fulltext)
         # Other processes read the index of a server at once. In memory, nothing is written.
         self._indexes_later = file.alone and not file.in_memory
         self.erasures = self._erasures_class(file, catalog, register)
@@ -212,7 +210,7 @@ class QueueTables:
 
     def _index(self, entries: Sequence[IndexEntry]) -> None:
         if self._indexes_later:
-            self.buffer.add(entries)
+            self.fulltext.buffer.add(entries)
         else:
             self.fulltext.add(entries)
 

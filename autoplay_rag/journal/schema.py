@@ -10,7 +10,6 @@ __all__ = [
     "ERASURE_SCHEMA",
     "EXPIRED_COUNT",
     "FULLTEXT_SCHEMA",
-    "INDEX_ABOVE",
     "INDEX_BELOW",
     "PAGE_SIZE",
     "SCHEMA",
@@ -55,9 +54,6 @@ class ChunkState(IntEnum):
     """Replaced by a summary: not in the store any more, but still found by its words."""
 
 
-INDEX_ABOVE: Final = "index_above"
-"""The key in `meta` for where the indexing ends: payloads up to its value are indexed already. Unset
-if it goes through all payloads."""
 INDEX_BELOW: Final = "index_below"
 """The key in `meta` for the indexing progress. Payloads below its value are not indexed yet."""
 EXPIRED_COUNT: Final = "expired"

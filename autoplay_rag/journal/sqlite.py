@@ -85,7 +85,9 @@ class SqliteJournal(TableJournal):
             self._finder = AsyncFinder(
                 self._read_thread.opened, self._read_thread.run, self._run_indexed
             )
-            self.timeline = AsyncTimeline(self._read_thread.timeline, self._run_indexed)
+            self.timeline = AsyncTimeline(
+                self._read_thread.timeline, self._run_indexed, self._read_thread.run
+            )
         else:
             # The database in memory is the writer's own.
             self._finder = AsyncFinder(lambda: self._finder_tables, self._writer.look)
@@ -181,7 +183,7 @@ class SqliteJournal(TableJournal):
             self._lock.release()
 
     async def _read(self, read: Callable[[Connection], T]) -> T:
-        """Read without waiting for the writer, where the journal is a file."""
+        """Read beside the writer, where the journal is a file."""
         thread = self._read_thread
         if thread is None:
             return await self._writer.look(lambda: read(self._tables.file.connection))

@@ -11,9 +11,9 @@ import asyncio
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from queue import Empty, SimpleQueue
@@ -27,6 +27,7 @@ from autoplay_rag.errors import (
 )
 from autoplay_rag.journal.base import Entry, Outcome, Prepared
 from autoplay_rag.journal.database import JournalDatabase
+from autoplay_rag.journal.fulltext import FullTextTables
 from autoplay_rag.journal.index_buffer import IndexBuffer
 
 __all__ = ["OnEntry", "Tables", "Writer"]
@@ -40,7 +41,7 @@ OnEntry: TypeAlias = Callable[[Entry, Outcome | None], None]
 _GROUP = 256
 """The most items in one commit. A larger commit would delay the items behind it."""
 _GROUP_BYTES = 4 * 2**20
-_INDEX_SECONDS = 1.0
+_READER_SECONDS = 1.0
 """How long a reader waits for the index. It does not wait for a locked journal."""
 
 
@@ -49,11 +50,11 @@ class Tables(Protocol):
 
     Attributes:
         file: The database with the tables.
-        buffer: What is accepted and not in the full-text index yet.
+        fulltext: The full-text index in it.
     """
 
     file: JournalDatabase
-    buffer: IndexBuffer
+    fulltext: FullTextTables
 
     def prepare(self, entry: Entry) -> Prepared:
         """Return an entry's body and words in the form to be kept. Runs before the transaction."""
@@ -148,7 +149,6 @@ class Writer:
         self._on_entry = on_entry
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._closed = False
-        self._indexes_first = True
         self.problem: str | None = None
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread
@@ -253,11 +253,11 @@ class Writer:
     async def index_accepted(self) -> None:
         """Write what was accepted before into the full-text index, for a reader beside the writer.
 
-        Does not raise: if the journal cannot be written now, the index has it later.
+        Does not raise: what cannot be written now is in the index later.
         """
-        if self._tables.buffer:
+        if self._tables.fulltext.buffer:
             with suppress(PipelineClosedError, TimeoutError):
-                await asyncio.wait_for(self.look(_nothing), _INDEX_SECONDS)
+                await asyncio.wait_for(self.look(_nothing), _READER_SECONDS)
 
     # -- on the writer thread -----------------------------------------------------------------
 
@@ -274,7 +274,6 @@ class Writer:
         self._call_soon(_settle, opened, None)
         try:
             while group := self._next_group():
-                self._indexes_first = True
                 for item in group:
                     # Not on the loop: zlib releases the GIL, and the loop would have to wait to
                     # get it back.
@@ -285,7 +284,7 @@ class Writer:
                 for changes in self._transactions(group):
                     self._commit(changes)
                 looks = [item for item in group if isinstance(item, _Look)]
-                if looks or self._tables.buffer.seconds_left() == 0:
+                if looks or self._buffer.seconds_left() == 0:
                     self._write_index()
                 for look in looks:
                     _carry_out_look(look)
@@ -315,55 +314,61 @@ class Writer:
 
     def _next_item(self) -> _Item | None:
         """Wait for an item. If none comes for a while, write the index meanwhile."""
-        while (left := self._tables.buffer.seconds_left()) is not None:
+        while (left := self._buffer.seconds_left()) is not None:
             try:
                 return self._queue.get(timeout=left)
             except Empty:
                 self._write_index()
         return self._queue.get()
 
-    def _write_index(self) -> None:
-        """Write what is not in the index yet. What cannot be written now waits in the buffer."""
-        file = self._tables.file
-        if not self._tables.buffer:
-            return
-        try:
-            with self._transaction():
-                self._tables.buffer.write()
-        except Exception as error:  # noqa: BLE001 - payloads and operations go on
-            # Where the database is locked or full, the commits of payloads say so.
-            if file.reason_to_wait(error) is None and not file.is_full(error):
-                _log.error("payloads are not found by their words yet: %s", file.describe(error))
+    def _transactions(self, group: Sequence[_Item]) -> Iterator[Sequence[_Change]]:
+        """Yield the changes of a group as they are to be committed together.
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        committed = False
+        Operations may read the index, so they come after what was accepted before is in it. Where
+        several processes use the database, intake holds up the intake of the others, so nothing
+        else goes along.
+        """
+        changes = [item for item in group if not isinstance(item, _Look)]
+        for are_operations, some in groupby(changes, lambda item: isinstance(item, _Work)):
+            if are_operations:
+                self._write_index()
+            yield list(some)
+
+    @property
+    def _buffer(self) -> IndexBuffer:
+        return self._tables.fulltext.buffer
+
+    def _write_index(self) -> None:
+        """Write what is accepted and not in the index yet. What cannot be written now is kept."""
+        file, buffer = self._tables.file, self._buffer
+        if not buffer:
+            return
+        seqs = buffer.seqs
+        if (error := self._index(seqs)) is None:
+            return
+        buffer.put_off()
+        if file.is_full(error) or file.reason_to_wait(error) is not None:
+            return  # the commits of payloads say so
+        for seq in seqs:
+            if (error := self._index([seq])) is not None:
+                buffer.drop([seq])
+                _log.error("a payload is not found by its words: %s", file.describe(error))
+
+    def _index(self, seqs: Collection[int]) -> Exception | None:
         try:
             with self._tables.file.transaction():
-                yield
-            committed = True
-        finally:
-            self._tables.buffer.end(committed=committed)
-
-    def _transactions(self, group: Sequence[_Item]) -> Iterator[Sequence[_Change]]:
-        """Yield the changes of a group as they are to be committed together."""
-        changes = [item for item in group if not isinstance(item, _Look)]
-        if changes and self._tables.file.alone:
-            yield changes
-        elif changes:
-            # Intake holds up the intake of other processes, so nothing else goes along.
-            for _, some in groupby(changes, lambda item: isinstance(item, _Work)):
-                yield list(some)
+                self._buffer.write(seqs)
+        except Exception as error:  # noqa: BLE001 - payloads and operations go on
+            return error
+        self._buffer.drop(seqs)
+        return None
 
     def _commit(self, group: Sequence[_Change]) -> None:
-        indexes_first = self._indexes_first
         try:
             results = self._committed(group)
         except BaseException as error:  # noqa: BLE001 - raised again in the callers
-            one_of_several = len(group) > 1 or indexes_first != self._indexes_first
-            if one_of_several and self._tables.file.reason_to_wait(error) is None:
-                # One item, or the index, rolled back the group. Run each item alone, so that only
-                # that one fails.
+            if len(group) > 1 and self._tables.file.reason_to_wait(error) is None:
+                # One item rolled back the group. Run each alone, so that only that item fails.
                 for item in group:
                     self._commit([item])
                 return
@@ -378,7 +383,7 @@ class Writer:
             try:
                 if results is None or not file.was_committed():
                     results = None
-                    with self._transaction():
+                    with file.transaction():
                         results = self._run_operations(group)
             except Exception as error:
                 reason = file.reason_to_wait(error)
@@ -405,18 +410,8 @@ class Writer:
                 if isinstance(change, _TakeIn):
                     results.append(self._take_in(change))
                 elif isinstance(change, _Work):
-                    self._index_first()
                     results.append(change.operation(*change.arguments))
         return results
-
-    def _index_first(self) -> None:
-        """Write the index before an operation that may read it, unless that has just failed."""
-        if self._indexes_first:
-            try:
-                self._tables.buffer.write()
-            except BaseException:
-                self._indexes_first = False
-                raise
 
     def _take_in(self, item: _TakeIn) -> list[Outcome]:
         item.confirm()

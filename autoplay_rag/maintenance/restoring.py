@@ -269,6 +269,7 @@ def _forget_again(journal: Path, register: Path) -> None:
         catalog = CatalogTables(file)
         erasures = ErasureTables(file, catalog, Register(register))
         with file.transaction():
+            catalog.fulltext.index_rest()
             erasures.apply_register()
         more = True
         while more:

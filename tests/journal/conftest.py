@@ -39,14 +39,11 @@ class Tables:
         operation = getattr(self.queue, name, None) or getattr(self.catalog, name)
 
         def run(*arguments):
-            committed = False
-            try:
-                with self.file.transaction():
-                    result = operation(*arguments)
-                    self.queue.buffer.write()
-                committed = True
-            finally:
-                self.queue.buffer.end(committed=committed)
+            buffer = self.queue.fulltext.buffer
+            with self.file.transaction():
+                result = operation(*arguments)
+                buffer.write(seqs := buffer.seqs)
+            buffer.drop(seqs)
             return result
 
         return run

@@ -9,8 +9,13 @@ from contextlib import closing
 import pytest
 
 from autoplay_rag import IngestPipeline
+from autoplay_rag.content.passages import passage_of
+from autoplay_rag.errors import JournalError
 from autoplay_rag.journal import index_buffer
-from autoplay_rag.journal.fulltext import FullTextTables
+from autoplay_rag.journal.base import IndexEntry
+from autoplay_rag.journal.index_buffer import IndexBuffer
+from autoplay_rag.journal.register import register_of
+from autoplay_rag.journal.selecting import Asked
 from autoplay_rag.journal.sqlite import SqliteJournal
 from autoplay_rag.journal.timeline import Wanted
 from autoplay_rag.stores import Filter, MemoryStore
@@ -70,13 +75,6 @@ async def found(journal, word):
     return sorted(seq for seq, _ in result.passages)
 
 
-async def until_found(pipeline, word):
-    async with asyncio.timeout(10):
-        while not (hits := await pipeline.search(word, mode="text")):  # noqa: ASYNC110 - in the journal
-            await asyncio.sleep(0.01)
-    return {hit.session_id for hit in hits}
-
-
 async def test_a_search_finds_at_once_what_is_indexed_together(path, journal, accept):
     await accept()
     assert indexed(path) == 0
@@ -124,13 +122,9 @@ async def test_after_a_kill_the_next_start_indexes_the_rest(killed, embedder, ma
     async with IngestPipeline(MemoryStore(), embedder, **options) as pipeline:
         await pipeline.on_actions(make_actions("new", "Opened the new page"))
         for number, word in enumerate(WORDS, before + 1):
-            assert await until_found(pipeline, word) == {f"s{number}"}
+            hits = await pipeline.search(word, mode="text")
+            assert {hit.session_id for hit in hits} == {f"s{number}"}
     assert indexed(copy) == before + len(WORDS) + 1
-    async with IngestPipeline(MemoryStore(), embedder, **options):
-        pass  # a start without a rest
-    with closing(sqlite3.connect(copy)) as connection:
-        kept = dict(connection.execute("SELECT name, value FROM meta"))
-    assert not {"index_below", "index_above"} & kept.keys()
 
 
 async def test_what_a_kill_left_unindexed_is_forgotten(killed, embedder):
@@ -142,21 +136,91 @@ async def test_what_a_kill_left_unindexed_is_forgotten(killed, embedder):
             assert not await pipeline.search(word, mode="text")
 
 
-async def test_an_index_that_cannot_be_written_stops_nothing_else(
-    path, journal, accept, monkeypatch
+async def test_a_restored_copy_forgets_also_what_it_had_not_indexed(
+    journal, killed, path, embedder
 ):
-    add_missing = FullTextTables.add_missing
-    failures = iter([sqlite3.OperationalError("no space")] * 3)
+    copy = await killed(2)  # of the same person
+    asked = Asked(user_id="ann")
+    selected, _ = await journal.erasures.select(asked)
+    assert await journal.erasures.begin(asked, selected, block=False)
+    async with IngestPipeline(
+        MemoryStore(), embedder, journal=copy, erasure_register=register_of(path)
+    ) as pipeline:
+        assert (await pipeline.sessions()).total == 0
+        for word in [*WORDS, "old"]:
+            assert not await pipeline.search(word, mode="text")
 
-    def fails(self, entries):
-        if error := next(failures, None):
-            raise error
-        add_missing(self, entries)
 
-    monkeypatch.setattr(FullTextTables, "add_missing", fails)
+async def test_an_index_without_room_stops_nothing_else(path, journal, accept, monkeypatch):
+    fulltext, texts = journal._tables.fulltext, [f"word{seq} " * 200 for seq in range(50)]
+    most = 1
+
+    def write(entries):
+        fulltext.file.connection.execute(f"PRAGMA max_page_count = {most}").fetchone()
+        fulltext.add_missing(entries)
+
+    monkeypatch.setattr(fulltext.buffer, "_write", write)
+    await accept(texts)
+    assert await journal.dead_letters(10) == []
+    assert await found(journal, "word7") == []
+    asked = Asked(user_id="ann")
+    selected, _ = await journal.erasures.select(asked)
+    with pytest.raises(JournalError, match="nothing was forgotten"):
+        await journal.erasures.begin(asked, selected, block=False)
+    most = 2**20
+    assert await found(journal, "word7") == [8]
+    assert indexed(path) == len(texts)
+
+
+async def test_an_entry_that_cannot_be_written_keeps_no_other_out(
+    path, journal, accept, monkeypatch, caplog
+):
+    fulltext = journal._tables.fulltext
+
+    def refuses_one(entries):
+        if any(one.seq == 2 for one in entries):
+            raise sqlite3.IntegrityError("refused")
+        fulltext.add_missing(entries)
+
+    monkeypatch.setattr(fulltext.buffer, "_write", refuses_one)
     await accept()
-    assert await journal.dead_letters(10, 0) == []  # the first failure
-    for _ in range(2):
-        assert await found(journal, "refund") == []
-    assert await found(journal, "refund") == [2]
-    assert indexed(path) == len(WORDS)
+    assert await found(journal, "export") == [3]
+    assert await found(journal, "refund") == []
+    assert indexed(path) == len(WORDS) - 1
+    assert "a payload is not found by its words: IntegrityError: refused" in caplog.text
+    monkeypatch.undo()
+    await journal._writer.run(fulltext.reindex)
+
+
+async def test_a_failed_write_is_tried_again_later_only(journal, accept, monkeypatch):
+    """With 256 waiting, it is tried at once, but not again and again."""
+    tries = []
+
+    def full(entries):
+        tries.append(len(entries))
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr(journal._tables.fulltext.buffer, "_write", full)
+    await accept([f"page {number}" for number in range(300)])
+    assert tries == [256]
+    monkeypatch.undo()
+
+
+async def test_the_time_counts_from_the_first(monkeypatch, make_actions):
+    """Payloads that follow one another in less than the time do not put the write off."""
+    now = 0.0
+    monkeypatch.setattr(index_buffer.time, "monotonic", lambda: now)
+    monkeypatch.setattr(index_buffer, "_MOST_SECONDS", 1.0)
+    buffer = IndexBuffer(lambda entries: None)
+    for now in (0.0, 0.75):
+        buffer.add(
+            [IndexEntry(int(now * 4), 1, "acme", None, passage_of(make_actions("s1", "page")))]
+        )
+    assert buffer.seconds_left() == 0.25
+    buffer.put_off()
+    assert buffer.seconds_left() == 1.0
+    buffer.write(buffer.seqs)
+    buffer.drop(buffer.seqs)
+    assert (bool(buffer), buffer.seconds_left()) == (False, None)

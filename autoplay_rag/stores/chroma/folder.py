@@ -211,7 +211,7 @@ class Folder:
             case Upsert():
                 self._check_disk()
                 collection.upsert(request)
-                # Right after Chroma wrote the index, it opens it without changes to add.
+                # Right after Chroma wrote the index, it opens it without changes of its own to add.
                 if request.sync_threshold is None and self._mirror.refresh():
                     self._write_less_often(collection)
                 return Done()
@@ -256,8 +256,8 @@ class Folder:
         self._collections.clear()
         self._database.close()
         client: Any = self._client
-        client.close()
         try:
+            client.close()
             yield
         finally:
             try:
@@ -411,8 +411,8 @@ class _Collection:
 
     def raise_threshold(self) -> bool:
         """Set a much better threshold for the present size, and return whether there is one."""
-        held, suitable = self._threshold(), self._suitable_threshold()
-        if held is None or suitable < _OUTGROWN * held:
+        held = self._threshold()
+        if held is None or (suitable := self._suitable_threshold()) < _OUTGROWN * held:
             return False
         self._set_sync_threshold(suitable)
         return True
