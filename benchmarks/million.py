@@ -6,7 +6,8 @@
 
 Payloads and vectors are those of `benchmarks.search`: the vectors take no time. All payloads go through
 `IngestPipeline` into Chroma on disk, with a journal beside it. Start and searches are measured in a new
-process each.
+process each. So is raw Chroma with its own settings: it fills a new folder with a tenth, and adds to a copy
+of the full one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,11 @@ QUESTIONS = 100
 TENTH = 10
 RATE_BAR = 0.7
 START_BAR = 5.0
+RAW_MORE = 10_000
+"""Chunks that raw Chroma adds to the full folder."""
+BATCH = 500
+CHROMA_THRESHOLD = 1_000
+"""Chroma's own `sync_threshold`."""
 SEARCH_FACTOR = 3
 """Times the bars of `benchmarks.search` for 100,000 chunks."""
 MB = 1e6
@@ -112,6 +119,50 @@ def _resident() -> dict[str, float]:
     return {"own": resident_mb(), "chroma": sum(map(resident_mb, _children()))}
 
 
+async def _raw(folder: Path, chunks: int) -> dict[str, float]:
+    """The chunks per second of raw Chroma, from none to a tenth and behind the last."""
+    import chromadb
+
+    from benchmarks.search import MadeUpVectors
+
+    def opened(path: Path):
+        client = chromadb.PersistentClient(str(path))
+        (found,) = (one for one in client.list_collections() if one.count())
+        return client, found
+
+    copy, new = folder / "raw-full", folder / "raw-new"
+    shutil.copytree(folder / "chroma", copy, ignore=shutil.ignore_patterns("autoplay-rag.*"))
+    client, full = opened(copy)
+    full.modify(configuration={"hnsw": {"sync_threshold": CHROMA_THRESHOLD}})
+    client.close()  # Chroma reads the threshold when it opens the index
+    client, full = opened(copy)
+    some = full.get(limit=BATCH, include=["documents", "metadatas"])
+    first = chromadb.PersistentClient(str(new)).create_collection(
+        full.name, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
+    )
+    embedder, rates = MadeUpVectors(), {}
+    for name, collection, count in (
+        ("first", first, chunks // TENTH),
+        ("last", full, RAW_MORE),
+    ):
+        began = 0.0
+        # The first batch opens the index.
+        for start in range(-BATCH, count, BATCH):
+            if start == 0:
+                began = time.perf_counter()
+            vectors = await embedder.embed(some["documents"])
+            collection.upsert(
+                ids=[f"raw-{start + number}" for number in range(BATCH)],
+                documents=some["documents"],
+                metadatas=some["metadatas"],
+                embeddings=[list(vector) for vector in vectors],
+            )
+        rates[name] = count / (time.perf_counter() - began)
+    shutil.rmtree(copy)
+    shutil.rmtree(new)
+    return rates
+
+
 def _sizes(folder: Path) -> dict[str, float]:
     """MB of the journal and of Chroma's folder."""
     sizes = {file: file.stat().st_size / MB for file in folder.rglob("*") if file.is_file()}
@@ -136,7 +187,7 @@ def measured(folder: Path, chunks: int) -> list[Figure]:
     moments = [Moment(*one) for one in json.loads((folder / "moments.json").read_text())]
     first, first_cpu = _rate(moments, 0, part)
     last, last_cpu = _rate(moments, chunks - part, chunks)
-    start = _run("start", folder, chunks)
+    start, raw = _run("start", folder, chunks), _run("raw", folder, chunks)
     found, sizes = _run("searches", folder, chunks), _sizes(folder)
     memory = found["memory"]
     size = f"{chunks:,} chunks"
@@ -144,7 +195,8 @@ def measured(folder: Path, chunks: int) -> list[Figure]:
         Figure(
             f"ingest of the last {part:,} of {size}",
             f"{last:,.0f} a second = {last / first:.2f} of the first {part:,}; CPU {last_cpu:.2f} ms a chunk",
-            f"the first: {first:,.0f} a second; CPU {first_cpu:.2f} ms",
+            f"the first: {first:,.0f} a second; CPU {first_cpu:.2f} ms; raw Chroma {raw['last']:,.0f} "
+            f"of {raw['first']:,.0f} = {raw['last'] / raw['first']:.2f}",
             f"at least {RATE_BAR}", last / first >= RATE_BAR,
         ),
         Figure(
@@ -186,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, help="keep the chunks here, and use them again")
     parser.add_argument("--start", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--searches", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--raw", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -195,5 +248,7 @@ if __name__ == "__main__":
         print(json.dumps(asyncio.run(_start(given.folder))))
     elif given.searches:
         print(json.dumps(asyncio.run(_searches(given.folder, given.chunks))))
+    elif given.raw:
+        print(json.dumps(asyncio.run(_raw(given.folder, given.chunks))))
     else:
         show(main(sys.argv[1:]))

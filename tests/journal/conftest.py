@@ -39,14 +39,19 @@ class Tables:
         operation = getattr(self.queue, name, None) or getattr(self.catalog, name)
 
         def run(*arguments):
-            buffer = self.queue.fulltext.buffer
             with self.file.transaction():
                 result = operation(*arguments)
-                buffer.write(seqs := buffer.seqs)
-            buffer.drop(seqs)
+            self.index()
             return result
 
         return run
+
+    def index(self):
+        """Write what is accepted into the full-text index, as the writer does."""
+        if buffer := self.queue.fulltext.buffer:
+            with self.file.transaction():
+                buffer.write(seqs := buffer.seqs)
+            buffer.drop(seqs)
 
     @property
     def counts(self):

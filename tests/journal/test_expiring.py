@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from autoplay_rag.content.chunks import Chunk
-from autoplay_rag.ingest.indexing import _entries_of
 from autoplay_rag.journal.expiring import ExpiryTables, Limits, Part, due, late, limits_at, received
 from autoplay_rag.journal.finding import Finder
 from autoplay_rag.journal.schema import PayloadState
+from autoplay_rag.journal.unindexed import entries_of
 from autoplay_rag.payloads import ActionsPayload, ChatTurn, SlimAction, SummaryPayload
 
 DAY = 24 * 3600.0
@@ -216,7 +216,7 @@ def test_chunks_read_from_a_store_expire_by_their_own_time(tables):
     fulltext = tables.catalog.fulltext
     with tables.file.transaction():  # as the pipeline does in the background
         page, _ = fulltext.unindexed(9)
-        fulltext.add_older(_entries_of(page), page[-1].seq)
+        fulltext.add_older(entries_of(page), page[-1].seq)
     assert expire(tables, {"actions": 7}) == [f"{1:032x}"]
     assert sorted(states(tables).values()) == ["ADOPTED", "ADOPTED", "EXPIRED"]
     assert rows(tables, "id", "chunk") == [(f"{2:032x}",), (f"{3:032x}",)]

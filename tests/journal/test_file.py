@@ -60,6 +60,7 @@ def test_other_threads_see_counts_only_once_they_are_committed(opened, make_acti
         db.queue.accept(entries(make_actions("s", "a")))
         assert (db.file.counts["received"], db.file.committed["received"]) == (1, 0)
     assert db.file.committed["received"] == 1
+    db.index()
 
 
 @pytest.mark.parametrize("end", ["close", "kill"])

@@ -194,6 +194,7 @@ def test_it_never_waits_for_the_writer(opened, path, make_actions, entries, stor
         assert [letter.id for letter in reader.dead_letters()] == [2]
         assert reader.dead_ids() == [2]
         assert [seq for seq, _, _ in reader.payloads(0, 0.0)] == [1, 3]
+    db.index()
     after = JournalReader(path).status()
     assert (before.ledger.received, after.ledger.received) == (3, 4)
 

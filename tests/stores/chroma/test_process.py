@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
+from array import array
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +33,12 @@ def worker_pid():
 
 def popen_of(store: ChromaStore) -> subprocess.Popen[bytes]:
     return store._worker._process._popen
+
+
+def unread_bytes(pipe) -> int:
+    found = array("i", [0])
+    fcntl.ioctl(pipe.fileno(), termios.FIONREAD, found)
+    return found[0]
 
 
 @asynccontextmanager
@@ -56,7 +65,9 @@ async def test_a_killed_worker_fails_the_call_in_flight_and_the_next_one_starts_
     popen = popen_of(store)
     popen.send_signal(signal.SIGSTOP)
     call = asyncio.create_task(store.upsert([chunk("b")], [EAST]))
-    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        while not unread_bytes(popen.stdin):  # noqa: ASYNC110 - the frozen worker says nothing
+            await asyncio.sleep(0.001)
     popen.kill()
     with pytest.raises(
         StoreUnavailableError, match=r"ended unexpectedly with status -9.*the next call restarts it"
