@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import statistics
 import subprocess
@@ -108,6 +109,21 @@ async def _ours(folder: str, which: str, count: int) -> dict[str, float]:
             found = spent.each(count)
         assert pipeline.ledger.stored == count
         return found | {"p99": percentile(late, 0.99), "chunks": pipeline.ledger.chunks}
+
+
+async def _served(folder: str, which: str, count: int) -> dict[str, float]:
+    """As `_ours`, in a process with the settings of `autoplay-rag serve`.
+
+    With Python's own, the lag is that of one full garbage collection: it walks through all modules.
+    """
+    from autoplay_rag.cli.serve import _OBJECTS_OF_COLLECTION, _SWITCH_SECONDS
+    from autoplay_rag.stores import ChromaStore  # noqa: F401 - a module that lives as long
+
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.set_threshold(_OBJECTS_OF_COLLECTION, *gc.get_threshold()[1:])
+    gc.collect()
+    gc.freeze()
+    return await _ours(folder, which, count)
 
 
 def _collection(folder: str):
@@ -260,6 +276,7 @@ def _figures(which: str, rounds: int) -> list[Figure]:
     def middle(side: str, name: str = "cpu") -> float:
         return statistics.median(one[name] for one in found[side])
 
+    lag = statistics.median(_run("served", which)["p99"] for _ in range(rounds))
     least = min(FRAMEWORKS, key=middle)
     ratio = middle("ours") / middle(least)
     others = ", ".join(f"{NAMES[side]} {middle(side):.2f}" for side in _SIDES if side != "ours")
@@ -282,8 +299,8 @@ def _figures(which: str, rounds: int) -> list[Figure]:
             ),
         ),
         Figure(
-            f"the same: loop lag, p99, {how}",
-            f"{middle('ours', 'p99'):.1f} ms", "-", "at most 10 ms", middle("ours", "p99") <= 10,
+            f"the same in a process with the settings of `serve`: loop lag, p99, {how}",
+            f"{lag:.1f} ms", f"with Python's own {middle('ours', 'p99'):.1f} ms", "at most 10 ms", lag <= 10,
         ),
     ]  # fmt: skip
 
@@ -300,6 +317,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--side"]:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             side, which = sys.argv[2:4]
-            print(json.dumps(asyncio.run(_SIDES[side](folder, which, EVENTS[which]))))
+            run = _served if side == "served" else _SIDES[side]
+            print(json.dumps(asyncio.run(run(folder, which, EVENTS[which]))))
     else:
         show(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 A commit writes whole pages. One payload changes five pages of the queue and fifteen of the index; a
 hundred payloads change hardly more pages of the index than one. So the writer commits each payload
 to the queue at once, and to the index with others: before anything reads the index in this process,
-and after a second at the latest. `FullTextTables.index_rest` adds what a killed process left.
+and after two seconds at the latest. `FullTextTables.index_rest` adds what a killed process left.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from autoplay_rag.journal.base import IndexEntry
 
 __all__ = ["IndexBuffer"]
 
-_MOST_SECONDS: Final = 1.0
+_MOST_SECONDS: Final = 2.0
 """How long a reader in another process may not see a payload."""
-_MOST: Final = 256
-"""As many as in one commit of the writer."""
+_MOST: Final = 512
+"""Writing them takes about 30 ms, for which the next payloads wait."""
 
 
 class IndexBuffer:
@@ -77,7 +77,7 @@ class IndexBuffer:
         self._begin()
 
     def put_off(self) -> None:
-        """Keep the entries, which cannot be written now, for another second."""
+        """Keep the entries, which cannot be written now, for another two seconds."""
         self._begin()
         self._failed = True
 

@@ -174,11 +174,13 @@ class TableJournal(Journal):
 
     async def carry_out_requests(self) -> list[tuple[int, int]]:
         """As in `Queue`."""
-        return await self._writer.run(self._tables.carry_out_requests, then=self._on_returned)
+        return await self._writer.run(
+            self._tables.carry_out_requests, then=self._on_returned, reads_index=False
+        )
 
     async def take_tasks(self) -> list[Task]:
         """As in `Queue`."""
-        return await self._writer.run(self._tables.take_tasks)
+        return await self._writer.run(self._tables.take_tasks, reads_index=False)
 
     async def answer_task(self, token: str, answer: Mapping[str, Any]) -> None:
         """As in `Queue`."""
@@ -186,7 +188,7 @@ class TableJournal(Journal):
 
     async def note_health(self, health: Health) -> None:
         """As in `Queue`."""
-        await self._writer.run(self._tables.note_health, health)
+        await self._writer.run(self._tables.note_health, health, reads_index=False)
 
     async def tokens(self, day: str) -> int:
         """As in `Queue`."""

@@ -19,7 +19,7 @@ class OpenedJournal:
     """Searches and lists the payloads of a journal while a pipeline may write it.
 
     The connection is read-only and never waits for the writer. Searches and lists may miss what the
-    pipeline accepted in the last second; see `journal/index_buffer.py`.
+    pipeline accepted in the last seconds; see `journal/index_buffer.py`.
 
     Args:
         path: The journal's file.

@@ -96,8 +96,8 @@ async def test_an_operation_sees_what_was_accepted_with_it(journal, accept, make
 
 
 async def test_many_do_not_wait_for_the_time(path, accept):
-    await accept([f"page {number}" for number in range(257)])
-    assert indexed(path) == 256
+    await accept([f"page {number}" for number in range(513)])
+    assert indexed(path) == 512
 
 
 async def test_another_process_finds_them_soon(path, accept, monkeypatch):
@@ -193,7 +193,7 @@ async def test_an_entry_that_cannot_be_written_keeps_no_other_out(
 
 
 async def test_a_failed_write_is_tried_again_later_only(journal, accept, monkeypatch):
-    """With 256 waiting, it is tried at once, but not again and again."""
+    """With 512 waiting, it is tried at once, but not again and again."""
     tries = []
 
     def full(entries):
@@ -203,8 +203,8 @@ async def test_a_failed_write_is_tried_again_later_only(journal, accept, monkeyp
         raise error
 
     monkeypatch.setattr(journal._tables.fulltext.buffer, "_write", full)
-    await accept([f"page {number}" for number in range(300)])
-    assert tries == [256]
+    await accept([f"page {number}" for number in range(600)])
+    assert tries == [512]
     monkeypatch.undo()
 
 

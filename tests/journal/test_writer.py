@@ -145,7 +145,7 @@ async def test_what_gathers_while_the_writer_is_busy_is_committed_together(opene
     async with Held(journal):
         futures = [journal.accept(entry) for entry in many(600)]
     assert await asyncio.gather(*futures) == ["accepted"] * 600
-    assert len(commits) == 1 + 3 + 2  # at most 256 per commit, and 256 wait for the index
+    assert len(commits) == 1 + 3 + 1  # at most 256 per commit, and 512 wait for the index
 
 
 async def test_large_payloads_do_not_gather_without_end(opened, commits, many):
@@ -503,3 +503,30 @@ async def test_tables_that_cannot_be_read_are_an_error_that_leaves_no_lock(opene
             await opened()
     gc.collect()  # an open connection would warn
     await opened()
+
+
+async def test_the_loop_has_its_turn_between_many_reports(opened, many):
+    told, turns = [], []
+    journal = await opened(on_entry=lambda entry, outcome: told.append(entry.seq))
+
+    async def watch():
+        while len(told) < 200:
+            turns.append(len(told))
+            await asyncio.sleep(0)
+
+    async with Held(journal):
+        futures = [journal.accept(entry) for entry in many(200)]
+    watching = asyncio.create_task(watch())
+    await asyncio.gather(*futures)
+    await watching
+    assert told == list(range(1, 201))
+    assert {50, 100, 150} <= {*turns}
+
+
+async def test_closing_reports_all(opened, many):
+    told = []
+    journal = await opened(on_entry=lambda entry, outcome: told.append(entry.seq))
+    futures = [journal.accept(entry) for entry in many(200)]
+    await journal.close()
+    assert told == list(range(1, 201))
+    assert all(future.done() for future in futures)
