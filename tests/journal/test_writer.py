@@ -516,7 +516,7 @@ async def test_the_loop_has_its_turn_between_many_reports(opened, many):
 
     async with Held(journal):
         futures = [journal.accept(entry) for entry in many(200)]
-    watching = asyncio.create_task(watch())
+        watching = asyncio.create_task(watch())
     await asyncio.gather(*futures)
     await watching
     assert told == list(range(1, 201))
