@@ -120,7 +120,10 @@ class FileCrashes:
         self.note()
 
     def note(self) -> None:
-        self.moments.append(((self._files, len(self._operations)), set(self.returned)))
+        moment = (self._files, len(self._operations))
+        if self.moments and self.moments[-1][0] == moment:  # the transaction wrote nothing
+            self.moments.pop()
+        self.moments.append((moment, set(self.returned)))
 
     def stored(self, name, *args) -> None:
         self._operations.append((name, args))
