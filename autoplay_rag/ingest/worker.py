@@ -43,8 +43,8 @@ _PLAN_BYTES = 16 * 2**20
 _MOST_CHUNKS = 2_000
 _MOST_CHARACTERS = 32 * 2**20
 """The most chunks in progress, and their text. More payloads wait in the journal, not in memory."""
-_AT_ONCE = 50
-"""As many plans start without a pause for other callbacks of the event loop."""
+_YIELD_EVERY = 50
+"""After so many plans others may use the event loop."""
 _JOURNAL_RETRY_SECONDS = 1.0
 
 
@@ -270,7 +270,7 @@ class Worker:
         beyond = asked[asked.index(waiting[-1].seq) + 1 :] if waiting else []
         self._give_back_rest(gathered, {batch[0].lane for batch in batches}, set(beyond))
         for number, plan in enumerate(plans):
-            if number % _AT_ONCE == _AT_ONCE - 1:
+            if number and not number % _YIELD_EVERY:
                 await asyncio.sleep(0)
             self._begin(plan, origin)
         if linked:

@@ -324,7 +324,8 @@ class IndexEntry(NamedTuple):
 class Unindexed(NamedTuple):
     """A payload that is not in the full-text index yet.
 
-    It was accepted by an older version, or stands for a chunk that was read from a store.
+    It was accepted by an older version, or by a process that was killed before it indexed it, or it
+    stands for a chunk that was read from a store.
 
     Attributes:
         seq: Its sequence number.

@@ -1,8 +1,7 @@
 """Reads the catalog for a search: matching passages, and their sessions and chunks.
 
 All calls block and only read. A journal in a file is read on a separate connection, beside the
-writer. Many rows are read in one step: row by row, a search would wait for the
-GIL at each.
+writer. Many rows are read in one step: row by row, a search would wait for the GIL at each.
 """
 
 from __future__ import annotations

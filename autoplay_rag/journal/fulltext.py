@@ -41,6 +41,7 @@ _FEW_REMOVED: Final = 500
 _MERGE_PAGES: Final = 300
 """Pages of the index that one transaction merges: about 10 ms."""
 _PAGE: Final = 200
+"""Payloads that `index_rest` has in memory at once."""
 
 
 class FullTextTables:

@@ -265,7 +265,8 @@ class Writer:
         """
         if self._tables.fulltext.buffer:
             with suppress(PipelineClosedError, TimeoutError):
-                await asyncio.wait_for(self.look(_nothing), _READER_SECONDS)
+                # Before it looks, the writer writes the index.
+                await asyncio.wait_for(self.look(lambda: None), _READER_SECONDS)
 
     # -- on the writer thread -----------------------------------------------------------------
 
@@ -500,10 +501,6 @@ class Writer:
         else:
             self._on_entry(item.entry, None if isinstance(result, _Failure) else result)
         _settle(item.future, result)
-
-
-def _nothing() -> None:
-    """Looked at, so that the index is written before."""
 
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:
