@@ -25,6 +25,7 @@ from autoplay_rag.journal.base import (
     Acknowledged,
     Acknowledgement,
     Entry,
+    NewPlans,
     Outcome,
     Outdated,
     Plan,
@@ -285,7 +286,7 @@ class PostgresQueueTables(QueueTables):
 
     # -- out ----------------------------------------------------------------------------------
 
-    def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> bool:
+    def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> NewPlans:
         """As in `QueueTables`."""
         self._check(plans)
         return super().record_plans(plans, sessions)

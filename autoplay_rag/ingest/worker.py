@@ -249,7 +249,7 @@ class Worker:
                 )
                 plans = [plan for plan, _ in made]
                 known = [session for _, session in made if session is not None]
-                linked = await self._journal.record_plans(plans, known)
+                plans, again, linked = await self._journal.record_plans(plans, known)
                 span.set_attribute("autoplay_rag.payloads", len(waiting))
                 span.set_attribute("autoplay_rag.batches", len(plans))
                 span.set_attribute("autoplay_rag.chunks", sum(len(plan.chunks) for plan in plans))
@@ -268,7 +268,7 @@ class Worker:
             return
         self._planning = None
         beyond = asked[asked.index(waiting[-1].seq) + 1 :] if waiting else []
-        self._give_back_rest(gathered, {batch[0].lane for batch in batches}, set(beyond))
+        self._give_back_rest(gathered, {plan.lane for plan in plans}, again.union(beyond))
         for number, plan in enumerate(plans):
             if number and not number % _YIELD_EVERY:
                 await asyncio.sleep(0)
@@ -280,12 +280,12 @@ class Worker:
         return await self._journal.read(seqs, _PLAN_BYTES)
 
     def _give_back_rest(
-        self, gathered: list[Gathered], planned: set[int], beyond: set[int]
+        self, gathered: list[Gathered], planned: set[int], unplanned: set[int]
     ) -> None:
-        """Return payloads beyond the byte limit to the batcher, due again now."""
+        """Return payloads that the plans left out to the batcher, due again now."""
         now = asyncio.get_running_loop().time()
         for item in gathered:
-            if rest := [seq for seq in item.seqs if seq in beyond]:
+            if rest := [seq for seq in item.seqs if seq in unplanned]:
                 back = Gathered(item.lane, rest)
                 self._batcher.give_back(back, now, under_way=item.lane in planned)
             elif item.lane not in planned:

@@ -39,6 +39,7 @@ __all__ = [
     "IndexEntry",
     "Journal",
     "Known",
+    "NewPlans",
     "Notes",
     "Outcome",
     "Outdated",
@@ -211,6 +212,22 @@ class Acknowledgement:
 
     plan: Plan
     dead: Mapping[int, str]
+
+
+class NewPlans(NamedTuple):
+    """What became of new plans.
+
+    Attributes:
+        plans: The plans as they are recorded: without chunks that hold anything which was forgotten
+            since the plan was made. Those must not be stored.
+        again: The sequence numbers of payloads that still wait, because their chunk also held
+            forgotten ones.
+        linked: Whether the people of chunks that were stored before changed.
+    """
+
+    plans: list[Plan]
+    again: set[int]
+    linked: bool
 
 
 class Acknowledged(NamedTuple):
@@ -597,7 +614,7 @@ class Queue(ABC):
         """Reserve numbers for plans, in ascending order. Numbers that are not used do no harm."""
 
     @abstractmethod
-    async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> bool:
+    async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> NewPlans:
         """Record plans, and the people of their sessions."""
 
     @abstractmethod

@@ -489,22 +489,21 @@ class ErasureTables:
         )
         return dict(rows.fetchall())
 
-    def still_valid(self, plan: Plan) -> list[PlannedChunk]:
-        """Return the chunks of a plan that hold nothing forgotten since it was made.
+    def still_valid(self, plan: Plan) -> tuple[list[PlannedChunk], set[int]]:
+        """Leave out the chunks of a plan that hold anything forgotten since it was made.
 
-        The others are added to the deletion outbox, since the caller stores them all.
+        Returns:
+            The other chunks, and the payloads of those left out that still wait.
         """
-        waiting = self.waiting(plan.seqs)
-        valid = [
-            one
-            for one in plan.chunks
-            if waiting.keys() >= set(one.seqs) and not self._is_gone(one.chunk.metadata, plan.lane)
-        ]
-        kept = {one.chunk.id for one in valid}
-        self._catalog.delete_unknown(
-            [one.chunk.id for one in plan.chunks if one.chunk.id not in kept], FORGOTTEN
-        )
-        return valid
+        waiting = self.waiting(plan.seqs).keys()
+        valid: list[PlannedChunk] = []
+        again: set[int] = set()
+        for one in plan.chunks:
+            if waiting >= set(one.seqs) and not self._is_gone(one.chunk.metadata, plan.lane):
+                valid.append(one)
+            else:
+                again.update(waiting & set(one.seqs))
+        return valid, again
 
     def without_forgotten(self, sessions: Iterable[Session]) -> list[Session]:
         """Return sessions that still have payloads, without people who were forgotten meanwhile."""

@@ -21,6 +21,7 @@ from autoplay_rag.journal.base import (
     IndexEntry,
     Journal,
     Known,
+    NewPlans,
     Notes,
     Outcome,
     Outdated,
@@ -148,7 +149,7 @@ class TableJournal(Journal):
         """As in `Queue`."""
         return await self._writer.run(self._tables.under_way, lanes)
 
-    async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> bool:
+    async def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> NewPlans:
         """As in `Queue`."""
         return await self._writer.run(self._tables.record_plans, plans, sessions)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +24,7 @@ from autoplay_rag.journal.base import (
     Health,
     IndexEntry,
     Known,
+    NewPlans,
     Outcome,
     Plan,
     Prepared,
@@ -307,8 +309,16 @@ class QueueTables:
             json_list(seqs),
         )
 
-    def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> bool:
+    def record_plans(self, plans: Sequence[Plan], sessions: Sequence[Session]) -> NewPlans:
         """Record plans, and the people of their sessions."""
+        again: set[int] = set()
+        if self.erasures.active:
+            valid = [self.erasures.still_valid(plan) for plan in plans]
+            plans = [
+                replace(plan, chunks=chunks) for plan, (chunks, _) in zip(plans, valid, strict=True)
+            ]
+            again = {seq for _, waiting in valid for seq in waiting}
+            sessions = self.erasures.without_forgotten(sessions)
         insert(
             self._connection,
             "plan (number, lane, record)",
@@ -317,14 +327,18 @@ class QueueTables:
                 for plan, record in zip(plans, self._records(plans), strict=True)
             ],
         )
-        if self.erasures.active:
-            sessions = self.erasures.without_forgotten(sessions)
-        return self.catalog.set_sessions(sessions)
+        return NewPlans(list(plans), again, linked=self.catalog.set_sessions(sessions))
 
     def replace_plan(self, plan: Plan) -> None:
         """Overwrite a plan. Chunks that it no longer has leave the catalog."""
         (before,) = self._numbers_of([plan.number]).values()
         self.catalog.remove(before)
+        if self.erasures.active:
+            valid, _ = self.erasures.still_valid(plan)
+            # The caller stores all of them.
+            left_out = {one.chunk.id for one in plan.chunks} - {one.chunk.id for one in valid}
+            self.catalog.delete_unknown(sorted(left_out), FORGOTTEN)
+            plan = replace(plan, chunks=valid)
         (record,) = self._records([plan])
         self._connection.execute(
             "UPDATE plan SET record = ? WHERE number = ?", (record, plan.number)
@@ -332,13 +346,7 @@ class QueueTables:
 
     def _records(self, plans: Sequence[Plan]) -> list[bytes]:
         """Add the chunks of plans, and return the records of the plans."""
-        active = self.erasures.active
-        numbers = self.catalog.insert_planned(
-            [
-                (self.erasures.still_valid(plan) if active else plan.chunks, plan.lane)
-                for plan in plans
-            ]
-        )
+        numbers = self.catalog.insert_planned([(plan.chunks, plan.lane) for plan in plans])
         return [
             msgspec.msgpack.encode((own, plan.unplanned))
             for own, plan in zip(numbers, plans, strict=True)

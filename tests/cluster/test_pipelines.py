@@ -127,6 +127,39 @@ async def test_the_owner_deletes_what_another_one_forgets(replica, make_actions)
         assert (await one.verify()).clean
 
 
+async def test_what_another_one_forgets_while_it_is_planned_is_never_stored(
+    replica, make_actions, monkeypatch
+):
+    planned, go = asyncio.Queue(), asyncio.Event()
+
+    def hold(pipeline):
+        record = pipeline._run._journal.record_plans
+
+        async def held(plans, sessions):
+            planned.put_nowait(pipeline)
+            await go.wait()
+            return await record(plans, sessions)
+
+        monkeypatch.setattr(pipeline._run._journal, "record_plans", held)
+
+    async with sharing(one := replica(batch_window=0.05), two := replica(batch_window=0.05)):
+        hold(one)
+        hold(two)
+        await asyncio.gather(
+            one.accept(make_actions("s", "early", at=1000.0)),
+            one.accept(make_actions("s", "late", at=2000.0)),
+        )
+        async with asyncio.timeout(20):
+            owner = await planned.get()
+        receipt = await (two if owner is one else one).forget(session_id="s", until=1500.0)
+        assert receipt.deleted
+        go.set()
+        await owner.drain()
+        assert await stored_lines(one) == Counter(["late"])
+        assert owner._run.model.embedder.requests == [["late"]]
+        assert (await one.verify()).clean
+
+
 async def test_drain_waits_for_what_a_killed_process_was_to_delete(
     replica, make_actions, make_pg_store, scripted_embedder, postgres
 ):

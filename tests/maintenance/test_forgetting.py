@@ -163,6 +163,44 @@ async def test_a_batch_under_way_does_not_bring_it_back(make_pipeline, embedder,
         assert (pipeline.ledger.discarded, pipeline.ledger.stored) == (1, 1)
 
 
+async def test_what_is_forgotten_while_it_is_planned_is_never_stored(
+    make_pipeline, embedder, tmp_path, monkeypatch
+):
+    """The request comes between the read of a batch and the record of its plan."""
+    planned, deleted = asyncio.Event(), asyncio.Event()
+    # All in one chunk: the rest of the session is stored without the forgotten part.
+    options = {"journal": tmp_path / "j.db", "batch_window": 0.02}
+    async with make_pipeline(MemoryStore(), **options) as pipeline:
+        journal = pipeline._run._journal
+        record, delete = journal.record_plans, journal.erasures.delete_all
+
+        async def hold(plans, sessions):
+            planned.set()
+            await deleted.wait()
+            return await record(plans, sessions)
+
+        async def release(on_page):
+            await delete(on_page)
+            deleted.set()
+
+        monkeypatch.setattr(journal, "record_plans", hold)
+        monkeypatch.setattr(journal.erasures, "delete_all", release)
+        early = actions("s", "annprivate", at=1000.0)
+        late = actions("s", "annlater", at=2000.0)
+        await asyncio.gather(pipeline.accept(early), pipeline.accept(late))
+        async with asyncio.timeout(20):
+            await planned.wait()
+        receipt = await pipeline.forget(session_id="s", until=1500.0)
+        assert receipt.deleted
+        assert receipt.payloads == 1
+        await pipeline.drain(20)
+        assert await find(pipeline, "annprivate") == []
+        assert await find(pipeline, "annlater")
+        assert (pipeline.ledger.discarded, pipeline.ledger.stored) == (1, 1)
+        assert (await pipeline.verify()).clean
+    assert embedder.requests[0] == ["annlater"]
+
+
 async def test_late_and_repeated_events_are_refused(make_pipeline, tmp_path):
     async with make_pipeline(journal=tmp_path / "j.db") as pipeline:
         first = actions("s", "annprivate", user="ann")

@@ -386,25 +386,24 @@ async def test_chunks_that_are_stored_and_deleted_meanwhile_are_not_reported(
     async with make_pipeline(
         store, journal=tmp_path / "journal.db", max_batch_actions=2
     ) as pipeline:
-        done = False
+        reports = []
 
         async def ingest():
-            nonlocal done
-            for n in range(150):
+            n = 0
+            while n < 150 or len(reports) < 4:  # until a few reports were made meanwhile
                 await pipeline.on_actions(make_actions(f"s{n}", *dying, str(n), str(-n)))
+                n += 1
             await pipeline.drain()
-            done = True
+            return n
 
         running = asyncio.create_task(ingest())
-        reports = []
-        while not done:
+        while not running.done():
             report = await pipeline.verify(repair=len(reports) % 2 == 1)
             assert report.clean, report
             reports.append(report)
-        await running
-        assert len(reports) > 3
+        sent = await running
         report = await pipeline.verify()
-        assert (report.clean, report.checked) == (True, 300)
+        assert (report.clean, report.checked) == (True, 2 * sent)
 
 
 class RefusingSome(MemoryStore):

@@ -114,9 +114,11 @@ class Forgetting:
                 await self._main.ends_first(self._eraser.wait())
 
     async def _busy(self, lanes: Collection[int]) -> set[int]:
+        # A batch that is still being planned is not in the journal yet.
+        found = {lane for lane in lanes if self._batcher.is_under_way(lane)}
         if self._journal.membership is not None:
-            return await self._journal.under_way(lanes)
-        return {lane for lane in lanes if self._batcher.is_under_way(lane)}
+            found |= await self._journal.under_way(lanes)
+        return found
 
     def _deleted(self, page: Deleted) -> None:
         self._accepting.deleted(page.settled)
