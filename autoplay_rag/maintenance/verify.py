@@ -239,17 +239,23 @@ class Verifier:
             # More may have been stored since the total was counted.
             self._tell(Progress(self._checked, max(self._total, self._checked), rate))
 
+    # Both end at the first page that is not full. A fast ingest would add to an empty one for ever.
+
     async def _catalog_pages(self) -> AsyncIterator[list[Recorded]]:
-        after = 0
-        while rows := await self._catalog.recorded_after(after, _PAGE):
+        rows = await self._catalog.recorded_after(0, _PAGE)
+        while rows:
             yield rows
-            after = rows[-1].number
+            if len(rows) < _PAGE:
+                return
+            rows = await self._catalog.recorded_after(rows[-1].number, _PAGE)
 
     async def _stored_pages(self) -> AsyncIterator[list[tuple[int, str]]]:
-        after = 0
-        while rows := await self._catalog.stored_after(after, _NUMBERS):
+        rows = await self._catalog.stored_after(0, _NUMBERS)
+        while rows:
             yield rows
-            after = rows[-1][0]
+            if len(rows) < _NUMBERS:
+                return
+            rows = await self._catalog.stored_after(rows[-1][0], _NUMBERS)
 
     # -- checking again -----------------------------------------------------------------------
 
