@@ -297,7 +297,7 @@ async def test_a_page_instead_of_a_refusal_is_named(server, connect, given, hint
 async def test_a_proxy_that_ends_quiet_connections_uses_up_no_retries(
     server, connect, event, pieces, monkeypatch
 ):
-    monkeypatch.setattr(backoff_rule, "_PROVEN_AFTER", 0.02)
+    monkeypatch.setattr(backoff_rule, "_PROVEN_AFTER", 0.001)
 
     async def ended_by_a_proxy(peer):
         await peer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")

@@ -92,7 +92,10 @@ async def test_all_chunks_move_to_the_new_model(
 async def test_the_stream_and_the_searches_go_on(
     make_pipeline, make_actions, store, other, tmp_path
 ):
+    often = asyncio.Event()
+
     async def slow(texts):
+        await often.wait()
         await asyncio.sleep(0.005)
 
     other.script, other.max_inputs = slow, 8
@@ -109,6 +112,8 @@ async def test_the_stream_and_the_searches_go_on(
             assert hits[0].text == "click 50"
             assert hits[0].dense_score == pytest.approx(1.0, abs=precision_of(store))
             searched += 1
+            if searched > 5:
+                often.set()
         assert (await moving).refused == 0
         await pipeline.drain()
         assert searched > 5
