@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-__all__ = ["TextTable", "forget_texts"]
+__all__ = ["TextTable", "forget_texts", "forgets"]
 
 T = TypeVar("T")
 
@@ -50,6 +50,11 @@ class TextTable(dict[str, T]):
                 self.clear()
             self[text] = found
         return found
+
+
+def forgets(clear: Callable[[], None]) -> None:
+    """Have `forget_texts` empty another cache of texts as well."""
+    _CLEAR.append(clear)
 
 
 def forget_texts() -> None:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
+from autoplay_rag._text_cache import forgets
 from autoplay_rag.payloads import ActionsPayload, Payload, SlimAction
 
 __all__ = ["Render", "action_line", "render", "render_actions"]
@@ -156,3 +157,6 @@ def _place(url: str) -> tuple[str, str, Sequence[str]]:
     ]
     page = _flat(" ".join(dict.fromkeys(words)))
     return _flat(site), page, page.casefold().split()
+
+
+forgets(_place.cache_clear)

@@ -141,6 +141,7 @@ class Embedding:
         self._remembered = remembered
         # By the text's digest, because texts may be long.
         self._vectors: OrderedDict[bytes, Vector] = OrderedDict()
+        self._cleared = 0
         self._dimension: int | None = None
         self._counted = embedder.tokens_used or 0
         self._estimated = 0
@@ -179,6 +180,7 @@ class Embedding:
     def clear(self) -> None:
         """Forget the remembered vectors."""
         self._vectors.clear()
+        self._cleared += 1
 
     async def probe(self) -> None:
         """Embed a text that any healthy embedder accepts.
@@ -191,6 +193,7 @@ class Embedding:
     async def _embed(
         self, texts: list[str], tokens: int, origins: Collection[Origin]
     ) -> dict[str, Vector]:
+        cleared = self._cleared
         reserved = self._budget.reserve(self._expected(tokens))
         self.requests += 1
         self.texts += len(texts)
@@ -217,7 +220,8 @@ class Embedding:
             found[text] = self._checked(vectors, position)
             if position % _STEP == _STEP - 1:
                 await asyncio.sleep(0)
-        self._remember(found)
+        if cleared == self._cleared:  # otherwise some may be of texts that are forgotten by now
+            self._remember(found)
         return found
 
     def _expected(self, estimate: int) -> int:

@@ -843,8 +843,13 @@ class Catalog(ABC):
         """Return those of these ids that are in the deletion outbox. Reads in order."""
 
     @abstractmethod
-    async def delete_unknown(self, ids: Sequence[str]) -> list[str]:
-        """Add to the deletion outbox those of these ids that the catalog does not know."""
+    async def delete_unknown(self, ids: Sequence[str], *, forgotten: bool = False) -> list[str]:
+        """Add to the deletion outbox those of these ids that the catalog does not know.
+
+        Args:
+            ids: The chunks.
+            forgotten: Whether requests to forget wait until they are deleted.
+        """
 
     @abstractmethod
     async def deletions(self, limit: int, *, planned: bool = True, own: bool = False) -> list[str]:

@@ -19,6 +19,7 @@ from autoplay_rag.journal.base import Notes, Outdated, PlannedChunk, QueuedChunk
 from autoplay_rag.journal.claims import ClaimTables
 from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.fulltext import FullTextTables
+from autoplay_rag.journal.outbox import add_to_outbox
 from autoplay_rag.journal.rows import (
     Connection,
     Database,
@@ -206,13 +207,7 @@ class CatalogTables:
         ids: list[str] = []
         if reason is not None and numbers:
             ids = [found for _, found in self._ids(numbers)]
-            now = self.file.clock()
-            insert(
-                self._connection,
-                "deletion (chunk, reason, at)",
-                [(found, reason, now) for found in ids],
-                verb="INSERT OR REPLACE",
-            )
+            add_to_outbox(self._connection, ids, reason, self.file.clock())
         delete_in(self._connection, "chunk_payload", "chunk", numbers)
         self._connection.execute(
             "DELETE FROM outdated WHERE chunk IN (SELECT id FROM chunk WHERE number IN "
@@ -345,10 +340,9 @@ class CatalogTables:
     def delete_unknown(self, ids: Sequence[str], reason: str) -> list[str]:
         """Add unknown ids to the deletion outbox, and return them."""
         known = self.numbers(ids)
-        now = self.file.clock()
-        rows = [(one, reason, now) for one in dict.fromkeys(ids) if one not in known]
-        insert(self._connection, "deletion (chunk, reason, at)", rows, verb="INSERT OR REPLACE")
-        return [one for one, _, _ in rows]
+        unknown = [one for one in dict.fromkeys(ids) if one not in known]
+        add_to_outbox(self._connection, unknown, reason, self.file.clock())
+        return unknown
 
     def _in_outbox(self, ids: Sequence[str]) -> set[str]:
         rows = self._connection.execute(

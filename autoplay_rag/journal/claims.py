@@ -12,6 +12,7 @@ from typing import Final
 
 from autoplay_rag.journal.base import Claim, Claimable
 from autoplay_rag.journal.database import JournalDatabase
+from autoplay_rag.journal.outbox import add_to_outbox
 from autoplay_rag.journal.rows import insert, json_list
 from autoplay_rag.journal.schema import ChunkState, PayloadState
 
@@ -102,13 +103,7 @@ class ClaimTables:
             (ChunkState.RETIRED, ChunkState.STORED, ChunkState.QUEUED, json_list(claimed)),
         ).fetchall()
         ids = [found for (found,) in rows]
-        now = self._file.clock()
-        insert(
-            self._connection,
-            "deletion (chunk, reason, at)",
-            [(found, _REPLACED, now) for found in ids],
-            verb="INSERT OR REPLACE",
-        )
+        add_to_outbox(self._connection, ids, _REPLACED, self._file.clock())
         return ids
 
     def expire(self) -> None:

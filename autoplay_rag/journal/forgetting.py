@@ -19,6 +19,7 @@ from autoplay_rag.journal.base import Entry, Plan, PlannedChunk, Prepared, Sessi
 from autoplay_rag.journal.catalog import CatalogTables
 from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.deleting import Deletion
+from autoplay_rag.journal.outbox import FORGOTTEN
 from autoplay_rag.journal.register import Register, RegisterEntry
 from autoplay_rag.journal.rows import delete_in, insert, json_list
 from autoplay_rag.journal.schema import INDEX_BELOW, PayloadState
@@ -36,7 +37,6 @@ from autoplay_rag.journal.selecting import (
 )
 
 __all__ = [
-    "FORGOTTEN",
     "Begun",
     "Deleted",
     "ErasureRecord",
@@ -49,8 +49,6 @@ _REST: Final = "rest of "
 _KEY: Final = "key"
 _SCOPES: Final = "refused_scopes"
 _SECRET: Final = "refused_secret"  # noqa: S105 - a name
-FORGOTTEN: Final = "forgotten"
-"""The reason of deletions in the outbox."""
 
 
 class ErasureRecord(msgspec.Struct):
@@ -63,6 +61,8 @@ class ErasureRecord(msgspec.Struct):
         sizes: How much it concerns.
         text_only: Payloads of other people that were in a chunk with forgotten ones and whose body
             was not kept. They are found by full text, but in no chunk any more.
+        plans: Numbers of the plans that were under way in its sessions: they may still store what
+            they were made of.
     """
 
     asked: dict[str, str]
@@ -70,6 +70,7 @@ class ErasureRecord(msgspec.Struct):
     block: bool
     sizes: Sizes
     text_only: int = 0
+    plans: list[int] = msgspec.field(default_factory=list)
 
 
 class ErasureState(NamedTuple):
@@ -82,7 +83,8 @@ class ErasureState(NamedTuple):
         deleted_at: When the store had confirmed everything.
         erased_at: When the files were written anew.
         waiting: Payloads that are still to be deleted.
-        unconfirmed: Chunks whose deletion the store has not confirmed.
+        unconfirmed: Chunks whose deletion the store has not confirmed, and plans that may still store
+            some.
     """
 
     number: int
@@ -268,7 +270,14 @@ class ErasureTables:
             refusals += [(scope, self._hash(scope, lane)) for lane in selected.lanes]
         self._refuse(refusals, limit)
         sizes = count(self._connection, asked, selected)
-        record = ErasureRecord(hashes, asked.until, block, sizes)
+        plans = self._connection.execute(
+            "SELECT number FROM plan WHERE acknowledged IS NULL "
+            "AND lane IN (SELECT value FROM json_each(?))",
+            (json_list(selected.lanes + selected.shared),),
+        ).fetchall()
+        record = ErasureRecord(
+            hashes, asked.until, block, sizes, plans=[number for (number,) in plans]
+        )
         number = self._connection.execute(
             "INSERT INTO erasure (asked, record) VALUES (?, ?) RETURNING number",
             (now, _encoded(record)),
@@ -489,13 +498,18 @@ class ErasureTables:
         )
         return dict(rows.fetchall())
 
-    def still_valid(self, plan: Plan) -> tuple[list[PlannedChunk], set[int]]:
-        """Leave out the chunks of a plan that hold anything forgotten since it was made.
+    def still_valid(self, plan: Plan) -> tuple[Plan, set[int]]:
+        """Take what was forgotten since a plan was made out of it.
 
         Returns:
-            The other chunks, and the payloads of those left out that still wait.
+            The plan without chunks that hold anything forgotten, and those of their other payloads
+            that still wait.
         """
-        waiting = self.waiting(plan.seqs).keys()
+        going = self._connection.execute(
+            "SELECT seq FROM forgetting WHERE seq IN (SELECT value FROM json_each(?))",
+            (json_list(plan.seqs),),
+        ).fetchall()
+        waiting = self.waiting(plan.seqs).keys() - {seq for (seq,) in going}
         valid: list[PlannedChunk] = []
         again: set[int] = set()
         for one in plan.chunks:
@@ -503,7 +517,8 @@ class ErasureTables:
                 valid.append(one)
             else:
                 again.update(waiting & set(one.seqs))
-        return valid, again
+        errors = {seq: error for seq, error in plan.unplanned.items() if seq in waiting}
+        return Plan(plan.number, plan.lane, valid, errors), again
 
     def without_forgotten(self, sessions: Iterable[Session]) -> list[Session]:
         """Return sessions that still have payloads, without people who were forgotten meanwhile."""
@@ -556,16 +571,15 @@ class ErasureTables:
         ).fetchone()
         if row is None:
             return None
-        asked, record, deleted, erased, waiting, unconfirmed = row
-        return ErasureState(
-            number,
-            asked,
-            msgspec.json.decode(record, type=ErasureRecord),
-            deleted,
-            erased,
-            waiting,
-            unconfirmed,
-        )
+        asked, encoded, deleted, erased, waiting, unconfirmed = row
+        record = msgspec.json.decode(encoded, type=ErasureRecord)
+        if record.plans:
+            unconfirmed += self.file.scalar(
+                "SELECT count(*) FROM plan WHERE acknowledged IS NULL "
+                "AND number IN (SELECT value FROM json_each(?))",
+                json_list(record.plans),
+            )
+        return ErasureState(number, asked, record, deleted, erased, waiting, unconfirmed)
 
     def open_requests(self) -> list[ErasureState]:
         """Return the requests that are not complete, oldest first."""

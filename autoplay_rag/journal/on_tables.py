@@ -40,6 +40,7 @@ from autoplay_rag.journal.expiring import AsyncExpiry, ExpiryTables
 from autoplay_rag.journal.finder import AsyncFinder, AsyncTimeline
 from autoplay_rag.journal.inflow import Inflow
 from autoplay_rag.journal.ledger import Counts
+from autoplay_rag.journal.outbox import FORGOTTEN
 from autoplay_rag.journal.ownership import Membership
 from autoplay_rag.journal.queue import QueueTables
 from autoplay_rag.journal.rows import Connection
@@ -268,9 +269,10 @@ class TableJournal(Journal):
         """As in `Catalog`."""
         return await self._writer.run(checking.in_outbox, self._tables.file.connection, ids)
 
-    async def delete_unknown(self, ids: Sequence[str]) -> list[str]:
+    async def delete_unknown(self, ids: Sequence[str], *, forgotten: bool = False) -> list[str]:
         """As in `Catalog`."""
-        return await self._writer.run(self._catalog.delete_unknown, ids, _UNKNOWN)
+        reason = FORGOTTEN if forgotten else _UNKNOWN
+        return await self._writer.run(self._catalog.delete_unknown, ids, reason)
 
     async def read_in_order(self, read: Callable[[Connection], T]) -> T:
         """Run a blocking read after all operations that were submitted before."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -36,7 +35,8 @@ from autoplay_rag.journal.bodies import decoded, pack, unpack
 from autoplay_rag.journal.catalog import CatalogTables, as_key
 from autoplay_rag.journal.database import JournalDatabase
 from autoplay_rag.journal.deleting import compact
-from autoplay_rag.journal.forgetting import FORGOTTEN, ErasureTables
+from autoplay_rag.journal.forgetting import ErasureTables
+from autoplay_rag.journal.outbox import FORGOTTEN
 from autoplay_rag.journal.register import Register
 from autoplay_rag.journal.rows import Connection, delete_in, insert, json_list, read_all
 from autoplay_rag.journal.schema import PayloadState
@@ -314,9 +314,7 @@ class QueueTables:
         again: set[int] = set()
         if self.erasures.active:
             valid = [self.erasures.still_valid(plan) for plan in plans]
-            plans = [
-                replace(plan, chunks=chunks) for plan, (chunks, _) in zip(plans, valid, strict=True)
-            ]
+            plans = [plan for plan, _ in valid]
             again = {seq for _, waiting in valid for seq in waiting}
             sessions = self.erasures.without_forgotten(sessions)
         insert(
@@ -334,11 +332,11 @@ class QueueTables:
         (before,) = self._numbers_of([plan.number]).values()
         self.catalog.remove(before)
         if self.erasures.active:
-            valid, _ = self.erasures.still_valid(plan)
+            made = [one.chunk.id for one in plan.chunks]
+            plan, _ = self.erasures.still_valid(plan)
             # The caller stores all of them.
-            left_out = {one.chunk.id for one in plan.chunks} - {one.chunk.id for one in valid}
-            self.catalog.delete_unknown(sorted(left_out), FORGOTTEN)
-            plan = replace(plan, chunks=valid)
+            kept = {one.chunk.id for one in plan.chunks}
+            self.catalog.delete_unknown([one for one in made if one not in kept], FORGOTTEN)
         (record,) = self._records([plan])
         self._connection.execute(
             "UPDATE plan SET record = ? WHERE number = ?", (record, plan.number)

@@ -492,7 +492,9 @@ class Writer:
     def _report_one(self, item: _Change, result: Any) -> None:
         if isinstance(item, _Work):
             if item.then and not isinstance(result, _Failure):
-                item.then(result)
+                # In the next turn, and before the caller goes on. Those whose operations came
+                # before are woken first: what they start has its place before what this starts.
+                self._loop.call_soon(item.then, result)
         elif isinstance(item, _TakeIn):
             # After a failure the source keeps them, and they are submitted again.
             if not isinstance(result, _Failure):

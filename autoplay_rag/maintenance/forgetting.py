@@ -178,7 +178,7 @@ class Forgetter:
                     for name, value in wanted.items()
                 ):
                     found.add(chunk.id)
-        self._upkeep.delete(await self._catalog.delete_unknown(sorted(found)))
+        self._upkeep.delete(await self._catalog.delete_unknown(sorted(found), forgotten=True))
         return found
 
     async def _wait_until_confirmed(self, begun: Begun, scanned: set[str]) -> None:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from autoplay_rag._text_cache import forgets
 from autoplay_rag.sources.values import text_of
 
 __all__ = ["canonical", "page_words", "url_of"]
@@ -59,6 +60,9 @@ def canonical(url: str) -> str:
     main = _without_ids(main.partition("?")[0])
     route = fragment.partition("?")[0]
     return f"{main}#{_without_ids(route)}" if route.startswith(("/", "!/")) else main
+
+
+forgets(canonical.cache_clear)
 
 
 def page_words(url: str) -> str:

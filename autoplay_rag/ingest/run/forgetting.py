@@ -136,6 +136,5 @@ class Forgetting:
             self._pulled.forget(asked.user_id)
             for source in self._clients.pull_sources():
                 source.forget(asked.user_id)
-        if self._model.embedding:
-            self._model.embedding.clear()
+        self._model.forget_vectors()
         forget_texts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from weakref import WeakSet
 
 from autoplay_rag._timings import Timings
 from autoplay_rag.embedders.base import Embedder
@@ -41,6 +42,7 @@ class ModelInUse:
         self._timings = timings
         self._queue = queue
         self._budget: TokenBudget
+        self._made: WeakSet[Embedding] = WeakSet()
 
     async def begin(self) -> None:
         """Read how many tokens were spent today. Call it once the journal is open."""
@@ -67,11 +69,18 @@ class ModelInUse:
 
     def embedding_of(self, embedder: Embedder) -> Embedding:
         """Return what calls another embedder within the same budget."""
-        return Embedding(embedder, self._budget, self._remembered, self._timings)
+        made = Embedding(embedder, self._budget, self._remembered, self._timings)
+        self._made.add(made)
+        return made
 
     def exchange(self, embedder: Embedder, embedding: Embedding) -> None:
         """Use another embedder from now on."""
         self.embedder, self.embedding = embedder, embedding
+
+    def forget_vectors(self) -> None:
+        """Forget all remembered vectors, those of a model that is to replace this one included."""
+        for embedding in self._made:
+            embedding.clear()
 
     def count_tokens(self, text: str) -> int:
         """Return the tokens of a text, as the embedder counts them; 0 without one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+from autoplay_rag._text_cache import forget_texts
 from autoplay_rag.ingest.asked import SharedAsked
 from autoplay_rag.ingest.batching import Batcher
 from autoplay_rag.ingest.clients import Clients
@@ -134,5 +135,5 @@ class Replica:
         self._shared_asked.forget()
         self._pulled.clear()
         await self._pulled.load(again=True)
-        if self._model.embedding:
-            self._model.embedding.clear()
+        self._model.forget_vectors()
+        forget_texts()
