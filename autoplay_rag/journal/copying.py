@@ -288,10 +288,14 @@ class CopyTables:
         return copy
 
     def _save_texts(self, texts: Mapping[str, str]) -> None:
+        # A chunk may have been forgotten since it was read.
+        rows = self._connection.execute(
+            "SELECT id FROM chunk WHERE id IN (SELECT value FROM json_each(?))", (json_list(texts),)
+        ).fetchall()
         insert(
             self._connection,
             "rendered (chunk, text)",
-            list(texts.items()),
+            [(known, texts[known]) for (known,) in rows],
             verb="INSERT OR REPLACE",
         )
 

@@ -47,6 +47,7 @@ class Eraser:
         self._copy_is_clean = copy_is_clean
         self._erasures = erasures
         self._store = store
+        self._go_on: Callable[[], Awaitable[None]] | None = None
         self._held: set[int] = set()
         self._rewritten: set[int] = set()
         self._wake = asyncio.Event()
@@ -70,6 +71,14 @@ class Eraser:
             )
         return found
 
+    def goes_on_with(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what earlier calls have left before each look at the requests, until it succeeds."""
+        self._go_on = work
+
+    def wake(self) -> None:
+        """Look at the requests now."""
+        self._wake.set()
+
     def hold(self, number: int) -> None:
         """Leave a request alone until `release`: its deletions are under way."""
         self._held.add(number)
@@ -79,7 +88,7 @@ class Eraser:
         """Complete a request as soon as its deletions are confirmed."""
         self._held.discard(number)
         self._idle.clear()
-        self._wake.set()
+        self.wake()
 
     async def wait(self) -> None:
         """Wait until all requests are complete."""
@@ -99,7 +108,7 @@ class Eraser:
                 left = True
                 if self._problem is None:
                     _log.error("erasing deleted data failed; retrying: %s", describe(error))
-                self._problem = f"Writing the files anew failed and is repeated: {describe(error)}"
+                self._problem = f"Deleting, or writing the files anew, failed and is repeated: {describe(error)}"
             if left:
                 pause = _LOOK_SECONDS
                 if failures:
@@ -116,6 +125,8 @@ class Eraser:
 
     async def _complete(self) -> bool:
         """Complete the requests that can be completed; returns whether others are left."""
+        if self._go_on is not None:
+            await self._go_on()
         states = await self._erasures.open_requests()
         # A store that cannot delete confirms nothing. The journal is erased all the same.
         never = "delete" not in self._store.capabilities

@@ -76,6 +76,8 @@ class Forgetter:
         self._on_deleted = on_deleted
         self._on_forgotten = on_forgotten
         self._one_at_a_time = asyncio.Lock()
+        self._cut_off: dict[int, tuple[Asked, Begun]] = {}
+        eraser.goes_on_with(self._go_on)
 
     async def forget(self, asked: Asked, *, dry_run: bool, block: bool) -> Receipt:
         """Forget what a request concerns; see `IngestPipeline.forget`."""
@@ -98,15 +100,34 @@ class Forgetter:
             begun = await self._begin(asked, block=block)
             self._eraser.hold(begun.number)
             try:
-                self._on_forgotten(asked, begun.lanes)
-                await self._erasures.delete_all(self._on_deleted)
-                scanned = await self._delete_unknown(asked)
-                self._on_forgotten(asked, begun.lanes)
+                scanned = await self._delete(asked, begun)
+            except BaseException:
+                self._cut_off[begun.number] = asked, begun
+                self._eraser.wake()
+                raise
+            try:
                 await self._wait_until_confirmed(begun, scanned)
                 self._on_forgotten(asked, begun.lanes)
             finally:
                 self._eraser.release(begun.number)
         return await self.receipt(begun.number)
+
+    async def _delete(self, asked: Asked, begun: Begun) -> set[str]:
+        """Delete what a request concerns, and return the chunks that only the store knew."""
+        self._on_forgotten(asked, begun.lanes)
+        await self._erasures.delete_all(self._on_deleted)
+        scanned = await self._delete_unknown(asked)
+        self._on_forgotten(asked, begun.lanes)
+        return scanned
+
+    async def _go_on(self) -> None:
+        """Delete what calls of `forget` that failed or were cancelled have left."""
+        while self._cut_off:
+            number, (asked, begun) = next(iter(self._cut_off.items()))
+            async with self._one_at_a_time:
+                await self._delete(asked, begun)
+            del self._cut_off[number]
+            self._eraser.release(number)
 
     async def receipt(self, number: int) -> Receipt:
         """Return the receipt of a request as of now.

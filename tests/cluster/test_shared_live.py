@@ -8,6 +8,7 @@ import pytest
 
 from autoplay_rag import LiveSessions
 from autoplay_rag.errors import ConfigurationError
+from autoplay_rag.ingest.run import replica as replica_module
 from autoplay_rag.payloads import ChatTurn
 from autoplay_rag.sources.activity import LiveActivitySource
 
@@ -69,7 +70,11 @@ async def test_one_process_alone_shows_at_once(replica, make_actions):
             assert len(events_of(one, "s1")) == number + 1
 
 
-async def test_what_is_forgotten_is_forgotten_everywhere(replica, make_actions, eventually):
+async def test_what_is_forgotten_is_forgotten_everywhere(
+    replica, make_actions, eventually, monkeypatch
+):
+    emptied = []
+    monkeypatch.setattr(replica_module, "forget_texts", lambda: emptied.append("texts"))
     async with replica() as one, replica() as two:
         with two.feed.subscribe() as seen:
             await one.on_actions(make_actions("s1", "t1", user="ann"))
@@ -78,6 +83,7 @@ async def test_what_is_forgotten_is_forgotten_everywhere(replica, make_actions, 
         assert events_of(two, "s1")
         await one.forget(user_id="ann")
         await eventually(lambda: not events_of(two, "s1"))
+        await eventually(lambda: emptied)
         assert events_of(two, "s2")
         again = two.feed.subscribe(after=0)
         assert [event.payload.session_id for event in again.take()[1]] == ["s2"]

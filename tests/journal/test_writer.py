@@ -207,6 +207,23 @@ async def test_what_follows_work_happens_also_if_its_caller_was_cancelled(opened
     assert followed == [42]
 
 
+async def test_what_follows_work_comes_after_the_callers_of_earlier_work(opened):
+    journal = await opened()
+    order = []
+
+    async def call(name, **options):
+        await run(journal, lambda: None, **options)
+        order.append(name)
+
+    async with Held(journal):
+        tasks = [asyncio.create_task(call("first"))]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(call("second", then=lambda _: order.append("then"))))
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert order == ["first", "then", "second"]
+
+
 async def test_a_failing_operation_does_not_affect_others(opened, many):
     journal = await opened()
 
