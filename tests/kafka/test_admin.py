@@ -48,4 +48,7 @@ async def test_nothing_of_a_client_is_left_after_it_is_closed(unused_tcp_port):
     asking.cancel()
     await asyncio.wait([asking])
     await admin.close()
-    assert threads_of_clients() == before
+    # The kernel lists a thread for a moment after it was joined, and so perhaps one of an earlier test.
+    async with asyncio.timeout(10):
+        while threads_of_clients() > before:  # noqa: ASYNC110 - a thread sends no event
+            await asyncio.sleep(0.01)
