@@ -33,7 +33,7 @@ async def follow_journal(
         journal: The file that a pipeline on this machine writes.
         live: The `LiveSessions` to fill; None makes one with the default limits.
         seconds: How many seconds back to begin. With `keep_payloads=False` only payloads that are
-            not stored yet are shown.
+            not stored yet are shown. After each request to forget, it begins anew.
         interval: Seconds between two reads of the file; more than 0.
 
     Yields:
@@ -54,7 +54,7 @@ async def follow_journal(
     check_above("interval", interval)
     kept = LiveSessions() if live is None else live
     reader = await asyncio.to_thread(JournalReader, journal)
-    follower = _Follower(reader, kept, since=time.time() - seconds)
+    follower = _Follower(reader, kept, seconds)
     await follower.catch_up()
 
     async def follow() -> None:
@@ -78,15 +78,32 @@ async def follow_journal(
 
 
 class _Follower:
-    def __init__(self, reader: JournalReader, live: LiveSessions, *, since: float) -> None:
+    def __init__(self, reader: JournalReader, live: LiveSessions, seconds: float) -> None:
         self._reader = reader
         self._live = live
-        self._since = since
+        self._seconds = seconds
+        self._begun = time.time() - seconds
+        self._forgotten: int | None = None
         # Updated after each payload, so that a read that fails half-way does not add any twice.
         self._seen = 0
 
     async def catch_up(self) -> None:
-        while found := await asyncio.to_thread(self._reader.payloads, self._seen, self._since):
+        # Read first: what is read after it is without what that request forgot.
+        forgotten = await asyncio.to_thread(self._reader.last_request_to_forget)
+        if self._forgotten not in (None, forgotten):
+            await self._begin_anew()
+        self._forgotten = forgotten
+        while found := await asyncio.to_thread(self._reader.payloads, self._seen, self._begun):
             for seq, at, payload in found:
                 self._live.add(payload, at=at)
                 self._seen = seq
+
+    async def _begin_anew(self) -> None:
+        """Read all sessions again: the journal does not say whom it forgot."""
+        fresh, seen = self._live.like(), 0
+        since = max(self._begun, time.time() - self._seconds)
+        while found := await asyncio.to_thread(self._reader.payloads, seen, since):
+            for seen, at, payload in found:
+                fresh.add(payload, at=at)
+        self._live.replace(fresh)
+        self._seen = max(self._seen, seen)

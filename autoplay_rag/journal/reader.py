@@ -168,17 +168,27 @@ class JournalReader:
 
         Returns:
             Sequence number, arrival time in Unix seconds, and payload; at most 10,000. Stored
-            payloads that were not kept because of `keep_payloads=False` are left out.
+            payloads that were not kept because of `keep_payloads=False` are left out, and those
+            that a request to forget deletes.
         """
         with self._connected() as connection:
             start = after + 1 if after > 0 else first_since(connection, since)
             rows = connection.execute(
                 f"SELECT seq, at, body FROM payload WHERE seq >= ? AND at >= ? AND {FOLLOWED} "
+                "AND NOT EXISTS (SELECT 1 FROM forgetting WHERE forgetting.seq = payload.seq) "
                 "ORDER BY seq LIMIT ?",
                 (start, since, _PAGE),
             ).fetchall()
         found = [(seq, at, decoded(unpack(body))) for seq, at, body in rows]
         return [(seq, at, payload) for seq, at, payload in found if payload is not None]
+
+    def last_request_to_forget(self) -> int:
+        """Return the number of the last request to forget; 0 without one."""
+        with self._connected() as connection:
+            (number,) = connection.execute(
+                "SELECT coalesce(max(number), 0) FROM erasure"
+            ).fetchone()
+        return int(number)
 
     def ask(self, action: Action, ids: Sequence[int] | None) -> bool | None:
         """Leave a request for the pipeline that owns the journal.

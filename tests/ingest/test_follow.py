@@ -167,6 +167,23 @@ async def test_under_load_nothing_is_missed_and_nothing_is_seen_twice_while_lett
     assert len(healthy) == 360
 
 
+async def test_what_is_forgotten_leaves_the_live_sessions(tmp_path, embedder, make_actions):
+    path = tmp_path / "journal.db"
+    async with (
+        IngestPipeline(MemoryStore(), embedder, journal=path) as pipeline,
+        follow_journal(path, interval=0.01) as live,
+    ):
+        await pipeline.on_actions(make_actions("a", "Opened reports", user="u1"))
+        await pipeline.on_actions(make_actions("b", "Invited a colleague", user="u2"))
+        await until(lambda: live.get(session_id="a") and live.get(session_id="b"))
+        await pipeline.forget(user_id="u1")
+        await until(lambda: not live.get(session_id="a"))
+        await pipeline.on_actions(make_actions("b", "Left", user="u2", at=2000.0))
+        await until(lambda: live.get(session_id="b") and len(live.get(session_id="b").events) == 2)
+        assert live.get(session_id="a") is None
+        assert live.get(user_id="u1") is None
+
+
 async def test_a_retried_letter_is_not_shown_a_second_time(tmp_path, embedder, make_actions):
     path = tmp_path / "journal.db"
 
