@@ -103,7 +103,8 @@ class _Follower:
         fresh, seen = self._live.like(), 0
         since = max(self._begun, time.time() - self._seconds)
         while found := await asyncio.to_thread(self._reader.payloads, seen, since):
-            for seen, at, payload in found:
+            for _, at, payload in found:
                 fresh.add(payload, at=at)
+            seen = found[-1][0]
         self._live.replace(fresh)
         self._seen = max(self._seen, seen)
