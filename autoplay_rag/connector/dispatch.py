@@ -90,8 +90,9 @@ class Dispatcher(BoundedSink):
         session_id = payload.session_id
         if (
             not self._callbacks.get(payload.kind)
-            or (session_id and self._running.get(session_id, 0) >= self._concurrency)
-            # In a task of its own, as the ones after it, which could overtake it otherwise.
+            # In a task of its own. One that `put` started may not have begun: it would be overtaken.
+            or session_id in self._running
+            # As the ones after it, which could overtake it otherwise.
             or (self._gate is not None and not self._gate.is_set())
         ):
             self.put(payload)

@@ -200,9 +200,9 @@ async def test_nothing_moves_between_workers_that_have_their_shares(join, postgr
 async def test_it_stops_before_its_lease_ends(join, clock):
     async with join(seconds=60.0) as one:
         await one.until(lambda: one.leases.partitions == ALL)
-        clock.ahead += 47.0
+        clock.ahead += 40.0
         assert one.leases.owns(1)
-        clock.ahead += 2.0  # more than four fifths of a lease
+        clock.ahead += 9.0  # more than four fifths of a lease
         assert not one.leases.owns(1)
         assert one.leases.partitions == frozenset()
         with pytest.raises(FencedError, match="does not own the partitions 1, 3"):

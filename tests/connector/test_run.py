@@ -5,6 +5,12 @@ import contextvars
 
 import pytest
 
+from autoplay_rag.connector.dispatch import Dispatcher
+from autoplay_rag.connector.hooks import ConnectionHooks
+from autoplay_rag.connector.metrics import Recorder
+from autoplay_rag.connector.run import ClientRun
+from autoplay_rag.payloads import SummaryPayload
+
 NOTE = contextvars.ContextVar("note", default="nothing")
 
 
@@ -188,3 +194,29 @@ async def test_a_callback_may_catch_what_it_waits_for_and_wait_again(server, con
         await done.wait()
     assert steps == [ValueError, asyncio.CancelledError]
     assert client.counts.delivered == 1
+
+
+async def test_a_session_keeps_its_order_when_its_payloads_run_in_the_reader_again():
+    """After a callback that waits, the next hundred start in tasks. The others do not overtake them."""
+    seen = []
+
+    class Waiting:
+        async def call(self, payload):
+            seen.append(payload.forwarded_at)
+            await asyncio.sleep(0)
+
+    async def stream():
+        for number in range(100):
+            yield iter([summary(number)])
+            for _ in range(10):  # it has ended before the next one comes
+                await asyncio.sleep(0)
+        yield iter([summary(number) for number in range(100, 103)])
+
+    def summary(number):
+        return SummaryPayload("acme", "s1", "did it", 1, float(number))
+
+    recorder = Recorder(None)
+    dispatcher = Dispatcher({"summary": [Waiting()]}, recorder)
+    await ClientRun(stream(), dispatcher, ConnectionHooks(None, None)).read()
+    await dispatcher.drain(5)
+    assert seen == list(range(103))

@@ -312,7 +312,7 @@ async def test_a_failed_client_is_a_problem_until_another_one_is_run(
         with pytest.raises(AuthenticationError):
             await pipeline.ingest(AsyncConnectorClient(refused.url, token="wrong"))
         assert pipeline.health.state == "degraded"
-        ledger = await pipeline.ingest(AsyncConnectorClient(connector.url), idle_seconds=1.0)
+        ledger = await pipeline.ingest(AsyncConnectorClient(connector.url), idle_seconds=2.0)
         assert ledger.stored == 1
         assert pipeline.health.state == "ok"
 
@@ -323,7 +323,7 @@ async def test_a_client_that_is_run_again_hands_everything_over_once(
     connector = local_connector([make_payload("Clicked Export")])
     async with make_pipeline() as pipeline:
         client = AsyncConnectorClient(connector.url)
-        await pipeline.ingest(client, idle_seconds=0.5)
-        await pipeline.ingest(AsyncConnectorClient(connector.url), idle_seconds=0.5)
-        ledger = await pipeline.ingest(client, idle_seconds=0.5)
+        await pipeline.ingest(client, idle_seconds=2.0)
+        await pipeline.ingest(AsyncConnectorClient(connector.url), idle_seconds=2.0)
+        ledger = await pipeline.ingest(client, idle_seconds=2.0)
         assert (ledger.received, ledger.duplicate) == (3, 2)

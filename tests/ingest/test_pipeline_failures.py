@@ -720,7 +720,7 @@ async def test_ingest_gives_up_on_an_outage_that_lasts(  # noqa: PLR0917 - fixtu
     async with running(journal=tmp_path / "j.db", drain_timeout=0.1) as pipeline:
         client = AsyncConnectorClient(connector.url)
         async with asyncio.timeout(20):
-            ledger = await pipeline.ingest(client, idle_seconds=0.2)
+            ledger = await pipeline.ingest(client, idle_seconds=2.0)
         assert (ledger.received, ledger.pending) == (5, 5)
         assert "5 payloads are not stored" in caplog.text
         embedding_server.answer = lambda body: None

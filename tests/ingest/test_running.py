@@ -96,7 +96,7 @@ async def test_there_is_no_watermark_before_the_start(make_pipeline):
 
 
 async def test_the_watermark_goes_on_after_a_restart_and_is_what_readers_see(
-    make_pipeline, embedder, make_actions, tmp_path
+    make_pipeline, embedder, make_actions, tmp_path, eventually
 ):
     journal = tmp_path / "j.db"
 
@@ -109,6 +109,7 @@ async def test_the_watermark_goes_on_after_a_restart_and_is_what_readers_see(
     async with make_pipeline(journal=journal, drain_timeout=0.1) as pipeline:
         for title in ("a", "hangs", "b"):
             await pipeline.on_actions(make_actions(title, title))
+        await eventually(lambda: pipeline.watermark == 1)
     assert pipeline.watermark == 1
     assert JournalReader(journal).status().watermark == 1
     embedder.script = lambda texts: None

@@ -141,7 +141,9 @@ async def test_others_that_were_not_kept_stay_in_full_text(make_pipeline, tmp_pa
         assert await find(pipeline, "annnew")
 
 
-async def test_a_batch_under_way_does_not_bring_it_back(make_pipeline, embedder, tmp_path):
+async def test_a_batch_under_way_does_not_bring_it_back(
+    make_pipeline, embedder, tmp_path, monkeypatch
+):
     go = asyncio.Event()
 
     async def slow(texts):
@@ -154,7 +156,14 @@ async def test_a_batch_under_way_does_not_bring_it_back(make_pipeline, embedder,
         await pipeline.on_actions(actions("t", "bobpublic", user="bob"))
         async with asyncio.timeout(20):
             await embedder.requested.wait()
-        asyncio.get_running_loop().call_later(0.3, go.set)
+        erasures = pipeline._run._journal.erasures
+        delete = erasures.delete_all
+
+        async def release(on_page):
+            await delete(on_page)
+            go.set()
+
+        monkeypatch.setattr(erasures, "delete_all", release)
         receipt = await pipeline.forget(user_id="ann")
         assert receipt.deleted
         await pipeline.drain(20)
