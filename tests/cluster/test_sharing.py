@@ -55,11 +55,15 @@ class Process:
         self._ticket = 0
 
     async def accept(self, *payloads: ActionsPayload) -> list[str]:
-        futures = []
+        """Submit payloads while the writer is busy, so that it commits them together."""
+        submitted = threading.Event()
+        futures = [asyncio.create_task(self.journal._writer.look(submitted.wait))]
+        await asyncio.sleep(0)
         for payload in payloads:
             self._ticket += 1
             futures.append(self.journal.accept(_entry(payload, self._ticket)))
-        return await asyncio.gather(*futures)
+        submitted.set()
+        return (await asyncio.gather(*futures))[1:]
 
 
 @pytest.fixture

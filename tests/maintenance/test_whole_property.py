@@ -234,7 +234,8 @@ class Run:
 
     async def crash(self) -> None:
         """Go on with the journal and the store as they are now, whatever is under way."""
-        copy = self.place.copy()
+        # On the writer's thread, which may write the journal's files anew otherwise.
+        copy = await self.pipeline._run._journal._writer.look(self.place.copy)
         await self.close()
         await self.place.restore(copy)
         await self.start()
