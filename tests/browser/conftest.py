@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.async_api import async_playwright
+from playwright.async_api import async_playwright, expect
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not add folders to the path
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -20,6 +20,9 @@ from autoplay_rag.devserver import samples
 from autoplay_rag.devserver.live_samples import Visits
 from autoplay_rag.embedders import LocalEmbedder
 from autoplay_rag.stores import MemoryStore
+
+_PATIENCE_MS = 20_000
+expect.set_options(timeout=_PATIENCE_MS)  # the timeout of a window is not that of assertions
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +56,7 @@ def opened(browser):
             java_script_enabled=javascript,
             reduced_motion="reduce",
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(_PATIENCE_MS)
         said = []
         context.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         context.on("weberror", lambda error: said.append(str(error.error)))

@@ -212,7 +212,7 @@ async def test_a_connector_that_never_answered_is_an_error(ended, silent_port):
 @pytest.mark.timeout(120)
 async def test_a_deleted_store_is_rebuilt_when_asked_for(ended, tmp_path):
     async with LocalConnector(VISITS) as connector:
-        args = ("ingest", connector.url, "--idle-seconds", "0.5")
+        args = ("ingest", connector.url, "--idle-seconds", "5")
         await ended(*args)
         shutil.rmtree(tmp_path / "chroma")
         code, out, err = await ended(*args)
@@ -236,7 +236,7 @@ async def test_a_deleted_store_is_rebuilt_when_asked_for(ended, tmp_path):
 @pytest.mark.timeout(120)
 async def test_the_store_of_another_journal_is_adopted_when_asked_for(ended):
     async with LocalConnector(VISITS) as connector:
-        args = ("ingest", connector.url, "--idle-seconds", "0.5")
+        args = ("ingest", connector.url, "--idle-seconds", "5")
         await ended(*args)
         mistyped = (*args, "--journal", "jornal.db")
         for options in ((), ("--rebuild",)):

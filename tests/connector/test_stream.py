@@ -297,13 +297,12 @@ async def test_a_page_instead_of_a_refusal_is_named(server, connect, given, hint
 async def test_a_proxy_that_ends_quiet_connections_uses_up_no_retries(
     server, connect, event, pieces, monkeypatch
 ):
-    monkeypatch.setattr(backoff_rule, "_PROVEN_AFTER", 0.001)
+    monkeypatch.setattr(backoff_rule, "_PROVEN_AFTER", 0.0)
 
     async def ended_by_a_proxy(peer):
         await peer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
         for piece in pieces:
             await peer.write(piece)
-        await asyncio.sleep(0.05)
 
     server.script(*[ended_by_a_proxy] * 6, server.stream(event("s1", 1)))
     assert indexes(await take(connect(max_retries=1), 1)) == [1]

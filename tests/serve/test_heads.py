@@ -82,8 +82,8 @@ async def test_a_request_that_runs_is_not_cut_off(running):
         asyncio.timeout(60),
     ):
         to_stream.write(stream % key)
-        await streamed.readuntil(b"\r\n\r\n")
         to_search.write(post % key)
+        await streamed.readuntil(b"\r\n\r\n")
         for _ in range(2):
             async with connected(running) as (late, _):
                 assert await late.read() == b""  # the limit has passed
