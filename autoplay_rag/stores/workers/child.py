@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -25,6 +26,8 @@ _END_TIMEOUT_S = 10.0
 """Seconds that the worker may take to end by itself."""
 _NOT_READY_TIMEOUT_S = 1.0
 """Seconds that a process that was never ready may take to end after its output has failed."""
+_ALARM: Final = -signal.SIGALRM if hasattr(signal, "SIGALRM") else None
+"""The status of a worker that its own alarm has ended; see `serving.alarm`."""
 R = TypeVar("R")
 
 
@@ -115,9 +118,10 @@ class WorkerProcess(Generic[R]):
                 self._check_interpreter()
             self._popen.kill()
             self.end()
+            # Its own alarm may come before ours on a busy machine.
             what = (
                 f"did not answer within {timeout:g} s and was killed"
-                if expired.is_set()
+                if expired.is_set() or self._popen.returncode == _ALARM
                 else f"ended unexpectedly with status {self._popen.returncode}"
             )
             raise StoreUnavailableError(f"{self._launch.name} {what}; the next call restarts it")

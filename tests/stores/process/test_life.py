@@ -6,7 +6,8 @@ import asyncio
 import signal
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+import threading
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from autoplay_rag.errors import (
     StoreUnavailableError,
 )
 from autoplay_rag.stores import Chunk, ProcessStore, TextStore
+from autoplay_rag.stores.workers.child import WorkerProcess
 
 ALL = Filter()
 
@@ -62,6 +64,20 @@ async def test_a_worker_that_hangs_is_killed_after_the_timeout(tmp_path):
         with pytest.raises(StoreUnavailableError, match=r"within 0\.2 s"):
             await hasty.search("hang", 1, ALL)
         await hasty.aclose()
+        assert await store.count() == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the worker has no alarm")
+async def test_a_worker_whose_own_alarm_comes_first_did_not_answer_in_time(tmp_path, monkeypatch):
+    @contextmanager
+    def late(worker, timeout):
+        yield threading.Event()
+
+    async with started(Misbehaving, str(tmp_path / "w.db"), timeout=2.0) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(WorkerProcess, "_deadline", late)
+            with pytest.raises(StoreUnavailableError, match=r"within 2 s"):
+                await store.search("hang", 1, ALL)
         assert await store.count() == 0
 
 
