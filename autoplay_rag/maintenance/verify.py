@@ -14,8 +14,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from autoplay_rag.content.probe import PROBE_ID
 from autoplay_rag.errors import MissingCapabilityError
@@ -34,6 +42,8 @@ from autoplay_rag.stores.base import Changes, Chunk, Store
 __all__ = ["Repairer", "Verifier"]
 
 _log = logging.getLogger(__name__)
+
+_Row = TypeVar("_Row", Recorded, tuple[int, str])
 
 _PAGE: Final = 200
 """Comparing a page takes one to two milliseconds on the event loop."""
@@ -239,23 +249,11 @@ class Verifier:
             # More may have been stored since the total was counted.
             self._tell(Progress(self._checked, max(self._total, self._checked), rate))
 
-    # Both end at the first page that is not full. A fast ingest would add to an empty one for ever.
+    def _catalog_pages(self) -> AsyncIterator[list[Recorded]]:
+        return _read_pages(self._catalog.recorded_after, _PAGE)
 
-    async def _catalog_pages(self) -> AsyncIterator[list[Recorded]]:
-        rows = await self._catalog.recorded_after(0, _PAGE)
-        while rows:
-            yield rows
-            if len(rows) < _PAGE:
-                return
-            rows = await self._catalog.recorded_after(rows[-1].number, _PAGE)
-
-    async def _stored_pages(self) -> AsyncIterator[list[tuple[int, str]]]:
-        rows = await self._catalog.stored_after(0, _NUMBERS)
-        while rows:
-            yield rows
-            if len(rows) < _NUMBERS:
-                return
-            rows = await self._catalog.stored_after(rows[-1][0], _NUMBERS)
+    def _stored_pages(self) -> AsyncIterator[list[tuple[int, str]]]:
+        return _read_pages(self._catalog.stored_after, _NUMBERS)
 
     # -- checking again -----------------------------------------------------------------------
 
@@ -408,6 +406,19 @@ class Verifier:
             deleted = await self._catalog.delete_unknown(fresh)
             repairer.delete(deleted)
             self._deleted += len(deleted)
+
+
+async def _read_pages(
+    read: Callable[[int, int], Awaitable[list[_Row]]], limit: int
+) -> AsyncIterator[list[_Row]]:
+    """Yield pages of rows that begin with their number, up to the first page that is not full.
+
+    A fast ingest adds rows all the time: there may never be an empty page.
+    """
+    after, full = 0, True
+    while full and (rows := await read(after, limit)):
+        yield rows
+        after, full = rows[-1][0], len(rows) == limit
 
 
 def _by_id(chunks: Iterable[Chunk]) -> dict[str, list[Chunk]]:
